@@ -1,0 +1,178 @@
+"""The nouns that travel through the trainer, from a line of a manifest to the tokens that are kept.
+
+Legend of shape suffixes, used in the whole package:
+B clips, T frames, H height, W width, C colour channels, N tokens of a clip, D embedding width,
+P values of one patch, K kept tokens, V visible tokens, M target tokens.
+
+Source of the method: "Efficient Video Representation Learning via Motion-Aware Token Selection", arXiv 2211.10636.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from fractions import Fraction
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    import torch
+
+RGB_CHANNELS = 3
+
+
+def count_tokens(ratio: float, num_tokens: int) -> int:
+    """Number of tokens that a share of a clip stands for: the integer part of `ratio * num_tokens`, without rounding noise.
+
+    The product is taken exactly (0.1 means one tenth), so 0.1 of 10 tokens is 1 and 0.3 of 10 is 3, whatever binary
+    floating point makes of it. Source: METHOD of arXiv 2211.10636, counts are int(rho * N) of the whole clip.
+
+    Raises ValueError when the ratio is outside 0 to 1.
+    """
+    if not 0.0 <= ratio <= 1.0:
+        raise ValueError(f"a ratio of tokens is between 0 and 1, got {ratio}")
+    return int(Fraction(ratio).limit_denominator(1_000_000) * num_tokens)
+
+
+@dataclass(frozen=True)
+class TokenGrid:
+    """How a clip is cut into tubelets: `tubelet` = (frames, height, width) of one token, in frames and pixels.
+
+    Tokens are numbered time first, then row, then column: token = (i * rows + row) * columns + column.
+    Raises ValueError when a side is not a whole number of tubelets.
+    """
+
+    num_frames: int = 16
+    height: int = 224
+    width: int = 224
+    tubelet: tuple[int, int, int] = (2, 16, 16)
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "tubelet", tuple(self.tubelet))
+        if len(self.tubelet) != 3:
+            raise ValueError(f"tubelet is (frames, height, width), got {self.tubelet}")
+        sides = (("num_frames", self.num_frames), ("height", self.height), ("width", self.width))
+        for (name, size), step in zip(sides, self.tubelet):
+            if step < 1 or size < step or size % step:
+                raise ValueError(
+                    f"{name}={size} is not a whole number of tubelets of {step}: "
+                    f"choose a multiple of {step}, or another tubelet than {self.tubelet}"
+                )
+
+    @property
+    def tau(self) -> int:
+        """Tubelets along time."""
+        return self.num_frames // self.tubelet[0]
+
+    @property
+    def rows(self) -> int:
+        return self.height // self.tubelet[1]
+
+    @property
+    def columns(self) -> int:
+        return self.width // self.tubelet[2]
+
+    @property
+    def tokens_per_tubelet(self) -> int:
+        """Places of one time step: rows * columns."""
+        return self.rows * self.columns
+
+    @property
+    def num_tokens(self) -> int:
+        """N, all tokens of the clip."""
+        return self.tau * self.tokens_per_tubelet
+
+    @property
+    def patch_values(self) -> int:
+        """P, values of one token's pixels: tubelet frames * height * width * 3 colours."""
+        frames, height, width = self.tubelet
+        return frames * height * width * RGB_CHANNELS
+
+    def with_tau(self, tau: int) -> TokenGrid:
+        """The same grid with another number of tubelets along time."""
+        return TokenGrid(tau * self.tubelet[0], self.height, self.width, self.tubelet)
+
+
+@dataclass(frozen=True)
+class CropSpec:
+    """A crop in parts of the video, so that it can be drawn before the size of the video is known.
+
+    `height_scale` and `width_scale` are parts of the shorter side; `top` and `left` (0 to 1) say where the crop lies in the
+    room that is left; `flip` mirrors left and right. The same crop holds for all frames of a clip.
+    """
+
+    height_scale: float = 1.0
+    width_scale: float = 1.0
+    top: float = 0.5
+    left: float = 0.5
+    flip: bool = False
+
+    def box(self, height: int, width: int) -> tuple[int, int, int, int]:
+        """(top, left, height, width) in pixels for frames of `height` x `width` pixels; at least one pixel a side."""
+        short = min(height, width)
+        crop_height = max(1, min(height, int(short * self.height_scale)))
+        crop_width = max(1, min(width, int(short * self.width_scale)))
+        return (
+            round(self.top * (height - crop_height)),
+            round(self.left * (width - crop_width)),
+            crop_height,
+            crop_width,
+        )
+
+
+@dataclass(frozen=True)
+class ClipSpec:
+    """What to read of which video, decided before any byte of it is read.
+
+    `sample` is the video's row in the manifest. `first_seconds`/`last_seconds` limit the part of the file that may be used (None: all
+    of it). `num_frames` frames are taken `stride` frames apart (`sampling="dense"`), beginning at the share `start` (0 to 1)
+    of the possible beginnings, or spread evenly over the whole range (`"uniform"`). `key` is the clip's random number:
+    masks and frame draws of this clip derive from it. `attempt` counts substitutes: 0 is the clip first drawn.
+    """
+
+    path: str
+    sample: int
+    num_frames: int
+    stride: int
+    start: float
+    sampling: str = "dense"
+    label: int = -1
+    first_seconds: float | None = None
+    last_seconds: float | None = None
+    crop: CropSpec = field(default_factory=CropSpec)
+    key: int = 0
+    attempt: int = 0
+
+
+@dataclass(frozen=True)
+class BadClip:
+    """A video that could not be read, and why, in one line."""
+
+    path: str
+    sample: int
+    reason: str
+
+
+@dataclass
+class ClipBatch:
+    """One micro-batch on the device.
+
+    frames_BTHWC: uint8, RGB. label_B: int64, -1 where unknown. sample_B: int64 row in the manifest of what was really read.
+    valid_B: bool, false where a substitute stands in for an unreadable clip. key_B: int64 random key of each clip.
+    bad: the videos found unreadable while this batch was read (on this rank), each named once per epoch.
+    paths: the file that each clip was really read from ("" for a blank clip).
+    """
+
+    frames_BTHWC: torch.Tensor
+    label_B: torch.Tensor
+    sample_B: torch.Tensor
+    valid_B: torch.Tensor
+    key_B: torch.Tensor
+    bad: tuple[BadClip, ...] = ()
+    paths: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class TokenSelection:
+    """Token indices of each clip, ascending and disjoint: visible_BV to the encoder, target_BM to be reconstructed; int64."""
+
+    visible_BV: torch.Tensor
+    target_BM: torch.Tensor

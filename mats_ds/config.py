@@ -1,0 +1,299 @@
+"""The recipe: everything that changes the learned weights, typed and checked, from YAML and dotted overrides.
+
+How the hardware runs it (ZeRO stage, precision, buckets, micro-batch, monitors) is in the DeepSpeed JSON, which this package never edits.
+All mistakes of a recipe are reported at once, each with the nearest valid name.
+"""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import Any, Literal, NamedTuple
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+
+from mats_ds.clips import TokenGrid, count_tokens
+
+RECIPE_FOLDER = Path(__file__).parent / "recipes"
+
+
+class ModelSize(NamedTuple):
+    """Widths and depths of one size of the asymmetric masked autoencoder (METHOD of arXiv 2211.10636; VideoMAE, arXiv 2203.12602)."""
+
+    width: int
+    depth: int
+    heads: int
+    decoder_width: int
+    decoder_heads: int
+    decoder_depth: int
+
+
+MODEL_SIZES = {
+    "tiny": ModelSize(192, 4, 3, 96, 3, 2),  # ours: for tests and laptops
+    "small": ModelSize(384, 12, 6, 192, 3, 4),
+    "base": ModelSize(768, 12, 12, 384, 6, 4),
+    "large": ModelSize(1024, 24, 16, 512, 8, 12),
+    "huge": ModelSize(1280, 32, 16, 640, 8, 12),
+}
+MLP_RATIO = 4
+
+STRATEGIES = ("mats", "random_drop", "tube", "random", "running_cell")
+
+
+class _Section(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True, protected_namespaces=())
+
+
+class ModelSection(_Section):
+    """The network. `decoder_depth` None takes the size's own; `checkpoint_blocks` trades recomputation for memory."""
+
+    name: Literal["tiny", "small", "base", "large", "huge"] = "base"
+    decoder_depth: int | None = Field(None, ge=1, le=64)
+    drop_path: float = Field(0.0, ge=0, lt=1)
+    checkpoint_blocks: Literal["none", "all"] | int = "none"
+    compile: bool = False
+
+    @field_validator("checkpoint_blocks")
+    @classmethod
+    def _every_nth(cls, value: str | int) -> str | int:
+        if isinstance(value, int) and value < 1:
+            raise ValueError("checkpoint_blocks is none, all, or n for every n-th block with n >= 1")
+        return value
+
+
+class ClipSection(_Section):
+    """What one training clip is, in frames and pixels."""
+
+    num_frames: int = Field(16, ge=1)
+    stride: int = Field(4, ge=1)
+    sampling: Literal["dense", "uniform"] = "dense"
+    height: int = Field(224, ge=1)
+    width: int = Field(224, ge=1)
+    tubelet: tuple[int, int, int] = (2, 16, 16)
+    crop_scales: tuple[float, ...] = (1.0, 0.875, 0.75, 0.66)
+    flip: bool = True
+
+    @field_validator("crop_scales")
+    @classmethod
+    def _scales(cls, value: tuple[float, ...]) -> tuple[float, ...]:
+        if not value or not all(0 < scale <= 1 for scale in value):
+            raise ValueError("crop_scales are parts of the shorter side, each above 0 and at most 1")
+        return value
+
+    @model_validator(mode="after")
+    def _divides(self) -> ClipSection:
+        self.grid()
+        return self
+
+    def grid(self) -> TokenGrid:
+        return TokenGrid(self.num_frames, self.height, self.width, self.tubelet)
+
+
+class SelectionSection(_Section):
+    """Which frames and tokens are kept (shares of all tokens of the clip)."""
+
+    strategy: Literal["mats", "random_drop", "tube", "random", "running_cell"] = "mats"
+    keep_ratio: float = Field(0.3, gt=0, le=1)
+    visible_ratio: float = Field(0.1, gt=0, lt=1)
+    distance: Literal["l2", "l1", "cosine"] = "l2"
+    feature: Literal["embedding", "pixels"] = "embedding"
+    frame_candidates: float = Field(1.0, ge=1, le=8)
+
+    @model_validator(mode="after")
+    def _visible_below_kept(self) -> SelectionSection:
+        if self.strategy in ("mats", "random_drop") and self.visible_ratio >= self.keep_ratio:
+            raise ValueError(
+                f"visible_ratio {self.visible_ratio} must be below keep_ratio {self.keep_ratio}: "
+                "nothing would be left to reconstruct"
+            )
+        return self
+
+
+class DataSection(_Section):
+    """Where the videos come from. `manifest` is a .csv, a list of `path label` lines, or a folder; none: the synthetic set.
+
+    `max_bad_fraction` of the data set may be unreadable before all ranks stop. `num_workers` None: as many as the cores allow.
+    """
+
+    manifest: str | None = None
+    root: str | None = None
+    max_bad_fraction: float = Field(0.01, ge=0, le=1)
+    num_workers: int | None = Field(None, ge=0)
+    prefetch: int = Field(2, ge=1)
+    clip_timeout_seconds: float = Field(60.0, gt=0)
+
+
+class OptimSection(_Section):
+    """AdamW with linear warm-up and cosine decay. Peak learning rate = base_lr * global batch / 256."""
+
+    base_lr: float = Field(1.5e-4, gt=0)
+    min_lr: float = Field(1e-5, ge=0)
+    warmup_lr: float = Field(1e-6, ge=0)
+    warmup_epochs: float = Field(40, ge=0)
+    epochs: float = Field(800, gt=0)
+    global_batch: int = Field(192, ge=1)
+    betas: tuple[float, float] = (0.9, 0.95)
+    weight_decay: float = Field(0.05, ge=0)
+    eps: float = Field(1e-8, gt=0)
+
+    @model_validator(mode="after")
+    def _warmup_fits(self) -> OptimSection:
+        if self.warmup_epochs >= self.epochs:
+            raise ValueError(f"warmup_epochs {self.warmup_epochs} must be below epochs {self.epochs}")
+        return self
+
+
+class RunSection(_Section):
+    """Seeds, length and what is written. `max_steps` ends a run early; `checkpoint_steps` 0 saves only at the end."""
+
+    seed: int = Field(0, ge=0)
+    max_steps: int | None = Field(None, ge=1)
+    checkpoint_steps: int = Field(1000, ge=0)
+    keep_checkpoints: int = Field(3, ge=1)
+    log_steps: int = Field(10, ge=1)
+
+
+class Recipe(_Section):
+    """One experiment."""
+
+    name: str = "unnamed"
+    model: ModelSection = ModelSection()
+    clip: ClipSection = ClipSection()
+    selection: SelectionSection = SelectionSection()
+    data: DataSection = DataSection()
+    optim: OptimSection = OptimSection()
+    run: RunSection = RunSection()
+
+    @model_validator(mode="after")
+    def _counts(self) -> Recipe:
+        grid = self.clip.grid()
+        if count_tokens(self.selection.visible_ratio, grid.num_tokens) < 1:
+            raise ValueError(
+                f"selection.visible_ratio {self.selection.visible_ratio} of {grid.num_tokens} tokens is no token at all: "
+                "raise it, or make the clip larger"
+            )
+        if self.selection.frame_candidates > 1 and grid.tau < 2:
+            raise ValueError("selection.frame_candidates needs a clip of at least two tubelets")
+        return self
+
+    def candidate_grid(self) -> TokenGrid:
+        """The grid of the frames that are read: alpha times as many tubelets as are used, at least one more if alpha > 1."""
+        grid = self.clip.grid()
+        alpha = self.selection.frame_candidates
+        tau = grid.tau if alpha == 1 else max(grid.tau + 1, round(alpha * grid.tau))
+        return grid.with_tau(tau)
+
+
+def load_recipe(source: str | Path = "default", overrides: Sequence[str] = ()) -> Recipe:
+    """The recipe of a YAML file, or of a name in this package's `recipes` folder, with `section.key=value` overrides on top.
+
+    Raises ValueError that lists every mistake, each with the nearest valid name.
+    """
+    path = _find_recipe(source)
+    try:
+        tree = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except yaml.YAMLError as error:
+        raise ValueError(f"{path} is not valid YAML: {error}") from None
+    if tree is None:
+        tree = {}
+    if not isinstance(tree, dict):
+        raise ValueError(f"{path}: a recipe is a mapping of sections, got {type(tree).__name__}")
+    tree.setdefault("name", path.stem)
+    mistakes = [problem for override in overrides if (problem := _apply_override(tree, override))]
+    try:
+        recipe = Recipe.model_validate(tree)
+    except ValidationError as error:
+        mistakes += [_explain(problem) for problem in error.errors()]
+    if mistakes:
+        lines = "\n".join(f"  - {mistake}" for mistake in mistakes)
+        raise ValueError(f"{path}: {len(mistakes)} mistake{'s' if len(mistakes) > 1 else ''} in the recipe\n{lines}")
+    return recipe
+
+
+def dump_recipe(recipe: Recipe) -> str:
+    """The resolved recipe as YAML; `load_recipe` reads it back to an equal recipe."""
+    return yaml.safe_dump(recipe.model_dump(mode="json"), sort_keys=False)
+
+
+def _find_recipe(source: str | Path) -> Path:
+    path = Path(source)
+    if path.is_file():
+        return path
+    named = RECIPE_FOLDER / f"{source}.yaml"
+    if path.suffix == "" and len(path.parts) == 1 and named.is_file():
+        return named
+    # `mats_ds/recipes/tiny.yaml` also works where the package is installed and the folder is another.
+    if path.parts[-2:-1] == ("recipes",) and (RECIPE_FOLDER / path.name).is_file():
+        return RECIPE_FOLDER / path.name
+    names = sorted(file.stem for file in RECIPE_FOLDER.glob("*.yaml"))
+    raise ValueError(f"no recipe at {source}: give a YAML file or one of {', '.join(names)}{_nearest(path.stem, names)}")
+
+
+def _apply_override(tree: dict[str, Any], override: str) -> str | None:
+    """Write one `a.b=value` into the tree; returns what is wrong with it, if anything."""
+    key, equals, text = override.partition("=")
+    if not equals or not key.strip():
+        return f"override {override!r}: expected section.key=value, for example optim.base_lr=1e-3"
+    try:
+        value = yaml.safe_load(text)
+    except yaml.YAMLError:
+        return f"override {override!r}: {text!r} is not a YAML value"
+    if isinstance(value, str):
+        try:  # YAML 1.1 reads 1e-3 (no dot) as a string
+            value = float(value)
+        except ValueError:
+            pass
+    node = tree
+    *parents, leaf = key.strip().split(".")
+    for parent in parents:
+        if node.get(parent) is None:
+            node[parent] = {}
+        node = node[parent]
+        if not isinstance(node, dict):
+            return f"override {override!r}: {parent} is a value, not a section"
+    node[leaf] = value
+    return None
+
+
+def _explain(problem: Any) -> str:
+    """One pydantic error in words, with the nearest valid name for an unknown key."""
+    place = [str(part) for part in problem["loc"] if not str(part).startswith(("literal[", "constrained-", "function-"))]
+    dotted = ".".join(place)
+    if problem["type"] == "extra_forbidden":
+        names = list(_section_at(place[:-1]).model_fields)
+        elsewhere = sorted(full for full in _all_keys() if full.rsplit(".", 1)[-1] == place[-1])
+        hint = f"; did you mean {elsewhere[0]}?" if elsewhere else _nearest(place[-1], names)
+        if not hint:
+            hint = f"; valid here: {', '.join(names)}"
+        return f"{dotted} is not a key of a recipe{hint}"
+    message = problem["msg"].removeprefix("Value error, ")
+    message = message[:1].lower() + message[1:]
+    got = "" if isinstance(problem["input"], (dict, BaseModel)) else f", got {problem['input']!r}"
+    hint = ""
+    if problem["type"] == "literal_error" and isinstance(problem["input"], str):
+        valid = problem["ctx"]["expected"].replace("'", "").replace(" or ", ", ").split(", ")
+        hint = _nearest(problem["input"], valid)
+    return f"{dotted + ': ' if dotted else ''}{message}{got}{hint}"
+
+
+def _section_at(place: Iterable[str]) -> type[BaseModel]:
+    section: type[BaseModel] = Recipe
+    for name in place:
+        section = section.model_fields[name].annotation  # type: ignore[assignment]
+    return section
+
+
+def _all_keys() -> list[str]:
+    return [
+        f"{section}.{key}"
+        for section, info in Recipe.model_fields.items()
+        if isinstance(info.annotation, type) and issubclass(info.annotation, BaseModel)
+        for key in info.annotation.model_fields
+    ]
+
+
+def _nearest(name: str, valid: Sequence[str]) -> str:
+    close = difflib.get_close_matches(name, valid, n=1, cutoff=0.5)
+    return f"; did you mean {close[0]}?" if close else ""

@@ -1,0 +1,1 @@
+"""Reading video: manifest, sampling, decoding, pipeline."""

@@ -1,0 +1,1 @@
+"""FLOPs, memory, records and budgets."""

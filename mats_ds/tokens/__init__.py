@@ -1,0 +1,1 @@
+"""Motion scores and the choice of frames and tokens."""

@@ -1,0 +1,1 @@
+"""Engine, loop, optimizer, checkpoints, observers."""
