@@ -50,7 +50,7 @@ class TokenGrid:
         if len(self.tubelet) != 3:
             raise ValueError(f"tubelet is (frames, height, width), got {self.tubelet}")
         sides = (("num_frames", self.num_frames), ("height", self.height), ("width", self.width))
-        for (name, size), step in zip(sides, self.tubelet):
+        for (name, size), step in zip(sides, self.tubelet, strict=True):
             if step < 1 or size < step or size % step:
                 raise ValueError(
                     f"{name}={size} is not a whole number of tubelets of {step}: "
@@ -122,8 +122,8 @@ class CropSpec:
 class ClipSpec:
     """What to read of which video, decided before any byte of it is read.
 
-    `sample` is the video's row in the manifest. `first_seconds`/`last_seconds` limit the part of the file that may be used (None: all
-    of it). `num_frames` frames are taken `stride` frames apart (`sampling="dense"`), beginning at the share `start` (0 to 1)
+    `sample` is the video's row in the manifest. `first_seconds`/`last_seconds` limit the part of the file that may be
+    used (None: all of it). `num_frames` frames are taken `stride` frames apart (`sampling="dense"`), beginning at the share `start` (0 to 1)
     of the possible beginnings, or spread evenly over the whole range (`"uniform"`). `key` is the clip's random number:
     masks and frame draws of this clip derive from it. `attempt` counts substitutes: 0 is the clip first drawn.
     """
@@ -176,3 +176,40 @@ class TokenSelection:
 
     visible_BV: torch.Tensor
     target_BM: torch.Tensor
+
+
+@dataclass(frozen=True)
+class TokenCounts:
+    """How many of a clip's tokens are kept = visible + targets; the same for every clip."""
+
+    visible: int
+    targets: int
+
+    @property
+    def kept(self) -> int:
+        return self.visible + self.targets
+
+
+def count_selection(grid: TokenGrid, *, strategy: str, keep_ratio: float, visible_ratio: float) -> TokenCounts:
+    """The static token counts of a strategy.
+
+    mats, random_drop: int(keep_ratio N) kept, int(visible_ratio N) of them visible (METHOD).
+    random: int(visible_ratio N) visible, all others are targets.
+    tube: per tubelet all but int((1 - visible_ratio) places) visible, all others are targets (VideoMAE, arXiv 2203.12602).
+    running_cell: visible as tube, targets are the half of the tokens that a running cell keeps, less the visible ones among
+    them (VideoMAE V2, arXiv 2303.16727).
+    For tube, random and running_cell `keep_ratio` has no meaning.
+    """
+    num_tokens = grid.num_tokens
+    if strategy in ("mats", "random_drop"):
+        visible = count_tokens(visible_ratio, num_tokens)
+        return TokenCounts(visible, count_tokens(keep_ratio, num_tokens) - visible)
+    if strategy == "random":
+        visible = count_tokens(visible_ratio, num_tokens)
+        return TokenCounts(visible, num_tokens - visible)
+    visible = grid.tau * (grid.tokens_per_tubelet - count_tokens(1 - visible_ratio, grid.tokens_per_tubelet))
+    if strategy == "tube":
+        return TokenCounts(visible, num_tokens - visible)
+    if strategy == "running_cell":
+        return TokenCounts(visible, num_tokens // 2 - visible // 2)
+    raise ValueError(f"unknown selection strategy {strategy!r}: choose mats, random_drop, tube, random or running_cell")

@@ -1,11 +1,13 @@
 """The recipe: everything that changes the learned weights, typed and checked, from YAML and dotted overrides.
 
-How the hardware runs it (ZeRO stage, precision, buckets, micro-batch, monitors) is in the DeepSpeed JSON, which this package never edits.
+How the hardware runs it (ZeRO stage, precision, buckets, micro-batch, monitors) is in the DeepSpeed JSON, which this
+package never edits.
 All mistakes of a recipe are reported at once, each with the nearest valid name.
 """
 
 from __future__ import annotations
 
+import contextlib
 import difflib
 from collections.abc import Iterable, Sequence
 from pathlib import Path
@@ -14,13 +16,13 @@ from typing import Any, Literal, NamedTuple
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
-from mats_ds.clips import TokenGrid, count_tokens
+from mats_ds.clips import TokenGrid, count_selection, count_tokens
 
 RECIPE_FOLDER = Path(__file__).parent / "recipes"
 
 
 class ModelSize(NamedTuple):
-    """Widths and depths of one size of the asymmetric masked autoencoder (METHOD of arXiv 2211.10636; VideoMAE, arXiv 2203.12602)."""
+    """Widths and depths of one size of the asymmetric masked autoencoder (VideoMAE, arXiv 2203.12602)."""
 
     width: int
     depth: int
@@ -53,7 +55,6 @@ class ModelSection(_Section):
     decoder_depth: int | None = Field(None, ge=1, le=64)
     drop_path: float = Field(0.0, ge=0, lt=1)
     checkpoint_blocks: Literal["none", "all"] | int = "none"
-    compile: bool = False
 
     @field_validator("checkpoint_blocks")
     @classmethod
@@ -241,10 +242,8 @@ def _apply_override(tree: dict[str, Any], override: str) -> str | None:
     except yaml.YAMLError:
         return f"override {override!r}: {text!r} is not a YAML value"
     if isinstance(value, str):
-        try:  # YAML 1.1 reads 1e-3 (no dot) as a string
+        with contextlib.suppress(ValueError):  # YAML 1.1 reads 1e-3 (no dot) as a string
             value = float(value)
-        except ValueError:
-            pass
     node = tree
     *parents, leaf = key.strip().split(".")
     for parent in parents:

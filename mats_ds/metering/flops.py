@@ -1,0 +1,137 @@
+"""FLOPs of one clip in closed form: model sizes and token counts -> StepFlops.
+
+Published "GFLOPs" of this field are multiply-adds (MACs); one MAC is two FLOPs. Only matrix products count: norms, activations and the
+softmax are left out, as is usual. Three figures are kept apart:
+- `forward_macs`: the method's forward pass counted as the papers do (every token embedded once): 19.8 G for MATS and 35.4 G
+  for tube masking at ViT-B pre-training, 98.0 G and 180.3 G in fine-tuning;
+- `training_flops`: useful forward and backward FLOPs of this implementation (the basis of MFU);
+- `hardware_flops`: what the device executes, with everything that is computed twice: activation checkpointing, the visible
+  tokens' second embedding, and the attention backward, which recomputes its scores.
+Checked against torch's FlopCounterMode in tests/metering/test_flops.py.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from mats_ds.clips import TokenGrid, count_selection, count_tokens
+from mats_ds.config import MLP_RATIO, MODEL_SIZES
+
+FLOPS_PER_MAC = 2
+TASKS = ("pretrain", "finetune")
+
+
+@dataclass(frozen=True)
+class StepFlops:
+    """Per clip. `forward_*`: one forward pass as published. `training_*`: useful forward + backward. `hardware_flops`: executed."""
+
+    forward_macs: int
+    training_macs: int
+    hardware_macs: int
+
+    @property
+    def forward_flops(self) -> int:
+        return FLOPS_PER_MAC * self.forward_macs
+
+    @property
+    def training_flops(self) -> int:
+        return FLOPS_PER_MAC * self.training_macs
+
+    @property
+    def hardware_flops(self) -> int:
+        return FLOPS_PER_MAC * self.hardware_macs
+
+
+@dataclass(frozen=True)
+class _Stack:
+    """MACs of a stack of blocks on a sequence: dense layers (`linear`) and attention products, for one block; `fc2` is the last one."""
+
+    depth: int
+    linear: int
+    attention: int
+    fc2: int
+    num_recomputed: int
+
+    @property
+    def forward(self) -> int:
+        return self.depth * (self.linear + self.attention)
+
+    @property
+    def training(self) -> int:
+        """Backward of a product is two products of the same size."""
+        return 3 * self.forward
+
+    @property
+    def hardware(self) -> int:
+        # A fused attention backward computes the scores again: five products where the forward has two, 2.5 times.
+        # Recomputation of a checkpointed block stops before fc2, whose output nobody needs.
+        executed = self.depth * (3 * self.linear + self.attention + self.attention * 5 // 2)
+        return executed + self.num_recomputed * (self.linear + self.attention - self.fc2)
+
+
+def _stack(*, depth: int, width: int, length: int, checkpoint_blocks: str | int) -> _Stack:
+    per_token = (4 + 2 * MLP_RATIO) * width * width
+    every = {"none": 0, "all": 1}.get(checkpoint_blocks, checkpoint_blocks)
+    return _Stack(
+        depth=depth,
+        linear=length * per_token,
+        attention=2 * length * length * width,
+        fc2=length * MLP_RATIO * width * width,
+        num_recomputed=depth // int(every) if every else 0,
+    )
+
+
+def step_flops(
+    model_name: str,
+    grid: TokenGrid,
+    keep_ratio: float = 0.3,
+    visible_ratio: float = 0.1,
+    *,
+    strategy: str = "mats",
+    task: str = "pretrain",
+    decoder_depth: int | None = None,
+    feature: str = "embedding",
+    checkpoint_blocks: str | int = "none",
+    candidate_grid: TokenGrid | None = None,
+    num_classes: int = 0,
+) -> StepFlops:
+    """FLOPs and multiply-adds of one clip, forward and training.
+
+    task "pretrain": the masked autoencoder with `strategy`. task "finetune": the encoder on int(keep_ratio N) tokens (1.0: all)
+    and a linear head; `visible_ratio` and the decoder have no part in it.
+    `candidate_grid` is the larger grid of adaptive frame selection. Decoder depth None is the size's own (4 for S and B, 12 for
+    L and H): say it beside every figure of L and H.
+    Raises ValueError for an unknown model, task or strategy.
+    """
+    if model_name not in MODEL_SIZES:
+        raise ValueError(f"unknown model {model_name!r}: choose one of {', '.join(MODEL_SIZES)}")
+    if task not in TASKS:
+        raise ValueError(f"unknown task {task!r}: choose one of {', '.join(TASKS)}")
+    size = MODEL_SIZES[model_name]
+    candidates = candidate_grid or grid
+    embed_token = grid.patch_values * size.width
+    adaptive = candidates.tau > grid.tau
+    by_motion = strategy == "mats" or adaptive
+    scored = candidates.num_tokens * embed_token if by_motion and feature == "embedding" else 0
+
+    if task == "finetune":
+        kept = count_tokens(keep_ratio, grid.num_tokens)
+        encoder = _stack(depth=size.depth, width=size.width, length=kept, checkpoint_blocks=checkpoint_blocks)
+        if kept == grid.num_tokens and not adaptive:
+            scored = 0  # nothing to choose
+        stacks, dense, embedded = [encoder], size.width * num_classes, kept * embed_token
+    else:
+        counts = count_selection(grid, strategy=strategy, keep_ratio=keep_ratio, visible_ratio=visible_ratio)
+        depth = size.decoder_depth if decoder_depth is None else decoder_depth
+        encoder = _stack(depth=size.depth, width=size.width, length=counts.visible, checkpoint_blocks=checkpoint_blocks)
+        decoder = _stack(depth=depth, width=size.decoder_width, length=counts.kept, checkpoint_blocks=checkpoint_blocks)
+        to_decoder = counts.visible * size.width * size.decoder_width
+        head = counts.targets * size.decoder_width * grid.patch_values
+        stacks, dense, embedded = [encoder, decoder], to_decoder + head, counts.visible * embed_token
+
+    forward = candidates.num_tokens * embed_token + sum(stack.forward for stack in stacks) + dense
+    # The embedding has a weight gradient but no input gradient; its scores have no gradient at all.
+    embed_once = max(scored, embedded)
+    training = embed_once + embedded + sum(stack.training for stack in stacks) + 3 * dense
+    hardware = scored + 2 * embedded + sum(stack.hardware for stack in stacks) + 3 * dense
+    return StepFlops(forward_macs=forward, training_macs=training, hardware_macs=hardware)

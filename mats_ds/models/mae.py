@@ -1,0 +1,243 @@
+"""The masked autoencoder with motion-aware token selection: frames [B, T, H, W, 3] uint8 -> loss.
+
+Source: arXiv 2211.10636 (METHOD sections 1 to 4) on VideoMAE's asymmetric encoder and decoder (arXiv 2203.12602).
+The encoder sees the V visible tokens only, the decoder the kept ones (visible and targets), the loss the targets.
+Gradient flows only where it is needed: scores come from a no-grad embedding, patches are gathered before they are embedded,
+and only target patches become targets.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from einops import rearrange
+from torch import nn
+
+from mats_ds.clips import RGB_CHANNELS, TokenGrid, TokenSelection
+from mats_ds.config import MODEL_SIZES, Recipe
+from mats_ds.models.blocks import init_linear, sine_cosine_positions
+from mats_ds.models.encoder import UINT8_MAX, PatchEmbed, Transformer, gather_tokens, join_patches, split_patches
+from mats_ds.tokens.frames import select_frames
+from mats_ds.tokens.motion import score_motion
+from mats_ds.tokens.noise import draw_keys
+from mats_ds.tokens.selection import select_tokens
+
+MASK_TOKEN_STD = 0.02
+TARGET_EPS = 1e-6
+GREY = 0.5
+
+
+@dataclass(frozen=True)
+class ChosenClip:
+    """The frames and tokens of a batch that are trained on: patches_BNP uint8 and motion_BN of the frames that are used."""
+
+    patches_BNP: torch.Tensor
+    motion_BN: torch.Tensor
+    selection: TokenSelection
+    tubelets_BT: torch.Tensor
+
+
+@dataclass(frozen=True)
+class Reconstruction:
+    """What the model makes of a clip, for people to look at.
+
+    frames_BTHWC: uint8, the frames used (after frame selection). motion_BN: float32 scores. tubelets_BT: which tubelets of
+    the candidates they are. predicted_BTHWC: float32 in 0 to 1; visible tokens as they are, targets as predicted (with the mean and
+    spread of the true tubelet, since the model predicts normalised pixels), dropped tokens grey. loss: scalar.
+    """
+
+    frames_BTHWC: torch.Tensor
+    motion_BN: torch.Tensor
+    selection: TokenSelection
+    tubelets_BT: torch.Tensor
+    predicted_BTHWC: torch.Tensor
+    loss: torch.Tensor
+
+
+class MaskedAutoencoder(nn.Module):
+    """Masked autoencoder of one size on one token grid; build it with `from_name` or `from_recipe`."""
+
+    def __init__(
+        self,
+        *,
+        grid: TokenGrid,
+        width: int,
+        depth: int,
+        heads: int,
+        decoder_width: int,
+        decoder_heads: int,
+        decoder_depth: int,
+        strategy: str = "mats",
+        keep_ratio: float = 0.3,
+        visible_ratio: float = 0.1,
+        distance: str = "l2",
+        feature: str = "embedding",
+        candidate_grid: TokenGrid | None = None,
+        drop_path: float = 0.0,
+        checkpoint_blocks: str | int = "none",
+    ) -> None:
+        super().__init__()
+        if feature not in ("embedding", "pixels"):
+            raise ValueError(f"feature is embedding or pixels, got {feature!r}")
+        self.grid = grid
+        self.candidate_grid = candidate_grid or grid
+        self.strategy, self.distance, self.feature = strategy, distance, feature
+        self.keep_ratio, self.visible_ratio = keep_ratio, visible_ratio
+        self.patch_embed = PatchEmbed(grid, width)
+        self.encoder = Transformer(width, depth, heads, drop_path=drop_path, checkpoint_blocks=checkpoint_blocks)
+        self.to_decoder = nn.Linear(width, decoder_width, bias=False)
+        self.mask_token = nn.Parameter(torch.zeros(1, 1, decoder_width))
+        self.decoder = Transformer(decoder_width, decoder_depth, decoder_heads, checkpoint_blocks=checkpoint_blocks)
+        self.head = nn.Linear(decoder_width, grid.patch_values)
+        self.register_buffer("positions_ND", sine_cosine_positions(grid.num_tokens, width), persistent=False)
+        self.register_buffer("decoder_positions_ND", sine_cosine_positions(grid.num_tokens, decoder_width), persistent=False)
+        for part in (self.encoder, self.to_decoder, self.decoder, self.head):  # the embedding keeps a convolution's own start
+            part.apply(init_linear)
+        nn.init.trunc_normal_(self.mask_token, std=MASK_TOKEN_STD)
+
+    @classmethod
+    def from_name(cls, name: str, *, grid: TokenGrid | None = None, decoder_depth: int | None = None, **options: Any):
+        """A model of size "tiny", "small", "base", "large" or "huge" on `grid` (16 x 224 x 224 if None).
+
+        `decoder_depth` None takes the size's own. `options` are the constructor's (strategy, keep_ratio, visible_ratio, distance,
+        feature, candidate_grid, drop_path, checkpoint_blocks). Raises ValueError for an unknown name.
+        """
+        if name not in MODEL_SIZES:
+            raise ValueError(f"unknown model {name!r}: choose one of {', '.join(MODEL_SIZES)}")
+        size = MODEL_SIZES[name]._asdict()
+        if decoder_depth is not None:
+            size["decoder_depth"] = decoder_depth
+        return cls(grid=grid or TokenGrid(), **size, **options)
+
+    @classmethod
+    def from_recipe(cls, recipe: Recipe) -> MaskedAutoencoder:
+        """The model that a recipe describes, with fresh weights from torch's global generator."""
+        return cls.from_name(
+            recipe.model.name,
+            grid=recipe.clip.grid(),
+            decoder_depth=recipe.model.decoder_depth,
+            strategy=recipe.selection.strategy,
+            keep_ratio=recipe.selection.keep_ratio,
+            visible_ratio=recipe.selection.visible_ratio,
+            distance=recipe.selection.distance,
+            feature=recipe.selection.feature,
+            candidate_grid=recipe.candidate_grid(),
+            drop_path=recipe.model.drop_path,
+            checkpoint_blocks=recipe.model.checkpoint_blocks,
+        )
+
+    def forward(self, frames_BTHWC: torch.Tensor, key_B: torch.Tensor | None = None) -> torch.Tensor:
+        """The scalar float32 loss: mean squared error over the normalised pixels of the target tokens.
+
+        frames_BTHWC: uint8 RGB of the candidate grid's size. key_B: int64 random key of each clip, which fixes its mask and frames;
+        None draws keys from torch's global generator. Raises ValueError for frames of another shape or type.
+        """
+        chosen = self.choose(frames_BTHWC, key_B)
+        predicted_BMP = self.predict(chosen)
+        target_BMP = normalise_targets(gather_tokens(chosen.patches_BNP, chosen.selection.target_BM))
+        return F.mse_loss(predicted_BMP.float(), target_BMP)
+
+    @torch.no_grad()
+    def choose(self, frames_BTHWC: torch.Tensor, key_B: torch.Tensor | None = None) -> ChosenClip:
+        """Score the motion, then pick frames (where there are more candidates than frames) and tokens. No gradient."""
+        if frames_BTHWC.dtype != torch.uint8:
+            raise ValueError(f"frames must be uint8 (0 to 255), got {frames_BTHWC.dtype}: the model normalises them itself")
+        patches_BNP = split_patches(frames_BTHWC, self.candidate_grid)
+        if key_B is None:
+            key_B = draw_keys(len(patches_BNP), device=patches_BNP.device)
+        adaptive = self.candidate_grid.tau > self.grid.tau
+        if self.strategy == "mats" or adaptive:
+            feature_BNX = self.motion_feature(patches_BNP)
+            motion_BN = score_motion(feature_BNX, self.candidate_grid, distance=self.distance)
+        else:  # these strategies look at no motion: spare them the embedding of the whole clip
+            motion_BN = torch.zeros(patches_BNP.shape[:2], device=patches_BNP.device)
+        if adaptive:
+            tubelets_BT = select_frames(
+                motion_BN, self.candidate_grid, keep_ratio=self.keep_ratio, num_tubelets=self.grid.tau, key_B=key_B
+            )
+            patches_BNP = take_tubelets(patches_BNP, tubelets_BT, self.candidate_grid)
+            # neighbours have changed: the distance is to the tubelet that now comes before
+            motion_BN = score_motion(
+                take_tubelets(feature_BNX, tubelets_BT, self.candidate_grid), self.grid, distance=self.distance
+            )
+        else:
+            tubelets_BT = torch.arange(self.grid.tau, device=patches_BNP.device).expand(len(patches_BNP), -1)
+        selection = select_tokens(
+            motion_BN,
+            strategy=self.strategy,
+            keep_ratio=self.keep_ratio,
+            visible_ratio=self.visible_ratio,
+            grid=self.grid,
+            key_B=key_B,
+        )
+        return ChosenClip(patches_BNP, motion_BN, selection, tubelets_BT)
+
+    def motion_feature(self, patches_BNP: torch.Tensor) -> torch.Tensor:
+        """What distances are taken of: the patch embedding, or the pixels (0 to 1) themselves."""
+        return self.patch_embed(patches_BNP) if self.feature == "embedding" else patches_BNP.float() / UINT8_MAX
+
+    def predict(self, chosen: ChosenClip) -> torch.Tensor:
+        """predicted_BMP: normalised pixels of the target tokens."""
+        visible_BV, target_BM = chosen.selection.visible_BV, chosen.selection.target_BM
+        tokens_BVD = self.patch_embed(gather_tokens(chosen.patches_BNP, visible_BV)) + self.positions_ND[visible_BV]
+        encoded_BVD = self.to_decoder(self.encoder(tokens_BVD))
+        decoder_tokens = torch.cat(
+            [
+                encoded_BVD + self.decoder_positions_ND[visible_BV],
+                self.mask_token + self.decoder_positions_ND[target_BM],
+            ],
+            dim=1,
+        )
+        return self.head(self.decoder(decoder_tokens)[:, visible_BV.shape[1] :])
+
+    @torch.no_grad()
+    def reconstruct(self, frames_BTHWC: torch.Tensor, key_B: torch.Tensor | None = None) -> Reconstruction:
+        """Run the model on clips and put its predictions back into pictures. Arguments and errors as for `forward`."""
+        chosen = self.choose(frames_BTHWC, key_B)
+        predicted_BMP = self.predict(chosen).float()
+        true_BMP = gather_tokens(chosen.patches_BNP, chosen.selection.target_BM)
+        loss = F.mse_loss(predicted_BMP, normalise_targets(true_BMP))
+        mean, spread = colour_statistics(true_BMP)
+        colours = rearrange(predicted_BMP, "b m (p c) -> b m p c", c=RGB_CHANNELS) * spread + mean
+        picture_BNP = torch.full(chosen.patches_BNP.shape, GREY, device=predicted_BMP.device)
+        visible_BV = chosen.selection.visible_BV
+        shown = gather_tokens(chosen.patches_BNP, visible_BV).float() / UINT8_MAX
+        put_tokens(picture_BNP, visible_BV, shown)
+        put_tokens(picture_BNP, chosen.selection.target_BM, rearrange(colours, "b m p c -> b m (p c)").clamp(0, 1))
+        return Reconstruction(
+            frames_BTHWC=join_patches(chosen.patches_BNP, self.grid),
+            motion_BN=chosen.motion_BN,
+            selection=chosen.selection,
+            tubelets_BT=chosen.tubelets_BT,
+            predicted_BTHWC=join_patches(picture_BNP, self.grid),
+            loss=loss,
+        )
+
+
+def colour_statistics(patches_BMP: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """(mean, spread) [B, M, 1, C] of each tubelet's pixels in 0 to 1; spread is the unbiased standard deviation + 1e-6 (METHOD 4)."""
+    pixels = rearrange(patches_BMP, "b m (p c) -> b m p c", c=RGB_CHANNELS).float() / UINT8_MAX
+    return pixels.mean(dim=2, keepdim=True), pixels.std(dim=2, keepdim=True, unbiased=True) + TARGET_EPS
+
+
+@torch.no_grad()
+def normalise_targets(patches_BMP: torch.Tensor) -> torch.Tensor:
+    """target_BMP float32: uint8 patches, each colour channel normalised by its own tubelet's mean and spread."""
+    pixels = rearrange(patches_BMP, "b m (p c) -> b m p c", c=RGB_CHANNELS).float() / UINT8_MAX
+    mean, spread = colour_statistics(patches_BMP)
+    return rearrange((pixels - mean) / spread, "b m p c -> b m (p c)")
+
+
+def take_tubelets(values_BNX: torch.Tensor, tubelets_BT: torch.Tensor, grid: TokenGrid) -> torch.Tensor:
+    """The tokens of the chosen tubelets, in the order of `tubelets_BT`: [B, T * places, X]."""
+    places = torch.arange(grid.tokens_per_tubelet, device=tubelets_BT.device)
+    index_BN = rearrange(tubelets_BT[..., None] * grid.tokens_per_tubelet + places, "b t l -> b (t l)")
+    return gather_tokens(values_BNX, index_BN)
+
+
+def put_tokens(values_BNX: torch.Tensor, index_BK: torch.Tensor, new_BKX: torch.Tensor) -> None:
+    """Write rows `index_BK` in place."""
+    values_BNX.scatter_(1, index_BK[..., None].expand(-1, -1, values_BNX.shape[-1]), new_BKX)

@@ -1,0 +1,50 @@
+"""Adaptive frame selection: motion of alpha * tau candidate tubelets [B, N_candidates] -> the tau that are used [B, tau].
+
+Source: arXiv 2211.10636, "information-intensive frame selection"; METHOD section 3. The authors' public code has no such step.
+"""
+
+from __future__ import annotations
+
+import torch
+
+from mats_ds.clips import TokenGrid, count_tokens
+from mats_ds.tokens.noise import draw_keys, random_uniform
+from mats_ds.tokens.selection import rank_by_motion
+
+STREAM_FRAMES = 5
+
+
+def select_frames(
+    motion_BN: torch.Tensor,
+    grid_of_candidates: TokenGrid,
+    *,
+    keep_ratio: float = 0.3,
+    num_tubelets: int = 8,
+    generator: torch.Generator | None = None,
+    key_B: torch.Tensor | None = None,
+) -> torch.Tensor:
+    """tubelets_BT, int64, ascending: `num_tubelets` distinct candidate tubelets of each clip.
+
+    motion_BN: scores over all candidates. The top `keep_ratio` share of all candidate tokens is marked; tubelet i, with c_i marked
+    tokens, is drawn without replacement with probability c_i / sum(c). Tubelets without a marked token are taken only when
+    there are not enough others. The draw is the Gumbel form of successive sampling: the largest of log c_i + Gumbel noise.
+    Randomness as in `select_tokens`.
+    Raises ValueError when there are fewer candidates than `num_tubelets`, or another number of scores than the grid has tokens.
+    """
+    batch, num_tokens = motion_BN.shape
+    if num_tokens != grid_of_candidates.num_tokens:
+        raise ValueError(f"motion has {num_tokens} tokens but the candidates have {grid_of_candidates.num_tokens}")
+    if not 1 <= num_tubelets <= grid_of_candidates.tau:
+        raise ValueError(f"cannot choose {num_tubelets} of {grid_of_candidates.tau} candidate tubelets: read more frames")
+    if key_B is None:
+        key_B = draw_keys(batch, device=motion_BN.device, generator=generator)
+    num_marked = max(1, count_tokens(keep_ratio, num_tokens))
+    marked_BK = rank_by_motion(motion_BN)[:, :num_marked]
+    tubelet_BK = marked_BK // grid_of_candidates.tokens_per_tubelet
+    count_BT = torch.zeros(batch, grid_of_candidates.tau, device=motion_BN.device)
+    count_BT.scatter_add_(1, tubelet_BK, torch.ones_like(tubelet_BK, dtype=count_BT.dtype))
+    gumbel_BT = -torch.log(-torch.log(random_uniform(key_B, grid_of_candidates.tau, stream=STREAM_FRAMES)))
+    # Gumbel noise of 23 random bits lies between -2.9 and 16.6, so an empty tubelet at -60 comes after every other one.
+    weight_BT = torch.where(count_BT > 0, torch.log(count_BT.clamp(min=1)), torch.full_like(count_BT, -60.0))
+    chosen_BT = (weight_BT + gumbel_BT).argsort(dim=1, descending=True, stable=True)[:, :num_tubelets]
+    return chosen_BT.sort(dim=1).values

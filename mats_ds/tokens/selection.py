@@ -1,0 +1,124 @@
+"""Which tokens the encoder sees and which ones are reconstructed: motion [B, N] -> TokenSelection(visible [B, V], target [B, M]).
+
+`mats` is the method (arXiv 2211.10636, METHOD section 2). `tube` and `random` are VideoMAE's masks (arXiv 2203.12602), `running_cell` is
+VideoMAE V2's decoder mask (arXiv 2303.16727), and `random_drop` is the control: MATS's counts, drawn at random.
+Every strategy gives the same number of tokens for every clip, so batches need no padding and no attention mask.
+Each clip's draw depends on its key alone.
+"""
+
+from __future__ import annotations
+
+import torch
+
+from mats_ds.clips import TokenCounts, TokenGrid, TokenSelection, count_selection
+from mats_ds.tokens.noise import draw_keys, random_bits, random_order
+
+# Streams of one key, so that the draws of one clip are independent of each other.
+STREAM_VISIBLE, STREAM_KEPT, STREAM_PLACES, STREAM_CELLS = 1, 2, 3, 4
+
+
+def select_tokens(
+    motion_BN: torch.Tensor,
+    *,
+    strategy: str = "mats",
+    keep_ratio: float = 0.3,
+    visible_ratio: float = 0.1,
+    grid: TokenGrid | None = None,
+    generator: torch.Generator | None = None,
+    key_B: torch.Tensor | None = None,
+) -> TokenSelection:
+    """Visible and target token indices of each clip; int64, ascending, disjoint.
+
+    motion_BN: scores of `score_motion`, higher = more motion (strategies that ignore motion use only its shape and device).
+    `keep_ratio` and `visible_ratio` are shares of all N tokens (0.3 and 0.1 keep 470 of 1568 and show 156); for tube, random
+    and running_cell everything that is not visible may become a target and `keep_ratio` has no meaning. With equal ratios
+    all kept tokens are visible and there are no targets (fine-tuning).
+    `grid` is needed by tube and running_cell. Randomness comes from `key_B` (int64, one key per clip), else from `generator`,
+    else from torch's global generator. Equal scores are ranked by token index, so a static clip still gives a valid,
+    deterministic pick.
+    Raises ValueError for an unknown strategy, a missing or different grid, or ratios that leave no token.
+    """
+    batch, num_tokens = motion_BN.shape
+    if grid is None:
+        if strategy in ("tube", "running_cell"):
+            raise ValueError(f"strategy {strategy!r} works on places of the frame: pass grid=TokenGrid(...)")
+        grid = TokenGrid(num_tokens, 1, 1, (1, 1, 1))
+    if grid.num_tokens != num_tokens:
+        raise ValueError(f"motion has {num_tokens} tokens but the grid has {grid.num_tokens}: {grid}")
+    counts = count_selection(grid, strategy=strategy, keep_ratio=keep_ratio, visible_ratio=visible_ratio)
+    if counts.visible < 1 or counts.targets < 0:
+        raise ValueError(
+            f"keep_ratio={keep_ratio} and visible_ratio={visible_ratio} of {num_tokens} tokens give {counts.visible} visible and "
+            f"{counts.targets} target tokens: raise visible_ratio, or keep_ratio above it"
+        )
+    if key_B is None:
+        key_B = draw_keys(batch, device=motion_BN.device, generator=generator)
+    if strategy == "mats":
+        return split_kept(rank_by_motion(motion_BN)[:, : counts.kept], counts, key_B)
+    if strategy == "random_drop":
+        return split_kept(random_order(key_B, num_tokens, stream=STREAM_KEPT)[:, : counts.kept], counts, key_B)
+    if strategy == "random":
+        return split_kept(random_order(key_B, num_tokens, stream=STREAM_KEPT), counts, key_B)
+    if strategy == "tube":
+        return select_tube(grid, counts, key_B)
+    return select_running_cell(grid, counts, key_B)
+
+
+def rank_by_motion(motion_BN: torch.Tensor) -> torch.Tensor:
+    """[B, N] token indices from the most motion to the least; equal scores in the order of their index."""
+    return motion_BN.argsort(dim=1, descending=True, stable=True)
+
+
+def split_kept(kept_BK: torch.Tensor, counts: TokenCounts, key_B: torch.Tensor) -> TokenSelection:
+    """A uniformly random part of the kept tokens becomes visible, the others become targets."""
+    kept_BK = kept_BK.sort(dim=1).values
+    order_BK = random_order(key_B, counts.kept, stream=STREAM_VISIBLE)
+    visible_BV = kept_BK.gather(1, order_BK[:, : counts.visible]).sort(dim=1).values
+    target_BM = kept_BK.gather(1, order_BK[:, counts.visible :]).sort(dim=1).values
+    return TokenSelection(visible_BV, target_BM)
+
+
+def tube_places(grid: TokenGrid, num_visible: int, key_B: torch.Tensor) -> torch.Tensor:
+    """[B, tau * places] bool: the same random places visible in every tubelet."""
+    places = num_visible // grid.tau
+    order_BL = random_order(key_B, grid.tokens_per_tubelet, stream=STREAM_PLACES)
+    visible_BL = torch.zeros_like(order_BL, dtype=torch.bool).scatter_(1, order_BL[:, :places], True)
+    return visible_BL.repeat(1, grid.tau)
+
+
+def indices_where(mask_BN: torch.Tensor, count: int) -> torch.Tensor:
+    """[B, count] ascending indices of the true entries of a mask that has `count` of them in every row."""
+    return mask_BN.to(torch.int8).argsort(dim=1, descending=True, stable=True)[:, :count]
+
+
+def select_tube(grid: TokenGrid, counts: TokenCounts, key_B: torch.Tensor) -> TokenSelection:
+    """VideoMAE's tube mask: places drawn once per clip; every other token is a target."""
+    visible_BN = tube_places(grid, counts.visible, key_B)
+    return TokenSelection(indices_where(visible_BN, counts.visible), indices_where(~visible_BN, counts.targets))
+
+
+def running_cells(grid: TokenGrid, device: torch.device) -> torch.Tensor:
+    """[N] bool: in every cell of 2 x 2 places two neighbours are kept, and the pair moves on by one place each tubelet."""
+    time, row, column = torch.meshgrid(
+        torch.arange(grid.tau, device=device),
+        torch.arange(grid.rows, device=device),
+        torch.arange(grid.columns, device=device),
+        indexing="ij",
+    )
+    around = torch.where(row % 2 == 0, column % 2, 3 - column % 2)  # 0 1 / 3 2: clockwise within the cell
+    return ((around - time) % 4 < 2).flatten()
+
+
+def select_running_cell(grid: TokenGrid, counts: TokenCounts, key_B: torch.Tensor) -> TokenSelection:
+    """Encoder: a tube mask. Targets: the running cell's half of the tokens, less the visible ones among them.
+
+    Where the grid does not divide into whole cells, the static number of targets is reached by leaving out or adding tokens at
+    random.
+    """
+    visible_BN = tube_places(grid, counts.visible, key_B)
+    cells_BN = running_cells(grid, key_B.device).expand_as(visible_BN)
+    tier_BN = torch.where(visible_BN, 2, torch.where(cells_BN, 0, 1))
+    noise_BN = random_bits(key_B, grid.num_tokens, stream=STREAM_CELLS) >> 2
+    ranked_BN = ((tier_BN << 61) + noise_BN).argsort(dim=1, stable=True)
+    target_BM = ranked_BN[:, : counts.targets].sort(dim=1).values
+    return TokenSelection(indices_where(visible_BN, counts.visible), target_BM)
