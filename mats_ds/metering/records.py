@@ -1,0 +1,149 @@
+"""StepRecord: what one rank did in one step, as one line of JSON, and the writer of such lines.
+
+`<run_dir>/records/rank-00000.jsonl` holds one line per finished step of that rank. The file only ever grows: a resumed run
+appends to it, and `reader.py` tells which lines still count. Numbers that JSON cannot hold are the strings "nan", "inf",
+"-inf"; null stands for what was not measured.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from dataclasses import dataclass, fields
+from pathlib import Path
+
+SCHEMA = 1
+RECORDS_FOLDER = "records"
+
+
+@dataclass(slots=True)
+class StepRecord:
+    """What one rank did in one optimizer step. None: not measured, for example every GPU figure of a run on a CPU.
+
+    Peaks marked `peak_*allocated` and `peak_*reserved` are of this step alone (torch's allocator); `peak_rss_bytes` is of
+    the whole process so far. `nvml_*` are the device's latest sample, at most about a second old, and count every process
+    on it. `kept`, `visible` and `targets` are tokens of one clip out of `num_tokens`. FLOPs are of this rank's clips of the
+    step, forward and backward; hardware FLOPs include what is computed twice to save memory.
+    """
+
+    schema: int
+    step: int
+    epoch: int
+    rank: int
+    unix_seconds: float
+    loss: float | None
+    learning_rate: float
+    grad_norm: float | None
+    num_clips: int
+    num_substitutes: int
+    num_bad_clips: int
+    num_bad_clips_total: int
+    data_seconds: float
+    forward_seconds: float
+    backward_seconds: float
+    optimizer_seconds: float
+    total_seconds: float
+    clips_per_second: float
+    kept: int
+    visible: int
+    targets: int
+    num_tokens: int
+    model_flops: int
+    hardware_flops: int
+    peak_allocated_bytes: int | None = None
+    peak_reserved_bytes: int | None = None
+    allocated_bytes: int | None = None
+    reserved_bytes: int | None = None
+    num_alloc_retries: int | None = None
+    num_ooms: int | None = None
+    nvml_used_bytes: int | None = None
+    nvml_utilization_percent: float | None = None
+    nvml_power_watts: float | None = None
+    rss_bytes: int | None = None
+    peak_rss_bytes: int | None = None
+
+    @property
+    def memory_bytes(self) -> int:
+        """The one figure to show: torch's reserved peak of this step on a GPU, the process's resident memory on a CPU."""
+        return self.peak_reserved_bytes if self.peak_reserved_bytes is not None else self.rss_bytes or 0
+
+    @property
+    def memory_name(self) -> str:
+        """What `memory_bytes` is."""
+        return "host RSS" if self.peak_reserved_bytes is None else "GPU reserved peak"
+
+    @property
+    def device_peak_bytes(self) -> int:
+        """What a memory budget is judged by: on a GPU the larger of torch's reserved peak and NVML's used bytes (which adds
+        the CUDA context and NCCL's buffers), on a CPU the process's peak resident memory."""
+        if self.peak_reserved_bytes is None:
+            return self.peak_rss_bytes or self.rss_bytes or 0
+        return max(self.peak_reserved_bytes, self.nvml_used_bytes or 0)
+
+
+_JSON_TYPES = {
+    "int": int,
+    "float": (int, float),
+    "int | None": (int, type(None)),
+    "float | None": (int, float, type(None)),
+}
+_NAMES = tuple(field.name for field in fields(StepRecord))
+_TYPES = tuple(_JSON_TYPES[str(field.type)] for field in fields(StepRecord))
+_MAY_BE_NON_FINITE = tuple(_NAMES.index(name) for name in ("loss", "learning_rate", "grad_norm"))
+
+
+def dump_record(record: StepRecord) -> str:
+    """The record as one line of valid JSON, without the line's end."""
+    tree = {name: getattr(record, name) for name in _NAMES}
+    for name, value in tree.items():
+        if isinstance(value, float):
+            tree[name] = round(value, 6) if name.endswith(("_seconds", "_per_second")) else value
+            if not math.isfinite(value):
+                tree[name] = str(value)
+    return json.dumps(tree, separators=(",", ":"), allow_nan=False)
+
+
+def parse_record(line: str | bytes) -> StepRecord:
+    """The record of one line. Keys that this version does not know are ignored.
+
+    Raises ValueError that says what is wrong with the line.
+    """
+    tree = json.loads(line)
+    if not isinstance(tree, dict):
+        raise ValueError(f"expected a JSON object, got {type(tree).__name__}")
+    values = list(map(tree.get, _NAMES))
+    if isinstance(values[0], int) and values[0] > SCHEMA:
+        raise ValueError(f"schema {values[0]}, but this version reads up to {SCHEMA}: update mats_ds")
+    for place in _MAY_BE_NON_FINITE:
+        if isinstance(values[place], str):
+            values[place] = float(values[place])
+    if not all(map(isinstance, values, _TYPES)):
+        wrong = [name for name, value, kind in zip(_NAMES, values, _TYPES, strict=True) if not isinstance(value, kind)]
+        raise ValueError(f"missing or of the wrong type: {', '.join(wrong)}")
+    return StepRecord(*values)
+
+
+class RecordWriter:
+    """Appends one rank's records to its file; every record is handed to the system as one whole line at once."""
+
+    def __init__(self, run_dir: str | Path, *, rank: int) -> None:
+        self.path = Path(run_dir) / RECORDS_FOLDER / f"rank-{rank:05d}.jsonl"
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+        torn = _ends_in_mid_line(self.path)
+        self._file = open(self.path, "a", buffering=1, encoding="utf-8", newline="\n")  # noqa: SIM115 (open for the whole run)
+        if torn:
+            self._file.write("\n")
+
+    def append(self, record: StepRecord) -> None:
+        self._file.write(dump_record(record) + "\n")
+
+    def close(self) -> None:
+        self._file.close()
+
+
+def _ends_in_mid_line(path: Path) -> bool:
+    if not path.exists() or path.stat().st_size == 0:
+        return False
+    with open(path, "rb") as file:
+        file.seek(-1, 2)
+        return file.read(1) != b"\n"

@@ -1,0 +1,128 @@
+"""The small files of a run folder beside the records: run.json (what the run is) and outcome.json (how it ended).
+
+run.json holds the RunInfo of rank 0 for the newest part of the run and the list of all parts: a resumed run adds a part.
+outcome.json appears when the run ends and goes away when it is resumed, so a run without it is going on or was killed.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from dataclasses import asdict, dataclass, fields
+from pathlib import Path
+from typing import Any
+
+from mats_ds.events import RunInfo
+from mats_ds.metering.records import SCHEMA
+
+RUN_FILE = "run.json"
+OUTCOME_FILE = "outcome.json"
+FINISHED = "finished"
+
+
+@dataclass(frozen=True)
+class RunPart:
+    """One start or resume: its first step (counted from 1), how many ranks it had, when and how it was started."""
+
+    first_step: int
+    world_size: int
+    started: str
+    command: str
+
+
+@dataclass(frozen=True)
+class RunFile:
+    """run.json: `info` of the newest part and all `parts`, oldest first."""
+
+    info: RunInfo
+    parts: tuple[RunPart, ...]
+
+    def world_size_at(self, step: int) -> int:
+        """Ranks that had to do `step`: those of the newest part that began at or before it."""
+        for part in reversed(self.parts):
+            if part.first_step <= step:
+                return part.world_size
+        return self.info.world_size
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """How a run ended: "finished", or the reason why it stopped early. `last_step` is None where no step was done."""
+
+    outcome: str
+    last_step: int | None
+    unix_seconds: float
+
+
+def write_run(run_dir: str | Path, info: RunInfo) -> RunFile:
+    """Write run.json; on a resume the parts before are kept. Removes the outcome of an earlier part."""
+    path = Path(run_dir) / RUN_FILE
+    try:
+        parts = read_run(run_dir).parts
+    except ValueError:  # none yet, or one that nobody could read anyway
+        parts = ()
+    part = RunPart(max(1, info.first_step), info.world_size, info.started, info.command)
+    run = RunFile(info, (*parts, part))
+    _write_atomically(path, {"schema": SCHEMA, **asdict(info), "parts": [asdict(each) for each in run.parts]})
+    (Path(run_dir) / OUTCOME_FILE).unlink(missing_ok=True)
+    return run
+
+
+def read_run(run_dir: str | Path) -> RunFile:
+    """run.json of a run folder. Keys that this version does not know are ignored.
+
+    Raises ValueError where there is none or where it cannot be read.
+    """
+    path = Path(run_dir) / RUN_FILE
+    tree = _read_object(path)
+    return RunFile(
+        info=_build(RunInfo, tree, path),
+        parts=tuple(_build(RunPart, part, path) for part in tree.get("parts", ())),
+    )
+
+
+def write_outcome(run_dir: str | Path, outcome: Outcome) -> None:
+    """Write outcome.json."""
+    _write_atomically(Path(run_dir) / OUTCOME_FILE, {"schema": SCHEMA, **asdict(outcome)})
+
+
+def read_outcome(run_dir: str | Path) -> Outcome | None:
+    """How the run ended; None while it goes on, or where it was killed.
+
+    Raises ValueError where the file cannot be read.
+    """
+    path = Path(run_dir) / OUTCOME_FILE
+    return _build(Outcome, _read_object(path), path) if path.exists() else None
+
+
+def _write_atomically(path: Path, tree: dict[str, Any]) -> None:
+    """A reader sees the old file or the new one, never half of one."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    aside = path.with_name(path.name + ".tmp")
+    with open(aside, "w", encoding="utf-8") as file:
+        json.dump(tree, file, indent=1)
+        file.write("\n")
+        file.flush()
+        os.fsync(file.fileno())
+    os.replace(aside, path)
+
+
+def _read_object(path: Path) -> dict[str, Any]:
+    try:
+        tree = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise ValueError(f"{path.parent} is not a run folder: it has no {path.name}") from None
+    except ValueError as error:
+        raise ValueError(f"{path} is not valid JSON: {error}") from None
+    if not isinstance(tree, dict):
+        raise ValueError(f"{path}: expected a JSON object, got {type(tree).__name__}")
+    return tree
+
+
+def _build(kind: type[Any], tree: Any, path: Path) -> Any:
+    """A dataclass from the keys that it knows."""
+    names = [field.name for field in fields(kind)]
+    try:
+        return kind(**{name: tree[name] for name in names if name in tree})
+    except TypeError as error:
+        raise ValueError(f"{path} is not of this version: {error}") from None

@@ -1,0 +1,189 @@
+"""The recorder as the training loop sees it: events in, files out, without waiting for the device."""
+
+import csv
+import json
+import math
+import time
+
+import pytest
+import torch
+
+from mats_ds.clips import BadClip
+from mats_ds.events import PhaseClock, PhaseTimes, RunInfo, StepEvent
+from mats_ds.metering.reader import read_records
+from mats_ds.metering.recorder import Recorder
+from mats_ds.metering.run_files import read_outcome, read_run
+
+CPU = torch.device("cpu")
+
+
+def make_run(run_dir, rank=0, **changes):
+    fields = dict(
+        run_dir=str(run_dir), rank=rank, world_size=2, device="cpu", device_name="CPU", recipe_name="tiny", model_name="tiny",
+        num_parameters=11, precision="fp32", zero_stage=2, micro_batch=3, accumulation=1, global_batch=6, total_steps=9,
+        steps_per_epoch=4, first_step=1, learning_rate=1e-3, num_tokens=156, kept=47, visible=15, targets=32,
+        forward_macs_per_clip=100, model_flops_per_clip=600, hardware_flops_per_clip=700, static_bytes={"weights": 44},
+        versions={"torch": "2.9"}, command="pretrain", started="2025-01-01T00:00:00",
+    )  # fmt: skip
+    return RunInfo(**(fields | changes))
+
+
+def make_times(data=0.1, forward=0.2, backward=0.3, optimizer=0.05, other=0.0):
+    marks, now = [("start", 0.0, None)], 0.0
+    for phase, seconds in (("data", data), ("forward", forward), ("backward", backward), ("optimizer", optimizer)):
+        now += seconds
+        marks.append((phase, now, None))
+    return PhaseTimes(marks)
+
+
+def make_event(step=1, loss=None, **changes):
+    fields = dict(
+        step=step, epoch=0, loss=torch.tensor(1 / step if loss is None else loss), learning_rate=1e-3,
+        grad_norm=torch.tensor(0.5), num_clips=3, times=make_times(),
+    )  # fmt: skip
+    return StepEvent(**(fields | changes))
+
+
+def record_run(run_dir, events, *, rank=0, outcome="finished", **changes):
+    recorder = Recorder(run_dir, CPU)
+    recorder.on_start(make_run(run_dir, rank, **changes))
+    for event in events:
+        recorder.on_step(event)
+    if outcome is not None:
+        recorder.on_end(outcome)
+    return recorder
+
+
+def test_one_record_per_step_with_the_events_figures(tmp_path):
+    recorder = record_run(tmp_path, [make_event(1), make_event(2, grad_norm=None)])
+    first, second = read_records(tmp_path)
+    assert (first.step, first.loss, first.grad_norm, first.num_clips, first.rank) == (1, 1.0, 0.5, 3, 0)
+    assert (first.data_seconds, first.optimizer_seconds, first.total_seconds) == (0.1, 0.05, 0.65)
+    assert first.clips_per_second == pytest.approx(3 / 0.65, rel=1e-4)
+    assert (first.kept, first.visible, first.targets, first.num_tokens) == (47, 15, 32, 156)
+    assert (first.model_flops, first.hardware_flops) == (1800, 2100)
+    assert second.grad_norm is None
+    assert recorder.latest.step == 2
+
+
+def test_on_a_cpu_gpu_figures_are_none_and_never_zero(tmp_path):
+    record_run(tmp_path, [make_event()])
+    (record,) = read_records(tmp_path)
+    for name in ("peak_allocated_bytes", "peak_reserved_bytes", "num_alloc_retries", "nvml_used_bytes", "nvml_power_watts"):
+        assert getattr(record, name) is None
+    assert record.memory_name == "host RSS"
+    assert 50e6 < record.rss_bytes <= record.peak_rss_bytes
+
+
+def test_a_step_is_handled_when_the_next_one_arrives(tmp_path):
+    class Unfinished(PhaseTimes):
+        def seconds(self):
+            raise AssertionError("the device is still busy with this step")
+
+    recorder = record_run(tmp_path, [make_event(1), make_event(2, times=Unfinished([]))], outcome=None)
+    assert recorder.latest.step == 1
+
+
+def test_phase_times_come_from_the_loops_own_clock(tmp_path):
+    clock = PhaseClock(CPU)
+    clock.start()
+    time.sleep(0.02)
+    clock.mark("data")
+    clock.mark("forward")
+    record_run(tmp_path, [make_event(times=clock.stop())])
+    (record,) = read_records(tmp_path)
+    assert 0.02 <= record.data_seconds <= record.total_seconds
+
+
+def test_a_loss_that_is_not_a_number_is_recorded_as_such(tmp_path):
+    record_run(tmp_path, [make_event(loss=math.nan)])
+    assert [math.isnan(record.loss) for record in read_records(tmp_path)] == [True]
+
+
+def test_rank_0_describes_the_run_and_its_outcome(tmp_path):
+    record_run(tmp_path, [make_event(1)], rank=1)
+    assert not (tmp_path / "run.json").exists()
+    record_run(tmp_path, [make_event(1), make_event(2)], rank=0)
+    assert read_run(tmp_path).info == make_run(tmp_path)
+    assert (read_outcome(tmp_path).outcome, read_outcome(tmp_path).last_step) == ("finished", 2)
+    assert [path.name for path in sorted((tmp_path / "records").iterdir())] == ["rank-00000.jsonl", "rank-00001.jsonl"]
+    assert not list(tmp_path.glob("*.tmp"))
+
+
+def test_a_resume_adds_a_part_and_takes_the_old_outcome_away(tmp_path):
+    record_run(tmp_path, [make_event(1), make_event(2)], outcome="stopped by a signal")
+    record_run(tmp_path, [make_event(2), make_event(3)], outcome=None, first_step=2, world_size=1, started="2025-01-02")
+    run = read_run(tmp_path)
+    assert [(part.first_step, part.world_size, part.started[:10]) for part in run.parts] == [
+        (1, 2, "2025-01-01"),
+        (2, 1, "2025-01-02"),
+    ]
+    assert run.info.first_step == 2
+    assert (run.world_size_at(1), run.world_size_at(2), run.world_size_at(3)) == (2, 1, 1)
+    assert read_outcome(tmp_path) is None
+
+
+def test_bad_clips_are_listed_with_their_path_and_counted(tmp_path):
+    clip = BadClip('videos/a, "b".mp4', 17, "no video stream")
+    record_run(tmp_path, [make_event(1, bad_clips=(clip,), num_substitutes=1), make_event(2)])
+    record_run(tmp_path, [make_event(1, bad_clips=(clip, clip))], rank=1)
+    with open(tmp_path / "bad_clips.csv", newline="") as file:
+        rows = list(csv.reader(file))
+    assert rows[0] == ["rank", "step", "path", "sample", "reason"]
+    assert rows[1:] == [[rank, "1", clip.path, "17", clip.reason] for rank in ("0", "1", "1")]
+    counts = [(r.num_bad_clips, r.num_bad_clips_total, r.num_substitutes) for r in read_records(tmp_path)]
+    assert counts == [(1, 1, 1), (0, 1, 0), (2, 2, 0)]
+
+
+def test_the_count_of_bad_clips_goes_on_after_a_resume(tmp_path):
+    clip = BadClip("a.mp4", 1, "torn")
+    record_run(tmp_path, [make_event(1, bad_clips=(clip,)), make_event(2, bad_clips=(clip,))])
+    record_run(tmp_path, [make_event(2, bad_clips=(clip,)), make_event(3)], first_step=2)
+    assert [record.num_bad_clips_total for record in read_records(tmp_path)] == [1, 2, 2]
+
+
+def test_the_outcome_is_written_even_where_the_last_step_cannot_be_read(tmp_path, caplog):
+    class Failed(PhaseTimes):
+        def seconds(self):
+            raise RuntimeError("CUDA error: an illegal memory access was encountered")
+
+    record_run(tmp_path, [make_event(1), make_event(2, times=Failed([]))], outcome="CUDA error")
+    assert read_outcome(tmp_path).outcome == "CUDA error"
+    assert read_outcome(tmp_path).last_step == 1
+    assert "last step could not be recorded" in caplog.text
+
+
+def test_a_run_that_ends_before_its_first_step_has_an_outcome_and_no_record(tmp_path):
+    recorder = record_run(tmp_path, [], outcome="no video could be read")
+    assert recorder.latest is None
+    assert read_outcome(tmp_path).last_step is None
+    assert list(read_records(tmp_path)) == []
+
+
+def test_run_json_of_another_version_still_reads_and_a_broken_one_says_so(tmp_path):
+    record_run(tmp_path, [])
+    path = tmp_path / "run.json"
+    tree = json.loads(path.read_text())
+    path.write_text(json.dumps(tree | {"later": 1}))
+    assert read_run(tmp_path).info == make_run(tmp_path)
+    del tree["kept"]
+    path.write_text(json.dumps(tree))
+    with pytest.raises(ValueError, match="kept"):
+        read_run(tmp_path)
+    path.write_text("{")
+    with pytest.raises(ValueError, match="not valid JSON"):
+        read_run(tmp_path)
+    with pytest.raises(ValueError, match="not a run folder"):
+        read_run(tmp_path / "elsewhere")
+
+
+def test_recording_a_step_costs_less_than_a_hundredth_of_a_short_step(tmp_path, capsys):
+    recorder = record_run(tmp_path, [], outcome=None)
+    events = [make_event(step) for step in range(1, 301)]
+    begin = time.perf_counter()
+    for event in events:
+        recorder.on_step(event)
+    mean_seconds = (time.perf_counter() - begin) / len(events)
+    with capsys.disabled():
+        print(f"\n  recording costs {mean_seconds * 1e6:.0f} microseconds a step on this CPU")
+    assert mean_seconds < 5e-3  # a hundredth of a step of half a second
