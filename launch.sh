@@ -1,0 +1,467 @@
+#!/usr/bin/env bash
+# The one door: install, demo, test, pre-train, report. `bash launch.sh help` lists the commands.
+if ((BASH_VERSINFO[0] < 4)); then
+  echo "launch.sh: needs bash 4 or newer, this is $BASH_VERSION" >&2
+  exit 1
+fi
+set -euo pipefail
+
+ROOT="$(CDPATH='' cd -- "$(dirname -- "$(readlink -f -- "${BASH_SOURCE[0]}")")" && pwd -P)"
+VENV="$ROOT/.venv"
+STAMP="$VENV/.mats_ds-installed"
+COMMANDS=(demo test pretrain report setup help)
+CPU_RANKS=2
+PYTHON="" # the interpreter that holds the packages; `setup` fills it in
+
+print_help() {
+  cat <<'HELP'
+Usage: bash launch.sh COMMAND [ARGUMENTS]
+
+  demo [VIDEO_DIR]        install, pre-train a tiny MATS on the videos of VIDEO_DIR (none: a small synthetic set is
+                          written into data/synthetic/), on all GPUs or on two CPU ranks, and end with the report
+  test [PYTEST_ARGS]      run the tests; without arguments, all that are not slow (and, without a GPU, not gpu)
+  pretrain [OPTIONS]      deepspeed mats_ds/pretrain.py on all GPUs (two CPU ranks without one). --num_gpus N,
+                          --hostfile F and the other options of the deepspeed launcher go to the launcher, the rest
+                          to pretrain.py; --ds_config is ds_configs/zero2.json unless given
+  report [RUN_DIR ...]    python profiling/report.py
+  setup                   only install
+  help                    this page
+
+The first command creates .venv next to launch.sh and installs into it (about 7 GB). An active environment that already
+holds the packages is used as it is and never changed. A CUDA 12 driver gets the CUDA 12 builds of torch and DALI.
+
+Environment variables
+  MATS_PYTHON             the Python to use: as it is if it holds the packages, otherwise to create .venv (3.10 to 3.14)
+  MATS_DRY_RUN=1          print the commands that install and train instead of running them
+  UV_TORCH_BACKEND=cpu    uv's own: a torch without CUDA (from PyTorch's index) for a machine without a GPU
+  UV_DEFAULT_INDEX=URL    uv's own: a package mirror; uv does not read pip's settings
+  CUDA_VISIBLE_DEVICES    the GPUs to use; empty: none, run on the CPU
+  OMP_NUM_THREADS         threads of each CPU rank (default: cores / ranks)
+HELP
+}
+
+say() { echo "==> $*" >&2; }
+fail() { # fail STATUS MESSAGE...
+  echo "launch.sh: ${*:2}" >&2
+  exit "$1"
+}
+is_dry() { [[ -n ${MATS_DRY_RUN:-} && $MATS_DRY_RUN != 0 ]]; }
+show() { printf '+'; printf ' %q' "$@"; printf '\n'; }
+run() { if is_dry; then show "$@"; else "$@"; fi; }
+run_last() { # become the command: signals and the exit status are then its own
+  if is_dry; then show "$@"; else exec "$@"; fi
+}
+
+run_group() { # run a command in a process group of its own, and leave nobody of that group behind: the deepspeed launcher
+  # does not pass a signal on to its ranks
+  local child status=0 got="" wait_tenths
+  if is_dry; then
+    show "$@"
+    return
+  fi
+  set -m
+  "$@" </dev/null &
+  child=$!
+  set +m
+  trap 'got=INT' INT
+  trap 'got=TERM' TERM HUP
+  wait "$child" || status=$?
+  case "$got" in
+    INT) status=130 ;;
+    TERM) status=143 ;;
+  esac
+  kill -TERM -- "-$child" 2>/dev/null || true
+  for ((wait_tenths = 0; wait_tenths < 300; wait_tenths++)); do
+    kill -0 -- "-$child" 2>/dev/null || break
+    sleep 0.1
+  done
+  kill -KILL -- "-$child" 2>/dev/null || true
+  wait "$child" 2>/dev/null || true
+  trap - INT TERM HUP
+  if [[ -n $got ]]; then
+    echo "launch.sh: stopped by SIG$got" >&2
+    exit "$status"
+  fi
+  return "$status"
+}
+
+# ---------------------------------------------------------------------------------------------- what this machine has
+driver_cuda() { # the newest CUDA that the driver supports ("12.8"); nothing without a working driver
+  local found
+  command -v nvidia-smi >/dev/null || return 0
+  found="$(timeout 60 nvidia-smi 2>/dev/null)" || return 0
+  if [[ $found =~ CUDA[A-Za-z\ ]*Version\ *:\ *([0-9]+(\.[0-9]+)?) ]]; then
+    echo "${BASH_REMATCH[1]}"
+  elif [[ $found =~ (Driver|KMD)\ Version\ *:\ *([0-9]+) ]]; then # drivers from 580 on bring CUDA 13, from 525 on CUDA 12
+    if ((BASH_REMATCH[2] >= 580)); then echo 13.0; elif ((BASH_REMATCH[2] >= 525)); then echo 12.0; else echo 11.0; fi
+  fi
+}
+
+choose_build() { # the extra of setup.py for this machine: cuda12 or cuda13
+  local cuda
+  case "${UV_TORCH_BACKEND:-auto}" in
+    cu12*) echo cuda12 && return ;;
+    cu13* | cpu) echo cuda13 && return ;;
+  esac
+  cuda="$(driver_cuda)"
+  case "${cuda%%.*}" in
+    "") echo cuda13 ;;
+    12) echo cuda12 ;;
+    *) if ((${cuda%%.*} >= 13)); then echo cuda13; else
+      fail 1 "the NVIDIA driver supports CUDA $cuda only; CUDA 12 needs driver 525 or newer"
+    fi ;;
+  esac
+}
+
+list_gpus() { # one "index uuid" line a GPU; nothing without one
+  local node
+  if command -v nvidia-smi >/dev/null; then
+    { timeout 60 nvidia-smi -L 2>/dev/null || true; } | sed -n 's/^GPU \([0-9]*\):.*(UUID: \([^)]*\)).*/\1 \2/p'
+  else # a container may have the devices without the tool
+    for node in /dev/nvidia[0-9]*; do [[ -e $node ]] && echo "${node#/dev/nvidia} -"; done
+  fi
+  return 0
+}
+
+visible_gpus() { # the indices that may be used, one a line: CUDA_VISIBLE_DEVICES holds indices or UUIDs, up to the first bad one
+  local gpus wanted index uuid match
+  gpus="$(list_gpus)"
+  [[ -n $gpus ]] || return 0
+  if [[ -z ${CUDA_VISIBLE_DEVICES+set} ]]; then
+    cut -d' ' -f1 <<<"$gpus"
+    return
+  fi
+  for wanted in ${CUDA_VISIBLE_DEVICES//,/ }; do
+    match=""
+    while read -r index uuid; do
+      if [[ $wanted == "$index" || ($wanted == GPU-* && $uuid == "$wanted"*) ]]; then match="$index"; fi
+    done <<<"$gpus"
+    [[ -n $match ]] || break
+    echo "$match"
+  done
+}
+
+# ---------------------------------------------------------------------------------------------- installing
+holds_packages() { # holds_packages PYTHON [EXTRA]: prints what setup.py asks for and PYTHON lacks. Imports none of it.
+  (cd "$ROOT" && "$1" - "${@:2}" 2>/dev/null) <<'PY' || { echo "a Python that starts"; return 1; }
+import ast, re, sys
+from importlib import metadata
+
+tree = ast.parse(open("setup.py", encoding="utf-8").read())
+lists = {node.targets[0].id: node.value for node in tree.body if isinstance(node, ast.Assign)}
+extras = ast.literal_eval(lists["EXTRAS"])
+wanted = sum((extras[name] for name in sys.argv[1:]), ast.literal_eval(lists["REQUIREMENTS"]))
+
+def numbers(version):
+    return [int(number) for number in re.findall(r"\d+", version.split("+")[0])[:3]]
+
+def lacks(requirement):
+    name, lowest = re.match(r"([\w.-]+)[^;>]*(?:>=([\d.]+))?", requirement).groups()
+    try:
+        version = metadata.version(name)
+    except metadata.PackageNotFoundError:
+        return name
+    return f"{name}>={lowest}" if lowest and numbers(version) < numbers(lowest) else None
+
+missing = [name for name in map(lacks, wanted) if name]
+dali = [extras[build][0] for build in ("cuda13", "cuda12")]
+if all(map(lacks, dali)):
+    missing.append("nvidia-dali")
+if not (3, 10) <= sys.version_info[:2] < (3, 15):
+    missing.insert(0, "Python 3.10 to 3.14")
+print(*missing[:4], *(["..."] if len(missing) > 4 else []), sep=", ")
+sys.exit(0)
+PY
+}
+
+lacks_packages() { # true, with MISSING filled in, where holds_packages prints something
+  MISSING="$(holds_packages "$@")" || true
+  [[ -n $MISSING ]]
+}
+
+version_of() { "$1" -c 'import sys; print("%d.%d" % sys.version_info[:2])' 2>/dev/null; }
+supported() { [[ $(version_of "$1") =~ ^3\.1[0-4]$ ]]; }
+
+find_base() { # an interpreter that the packages support, by its real path (a shim would not survive inside a venv)
+  local name
+  if [[ -n ${MATS_PYTHON:-} ]]; then
+    supported "$MATS_PYTHON" || fail 2 "MATS_PYTHON=$MATS_PYTHON is no Python 3.10 to 3.14"
+    set -- "$MATS_PYTHON"
+  else
+    set -- python3 python python3.12 python3.11 python3.13 python3.10 python3.14
+  fi
+  for name in "$@"; do
+    if supported "$name"; then
+      "$name" -c 'import sys; print(sys.executable)'
+      return
+    fi
+  done
+}
+
+find_uv() { # uv from PATH, or from an earlier bootstrap
+  local uv
+  for uv in "$(command -v uv || true)" "$VENV/bin/uv"; do
+    if [[ -n $uv ]] && "$uv" --version >/dev/null 2>&1; then
+      echo "$uv"
+      return
+    fi
+  done
+}
+
+bootstrap_uv() { # bootstrap_uv BASE: uv through venv, else through pip alone; sets UV
+  local base="${1:-python3}" aside
+  if is_dry; then
+    show "$base" -m venv "$VENV"
+    show "$VENV/bin/python" -m pip install uv
+    UV="$VENV/bin/uv"
+    return
+  fi
+  say "uv is not here: fetching it with pip"
+  if supported "$base" && "$base" -m venv --clear "$VENV" >/dev/null 2>&1; then
+    if "$VENV/bin/python" -m pip install --quiet --disable-pip-version-check uv; then
+      UV="$VENV/bin/uv"
+      return
+    fi
+    fail 1 "pip could not fetch uv (see above)"
+  fi
+  rm -rf -- "$VENV"
+  aside="$(mktemp -d)"
+  # shellcheck disable=SC2064 # the path as it is now
+  trap "rm -rf -- '$aside'" EXIT
+  if "$base" -m pip --version >/dev/null 2>&1 \
+    && "$base" -m pip install --quiet --disable-pip-version-check --target "$aside" uv; then
+    UV="$aside/bin/uv"
+    return
+  fi
+  fail 1 "neither uv nor python3's venv is here. On Debian or Ubuntu, type:  sudo apt-get install python3-venv
+  then run this again. (Or install uv in any other way.)"
+}
+
+stamp_text() { # stamp_text BUILD: what an installation was made from
+  echo "$1 $(cat -- "$ROOT/setup.py" "$ROOT/pyproject.toml" | sha256sum | cut -d' ' -f1)"
+}
+
+venv_is_current() {
+  local build stamped
+  [[ -f $STAMP && -x $VENV/bin/python ]] || return 1
+  stamped="$(<"$STAMP")"
+  [[ $stamped == "$(stamp_text "${stamped%% *}")" ]] || return 1
+  build="$(choose_build)" || exit
+  # CUDA 12 builds also run on a CUDA 13 driver; the other way round they do not.
+  [[ $build == "${stamped%% *}" || $build == cuda13 ]] || return 1
+  ! lacks_packages "$VENV/bin/python" test
+}
+
+install() {
+  local build base UV seconds=$SECONDS
+  build="$(choose_build)" || exit
+  base="$(find_base)" || exit
+  UV="$(find_uv)"
+  say "installing into $VENV ($build builds; about 7 GB, some minutes)"
+  [[ -n $UV ]] || bootstrap_uv "$base"
+  # trust the certificates that this machine trusts, as pip does (UV_NATIVE_TLS is the older name)
+  if [[ -f /etc/ssl/certs/ca-certificates.crt ]]; then
+    export UV_SYSTEM_CERTS="${UV_SYSTEM_CERTS:-true}" UV_NATIVE_TLS="${UV_NATIVE_TLS:-true}"
+  fi
+  if ! "$VENV/bin/python" -c pass 2>/dev/null; then
+    run rm -rf -- "$VENV"
+    run_group "$UV" venv --quiet --python "${base:-3.12}" "$VENV" \
+      || fail 1 "no Python 3.10 to 3.14 was found or could be fetched: install one, or name it with MATS_PYTHON"
+  elif [[ -n ${MATS_PYTHON:-} && $(version_of "$VENV/bin/python") != $(version_of "$base") ]]; then
+    fail 2 "$VENV holds Python $(version_of "$VENV/bin/python"), MATS_PYTHON is $(version_of "$base"): remove .venv first"
+  fi
+  run_group "$UV" pip install --directory "$ROOT" --python "$VENV/bin/python" --compile-bytecode --editable ".[$build,test]" \
+    || fail 1 "the installation failed (see above). A network that needs a mirror: uv reads UV_DEFAULT_INDEX, not pip's settings"
+  is_dry && return
+  case "$UV" in
+    "$VENV"/* | "$(command -v uv || true)") ;;
+    *) "$UV" pip install --quiet --python "$VENV/bin/python" uv ;; # the one aside is about to go
+  esac
+  stamp_text "$build" >"$STAMP"
+  say "installed in $((SECONDS - seconds)) s"
+}
+
+setup() { # setup [EXTRA]: fills in PYTHON, and installs only where nothing that exists will do
+  local active="${VIRTUAL_ENV:-${CONDA_PREFIX:-}}" lacking=""
+  if [[ -n ${MATS_PYTHON:-} ]] && ! lacks_packages "$MATS_PYTHON" "$@"; then
+    PYTHON="$(command -v "$MATS_PYTHON")"
+    return
+  fi
+  if [[ -n $active && ! $active -ef $VENV ]]; then
+    if ! lacks_packages "$active/bin/python" "$@"; then
+      PYTHON="$active/bin/python"
+      return
+    fi
+    lacking="$MISSING"
+  fi
+  PYTHON="$VENV/bin/python"
+  venv_is_current && return
+  [[ -z $lacking ]] || say "the active environment lacks $lacking: making .venv instead"
+  install
+}
+
+# ---------------------------------------------------------------------------------------------- running
+free_port() { "$PYTHON" -c 'import socket; s = socket.socket(); s.bind(("127.0.0.1", 0)); print(s.getsockname()[1])'; }
+
+train() { # train [LAUNCHER OPTIONS] [-- the trainer's]: deepspeed mats_ds/pretrain.py with as many ranks as there are accelerators
+  local with=(env) launcher=() script=() num_gpus="" placed="" port="" config="" gpus=() cores
+  while (($#)); do
+    case "$1" in
+      --num_gpus | --num_gpus=*)
+        if [[ $1 == *=* ]]; then num_gpus="${1#*=}"; else num_gpus="${2:-}" && shift; fi
+        [[ $num_gpus =~ ^[1-9][0-9]*$ ]] || fail 2 "--num_gpus takes a number from 1 on, got '$num_gpus'"
+        ;;
+      --hostfile | --include | --exclude | --num_nodes | --master_addr | --master_port | --launcher | --launcher_args | \
+        --ssh_port | --node_rank | --hostfile=* | --include=* | --exclude=* | --num_nodes=* | --master_addr=* | \
+        --master_port=* | --launcher=* | --launcher_args=* | --ssh_port=* | --node_rank=*)
+        case "$1" in
+          --hostfile* | --include* | --exclude* | --num_nodes*) placed=yes ;;
+          --master_port*) port=given ;;
+        esac
+        launcher+=("$1")
+        if [[ $1 != *=* ]]; then
+          (($# > 1)) || fail 2 "$1 needs a value"
+          launcher+=("$2") && shift
+        fi
+        ;;
+      --no_ssh | --force_multi | --bind_cores_to_rank) launcher+=("$1") ;;
+      *)
+        [[ $1 == --ds_config || $1 == --ds_config=* ]] && config=given
+        script+=("$1")
+        ;;
+    esac
+    shift
+  done
+  [[ -n $config ]] || script=(--ds_config "$ROOT/ds_configs/zero2.json" ${script[@]+"${script[@]}"})
+
+  if [[ -n $placed ]]; then
+    [[ -z $num_gpus ]] || launcher+=(--num_gpus "$num_gpus")
+  else
+    mapfile -t gpus < <(visible_gpus)
+    if ((${#gpus[@]} == 0)); then
+      num_gpus="${num_gpus:-$CPU_RANKS}"
+      cores="$(nproc)"
+      with=(env "DS_ACCELERATOR=${DS_ACCELERATOR:-cpu}"
+        "OMP_NUM_THREADS=${OMP_NUM_THREADS:-$((cores > num_gpus ? cores / num_gpus : 1))}")
+      launcher+=(--num_gpus "$num_gpus")
+    else
+      num_gpus="${num_gpus:-${#gpus[@]}}"
+      ((num_gpus <= ${#gpus[@]})) || fail 2 "--num_gpus $num_gpus: only ${#gpus[@]} of this machine's GPUs may be used"
+      if [[ -n ${CUDA_VISIBLE_DEVICES:-} ]]; then # the launcher drops it beside --num_gpus and takes GPUs 0, 1, ...
+        launcher+=(--include "localhost:$(IFS=, && echo "${gpus[*]:0:num_gpus}")")
+        with=(env -u CUDA_VISIBLE_DEVICES)
+      else
+        launcher+=(--num_gpus "$num_gpus")
+      fi
+    fi
+    if [[ -z $port ]]; then # two runs on one machine must not meet on the launcher's fixed port
+      if is_dry; then launcher+=(--master_port PORT); else launcher+=(--master_port "$(free_port)"); fi
+    fi
+  fi
+  run_group "${with[@]}" "$PYTHON" -m deepspeed.launcher.runner ${launcher[@]+"${launcher[@]}"} \
+    "$ROOT/mats_ds/pretrain.py" "${script[@]}"
+}
+
+# ---------------------------------------------------------------------------------------------- commands
+demo() {
+  local videos="" out data=() status=0
+  if [[ ${1:-} == -h || ${1:-} == --help ]]; then
+    print_help
+    return
+  fi
+  (($# <= 1)) || fail 2 "demo takes one folder, got $#: $*"
+  if (($#)); then
+    [[ -e $1 ]] || fail 2 "demo: there is no folder $1"
+    videos="$(realpath -- "$1")"
+    # an override is read as YAML: quote a path that YAML might read otherwise
+    [[ $videos =~ ^[A-Za-z0-9_/.\ +-]+$ ]] || videos="'${videos//\'/\'\'}'"
+    data=("data.manifest=$videos" data.max_bad_fraction=0.5)
+  fi
+  setup
+  cd -- "$ROOT"
+  out="runs/demo-$(date +%Y%m%d-%H%M%S)"
+  say "pre-training a tiny MATS into $out"
+  train --recipe mats_ds/recipes/tiny.yaml --ds_config ds_configs/zero2_tiny.json --out "$out" ${data[@]+"${data[@]}"} \
+    || { status=$? && fail "$status" "the training failed (status $status); its folder is $out"; }
+  say "report"
+  run_last "$PYTHON" profiling/report.py "$out"
+}
+
+pretrain() { # relative paths in its arguments are the caller's: it stays in the caller's folder
+  local argument
+  setup
+  for argument in "$@"; do
+    if [[ $argument == -h || $argument == --help ]]; then
+      run_last "$PYTHON" "$ROOT/mats_ds/pretrain.py" --help
+      return
+    fi
+  done
+  train "$@"
+}
+
+run_tests() {
+  setup test
+  cd -- "$ROOT"
+  if (($# == 0)); then
+    if [[ -n $(visible_gpus) ]]; then set -- -m "not slow"; else set -- -m "not slow and not gpu"; fi
+  fi
+  run_last "$PYTHON" -m pytest "$@"
+}
+
+report() {
+  setup
+  local argument
+  for argument in "$@"; do # a folder is the caller's; without one, the report looks in this project
+    if [[ $argument != -* ]]; then
+      run_last "$PYTHON" "$ROOT/profiling/report.py" "$@"
+      return
+    fi
+  done
+  cd -- "$ROOT"
+  run_last "$PYTHON" profiling/report.py "$@"
+}
+
+distance() { # the number of edits from one word to another
+  local a="$1" b="$2" i j row previous best
+  row=()
+  for ((j = 0; j <= ${#b}; j++)); do row[j]=$j; done
+  for ((i = 1; i <= ${#a}; i++)); do
+    previous=("${row[@]}")
+    row=("$i")
+    for ((j = 1; j <= ${#b}; j++)); do
+      best=$((previous[j - 1] + 1))
+      [[ ${a:i-1:1} == "${b:j-1:1}" ]] && best=${previous[j - 1]}
+      ((previous[j] + 1 < best)) && best=$((previous[j] + 1))
+      ((row[j - 1] + 1 < best)) && best=$((row[j - 1] + 1))
+      row[j]=$best
+    done
+  done
+  echo "${row[${#b}]}"
+}
+
+unknown() {
+  local name near="" edits fewest=4
+  for name in "${COMMANDS[@]}"; do
+    edits="$(distance "$1" "$name")"
+    if ((edits < fewest)); then near="; did you mean '$name'?" fewest="$edits"; fi
+  done
+  fail 2 "there is no command '$1'${near:-.} Commands: ${COMMANDS[*]}"
+}
+
+main() {
+  local command="${1:-help}"
+  (($# == 0)) || shift
+  case "$command" in
+    demo | report) "$command" "$@" ;;
+    test) run_tests "$@" ;;
+    pretrain) pretrain "$@" ;;
+    setup)
+      setup test
+      say "ready: $PYTHON"
+      ;;
+    help | -h | --help) print_help ;;
+    *) unknown "$command" ;;
+  esac
+}
+
+main "$@"
