@@ -123,9 +123,10 @@ class ClipSpec:
     """What to read of which video, decided before any byte of it is read.
 
     `sample` is the video's row in the manifest. `first_seconds`/`last_seconds` limit the part of the file that may be
-    used (None: all of it). `num_frames` frames are taken `stride` frames apart (`sampling="dense"`), beginning at the share `start` (0 to 1)
-    of the possible beginnings, or spread evenly over the whole range (`"uniform"`). `key` is the clip's random number:
-    masks and frame draws of this clip derive from it. `attempt` counts substitutes: 0 is the clip first drawn.
+    used (None: all of it). `num_frames` frames are taken `stride` frames apart (`sampling="dense"`), beginning at the
+    share `start` (0 to 1) of the possible beginnings, or spread evenly over the whole range (`"uniform"`). `key` is
+    the clip's random number: masks and frame draws of this clip derive from it. `attempt` counts substitutes: 0 is the
+    clip first drawn.
     """
 
     path: str
@@ -140,6 +141,7 @@ class ClipSpec:
     crop: CropSpec = field(default_factory=CropSpec)
     key: int = 0
     attempt: int = 0
+    span: int = 0
 
 
 @dataclass(frozen=True)
@@ -159,6 +161,7 @@ class ClipBatch:
     valid_B: bool, false where a substitute stands in for an unreadable clip. key_B: int64 random key of each clip.
     bad: the videos found unreadable while this batch was read (on this rank), each named once per epoch.
     paths: the file that each clip was really read from ("" for a blank clip).
+    num_substitutes: how many entries of valid_B are false, known without asking the device.
     """
 
     frames_BTHWC: torch.Tensor
@@ -168,6 +171,7 @@ class ClipBatch:
     key_B: torch.Tensor
     bad: tuple[BadClip, ...] = ()
     paths: tuple[str, ...] = ()
+    num_substitutes: int = 0
 
 
 @dataclass(frozen=True)

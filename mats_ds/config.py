@@ -16,7 +16,7 @@ from typing import Any, Literal, NamedTuple
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
-from mats_ds.clips import TokenGrid, count_selection, count_tokens
+from mats_ds.clips import TokenGrid, count_tokens
 
 RECIPE_FOLDER = Path(__file__).parent / "recipes"
 
@@ -127,13 +127,18 @@ class DataSection(_Section):
 
 
 class OptimSection(_Section):
-    """AdamW with linear warm-up and cosine decay. Peak learning rate = base_lr * global batch / 256."""
+    """AdamW with linear warm-up and cosine decay. The three learning rates are per 256 clips of global batch.
+
+    The length is `epochs`, of which `warmup_epochs` warm up; or, where `steps` is given, `steps` and `warmup_steps`.
+    """
 
     base_lr: float = Field(1.5e-4, gt=0)
     min_lr: float = Field(1e-5, ge=0)
     warmup_lr: float = Field(1e-6, ge=0)
     warmup_epochs: float = Field(40, ge=0)
     epochs: float = Field(800, gt=0)
+    steps: int | None = Field(None, ge=1)
+    warmup_steps: int = Field(0, ge=0)
     global_batch: int = Field(192, ge=1)
     betas: tuple[float, float] = (0.9, 0.95)
     weight_decay: float = Field(0.05, ge=0)
@@ -141,13 +146,17 @@ class OptimSection(_Section):
 
     @model_validator(mode="after")
     def _warmup_fits(self) -> OptimSection:
-        if self.warmup_epochs >= self.epochs:
+        if self.steps is None and self.warmup_epochs >= self.epochs:
             raise ValueError(f"warmup_epochs {self.warmup_epochs} must be below epochs {self.epochs}")
+        if self.steps is not None and self.warmup_steps >= self.steps:
+            raise ValueError(f"warmup_steps {self.warmup_steps} must be below steps {self.steps}")
         return self
 
 
 class RunSection(_Section):
-    """Seeds, length and what is written. `max_steps` ends a run early; `checkpoint_steps` 0 saves only at the end."""
+    """Seeds and what is written. `max_steps` ends a run early, on an unchanged schedule; `checkpoint_steps` 0 saves only
+    at the end.
+    """
 
     seed: int = Field(0, ge=0)
     max_steps: int | None = Field(None, ge=1)

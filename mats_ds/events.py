@@ -105,8 +105,8 @@ class RunInfo:
 class StepEvent:
     """One finished optimizer step on one rank.
 
-    `step` counts from 1. `loss` is a detached scalar tensor on the device: the mean over the step's global batch, the same on every rank.
-    `grad_norm` is the global gradient norm where the engine tells it (tensor or float), else None.
+    `step` counts from 1. `loss` is a detached scalar tensor on the device: the mean over the step's global batch, the
+    same on every rank. `grad_norm` is the global gradient norm where the engine tells it (tensor or float), else None.
     `num_clips` are this rank's clips. `bad_clips` were found unreadable in this step on this rank.
     `num_substitutes` counts clips of the step that stand in for unreadable ones.
     """

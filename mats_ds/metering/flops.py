@@ -1,7 +1,7 @@
 """FLOPs of one clip in closed form: model sizes and token counts -> StepFlops.
 
-Published "GFLOPs" of this field are multiply-adds (MACs); one MAC is two FLOPs. Only matrix products count: norms, activations and the
-softmax are left out, as is usual. Three figures are kept apart:
+Published "GFLOPs" of this field are multiply-adds (MACs); one MAC is two FLOPs. Only matrix products count: norms,
+activations and the softmax are left out, as is usual. Three figures are kept apart:
 - `forward_macs`: the method's forward pass counted as the papers do (every token embedded once): 19.8 G for MATS and 35.4 G
   for tube masking at ViT-B pre-training, 98.0 G and 180.3 G in fine-tuning;
 - `training_flops`: useful forward and backward FLOPs of this implementation (the basis of MFU);
@@ -23,7 +23,9 @@ TASKS = ("pretrain", "finetune")
 
 @dataclass(frozen=True)
 class StepFlops:
-    """Per clip. `forward_*`: one forward pass as published. `training_*`: useful forward + backward. `hardware_flops`: executed."""
+    """Per clip. `forward_*`: one forward pass as published. `training_*`: useful forward + backward. `hardware_flops`:
+    executed.
+    """
 
     forward_macs: int
     training_macs: int
@@ -44,7 +46,9 @@ class StepFlops:
 
 @dataclass(frozen=True)
 class _Stack:
-    """MACs of a stack of blocks on a sequence: dense layers (`linear`) and attention products, for one block; `fc2` is the last one."""
+    """MACs of a stack of blocks on a sequence: dense layers (`linear`) and attention products, for one block; `fc2` is
+    the last one.
+    """
 
     depth: int
     linear: int

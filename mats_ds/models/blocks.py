@@ -18,7 +18,9 @@ NORM_EPS = 1e-6
 
 
 class QueryKeyValue(nn.Module):
-    """One projection to queries, keys and values: [B, N, D] -> [B, N, 3D]; q and v have a bias, k's would cancel in the softmax."""
+    """One projection to queries, keys and values: [B, N, D] -> [B, N, 3D]; q and v have a bias, k's would cancel in
+    the softmax.
+    """
 
     def __init__(self, width: int) -> None:
         super().__init__()

@@ -45,8 +45,8 @@ class Reconstruction:
     """What the model makes of a clip, for people to look at.
 
     frames_BTHWC: uint8, the frames used (after frame selection). motion_BN: float32 scores. tubelets_BT: which tubelets of
-    the candidates they are. predicted_BTHWC: float32 in 0 to 1; visible tokens as they are, targets as predicted (with the mean and
-    spread of the true tubelet, since the model predicts normalised pixels), dropped tokens grey. loss: scalar.
+    the candidates they are. predicted_BTHWC: float32 in 0 to 1; visible tokens as they are, targets as predicted (with
+    the mean and spread of the true tubelet, since the model predicts normalised pixels), dropped tokens grey. loss: scalar.
     """
 
     frames_BTHWC: torch.Tensor
@@ -132,8 +132,8 @@ class MaskedAutoencoder(nn.Module):
     def forward(self, frames_BTHWC: torch.Tensor, key_B: torch.Tensor | None = None) -> torch.Tensor:
         """The scalar float32 loss: mean squared error over the normalised pixels of the target tokens.
 
-        frames_BTHWC: uint8 RGB of the candidate grid's size. key_B: int64 random key of each clip, which fixes its mask and frames;
-        None draws keys from torch's global generator. Raises ValueError for frames of another shape or type.
+        frames_BTHWC: uint8 RGB of the candidate grid's size. key_B: int64 random key of each clip, which fixes its
+        mask and frames; None draws keys from torch's global generator. Raises ValueError for frames of another shape or type.
         """
         chosen = self.choose(frames_BTHWC, key_B)
         predicted_BMP = self.predict(chosen)
@@ -218,7 +218,9 @@ class MaskedAutoencoder(nn.Module):
 
 
 def colour_statistics(patches_BMP: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    """(mean, spread) [B, M, 1, C] of each tubelet's pixels in 0 to 1; spread is the unbiased standard deviation + 1e-6 (METHOD 4)."""
+    """(mean, spread) [B, M, 1, C] of each tubelet's pixels in 0 to 1; spread is the unbiased standard deviation + 1e-6
+    (METHOD 4).
+    """
     pixels = rearrange(patches_BMP, "b m (p c) -> b m p c", c=RGB_CHANNELS).float() / UINT8_MAX
     return pixels.mean(dim=2, keepdim=True), pixels.std(dim=2, keepdim=True, unbiased=True) + TARGET_EPS
 

@@ -25,10 +25,10 @@ def select_frames(
 ) -> torch.Tensor:
     """tubelets_BT, int64, ascending: `num_tubelets` distinct candidate tubelets of each clip.
 
-    motion_BN: scores over all candidates. The top `keep_ratio` share of all candidate tokens is marked; tubelet i, with c_i marked
-    tokens, is drawn without replacement with probability c_i / sum(c). Tubelets without a marked token are taken only when
-    there are not enough others. The draw is the Gumbel form of successive sampling: the largest of log c_i + Gumbel noise.
-    Randomness as in `select_tokens`.
+    motion_BN: scores over all candidates. The top `keep_ratio` share of all candidate tokens is marked; tubelet i,
+    with c_i marked tokens, is drawn without replacement with probability c_i / sum(c). Tubelets without a marked token
+    are taken only when there are not enough others. The draw is the Gumbel form of successive sampling: the largest of
+    log c_i + Gumbel noise. Randomness as in `select_tokens`.
     Raises ValueError when there are fewer candidates than `num_tubelets`, or another number of scores than the grid has tokens.
     """
     batch, num_tokens = motion_BN.shape

@@ -1,7 +1,7 @@
 """Which tokens the encoder sees and which ones are reconstructed: motion [B, N] -> TokenSelection(visible [B, V], target [B, M]).
 
-`mats` is the method (arXiv 2211.10636, METHOD section 2). `tube` and `random` are VideoMAE's masks (arXiv 2203.12602), `running_cell` is
-VideoMAE V2's decoder mask (arXiv 2303.16727), and `random_drop` is the control: MATS's counts, drawn at random.
+`mats` is the method (arXiv 2211.10636, METHOD section 2). `tube` and `random` are VideoMAE's masks (arXiv 2203.12602),
+`running_cell` is VideoMAE V2's decoder mask (arXiv 2303.16727), and `random_drop` is the control: MATS's counts, drawn at random.
 Every strategy gives the same number of tokens for every clip, so batches need no padding and no attention mask.
 Each clip's draw depends on its key alone.
 """

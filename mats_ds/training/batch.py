@@ -1,0 +1,69 @@
+"""How a global batch is spread over ranks: recipe, DeepSpeed JSON and number of ranks -> BatchPlan. Pure arithmetic."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+LINEAR_RULE_BATCH = 256  # learning rates are stated per 256 clips (METHOD section 5)
+MICRO_BATCH_KEY = "train_micro_batch_size_per_gpu"
+ACCUMULATION_KEY = "gradient_accumulation_steps"
+
+
+@dataclass(frozen=True)
+class BatchPlan:
+    """`global_batch` = micro_batch * accumulation * world_size clips a step; `note` says in words how it came about."""
+
+    micro_batch: int
+    accumulation: int
+    world_size: int
+    global_batch: int
+    note: str
+
+    @property
+    def learning_rate_scale(self) -> float:
+        """The linear rule: factor from a learning rate per 256 clips to that of this batch."""
+        return self.global_batch / LINEAR_RULE_BATCH
+
+
+def plan_batch(ds_config: Mapping[str, Any], *, recipe_batch: int, world_size: int) -> BatchPlan:
+    """Accumulate until the recipe's global batch is reached; where that cannot be, let the learning rate follow the batch.
+
+    The micro-batch is the JSON's. Where the JSON leaves `gradient_accumulation_steps` out it is derived; where it sets it, the
+    JSON wins. Raises ValueError when the JSON has no usable micro-batch or states a conflicting `train_batch_size`.
+    """
+    micro = _whole_number(ds_config, MICRO_BATCH_KEY)
+    if micro is None:
+        raise ValueError(f'the DeepSpeed JSON must set "{MICRO_BATCH_KEY}", the number of clips that a GPU takes at once')
+    stated = _whole_number(ds_config, ACCUMULATION_KEY)
+    at_once = micro * world_size
+    accumulation = stated or max(1, round(recipe_batch / at_once))
+    actual = at_once * accumulation
+    total = _whole_number(ds_config, "train_batch_size")
+    if total is not None and total != actual:
+        raise ValueError(
+            f'the DeepSpeed JSON says "train_batch_size": {total}, but {world_size} ranks x micro-batch {micro} x accumulation '
+            f'{accumulation} are {actual}: leave "train_batch_size" out'
+        )
+    ranks = f"{world_size} rank{'s' if world_size > 1 else ''}"
+    sum_text = f"{ranks} x micro-batch {micro} x accumulation {accumulation} = {actual} clips a step"
+    if actual == recipe_batch:
+        how = "gradient accumulation keeps the recipe's global batch" if accumulation > 1 else "the recipe's global batch"
+        note = f"{sum_text}: {how}; learning rate as in the recipe"
+    else:
+        why = f'the JSON sets "{ACCUMULATION_KEY}"' if stated else f"{recipe_batch} is no multiple of {at_once}"
+        note = (
+            f"{sum_text} instead of the recipe's {recipe_batch} ({why}): the learning rate follows the linear rule, "
+            f"x {actual / recipe_batch:.3g}"
+        )
+    return BatchPlan(micro, accumulation, world_size, actual, note)
+
+
+def _whole_number(ds_config: Mapping[str, Any], key: str) -> int | None:
+    value = ds_config.get(key)
+    if value is None:
+        return None
+    if isinstance(value, bool) or not isinstance(value, int) or value < 1:
+        raise ValueError(f'"{key}" in the DeepSpeed JSON must be a whole number of at least 1, got {value!r}')
+    return value

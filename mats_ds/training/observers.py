@@ -1,0 +1,137 @@
+"""Observers of a run that need no metering: the console's progress bar, checkpoints, and DeepSpeed's monitors."""
+
+from __future__ import annotations
+
+import logging
+import math
+import sys
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from tqdm import tqdm
+
+from mats_ds.events import RunInfo, StepEvent
+from mats_ds.training.checkpoint import save_checkpoint
+
+logger = logging.getLogger(__name__)
+
+GIBIBYTE = 2**30
+
+
+@dataclass
+class Console:
+    """A progress bar on rank 0 with loss, clips/s, kept tokens and memory; plain lines every `log_steps` where there
+    is no terminal.
+
+    memory_bytes: asks the recorder for the newest memory figure, (bytes, name), or None before there is one.
+    """
+
+    log_steps: int
+    memory_bytes: Callable[[], tuple[int, str] | None]
+    stream: Any = None
+
+    def on_start(self, run: RunInfo) -> None:
+        self.run = run
+        self.stream = self.stream or sys.stderr
+        self.is_terminal = self.stream.isatty()
+        self.bar = None
+        if run.rank == 0 and self.is_terminal:
+            self.bar = tqdm(total=run.total_steps, initial=run.first_step, unit="step", file=self.stream, dynamic_ncols=True)
+        self.since_time, self.since_clips, self.clips = time.perf_counter(), 0, 0
+
+    def on_step(self, event: StepEvent) -> None:
+        self.clips += event.num_clips * self.run.world_size
+        if self.run.rank == 0 and event.bad_clips:
+            for bad in event.bad_clips:
+                self._say(f"unreadable: {bad.path}: {bad.reason} (another clip takes its place)")
+        last = event.step == self.run.total_steps
+        if self.run.rank != 0 or (event.step % self.log_steps and not last and self.bar is None):
+            return
+        if self.bar is None:
+            self._say(f"step {event.step}/{self.run.total_steps}  {self._state(event)}")
+        else:  # reading the loss waits for the device: do it as rarely as lines are printed
+            if event.step % self.log_steps == 0 or last or event.step - self.run.first_step <= 2:
+                self.bar.set_postfix_str(self._state(event), refresh=False)
+            self.bar.update(1)
+
+    def on_end(self, outcome: str) -> None:
+        if self.run.rank != 0:
+            return
+        if self.bar is not None:
+            self.bar.close()
+
+    def _state(self, event: StepEvent) -> str:
+        now = time.perf_counter()
+        rate = (self.clips - self.since_clips) / max(1e-9, now - self.since_time)
+        self.since_time, self.since_clips = now, self.clips
+        memory = self.memory_bytes()
+        memory_text = f"  {memory[1]} {memory[0] / GIBIBYTE:.2f} GiB" if memory else ""
+        return (
+            f"loss {float(event.loss):.4f}  {rate:.1f} clips/s  kept {self.run.kept}/{self.run.num_tokens} tokens"
+            f"{memory_text}  lr {event.learning_rate:.2e}"
+        )
+
+    def _say(self, line: str) -> None:
+        if self.bar is not None:
+            self.bar.write(line, file=self.stream)
+        else:
+            print(line, file=self.stream, flush=True)
+
+
+@dataclass
+class Checkpointer:
+    """Saves every `every_steps` steps (0: only at the end) and after the last one; never a loss that is not finite."""
+
+    engine: Any
+    folder: Path
+    every_steps: int
+    keep: int
+    recipe: str
+
+    def on_start(self, run: RunInfo) -> None:
+        self.run = run
+
+    def on_step(self, event: StepEvent) -> None:
+        due = self.every_steps and event.step % self.every_steps == 0
+        if (due or event.step == self.run.total_steps) and math.isfinite(float(event.loss)):  # the loss is the same on all ranks
+            save_checkpoint(self.engine, self.folder, step=event.step, recipe=self.recipe, keep=self.keep)
+
+    def on_end(self, outcome: str) -> None:
+        """Nothing: whatever stopped the run, the last whole checkpoint is there."""
+
+
+@dataclass
+class Monitor:
+    """Adds this trainer's figures to the monitors that the DeepSpeed JSON switches on (tensorboard, wandb,
+    csv_monitor, comet).
+    """
+
+    engine: Any
+    every_steps: int
+    memory_bytes: Callable[[], tuple[int, str] | None]
+
+    def on_start(self, run: RunInfo) -> None:
+        self.run = run
+        self.clips = run.first_step * run.global_batch
+
+    def on_step(self, event: StepEvent) -> None:
+        self.clips += event.num_clips * self.run.world_size
+        if event.step % self.every_steps or not self.engine.monitor.enabled or self.run.rank != 0:
+            return
+        figures = {"mats/loss": float(event.loss), "mats/learning_rate": event.learning_rate}
+        if event.grad_norm is not None:
+            figures["mats/grad_norm"] = float(event.grad_norm)
+        seconds = event.times.seconds()
+        if seconds["total"] > 0:
+            figures["mats/clips_per_second"] = event.num_clips * self.run.world_size / seconds["total"]
+            figures["mats/waiting_for_data_share"] = seconds["data"] / seconds["total"]
+        memory = self.memory_bytes()
+        if memory:
+            figures["mats/memory_gib"] = memory[0] / GIBIBYTE
+        self.engine.monitor.write_events([(name, value, self.clips) for name, value in figures.items()])
+
+    def on_end(self, outcome: str) -> None:
+        """DeepSpeed's writers flush on their own."""

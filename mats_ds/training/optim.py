@@ -1,0 +1,62 @@
+"""Parameter groups and the learning-rate schedule. Which AdamW runs on them is the DeepSpeed JSON's choice."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import Any
+
+from torch import nn
+
+from mats_ds.config import OptimSection
+
+
+def parameter_groups(model: nn.Module, optim: OptimSection) -> list[dict[str, Any]]:
+    """Two AdamW groups: matrices decay; biases, norms and every other vector do not (as in VideoMAE and MAE).
+
+    A vector is a parameter with at most one dimension longer than 1, so the mask token [1, 1, D] counts as one.
+    """
+    shared = {"lr": optim.base_lr, "betas": tuple(optim.betas), "eps": optim.eps}
+    decayed, free = [], []
+    for _, parameter in sorted(model.named_parameters()):
+        if parameter.requires_grad:
+            (free if sum(size > 1 for size in parameter.shape) <= 1 else decayed).append(parameter)
+    groups = [
+        {"name": "decay", "params": decayed, "weight_decay": optim.weight_decay, **shared},
+        {"name": "no_decay", "params": free, "weight_decay": 0.0, **shared},
+    ]
+    return [group for group in groups if group["params"]]
+
+
+@dataclass(frozen=True)
+class Schedule:
+    """Linear warm-up from `start` to `peak`, then a cosine down to `end`; learning rates are those of the actual batch."""
+
+    peak: float
+    start: float
+    end: float
+    warmup_steps: int
+    total_steps: int
+
+    def learning_rate(self, step: int) -> float:
+        """The learning rate of step `step`, counted from 0; after the last step it stays at `end`."""
+        if step < self.warmup_steps:
+            return self.start + (self.peak - self.start) * step / self.warmup_steps
+        progress = min(1.0, (step - self.warmup_steps) / max(1, self.total_steps - self.warmup_steps))
+        return self.end + 0.5 * (self.peak - self.end) * (1 + math.cos(math.pi * progress))
+
+
+def make_schedule(optim: OptimSection, *, steps_per_epoch: int, learning_rate_scale: float) -> Schedule:
+    """The recipe's schedule for a data set of `steps_per_epoch` steps; all three rates follow the linear rule alike."""
+    if optim.steps is not None:
+        total, warmup = optim.steps, optim.warmup_steps
+    else:
+        total = max(1, math.ceil(optim.epochs * steps_per_epoch))
+        warmup = round(optim.warmup_epochs * steps_per_epoch)
+    return Schedule(
+        peak=optim.base_lr * learning_rate_scale,
+        start=optim.warmup_lr * learning_rate_scale,
+        end=min(optim.min_lr, optim.base_lr) * learning_rate_scale,
+        warmup_steps=min(warmup, total - 1),
+        total_steps=total,
+    )
