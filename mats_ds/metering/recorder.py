@@ -42,7 +42,8 @@ class _Pending(NamedTuple):
 class Recorder:
     """Writes one StepRecord per step of this rank. `latest` is the newest one written, None before the second step.
 
-    A step's memory peak is everything since the step before was recorded, checkpoints and evaluation in between included.
+    List it before an observer that saves checkpoints: a run killed right after a save then loses the record of one step at
+    most. A step's memory peak is everything since the step before was recorded, checkpoints and evaluation in between included.
     """
 
     def __init__(self, run_dir: str | Path, device: torch.device, *, nvml_interval_seconds: float = 1.0) -> None:
@@ -64,7 +65,7 @@ class Recorder:
                 if file.tell() == 0:
                     file.write(",".join(BAD_CLIPS_COLUMNS) + "\n")
         self._writer = RecordWriter(self._run_dir, rank=run.rank)
-        self._num_bad_clips_total = _count_bad_clips(self._run_dir, rank=run.rank, before_step=run.first_step)
+        self._num_bad_clips_total = _count_bad_clips(self._run_dir, rank=run.rank, up_to_step=run.first_step)
         self._meter.reset_peak()
 
     def on_step(self, event: StepEvent) -> None:
@@ -143,11 +144,11 @@ def _append_bad_clips(run_dir: Path, clips: Iterable[BadClip], *, rank: int, ste
         os.close(file)
 
 
-def _count_bad_clips(run_dir: Path, *, rank: int, before_step: int) -> int:
+def _count_bad_clips(run_dir: Path, *, rank: int, up_to_step: int) -> int:
     """Bad clips that this rank met before a resume; those of steps that are done again will be met again."""
     path = run_dir / BAD_CLIPS_FILE
     if not path.exists():
         return 0
     with open(path, encoding="utf-8", newline="") as file:
         rows = [row for row in csv.reader(file) if row[:1] == [str(rank)] and len(row) == len(BAD_CLIPS_COLUMNS)]
-    return sum(row[1].isdigit() and int(row[1]) < before_step for row in rows)
+    return sum(row[1].isdigit() and int(row[1]) <= up_to_step for row in rows)

@@ -22,7 +22,8 @@ FINISHED = "finished"
 
 @dataclass(frozen=True)
 class RunPart:
-    """One start or resume: its first step (counted from 1), how many ranks it had, when and how it was started."""
+    """One start or resume of the run: how many ranks it had, when and how it was started. `first_step` is that of its first
+    record, RunInfo.first_step + 1: steps are counted from 1 in records."""
 
     first_step: int
     world_size: int
@@ -61,7 +62,7 @@ def write_run(run_dir: str | Path, info: RunInfo) -> RunFile:
         parts = read_run(run_dir).parts
     except ValueError:  # none yet, or one that nobody could read anyway
         parts = ()
-    part = RunPart(max(1, info.first_step), info.world_size, info.started, info.command)
+    part = RunPart(info.first_step + 1, info.world_size, info.started, info.command)
     run = RunFile(info, (*parts, part))
     _write_atomically(path, {"schema": SCHEMA, **asdict(info), "parts": [asdict(each) for each in run.parts]})
     (Path(run_dir) / OUTCOME_FILE).unlink(missing_ok=True)

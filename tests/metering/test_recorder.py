@@ -21,7 +21,7 @@ def make_run(run_dir, rank=0, **changes):
     fields = dict(
         run_dir=str(run_dir), rank=rank, world_size=2, device="cpu", device_name="CPU", recipe_name="tiny", model_name="tiny",
         num_parameters=11, precision="fp32", zero_stage=2, micro_batch=3, accumulation=1, global_batch=6, total_steps=9,
-        steps_per_epoch=4, first_step=1, learning_rate=1e-3, num_tokens=156, kept=47, visible=15, targets=32,
+        steps_per_epoch=4, first_step=0, learning_rate=1e-3, num_tokens=156, kept=47, visible=15, targets=32,
         forward_macs_per_clip=100, model_flops_per_clip=600, hardware_flops_per_clip=700, static_bytes={"weights": 44},
         versions={"torch": "2.9"}, command="pretrain", started="2025-01-01T00:00:00",
     )  # fmt: skip
@@ -112,13 +112,13 @@ def test_rank_0_describes_the_run_and_its_outcome(tmp_path):
 
 def test_a_resume_adds_a_part_and_takes_the_old_outcome_away(tmp_path):
     record_run(tmp_path, [make_event(1), make_event(2)], outcome="stopped by a signal")
-    record_run(tmp_path, [make_event(2), make_event(3)], outcome=None, first_step=2, world_size=1, started="2025-01-02")
+    record_run(tmp_path, [make_event(2), make_event(3)], outcome=None, first_step=1, world_size=1, started="2025-01-02")
     run = read_run(tmp_path)
     assert [(part.first_step, part.world_size, part.started[:10]) for part in run.parts] == [
         (1, 2, "2025-01-01"),
         (2, 1, "2025-01-02"),
     ]
-    assert run.info.first_step == 2
+    assert run.info.first_step == 1
     assert (run.world_size_at(1), run.world_size_at(2), run.world_size_at(3)) == (2, 1, 1)
     assert read_outcome(tmp_path) is None
 
@@ -138,7 +138,7 @@ def test_bad_clips_are_listed_with_their_path_and_counted(tmp_path):
 def test_the_count_of_bad_clips_goes_on_after_a_resume(tmp_path):
     clip = BadClip("a.mp4", 1, "torn")
     record_run(tmp_path, [make_event(1, bad_clips=(clip,)), make_event(2, bad_clips=(clip,))])
-    record_run(tmp_path, [make_event(2, bad_clips=(clip,)), make_event(3)], first_step=2)
+    record_run(tmp_path, [make_event(2, bad_clips=(clip,)), make_event(3)], first_step=1)
     assert [record.num_bad_clips_total for record in read_records(tmp_path)] == [1, 2, 2]
 
 

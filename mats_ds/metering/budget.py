@@ -1,0 +1,190 @@
+"""A hardware budget, and whether a run was within it.
+
+A budget file is JSON: name, gpus, memory_per_gpu_bytes, and if wanted hours (of the whole run), joules_per_clip and a note.
+"""
+
+from __future__ import annotations
+
+import difflib
+import json
+from dataclasses import dataclass, fields
+from pathlib import Path
+
+from mats_ds.metering.run_files import FINISHED
+
+GIB = 2**30
+
+
+@dataclass(frozen=True)
+class Budget:
+    """What a run may use. None: no limit."""
+
+    name: str
+    gpus: int
+    memory_per_gpu_bytes: int
+    hours: float | None = None
+    joules_per_clip: float | None = None
+    note: str = ""
+
+
+@dataclass(frozen=True)
+class Measured:
+    """What is judged. `memory_bytes` is the peak of the rank that used most. `missing` says in words which ranks or steps
+    have no record. `outcome` None: the run has not ended, or was killed. `hours` are of the whole run, projected where it
+    is not over. None elsewhere: not measured."""
+
+    num_ranks: int
+    num_steps: int
+    memory_bytes: int
+    memory_rank: int
+    on_gpu: bool
+    missing: tuple[str, ...]
+    outcome: str | None
+    last_loss_is_finite: bool = True
+    hours: float | None = None
+    joules_per_clip: float | None = None
+
+
+@dataclass(frozen=True)
+class Check:
+    """One question of the verdict. `passed` None: it could not be judged, and `text` says why."""
+
+    name: str
+    passed: bool | None
+    text: str
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """Passed if no check failed. `headline` is one sentence that says what was judged, the failed checks first."""
+
+    passed: bool
+    headline: str
+    checks: tuple[Check, ...]
+
+    @property
+    def lines(self) -> tuple[str, ...]:
+        marks = {True: "ok", False: "FAIL", None: "not judged"}
+        return tuple(f"{marks[check.passed]:10} {check.name}: {check.text}" for check in self.checks)
+
+
+def load_budget(source: str | Path, *, folder: str | Path | None = None) -> Budget:
+    """The budget of a JSON file, or of a name (without .json) in `folder`.
+
+    Raises ValueError that says what is wrong and how to mend it.
+    """
+    path = _find(source, None if folder is None else Path(folder))
+    try:
+        tree = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise ValueError(f"{path} is not valid JSON: {error}") from None
+    if not isinstance(tree, dict):
+        raise ValueError(f"{path}: a budget is a JSON object with name, gpus, memory_per_gpu_bytes; got {type(tree).__name__}")
+    tree.setdefault("name", path.stem)
+    mistakes = _find_mistakes(tree)
+    if mistakes:
+        raise ValueError(f"{path}: " + "; ".join(mistakes))
+    return Budget(**tree)
+
+
+def judge(measured: Measured, budget: Budget) -> Verdict:
+    """Compare a run with a budget. A run that has not finished, misses records, or diverged does not pass."""
+    checks = [
+        _judge_memory(measured, budget),
+        _judge_ranks(measured, budget),
+        _judge_records(measured),
+        _judge_outcome(measured),
+    ]
+    if not measured.last_loss_is_finite:
+        checks.append(Check("loss", False, "the last recorded loss is not a finite number: the run diverged"))
+    if budget.hours is not None:
+        checks.append(_judge_limit("hours of the whole run", measured.hours, budget.hours, "no step was timed"))
+    if budget.joules_per_clip is not None:
+        checks.append(_judge_limit("joules per clip", measured.joules_per_clip, budget.joules_per_clip, "no power was measured"))
+    passed = all(check.passed is not False for check in checks)
+    if passed:
+        text = "; ".join(check.text for check in checks)
+        headline = f"within the budget {budget.name}: {text}"
+    else:
+        headline = "; ".join(f"{check.name}: {check.text}" for check in checks if check.passed is False)
+        memory = checks[0]
+        if memory.passed:
+            headline += f"; memory was within the budget {budget.name}: {memory.text}"
+    return Verdict(passed, headline, tuple(checks))
+
+
+def format_gib(num_bytes: float) -> str:
+    """Bytes for people: "61.25 GiB"."""
+    return f"{num_bytes / GIB:.2f} GiB"
+
+
+def _judge_memory(measured: Measured, budget: Budget) -> Check:
+    share = measured.memory_bytes / budget.memory_per_gpu_bytes
+    text = (
+        f"rank {measured.memory_rank} peaked highest, at {format_gib(measured.memory_bytes)}, {100 * share:.1f}% of the "
+        f"{format_gib(budget.memory_per_gpu_bytes)} of a GPU"
+    )
+    if not measured.on_gpu:
+        text += " (no GPU was there: this is host memory, the RSS of each rank's process with its libraries)"
+    return Check("memory", share <= 1, text)
+
+
+def _judge_ranks(measured: Measured, budget: Budget) -> Check:
+    ranks = f"{measured.num_ranks} rank{'s' if measured.num_ranks != 1 else ''}"
+    return Check("ranks", measured.num_ranks <= budget.gpus, f"{ranks} for {budget.gpus} GPUs")
+
+
+def _judge_records(measured: Measured) -> Check:
+    if measured.missing:
+        return Check("records", False, "; ".join(measured.missing))
+    whose = "on every rank" if measured.num_ranks > 1 else ""
+    steps = f"all {measured.num_steps} steps" if measured.num_steps > 1 else "the only step"
+    return Check("records", True, f"{steps} recorded {whose}".rstrip())
+
+
+def _judge_outcome(measured: Measured) -> Check:
+    if measured.outcome is None:
+        return Check("outcome", False, "the run has not ended: it is still going on, or was killed")
+    if measured.outcome == FINISHED:
+        return Check("outcome", True, "the run finished")
+    return Check("outcome", False, f"the run stopped early: {measured.outcome.strip().splitlines()[0]}")
+
+
+def _judge_limit(name: str, figure: float | None, limit: float, why_not: str) -> Check:
+    if figure is None:
+        return Check(name, None, f"not judged against {limit:g}, as {why_not}")
+    return Check(name, figure <= limit, f"{figure:.4g} {name} of {limit:g} allowed")
+
+
+def _find(source: str | Path, folder: Path | None) -> Path:
+    path = Path(source)
+    if path.is_file():
+        return path
+    names = sorted(file.stem for file in folder.glob("*.json")) if folder is not None else []
+    if str(source) in names:
+        return folder / f"{source}.json"
+    close = difflib.get_close_matches(path.stem, names, n=1)
+    hint = f"; did you mean {close[0]}?" if close else f"; known names: {', '.join(names)}" if names else ""
+    raise ValueError(f"no budget at {source}: give a JSON file{hint}")
+
+
+def _find_mistakes(tree: dict) -> list[str]:
+    names = [field.name for field in fields(Budget)]
+    mistakes = []
+    for key in tree:
+        if key not in names:
+            close = difflib.get_close_matches(key, names, n=1, cutoff=0.5)
+            mistakes.append(f"{key} is not a key of a budget" + (f"; did you mean {close[0]}?" if close else f"; keys: {names}"))
+    for key in ("gpus", "memory_per_gpu_bytes"):
+        value = tree.get(key)
+        if type(value) is not int or value < 1:
+            got = f"got {value!r}" if key in tree else "it is missing"
+            mistakes.append(f"{key} is a whole number above 0, {got}")
+    for key in ("hours", "joules_per_clip"):
+        value = tree.get(key)
+        if value is not None and (type(value) not in (int, float) or not value > 0):
+            mistakes.append(f"{key} is a number above 0 or left out, got {value!r}")
+    for key in ("name", "note"):
+        if not isinstance(tree.get(key, ""), str):
+            mistakes.append(f"{key} is a text, got {tree[key]!r}")
+    return mistakes
