@@ -1,0 +1,220 @@
+"""Annotation files and folders -> Manifest: which videos there are, their labels and the part of each that may be used.
+
+Three kinds of source:
+- CSV with a header that names `path` and, in any order, optionally `label`, `start`, `end` (seconds); other columns are ignored;
+- a list without a header, one `path label` a line, space or comma separated, as VideoMAE's annotation files are: the label
+  is the last field, so that a path may hold spaces and commas; a line that ends in a video extension has no label;
+- a folder: all video files below it, sorted. The label is the number of the class folder (sorted by name) if every video
+  lies exactly one level down and there are at least two such folders, else -1.
+No video is opened here. A file that is missing becomes a bad clip when its turn comes.
+"""
+
+from __future__ import annotations
+
+import csv
+import difflib
+import io
+import math
+import os
+import re
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+VIDEO_EXTENSIONS = frozenset(
+    ".mp4 .m4v .mov .avi .mkv .webm .mpg .mpeg .mpe .wmv .flv .3gp .3g2 .ts .mts .m2ts .ogv .vob .divx".split()
+)
+COLUMNS = ("path", "label", "start", "end")
+MAX_MISTAKES_SHOWN = 20
+
+
+@dataclass(frozen=True)
+class Manifest:
+    """The videos of one data set; S of them, in the order of their source.
+
+    label_S: int64, -1 where unknown. first_seconds_S, last_seconds_S: float64, nan where the whole file may be used.
+    """
+
+    paths: list[str]
+    label_S: np.ndarray
+    first_seconds_S: np.ndarray
+    last_seconds_S: np.ndarray
+    name: str = ""
+
+    def __len__(self) -> int:
+        return len(self.paths)
+
+
+class _Rows:
+    """Rows and mistakes gathered while a source is read."""
+
+    def __init__(self, base: Path) -> None:
+        self.base = str(base)
+        self.paths: list[str] = []
+        self.labels: list[int] = []
+        self.firsts: list[float] = []
+        self.lasts: list[float] = []
+        self.mistakes: list[str] = []
+
+    def add(self, path: str, label: int, first: float = math.nan, last: float = math.nan) -> None:
+        self.paths.append(os.path.join(self.base, path))
+        self.labels.append(label)
+        self.firsts.append(first)
+        self.lasts.append(last)
+
+
+def read_manifest(source: str | os.PathLike[str], *, root: str | os.PathLike[str] | None = None) -> Manifest:
+    """The videos that `source` lists. Relative paths start at `root` if given, else at the folder of `source`.
+
+    Raises ValueError with every mistake and its line number, and when not one of the listed files exists.
+    """
+    place = Path(source)
+    if not place.exists():
+        raise ValueError(f"no manifest at {place}: give a .csv, a list of `path label` lines, or a folder of videos")
+    if root is not None and not Path(root).is_dir():
+        raise ValueError(f"data.root {root} is not a folder: give the folder that the manifest's relative paths start from")
+    if place.is_dir():
+        rows = _read_folder(place)
+        if not rows.paths:
+            raise ValueError(f"no video below {place}: expected files ending in {' '.join(sorted(VIDEO_EXTENSIONS))}")
+    else:
+        rows = _read_file(place, Path(root) if root is not None else place.parent)
+    manifest = Manifest(
+        rows.paths,
+        np.asarray(rows.labels, np.int64),
+        np.asarray(rows.firsts, np.float64),
+        np.asarray(rows.lasts, np.float64),
+        name=place.resolve().name if place.is_dir() else place.stem,
+    )
+    if not any(os.path.exists(path) for path in manifest.paths):
+        raise ValueError(
+            f"{place}: not one of its {len(manifest)} files exists; the first would be {manifest.paths[0]}. "
+            "Set data.root to the folder that the paths start from"
+        )
+    return manifest
+
+
+def _read_folder(folder: Path) -> _Rows:
+    rows = _Rows(folder)
+    seen = set()
+    found = []
+    for here, folders, files in os.walk(folder, followlinks=True):
+        status = os.stat(here)
+        if (status.st_dev, status.st_ino) in seen:  # a link that leads back up
+            folders.clear()
+            continue
+        seen.add((status.st_dev, status.st_ino))
+        folders[:] = [name for name in folders if not name.startswith(".")]
+        for name in files:
+            if not name.startswith(".") and os.path.splitext(name)[1].lower() in VIDEO_EXTENSIONS:
+                found.append(Path(here, name).relative_to(folder))
+    found.sort(key=lambda path: path.parts)
+    classes = sorted({path.parts[0] for path in found})
+    labelled = len(classes) > 1 and all(len(path.parts) == 2 for path in found)
+    for path in found:
+        rows.add(str(path), classes.index(path.parts[0]) if labelled else -1)
+    return rows
+
+
+def _read_file(place: Path, base: Path) -> _Rows:
+    try:
+        text = place.read_bytes().decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise ValueError(f"{place} is not UTF-8 text (byte {error.start}): save it as UTF-8, or give a video folder") from None
+    if "\0" in text:
+        raise ValueError(f"{place} holds binary data: give a .csv, a list of `path label` lines, or a folder of videos")
+    rows = _Rows(base)
+    first = text.lstrip().partition("\n")[0]
+    if "path" in [name.strip().strip('"').lower() for name in first.split(",")]:
+        _read_table(text, rows)
+    else:
+        _read_list(text, rows)
+    if not rows.paths and not rows.mistakes:
+        rows.mistakes.append("it lists no video")
+    if rows.mistakes:
+        shown = "\n".join(f"  - {mistake}" for mistake in rows.mistakes[:MAX_MISTAKES_SHOWN])
+        hidden = len(rows.mistakes) - MAX_MISTAKES_SHOWN
+        more = f"\n  and {hidden} more" if hidden > 0 else ""
+        count = f"{len(rows.mistakes)} mistake{'s' if len(rows.mistakes) > 1 else ''}"
+        raise ValueError(f"{place}: {count}\n{shown}{more}")
+    return rows
+
+
+def _read_table(text: str, rows: _Rows) -> None:
+    """A CSV with a header."""
+    reader = csv.reader(io.StringIO(text, newline=""))
+    header: list[str] = []
+    while not any(header):
+        header = [name.strip().lower() for name in next(reader)]
+    for name in header:
+        close = difflib.get_close_matches(name, COLUMNS, n=1, cutoff=0.7)
+        if name not in COLUMNS and close and close[0] not in header:
+            rows.mistakes.append(f"line {reader.line_num}: column {name!r} is unknown; did you mean {close[0]!r}?")
+    for name in COLUMNS:
+        if header.count(name) > 1:
+            rows.mistakes.append(f"line {reader.line_num}: {header.count(name)} columns are called {name!r}: keep one")
+    places = {name: header.index(name) for name in COLUMNS if name in header}
+    for fields in reader:
+        if not any(field.strip() for field in fields):
+            continue
+        where = f"line {reader.line_num}"
+        if len(fields) < len(header):
+            rows.mistakes.append(f"{where}: {len(fields)} fields, the header has {len(header)}: {','.join(fields)!r}")
+            continue
+        values = {name: fields[index].strip() for name, index in places.items()}
+        if not values["path"]:
+            rows.mistakes.append(f"{where}: the path is empty")
+            continue
+        first = _seconds(values.get("start", ""), "start", where, rows.mistakes)
+        last = _seconds(values.get("end", ""), "end", where, rows.mistakes)
+        if last <= (0.0 if math.isnan(first) else first):
+            rows.mistakes.append(f"{where}: end {last:g} s is not after start {values.get('start') or 0} s")
+        rows.add(values["path"], _label(values.get("label", ""), where, rows.mistakes), first, last)
+
+
+def _read_list(text: str, rows: _Rows) -> None:
+    """One `path label` a line; the label is the last field."""
+    for number, line in enumerate(text.split("\n"), start=1):
+        line = line.strip()
+        if not line:
+            continue
+        split = re.fullmatch(r"(.*?\S)\s*[\s,]\s*(-?\d+)", line)
+        if split:
+            path, text = split.groups()
+        elif os.path.splitext(line)[1].lower() in VIDEO_EXTENSIONS:
+            path, text = line, ""
+        else:
+            rows.mistakes.append(
+                f"line {number}: expected `path label` with a whole number as label, got {line[:120]!r} "
+                "(a table needs a first line that names its columns: path,label,start,end)"
+            )
+            continue
+        rows.add(path.strip('"'), _label(text, f"line {number}", rows.mistakes))
+
+
+def _label(text: str, where: str, mistakes: list[str]) -> int:
+    if not text:
+        return -1
+    try:
+        label = int(text)
+    except ValueError:
+        mistakes.append(f"{where}: label {text!r} is not a whole number: number the classes from 0")
+        return -1
+    if not -1 <= label < 2**31:
+        mistakes.append(f"{where}: label {label} is not between 0 and 2147483647 (or -1 for unknown)")
+        return -1
+    return label
+
+
+def _seconds(text: str, name: str, where: str, mistakes: list[str]) -> float:
+    if not text:
+        return math.nan
+    try:
+        seconds = float(text)
+    except ValueError:
+        seconds = math.nan
+    if not 0 <= seconds < math.inf:
+        mistakes.append(f"{where}: {name} {text!r} is not a number of seconds from 0 on")
+        return math.nan
+    return seconds

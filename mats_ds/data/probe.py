@@ -1,0 +1,248 @@
+"""A video file -> VideoIndex: what it really holds, from its packets and its first picture; headers are not believed.
+
+Frame counts in headers are wrong or absent in many files, so frames are counted by their packets: packets that show nothing
+(VP8/VP9 reference-only frames, frames that an edit list cuts, torn packets) are not counted. One picture is decoded, which
+proves that the stream decodes at all and tells its true size, pixel format and rotation.
+"""
+
+from __future__ import annotations
+
+import os
+import threading
+from collections import OrderedDict
+from dataclasses import dataclass
+from fractions import Fraction
+
+import av
+import numpy as np
+from av.error import FFmpegError
+
+# What PyAV raises for a file that is not a sound video: FFmpeg's errors, metadata that is not text, absurd sizes.
+READ_ERRORS = (FFmpegError, OSError, ValueError, IndexError, MemoryError)
+MAX_CACHE_BYTES = 64 << 20
+
+
+class UnreadableVideo(Exception):  # noqa: N818 - it names the thing, as StopIteration does
+    """A video, or the wanted part of it, cannot be read; `reason` says why in one line."""
+
+    def __init__(self, reason: str) -> None:
+        self.reason = " ".join(str(reason).split())[:300] or "unknown"
+        super().__init__(self.reason)
+
+
+@dataclass(frozen=True, eq=False)
+class VideoIndex:
+    """What a file holds. F frames in presentation order, K keyframes in file order.
+
+    pts_F: int64 time stamps in `time_base`, ascending; the frames' numbers where `trusts_pts` is false (frame numbers are
+    then found by counting from the start: AVI stores no presentation times). keyframe_pts_K with keyframe_seek_K: where to
+    seek to for each. width, height: of the coded picture. rotation: degrees counter-clockwise (0, 90, 180, 270) by which the
+    decoded picture is turned to stand upright. plain: every packet is one visible frame, so that any decoder numbers them alike.
+    """
+
+    path: str
+    container: str
+    codec: str
+    pixel_format: str
+    width: int
+    height: int
+    rotation: int
+    stream_index: int
+    time_base: Fraction
+    frame_rate: float
+    pts_F: np.ndarray
+    keyframe_pts_K: np.ndarray
+    keyframe_seek_K: np.ndarray
+    trusts_pts: bool
+    plain: bool
+
+    @property
+    def num_frames(self) -> int:
+        return len(self.pts_F)
+
+    @property
+    def upright_size(self) -> tuple[int, int]:
+        """(height, width) of the frames as they are delivered, after rotation."""
+        return (self.width, self.height) if self.rotation % 180 else (self.height, self.width)
+
+    def seconds(self) -> np.ndarray:
+        """Time of each frame since the first one, float64 [F]."""
+        if not self.trusts_pts:
+            return np.arange(self.num_frames) / self.frame_rate
+        return (self.pts_F - self.pts_F[0]) * float(self.time_base)
+
+
+def index_video(path: str) -> VideoIndex:
+    """The index of a file; remembered until the file changes, within a fixed number of bytes.
+
+    Raises UnreadableVideo for everything that is wrong with the file; that too is remembered.
+    """
+    try:
+        status = os.stat(path)
+    except (OSError, ValueError) as error:
+        raise UnreadableVideo(describe_error(error)) from None
+    identity = (path, status.st_size, status.st_mtime_ns)
+    known = _CACHE.get(identity)
+    if known is None:
+        try:
+            known = _read_index(path, status.st_size)
+        except UnreadableVideo as unreadable:
+            known = unreadable.reason
+        _CACHE.put(identity, known)
+    if isinstance(known, str):
+        raise UnreadableVideo(known)
+    return known
+
+
+def open_video(path: str, *, stream_index: int | None = None) -> tuple[av.container.InputContainer, av.VideoStream]:
+    """Container and video stream, set to one decoding thread. Raises what PyAV raises, or UnreadableVideo without a video stream."""
+    container = av.open(path, metadata_errors="replace")
+    try:
+        stream = _choose_stream(container) if stream_index is None else container.streams[stream_index]
+        stream.codec_context.thread_count = 1
+        stream.codec_context.thread_type = "NONE"
+    except BaseException:
+        container.close()
+        raise
+    return container, stream
+
+
+def _choose_stream(container: av.container.InputContainer) -> av.VideoStream:
+    streams = [stream for stream in container.streams.video if not _is_cover_art(stream)]
+    if not streams:
+        kinds = sorted({stream.type for stream in container.streams})
+        raise UnreadableVideo(f"no video stream in it, only {', '.join(kinds) or 'nothing'}")
+    best = container.streams.best("video")
+    return best if best in streams else streams[0]
+
+
+def _is_cover_art(stream: av.VideoStream) -> bool:
+    return bool(stream.disposition & type(stream.disposition).attached_pic)
+
+
+def _read_index(path: str, num_bytes: int) -> VideoIndex:
+    if num_bytes == 0:
+        raise UnreadableVideo("the file is empty")
+    try:
+        container, stream = open_video(path)
+    except READ_ERRORS as error:
+        raise UnreadableVideo(describe_error(error)) from None
+    with container:
+        return _scan(path, container, stream)
+
+
+def _scan(path: str, container: av.container.InputContainer, stream: av.VideoStream) -> VideoIndex:
+    codec = stream.codec_context.name.removeprefix("lib").removeprefix("dav1d") or "av1"
+    pts: list[int | None] = []
+    keys: list[tuple[int, int]] = []
+    num_packets = 0
+    picture, problem = None, ""
+    packets = container.demux(stream)
+    seek_by_pts = container.format.name.startswith("matroska")
+    while True:
+        try:
+            packet = next(packets, None)
+        except READ_ERRORS as error:  # the file breaks off: what lies before can be used
+            problem = problem or describe_error(error)
+            break
+        if packet is None:
+            break
+        if picture is None:
+            try:
+                picture = next(iter(packet.decode()), None)
+            except READ_ERRORS as error:
+                problem = problem or describe_error(error)
+        if not packet.size:
+            continue
+        num_packets += 1
+        if packet.is_corrupt or packet.is_discard or not _shows(packet, codec):
+            continue
+        if packet.is_keyframe and packet.pts is not None:
+            keys.append((packet.pts, packet.pts if seek_by_pts or packet.dts is None else packet.dts))
+        pts.append(packet.pts)
+    if not pts:
+        raise UnreadableVideo(problem or "no picture in its video stream")
+    if picture is None:
+        raise UnreadableVideo(problem or "not one picture of it decodes")
+    reordered_avi = container.format.name == "avi" and stream.codec_context.has_b_frames
+    trusts_pts = not reordered_avi and None not in pts and len(set(pts)) == len(pts)
+    rate = stream.average_rate or stream.guessed_rate
+    pts_F = np.sort(np.asarray(pts, np.int64)) if trusts_pts else np.arange(len(pts))
+    keys.sort()
+    return VideoIndex(
+        path=path,
+        container=container.format.name,
+        codec=codec,
+        pixel_format=picture.format.name,
+        width=picture.width,
+        height=picture.height,
+        rotation=round(getattr(picture, "rotation", 0) / 90) * 90 % 360,
+        stream_index=stream.index,
+        time_base=stream.time_base,
+        frame_rate=float(rate) if rate else 25.0,
+        pts_F=pts_F,
+        keyframe_pts_K=np.asarray([key for key, _ in keys], np.int64),
+        keyframe_seek_K=np.asarray([seek for _, seek in keys], np.int64),
+        trusts_pts=trusts_pts,
+        plain=trusts_pts and num_packets == len(pts) and len(container.streams.video) == 1,
+    )
+
+
+def _shows(packet: av.Packet, codec: str) -> bool:
+    """Whether a packet yields a visible frame; VP8 and VP9 know packets that only serve as reference.
+
+    Source: RFC 6386 section 9.1 (show_frame is bit 4 of the frame tag); VP9 bitstream specification, uncompressed header
+    and annex B (a superframe ends in a marker byte 110xxxxx and always shows its last frame).
+    """
+    if codec not in ("vp8", "vp9"):
+        return True
+    data = memoryview(packet)
+    if codec == "vp8":
+        return bool(data[0] >> 4 & 1)
+    if data[-1] >> 5 == 0b110:
+        return True
+    bits = f"{data[0]:08b}"
+    place = 5 if bits[2:4] == "11" else 4  # profile 3 has one reserved bit more
+    shows_existing, _, shown = bits[place : place + 3] if place == 4 else bits[5:8]
+    return "1" in (shows_existing, shown)
+
+
+def describe_error(error: BaseException) -> str:
+    """An error of PyAV or the system in words, without the path, which is told beside it."""
+    if isinstance(error, UnreadableVideo):
+        return error.reason
+    text = getattr(error, "strerror", None) or str(error)
+    return f"{text} ({type(error).__name__})" if text else type(error).__name__
+
+
+class _Cache:
+    """Indices by file identity, the least recently used dropped first; safe to share among threads."""
+
+    def __init__(self, max_bytes: int) -> None:
+        self._max_bytes = max_bytes
+        self._num_bytes = 0
+        self._entries: OrderedDict[tuple[str, int, int], VideoIndex | str] = OrderedDict()
+        self._lock = threading.Lock()
+
+    def get(self, identity: tuple[str, int, int]) -> VideoIndex | str | None:
+        with self._lock:
+            if identity in self._entries:
+                self._entries.move_to_end(identity)
+            return self._entries.get(identity)
+
+    def put(self, identity: tuple[str, int, int], entry: VideoIndex | str) -> None:
+        with self._lock:
+            if identity in self._entries:
+                return
+            self._entries[identity] = entry
+            self._num_bytes += _size(entry)
+            while self._num_bytes > self._max_bytes and len(self._entries) > 1:
+                self._num_bytes -= _size(self._entries.popitem(last=False)[1])
+
+
+def _size(entry: VideoIndex | str) -> int:
+    held = 0 if isinstance(entry, str) else entry.pts_F.nbytes + 2 * entry.keyframe_pts_K.nbytes
+    return 1024 + held
+
+
+_CACHE = _Cache(MAX_CACHE_BYTES)

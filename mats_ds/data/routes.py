@@ -1,0 +1,100 @@
+"""ClipSpec -> what the DALI graph gets: frames that PyAV decoded, or the file's bytes where the device decodes them itself.
+
+A file goes to the device's decoder only if that decoder numbers and shows its frames as PyAV does: every packet one visible
+frame, trusted time stamps, 8-bit 4:2:0 video range, no rotation (DALI ignores it), a picture size that NVDEC accepts. All
+else is decoded by PyAV, which turns rotated video upright; crops always refer to the upright picture.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from mats_ds.clips import ClipSpec
+from mats_ds.data.decode import decode_frames, frame_numbers
+from mats_ds.data.probe import READ_ERRORS, UnreadableVideo, VideoIndex, describe_error, index_video
+
+# Smallest and largest picture sides of each codec. Source: NVIDIA Video Codec SDK, NVDEC application note, table of limits.
+NVDEC_SIDES = {
+    "h264": (48, 4096),
+    "hevc": (144, 8192),
+    "mpeg4": (48, 2032),
+    "vp8": (48, 4096),
+    "vp9": (128, 8192),
+    "av1": (128, 8192),
+}
+MAX_ENCODED_BYTES = 256 << 20  # of a longer file, PyAV reads only the part that it needs
+
+
+@dataclass(frozen=True, eq=False)
+class Region:
+    """The crop in pixels of the upright picture, as (top, left, bottom, right), and whether it is mirrored afterwards."""
+
+    corners: tuple[int, int, int, int]
+    flip: bool
+
+
+@dataclass(frozen=True, eq=False)
+class DecodedClip:
+    """frames_THWC: uint8 RGB, whole pictures."""
+
+    frames_THWC: np.ndarray
+    region: Region
+
+    @property
+    def num_bytes(self) -> int:
+        return self.frames_THWC.nbytes
+
+
+@dataclass(frozen=True, eq=False)
+class EncodedClip:
+    """The whole file as uint8 [bytes] and the frames to decode, int32 [T]."""
+
+    encoded: np.ndarray
+    numbers_T: np.ndarray
+    region: Region
+    codec: str
+
+    @property
+    def num_bytes(self) -> int:
+        return self.encoded.nbytes
+
+
+def read_decoded(spec: ClipSpec) -> DecodedClip:
+    """Decode a clip with PyAV. Raises UnreadableVideo."""
+    index = index_video(spec.path)
+    frames_THWC = decode_frames(spec.path, frame_numbers(spec, index=index), index=index)
+    return DecodedClip(frames_THWC, _region(spec, index))
+
+
+def read_for_device(spec: ClipSpec, *, codecs: frozenset[str]) -> EncodedClip | DecodedClip:
+    """A clip for a device that decodes `codecs` itself. Raises UnreadableVideo."""
+    index = index_video(spec.path)
+    if index.codec not in codecs or not device_can_decode(index):
+        return read_decoded(spec)
+    numbers_T = frame_numbers(spec, index=index)
+    try:
+        encoded = np.fromfile(spec.path, np.uint8)
+    except READ_ERRORS as error:
+        raise UnreadableVideo(describe_error(error)) from None
+    if encoded.nbytes > MAX_ENCODED_BYTES:
+        return read_decoded(spec)
+    return EncodedClip(encoded, numbers_T.astype(np.int32), _region(spec, index), index.codec)
+
+
+def device_can_decode(index: VideoIndex) -> bool:
+    """Whether a hardware decoder shows the very frames of this file that PyAV shows, as far as its index tells."""
+    smallest, largest = NVDEC_SIDES.get(index.codec, (1, 0))
+    return (
+        index.plain
+        and index.rotation == 0
+        and index.pixel_format == "yuv420p"
+        and min(index.width, index.height) >= smallest
+        and max(index.width, index.height) <= largest
+    )
+
+
+def _region(spec: ClipSpec, index: VideoIndex) -> Region:
+    top, left, height, width = spec.crop.box(*index.upright_size)
+    return Region((top, left, top + height, left + width), spec.crop.flip)

@@ -1,0 +1,121 @@
+"""(seed, position) -> ClipSpec: which video, which frames, which crop. Stateless, so that a run resumes anywhere, on any split.
+
+A position counts clips since the start of training: step * global_batch + place in the global batch. Every draw is a pure
+function of (seed, epoch, index in the epoch, attempt), taken from the raw 64-bit words of numpy's Philox generator, whose
+stream numpy promises not to change (its shuffles and uniform numbers carry no such promise).
+"""
+
+from __future__ import annotations
+
+import functools
+import math
+
+import numpy as np
+
+from mats_ds.clips import ClipSpec, CropSpec
+from mats_ds.config import ClipSection
+from mats_ds.data.manifest import Manifest
+
+# The fixed places of a multi-scale crop (top, left; in quarters of the free room): corners, centre, edge middles and quarter
+# points. Source: temporal segment networks, arXiv 1608.00859, section on multi-scale cropping; VideoMAE's recipe uses it too.
+CROP_PLACES = (
+    *((0, 0), (0, 4), (4, 0), (4, 4), (2, 2)),
+    *((0, 2), (4, 2), (2, 0), (2, 4)),
+    *((1, 1), (1, 3), (3, 1), (3, 3)),
+)
+KEY_BITS = 62
+_FOR_ORDER, _FOR_KEY, _FOR_CLIP = range(3)  # what a stream of random words serves
+
+
+class ClipSampler:
+    """Draws the clips of a training run.
+
+    `num_frames` frames are read of each clip. Where that is more than `recipe_clip.num_frames` (candidates of the adaptive
+    frame selection), they are spread evenly over the same span of recipe_clip.num_frames * recipe_clip.stride video frames.
+    An epoch has max(1, len(manifest) // global_batch) steps; it takes no video twice unless the manifest holds fewer videos
+    than a global batch, in which case it goes round. Raises ValueError for an empty manifest or sizes below one.
+    """
+
+    def __init__(self, manifest: Manifest, *, recipe_clip: ClipSection, num_frames: int, global_batch: int, seed: int) -> None:
+        if len(manifest) == 0:
+            raise ValueError(f"the manifest {manifest.name!r} is empty: there is nothing to sample from")
+        for name, value in (("num_frames", num_frames), ("global_batch", global_batch)):
+            if value < 1:
+                raise ValueError(f"{name} is at least 1, got {value}")
+        if seed < 0:
+            raise ValueError(f"a seed is 0 or more, got {seed}")
+        self.manifest = manifest
+        self.recipe_clip = recipe_clip
+        self.num_frames = num_frames
+        self.global_batch = global_batch
+        self.seed = seed
+        self.steps_per_epoch = max(1, len(manifest) // global_batch)
+        # Epochs overlap by no more than the clips that are read ahead: two orders in memory are enough.
+        self._order_of = functools.lru_cache(maxsize=2)(self._draw_order)
+        scales = recipe_clip.crop_scales
+        self._scale_pairs = [(high, wide) for i, high in enumerate(scales) for j, wide in enumerate(scales) if abs(i - j) <= 1]
+
+    def epoch(self, position: int) -> int:
+        """The epoch that a position belongs to, from 0."""
+        return position // (self.steps_per_epoch * self.global_batch)
+
+    def spec(self, position: int, attempt: int = 0) -> ClipSpec:
+        """The clip at a position; `attempt` 1, 2, ... draws other videos, to stand in for one that cannot be read.
+
+        The random key belongs to the position: all attempts share it.
+        """
+        epoch, index = divmod(position, self.steps_per_epoch * self.global_batch)
+        order_S = self._order_of(epoch)
+        key, shift = self._words(2, _FOR_KEY, epoch, index)
+        others = len(order_S) - 1
+        # Substitutes are the videos that follow a random place of the epoch's order, never the clip's own video.
+        hop = 1 + (shift + attempt - 1) % others if attempt and others else 0
+        sample = int(order_S[(index + hop) % len(order_S)])
+        start, scale, place, flip = self._words(4, _FOR_CLIP, epoch, index, attempt)
+        height_scale, width_scale = self._scale_pairs[scale % len(self._scale_pairs)]
+        top, left = CROP_PLACES[place % len(CROP_PLACES)]
+        return ClipSpec(
+            path=self.manifest.paths[sample],
+            sample=sample,
+            num_frames=self.num_frames,
+            stride=self.recipe_clip.stride,
+            start=(start >> 11) / 2**53,
+            sampling=self.recipe_clip.sampling,
+            label=int(self.manifest.label_S[sample]),
+            first_seconds=_present(self.manifest.first_seconds_S[sample]),
+            last_seconds=_present(self.manifest.last_seconds_S[sample]),
+            crop=CropSpec(height_scale, width_scale, top / 4, left / 4, bool(self.recipe_clip.flip and flip >> 63)),
+            key=key >> (64 - KEY_BITS),
+            attempt=attempt,
+            span=self.recipe_clip.num_frames * self.recipe_clip.stride,
+        )
+
+    def positions(self, step: int, micro: int, *, rank: int, world_size: int, micro_batch: int, accumulation: int) -> range:
+        """The positions of one micro-batch. Those of all ranks and micro-steps of a step together are its global batch.
+
+        Raises ValueError when micro_batch * accumulation * world_size is not the sampler's global batch.
+        """
+        if micro_batch * accumulation * world_size != self.global_batch:
+            raise ValueError(
+                f"micro-batch {micro_batch} x accumulation {accumulation} x {world_size} ranks = "
+                f"{micro_batch * accumulation * world_size}, but the global batch is {self.global_batch}: make them agree"
+            )
+        if not (0 <= rank < world_size and 0 <= micro < accumulation):
+            raise ValueError(f"rank {rank} of {world_size} or micro-step {micro} of {accumulation} does not exist")
+        begin = step * self.global_batch + (micro * world_size + rank) * micro_batch
+        return range(begin, begin + micro_batch)
+
+    def _draw_order(self, epoch: int) -> np.ndarray:
+        """The epoch's order of all videos, int64 [S]."""
+        words_S = self._generator(_FOR_ORDER, epoch).random_raw(len(self.manifest))
+        return np.argsort(words_S, kind="stable")
+
+    def _words(self, count: int, *purpose: int) -> list[int]:
+        return self._generator(*purpose).random_raw(count).tolist()
+
+    def _generator(self, *purpose: int) -> np.random.Philox:
+        return np.random.Philox(np.random.SeedSequence((self.seed, *purpose)))
+
+
+def _present(seconds: float) -> float | None:
+    return None if math.isnan(seconds) else float(seconds)
