@@ -1,0 +1,14 @@
+"""What holds for every test: those marked gpu are skipped where torch sees no GPU."""
+
+import pytest
+
+
+def pytest_collection_modifyitems(items):
+    needs_gpu = [item for item in items if item.get_closest_marker("gpu")]
+    if not needs_gpu:
+        return
+    import torch
+
+    if not torch.cuda.is_available():
+        for item in needs_gpu:
+            item.add_marker(pytest.mark.skip(reason="needs an NVIDIA GPU"))
