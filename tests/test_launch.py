@@ -1,0 +1,418 @@
+"""launch.sh from outside: a copy in a folder with a space, a stand-in for nvidia-smi, mostly only the commands it would run."""
+
+import os
+import re
+import shlex
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[1]
+GPU_LINE = "GPU {0}: NVIDIA H100 80GB HBM3 (UUID: GPU-{0}{0}{0}{0}-aa)"
+
+
+def write_script(path: Path, text: str) -> Path:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(f"#!/bin/sh\n{text}\n")
+    path.chmod(0o755)
+    return path
+
+
+class Project:
+    """A copy of launch.sh with a PATH and an environment of its own."""
+
+    def __init__(self, folder: Path):
+        self.root = folder / "a project"
+        self.tools = folder / "tools"
+        self.caller = folder / "the caller"
+        for path in (self.root, self.tools, self.caller):
+            path.mkdir()
+        for name in ("launch.sh", "setup.py", "pyproject.toml"):
+            shutil.copy(ROOT / name, self.root)
+        self.environment = {"PATH": f"{self.tools}:/usr/local/bin:/usr/bin:/bin", "HOME": str(folder), "MATS_DRY_RUN": "1"}
+        self.environment["MATS_PYTHON"] = sys.executable
+        self.put_driver(None)
+
+    def put_driver(self, cuda: str | None, gpus: int = 0) -> None:
+        """A stand-in for nvidia-smi; None: one that finds no driver."""
+        listed = "\n".join(GPU_LINE.format(index) for index in range(gpus))
+        header = f"| NVIDIA-SMI 999.9    Driver Version: 999.9    CUDA Version: {cuda} |"
+        body = "exit 9" if cuda is None else f'[ "$1" = -L ] && echo "{listed}" || echo "{header}"'
+        write_script(self.tools / "nvidia-smi", body)
+
+    def python_without_packages(self) -> str:
+        return str(write_script(self.tools / "bare" / "bin" / "python", f'exec "{sys.executable}" -I -S "$@"'))
+
+    def run(self, *arguments: str, **environment: str) -> subprocess.CompletedProcess:
+        return subprocess.run(
+            ["bash", str(self.root / "launch.sh"), *arguments],
+            cwd=self.caller,
+            env=self.environment | environment,
+            capture_output=True,
+            text=True,
+            timeout=300,
+        )
+
+    def plan(self, *arguments: str, **environment: str) -> list[list[str]]:
+        """The commands that it would run, as lists of words."""
+        done = self.run(*arguments, **environment)
+        assert done.returncode == 0, done.stderr
+        return [shlex.split(line)[1:] for line in done.stdout.splitlines() if line.startswith("+ ")]
+
+    def launch_plan(self, *arguments: str, **environment: str) -> tuple[list[str], list[str], list[str]]:
+        """The one training command: its environment, the launcher's options, the trainer's arguments."""
+        (command,) = [words for words in self.plan(*arguments, **environment) if "deepspeed.launcher.runner" in words]
+        runner = command.index("deepspeed.launcher.runner")
+        script = command.index(f"{self.root}/mats_ds/pretrain.py")
+        return command[1 : runner - 2], command[runner + 1 : script], command[script + 1 :]
+
+
+@pytest.fixture
+def project(tmp_path):
+    return Project(tmp_path)
+
+
+def test_is_valid_bash():
+    subprocess.run(["bash", "-n", str(ROOT / "launch.sh")], check=True)
+    subprocess.run(["bash", "-n", str(ROOT / ".ci" / "run")], check=True)
+
+
+@pytest.mark.parametrize("arguments", [(), ("help",), ("--help",), ("-h",), ("demo", "--help")])
+def test_help_names_every_command_and_variable(project, arguments):
+    done = project.run(*arguments)
+    assert done.returncode == 0
+    for word in ("demo", "test", "pretrain", "report", "setup", "MATS_PYTHON", "MATS_DRY_RUN", "UV_TORCH_BACKEND=cpu"):
+        assert word in done.stdout
+    used = set(re.findall(r"MATS_[A-Z_]+", (ROOT / "launch.sh").read_text()))
+    assert used == {"MATS_PYTHON", "MATS_DRY_RUN"}, "document every variable in the help"
+
+
+@pytest.mark.parametrize(
+    ("typed", "nearest"), [("tset", "test"), ("pretrian", "pretrain"), ("dmeo", "demo"), ("reports", "report"), ("x", None)]
+)
+def test_an_unknown_command_names_the_nearest(project, typed, nearest):
+    done = project.run(typed)
+    assert done.returncode == 2
+    assert f"'{typed}'" in done.stderr
+    assert (f"did you mean '{nearest}'?" in done.stderr) if nearest else ("did you mean" not in done.stderr)
+
+
+class TestDemo:
+    def test_a_missing_folder_is_one_error_before_anything_is_installed(self, project):
+        done = project.run("demo", "no such folder", MATS_PYTHON="")
+        assert done.returncode == 2
+        assert done.stderr == "launch.sh: demo: there is no folder no such folder\n"
+        assert done.stdout == ""
+
+    def test_two_folders_are_refused(self, project):
+        assert project.run("demo", ".", "..").returncode == 2
+
+    def test_trains_on_the_synthetic_set_and_reports(self, project):
+        _, _, trainer = project.launch_plan("demo")
+        assert trainer[:5] == ["--recipe", "mats_ds/recipes/tiny.yaml", "--ds_config", "ds_configs/zero2_tiny.json", "--out"]
+        assert re.fullmatch(r"runs/demo-\d{8}-\d{6}", trainer[5])
+        assert trainer[6:] == []
+        report = project.plan("demo")[-1]
+        assert report[1] == "profiling/report.py"
+        assert report[2].startswith("runs/demo-")
+
+    def test_a_folder_is_the_callers(self, project):
+        (project.caller / "my videos").mkdir()
+        _, _, trainer = project.launch_plan("demo", "my videos")
+        assert trainer[6:] == [f"data.manifest={project.caller}/my videos", "data.max_bad_fraction=0.5"]
+
+    @pytest.mark.parametrize("name", ["a: b", "it's # one", "[x]"])
+    def test_a_folder_that_yaml_would_misread_arrives(self, project, name):
+        from mats_ds.config import load_recipe
+
+        (project.caller / name).mkdir()
+        _, _, trainer = project.launch_plan("demo", name)
+        assert load_recipe("default", trainer[6:]).data.manifest == f"{project.caller}/{name}"
+
+
+class TestRanks:
+    def test_two_cpu_ranks_without_a_gpu(self, project):
+        environment, launcher, trainer = project.launch_plan("pretrain", "--out", "x")
+        assert "DS_ACCELERATOR=cpu" in environment
+        assert any(re.fullmatch(r"OMP_NUM_THREADS=[1-9]\d*", word) for word in environment)
+        assert launcher[:2] == ["--num_gpus", "2"]
+        assert trainer == ["--ds_config", f"{project.root}/ds_configs/zero2.json", "--out", "x"]
+
+    def test_threads_of_a_cpu_rank_are_at_least_one_and_the_callers_if_set(self, project):
+        assert "OMP_NUM_THREADS=1" in project.launch_plan("pretrain", "--num_gpus", "999")[0]
+        assert "OMP_NUM_THREADS=7" in project.launch_plan("pretrain", OMP_NUM_THREADS="7")[0]
+
+    @pytest.mark.parametrize("gpus", [1, 3, 8])
+    def test_all_gpus(self, project, gpus):
+        project.put_driver("13.0", gpus)
+        environment, launcher, _ = project.launch_plan("pretrain")
+        assert environment == []
+        assert launcher[:2] == ["--num_gpus", str(gpus)]
+
+    @pytest.mark.parametrize("option", [("--num_gpus", "2"), ("--num_gpus=2",)])
+    def test_fewer_gpus_on_request(self, project, option):
+        project.put_driver("13.0", 3)
+        _, launcher, trainer = project.launch_plan("pretrain", "a.b=1", *option, "--out", "x")
+        assert launcher[:2] == ["--num_gpus", "2"]
+        assert trainer[2:] == ["a.b=1", "--out", "x"]
+
+    def test_more_gpus_than_there_are(self, project):
+        project.put_driver("13.0", 3)
+        done = project.run("pretrain", "--num_gpus", "4")
+        assert done.returncode == 2
+        assert "only 3" in done.stderr
+
+    @pytest.mark.parametrize("number", ["0", "two", "-1", ""])
+    def test_a_number_that_is_none(self, project, number):
+        assert project.run("pretrain", "--num_gpus", number).returncode == 2
+
+    @pytest.mark.parametrize(
+        ("visible", "expected"),
+        [("2,0", "localhost:2,0"), ("GPU-1111,2", "localhost:1,2"), ("1,-1,2", "localhost:1"), ("2,7", "localhost:2")],
+    )
+    def test_visible_devices_are_named_one_by_one(self, project, visible, expected):
+        """Beside --num_gpus the launcher would drop CUDA_VISIBLE_DEVICES and take GPUs 0, 1, ..."""
+        project.put_driver("13.0", 3)
+        _, launcher, _ = project.launch_plan("pretrain", CUDA_VISIBLE_DEVICES=visible)
+        assert launcher[:2] == ["--include", expected]
+        assert "--num_gpus" not in launcher
+
+    def test_hidden_gpus_mean_cpu_ranks(self, project):
+        project.put_driver("13.0", 3)
+        environment, launcher, _ = project.launch_plan("pretrain", CUDA_VISIBLE_DEVICES="")
+        assert "DS_ACCELERATOR=cpu" in environment
+        assert launcher[:2] == ["--num_gpus", "2"]
+
+    def test_a_hostfile_goes_to_the_launcher_and_adds_no_number(self, project):
+        project.put_driver("13.0", 3)
+        _, launcher, trainer = project.launch_plan("pretrain", "--hostfile", "my hosts", "--out", "x")
+        assert launcher == ["--hostfile", "my hosts"]
+        assert trainer[2:] == ["--out", "x"]
+        _, launcher, _ = project.launch_plan("pretrain", "--num_gpus", "2", "--hostfile=h")
+        assert launcher == ["--hostfile=h", "--num_gpus", "2"]
+
+    def test_a_port_of_the_caller_is_kept(self, project):
+        _, launcher, _ = project.launch_plan("pretrain", "--master_port", "1234")
+        assert launcher.count("--master_port") == 1
+        assert launcher[launcher.index("--master_port") + 1] == "1234"
+
+    @pytest.mark.parametrize("option", [("--ds_config", "mine.json"), ("--ds_config=mine.json",)])
+    def test_a_ds_config_of_the_caller_replaces_the_default(self, project, option):
+        _, _, trainer = project.launch_plan("pretrain", *option)
+        assert trainer == list(option)
+
+    def test_help_of_the_trainer_starts_no_ranks(self, project):
+        (command,) = project.plan("pretrain", "--help")
+        assert command[1:] == [f"{project.root}/mats_ds/pretrain.py", "--help"]
+
+
+class TestReportAndTests:
+    def test_a_run_folder_is_the_callers(self, project):
+        (command,) = project.plan("report", "my run", "--x")
+        assert command[1:] == [f"{project.root}/profiling/report.py", "my run", "--x"]
+
+    def test_the_default_leaves_out_what_is_slow_or_needs_a_gpu(self, project):
+        assert project.plan("test")[0][1:] == ["-m", "pytest", "-m", "not slow and not gpu"]
+        project.put_driver("13.0", 1)
+        assert project.plan("test")[0][1:] == ["-m", "pytest", "-m", "not slow"]
+
+    def test_arguments_replace_the_default(self, project):
+        assert project.plan("test", "-k", "a or b")[0][1:] == ["-m", "pytest", "-k", "a or b"]
+
+
+class TestInstalling:
+    def installed_extras(self, project, **environment) -> str:
+        plan = project.plan("setup", MATS_PYTHON="", **environment)
+        (target,) = [words[-1] for words in plan if "--editable" in words]
+        return target
+
+    @pytest.mark.parametrize(
+        ("cuda", "extra"), [(None, "cuda13"), ("12.2", "cuda12"), ("12.9", "cuda12"), ("13.0", "cuda13"), ("14.1", "cuda13")]
+    )
+    def test_the_driver_chooses_the_builds(self, project, cuda, extra):
+        project.put_driver(cuda, 1)
+        assert self.installed_extras(project) == f".[{extra},test]"
+
+    @pytest.mark.parametrize(
+        ("header", "extra"),
+        [("KMD Version: 595.1  CUDA UMD Version: 13.2", "cuda13"), ("Driver Version: 570.86", "cuda12")],
+    )
+    def test_other_headers_of_nvidia_smi(self, project, header, extra):
+        write_script(project.tools / "nvidia-smi", f'echo "| {header} |"')
+        assert self.installed_extras(project) == f".[{extra},test]"
+
+    def test_a_driver_that_is_too_old_is_an_error(self, project):
+        project.put_driver("11.4", 1)
+        done = project.run("setup", MATS_PYTHON="")
+        assert done.returncode == 1
+        assert "CUDA 11.4" in done.stderr
+
+    @pytest.mark.parametrize(("backend", "extra"), [("cpu", "cuda13"), ("cu128", "cuda12"), ("cu130", "cuda13")])
+    def test_a_torch_backend_of_the_caller_wins_over_the_driver(self, project, backend, extra):
+        project.put_driver("12.2" if extra == "cuda13" else "13.0", 1)
+        assert self.installed_extras(project, UV_TORCH_BACKEND=backend) == f".[{extra},test]"
+
+    def test_uv_is_fetched_where_there_is_none(self, project):
+        project.environment["PATH"] = f"{project.tools}:/usr/bin:/bin"
+        write_script(project.tools / "uv", "exit 1")  # a shim of a version manager that leads nowhere
+        plan = project.plan("setup", MATS_PYTHON="")
+        assert plan[0][1:] == ["-m", "venv", f"{project.root}/.venv"]
+        assert plan[1][1:] == ["-m", "pip", "install", "uv"]
+
+    def test_a_python_that_does_not_exist(self, project):
+        done = project.run("setup", MATS_PYTHON="/no/python")
+        assert done.returncode == 2
+        assert "MATS_PYTHON" in done.stderr
+
+    def test_an_active_environment_that_holds_the_packages_is_used(self, project):
+        environment = project.tools / "active"
+        python = write_script(environment / "bin" / "python", f'exec "{sys.executable}" "$@"')
+        for variable in ("VIRTUAL_ENV", "CONDA_PREFIX"):
+            (command,) = project.plan("test", MATS_PYTHON="", **{variable: str(environment)})
+            assert command[0] == str(python)
+
+    def test_an_active_environment_that_lacks_some_is_left_alone(self, project):
+        python = project.python_without_packages()
+        done = project.run("setup", MATS_PYTHON="", VIRTUAL_ENV=str(Path(python).parents[1]))
+        assert done.returncode == 0
+        assert "lacks torch, torchvision, deepspeed, timm, ...: making .venv instead" in done.stderr
+        assert f"--python {shlex.quote(f'{project.root}/.venv/bin/python')}".replace("'", "") in done.stdout.replace("\\", "")
+
+    def test_a_version_that_is_too_old_counts_as_lacking(self, project):
+        setup = (project.root / "setup.py").read_text()
+        (project.root / "setup.py").write_text(setup.replace('"einops>=0.8"', '"einops>=99.1"'))
+        done = project.run("setup", MATS_PYTHON="", VIRTUAL_ENV=sys.prefix)
+        assert "lacks einops>=99.1" in done.stderr
+
+
+class TestSecondRun:
+    """With a stand-in for uv that makes an environment out of this Python and notes each call."""
+
+    @pytest.fixture
+    def installing(self, project):
+        calls = project.tools / "calls"
+        python = f'#!/bin/sh\\nexec "{sys.executable}" "$@"\\n'
+        make = f'mkdir -p "$5/bin"; printf \'{python}\' > "$5/bin/python"; chmod +x "$5/bin/python"'
+        write_script(project.tools / "uv", f'echo "$@" >> "{calls}"\nif [ "$1" = venv ]; then {make}; fi')
+        project.environment |= {"MATS_DRY_RUN": "", "MATS_PYTHON": ""}
+
+        def setup(**environment) -> int:
+            calls.write_text("")
+            done = project.run("setup", **environment)
+            assert done.returncode == 0, done.stderr
+            return calls.read_text().count("pip install")
+
+        project.setup = setup
+        return project
+
+    def test_installs_nothing(self, installing):
+        assert installing.setup() == 1
+        assert installing.setup() == 0
+
+    def test_takes_under_a_second(self, installing):
+        installing.setup()
+        seconds = []
+        for _ in range(3):
+            start = time.monotonic()
+            installing.setup()
+            seconds.append(time.monotonic() - start)
+        assert min(seconds) < 1
+
+    def test_installs_again_after_the_requirements_changed(self, installing):
+        installing.setup()
+        with (installing.root / "setup.py").open("a") as file:
+            file.write("# changed\n")
+        assert installing.setup() == 1
+        assert installing.setup() == 0
+
+    def test_cuda_13_builds_are_replaced_under_a_cuda_12_driver_and_not_the_other_way_round(self, installing):
+        installing.put_driver("13.0", 1)
+        assert installing.setup() == 1
+        installing.put_driver("12.8", 1)
+        assert installing.setup() == 1
+        installing.put_driver("13.0", 1)
+        assert installing.setup() == 0
+
+    def test_a_failed_installation_is_tried_again(self, installing):
+        good = (installing.tools / "uv").read_text()
+        write_script(installing.tools / "uv", 'if [ "$1" = pip ]; then exit 1; fi\n' + good.partition("\n")[2])
+        done = installing.run("setup")
+        assert done.returncode == 1
+        assert "the installation failed" in done.stderr
+        write_script(installing.tools / "uv", good.partition("\n")[2])
+        assert installing.setup() == 1
+
+
+@pytest.mark.slow
+class TestRealLauncher:
+    """The DeepSpeed launcher itself on a stand-in for the trainer."""
+
+    @pytest.fixture
+    def running(self, project):
+        project.environment |= {"MATS_DRY_RUN": "", "CUDA_VISIBLE_DEVICES": ""}
+        trainer = project.root / "mats_ds" / "pretrain.py"
+        trainer.parent.mkdir()
+        trainer.write_text(
+            "import os, subprocess, sys, time\n"
+            "rank = os.environ['RANK']\n"
+            "if 'sleep' in sys.argv:\n"
+            "    child = subprocess.Popen(['sleep', '600'])\n"
+            "    open(f'pids-{rank}', 'w').write(f'{os.getpid()} {child.pid}')\n"
+            "    time.sleep(600)\n"
+            "open(f'arguments-{rank}', 'w').write(repr(sys.argv[1:]))\n"
+            "sys.exit(3 if f'fail-{rank}' in sys.argv else 0)\n"
+        )
+        tools = project.root / "profiling"
+        tools.mkdir()
+        (tools / "report.py").write_text("import sys; print('report of', sys.argv[1]); sys.exit(4)\n")
+        return project
+
+    def test_starts_both_ranks_with_the_arguments_as_they_are(self, running):
+        done = running.run("pretrain", "--out", "a b", "x.y='c: d'")
+        assert done.returncode == 0, done.stderr
+        for rank in "01":
+            arguments = (running.caller / f"arguments-{rank}").read_text()
+            assert arguments == repr(
+                [f"--local_rank={rank}", "--ds_config", f"{running.root}/ds_configs/zero2.json", "--out", "a b", "x.y='c: d'"]
+            )
+
+    def test_the_status_of_a_failed_rank_comes_back(self, running):
+        assert running.run("pretrain", "fail-1").returncode == 3
+
+    def test_the_demo_ends_with_the_status_of_the_report(self, running):
+        done = running.run("demo")
+        assert done.returncode == 4
+        assert "report of runs/demo-" in done.stdout
+
+    @pytest.mark.parametrize(("number", "status"), [(signal.SIGTERM, 143), (signal.SIGINT, 130)])
+    def test_a_signal_leaves_no_rank_behind(self, running, number, status):
+        launch = subprocess.Popen(
+            ["bash", str(running.root / "launch.sh"), "pretrain", "sleep"],
+            cwd=running.caller,
+            env=running.environment,
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.DEVNULL,
+        )
+        files = [running.caller / f"pids-{rank}" for rank in "01"]
+        deadline = time.monotonic() + 240
+        while not all(file.exists() and len(file.read_text().split()) == 2 for file in files):
+            assert launch.poll() is None and time.monotonic() < deadline
+            time.sleep(0.2)
+        pids = [int(pid) for file in files for pid in file.read_text().split()]
+        launch.send_signal(number)
+        assert launch.wait(timeout=60) == status
+        assert not [pid for pid in pids if is_running(pid)]
+
+
+def is_running(pid: int) -> bool:
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    state = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0]
+    return state != "Z"
