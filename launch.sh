@@ -354,6 +354,7 @@ train() { # train [LAUNCHER OPTIONS] [-- the trainer's]: deepspeed mats_ds/pretr
         launcher+=(--num_gpus "$num_gpus")
       fi
     fi
+    launcher+=(--quiet) # errors still show
     if [[ -z $port ]]; then # two runs on one machine must not meet on the launcher's fixed port
       if is_dry; then launcher+=(--master_port PORT); else launcher+=(--master_port "$(free_port)"); fi
     fi
