@@ -61,9 +61,10 @@ class PatchEmbed(nn.Module):
         self.register_buffer("shift_P", -torch.tensor(IMAGENET_MEAN).repeat(repeats) / std, persistent=False)
 
     def forward(self, patches_BKP: torch.Tensor) -> torch.Tensor:
-        weight = self.proj.weight
-        bias = self.proj.bias + weight @ self.shift_P
-        return F.linear(patches_BKP.to(weight.dtype), weight * self.scale_P, bias)
+        weight, bias = self.proj.weight.float(), self.proj.bias.float()
+        dtype = self.proj.weight.dtype
+        folded_bias = bias + weight @ self.shift_P.float()
+        return F.linear(patches_BKP.to(dtype), (weight * self.scale_P.float()).to(dtype), folded_bias.to(dtype))
 
 
 def checkpointed_blocks(depth: int, policy: str | int) -> tuple[bool, ...]:

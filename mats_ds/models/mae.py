@@ -182,14 +182,12 @@ class MaskedAutoencoder(nn.Module):
     def predict(self, chosen: ChosenClip) -> torch.Tensor:
         """predicted_BMP: normalised pixels of the target tokens."""
         visible_BV, target_BM = chosen.selection.visible_BV, chosen.selection.target_BM
-        tokens_BVD = self.patch_embed(gather_tokens(chosen.patches_BNP, visible_BV)) + self.positions_ND[visible_BV]
+        tokens_BVD = self.patch_embed(gather_tokens(chosen.patches_BNP, visible_BV))
+        tokens_BVD = tokens_BVD + self.positions_ND[visible_BV].to(tokens_BVD.dtype)
         encoded_BVD = self.to_decoder(self.encoder(tokens_BVD))
+        positions_ND = self.decoder_positions_ND.to(encoded_BVD.dtype)
         decoder_tokens = torch.cat(
-            [
-                encoded_BVD + self.decoder_positions_ND[visible_BV],
-                self.mask_token + self.decoder_positions_ND[target_BM],
-            ],
-            dim=1,
+            [encoded_BVD + positions_ND[visible_BV], self.mask_token + positions_ND[target_BM]], dim=1
         )
         return self.head(self.decoder(decoder_tokens)[:, visible_BV.shape[1] :])
 
