@@ -124,9 +124,10 @@ class ClipSpec:
 
     `sample` is the video's row in the manifest. `first_seconds`/`last_seconds` limit the part of the file that may be
     used (None: all of it). `num_frames` frames are taken `stride` frames apart (`sampling="dense"`), beginning at the
-    share `start` (0 to 1) of the possible beginnings, or spread evenly over the whole range (`"uniform"`). `key` is
-    the clip's random number: masks and frame draws of this clip derive from it. `attempt` counts substitutes: 0 is the
-    clip first drawn.
+    share `start` (0 to 1) of the possible beginnings, or spread evenly over the whole range (`"uniform"`). `span` is
+    the number of video frames that a dense clip stretches over: 0 stands for num_frames * stride, another number
+    spreads the frames evenly over that many. `key` is the clip's random number: masks and frame draws of this clip
+    derive from it. `attempt` counts substitutes: 0 is the clip first drawn.
     """
 
     path: str

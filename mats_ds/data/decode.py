@@ -7,6 +7,7 @@ from the start and its frames are counted.
 
 from __future__ import annotations
 
+import contextlib
 import functools
 from collections.abc import Iterator
 
@@ -77,9 +78,9 @@ def _allowed_range(spec: ClipSpec, index: VideoIndex) -> tuple[int, int]:
         if spec.last_seconds is not None:
             last = int(np.searchsorted(seconds_F, spec.last_seconds - 1e-6))
         if last <= first:
+            end = "its end" if spec.last_seconds is None else f"{spec.last_seconds:g} s"
             raise UnreadableVideo(
-                f"no frame between {spec.first_seconds or 0:g} s and "
-                f"{'its end' if spec.last_seconds is None else f'{spec.last_seconds:g} s'}; the last one is at {seconds_F[-1]:.3f} s"
+                f"no frame between {spec.first_seconds or 0:g} s and {end}; the last one is at {seconds_F[-1]:.3f} s"
             )
     return first, last
 
@@ -158,10 +159,8 @@ class _Picker:
 def _reformat_options() -> dict[str, object]:
     """Exact rounding and full chroma, on one thread, as far as the installed PyAV knows how to ask for it."""
     exact = Interpolation.BILINEAR
-    try:
+    with contextlib.suppress(AttributeError, TypeError, ValueError):
         exact = Interpolation.BILINEAR | Interpolation.ACCURATE_RND | Interpolation.FULL_CHR_H_INT
-    except (AttributeError, TypeError, ValueError):
-        pass
     probe = av.VideoFrame(16, 16, "yuv420p")
     for options in ({"interpolation": exact, "threads": 1}, {"interpolation": exact}, {"interpolation": Interpolation.BILINEAR}):
         try:

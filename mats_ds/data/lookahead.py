@@ -11,7 +11,7 @@ from __future__ import annotations
 import threading
 import time
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Protocol
 
@@ -21,6 +21,10 @@ from mats_ds.data.probe import UnreadableVideo
 MAX_ATTEMPTS = 4  # the clip itself and three substitutes
 MAX_HELD_BYTES = 1 << 30  # decoded frames that wait to be used; the clip that is needed next is read in any case
 JOIN_SECONDS = 5.0
+
+
+class Closed(Exception):
+    """The look-ahead was closed while somebody waited for a clip."""
 
 
 class _Clip(Protocol):
@@ -83,11 +87,8 @@ class LookAhead:
             self._changed.notify_all()
         return ticket
 
-    def is_ready(self, tickets: Sequence[Ticket]) -> bool:
-        return all(ticket.done for ticket in tickets)
-
     def wait(self, ticket: Ticket) -> Ticket:
-        """The same ticket, done. Raises InterruptedError when closed meanwhile."""
+        """The same ticket, done. Raises Closed."""
         if self._inline and not ticket.done:
             self._queue.remove(ticket)
             self._work_on(ticket, worker=None)
@@ -96,7 +97,7 @@ class LookAhead:
             self._changed.notify_all()
             while not ticket.done:
                 if self._stopping:
-                    raise InterruptedError("the look-ahead was closed")
+                    raise Closed
                 left = 1.0
                 if ticket.started_seconds is not None:
                     left = ticket.started_seconds + self._timeout_seconds - time.monotonic()

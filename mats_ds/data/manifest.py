@@ -23,7 +23,7 @@ from pathlib import Path
 import numpy as np
 
 VIDEO_EXTENSIONS = frozenset(
-    ".mp4 .m4v .mov .avi .mkv .webm .mpg .mpeg .mpe .wmv .flv .3gp .3g2 .ts .mts .m2ts .ogv .vob .divx".split()
+    (".mp4", ".m4v", ".mov", ".avi", ".mkv", ".webm", ".mpg", ".mpeg", ".wmv", ".flv", ".3gp", ".ts", ".mts", ".m2ts", ".ogv")
 )
 COLUMNS = ("path", "label", "start", "end")
 MAX_MISTAKES_SHOWN = 20

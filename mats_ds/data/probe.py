@@ -22,7 +22,7 @@ READ_ERRORS = (FFmpegError, OSError, ValueError, IndexError, MemoryError)
 MAX_CACHE_BYTES = 64 << 20
 
 
-class UnreadableVideo(Exception):  # noqa: N818 - it names the thing, as StopIteration does
+class UnreadableVideo(Exception):
     """A video, or the wanted part of it, cannot be read; `reason` says why in one line."""
 
     def __init__(self, reason: str) -> None:
@@ -95,7 +95,7 @@ def index_video(path: str) -> VideoIndex:
 
 
 def open_video(path: str, *, stream_index: int | None = None) -> tuple[av.container.InputContainer, av.VideoStream]:
-    """Container and video stream, set to one decoding thread. Raises what PyAV raises, or UnreadableVideo without a video stream."""
+    """Container and video stream, on one decoding thread. Raises what PyAV raises; UnreadableVideo without a video stream."""
     container = av.open(path, metadata_errors="replace")
     try:
         stream = _choose_stream(container) if stream_index is None else container.streams[stream_index]
