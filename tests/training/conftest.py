@@ -57,7 +57,7 @@ def run_ranks(function: Callable, world_size: int, *arguments: Any, expect_error
         sender.close()
         ranks.append((process, receiver))
     results, problems = [], []
-    for rank, (process, receiver) in enumerate(ranks):
+    for rank, (_, receiver) in enumerate(ranks):
         if receiver.poll(RANK_TIMEOUT_SECONDS):
             try:
                 kind, value = receiver.recv()
