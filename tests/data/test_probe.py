@@ -1,0 +1,126 @@
+"""What a file holds is told by its packets, and what is wrong with it by one exception."""
+
+import csv
+import os
+
+import av
+import numpy as np
+import pytest
+
+from mats_ds.data import probe
+from mats_ds.data.probe import UnreadableVideo, index_video
+
+
+@pytest.mark.parametrize(
+    ("name", "options", "codec", "trusts_pts"),
+    [
+        ("a.mp4", {"b_frames": 2}, "h264", True),
+        ("a.mkv", {"b_frames": 2}, "h264", True),
+        ("a.webm", {"codec": "libvpx-vp9"}, "vp9", True),
+        ("a.avi", {"codec": "mpeg4"}, "mpeg4", True),
+        ("b.avi", {"codec": "mpeg4", "b_frames": 2}, "mpeg4", False),
+        ("c.avi", {"b_frames": 2}, "h264", False),
+    ],
+)
+def test_frames_keyframes_and_times_come_from_the_packets(write_video, tmp_path, name, options, codec, trusts_pts):
+    index = index_video(str(write_video(tmp_path / name, num_frames=40, gop=10, **options)))
+    assert (index.codec, index.num_frames, index.trusts_pts, index.plain) == (codec, 40, trusts_pts, trusts_pts)
+    assert (index.height, index.width, index.rotation, index.pixel_format) == (48, 80, 0, "yuv420p")
+    assert index.frame_rate == pytest.approx(20)
+    np.testing.assert_allclose(index.seconds(), np.arange(40) / 20, atol=0.001)
+    if trusts_pts:
+        assert len(index.keyframe_pts_K) == 4 and set(index.keyframe_pts_K) <= set(index.pts_F)
+
+
+@pytest.mark.parametrize(
+    ("kind", "reason"),
+    [
+        ("empty", "empty"),
+        ("text", "Invalid data"),
+        ("garbage", "Invalid data"),
+        ("truncated", "Invalid data|no picture"),
+        ("audio", "no video stream in it, only audio"),
+        ("vanished", "No such file"),
+        ("folder", "directory"),
+    ],
+)
+def test_everything_that_is_wrong_is_one_exception_with_one_line(write_broken, kind, reason):
+    path = str(write_broken(kind))
+    for _ in range(2):  # the second time from memory
+        with pytest.raises(UnreadableVideo, match=reason) as caught:
+            index_video(path)
+        assert caught.value.reason and "\n" not in caught.value.reason
+
+
+@pytest.mark.skipif(os.name != "posix" or os.geteuid() == 0, reason="needs a user whom permissions bind")
+def test_a_file_that_may_not_be_read(write_video, tmp_path):
+    path = write_video(tmp_path / "a.mp4")
+    path.chmod(0)
+    with pytest.raises(UnreadableVideo, match="ermission"):
+        index_video(str(path))
+
+
+def test_a_path_that_no_system_takes():
+    with pytest.raises(UnreadableVideo, match="null"):
+        index_video("a\0b.mp4")
+
+
+def test_a_file_that_breaks_off_keeps_what_lies_before(write_video, tmp_path):
+    whole = write_video(tmp_path / "whole.webm", codec="libvpx-vp9", num_frames=40)
+    part = tmp_path / "part.webm"
+    part.write_bytes(whole.read_bytes()[: whole.stat().st_size // 2])
+    assert 0 < index_video(str(part)).num_frames < 40
+
+
+def test_an_index_is_remembered_until_the_file_changes(write_video, tmp_path, monkeypatch):
+    path = write_video(tmp_path / "a.mp4", num_frames=20)
+    first = index_video(str(path))
+    monkeypatch.setattr(probe, "_read_index", lambda *_: pytest.fail("read again"))
+    assert index_video(str(path)) is first
+    monkeypatch.undo()
+    write_video(path, num_frames=30)
+    assert index_video(str(path)).num_frames == 30
+
+
+def test_the_memory_of_indices_is_bounded(write_video, tmp_path, monkeypatch):
+    cache = probe._Cache(max_bytes=5000)
+    monkeypatch.setattr(probe, "_CACHE", cache)
+    for number in range(6):
+        index_video(str(write_video(tmp_path / f"{number}.mp4", num_frames=20)))
+    assert 1 <= len(cache._entries) < 6
+    assert cache._num_bytes == sum(probe._size(entry) for entry in cache._entries.values()) <= 5000
+    assert any("5.mp4" in identity[0] for identity in cache._entries)
+
+
+def test_reference_only_packets_of_vp9_are_not_counted():
+    """First bytes of VP9 packets: frame marker 10, profile bits, show_existing_frame, frame_type, show_frame."""
+
+    def shows(first: int, last: int = 0) -> bool:
+        return probe._shows(av.Packet(bytes([first, 0, 0, last])), "vp9")
+
+    assert shows(0b10_00_0_0_1_0)  # shown key frame
+    assert not shows(0b10_00_0_1_0_0)  # hidden inter frame
+    assert shows(0b10_00_1_0_0_0)  # shows a frame decoded before
+    assert shows(0b10_00_0_1_0_0, last=0b110_00_001)  # superframe
+    assert not shows(0b10_11_0_0_1_0)  # profile 3 has a reserved bit: frame_type 1, show_frame 0
+    assert shows(0b10_11_0_0_1_1)
+    assert probe._shows(av.Packet(bytes([0b0001_0000, 0, 0])), "vp8")
+    assert not probe._shows(av.Packet(bytes([0b0000_0000, 0, 0])), "vp8")
+    assert probe._shows(av.Packet(bytes([0])), "h264")
+
+
+@pytest.mark.slow
+def test_real_clips_have_the_frames_that_their_list_says(real_videos):
+    with open(real_videos / "real" / "MANIFEST.csv", newline="") as file:
+        rows = [row for row in csv.DictReader(file) if not row["error"]]
+    # Two files hold two video streams of different length; the list counted the other one.
+    two_streams = ("fir_ceiling_p1.mp4", "nasa_2audio.mp4")
+    checked = 0
+    for row in rows:
+        path = real_videos / row["path"]
+        if path.exists() and path.name not in two_streams:
+            index = index_video(str(path))
+            assert index.num_frames == int(row["frames"]), path
+            assert index.rotation == int(row["rotation"] or 0) % 360, path
+            checked += 1
+    assert checked > 20

@@ -1,0 +1,129 @@
+"""What is drawn depends on the seed and the position alone."""
+
+from collections import Counter
+
+import numpy as np
+import pytest
+
+from mats_ds.config import ClipSection
+from mats_ds.data.manifest import Manifest
+from mats_ds.data.sampler import CROP_PLACES, ClipSampler
+
+
+def manifest_of(num_videos: int) -> Manifest:
+    nan_S = np.full(num_videos, np.nan)
+    return Manifest([f"v{i}.mp4" for i in range(num_videos)], np.arange(num_videos) + 100, nan_S, nan_S.copy(), "set")
+
+
+def sampler_of(num_videos: int = 29, *, global_batch: int = 8, seed: int = 5, num_frames: int = 4, **clip) -> ClipSampler:
+    section = ClipSection(**{"num_frames": 4, "stride": 3, "height": 32, "width": 48, **clip})
+    return ClipSampler(
+        manifest_of(num_videos), recipe_clip=section, num_frames=num_frames, global_batch=global_batch, seed=seed
+    )
+
+
+def test_an_epoch_takes_no_video_twice_and_each_epoch_has_its_own_order():
+    sampler = sampler_of()
+    assert sampler.steps_per_epoch == 3
+    epochs = [[sampler.spec(24 * epoch + i).sample for i in range(24)] for epoch in range(2)]
+    assert all(len(set(epoch)) == 24 for epoch in epochs)
+    assert epochs[0] != epochs[1]
+    assert [sampler.epoch(position) for position in (0, 23, 24, 48)] == [0, 0, 1, 2]
+
+
+def test_fewer_videos_than_a_batch_go_round_evenly_with_different_draws():
+    sampler = sampler_of(3, global_batch=8)
+    specs = [sampler.spec(i) for i in range(8)]
+    assert sampler.steps_per_epoch == 1
+    assert sorted(Counter(spec.sample for spec in specs).values()) == [2, 3, 3]
+    assert len({(spec.start, spec.key) for spec in specs}) == 8
+
+
+def test_a_spec_does_not_depend_on_what_was_asked_before():
+    ahead, afresh = sampler_of(), sampler_of()
+    walked = [ahead.spec(position) for position in range(100)]
+    assert walked[77] == afresh.spec(77)
+    assert sampler_of(seed=6).spec(77) != walked[77]
+
+
+def test_the_draws_are_the_same_for_ever():
+    """Frozen figures: a change here changes what every seed means, and breaks the resumption of running trainings."""
+    spec = sampler_of().spec(30)
+    assert (spec.sample, spec.key, round(spec.start, 6), spec.crop.flip) == (2, 3943213076083438747, 0.832523, False)
+
+
+def test_the_spec_carries_the_manifest_and_the_recipe():
+    manifest = manifest_of(1)
+    manifest.first_seconds_S[0], manifest.last_seconds_S[0] = 1.5, 9.0
+    section = ClipSection(num_frames=4, stride=3, height=32, width=32, sampling="uniform")
+    spec = ClipSampler(manifest, recipe_clip=section, num_frames=6, global_batch=1, seed=0).spec(0)
+    assert (spec.path, spec.label, spec.first_seconds, spec.last_seconds) == ("v0.mp4", 100, 1.5, 9.0)
+    assert (spec.num_frames, spec.stride, spec.span, spec.sampling) == (6, 3, 12, "uniform")
+    assert sampler_of().spec(0).first_seconds is None
+
+
+def test_keys_are_distinct_and_fit_62_bits():
+    sampler = sampler_of(500, global_batch=100)
+    keys = [sampler.spec(position).key for position in range(1000)]
+    assert len(set(keys)) == 1000
+    assert 0 <= min(keys) and 2**60 < max(keys) < 2**62
+
+
+def test_substitutes_are_other_videos_each_time_and_share_the_key():
+    sampler = sampler_of()
+    for position in range(60):
+        specs = [sampler.spec(position, attempt) for attempt in range(4)]
+        assert len({spec.sample for spec in specs}) == 4
+        assert {spec.key for spec in specs} == {specs[0].key}
+        assert [spec.attempt for spec in specs] == [0, 1, 2, 3]
+    assert sampler_of(1, global_batch=1).spec(0, attempt=2).sample == 0
+
+
+def test_crops_are_multi_scale_at_thirteen_places():
+    sampler = sampler_of(300, global_batch=300)
+    crops = [sampler.spec(position).crop for position in range(3000)]
+    scales = [1.0, 0.875, 0.75, 0.66]
+    pairs = Counter((scales.index(crop.height_scale), scales.index(crop.width_scale)) for crop in crops)
+    assert set(pairs) == {(i, j) for i in range(4) for j in range(4) if abs(i - j) <= 1}
+    assert min(pairs.values()) > 200  # 300 expected of each
+    assert len(set(CROP_PLACES)) == 13
+    assert {(4 * crop.top, 4 * crop.left) for crop in crops} == set(CROP_PLACES)
+    assert 0.45 < np.mean([crop.flip for crop in crops]) < 0.55
+    starts = [sampler.spec(position).start for position in range(3000)]
+    assert 0 <= min(starts) < 0.01 and 0.99 < max(starts) < 1
+
+
+def test_flip_can_be_switched_off_without_changing_anything_else():
+    with_flip, without = sampler_of(), sampler_of(flip=False)
+    for position in range(20):
+        one, other = with_flip.spec(position), without.spec(position)
+        assert not other.crop.flip
+        assert (one.sample, one.start, one.key, one.crop.top) == (other.sample, other.start, other.key, other.crop.top)
+
+
+@pytest.mark.parametrize("split", [(1, 8, 1), (1, 2, 4), (2, 4, 1), (2, 1, 4), (8, 1, 1)])
+def test_a_step_holds_the_same_clips_on_any_split(split):
+    world_size, micro_batch, accumulation = split
+    sampler = sampler_of()
+    seen = [
+        position
+        for rank in range(world_size)
+        for micro in range(accumulation)
+        for position in sampler.positions(
+            5, micro, rank=rank, world_size=world_size, micro_batch=micro_batch, accumulation=accumulation
+        )
+    ]
+    assert sorted(seen) == list(range(40, 48))
+
+
+def test_a_split_that_does_not_make_the_global_batch():
+    with pytest.raises(ValueError, match=r"micro-batch 3 x accumulation 2 x 2 ranks = 12, but the global batch is 8"):
+        sampler_of().positions(0, 0, rank=0, world_size=2, micro_batch=3, accumulation=2)
+    with pytest.raises(ValueError, match="rank 2 of 2"):
+        sampler_of().positions(0, 0, rank=2, world_size=2, micro_batch=4, accumulation=1)
+
+
+@pytest.mark.parametrize("wrong", [{"num_videos": 0}, {"global_batch": 0}, {"num_frames": 0}, {"seed": -1}])
+def test_sizes_below_one(wrong):
+    with pytest.raises(ValueError):
+        sampler_of(**wrong)
