@@ -27,7 +27,7 @@ Usage: bash launch.sh COMMAND [ARGUMENTS]
   setup                   only install
   help                    this page
 
-The first command creates .venv next to launch.sh and installs into it (about 7 GB). An active environment that already
+The first command creates .venv next to launch.sh and installs into it (6 to 8 GB). An active environment that already
 holds the packages is used as it is and never changed. A CUDA 12 driver gets the CUDA 12 builds of torch and DALI.
 
 Environment variables
@@ -226,6 +226,7 @@ bootstrap_uv() { # bootstrap_uv BASE: uv through venv, else through pip alone; s
   fi
   rm -rf -- "$VENV"
   aside="$(mktemp -d)"
+  export PIP_ROOT_USER_ACTION=ignore
   # shellcheck disable=SC2064 # the path as it is now
   trap "rm -rf -- '$aside'" EXIT
   if "$base" -m pip --version >/dev/null 2>&1 \
@@ -257,7 +258,7 @@ install() {
   build="$(choose_build)" || exit
   base="$(find_base)" || exit
   UV="$(find_uv)"
-  say "installing into $VENV ($build builds; about 7 GB, some minutes)"
+  say "installing into $VENV ($build builds; 6 to 8 GB, some minutes)"
   [[ -n $UV ]] || bootstrap_uv "$base"
   # trust the certificates that this machine trusts, as pip does (UV_NATIVE_TLS is the older name)
   if [[ -f /etc/ssl/certs/ca-certificates.crt ]]; then
