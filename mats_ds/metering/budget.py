@@ -104,7 +104,7 @@ def judge(measured: Measured, budget: Budget) -> Verdict:
     passed = all(check.passed is not False for check in checks)
     if passed:
         text = "; ".join(check.text for check in checks)
-        headline = f"within the budget {budget.name}: {text}"
+        headline = f"the run is within the budget {budget.name}: {text}"
     else:
         headline = "; ".join(f"{check.name}: {check.text}" for check in checks if check.passed is False)
         memory = checks[0]
@@ -121,7 +121,7 @@ def format_gib(num_bytes: float) -> str:
 def _judge_memory(measured: Measured, budget: Budget) -> Check:
     share = measured.memory_bytes / budget.memory_per_gpu_bytes
     text = (
-        f"rank {measured.memory_rank} peaked highest, at {format_gib(measured.memory_bytes)}, {100 * share:.1f}% of the "
+        f"the worst rank ({measured.memory_rank}) peaked at {format_gib(measured.memory_bytes)}, {100 * share:.1f}% of the "
         f"{format_gib(budget.memory_per_gpu_bytes)} of a GPU"
     )
     if not measured.on_gpu:

@@ -26,83 +26,90 @@ class _Stretch(NamedTuple):
     end_step: int | None
 
 
-class _FileIndex(NamedTuple):
-    """The stretches of a file, and the range of the steps in it that count (None: it holds no whole record)."""
+class RankReader:
+    """One rank's records in ascending steps, without superseded ones; only one line at a time is in memory.
 
-    stretches: tuple[_Stretch, ...]
-    first_step: int | None
-    last_step: int | None
-
-
-class RecordReader:
-    """The records of a run, rank by rank, each rank's in ascending steps; only one line at a time is in memory.
-
-    `ranks`, `first_step` and `last_step` are known at once; `num_unreadable`, `unreadable` (the first few of each rank, by
-    file, line and reason) and `num_superseded` tell of the ranks that were iterated to their end.
-    Lines that are appended after the reader was made are left out.
+    `first_step` and `last_step` (None: no whole record) are known at once. `num_superseded` (records of steps that a resumed
+    run did again), `num_unreadable` and `unreadable` (the first of them, by file, line and reason) are known after an
+    iteration. Lines that are appended after the reader was made are left out.
     """
 
-    def __init__(self, run_dir: str | Path) -> None:
-        folder = Path(run_dir) / RECORDS_FOLDER
-        found = ((_RANK_FILE.fullmatch(path.name), path) for path in (folder.iterdir() if folder.is_dir() else ()))
-        self._paths = dict(sorted((int(match[1]), path) for match, path in found if match))
-        self._indices = {rank: _index_file(path) for rank, path in self._paths.items()}
-        self._num_superseded: dict[int, int] = {}
-        self._complaints: dict[int, tuple[int, list[str]]] = {}
-
-    @property
-    def ranks(self) -> tuple[int, ...]:
-        """Ranks that have a file, even an empty one."""
-        return tuple(self._paths)
-
-    @property
-    def first_step(self) -> int | None:
-        return min((index.first_step for index in self._indices.values() if index.first_step is not None), default=None)
-
-    @property
-    def last_step(self) -> int | None:
-        return max((index.last_step for index in self._indices.values() if index.last_step is not None), default=None)
-
-    @property
-    def num_superseded(self) -> int:
-        """Records of steps that a resumed run did again."""
-        return sum(self._num_superseded.values())
-
-    @property
-    def num_unreadable(self) -> int:
-        return sum(num for num, _ in self._complaints.values())
-
-    @property
-    def unreadable(self) -> list[str]:
-        return [text for _, (_, texts) in sorted(self._complaints.items()) for text in texts]
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.num_superseded = 0
+        self.num_unreadable = 0
+        self.unreadable: list[str] = []
+        starts, num_lines, self.last_step = _find_stretches(path)
+        first_steps = [step for _, step in starts]
+        self.first_step = min(first_steps, default=None)
+        end_lines = [lines_before for lines_before, _ in starts[1:]] + [num_lines]
+        end_steps = [min(first_steps[place:], default=None) for place in range(1, len(end_lines) + 1)]
+        self._stretches = [_Stretch(*pair) for pair in zip(end_lines, end_steps, strict=True)]
 
     def __iter__(self) -> Iterator[StepRecord]:
-        for rank in self._paths:
-            yield from self.of_rank(rank)
-
-    def of_rank(self, rank: int) -> Iterator[StepRecord]:
-        """One rank's records in ascending steps, without superseded ones."""
-        path = self._paths[rank]
-        num_superseded, num_unreadable, texts = 0, 0, []
-        with open(path, "rb") as file:
-            line_number = 0
-            for stretch in self._indices[rank].stretches:
+        self.num_superseded, self.num_unreadable, self.unreadable = 0, 0, []
+        line_number = 0
+        with open(self.path, "rb") as file:
+            for stretch in self._stretches:
                 while line_number < stretch.end_line:
                     line_number += 1
                     line = file.readline()
                     try:
                         record = parse_record(line)
                     except ValueError as error:
-                        if line.strip():
-                            num_unreadable += 1
-                            texts += [f"{path.name} line {line_number}: {_why(line, error)}"][: NUM_NAMED_UNREADABLE - len(texts)]
+                        self._complain(line_number, line, error)
                         continue
                     if stretch.end_step is None or record.step < stretch.end_step:
                         yield record
                     else:
-                        num_superseded += 1
-        self._num_superseded[rank] = num_superseded
-        self._complaints[rank] = (num_unreadable, texts)
+                        self.num_superseded += 1
+
+    def _complain(self, line_number: int, line: bytes, error: ValueError) -> None:
+        if not line.strip():
+            return
+        self.num_unreadable += 1
+        if len(self.unreadable) < NUM_NAMED_UNREADABLE:
+            why = str(error) if line.rstrip().endswith(b"}") else "torn: the writer was stopped in the middle of it"
+            self.unreadable.append(f"{self.path.name} line {line_number}: {why}")
+
+
+class RecordReader:
+    """All records of a run: `by_rank` holds the reader of each rank that has a file; iterating goes from rank to rank."""
+
+    def __init__(self, run_dir: str | Path) -> None:
+        folder = Path(run_dir) / RECORDS_FOLDER
+        found = ((_RANK_FILE.fullmatch(path.name), path) for path in (folder.iterdir() if folder.is_dir() else ()))
+        paths = sorted((int(match[1]), path) for match, path in found if match)
+        self.by_rank = {rank: RankReader(path) for rank, path in paths}
+
+    @property
+    def ranks(self) -> tuple[int, ...]:
+        """Ranks that have a file, even an empty one."""
+        return tuple(self.by_rank)
+
+    @property
+    def first_step(self) -> int | None:
+        return min((reader.first_step for reader in self.by_rank.values() if reader.first_step is not None), default=None)
+
+    @property
+    def last_step(self) -> int | None:
+        return max((reader.last_step for reader in self.by_rank.values() if reader.last_step is not None), default=None)
+
+    @property
+    def num_superseded(self) -> int:
+        return sum(reader.num_superseded for reader in self.by_rank.values())
+
+    @property
+    def num_unreadable(self) -> int:
+        return sum(reader.num_unreadable for reader in self.by_rank.values())
+
+    @property
+    def unreadable(self) -> list[str]:
+        return [text for reader in self.by_rank.values() for text in reader.unreadable]
+
+    def __iter__(self) -> Iterator[StepRecord]:
+        for reader in self.by_rank.values():
+            yield from reader
 
 
 def read_records(run_dir: str | Path) -> RecordReader:
@@ -110,27 +117,20 @@ def read_records(run_dir: str | Path) -> RecordReader:
     return RecordReader(run_dir)
 
 
-def _index_file(path: Path) -> _FileIndex:
-    """The stretches of ascending steps. Reads no more of a line than its step number."""
-    starts: list[tuple[int, int]] = []  # (lines before it, first step) of each stretch
-    line_number, last_step = 0, None
+def _find_stretches(path: Path) -> tuple[list[tuple[int, int]], int, int | None]:
+    """(lines before it, first step) of each stretch of ascending steps; the number of lines; the last step.
+
+    Reads no more of a line than its step number.
+    """
+    starts: list[tuple[int, int]] = []
+    num_lines, last_step = 0, None
     with open(path, "rb") as file:
-        for line_number, line in enumerate(file, start=1):
+        for num_lines, line in enumerate(file, start=1):
             found = _STEP.search(line, 0, 64)
             if found is None or not line.endswith(b"}\n"):  # a torn line's number may have lost digits
                 continue
             step = int(found[1])
             if last_step is None or step <= last_step:
-                starts.append((line_number - 1, step))
+                starts.append((num_lines - 1, step))
             last_step = step
-    end_lines = [lines_before for lines_before, _ in starts[1:]] + [line_number]
-    first_steps = [step for _, step in starts]
-    end_steps = [min(first_steps[place:], default=None) for place in range(1, len(end_lines) + 1)]
-    stretches = tuple(_Stretch(*pair) for pair in zip(end_lines, end_steps, strict=True))
-    return _FileIndex(stretches, min(first_steps, default=None), last_step)
-
-
-def _why(line: bytes, error: ValueError) -> str:
-    if line.rstrip().endswith(b"}"):
-        return str(error)
-    return "torn: the writer was stopped in the middle of it"
+    return starts, num_lines, last_step

@@ -20,7 +20,7 @@ def failed(verdict):
 def test_a_finished_run_within_all_limits_passes():
     verdict = judge(GOOD, BUDGET)
     assert verdict.passed
-    for words in ("2xcard", "rank 1", "20.00 GiB", "83.3%", "2 ranks for 2 GPUs", "all 5 steps", "finished"):
+    for words in ("2xcard", "rank (1)", "20.00 GiB", "83.3%", "2 ranks for 2 GPUs", "all 5 steps", "finished"):
         assert words in verdict.headline
     assert "host memory" not in verdict.headline
 
