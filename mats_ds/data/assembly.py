@@ -191,7 +191,8 @@ class Assembler:
     def _decode_instead(self, chunk: _Chunk, error: RuntimeError) -> None:
         """Send a chunk that the device could not decode through PyAV, which also finds out which file is to blame."""
         self.graph_entered_seconds = None
-        logger.warning("the device's decoder refused some clips, PyAV decodes them: %s", " ".join(str(error).split())[:300])
+        self._graphs[True].remove(chunk.graph)  # another is made in its place: this one may not be sound any more
+        logger.warning("the device's decoder refused some clips, PyAV decodes them: %s", _cause(error))
         refused = [chunk.assembly.tickets[place] for place in chunk.places]
         again = [
             self._lookahead.ask(ticket.position, attempt=ticket.attempt, on_cpu=True, first=True) for ticket in refused[::-1]
@@ -247,3 +248,9 @@ class Assembler:
                     fresh.setdefault(failure.path, failure)
         self._named[1].update(fresh)
         return tuple(fresh.values())
+
+
+def _cause(error: RuntimeError) -> str:
+    """What DALI's error says between its traceback of the graph and its closing words, in one line."""
+    text = str(error).rpartition("encountered:")[2].partition("C++ context")[0]
+    return " ".join(text.split())[:300]

@@ -20,7 +20,7 @@ from mats_ds.data.probe import UnreadableVideo
 
 MAX_ATTEMPTS = 4  # the clip itself and three substitutes
 MAX_HELD_BYTES = 1 << 30  # decoded frames that wait to be used; the clip that is needed next is read in any case
-JOIN_SECONDS = 5.0
+JOIN_SECONDS = 3.0
 
 
 class Closed(Exception):

@@ -29,7 +29,7 @@ NUM_RESIZE_GRAPHS = 2
 MAX_WORKERS = 16
 MAX_GRAPH_THREADS = 4
 STALL_SECONDS = 300.0
-JOIN_SECONDS = 5.0
+JOIN_SECONDS = 3.0
 
 
 def device_codecs(device: torch.device) -> frozenset[str]:

@@ -17,9 +17,7 @@ def manifest_of(num_videos: int) -> Manifest:
 
 def sampler_of(num_videos: int = 29, *, global_batch: int = 8, seed: int = 5, num_frames: int = 4, **clip) -> ClipSampler:
     section = ClipSection(**{"num_frames": 4, "stride": 3, "height": 32, "width": 48, **clip})
-    return ClipSampler(
-        manifest_of(num_videos), recipe_clip=section, num_frames=num_frames, global_batch=global_batch, seed=seed
-    )
+    return ClipSampler(manifest_of(num_videos), recipe_clip=section, num_frames=num_frames, global_batch=global_batch, seed=seed)
 
 
 def test_an_epoch_takes_no_video_twice_and_each_epoch_has_its_own_order():
@@ -66,7 +64,7 @@ def test_keys_are_distinct_and_fit_62_bits():
     sampler = sampler_of(500, global_batch=100)
     keys = [sampler.spec(position).key for position in range(1000)]
     assert len(set(keys)) == 1000
-    assert 0 <= min(keys) and 2**60 < max(keys) < 2**62
+    assert min(keys) >= 0 and 2**60 < max(keys) < 2**62
 
 
 def test_substitutes_are_other_videos_each_time_and_share_the_key():

@@ -1,0 +1,376 @@
+"""The loader delivers the same clips whatever the number of threads, ranks or restarts, and a bad file never stops it."""
+
+import subprocess
+import sys
+import textwrap
+import threading
+import time
+from itertools import islice
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from mats_ds.clips import ClipBatch, CropSpec
+from mats_ds.config import ClipSection
+from mats_ds.data import assembly, pipeline, routes
+from mats_ds.data.manifest import Manifest, read_manifest
+from mats_ds.data.pipeline import ClipLoader, DaliGraph
+from mats_ds.data.routes import DecodedClip, EncodedClip, Region
+from mats_ds.data.sampler import ClipSampler
+
+CPU = torch.device("cpu")
+HEIGHT, WIDTH, NUM_FRAMES = 32, 48, 4
+
+
+@pytest.fixture(scope="module")
+def videos(write_video, tmp_path_factory) -> list[str]:
+    """Seven sound files, of different codecs and sizes."""
+    folder = tmp_path_factory.mktemp("videos")
+    paths = []
+    for number in range(7):
+        name, options = (("a.mp4", {"b_frames": 2}), ("b.webm", {"codec": "libvpx-vp9"}), ("c.avi", {"codec": "mpeg4"}))[
+            number % 3
+        ]
+        paths.append(write_video(folder / f"{number}{name}", num_frames=20 + number, height=48 + 16 * (number % 2), **options))
+    return [str(path) for path in paths]
+
+
+def manifest_of(paths: list[str]) -> Manifest:
+    nan_S = np.full(len(paths), np.nan)
+    return Manifest(paths, np.arange(len(paths)), nan_S, nan_S.copy(), "set")
+
+
+def loader_of(paths, *, global_batch=6, world_size=1, rank=0, accumulation=1, stride=2, **options) -> ClipLoader:
+    clip = ClipSection(num_frames=NUM_FRAMES, stride=stride, height=HEIGHT, width=WIDTH)
+    sampler = ClipSampler(manifest_of(paths), recipe_clip=clip, num_frames=NUM_FRAMES, global_batch=global_batch, seed=3)
+    return ClipLoader(
+        sampler,
+        rank=rank,
+        world_size=world_size,
+        micro_batch=global_batch // world_size // accumulation,
+        accumulation=accumulation,
+        device=CPU,
+        height=HEIGHT,
+        width=WIDTH,
+        **{"num_workers": 2, **options},
+    )
+
+
+def take(loader: ClipLoader, count: int, first_step: int = 0) -> list[ClipBatch]:
+    with loader:
+        return list(islice(loader.micro_batches(first_step), count))
+
+
+def assert_equal(one: ClipBatch, other: ClipBatch) -> None:
+    for name in ("frames_BTHWC", "label_B", "sample_B", "valid_B", "key_B"):
+        assert torch.equal(getattr(one, name), getattr(other, name)), name
+    assert (one.bad, one.paths) == (other.bad, other.paths)
+
+
+def concatenate(batches: list[ClipBatch]) -> dict[int, torch.Tensor]:
+    """The frames of each clip by its key."""
+    return {int(key): frames for batch in batches for key, frames in zip(batch.key_B, batch.frames_BTHWC, strict=True)}
+
+
+def test_a_batch_holds_what_the_sampler_says(videos):
+    loader = loader_of(videos)
+    (batch,) = take(loader, 1)
+    specs = [loader.sampler.spec(position) for position in range(6)]
+    assert batch.frames_BTHWC.shape == (6, NUM_FRAMES, HEIGHT, WIDTH, 3) and batch.frames_BTHWC.dtype == torch.uint8
+    assert batch.label_B.tolist() == batch.sample_B.tolist() == [spec.sample for spec in specs]
+    assert batch.key_B.tolist() == [spec.key for spec in specs]
+    assert batch.valid_B.tolist() == [True] * 6 and batch.valid_B.dtype == torch.bool
+    assert batch.label_B.dtype == batch.sample_B.dtype == batch.key_B.dtype == torch.int64
+    assert batch.paths == tuple(spec.path for spec in specs) and batch.bad == ()
+    assert batch.frames_BTHWC.float().std() > 10
+
+
+@pytest.mark.parametrize("options", [{"num_workers": 0}, {"num_workers": 1, "prefetch": 1}, {"num_workers": 5, "prefetch": 4}])
+def test_threads_and_prefetching_change_no_bit(videos, options):
+    for one, other in zip(take(loader_of(videos), 5), take(loader_of(videos, **options), 5), strict=True):
+        assert_equal(one, other)
+
+
+def test_chunks_change_no_bit(videos, monkeypatch):
+    whole = take(loader_of(videos), 3)
+    monkeypatch.setattr(assembly, "MAX_CHUNK_CLIPS", 4)
+    for one, other in zip(whole, take(loader_of(videos), 3), strict=True):
+        assert_equal(one, other)
+    monkeypatch.setattr(assembly, "MAX_CHUNK_BYTES", 1)
+    for one, other in zip(whole, take(loader_of(videos), 3), strict=True):
+        assert_equal(one, other)
+
+
+def test_a_run_that_resumes_in_mid_epoch_sees_the_same(videos):
+    through = take(loader_of(videos, global_batch=2, accumulation=2), 12)
+    for one, other in zip(through[6:], take(loader_of(videos, global_batch=2, accumulation=2), 6, first_step=3), strict=True):
+        assert_equal(one, other)
+
+
+@pytest.mark.parametrize("split", [(2, 1), (1, 3), (3, 2)])
+def test_any_split_over_ranks_and_micro_steps_sees_the_same_clips_in_a_step(videos, split):
+    world_size, accumulation = split
+    whole = concatenate(take(loader_of(videos), 1, first_step=1))
+    parts = {}
+    for rank in range(world_size):
+        loader = loader_of(videos, world_size=world_size, rank=rank, accumulation=accumulation)
+        parts |= concatenate(take(loader, accumulation, first_step=1))
+    assert parts.keys() == whole.keys()
+    assert all(torch.equal(parts[key], whole[key]) for key in whole)
+
+
+def test_batches_keep_their_content_while_later_ones_are_made(videos):
+    with loader_of(videos, prefetch=1) as loader:
+        kept, copies = [], []
+        for batch in islice(loader.micro_batches(0), 12):
+            kept.append(batch.frames_BTHWC)
+            copies.append(batch.frames_BTHWC.clone())
+    assert all(torch.equal(one, other) for one, other in zip(kept, copies, strict=True))
+
+
+def test_crop_scale_and_flip_hold_for_all_frames_alike(videos):
+    """A crop of the left upper quarter of a still picture, enlarged: compared with plain slicing and nearest neighbours."""
+    picture = np.zeros((40, 60, 3), np.uint8)
+    picture[:20, :30, 0], picture[:20, 30:, 1], picture[20:, :, 2] = 250, 250, 250  # red, green, blue
+    frames_THWC = np.repeat(picture[None], NUM_FRAMES, axis=0)
+    graph = DaliGraph(encoded=False, height=HEIGHT, width=WIDTH, device=CPU)
+    graph.start([DecodedClip(frames_THWC, Region((0, 15, 20, 45), flip)) for flip in (False, True)])
+    plain, flipped = graph.finish()
+    assert torch.equal(plain, flipped.flip(2))
+    assert (plain == plain[:1]).all()
+    left, right = plain[0, 4, 4], plain[0, 4, -4]
+    assert left.tolist() == [250, 0, 0] and right.tolist() == [0, 250, 0]
+    top, left, height, width = CropSpec(0.5, 0.75, 0.0, 0.5).box(40, 60)
+    assert (top, left, top + height, left + width) == (0, 15, 20, 45)
+
+
+# --- Bad files
+
+
+@pytest.mark.parametrize("kind", ["empty", "text", "garbage", "truncated", "audio", "vanished", "folder"])
+def test_a_bad_file_is_named_once_an_epoch_and_replaced(videos, write_broken, kind):
+    bad_path = str(write_broken(kind))
+    paths = [bad_path, *videos[:5]]
+    loader = loader_of(paths, global_batch=3)
+    batches = take(loader, 6)  # three epochs of two steps
+    for epoch in range(3):
+        both = batches[2 * epoch : 2 * epoch + 2]
+        named = [bad for batch in both for bad in batch.bad]
+        assert [(bad.path, bad.sample) for bad in named] == [(bad_path, 0)]
+        assert named[0].reason and "\n" not in named[0].reason
+        assert sum(int((~batch.valid_B).sum()) for batch in both) == 1
+    for batch in batches:
+        assert bad_path not in batch.paths
+        assert batch.sample_B.tolist() == [paths.index(path) for path in batch.paths]
+        assert (batch.frames_BTHWC.float().flatten(1).std(1) > 10).all()
+    for one, other in zip(batches, take(loader_of(paths, global_batch=3, num_workers=4), 6), strict=True):
+        assert_equal(one, other)
+
+
+def test_where_nothing_can_be_read_clips_are_blank_and_the_run_goes_on(tmp_path):
+    paths = [str(tmp_path / f"gone{number}.mp4") for number in range(3)]
+    first, second = take(loader_of(paths, global_batch=3), 2)
+    assert not first.frames_BTHWC.any() and not first.valid_B.any()
+    assert first.paths == ("",) * 3 and sorted(first.sample_B.tolist()) == [0, 1, 2]
+    assert sorted(bad.path for bad in first.bad) == sorted(paths)
+    assert len(second.bad) == 3  # another epoch
+
+
+def test_the_same_bad_files_in_every_run_on_every_split(videos, write_broken):
+    paths = [str(write_broken("text")), *videos, str(write_broken("empty"))]
+    whole = take(loader_of(paths, global_batch=8), 2)
+    halves = [take(loader_of(paths, global_batch=8, world_size=2, rank=rank), 2) for rank in range(2)]
+    for step in range(2):
+        merged = concatenate([half[step] for half in halves])
+        assert all(torch.equal(merged[key], frames) for key, frames in concatenate([whole[step]]).items())
+        assert {bad.path for half in halves for bad in half[step].bad} == {bad.path for bad in whole[step].bad}
+
+
+def test_a_clip_that_hangs_becomes_a_bad_clip(videos, monkeypatch):
+    release = threading.Event()
+    real = routes.decode_frames
+
+    def hang(path, numbers, *, index):
+        if path == videos[2]:
+            release.wait(30)
+        return real(path, numbers, index=index)
+
+    monkeypatch.setattr(routes, "decode_frames", hang)
+    begun = time.monotonic()
+    batches = take(loader_of(videos, clip_timeout_seconds=0.5), 2)
+    release.set()
+    assert time.monotonic() - begun < 15
+    named = [bad for batch in batches for bad in batch.bad]
+    assert videos[2] in [bad.path for bad in named] and "not read within 0.5 s" in [bad.reason for bad in named]
+    assert all(videos[2] not in batch.paths for batch in batches)
+
+
+def test_a_fault_of_the_program_reaches_the_training_loop(videos, monkeypatch):
+    monkeypatch.setattr(routes, "frame_numbers", lambda *_, **__: 1 // 0)
+    with pytest.raises(ZeroDivisionError):
+        take(loader_of(videos), 1)
+
+
+@pytest.mark.slow
+def test_every_broken_real_file_is_named_and_none_stops_the_run(real_videos):
+    manifest = read_manifest(real_videos / "real" / "edge")
+    num_videos = len(manifest)
+    clip = ClipSection(num_frames=NUM_FRAMES, stride=2, height=HEIGHT, width=WIDTH)
+    sampler = ClipSampler(manifest, recipe_clip=clip, num_frames=NUM_FRAMES, global_batch=num_videos, seed=0)
+    options = dict(rank=0, world_size=1, micro_batch=num_videos, accumulation=1, device=CPU, height=HEIGHT, width=WIDTH)
+    (batch,) = take(ClipLoader(sampler, **options, num_workers=2), 1)
+    named = {Path(bad.path).name for bad in batch.bad}
+    assert {"audio_only.mp4", "encrypted.webm", "invalid_bitstream.webm"} <= named
+    # The tail of one file is corrupt: whether the clip meets it depends on the draw.
+    assert named <= {"audio_only.mp4", "encrypted.webm", "invalid_bitstream.webm", "corrupted_tail.mp4"}
+    assert int((~batch.valid_B).sum()) == len(named)
+
+
+# --- The route of encoded files, here with the codecs that DALI decodes on a CPU
+
+
+@pytest.fixture
+def vp9_videos(write_video, tmp_path) -> list[str]:
+    sizes = [(144, 160), (128, 176), (160, 128), (144, 160)]
+    return [
+        str(write_video(tmp_path / f"{number}.webm", codec="libvpx-vp9", num_frames=24, height=height, width=width))
+        for number, (height, width) in enumerate(sizes)
+    ]
+
+
+@pytest.fixture
+def device_decodes_vp9(monkeypatch) -> None:
+    monkeypatch.setattr(pipeline, "device_codecs", lambda device: frozenset({"vp9"}))
+
+
+def test_files_that_dali_decodes_give_the_frames_that_pyav_decodes(vp9_videos, write_video, tmp_path, monkeypatch):
+    paths = [*vp9_videos, str(write_video(tmp_path / "other.mp4", num_frames=24))]  # one of them stays with PyAV
+    by_pyav = take(loader_of(paths, global_batch=5), 2)
+    monkeypatch.setattr(pipeline, "device_codecs", lambda device: frozenset({"vp9"}))
+    asked = []
+    start = DaliGraph.start
+    monkeypatch.setattr(DaliGraph, "start", lambda self, clips: (asked.append(clips), start(self, clips))[1])
+    by_dali = take(loader_of(paths, global_batch=5), 2)
+    assert {type(clip) for clips in asked for clip in clips} == {EncodedClip, DecodedClip}
+    for one, other in zip(by_pyav, by_dali, strict=True):
+        assert_equal(one, other)
+    assert "NVDEC decodes" in loader_of(paths, global_batch=5).describe()
+
+
+def test_a_chunk_that_the_device_refuses_goes_through_pyav(vp9_videos, device_decodes_vp9, monkeypatch, caplog):
+    by_dali = take(loader_of(vp9_videos, global_batch=4), 5)
+    read = routes.np.fromfile
+    # DALI gets rubbish while PyAV reads the sound file.
+    monkeypatch.setattr(routes.np, "fromfile", lambda path, dtype: read(path, dtype)[::-1].copy())
+    by_pyav = take(loader_of(vp9_videos, global_batch=4), 5)
+    for one, other in zip(by_dali, by_pyav, strict=True):
+        assert_equal(one, other)
+    assert "the device's decoder refused some clips" in caplog.text
+    assert "vp9 goes to PyAV from now on" in caplog.text
+
+
+def test_a_file_that_neither_can_decode_is_named(vp9_videos, device_decodes_vp9, monkeypatch):
+    real = routes.decode_frames
+
+    def fail(path, numbers, *, index):
+        if path == vp9_videos[1]:
+            raise routes.UnreadableVideo("no decoder can do it")
+        return real(path, numbers, index=index)
+
+    read = routes.np.fromfile
+    monkeypatch.setattr(routes, "decode_frames", fail)
+    monkeypatch.setattr(
+        routes.np, "fromfile", lambda path, dtype: read(path, dtype)[:: -1 if path == vp9_videos[1] else 1].copy()
+    )
+    (batch,) = take(loader_of(vp9_videos, global_batch=4), 1)
+    assert [(bad.path, bad.reason) for bad in batch.bad] == [(vp9_videos[1], "no decoder can do it")]
+    assert int((~batch.valid_B).sum()) == 1 and vp9_videos[1] not in batch.paths
+
+
+def test_the_decoder_fails_rather_than_make_frames_up(vp9_videos):
+    graph = DaliGraph(encoded=True, height=HEIGHT, width=WIDTH, device=CPU)
+    encoded = np.fromfile(vp9_videos[0], np.uint8)
+    region = Region((0, 0, 144, 160), False)
+    graph.start([EncodedClip(encoded, np.int32([0, 24]), region, "vp9")])
+    with pytest.raises(RuntimeError):
+        graph.finish()
+    graph.start([EncodedClip(encoded, np.int32([0, 23]), region, "vp9")])  # and lives on
+    assert graph.finish().shape == (1, 2, HEIGHT, WIDTH, 3)
+
+
+def test_only_plain_upright_video_goes_to_the_device(vp9_videos, videos, write_video, tmp_path):
+    def decodable(path) -> bool:
+        return routes.device_can_decode(routes.index_video(str(path)))
+
+    assert decodable(vp9_videos[0])
+    assert not decodable(videos[1])  # VP9 below the smallest picture
+    assert decodable(write_video(tmp_path / "a.mp4"))
+    assert not decodable(write_video(tmp_path / "b.avi", b_frames=2))  # time stamps that cannot be trusted
+    assert not decodable(write_video(tmp_path / "c.mp4", pixel_format="yuv444p"))
+
+
+# --- Beginning and ending
+
+
+def test_sizes_that_do_not_fit_are_refused_at_once(videos):
+    with pytest.raises(ValueError, match="the global batch is 6"):
+        loader_of(videos, world_size=4)
+
+
+def test_describe_says_in_one_line_what_decodes_where(videos):
+    assert loader_of(videos).describe() == "PyAV decodes on 2 threads; DALI crops and scales to 32x48 on cpu"
+
+
+def reader_threads() -> list[threading.Thread]:
+    return [thread for thread in threading.enumerate() if thread.name.startswith("mats-")]
+
+
+def test_threads_end_with_the_loader_or_the_iterator(videos):
+    with loader_of(videos) as loader:
+        batches = loader.micro_batches(0)
+        next(batches)
+        assert len(reader_threads()) == 3
+        restarted = loader.micro_batches(5)  # a new iterator ends the one before
+        next(restarted)
+        assert len(reader_threads()) == 3
+        restarted.close()
+        assert not reader_threads()
+        next(loader.micro_batches(0))
+    assert not reader_threads()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("closes", [True, False])
+def test_the_interpreter_ends_without_waiting(videos, closes):
+    """Also when nobody closed the loader and a read hangs."""
+    code = f"""
+        import sys, time
+        from itertools import islice
+        sys.path[:0] = {[str(Path(__file__).parent), str(Path(__file__).parents[2])]!r}
+        import test_pipeline as t
+        loader = t.loader_of({videos!r})
+        iterator = loader.micro_batches(0)
+        next(iterator)
+        if {closes}:
+            loader.close()
+        else:
+            t.routes.decode_frames = lambda *_, **__: time.sleep(1000)
+            time.sleep(0.2)
+        print("done", flush=True)
+    """
+    begun = time.monotonic()
+    run = subprocess.run([sys.executable, "-c", textwrap.dedent(code)], capture_output=True, text=True, timeout=60)
+    assert (run.returncode, run.stdout.strip()) == (0, "done"), run.stderr
+    assert run.stderr == "" and time.monotonic() - begun < 30
+
+
+def test_nothing_but_the_pipeline_needs_dali():
+    code = """
+        import sys
+        sys.modules["nvidia.dali"] = None
+        import mats_ds.data.manifest, mats_ds.data.sampler, mats_ds.data.decode, mats_ds.data.synthetic, mats_ds.data.pipeline
+    """
+    root = Path(__file__).parents[2]
+    subprocess.run([sys.executable, "-c", textwrap.dedent(code)], check=True, cwd=root, timeout=60)
