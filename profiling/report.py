@@ -1,0 +1,82 @@
+"""Judge a run against a hardware budget and write what it did as text, report.json and report.html.
+
+    python profiling/report.py [RUN_DIR] [--budget FILE_OR_NAME] [--json]
+
+Without RUN_DIR: the newest run below runs/. Exit status: 0 the run is within the budget; 1 it is over it, or did not finish,
+or lacks records, or diverged; 2 there is nothing to judge. See README.md beside this file.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from pathlib import Path
+
+HERE = Path(__file__).resolve().parent
+# The repository's root first: Python 3.15 has a standard package `profiling`, and the files beside this one are found by name.
+sys.path[:] = [str(HERE.parent), str(HERE), *(entry for entry in sys.path if entry not in (str(HERE.parent), str(HERE)))]
+
+from report_figures import read_figures  # noqa: E402
+from report_html import write_html  # noqa: E402
+from report_text import format_report, to_json  # noqa: E402
+
+from mats_ds.metering.budget import load_budget  # noqa: E402
+
+BUDGETS = HERE / "budgets"
+DEFAULT_BUDGET = "8xa100-80g"
+RUNS = Path("runs")
+WITHIN, OVER, NOTHING_TO_JUDGE = 0, 1, 2
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Print the report, write its files, return the exit status."""
+    options = _parse(arguments)
+    try:
+        run_dir = options.run_dir or find_newest_run(RUNS)
+        budget = load_budget(options.budget, folder=BUDGETS)
+        figures = read_figures(run_dir)
+    except (ValueError, OSError) as error:
+        print(f"report: {error}", file=sys.stderr)
+        return NOTHING_TO_JUDGE
+    verdict = figures.judge(budget)
+    tree = json.dumps(to_json(figures, budget, verdict), indent=1)
+    print(tree if options.json else format_report(figures, verdict))
+    try:
+        (run_dir / "report.json").write_text(tree + "\n", encoding="utf-8")
+        write_html(run_dir / "report.html", figures, budget, verdict)
+    except OSError as error:  # a folder of somebody else's: the verdict still counts
+        print(f"report: report.json and report.html could not be written: {error}", file=sys.stderr)
+    else:
+        print(f"report: wrote {run_dir / 'report.html'} and report.json", file=sys.stderr)
+    return WITHIN if verdict.passed else OVER
+
+
+def find_newest_run(folder: Path) -> Path:
+    """The run folder below `folder`, at most three levels down, that was recorded to last.
+
+    Raises ValueError where there is none.
+    """
+    if not folder.is_dir():
+        raise ValueError(f"there is no folder {folder}/ here: name a run folder, or start where the run was started")
+    runs = [path.parent for depth in ("*", "*/*", "*/*/*") for path in folder.glob(f"{depth}/run.json")]
+    if not runs:
+        raise ValueError(f"{folder}/ holds no run: train first, or name a run folder")
+    return max(runs, key=_last_change)
+
+
+def _last_change(run_dir: Path) -> float:
+    return max(path.stat().st_mtime for path in (run_dir / "run.json", *(run_dir / "records").glob("rank-*.jsonl")))
+
+
+def _parse(arguments: list[str] | None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(prog="report.py", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    names = ", ".join(sorted(path.stem for path in BUDGETS.glob("*.json")))
+    parser.add_argument("run_dir", nargs="?", type=Path, metavar="RUN_DIR", help="folder of a run (default: newest below runs/)")
+    parser.add_argument("--budget", default=DEFAULT_BUDGET, metavar="FILE_OR_NAME", help=f"a JSON file, or one of {names}")
+    parser.add_argument("--json", action="store_true", help="print report.json instead of the text")
+    return parser.parse_args(arguments)
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())

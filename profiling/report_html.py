@@ -1,0 +1,236 @@
+"""The report as one self-contained page: no network, no script; charts are inline SVG, the style is report.css.
+
+Every text that comes from a file of the run is escaped here, where it enters the page.
+"""
+
+from __future__ import annotations
+
+import base64
+import time
+from collections.abc import Iterable, Sequence
+from html import escape
+from pathlib import Path
+
+from report_figures import Figures
+from report_ranks import RankFigures
+from report_svg import Limit, Series, draw_lines, draw_stack
+from report_text import count, describe, describe_tokens
+
+from mats_ds.events import PHASES
+from mats_ds.metering.budget import GIB, Budget, Check, Verdict, format_gib
+
+STYLE = Path(__file__).with_name("report.css")
+RECONSTRUCTION = "reconstruction.png"
+NUM_LISTED_VIDEOS = 100
+PHASE_COLOURS = {"data": 3, "forward": 0, "backward": 1, "optimizer": 2, "other": 7}
+
+
+def write_html(path: Path, figures: Figures, budget: Budget, verdict: Verdict) -> None:
+    """Write the page."""
+    path.write_text(build_page(figures, budget, verdict), encoding="utf-8")
+
+
+def build_page(figures: Figures, budget: Budget, verdict: Verdict) -> str:
+    """The whole page as text."""
+    info = figures.run.info
+    name = escape(info.recipe_name)
+    where = f"{escape(info.model_name)} on {info.world_size} &times; {escape(info.device_name)}"
+    word = "PASS" if verdict.passed else "FAIL"
+    sections = [
+        _banner(figures, budget, verdict),
+        _cards(figures, budget),
+        _charts(figures, budget),
+        _reconstruction(figures.run_dir / RECONSTRUCTION),
+        _ranks(figures),
+        _facts(figures),
+        _bad_videos(figures),
+    ]
+    return f"""<!DOCTYPE html>
+<html lang="en">
+<head>
+<meta charset="utf-8">
+<meta name="viewport" content="width=device-width, initial-scale=1">
+<meta name="color-scheme" content="light dark">
+<title>{word}: {name}</title>
+<style>
+{STYLE.read_text(encoding="utf-8")}</style>
+</head>
+<body>
+<main>
+<header>
+<p class="kicker">mats_ds run report</p>
+<h1>{name}</h1>
+<p class="sub">{where}, started {escape(info.started or "at an unknown time")}</p>
+</header>
+{"".join(section for section in sections if section)}
+<footer>{escape(str(figures.run_dir))} &middot; {escape(info.command)} &middot; written {time.strftime("%Y-%m-%d %H:%M")}</footer>
+</main>
+</body>
+</html>
+"""
+
+
+def _banner(figures: Figures, budget: Budget, verdict: Verdict) -> str:
+    word, kind = ("PASS", "pass") if verdict.passed else ("FAIL", "fail")
+    checks = "".join(_check(check) for check in verdict.checks)
+    what = "GPU memory" if figures.on_gpu else "host memory: no GPU was there"
+    return f"""<section class="verdict {kind}">
+<p class="word">{word}</p>
+<div><p class="against">Judged against the budget <b>{escape(budget.name)}</b>, by {what}</p>
+<ul>{checks}</ul></div>
+</section>
+"""
+
+
+def _check(check: Check) -> str:
+    kind, mark = {True: ("ok", "&#10003;"), False: ("bad", "&#10007;"), None: ("open", "&ndash;")}[check.passed]
+    return (
+        f'<li class="{kind}"><span class="mark">{mark}</span><b>{escape(check.name)}</b> <span>{escape(check.text)}</span></li>'
+    )
+
+
+def _cards(figures: Figures, budget: Budget) -> str:
+    info, worst = figures.run.info, figures.worst_rank
+    share = worst.peak_bytes / budget.memory_per_gpu_bytes
+    first, last = figures.losses
+    waiting = figures.phase_shares["data"]
+    utilization = figures.model_flops_utilization
+    why_not = "peak of the card not known, no MFU" if figures.on_gpu else "no MFU on a CPU"
+    mfu = why_not if utilization is None else f"{100 * utilization:.1f}% of the peak (MFU)"
+    achieved = figures.model_flops_per_second
+    cards = [
+        _card(
+            "Peak memory", format_gib(worst.peak_bytes), f"{100 * share:.1f}% of {format_gib(budget.memory_per_gpu_bytes)}", share
+        ),
+        _card("Clips a second", _number(figures.clips_per_second), "median of the steps, all ranks together"),
+        _card(
+            "Step", f"{_number(figures.step_seconds)} s", f"{count(figures.span.num_steps, 'step')}, median of the slowest rank"
+        ),
+        _card("Waiting for data", f"{100 * waiting:.1f}%", "of the time of a step", waiting),
+        _card("Loss", _number(last), f"from {_number(first)}" + (", not always finite" if figures.num_not_finite else "")),
+        _card("Tokens kept", f"{info.kept} <small>of {info.num_tokens}</small>", describe_tokens(figures).partition(": ")[2]),
+        _card("Forward pass", f"{info.forward_macs_per_clip / 1e9:.4g} <small>GMAC</small>", "a clip; papers call it GFLOPs"),
+        _card(
+            "Achieved",
+            f"{_number(None if achieved is None else achieved / 1e12)} <small>TFLOP/s</small>",
+            f"a rank; {mfu}",
+        ),
+    ]
+    return f'<section class="cards">{"".join(cards)}</section>\n'
+
+
+def _card(name: str, figure: str, note: str, share: float | None = None) -> str:
+    bar = ""
+    if share is not None:
+        kind = "over" if share > 1 else ""
+        bar = f'<div class="bar {kind}"><i style="width:{100 * min(1.0, share):.1f}%"></i></div>'
+    return f'<div class="card"><h3>{name}</h3><p class="figure">{figure}</p>{bar}<p class="note">{escape(note)}</p></div>'
+
+
+def _charts(figures: Figures, budget: Budget) -> str:
+    steps, curves = figures.span.steps(), figures.curves
+    loss = Series("mean", curves["loss"].mean(), 0, curves["loss"].minimum(), curves["loss"].maximum())
+    memory = [
+        Series(f"rank {rank.rank}", _scale(rank.curves["memory_bytes"].maximum(), GIB), rank.rank) for rank in figures.ranks
+    ]
+    limit = Limit(f"budget {budget.memory_per_gpu_bytes / GIB:.1f} GiB", budget.memory_per_gpu_bytes / GIB)
+    throughput = Series("all ranks", figures.throughput.mean(), 2, figures.throughput.minimum(), figures.throughput.maximum())
+    phases = [Series(phase, curves[f"{phase}_seconds"].mean(), PHASE_COLOURS[phase]) for phase in PHASES]
+    phases.append(Series("other", _other_seconds(figures), PHASE_COLOURS["other"]))
+    rate, norm = Series("learning rate", curves["learning_rate"].mean(), 4), Series("norm", curves["grad_norm"].mean(), 5)
+    memory_kind = "torch's reserved peak of each step" if figures.on_gpu else "host RSS of each rank"
+    charts = [
+        _chart("Loss", "mean and range", draw_lines(steps, [loss], title="Loss", label=_tick, from_zero=False)),
+        _chart("Memory, GiB", memory_kind, draw_lines(steps, memory, title="Memory", label=_tick, limit=limit), memory),
+        _chart("Time of a step, s", "mean over ranks", draw_stack(steps, phases, title="Step time", label=_tick), phases),
+        _chart("Clips a second", "all ranks", draw_lines(steps, [throughput], title="Throughput", label=_tick)),
+        _chart("Learning rate", "", draw_lines(steps, [rate], title="Learning rate", label=_tick)),
+        _chart("Gradient norm", "mean", draw_lines(steps, [norm], title="Gradient norm", label=_tick)),
+    ]
+    return f'<section class="charts">{"".join(chart for chart in charts if chart)}</section>\n'
+
+
+def _chart(name: str, note: str, svg: str | None, keys: Sequence[Series] = ()) -> str | None:
+    if svg is None:
+        return None
+    legend = "".join(f'<span><i style="background:var(--s{key.colour % 8})"></i>{escape(key.name)}</span>' for key in keys)
+    legend = f'<div class="legend">{legend}</div>' if len(keys) > 1 else ""
+    return f"<figure><figcaption><b>{escape(name)}</b> <span>{escape(note)}</span></figcaption>{svg}{legend}</figure>"
+
+
+def _other_seconds(figures: Figures) -> list[float | None]:
+    totals = figures.curves["total_seconds"].mean()
+    parts = [figures.curves[f"{phase}_seconds"].mean() for phase in PHASES]
+    known = [sum(part[place] or 0.0 for part in parts) for place in range(len(totals))]
+    return [None if total is None else max(0.0, total - spent) for total, spent in zip(totals, known, strict=True)]
+
+
+def _reconstruction(path: Path) -> str:
+    if not path.is_file():
+        return ""
+    data = base64.b64encode(path.read_bytes()).decode("ascii")
+    return f"""<section><h2>What the model sees and rebuilds</h2>
+<figure class="wide"><img alt="Frames, motion, kept tokens and reconstruction of a clip" src="data:image/png;base64,{data}">
+<figcaption>Columns from left to right: original frames, motion map, kept tokens, reconstruction.</figcaption></figure></section>
+"""
+
+
+def _ranks(figures: Figures) -> str:
+    if figures.on_gpu:
+        names = ["rank", "steps", "peak", "allocated", "reserved", "NVML", "retries", "OOMs", "host RSS", "waiting", "bad clips"]
+    else:
+        names = ["rank", "steps", "peak host RSS", "waiting", "bad clips"]
+    rows = [_rank_row(rank, on_gpu=figures.on_gpu) for rank in figures.ranks]
+    return f"<section><h2>Ranks</h2>{_table(names, rows, 'numbers')}</section>\n"
+
+
+def _rank_row(rank: RankFigures, *, on_gpu: bool) -> list[str]:
+    memory = [_gib(rank.peak_bytes)]
+    if on_gpu:
+        memory += [_gib(rank.peak_allocated_bytes), _gib(rank.peak_reserved_bytes), _gib(rank.nvml_used_bytes)]
+        memory += [str(rank.num_alloc_retries or 0), str(rank.num_ooms or 0), _gib(rank.peak_rss_bytes)]
+    return [str(rank.rank), str(rank.num_records), *memory, f"{100 * rank.waiting_share:.1f}%", str(rank.num_bad_clips)]
+
+
+def _facts(figures: Figures) -> str:
+    rows = "".join(
+        f"<dt>{escape(row.label)}</dt><dd>{escape(row.text).replace('-&gt;', '&rarr;')}</dd>" for row in describe(figures)
+    )
+    return f"<section><h2>The run in words</h2><dl>{rows}</dl></section>\n"
+
+
+def _bad_videos(figures: Figures) -> str:
+    if not figures.bad_videos:
+        return ""
+    rows = [[video.path, video.reason, str(video.times)] for video in figures.bad_videos[:NUM_LISTED_VIDEOS]]
+    more = len(figures.bad_videos) - len(rows)
+    rest = f"<p>{more} more are in bad_clips.csv.</p>" if more > 0 else ""
+    return f"<section><h2>Unreadable videos</h2>{_table(['video', 'reason', 'times'], rows, 'words')}{rest}</section>\n"
+
+
+def _table(names: Sequence[str], rows: Iterable[Sequence[str]], kind: str) -> str:
+    head = "".join(f"<th>{escape(name)}</th>" for name in names)
+    body = "".join("<tr>" + "".join(f"<td>{escape(cell)}</td>" for cell in row) + "</tr>" for row in rows)
+    return f'<div class="scroll"><table class="{kind}"><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table></div>'
+
+
+def _scale(values: Iterable[float | None], unit: float) -> list[float | None]:
+    return [None if value is None else value / unit for value in values]
+
+
+def _gib(num_bytes: int | None) -> str:
+    return "?" if num_bytes is None else format_gib(num_bytes)
+
+
+def _number(value: float | None) -> str:
+    return "?" if value is None else f"{value:.4g}"
+
+
+def _tick(value: float) -> str:
+    """A short label of an axis: 2.5e-4, 0.25, 75, 12.5k."""
+    if value == 0:
+        return "0"
+    if abs(value) < 1e-3:
+        mantissa, _, exponent = f"{value:.2e}".partition("e")
+        return f"{float(mantissa):g}e{int(exponent)}"
+    return f"{value:.3g}" if abs(value) < 1e4 else f"{value / 1e3:.4g}k"

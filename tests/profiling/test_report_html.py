@@ -1,0 +1,126 @@
+"""The page: self-contained, well-formed, and safe whatever the run's files say."""
+
+import base64
+import re
+from html.parser import HTMLParser
+
+import pytest
+import report_svg
+from fake_runs import GIB, make_record, write_fake_run
+from report_cards import find_peak_flops
+from report_figures import read_figures
+from report_html import build_page
+from report_ranks import Span
+
+from mats_ds.metering.budget import Budget
+
+BUDGET = Budget("8xcard", gpus=8, memory_per_gpu_bytes=24 * GIB)
+PNG = base64.b64decode("iVBORw0KGgoAAAANSUhEUgAAAAEAAAABCAYAAAAfFcSJAAAADUlEQVR42mNk+M9QDwADhgGAWjR9awAAAABJRU5ErkJggg==")
+
+
+def build(run_dir, budget=BUDGET):
+    figures = read_figures(run_dir)
+    return build_page(figures, budget, figures.judge(budget))
+
+
+class _Checker(HTMLParser):
+    VOID = {"meta", "img", "br"}
+
+    def __init__(self):
+        super().__init__()
+        self.open, self.tags = [], []
+
+    def handle_starttag(self, tag, attrs):
+        self.tags.append(tag)
+        if tag not in self.VOID:
+            self.open.append(tag)
+
+    def handle_startendtag(self, tag, attrs):
+        self.tags.append(tag)
+
+    def handle_endtag(self, tag):
+        assert self.open.pop() == tag
+
+
+def check_tags(page):
+    checker = _Checker()
+    checker.feed(page)
+    assert checker.open == []
+    return checker.tags
+
+
+@pytest.mark.parametrize("num_steps", [1, 2, 9, 500])
+def test_every_tag_is_closed_and_every_plot_is_there(tmp_path, num_steps):
+    tags = check_tags(build(write_fake_run(tmp_path / "run", num_steps=num_steps)))
+    assert tags.count("svg") == 6
+
+
+def test_it_needs_no_network_and_no_script(tmp_path):
+    page = build(write_fake_run(tmp_path / "run"))
+    assert not re.search(r"https?:|<script|<link|url\(|@import", page)
+    assert "prefers-color-scheme: dark" in page
+    assert "@media print" in page
+
+
+def test_texts_from_files_cannot_become_markup(tmp_path):
+    evil = "<script>alert('x')</script>\"&"
+    run_dir = write_fake_run(
+        tmp_path / "run", recipe_name=evil, model_name=evil, device_name=evil, command=evil, started=evil, data_name=evil,
+        precision=evil, versions={evil: evil}, static_bytes={evil: 1}, outcome=f"{evil}\nmore",
+    )  # fmt: skip
+    (run_dir / "bad_clips.csv").write_text(f"rank,step,path,sample,reason\n0,1,<script>.mp4,1,{evil.replace(chr(34), '')}\n")
+    page = build(run_dir, Budget(evil, 8, GIB))
+    assert "<script" not in page
+    assert "&lt;script&gt;" in page
+    check_tags(page)
+
+
+def test_the_reconstruction_is_embedded_where_there_is_one(tmp_path):
+    run_dir = write_fake_run(tmp_path / "run")
+    assert "<img" not in build(run_dir)
+    (run_dir / "reconstruction.png").write_bytes(PNG)
+    page = build(run_dir)
+    assert f"data:image/png;base64,{base64.b64encode(PNG).decode()}" in page
+    assert "original frames, motion map, kept tokens, reconstruction" in page
+
+
+@pytest.mark.parametrize(("reserved", "drawn"), [(20, True), (30, True), (2, False)])
+def test_the_budget_line_is_drawn_where_it_is_in_range(tmp_path, reserved, drawn):
+    def record(step, rank):
+        return make_record(step, rank, peak_reserved_bytes=reserved * GIB)
+
+    assert ("budget 24.0 GiB" in build(write_fake_run(tmp_path / "run", record=record))) is drawn
+
+
+def test_missing_values_cut_a_line_and_lonely_ones_are_dots():
+    svg = report_svg.draw_lines([1, 2, 3, 4, 5], [report_svg.Series("a", [1, 2, None, 3, None])], title="t", label=str)
+    assert svg.count("M") == 1
+    assert svg.count("<circle") == 1
+    nothing = report_svg.draw_lines([1], [report_svg.Series("a", [None])], title="t", label=str)
+    assert nothing is None
+
+
+def test_a_constant_or_a_negative_curve_can_be_drawn():
+    for values in ([0, 0], [3, 3], [-2, -1], [1e-9, 2e-9]):
+        svg = report_svg.draw_lines([1, 2], [report_svg.Series("a", values)], title="t", label=str, from_zero=False)
+        assert "nan" not in svg
+
+
+def test_plots_have_no_more_points_than_a_screen_can_show():
+    span = Span(1, 10_000_000)
+    assert span.num_buckets == 240
+    assert (span.bucket(1), span.bucket(10_000_000)) == (0, 239)
+    assert Span(5, 7).steps() == [5.0, 6.0, 7.0]
+
+
+@pytest.mark.parametrize(
+    ("name", "peak"),
+    [
+        ("NVIDIA A100-SXM4-80GB", 312e12), ("NVIDIA H100 80GB HBM3", 989.4e12), ("NVIDIA H100 PCIe", None),
+        ("NVIDIA H200", 989.4e12), ("NVIDIA H200 NVL", None), ("NVIDIA RTX A6000", 154.8e12), ("NVIDIA GeForce RTX 3090", 71e12),
+        ("NVIDIA GeForce RTX 3090 Ti", None), ("NVIDIA GeForce RTX 4090", 165.2e12), ("NVIDIA GeForce RTX 4090 D", None),
+        ("Tesla V100-SXM2-32GB", 125e12), ("NVIDIA RTX 6000 Ada Generation", None), ("CPU", None),
+    ],
+)  # fmt: skip
+def test_only_cards_whose_peak_is_known_have_one(name, peak):
+    assert find_peak_flops(name) == peak
