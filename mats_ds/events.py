@@ -66,6 +66,7 @@ class PhaseClock:
 class RunInfo:
     """What is fixed for a whole run, the same on all ranks but for `rank` and `device_name`.
 
+    `first_step` steps were done before (0 unless resumed): the first StepEvent has step `first_step` + 1.
     `learning_rate` is the peak one; `kept`, `visible`, `targets` are tokens of one clip out of `num_tokens`;
     `*_flops_per_clip` are training FLOPs (forward + backward); `bytes_*` are of this rank, exact, from the engine's tensors.
     """
