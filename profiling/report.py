@@ -41,14 +41,15 @@ def main(arguments: list[str] | None = None) -> int:
         return NOTHING_TO_JUDGE
     verdict = figures.judge(budget)
     tree = json.dumps(to_json(figures, budget, verdict), indent=1)
-    print(tree if options.json else format_report(figures, verdict))
     try:
         (run_dir / "report.json").write_text(tree + "\n", encoding="utf-8")
         write_html(run_dir / "report.html", figures, budget, verdict)
     except OSError as error:  # a folder of somebody else's: the verdict still counts
-        print(f"report: report.json and report.html could not be written: {error}", file=sys.stderr)
+        where = f"report.json and report.html could not be written: {error}"
     else:
-        print(f"report: wrote {run_dir / 'report.html'} and report.json", file=sys.stderr)
+        where = f"wrote {run_dir / 'report.html'} and report.json"
+    print(tree if options.json else format_report(figures, verdict))
+    print(f"report: {where}", file=sys.stderr)
     return WITHIN if verdict.passed else OVER
 
 

@@ -14,10 +14,10 @@ from pathlib import Path
 from report_figures import Figures
 from report_ranks import RankFigures
 from report_svg import Limit, Series, draw_lines, draw_stack
-from report_text import count, describe, describe_tokens
+from report_text import count, describe, describe_tokens, format_flops
 
 from mats_ds.events import PHASES
-from mats_ds.metering.budget import GIB, Budget, Check, Verdict, format_gib
+from mats_ds.metering.budget import GIB, Budget, Check, Verdict, format_bytes
 
 STYLE = Path(__file__).with_name("report.css")
 RECONSTRUCTION = "reconstruction.png"
@@ -100,7 +100,10 @@ def _cards(figures: Figures, budget: Budget) -> str:
     achieved = figures.model_flops_per_second
     cards = [
         _card(
-            "Peak memory", format_gib(worst.peak_bytes), f"{100 * share:.1f}% of {format_gib(budget.memory_per_gpu_bytes)}", share
+            "Peak memory",
+            format_bytes(worst.peak_bytes),
+            f"{100 * share:.1f}% of {format_bytes(budget.memory_per_gpu_bytes)}",
+            share,
         ),
         _card("Clips a second", _number(figures.clips_per_second), "median of the steps, all ranks together"),
         _card(
@@ -112,7 +115,7 @@ def _cards(figures: Figures, budget: Budget) -> str:
         _card("Forward pass", f"{info.forward_macs_per_clip / 1e9:.4g} <small>GMAC</small>", "a clip; papers call it GFLOPs"),
         _card(
             "Achieved",
-            f"{_number(None if achieved is None else achieved / 1e12)} <small>TFLOP/s</small>",
+            "?" if achieved is None else _small_unit(f"{format_flops(achieved)}/s"),
             f"a rank; {mfu}",
         ),
     ]
@@ -219,7 +222,12 @@ def _scale(values: Iterable[float | None], unit: float) -> list[float | None]:
 
 
 def _gib(num_bytes: int | None) -> str:
-    return "?" if num_bytes is None else format_gib(num_bytes)
+    return "?" if num_bytes is None else format_bytes(num_bytes)
+
+
+def _small_unit(text: str) -> str:
+    figure, _, unit = text.partition(" ")
+    return f"{escape(figure)} <small>{escape(unit)}</small>"
 
 
 def _number(value: float | None) -> str:
@@ -230,7 +238,7 @@ def _tick(value: float) -> str:
     """A short label of an axis: 2.5e-4, 0.25, 75, 12.5k."""
     if value == 0:
         return "0"
-    if abs(value) < 1e-3:
+    if abs(value) < 1e-2:
         mantissa, _, exponent = f"{value:.2e}".partition("e")
         return f"{float(mantissa):g}e{int(exponent)}"
     return f"{value:.3g}" if abs(value) < 1e4 else f"{value / 1e3:.4g}k"

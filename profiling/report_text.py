@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 
 from report_figures import Figures
 
-from mats_ds.metering.budget import Budget, Verdict, format_gib
+from mats_ds.metering.budget import Budget, Verdict, format_bytes
 from mats_ds.metering.records import SCHEMA
 
 WIDTH = 110
@@ -92,10 +92,10 @@ def describe_tokens(figures: Figures) -> str:
 def describe_achieved(figures: Figures) -> str:
     if figures.model_flops_per_second is None:
         return "not known: no step was timed, or the model's FLOPs were not recorded"
-    text = f"{figures.model_flops_per_second / 1e12:.3g} model TFLOP/s a rank"
+    text = f"{format_flops(figures.model_flops_per_second)}/s of model FLOPs a rank"
     name, peak = figures.run.info.device_name, figures.peak_flops_per_second
     if figures.model_flops_utilization is not None and peak is not None:
-        return f"{text}, {100 * figures.model_flops_utilization:.1f}% of the dense bf16 peak of {peak / 1e12:g} (MFU)"
+        return f"{text}, {100 * figures.model_flops_utilization:.1f}% of the dense bf16 peak of {format_flops(peak)}/s (MFU)"
     return f"{text}; no MFU, as {f'the peak of {name} is not known here' if figures.on_gpu else 'this was a run on a CPU'}"
 
 
@@ -117,7 +117,8 @@ def list_notes(figures: Figures) -> list[str]:
     num_unreadable = sum(rank.num_unreadable for rank in figures.ranks)
     if len(figures.run.parts) > 1:
         firsts = ", ".join(str(part.first_step) for part in figures.run.parts[1:])
-        notes.append(f"resumed at step {firsts}; {count(num_superseded, 'older record')} of steps done again left out")
+        again = f"; {count(num_superseded, 'older record')} of steps done again left out" if num_superseded else ""
+        notes.append(f"resumed at step {firsts}{again}")
     if num_unreadable:
         named = [text for rank in figures.ranks for text in rank.unreadable][:3]
         notes.append(f"{count(num_unreadable, 'unreadable line')} left out: {'; '.join(named)}")
@@ -185,14 +186,15 @@ def _rank_to_json(rank: Any) -> dict[str, Any]:
 
 def _describe_memory(figures: Figures) -> str:
     worst = figures.worst_rank
-    text = f"rank {worst.rank} peaked at {format_gib(worst.peak_bytes)} in step {worst.peak_step}; this is {figures.memory_name}"
+    text = (
+        f"rank {worst.rank} peaked at {format_bytes(worst.peak_bytes)} in step {worst.peak_step}; this is {figures.memory_name}"
+    )
     if not figures.on_gpu:
         return f"{text} of the process with its libraries, as no GPU was there"
-    parts = [
-        f"torch allocated {format_gib(worst.peak_allocated_bytes or 0)}, reserved {format_gib(worst.peak_reserved_bytes or 0)}"
-    ]
+    allocated, reserved = worst.peak_allocated_bytes or 0, worst.peak_reserved_bytes or 0
+    parts = [f"torch allocated {format_bytes(allocated)}, reserved {format_bytes(reserved)}"]
     if worst.nvml_used_bytes is not None:
-        parts.append(f"device {format_gib(worst.nvml_used_bytes)} by NVML, every process on it counted")
+        parts.append(f"device {format_bytes(worst.nvml_used_bytes)} by NVML, every process on it counted")
     return f"{text}: {', '.join(parts)}"
 
 
@@ -213,22 +215,22 @@ def _describe_step(figures: Figures) -> str:
 
 def _describe_forward(figures: Figures) -> str:
     macs = figures.run.info.forward_macs_per_clip
-    return f"{macs / 1e9:.4g} GMAC a clip (what papers call GFLOPs), {2 * macs / 1e9:.4g} GFLOPs in floating-point operations"
+    return f"{macs / 1e9:.4g} GMAC a clip (what papers call GFLOPs), {format_flops(2 * macs)} counting additions too"
 
 
 def _describe_training(figures: Figures) -> str:
     info = figures.run.info
     model, hardware = info.model_flops_per_clip, info.hardware_flops_per_clip
     again = f", {100 * (hardware / model - 1):.0f}% more, computed twice to save memory" if model and hardware > model else ""
-    return f"{model / 1e12:.4g} model TFLOPs a clip (forward and backward); hardware {hardware / 1e12:.4g}{again}"
+    return f"{format_flops(model)} of model FLOPs a clip (forward and backward); hardware {format_flops(hardware)}{again}"
 
 
 def _describe_static(figures: Figures) -> str:
     sizes = figures.run.info.static_bytes
     if not sizes:
         return "static bytes were not recorded"
-    parts = ", ".join(f"{name} {format_gib(size)}" for name, size in sizes.items())
-    return f"{format_gib(sum(sizes.values()))} a rank are static: {parts}"
+    parts = ", ".join(f"{name} {format_bytes(size)}" for name, size in sizes.items())
+    return f"{format_bytes(sum(sizes.values()))} a rank are static: {parts}"
 
 
 def _last_epoch(figures: Figures) -> int:
@@ -239,6 +241,11 @@ def _format_hours(hours: float) -> str:
     if hours < 1 / 60:
         return f"{3600 * hours:.0f} s"
     return f"{60 * hours:.0f} min" if hours < 1 else f"{hours:.1f} h"
+
+
+def format_flops(flops: float) -> str:
+    """FLOPs for people: "120 GFLOP", "3.25 TFLOP"."""
+    return f"{flops / 1e12:.4g} TFLOP" if flops >= 1e12 else f"{flops / 1e9:.4g} GFLOP"
 
 
 def count(number: int, noun: str) -> str:

@@ -113,16 +113,16 @@ def judge(measured: Measured, budget: Budget) -> Verdict:
     return Verdict(passed, headline, tuple(checks))
 
 
-def format_gib(num_bytes: float) -> str:
-    """Bytes for people: "61.25 GiB"."""
-    return f"{num_bytes / GIB:.2f} GiB"
+def format_bytes(num_bytes: float) -> str:
+    """Bytes for people: "61.25 GiB", below one GiB "49.2 MiB"."""
+    return f"{num_bytes / GIB:.2f} GiB" if num_bytes >= GIB else f"{num_bytes / 2**20:.1f} MiB"
 
 
 def _judge_memory(measured: Measured, budget: Budget) -> Check:
     share = measured.memory_bytes / budget.memory_per_gpu_bytes
     text = (
-        f"the worst rank ({measured.memory_rank}) peaked at {format_gib(measured.memory_bytes)}, {100 * share:.1f}% of the "
-        f"{format_gib(budget.memory_per_gpu_bytes)} of a GPU"
+        f"the worst rank ({measured.memory_rank}) peaked at {format_bytes(measured.memory_bytes)}, {100 * share:.1f}% of the "
+        f"{format_bytes(budget.memory_per_gpu_bytes)} of a GPU"
     )
     if not measured.on_gpu:
         text += " (no GPU was there: this is host memory, the RSS of each rank's process with its libraries)"
