@@ -157,13 +157,13 @@ class Assembler:
 
     def _free_graph(self, *, encoded: bool) -> Graph:
         graphs = self._graphs[encoded]
-        if len(graphs) < self._num_graphs[encoded]:
-            graphs.appendleft(self._new_graph(encoded))
-        graph = graphs[0]
-        graphs.rotate(-1)
-        while graph.busy:
+        while True:  # what finishes may fail, and take its graph out of the round
+            if len(graphs) < self._num_graphs[encoded]:
+                graphs.appendleft(self._new_graph(encoded))
+            if not graphs[0].busy:
+                graphs.rotate(-1)
+                return graphs[-1]
             self._finish_oldest()
-        return graph
 
     def _finish_oldest(self) -> None:
         chunk = self._in_flight.popleft()

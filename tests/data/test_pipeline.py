@@ -14,7 +14,7 @@ import torch
 
 from mats_ds.clips import ClipBatch, CropSpec
 from mats_ds.config import ClipSection
-from mats_ds.data import assembly, pipeline, routes
+from mats_ds.data import assembly, decode, pipeline, routes
 from mats_ds.data.manifest import Manifest, read_manifest
 from mats_ds.data.pipeline import ClipLoader, DaliGraph
 from mats_ds.data.routes import DecodedClip, EncodedClip, Region
@@ -67,6 +67,16 @@ def assert_equal(one: ClipBatch, other: ClipBatch) -> None:
     for name in ("frames_BTHWC", "label_B", "sample_B", "valid_B", "key_B"):
         assert torch.equal(getattr(one, name), getattr(other, name)), name
     assert (one.bad, one.paths) == (other.bad, other.paths)
+
+
+def assert_alike(one: ClipBatch, other: ClipBatch) -> None:
+    """The same clips through two decoders. Older PyAV cannot ask for DALI's exact rounding of colours; a wrong frame or
+    crop would differ by tens.
+    """
+    assert (one.paths, one.bad) == (other.paths, other.bad) and torch.equal(one.key_B, other.key_B)
+    difference_BT = (one.frames_BTHWC.float() - other.frames_BTHWC.float()).abs().flatten(2).mean(2)
+    exact = "threads" in decode._reformat_options()
+    assert difference_BT.max() <= (0 if exact else 3), difference_BT
 
 
 def concatenate(batches: list[ClipBatch]) -> dict[int, torch.Tensor]:
@@ -255,18 +265,19 @@ def test_files_that_dali_decodes_give_the_frames_that_pyav_decodes(vp9_videos, w
     by_dali = take(loader_of(paths, global_batch=5), 2)
     assert {type(clip) for clips in asked for clip in clips} == {EncodedClip, DecodedClip}
     for one, other in zip(by_pyav, by_dali, strict=True):
-        assert_equal(one, other)
+        assert_alike(one, other)
     assert "NVDEC decodes" in loader_of(paths, global_batch=5).describe()
 
 
 def test_a_chunk_that_the_device_refuses_goes_through_pyav(vp9_videos, device_decodes_vp9, monkeypatch, caplog):
     by_dali = take(loader_of(vp9_videos, global_batch=4), 5)
     read = routes.np.fromfile
-    # DALI gets rubbish while PyAV reads the sound file.
+    # DALI gets rubbish while PyAV reads the sound file; with chunks of one clip, many are in flight when the first fails.
+    monkeypatch.setattr(assembly, "MAX_CHUNK_CLIPS", 1)
     monkeypatch.setattr(routes.np, "fromfile", lambda path, dtype: read(path, dtype)[::-1].copy())
     by_pyav = take(loader_of(vp9_videos, global_batch=4), 5)
     for one, other in zip(by_dali, by_pyav, strict=True):
-        assert_equal(one, other)
+        assert_alike(one, other)
     assert "the device's decoder refused some clips" in caplog.text
     assert "vp9 goes to PyAV from now on" in caplog.text
 
