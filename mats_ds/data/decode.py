@@ -1,8 +1,8 @@
 """(file, frame numbers) -> uint8 frames_THWC on the CPU, by PyAV: every codec, exact frame numbers, as little decoding as needed.
 
-The wanted frames are grouped by the keyframe before them; for each group the file is positioned at that keyframe, and frames that
-nobody refers to and nobody wants are skipped. A file whose time stamps cannot be trusted (AVI with B-frames) is decoded
-from the start and its frames are counted.
+The file is positioned at the keyframe before the first wanted frame, and again wherever the way to the next one is long;
+frames that nobody refers to and nobody wants are skipped. A file whose time stamps cannot be trusted (AVI with B-frames) is
+decoded from the start and its frames are counted.
 """
 
 from __future__ import annotations
@@ -20,6 +20,8 @@ from mats_ds.data.probe import READ_ERRORS, UnreadableVideo, VideoIndex, describ
 
 # Decoders for which leaving out unwanted non-reference frames changes no bit of the others; dav1d drops wanted ones.
 SKIPPING_CODECS = frozenset(("h264", "hevc", "mpeg4"))
+# A later keyframe is sought only beyond this distance: to decode the few frames up to it costs less than to start anew.
+SEEK_FRAMES = 24
 
 
 def frame_numbers(spec: ClipSpec, *, index: VideoIndex) -> np.ndarray:
@@ -88,13 +90,11 @@ def _allowed_range(spec: ClipSpec, index: VideoIndex) -> tuple[int, int]:
 def _decode_by_seeking(path: str, index: VideoIndex, wanted: np.ndarray, picker: _Picker) -> None:
     container, stream = open_video(path, stream_index=index.stream_index)
     skips = index.codec in SKIPPING_CODECS
-    # A frame belongs to the last keyframe that is not shown after it.
-    keyframe_of = np.searchsorted(index.keyframe_pts_K, index.pts_F[wanted], side="right") - 1
     with container:
-        for keyframe in np.unique(keyframe_of):
-            missing = {int(index.pts_F[number]): int(number) for number in wanted[keyframe_of == keyframe]}
-            container.seek(int(index.keyframe_seek_K[max(keyframe, 0)]), stream=stream, backward=True)
+        for seek_to, numbers in _runs(index, wanted):
+            missing = {int(index.pts_F[number]): number for number in numbers}
             last_pts = max(missing)
+            container.seek(seek_to, stream=stream, backward=True)
             for packet in container.demux(stream):
                 if skips:
                     useful = packet.pts is None or packet.pts in missing
@@ -108,6 +108,19 @@ def _decode_by_seeking(path: str, index: VideoIndex, wanted: np.ndarray, picker:
                     break
             if missing:
                 raise UnreadableVideo(f"frame {min(missing.values())} did not come")
+
+
+def _runs(index: VideoIndex, wanted: np.ndarray) -> list[tuple[int, list[int]]]:
+    """Where to seek to, and the wanted frames to decode from there on."""
+    # A frame belongs to the last keyframe that is not shown after it.
+    keyframe_of = np.maximum(np.searchsorted(index.keyframe_pts_K, index.pts_F[wanted], side="right") - 1, 0)
+    number_of_K = np.searchsorted(index.pts_F, index.keyframe_pts_K)
+    runs: list[tuple[int, list[int]]] = []
+    for number, keyframe in zip(wanted.tolist(), keyframe_of, strict=True):
+        if not runs or number_of_K[keyframe] - runs[-1][1][-1] > SEEK_FRAMES:
+            runs.append((int(index.keyframe_seek_K[keyframe]), []))
+        runs[-1][1].append(number)
+    return runs
 
 
 def _decode_from_start(path: str, index: VideoIndex, wanted: np.ndarray, picker: _Picker) -> None:

@@ -8,6 +8,7 @@ proves that the stream decodes at all and tells its true size, pixel format and 
 from __future__ import annotations
 
 import os
+import stat
 import threading
 from collections import OrderedDict
 from dataclasses import dataclass
@@ -81,6 +82,8 @@ def index_video(path: str) -> VideoIndex:
         status = os.stat(path)
     except (OSError, ValueError) as error:
         raise UnreadableVideo(describe_error(error)) from None
+    if not stat.S_ISREG(status.st_mode):  # a pipe would be waited for without end
+        raise UnreadableVideo("a directory" if stat.S_ISDIR(status.st_mode) else "not a regular file")
     identity = (path, status.st_size, status.st_mtime_ns)
     known = _CACHE.get(identity)
     if known is None:

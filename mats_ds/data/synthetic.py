@@ -25,7 +25,7 @@ logger = logging.getLogger(__name__)
 AXES = ("horizontal", "vertical", "falling", "rising")  # the labels 0 to 3; the last two are diagonals
 _DIRECTIONS = {"horizontal": (0, 1), "vertical": (1, 0), "falling": (1, 1), "rising": (-1, 1)}  # (down, right)
 MANIFEST_NAME, MOTION_NAME = "manifest.csv", "motion.json"
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2
 GOP_FRAMES = 12  # short enough that a clip from the middle costs little to decode
 _PAN_EVERY = 3  # every third video has a moving camera
 
@@ -193,7 +193,7 @@ def _draw(
     height, width, num_frames = settings.height, settings.width, settings.num_frames
     pans = number % _PAN_EVERY == _PAN_EVERY - 1
     room = 32 if pans else 0
-    background = _texture(rng, height + room, width + room, cell=16, low=60, high=150)
+    background = _texture(rng, height + room, width + room, low=40, high=215)
     pan_speed = float(rng.uniform(0.5, 1.0)) if pans else 0.0
     pan_across = bool(rng.integers(2))
     shifts = []
@@ -204,7 +204,7 @@ def _draw(
     boxes = []
     for _ in range(1 + int(rng.integers(2))):
         side = int(rng.integers(min(height, width) // 5, min(height, width) // 3))
-        sprite = _texture(rng, side, side, cell=max(3, side // 4), low=0, high=255)
+        sprite = _texture(rng, side, side, low=10, high=250)
         down, right = _DIRECTIONS[axis]
         speed = float(rng.uniform(1.5, 3.0))
         begin_down, begin_right = rng.uniform(0, height - side), rng.uniform(0, width - side)
@@ -226,13 +226,15 @@ def _there_and_back(distance: float, room: int) -> float:
     return place if place <= room else 2 * room - place
 
 
-def _texture(rng: np.random.Generator, height: int, width: int, *, cell: int, low: int, high: int) -> np.ndarray:
-    """A smooth coloured pattern, uint8 [H, W, 3]: random colours at the corners of cells, blended in between."""
-    rows, columns = height // cell + 2, width // cell + 2
-    corners = rng.uniform(low, high, (rows, columns, 3))
-    y, x = np.arange(height) / cell, np.arange(width) / cell
-    row, column = y.astype(int), x.astype(int)
-    below, across = (y - row)[:, None, None], (x - column)[None, :, None]
-    upper = corners[row][:, column] * (1 - across) + corners[row][:, column + 1] * across
-    lower = corners[row + 1][:, column] * (1 - across) + corners[row + 1][:, column + 1] * across
-    return np.uint8(upper * (1 - below) + lower * below)
+def _texture(rng: np.random.Generator, height: int, width: int, *, low: int, high: int) -> np.ndarray:
+    """A coloured surface with a soft pattern, lit from the upper left, uint8 [H, W, 3].
+
+    The light is the same in every video, so that a small model has something to learn within a minute; colour and pattern differ.
+    """
+    y, x = np.meshgrid(np.linspace(0, 1, height), np.linspace(0, 1, width), indexing="ij")
+    waves = rng.uniform(1, 2, 2)
+    phase = rng.uniform(0, 2 * np.pi)
+    pattern = 0.03 * np.sin(2 * np.pi * (waves[0] * x + waves[1] * y) + phase)
+    light = np.clip(1 - (x + y) / 2 + pattern, 0, 1)[..., None]
+    colour = rng.uniform(0.6, 1.0, 3)
+    return np.uint8((low + (high - low) * light) * colour)

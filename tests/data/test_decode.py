@@ -81,6 +81,14 @@ def test_only_part_of_the_file_is_decoded(video, monkeypatch):
     decode_frames(path, np.array([20, 25]))
 
 
+def test_a_long_way_is_sought_and_a_short_one_decoded(write_video, read_numbers, tmp_path):
+    path = str(write_video(tmp_path / "long.mp4", num_frames=200, gop=10, b_frames=2))
+    index = index_video(path)
+    numbers = [3, 9, 14, 60, 151, 188, 199]
+    assert [run for _, run in decode._runs(index, np.array(numbers))] == [[3, 9, 14], [60], [151], [188, 199]]
+    assert read_numbers(decode_frames(path, np.array(numbers))) == numbers
+
+
 def test_frames_beyond_the_end_or_lost_are_unreadable(video, write_video, tmp_path):
     path = video("closed.mp4", dict(FORMATS)["closed.mp4"])
     with pytest.raises(UnreadableVideo, match="it has 40"):

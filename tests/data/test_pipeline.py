@@ -223,6 +223,16 @@ def test_a_fault_of_the_program_reaches_the_training_loop(videos, monkeypatch):
         take(loader_of(videos), 1)
 
 
+def test_a_graph_that_hangs_is_told_instead_of_waited_for(videos, monkeypatch):
+    monkeypatch.setattr(pipeline, "STALL_SECONDS", 0.2)
+    monkeypatch.setattr(pipeline, "JOIN_SECONDS", 0.1)
+    released = threading.Event()
+    monkeypatch.setattr(DaliGraph, "finish", lambda self: released.wait(20))
+    with pytest.raises(RuntimeError, match="DALI has not delivered a chunk"):
+        take(loader_of(videos, clip_timeout_seconds=0.1), 1)
+    released.set()
+
+
 @pytest.mark.slow
 def test_every_broken_real_file_is_named_and_none_stops_the_run(real_videos):
     manifest = read_manifest(real_videos / "real" / "edge")

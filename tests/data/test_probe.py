@@ -60,6 +60,12 @@ def test_a_file_that_may_not_be_read(write_video, tmp_path):
         index_video(str(path))
 
 
+def test_a_pipe_is_refused_instead_of_waited_for(tmp_path):
+    os.mkfifo(tmp_path / "a.mp4")
+    with pytest.raises(UnreadableVideo, match="not a regular file"):
+        index_video(str(tmp_path / "a.mp4"))
+
+
 def test_a_path_that_no_system_takes():
     with pytest.raises(UnreadableVideo, match="null"):
         index_video("a\0b.mp4")
