@@ -1,6 +1,6 @@
 """Pre-train a masked autoencoder with motion-aware token selection: recipe + DeepSpeed JSON -> a run folder.
 
-    deepspeed --num_gpus 8 mats_ds/pretrain.py --ds_config ds_configs/zero2.json [--recipe FILE] [--out DIR] [section.key=value ...]
+    deepspeed --num_gpus 8 mats_ds/pretrain.py --ds_config ds_configs/zero2.json [--recipe FILE] [section.key=value ...]
 
 Reads top to bottom: settle the recipe, join the other ranks, open the videos, build model and engine, train, draw.
 """
@@ -23,13 +23,13 @@ import torch
 import torch.distributed as dist
 
 from mats_ds.clips import ClipBatch, count_selection
-from mats_ds.config import MODEL_SIZES, Recipe, dump_recipe, load_recipe
+from mats_ds.config import Recipe, dump_recipe, load_recipe
 from mats_ds.data.manifest import Manifest, read_manifest
 from mats_ds.data.pipeline import ClipLoader
 from mats_ds.data.sampler import ClipSampler
 from mats_ds.data.synthetic import write_synthetic_set
 from mats_ds.events import RunInfo
-from mats_ds.metering.flops import StepFlops, step_flops
+from mats_ds.metering.flops import StepFlops, describe_compute, recipe_flops
 from mats_ds.metering.recorder import Recorder
 from mats_ds.models.mae import MaskedAutoencoder
 from mats_ds.models.picture import draw_reconstruction
@@ -77,37 +77,6 @@ def open_videos(recipe: Recipe) -> Manifest:
         source = write_synthetic_set(SYNTHETIC_FOLDER)
         logger.info("data: no data.manifest given, training on the synthetic set in %s (a test, not a data set)", source.parent)
     return read_manifest(source, root=recipe.data.root)
-
-
-def describe_compute(recipe: Recipe, flops: StepFlops) -> str:
-    """One line on tokens and compute per clip, beside what tube masking at the same visible share would cost."""
-    grid, selection = recipe.clip.grid(), recipe.selection
-    counts = count_selection(
-        grid, strategy=selection.strategy, keep_ratio=selection.keep_ratio, visible_ratio=selection.visible_ratio
-    )
-    depth = recipe.model.decoder_depth or MODEL_SIZES[recipe.model.name].decoder_depth
-    tube = step_flops(
-        recipe.model.name, grid, visible_ratio=selection.visible_ratio, strategy="tube", decoder_depth=recipe.model.decoder_depth
-    )
-    return (
-        f"compute per clip: {flops.forward_macs / 1e9:.3g} GMACs forward with {selection.strategy} "
-        f"({counts.kept} of {grid.num_tokens} tokens kept, {counts.visible} visible), {tube.forward_macs / 1e9:.3g} with tube "
-        f"masking; one training step {flops.training_flops / 1e9:.3g} GFLOPs; decoder of {depth} blocks"
-    )
-
-
-def recipe_flops(recipe: Recipe) -> StepFlops:
-    return step_flops(
-        recipe.model.name,
-        recipe.clip.grid(),
-        recipe.selection.keep_ratio,
-        recipe.selection.visible_ratio,
-        strategy=recipe.selection.strategy,
-        decoder_depth=recipe.model.decoder_depth,
-        feature=recipe.selection.feature,
-        checkpoint_blocks=recipe.model.checkpoint_blocks,
-        candidate_grid=recipe.candidate_grid(),
-    )
 
 
 def describe_run(
@@ -178,7 +147,9 @@ def main(arguments: list[str] | None = None) -> int:
     """Run it; returns the exit status: 0 finished, 1 stopped by a fault of the run, 2 wrong arguments or configuration."""
     options = parse_arguments(arguments)
     is_first = os.environ.get("RANK", "0") == "0"
-    logging.basicConfig(level=logging.INFO if is_first else logging.ERROR, format="%(message)s", stream=sys.stderr)
+    logging.basicConfig(level=logging.WARNING if is_first else logging.ERROR, format="%(message)s", stream=sys.stderr)
+    if is_first:
+        logger.setLevel(logging.INFO)
     try:
         recipe = load_recipe(options.recipe, options.overrides)
         ds_config = read_ds_config(options.ds_config)
@@ -254,7 +225,7 @@ def pretrain(recipe: Recipe, ds_config: dict, precision: str, place: Place, *, o
     ) as loader:
         if place.rank == 0:
             write_inputs(folder, recipe=dump_recipe(recipe), ds_config=ds_config)
-            announce(recipe, run, plan, manifest, loader.describe(), flops)
+            announce(recipe, run, plan, manifest, loader.describe())
         recorder = Recorder(folder, place.device)
 
         def memory_bytes() -> tuple[int, str] | None:
@@ -287,7 +258,7 @@ def pretrain(recipe: Recipe, ds_config: dict, precision: str, place: Place, *, o
     logger.info("run folder: %s  (report: python profiling/report.py %s)", folder, shlex.quote(str(folder)))
 
 
-def announce(recipe: Recipe, run: RunInfo, plan: BatchPlan, manifest: Manifest, reading: str, flops: StepFlops) -> None:
+def announce(recipe: Recipe, run: RunInfo, plan: BatchPlan, manifest: Manifest, reading: str) -> None:
     """What is about to happen, in five lines."""
     logger.info(
         "model: %s, %.1f M parameters, %s, ZeRO-%d on %d x %s",
@@ -298,7 +269,7 @@ def announce(recipe: Recipe, run: RunInfo, plan: BatchPlan, manifest: Manifest, 
         run.world_size,
         run.device_name,
     )
-    logger.info("%s", describe_compute(recipe, flops))
+    logger.info("%s", describe_compute(recipe))
     logger.info("data: %d videos of %s; %s", len(manifest), manifest.name, reading)
     logger.info("batch: %s", plan.note)
     end = f" (of {run.total_steps})" if run.first_step else ""

@@ -232,6 +232,7 @@ class Assembler:
                 key_B=torch.tensor([spec.key for spec in firsts], device=self._device),
                 bad=self._name_bad(tickets),
                 paths=tuple("" if empty else spec.path for spec, empty in zip(used, blank, strict=True)),
+                num_substitutes=sum(ticket.attempt != 0 for ticket in tickets),
             )
             self._synchronize()
         return batch

@@ -15,10 +15,11 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from mats_ds.clips import TokenGrid, count_selection, count_tokens
-from mats_ds.config import MLP_RATIO, MODEL_SIZES
+from mats_ds.config import MLP_RATIO, MODEL_SIZES, Recipe
 
 FLOPS_PER_MAC = 2
 TASKS = ("pretrain", "finetune")
+FINETUNE_KEEP_RATIO = 0.6  # METHOD: rho_pre in fine-tuning
 
 
 @dataclass(frozen=True)
@@ -139,3 +140,36 @@ def step_flops(
     training = embed_once + embedded + sum(stack.training for stack in stacks) + 3 * dense
     hardware = scored + 2 * embedded + sum(stack.hardware for stack in stacks) + 3 * dense
     return StepFlops(forward_macs=forward, training_macs=training, hardware_macs=hardware)
+
+
+def recipe_flops(recipe: Recipe) -> StepFlops:
+    """One pre-training clip of a recipe."""
+    return step_flops(
+        recipe.model.name,
+        recipe.clip.grid(),
+        recipe.selection.keep_ratio,
+        recipe.selection.visible_ratio,
+        strategy=recipe.selection.strategy,
+        decoder_depth=recipe.model.decoder_depth,
+        feature=recipe.selection.feature,
+        checkpoint_blocks=recipe.model.checkpoint_blocks,
+        candidate_grid=recipe.candidate_grid(),
+    )
+
+
+def describe_compute(recipe: Recipe) -> str:
+    """One line: pre-training GMACs of a clip beside tube masking's, fine-tuning GMACs at 0.6 of the tokens beside all of them."""
+    size, grid, selection = recipe.model.name, recipe.clip.grid(), recipe.selection
+    depth = recipe.model.decoder_depth or MODEL_SIZES[size].decoder_depth
+    flops = recipe_flops(recipe)
+    tube = step_flops(size, grid, visible_ratio=selection.visible_ratio, strategy="tube", decoder_depth=depth)
+    part, whole = (step_flops(size, grid, ratio, task="finetune") for ratio in (FINETUNE_KEEP_RATIO, 1.0))
+    return (
+        f"forward GMACs per clip: pre-training {_giga(flops)} with {selection.strategy}, {_giga(tube)} with tube masking "
+        f"({depth} decoder blocks); fine-tuning {_giga(part)} with {FINETUNE_KEEP_RATIO} of the tokens, {_giga(whole)} with all"
+    )
+
+
+def _giga(flops: StepFlops) -> str:
+    value = flops.forward_macs / 1e9
+    return f"{value:.1f}" if value >= 10 else f"{value:.3g}"

@@ -186,9 +186,7 @@ class MaskedAutoencoder(nn.Module):
         tokens_BVD = tokens_BVD + self.positions_ND[visible_BV].to(tokens_BVD.dtype)
         encoded_BVD = self.to_decoder(self.encoder(tokens_BVD))
         positions_ND = self.decoder_positions_ND.to(encoded_BVD.dtype)
-        decoder_tokens = torch.cat(
-            [encoded_BVD + positions_ND[visible_BV], self.mask_token + positions_ND[target_BM]], dim=1
-        )
+        decoder_tokens = torch.cat([encoded_BVD + positions_ND[visible_BV], self.mask_token + positions_ND[target_BM]], dim=1)
         return self.head(self.decoder(decoder_tokens)[:, visible_BV.shape[1] :])
 
     @torch.no_grad()

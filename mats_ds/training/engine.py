@@ -61,7 +61,7 @@ def start_distributed() -> Place:
     deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
     local_rank = int(os.environ["LOCAL_RANK"])
     local_world_size = int(os.environ["LOCAL_WORLD_SIZE"])
-    if torch.cuda.is_available():
+    if torch.cuda.is_available() and os.environ.get("DS_ACCELERATOR") != "cpu":
         if local_rank >= torch.cuda.device_count():
             raise ValueError(
                 f"{local_world_size} ranks on this machine but only {torch.cuda.device_count()} GPU(s): lower --num_gpus"

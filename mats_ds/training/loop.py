@@ -147,7 +147,9 @@ def _check(agreement: _Agreement, known_bad: dict[int, BadClip], num_videos: int
     _, ranks_not_finite, num_new_bad = agreement.numbers.tolist()
     if num_new_bad:
         for bad in _gather(agreement.new_bad):
-            known_bad.setdefault(bad.sample, bad)
+            if bad.sample not in known_bad:  # every epoch finds it again; once is enough for a reader
+                known_bad[bad.sample] = bad
+                logger.warning("unreadable: %s: %s (another video takes its place)", bad.path, bad.reason)
         if len(known_bad) > max_bad_fraction * num_videos:
             listed = "\n".join(f"  {bad.path}: {bad.reason}" for bad in list(known_bad.values())[:50])
             raise TrainingStopped(

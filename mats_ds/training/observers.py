@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from tqdm import tqdm
+from tqdm.contrib.logging import logging_redirect_tqdm
 
 from mats_ds.events import RunInfo, StepEvent
 from mats_ds.training.checkpoint import save_checkpoint
@@ -40,27 +41,25 @@ class Console:
         self.bar = None
         if run.rank == 0 and self.is_terminal:
             self.bar = tqdm(total=run.total_steps, initial=run.first_step, unit="step", file=self.stream, dynamic_ncols=True)
+            self.above_bar = logging_redirect_tqdm()  # log lines scroll above the bar instead of tearing it
+            self.above_bar.__enter__()
         self.since_time, self.since_clips, self.clips = time.perf_counter(), 0, 0
 
     def on_step(self, event: StepEvent) -> None:
         self.clips += event.num_clips * self.run.world_size
-        if self.run.rank == 0 and event.bad_clips:
-            for bad in event.bad_clips:
-                self._say(f"unreadable: {bad.path}: {bad.reason} (another clip takes its place)")
         last = event.step == self.run.total_steps
         if self.run.rank != 0 or (event.step % self.log_steps and not last and self.bar is None):
             return
         if self.bar is None:
-            self._say(f"step {event.step}/{self.run.total_steps}  {self._state(event)}")
+            print(f"step {event.step}/{self.run.total_steps}  {self._state(event)}", file=self.stream, flush=True)
         else:  # reading the loss waits for the device: do it as rarely as lines are printed
             if event.step % self.log_steps == 0 or last or event.step - self.run.first_step <= 2:
                 self.bar.set_postfix_str(self._state(event), refresh=False)
             self.bar.update(1)
 
     def on_end(self, outcome: str) -> None:
-        if self.run.rank != 0:
-            return
         if self.bar is not None:
+            self.above_bar.__exit__(None, None, None)
             self.bar.close()
 
     def _state(self, event: StepEvent) -> str:
@@ -73,12 +72,6 @@ class Console:
             f"loss {float(event.loss):.4f}  {rate:.1f} clips/s  kept {self.run.kept}/{self.run.num_tokens} tokens"
             f"{memory_text}  lr {event.learning_rate:.2e}"
         )
-
-    def _say(self, line: str) -> None:
-        if self.bar is not None:
-            self.bar.write(line, file=self.stream)
-        else:
-            print(line, file=self.stream, flush=True)
 
 
 @dataclass
