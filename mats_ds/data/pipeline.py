@@ -40,7 +40,9 @@ def device_codecs(device: torch.device) -> frozenset[str]:
 def default_workers() -> int:
     """Cores that this process may use, shared with the other ranks on this machine."""
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    return max(1, min(MAX_WORKERS, cores // int(os.environ.get("LOCAL_WORLD_SIZE", "1"))))
+    # torchrun tells the number of ranks on this machine by the first name, DeepSpeed's launcher by the second.
+    num_ranks = int(os.environ.get("LOCAL_WORLD_SIZE") or os.environ.get("LOCAL_SIZE") or 1)
+    return max(1, min(MAX_WORKERS, cores // max(1, num_ranks)))
 
 
 class DaliGraph:
@@ -75,7 +77,10 @@ class DaliGraph:
                 files = fn.external_source(name="files", dtype=types.UINT8, ndim=1)
                 numbers = fn.external_source(name="numbers", dtype=types.INT32, ndim=1)
                 # Beyond the last frame the decoder shall fail, not make frames up.
-                video = fn.decoders.video(files, device="mixed" if on_gpu else "cpu", frames=numbers, pad_mode="none")
+                # Threads pinned to cores would meet those of the other graphs and ranks on the same ones.
+                video = fn.decoders.video(
+                    files, device="mixed" if on_gpu else "cpu", frames=numbers, pad_mode="none", affine=False
+                )
             else:
                 video = fn.external_source(name="frames", dtype=types.UINT8, ndim=4, layout="FHWC")
                 video = video.gpu() if on_gpu else video

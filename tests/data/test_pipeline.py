@@ -344,6 +344,17 @@ def test_describe_says_in_one_line_what_decodes_where(videos):
     assert loader_of(videos).describe() == "PyAV decodes on 2 threads; DALI crops and scales to 32x48 on cpu"
 
 
+def test_the_ranks_of_a_machine_share_its_cores(monkeypatch):
+    monkeypatch.setattr(pipeline.os, "sched_getaffinity", lambda _: range(24), raising=False)
+    for name in ("LOCAL_WORLD_SIZE", "LOCAL_SIZE"):
+        monkeypatch.delenv(name, raising=False)
+    assert pipeline.default_workers() == pipeline.MAX_WORKERS
+    monkeypatch.setenv("LOCAL_SIZE", "8")  # DeepSpeed's launcher
+    assert pipeline.default_workers() == 3
+    monkeypatch.setenv("LOCAL_WORLD_SIZE", "100")  # torchrun
+    assert pipeline.default_workers() == 1
+
+
 def reader_threads() -> list[threading.Thread]:
     return [thread for thread in threading.enumerate() if thread.name.startswith("mats-")]
 
