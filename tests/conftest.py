@@ -12,3 +12,12 @@ def pytest_collection_modifyitems(items):
     if not torch.cuda.is_available():
         for item in needs_gpu:
             item.add_marker(pytest.mark.skip(reason="needs an NVIDIA GPU"))
+
+
+@pytest.fixture(scope="session")
+def ranks():
+    """`ranks(function, world_size, *arguments)`: run a function on that many gloo ranks; see tests/ranks.py."""
+    pytest.importorskip("deepspeed")
+    from tests.ranks import run_ranks
+
+    return run_ranks

@@ -1,4 +1,8 @@
-"""Ranks as forked processes: importing torch and DeepSpeed once serves all of them."""
+"""Ranks for tests: processes forked from a clean server that has imported torch and DeepSpeed once.
+
+Importing them takes eight seconds a process. A plain fork of pytest itself would be as quick, but inherits the threads' locks of
+whatever the tests before have started (OpenMP, DALI, libav); the fork server has started nothing.
+"""
 
 from __future__ import annotations
 
@@ -9,12 +13,11 @@ import traceback
 from collections.abc import Callable
 from typing import Any
 
-import pytest
-
 RANK_TIMEOUT_SECONDS = 240
+PRELOADED = ["torch", "torch._dynamo", "deepspeed", "timm", "av", "mats_ds.pretrain"]
 
 
-def _free_port() -> int:
+def free_port() -> int:
     with socket.socket() as listener:
         listener.bind(("127.0.0.1", 0))
         return listener.getsockname()[1]
@@ -23,7 +26,7 @@ def _free_port() -> int:
 def _be_rank(rank: int, world_size: int, port: int, function: Callable, arguments: tuple, pipe: Any) -> None:
     import torch
 
-    torch.set_num_threads(1)  # a forked process cannot use its parent's OpenMP threads
+    torch.set_num_threads(1)
     os.environ.update(
         RANK=str(rank),
         LOCAL_RANK=str(rank),
@@ -39,16 +42,17 @@ def _be_rank(rank: int, world_size: int, port: int, function: Callable, argument
         pipe.send(("raised", f"{type(error).__name__}: {error}\n{traceback.format_exc()}"))
     finally:
         pipe.close()
-        os._exit(0)  # no atexit work of the parent's in a forked child
+        os._exit(0)  # the launcher would end a rank as abruptly; waiting for gloo's threads at exit takes seconds
 
 
 def run_ranks(function: Callable, world_size: int, *arguments: Any, expect_errors: bool = False) -> list[Any]:
-    """What `function(*arguments)` returns on each of `world_size` gloo ranks; with `expect_errors`, the errors' texts instead."""
-    import deepspeed  # noqa: F401  # before the fork, once
-    import torch._dynamo  # noqa: F401
+    """What `function(*arguments)` returns on each of `world_size` gloo ranks; with `expect_errors`, the errors' texts instead.
 
-    context = multiprocessing.get_context("fork")
-    port = _free_port()
+    `function` and its arguments travel by pickle: a function of a test module and plain values.
+    """
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(PRELOADED)
+    port = free_port()
     ranks = []
     for rank in range(world_size):
         receiver, sender = context.Pipe(duplex=False)
@@ -56,28 +60,20 @@ def run_ranks(function: Callable, world_size: int, *arguments: Any, expect_error
         process.start()
         sender.close()
         ranks.append((process, receiver))
-    results, problems = [], []
+    answers = []
     for rank, (_, receiver) in enumerate(ranks):
         if receiver.poll(RANK_TIMEOUT_SECONDS):
             try:
-                kind, value = receiver.recv()
+                answers.append((rank, *receiver.recv()))
             except EOFError:
-                kind, value = "raised", "the process died without a word"
+                answers.append((rank, "died", "the process died without a word"))
         else:
-            kind, value = "raised", f"no answer within {RANK_TIMEOUT_SECONDS} s"
-        (results if (kind == "raised") == expect_errors else problems).append(value)
-        if kind == "raised" and not expect_errors:
-            problems[-1] = f"rank {rank}: {value}"
+            answers.append((rank, "hung", f"no answer within {RANK_TIMEOUT_SECONDS} s"))
     for process, _ in ranks:
         process.join(timeout=5)
         if process.is_alive():
             process.kill()
-    assert not problems, "\n".join(str(problem) for problem in problems)
-    return results
-
-
-@pytest.fixture(scope="session")
-def ranks() -> Callable[..., list[Any]]:
-    """`ranks(function, world_size, *arguments)`: run a function on that many gloo ranks."""
-    pytest.importorskip("deepspeed")
-    return run_ranks
+    wanted = "raised" if expect_errors else "returned"
+    problems = [f"rank {rank} {kind}: {value}" for rank, kind, value in answers if kind != wanted]
+    assert not problems, "\n".join(problems)
+    return [value for _, _, value in answers]
