@@ -109,6 +109,12 @@ class Assembler:
         """End the reading threads; `batches` raises Closed if it waits for one of them."""
         self._lookahead.close()
 
+    def release(self) -> None:
+        """Let go of the graphs and all clips, once nobody iterates over `batches` any more."""
+        self._graphs = {True: deque(), False: deque()}
+        self._in_flight.clear()
+        self._assemblies.clear()
+
     def batches(self, first_step: int) -> Iterator[ClipBatch]:
         """Batches in order, as their chunks come out of the graphs; without end."""
         plans = (self._positions(step, micro) for step in itertools.count(first_step) for micro in range(self._accumulation))

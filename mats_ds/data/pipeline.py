@@ -250,8 +250,12 @@ class _Session:
         atexit.unregister(self.close)
         self._stop.set()
         self._assembler.close()
-        if self._thread is not None and self._thread is not threading.current_thread():
+        if self._thread is not None:
             self._thread.join(timeout=JOIN_SECONDS)
+            if self._thread.is_alive():  # a hanging driver: what it uses must stay
+                return
+        # Not left to the garbage collector: it might come in a forked child, where DALI's threads do not exist.
+        self._assembler.release()
 
     def _from_thread(self) -> Iterator[ClipBatch]:
         while not self._stop.is_set():

@@ -1,10 +1,12 @@
 """The loader delivers the same clips whatever the number of threads, ranks or restarts, and a bad file never stops it."""
 
+import gc
 import subprocess
 import sys
 import textwrap
 import threading
 import time
+import weakref
 from itertools import islice
 from pathlib import Path
 
@@ -371,6 +373,22 @@ def test_threads_end_with_the_loader_or_the_iterator(videos):
         assert not reader_threads()
         next(loader.micro_batches(0))
     assert not reader_threads()
+
+
+@pytest.mark.parametrize("num_workers", [0, 2])
+def test_closing_lets_go_of_the_graphs_at_once(videos, monkeypatch, num_workers):
+    graphs = []
+    real = DaliGraph.__init__
+    monkeypatch.setattr(DaliGraph, "__init__", lambda self, **sizes: (graphs.append(weakref.ref(self)), real(self, **sizes))[1])
+    gc.disable()
+    try:
+        with loader_of(videos, num_workers=num_workers) as loader:
+            batches = loader.micro_batches(0)
+            next(batches)
+            assert any(graph() is not None for graph in graphs)
+        assert all(graph() is None for graph in graphs)
+    finally:
+        gc.enable()
 
 
 @pytest.mark.slow
