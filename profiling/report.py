@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 import sys
 from pathlib import Path
 
@@ -48,7 +49,10 @@ def main(arguments: list[str] | None = None) -> int:
         where = f"report.json and report.html could not be written: {error}"
     else:
         where = f"wrote {run_dir / 'report.html'} and report.json"
-    print(tree if options.json else format_report(figures, verdict))
+    try:
+        print(tree if options.json else format_report(figures, verdict), flush=True)
+    except BrokenPipeError:  # the reader (head, say) has seen enough; the verdict and the files stand
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     print(f"report: {where}", file=sys.stderr)
     return WITHIN if verdict.passed else OVER
 

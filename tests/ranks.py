@@ -14,7 +14,8 @@ from collections.abc import Callable
 from typing import Any
 
 RANK_TIMEOUT_SECONDS = 240
-PRELOADED = ["torch", "torch._dynamo", "deepspeed", "timm", "av", "mats_ds.pretrain"]
+# The last two are what deepspeed.initialize imports when it is first called.
+PRELOADED = ["torch", "deepspeed", "timm", "av", "mats_ds.pretrain", "deepspeed.module_inject", "torch._inductor.compile_fx"]
 
 
 def free_port() -> int:

@@ -124,7 +124,7 @@ class TestDemo:
     def test_a_folder_is_the_callers(self, project):
         (project.caller / "my videos").mkdir()
         _, _, trainer = project.launch_plan("demo", "my videos")
-        assert trainer[6:] == [f"data.manifest={project.caller}/my videos", "data.max_bad_fraction=0.5"]
+        assert trainer[6:] == [f"data.manifest={project.caller}/my videos", "data.max_bad_fraction=0.5", "optim.steps=80"]
 
     @pytest.mark.parametrize("name", ["a: b", "it's # one", "[x]"])
     def test_a_folder_that_yaml_would_misread_arrives(self, project, name):

@@ -142,7 +142,10 @@ class Assembler:
 
     def _read(self, spec: ClipSpec, on_cpu: bool) -> DecodedClip | EncodedClip:
         """What the look-ahead's threads do for each clip."""
-        return read_decoded(spec) if on_cpu or not self._codecs else read_for_device(spec, codecs=self._codecs)
+        size = self._clip_shape[1:3]
+        if on_cpu or not self._codecs:
+            return read_decoded(spec, size=size)
+        return read_for_device(spec, codecs=self._codecs, size=size)
 
     def _zeros(self, num_clips: int) -> torch.Tensor:
         shape = (num_clips, *self._clip_shape)

@@ -46,9 +46,11 @@ def frame_numbers(spec: ClipSpec, *, index: VideoIndex) -> np.ndarray:
     return begin + steps_T * span // spec.num_frames
 
 
-def decode_frames(path: str, numbers: np.ndarray, *, index: VideoIndex | None = None) -> np.ndarray:
+def decode_frames(path: str, numbers: np.ndarray, *, index: VideoIndex | None = None, shrink: int = 1) -> np.ndarray:
     """The frames of these numbers (any order, repeats allowed), uint8 RGB [T, H, W, 3], turned upright.
 
+    `shrink` divides both sides while the colours are converted (averaging): a large picture that will be scaled down anyway
+    then costs a fraction of the time and memory.
     Raises UnreadableVideo when one of them is missing, corrupt or cannot be decoded.
     """
     index = index or index_video(path)
@@ -56,12 +58,12 @@ def decode_frames(path: str, numbers: np.ndarray, *, index: VideoIndex | None = 
     wanted = np.unique(numbers_T)
     if len(wanted) == 0 or wanted[0] < 0 or wanted[-1] >= index.num_frames:
         raise UnreadableVideo(f"frames {numbers_T.tolist()} asked for, it has {index.num_frames}")
-    frames_THWC = _Picker(index, numbers_T)
+    frames_THWC = _Picker(index, numbers_T, shrink)
     if index.trusts_pts and len(index.keyframe_pts_K):
         try:
             _decode_by_seeking(path, index, wanted, frames_THWC)
         except (*READ_ERRORS, UnreadableVideo):
-            frames_THWC = _Picker(index, numbers_T)
+            frames_THWC = _Picker(index, numbers_T, shrink)
         else:
             return frames_THWC.upright()
     try:
@@ -145,19 +147,19 @@ def _frames(container: av.container.InputContainer, stream: av.VideoStream) -> I
 class _Picker:
     """Turns decoded frames into RGB and puts each where it is wanted; holds no other frame."""
 
-    def __init__(self, index: VideoIndex, numbers_T: np.ndarray) -> None:
+    def __init__(self, index: VideoIndex, numbers_T: np.ndarray, shrink: int = 1) -> None:
         self._index = index
         self._numbers_T = numbers_T
-        self._frames_THWC = np.empty((len(numbers_T), index.height, index.width, 3), np.uint8)
+        self._height, self._width = max(1, index.height // shrink), max(1, index.width // shrink)
+        self._frames_THWC = np.empty((len(numbers_T), self._height, self._width, 3), np.uint8)
         self._reformatter = VideoReformatter()
+        self._options = _reformat_options("AREA" if shrink > 1 else "BILINEAR")
 
     def take(self, number: int, frame: av.VideoFrame) -> None:
         """Keep a frame at all its places. Raises UnreadableVideo when the decoder calls it corrupt."""
         if frame.is_corrupt:
             raise UnreadableVideo(f"frame {number} is corrupt")
-        picture = self._reformatter.reformat(
-            frame, width=self._index.width, height=self._index.height, format="rgb24", **_reformat_options()
-        )
+        picture = self._reformatter.reformat(frame, width=self._width, height=self._height, format="rgb24", **self._options)
         places = np.flatnonzero(self._numbers_T == number)
         self._frames_THWC[places] = picture.to_ndarray()
 
@@ -168,14 +170,17 @@ class _Picker:
         return np.ascontiguousarray(np.rot90(self._frames_THWC, self._index.rotation // 90, axes=(1, 2)))
 
 
-@functools.lru_cache(maxsize=1)
-def _reformat_options() -> dict[str, object]:
-    """Exact rounding and full chroma, on one thread, as far as the installed PyAV knows how to ask for it."""
-    exact = Interpolation.BILINEAR
+@functools.lru_cache(maxsize=2)
+def _reformat_options(method: str) -> dict[str, object]:
+    """Exact rounding and full chroma, on one thread, as far as the installed PyAV knows how to ask for it.
+
+    Without exact rounding libswscale darkens a shrunk picture by 2 levels of 255.
+    """
+    exact = plain = Interpolation[method]
     with contextlib.suppress(AttributeError, TypeError, ValueError):
-        exact = Interpolation.BILINEAR | Interpolation.ACCURATE_RND | Interpolation.FULL_CHR_H_INT
+        exact = plain | Interpolation.ACCURATE_RND | Interpolation.FULL_CHR_H_INT
     probe = av.VideoFrame(16, 16, "yuv420p")
-    for options in ({"interpolation": exact, "threads": 1}, {"interpolation": exact}, {"interpolation": Interpolation.BILINEAR}):
+    for options in ({"interpolation": exact, "threads": 1}, {"interpolation": exact}, {"interpolation": plain}):
         try:
             VideoReformatter().reformat(probe, format="rgb24", **options)
         except (TypeError, ValueError):

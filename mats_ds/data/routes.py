@@ -24,6 +24,7 @@ NVDEC_SIDES = {
     "vp9": (128, 8192),
     "av1": (128, 8192),
 }
+SPARE = 2  # decoded crops keep at least twice the resolution that DALI scales them to
 MAX_ENCODED_BYTES = 256 << 20  # of a longer file, PyAV reads only the part that it needs
 
 
@@ -61,26 +62,27 @@ class EncodedClip:
         return self.encoded.nbytes
 
 
-def read_decoded(spec: ClipSpec) -> DecodedClip:
-    """Decode a clip with PyAV. Raises UnreadableVideo."""
+def read_decoded(spec: ClipSpec, *, size: tuple[int, int]) -> DecodedClip:
+    """Decode a clip with PyAV that will be scaled to `size` (height, width). Raises UnreadableVideo."""
     index = index_video(spec.path)
-    frames_THWC = decode_frames(spec.path, frame_numbers(spec, index=index), index=index)
-    return DecodedClip(frames_THWC, _region(spec, index))
+    shrink = _shrink(spec, index, size)
+    frames_THWC = decode_frames(spec.path, frame_numbers(spec, index=index), index=index, shrink=shrink)
+    return DecodedClip(frames_THWC, _region(spec, frames_THWC.shape[1:3]))
 
 
-def read_for_device(spec: ClipSpec, *, codecs: frozenset[str]) -> EncodedClip | DecodedClip:
+def read_for_device(spec: ClipSpec, *, codecs: frozenset[str], size: tuple[int, int]) -> EncodedClip | DecodedClip:
     """A clip for a device that decodes `codecs` itself. Raises UnreadableVideo."""
     index = index_video(spec.path)
     if index.codec not in codecs or not device_can_decode(index):
-        return read_decoded(spec)
+        return read_decoded(spec, size=size)
     numbers_T = frame_numbers(spec, index=index)
     try:
         encoded = np.fromfile(spec.path, np.uint8)
     except READ_ERRORS as error:
         raise UnreadableVideo(describe_error(error)) from None
     if encoded.nbytes > MAX_ENCODED_BYTES:
-        return read_decoded(spec)
-    return EncodedClip(encoded, numbers_T.astype(np.int32), _region(spec, index), index.codec)
+        return read_decoded(spec, size=size)
+    return EncodedClip(encoded, numbers_T.astype(np.int32), _region(spec, index.upright_size), index.codec)
 
 
 def device_can_decode(index: VideoIndex) -> bool:
@@ -95,6 +97,13 @@ def device_can_decode(index: VideoIndex) -> bool:
     )
 
 
-def _region(spec: ClipSpec, index: VideoIndex) -> Region:
-    top, left, height, width = spec.crop.box(*index.upright_size)
+def _shrink(spec: ClipSpec, index: VideoIndex, size: tuple[int, int]) -> int:
+    """The whole number by which the picture can be divided first, its crop still being SPARE times as large as needed."""
+    _, _, height, width = spec.crop.box(*index.upright_size)
+    return max(1, min(height // (SPARE * size[0]), width // (SPARE * size[1])))
+
+
+def _region(spec: ClipSpec, picture: tuple[int, int]) -> Region:
+    """The crop in a picture of (height, width) pixels."""
+    top, left, height, width = spec.crop.box(*picture)
     return Region((top, left, top + height, left + width), spec.crop.flip)

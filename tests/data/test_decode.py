@@ -185,3 +185,12 @@ def test_real_clips_by_seeking_equal_plain_decoding(real_videos):
         plain = decode._Picker(index, numbers)
         decode._decode_from_start(str(path), index, np.unique(numbers), plain)
         np.testing.assert_array_equal(decode_frames(str(path), numbers), plain.upright(), err_msg=path.name)
+
+
+def test_a_shrunk_picture_is_the_average_of_what_it_stands_for(tmp_path, write_video):
+    path = str(write_video(tmp_path / "large.mp4", num_frames=6, height=96, width=160))
+    numbers = np.array([1, 4])
+    whole, small = decode_frames(path, numbers), decode_frames(path, numbers, shrink=4)
+    assert small.shape == (2, 24, 40, 3)
+    averages = whole.reshape(2, 24, 4, 40, 4, 3).mean(axis=(2, 4))
+    assert np.abs(averages - small).mean() < 1.5

@@ -260,3 +260,10 @@ def test_a_hundred_thousand_records_take_seconds(tmp_path, capsys):
     assert status == 0
     assert seconds < 60
     assert (run_dir / "report.html").stat().st_size < 500_000
+
+
+def test_a_reader_who_has_seen_enough_does_not_change_the_verdict(tmp_path):
+    write_fake_run(tmp_path)
+    command = f"set -o pipefail; '{sys.executable}' '{SCRIPT}' '{tmp_path}' | head -n 1"
+    run = subprocess.run(["bash", "-c", command], capture_output=True, text=True)
+    assert run.returncode == 0 and "Traceback" not in run.stderr
