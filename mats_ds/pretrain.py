@@ -8,6 +8,7 @@ Reads top to bottom: settle the recipe, join the other ranks, open the videos, b
 from __future__ import annotations
 
 import argparse
+import dataclasses
 import itertools
 import logging
 import os
@@ -53,6 +54,7 @@ logger = logging.getLogger("mats_ds")
 
 SYNTHETIC_FOLDER = Path("data/synthetic")
 PICTURE = "reconstruction.png"
+SHOWN_CLIPS = 4
 USAGE_ERROR, RUN_ERROR = 2, 1
 
 
@@ -132,8 +134,14 @@ def describe_run(
     )
 
 
+def few_clips(batch: ClipBatch) -> ClipBatch:
+    """The first clips of a batch, in memory of their own, to be drawn at the end."""
+    frames_BTHWC, key_B = batch.frames_BTHWC[:SHOWN_CLIPS].clone(), batch.key_B[:SHOWN_CLIPS].clone()
+    return dataclasses.replace(batch, frames_BTHWC=frames_BTHWC, key_B=key_B, paths=batch.paths[:SHOWN_CLIPS])
+
+
 def draw(engine, batch: ClipBatch, recipe: Recipe, folder: Path, *, rank: int) -> None:
-    """What the trained model makes of the liveliest clip of the first batch; every rank takes part, rank 0 draws."""
+    """What the trained model makes of the liveliest of a few clips; every rank takes part, rank 0 draws."""
     engine.eval()
     with full_parameters(engine):
         seen = engine.module.reconstruct(batch.frames_BTHWC, batch.key_B)
@@ -233,9 +241,12 @@ def pretrain(recipe: Recipe, ds_config: dict, precision: str, place: Place, *, o
 
         batches = loader.micro_batches(first_step)
         first_batch = next(batches)
+        shown = few_clips(first_batch)
+        batches = itertools.chain([first_batch], batches)
+        del first_batch
         fit(
             engine,
-            itertools.chain([first_batch], batches),
+            batches,
             run=run,
             learning_rate=schedule.learning_rate,
             model_inputs=lambda batch: (batch.frames_BTHWC, batch.key_B),
@@ -254,7 +265,7 @@ def pretrain(recipe: Recipe, ds_config: dict, precision: str, place: Place, *, o
             num_videos=len(manifest),
             max_bad_fraction=recipe.data.max_bad_fraction,
         )
-        draw(engine, first_batch, recipe, folder, rank=place.rank)
+        draw(engine, shown, recipe, folder, rank=place.rank)
     logger.info("run folder: %s  (report: python profiling/report.py %s)", folder, shlex.quote(str(folder)))
 
 

@@ -85,7 +85,7 @@ def read_manifest(source: str | os.PathLike[str], *, root: str | os.PathLike[str
         np.asarray(rows.labels, np.int64),
         np.asarray(rows.firsts, np.float64),
         np.asarray(rows.lasts, np.float64),
-        name=place.resolve().name if place.is_dir() else place.stem,
+        name=place.resolve().name if place.is_dir() else f"{place.resolve().parent.name}/{place.name}",
     )
     if not any(os.path.exists(path) for path in manifest.paths):
         raise ValueError(

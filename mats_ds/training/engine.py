@@ -9,6 +9,7 @@ import difflib
 import json
 import logging
 import os
+import socket
 from collections.abc import Mapping
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
@@ -51,7 +52,7 @@ def start_distributed() -> Place:
         "WORLD_SIZE": "1",
         "LOCAL_WORLD_SIZE": os.environ.get("LOCAL_SIZE", os.environ.get("WORLD_SIZE", "1")),
         "MASTER_ADDR": "127.0.0.1",
-        "MASTER_PORT": "29531",
+        "MASTER_PORT": str(_free_port()),
     }.items():
         os.environ.setdefault(name, value)
     logging.getLogger("DeepSpeed").setLevel(os.environ.get("DS_LOG_LEVEL", "WARNING").upper())
@@ -74,6 +75,12 @@ def start_distributed() -> Place:
             torch.set_num_threads(max(1, len(os.sched_getaffinity(0)) // local_world_size))
     deepspeed.init_distributed(verbose=False)
     return Place(dist.get_rank(), local_rank, dist.get_world_size(), local_world_size, device)
+
+
+def _free_port() -> int:
+    with socket.socket() as listener:
+        listener.bind(("127.0.0.1", 0))
+        return listener.getsockname()[1]
 
 
 def read_ds_config(path: str | Path) -> dict[str, Any]:

@@ -105,7 +105,9 @@ def _train(engine, batches, run, learning_rate, model_inputs, observers, num_vid
             num_clips += len(batch.paths)
             num_substitutes += batch.num_substitutes
         local_loss = torch.stack(micro_losses).float().mean()
-        numbers = torch.stack([local_loss, (~local_loss.isfinite()).float(), local_loss.new_tensor(float(len(new_bad)))])
+        # full_like fills on the device; a tensor made from a host number would wait for all the work before it
+        num_new_bad = torch.full_like(local_loss, len(new_bad))
+        numbers = torch.stack([local_loss, (~local_loss.isfinite()).float(), num_new_bad])
         dist.all_reduce(numbers)
         times = clock.stop()
         waiting.append(_send(step, numbers, micro_losses, paths, tuple(new_bad)))

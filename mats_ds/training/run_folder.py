@@ -48,7 +48,9 @@ def _choose(out: str | None, recipe_name: str, resume: bool) -> Path:
             raise ValueError(f"--resume auto found no run of {recipe_name} below {RUNS}/: name its folder with --out")
         folder = runs[-1].parent
     else:
-        folder = RUNS / f"{recipe_name}-{time.strftime('%Y%m%d-%H%M%S')}"
+        name = f"{recipe_name}-{time.strftime('%Y%m%d-%H%M%S')}"
+        taken = sum(1 for _ in RUNS.glob(f"{name}*"))  # runs that start in the same second
+        folder = RUNS / (f"{name}-{taken + 1}" if taken else name)
     folder.mkdir(parents=True, exist_ok=True)
     return folder
 

@@ -28,7 +28,7 @@ def test_a_table_gives_labels_and_seconds(folder):
     assert manifest.label_S.tolist() == [3, -1] and manifest.label_S.dtype == np.int64
     assert manifest.first_seconds_S[0] == 0.5 and manifest.last_seconds_S[0] == 2.0
     assert np.isnan(manifest.first_seconds_S[1]) and np.isnan(manifest.last_seconds_S[1])
-    assert manifest.name == "set" and len(manifest) == 2
+    assert manifest.name == f"{folder.name}/set.csv" and len(manifest) == 2
 
 
 def test_columns_come_in_any_order_and_others_are_ignored(folder):

@@ -1,0 +1,82 @@
+"""What a person sees of a run, and when a checkpoint is due."""
+
+from __future__ import annotations
+
+import io
+import logging
+
+import pytest
+import torch
+
+from mats_ds.events import PhaseClock, RunInfo, StepEvent
+from mats_ds.training import observers
+from mats_ds.training.observers import Checkpointer, Console
+
+
+def make_run(**changes):
+    fields = dict(
+        run_dir="runs/x", rank=0, world_size=2, device="cpu", device_name="CPU", recipe_name="test", model_name="tiny",
+        num_parameters=1, precision="fp32", zero_stage=2, micro_batch=3, accumulation=1, global_batch=6, total_steps=4,
+        steps_per_epoch=2, first_step=0, learning_rate=1e-3, num_tokens=512, kept=153, visible=51, targets=102,
+        forward_macs_per_clip=1, model_flops_per_clip=1, hardware_flops_per_clip=1,
+    )  # fmt: skip
+    return RunInfo(**(fields | changes))
+
+
+def make_event(step, *, loss=0.5):
+    clock = PhaseClock(torch.device("cpu"))
+    clock.start()
+    return StepEvent(
+        step=step, epoch=0, loss=torch.tensor(loss), learning_rate=1e-3, grad_norm=None, num_clips=3, times=clock.stop()
+    )  # fmt: skip
+
+
+class Terminal(io.StringIO):
+    def isatty(self):
+        return True
+
+
+def watch(stream, **changes):
+    console = Console(log_steps=2, memory_bytes=lambda: (3 << 30, "GPU reserved peak"), stream=stream)
+    console.on_start(make_run(**changes))
+    for step in range(1, 5):
+        console.on_step(make_event(step, loss=step / 10))
+    logging.getLogger("mats_ds").warning("a line in between")
+    console.on_end("finished")
+    return stream.getvalue()
+
+
+def test_on_a_terminal_a_bar_shows_loss_speed_tokens_and_memory():
+    text = watch(Terminal())
+    last = text.strip().rsplit("\r", 1)[-1]
+    assert "4/4" in last
+    for words in ("loss 0.4000", "clips/s", "kept 153/512 tokens", "GPU reserved peak 3.00 GiB"):
+        assert words in last
+
+
+def test_elsewhere_a_line_now_and_then_and_at_the_end():
+    lines = watch(io.StringIO()).splitlines()
+    assert [line.split("  ")[0] for line in lines] == ["step 2/4", "step 4/4"]
+    assert "loss 0.2000" in lines[0] and "kept 153/512 tokens" in lines[0]
+
+
+@pytest.mark.parametrize("stream", [Terminal, io.StringIO])
+def test_only_rank_0_speaks(stream):
+    assert watch(stream(), rank=1) == ""
+
+
+def test_checkpoints_are_saved_when_due_and_at_the_end_but_never_with_a_loss_that_is_not_finite(monkeypatch, tmp_path):
+    saved = []
+    monkeypatch.setattr(observers, "save_checkpoint", lambda engine, folder, *, step, recipe, keep: saved.append(step))
+    for every_steps, losses, expected in (
+        (2, [0.5, 0.5, 0.5, 0.5], [2, 4]),
+        (3, [0.5, 0.5, 0.5, 0.5], [3, 4]),
+        (0, [0.5, 0.5, 0.5, 0.5], [4]),
+        (2, [0.5, 0.5, 0.5, float("nan")], [2]),
+    ):
+        saved.clear()
+        checkpointer = Checkpointer(None, tmp_path, every_steps=every_steps, keep=1, recipe="")
+        checkpointer.on_start(make_run())
+        for step, loss in enumerate(losses, start=1):
+            checkpointer.on_step(make_event(step, loss=loss))
+        assert saved == expected
