@@ -30,6 +30,10 @@ MAX_WORKERS = 16
 MAX_GRAPH_THREADS = 4
 STALL_SECONDS = 300.0
 JOIN_SECONDS = 3.0
+NO_DALI = (
+    "NVIDIA DALI cannot be imported: install nvidia-dali-cuda130 (nvidia-dali-cuda120 for a CUDA 12 driver), "
+    "or let `bash launch.sh setup` choose"
+)
 
 
 def device_codecs(device: torch.device) -> frozenset[str]:
@@ -58,8 +62,10 @@ class DaliGraph:
         stream: torch.cuda.Stream | None = None,
         num_threads: int = 1,
     ) -> None:
-        from nvidia.dali import Pipeline, fn, types
-
+        try:
+            from nvidia.dali import Pipeline, fn, types
+        except ImportError as error:
+            raise ValueError(f"{NO_DALI} ({error})") from None
         on_gpu = device.type == "cuda"
         self.busy = False
         self._stream = stream

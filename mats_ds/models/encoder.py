@@ -88,11 +88,12 @@ class Transformer(nn.Module):
         self.blocks = nn.ModuleList(Block(width, heads, drop_path=rate) for rate in rates)
         self.norm = nn.LayerNorm(width, eps=NORM_EPS)
         self.recomputed = checkpointed_blocks(depth, checkpoint_blocks)
+        self.is_random = drop_path > 0  # only then must recomputation find the random state of the forward pass
 
     def forward(self, tokens_BND: torch.Tensor) -> torch.Tensor:
         for block, recompute in zip(self.blocks, self.recomputed, strict=True):
             if recompute and self.training and torch.is_grad_enabled():
-                tokens_BND = checkpoint(block, tokens_BND, use_reentrant=False)
+                tokens_BND = checkpoint(block, tokens_BND, use_reentrant=False, preserve_rng_state=self.is_random)
             else:
                 tokens_BND = block(tokens_BND)
         return self.norm(tokens_BND)

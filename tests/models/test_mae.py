@@ -123,6 +123,19 @@ def test_checkpointing_changes_no_gradient(policy):
         assert torch.equal(ours.grad, theirs.grad)
 
 
+def test_checkpointing_drops_the_same_paths_again():
+    frames = random_frames()
+    losses = []
+    for policy in ("none", "all"):
+        model = make_model(drop_path=0.5, checkpoint_blocks=policy)
+        torch.manual_seed(7)
+        loss = model(frames, KEYS)
+        loss.backward()
+        losses.append((loss.detach(), model.patch_embed.proj.weight.grad))
+    for one, other in zip(*losses, strict=True):
+        assert torch.equal(one, other)
+
+
 def saved_bytes(model, frames):
     """Bytes that autograd keeps for backward, every storage once, parameters and buffers apart."""
     own = {tensor.untyped_storage().data_ptr() for tensor in (*model.parameters(), *model.buffers())}
