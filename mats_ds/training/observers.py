@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import math
+import os
 import sys
 import time
 from collections.abc import Callable
@@ -20,6 +21,7 @@ from mats_ds.training.checkpoint import save_checkpoint
 logger = logging.getLogger(__name__)
 
 GIBIBYTE = 2**30
+FALLBACK_COLUMNS = 120
 
 
 @dataclass
@@ -40,7 +42,8 @@ class Console:
         self.is_terminal = self.stream.isatty()
         self.bar = None
         if run.rank == 0 and self.is_terminal:
-            self.bar = tqdm(total=run.total_steps, initial=run.first_step, unit="step", file=self.stream, dynamic_ncols=True)
+            width = {"dynamic_ncols": True} if _columns(self.stream) else {"ncols": FALLBACK_COLUMNS}
+            self.bar = tqdm(total=run.total_steps, initial=run.first_step, unit="step", file=self.stream, **width)
             self.above_bar = logging_redirect_tqdm()  # log lines scroll above the bar instead of tearing it
             self.above_bar.__enter__()
         self.since_time, self.since_clips, self.clips = time.perf_counter(), 0, 0
@@ -72,6 +75,14 @@ class Console:
             f"loss {float(event.loss):.4f}  {rate:.1f} clips/s  kept {self.run.kept}/{self.run.num_tokens} tokens"
             f"{memory_text}  lr {event.learning_rate:.2e}"
         )
+
+
+def _columns(stream: Any) -> int:
+    """Width of the terminal, 0 where it does not tell (a pseudo-terminal without a size)."""
+    try:
+        return os.get_terminal_size(stream.fileno()).columns
+    except (OSError, ValueError):
+        return 0
 
 
 @dataclass
