@@ -343,7 +343,8 @@ train() { # train [LAUNCHER OPTIONS] [-- the trainer's]: deepspeed mats_ds/pretr
       num_gpus="${num_gpus:-$CPU_RANKS}"
       cores="$(nproc)"
       with=(env "DS_ACCELERATOR=${DS_ACCELERATOR:-cpu}"
-        "OMP_NUM_THREADS=${OMP_NUM_THREADS:-$((cores > num_gpus ? cores / num_gpus : 1))}")
+        "OMP_NUM_THREADS=${OMP_NUM_THREADS:-$((cores > num_gpus ? cores / num_gpus : 1))}"
+        "OMP_WAIT_POLICY=${OMP_WAIT_POLICY:-PASSIVE}") # spinning threads take the cores that decode video
       launcher+=(--num_gpus "$num_gpus")
     else
       num_gpus="${num_gpus:-${#gpus[@]}}"

@@ -22,6 +22,7 @@ logger = logging.getLogger(__name__)
 
 GIBIBYTE = 2**30
 FALLBACK_COLUMNS = 120
+REFRESH_SECONDS = 1.0
 
 
 @dataclass
@@ -55,8 +56,8 @@ class Console:
             return
         if self.bar is None:
             print(f"step {event.step}/{self.run.total_steps}  {self._state(event)}", file=self.stream, flush=True)
-        else:  # reading the loss waits for the device: do it as rarely as lines are printed
-            if event.step % self.log_steps == 0 or last or event.step - self.run.first_step <= 2:
+        else:  # reading the loss waits for the device: once a second is enough for a reader
+            if last or event.step == self.run.first_step + 1 or time.perf_counter() - self.since_time > REFRESH_SECONDS:
                 self.bar.set_postfix_str(self._state(event), refresh=False)
             self.bar.update(1)
 
