@@ -126,8 +126,9 @@ class ClipSpec:
     used (None: all of it). `num_frames` frames are taken `stride` frames apart (`sampling="dense"`), beginning at the
     share `start` (0 to 1) of the possible beginnings, or spread evenly over the whole range (`"uniform"`). `span` is
     the number of video frames that a dense clip stretches over: 0 stands for num_frames * stride, another number
-    spreads the frames evenly over that many. `key` is the clip's random number: masks and frame draws of this clip
-    derive from it. `attempt` counts substitutes: 0 is the clip first drawn.
+    spreads the frames evenly over that many; `span_seconds`, where given, is its length in time instead. `key` is the
+    clip's random number: masks and frame draws of this clip derive from it. `attempt` counts substitutes: 0 is the clip
+    first drawn.
     """
 
     path: str
@@ -143,6 +144,7 @@ class ClipSpec:
     key: int = 0
     attempt: int = 0
     span: int = 0
+    span_seconds: float | None = None
 
 
 @dataclass(frozen=True)

@@ -65,10 +65,13 @@ class ModelSection(_Section):
 
 
 class ClipSection(_Section):
-    """What one training clip is, in frames and pixels."""
+    """What one training clip is, in frames and pixels. `stride_seconds`, where given, takes the place of `stride`: frames
+    then lie that far apart in time, whatever the frame rate.
+    """
 
     num_frames: int = Field(16, ge=1)
     stride: int = Field(4, ge=1)
+    stride_seconds: float | None = Field(None, gt=0)
     sampling: Literal["dense", "uniform"] = "dense"
     height: int = Field(224, ge=1)
     width: int = Field(224, ge=1)

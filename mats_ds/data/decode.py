@@ -29,7 +29,8 @@ def frame_numbers(spec: ClipSpec, *, index: VideoIndex) -> np.ndarray:
 
     Only frames whose time lies in [first_seconds, last_seconds) are used. Dense: T frames spread evenly over `span` frames,
     beginning at the share `start` of the possible beginnings; a range shorter than the span is used whole, the frames spread
-    evenly over it (repeated if there are fewer than T). Uniform: the range is cut into T equal segments; `start` says which
+    evenly over it (repeated if there are fewer than T). With `span_seconds` the same in time: at each of T moments the frame
+    that is shown then, so frame rates may differ or vary. Uniform: the range is cut into T equal segments; `start` says which
     frame of each. Raises UnreadableVideo when no frame lies in the range.
     """
     first, last = _allowed_range(spec, index)
@@ -40,10 +41,27 @@ def frame_numbers(spec: ClipSpec, *, index: VideoIndex) -> np.ndarray:
         shift = int(spec.start * 2**20)
         offsets_T = (steps_T * 2**20 + shift) * num_allowed // (spec.num_frames * 2**20)
         return first + np.minimum(offsets_T, num_allowed - 1)
+    if spec.span_seconds is not None:
+        return first + _shown_at(index.seconds()[first:last], spec, last_seconds=_frame_seconds(index))
     span = min(spec.span or spec.num_frames * spec.stride, num_allowed)
     num_beginnings = num_allowed - span + 1
     begin = first + min(int(spec.start * num_beginnings), num_beginnings - 1)
     return begin + steps_T * span // spec.num_frames
+
+
+def _shown_at(seconds_F: np.ndarray, spec: ClipSpec, *, last_seconds: float) -> np.ndarray:
+    """For T moments spread over `span_seconds`, the number of the frame that is shown; the last frame lasts `last_seconds`."""
+    whole = seconds_F[-1] + last_seconds - seconds_F[0]
+    span = min(spec.span_seconds, whole)
+    moments_T = seconds_F[0] + spec.start * (whole - span) + np.arange(spec.num_frames) * span / spec.num_frames
+    # a moment that rounding puts just before a frame belongs to that frame
+    return np.maximum(np.searchsorted(seconds_F, moments_T + 1e-6, side="right") - 1, 0)
+
+
+def _frame_seconds(index: VideoIndex) -> float:
+    """How long a frame usually lasts."""
+    steps = np.diff(index.seconds())
+    return float(np.median(steps)) if len(steps) else 1.0 / index.frame_rate
 
 
 def decode_frames(path: str, numbers: np.ndarray, *, index: VideoIndex | None = None, shrink: int = 1) -> np.ndarray:

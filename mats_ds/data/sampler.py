@@ -31,7 +31,8 @@ class ClipSampler:
     """Draws the clips of a training run.
 
     `num_frames` frames are read of each clip. Where that is more than `recipe_clip.num_frames` (candidates of the adaptive
-    frame selection), they are spread evenly over the same span of recipe_clip.num_frames * recipe_clip.stride video frames.
+    frame selection), they are spread evenly over the same span of recipe_clip.num_frames * recipe_clip.stride video frames
+    (or recipe_clip.num_frames * recipe_clip.stride_seconds seconds).
     An epoch has max(1, len(manifest) // global_batch) steps; it takes no video twice unless the manifest holds fewer videos
     than a global batch, in which case it goes round. Raises ValueError for an empty manifest or sizes below one.
     """
@@ -73,6 +74,7 @@ class ClipSampler:
         sample = int(order_S[(index + hop) % len(order_S)])
         start, scale, place, flip = self._words(4, _FOR_CLIP, epoch, index, attempt)
         height_scale, width_scale = self._scale_pairs[scale % len(self._scale_pairs)]
+        seconds = self.recipe_clip.stride_seconds
         top, left = CROP_PLACES[place % len(CROP_PLACES)]
         return ClipSpec(
             path=self.manifest.paths[sample],
@@ -88,6 +90,7 @@ class ClipSampler:
             key=key >> (64 - KEY_BITS),
             attempt=attempt,
             span=self.recipe_clip.num_frames * self.recipe_clip.stride,
+            span_seconds=None if seconds is None else self.recipe_clip.num_frames * seconds,
         )
 
     def positions(self, step: int, micro: int, *, rank: int, world_size: int, micro_batch: int, accumulation: int) -> range:

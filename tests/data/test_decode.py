@@ -1,5 +1,7 @@
 """The frames that come are exactly the frames that were asked for."""
 
+import dataclasses
+
 import av
 import numpy as np
 import pytest
@@ -142,6 +144,24 @@ def test_more_frames_over_the_same_span(index):
 def test_a_video_shorter_than_the_span_is_used_whole(index):
     assert numbers_of(index, num_frames=8, stride=10) == [0, 5, 10, 15, 20, 25, 30, 35]
     assert numbers_of(index, num_frames=8, stride=1, last_seconds=0.2) == [0, 0, 1, 1, 2, 2, 3, 3]
+
+
+def test_a_span_in_seconds_takes_the_frames_that_are_shown_at_its_moments(index):
+    """20 frames a second: 0.6 s are 12 frames."""
+    assert numbers_of(index, span_seconds=0.6) == numbers_of(index, span=12) == [0, 3, 6, 9]
+    assert numbers_of(index, span_seconds=0.6, start=1.0) == [28, 31, 34, 37]
+    assert numbers_of(index, span_seconds=0.1) == [0, 0, 1, 1]
+    assert numbers_of(index, span_seconds=60.0) == [0, 10, 20, 30]  # longer than the video: all of it
+    assert numbers_of(index, span_seconds=0.4, first_seconds=0.5) == [10, 12, 14, 16]
+
+
+def test_a_span_in_seconds_is_right_where_the_frame_rate_varies(index):
+    ticks = np.cumsum([0, *[1] * 9, *[4] * 30])  # 10 frames at one tick each, then 30 frames four times as long
+    ticks = ticks * int(index.pts_F[1] - index.pts_F[0])
+    varying = dataclasses.replace(index, pts_F=ticks)
+    one = float(ticks[1] * index.time_base)
+    assert numbers_of(varying, span_seconds=16 * one) == [0, 4, 8, 9]
+    assert np.allclose(np.diff(varying.seconds()[numbers_of(varying, span_seconds=32 * one, start=0.5)]), 8 * one)
 
 
 def test_uniform_frames_come_one_from_each_segment(index):

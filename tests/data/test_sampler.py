@@ -57,6 +57,9 @@ def test_the_spec_carries_the_manifest_and_the_recipe():
     spec = ClipSampler(manifest, recipe_clip=section, num_frames=6, global_batch=1, seed=0).spec(0)
     assert (spec.path, spec.label, spec.first_seconds, spec.last_seconds) == ("v0.mp4", 100, 1.5, 9.0)
     assert (spec.num_frames, spec.stride, spec.span, spec.sampling) == (6, 3, 12, "uniform")
+    assert spec.span_seconds is None
+    in_time = section.model_copy(update={"stride_seconds": 0.25})
+    assert ClipSampler(manifest, recipe_clip=in_time, num_frames=6, global_batch=1, seed=0).spec(0).span_seconds == 1.0
     assert sampler_of().spec(0).first_seconds is None
 
 
