@@ -128,7 +128,7 @@ class ClipSpec:
     the number of video frames that a dense clip stretches over: 0 stands for num_frames * stride, another number
     spreads the frames evenly over that many; `span_seconds`, where given, is its length in time instead. `key` is the
     clip's random number: masks and frame draws of this clip derive from it. `attempt` counts substitutes: 0 is the clip
-    first drawn.
+    first drawn. `position` counts the clips since the start of the training.
     """
 
     path: str
@@ -145,6 +145,7 @@ class ClipSpec:
     attempt: int = 0
     span: int = 0
     span_seconds: float | None = None
+    position: int = 0
 
 
 @dataclass(frozen=True)

@@ -118,11 +118,13 @@ class SelectionSection(_Section):
 class DataSection(_Section):
     """Where the videos come from. `manifest` is a .csv, a list of `path label` lines, or a folder; none: the synthetic set.
 
-    `max_bad_fraction` of the data set may be unreadable before all ranks stop. `num_workers` None: as many as the cores allow.
+    `repeats` clips are taken of every video each time it is its turn, and decoded in one pass: an epoch shows every video
+    that often (repeated augmentation, Hoffer et al., arXiv 1901.09335). `max_bad_fraction` of the data set may be unreadable before all ranks stop. `num_workers` None: as many as the cores allow.
     """
 
     manifest: str | None = None
     root: str | None = None
+    repeats: int = Field(1, ge=1, le=32)
     max_bad_fraction: float = Field(0.01, ge=0, le=1)
     num_workers: int | None = Field(None, ge=0)
     prefetch: int = Field(2, ge=1)

@@ -189,6 +189,7 @@ def pretrain(recipe: Recipe, ds_config: dict, precision: str, place: Place, *, o
         num_frames=recipe.candidate_grid().num_frames,
         global_batch=plan.global_batch,
         seed=recipe.run.seed,
+        repeats=recipe.data.repeats,
     )
     schedule = make_schedule(recipe.optim, steps_per_epoch=sampler.steps_per_epoch, learning_rate_scale=plan.learning_rate_scale)
     torch.manual_seed(recipe.run.seed)

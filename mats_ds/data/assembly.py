@@ -8,6 +8,7 @@ alone, never on threads, chunks or speed. This module knows a graph only by what
 
 from __future__ import annotations
 
+import functools
 import itertools
 import logging
 import time
@@ -21,7 +22,8 @@ import torch
 
 from mats_ds.clips import BadClip, ClipBatch, ClipSpec
 from mats_ds.data.lookahead import MAX_ATTEMPTS, LookAhead, Ticket
-from mats_ds.data.routes import DecodedClip, EncodedClip, read_decoded, read_for_device
+from mats_ds.data.repeats import RepeatedReader
+from mats_ds.data.routes import DecodedClip, EncodedClip, read_decoded, read_for_device, read_together
 from mats_ds.data.sampler import ClipSampler
 
 logger = logging.getLogger(__name__)
@@ -103,6 +105,9 @@ class Assembler:
         self._assemblies: deque[_Assembly] = deque()
         self._named: tuple[int, set[str]] = (-1, set())
         self.graph_entered_seconds: float | None = None
+        self._repeated = RepeatedReader(
+            sampler.repeats, draw=sampler.spec, read=functools.partial(read_together, size=self._clip_shape[1:3])
+        )
         self._lookahead = LookAhead(self._read, draw=sampler.spec, num_workers=num_workers, timeout_seconds=timeout_seconds)
 
     def close(self) -> None:
@@ -144,6 +149,8 @@ class Assembler:
         """What the look-ahead's threads do for each clip."""
         size = self._clip_shape[1:3]
         if on_cpu or not self._codecs:
+            if self._sampler.repeats > 1 and spec.attempt == 0:
+                return self._repeated.read(spec)
             return read_decoded(spec, size=size)
         return read_for_device(spec, codecs=self._codecs, size=size)
 

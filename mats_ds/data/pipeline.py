@@ -157,6 +157,11 @@ class ClipLoader:
         self.clip_timeout_seconds = clip_timeout_seconds
         self._split = dict(rank=rank, world_size=world_size, micro_batch=micro_batch, accumulation=accumulation)
         self.positions(0, 0)  # raises for sizes that do not fit
+        if micro_batch % sampler.repeats:
+            raise ValueError(
+                f"a micro-batch of {micro_batch} clips is no multiple of data.repeats={sampler.repeats}: the clips of a video "
+                "would be decoded by several ranks; change data.repeats or the micro-batch"
+            )
         self._session: _Session | None = None
 
     def positions(self, step: int, micro: int) -> range:

@@ -7,6 +7,7 @@ else is decoded by PyAV, which turns rotated video upright; crops always refer t
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -68,6 +69,35 @@ def read_decoded(spec: ClipSpec, *, size: tuple[int, int]) -> DecodedClip:
     shrink = _shrink(spec, index, size)
     frames_THWC = decode_frames(spec.path, frame_numbers(spec, index=index), index=index, shrink=shrink)
     return DecodedClip(frames_THWC, _region(spec, frames_THWC.shape[1:3]))
+
+
+def read_together(specs: Sequence[ClipSpec], *, size: tuple[int, int]) -> list[DecodedClip | UnreadableVideo]:
+    """Clips of one file, decoded in one pass; where that fails, each on its own, so that each is judged by its own frames."""
+    try:
+        index = index_video(specs[0].path)
+    except UnreadableVideo as error:
+        return [error] * len(specs)
+    shrink = min(_shrink(spec, index, size) for spec in specs)
+
+    def read(wanted: Sequence[ClipSpec]) -> list[DecodedClip]:
+        numbers = [frame_numbers(spec, index=index) for spec in wanted]
+        union = np.unique(np.concatenate(numbers))
+        frames_THWC = decode_frames(specs[0].path, union, index=index, shrink=shrink)
+        return [
+            DecodedClip(frames_THWC[np.searchsorted(union, numbers_T)], _region(spec, frames_THWC.shape[1:3]))
+            for spec, numbers_T in zip(wanted, numbers, strict=True)
+        ]
+
+    try:
+        return list(read(specs))
+    except UnreadableVideo:
+        clips: list[DecodedClip | UnreadableVideo] = []
+        for spec in specs:
+            try:
+                clips += read([spec])
+            except UnreadableVideo as error:
+                clips.append(error)
+        return clips
 
 
 def read_for_device(spec: ClipSpec, *, codecs: frozenset[str], size: tuple[int, int]) -> EncodedClip | DecodedClip:

@@ -32,15 +32,19 @@ class ClipSampler:
 
     `num_frames` frames are read of each clip. Where that is more than `recipe_clip.num_frames` (candidates of the adaptive
     frame selection), they are spread evenly over the same span of recipe_clip.num_frames * recipe_clip.stride video frames
-    (or recipe_clip.num_frames * recipe_clip.stride_seconds seconds).
-    An epoch has max(1, len(manifest) // global_batch) steps; it takes no video twice unless the manifest holds fewer videos
-    than a global batch, in which case it goes round. Raises ValueError for an empty manifest or sizes below one.
+    (or recipe_clip.num_frames * recipe_clip.stride_seconds seconds). `repeats` neighbouring positions are clips of the same
+    video, which differ in everything else.
+    An epoch has max(1, len(manifest) * repeats // global_batch) steps; it takes no video more than `repeats` times unless
+    all of them together are fewer than a global batch, in which case it goes round. Raises ValueError for an empty
+    manifest or sizes below one.
     """
 
-    def __init__(self, manifest: Manifest, *, recipe_clip: ClipSection, num_frames: int, global_batch: int, seed: int) -> None:
+    def __init__(
+        self, manifest: Manifest, *, recipe_clip: ClipSection, num_frames: int, global_batch: int, seed: int, repeats: int = 1
+    ) -> None:
         if len(manifest) == 0:
             raise ValueError(f"the manifest {manifest.name!r} is empty: there is nothing to sample from")
-        for name, value in (("num_frames", num_frames), ("global_batch", global_batch)):
+        for name, value in (("num_frames", num_frames), ("global_batch", global_batch), ("repeats", repeats)):
             if value < 1:
                 raise ValueError(f"{name} is at least 1, got {value}")
         if seed < 0:
@@ -50,7 +54,8 @@ class ClipSampler:
         self.num_frames = num_frames
         self.global_batch = global_batch
         self.seed = seed
-        self.steps_per_epoch = max(1, len(manifest) // global_batch)
+        self.repeats = repeats
+        self.steps_per_epoch = max(1, len(manifest) * repeats // global_batch)
         # Epochs overlap by no more than the clips that are read ahead: two orders in memory are enough.
         self._order_of = functools.lru_cache(maxsize=2)(self._draw_order)
         scales = recipe_clip.crop_scales
@@ -71,7 +76,7 @@ class ClipSampler:
         others = len(order_S) - 1
         # Substitutes are the videos that follow a random place of the epoch's order, never the clip's own video.
         hop = 1 + (shift + attempt - 1) % others if attempt and others else 0
-        sample = int(order_S[(index + hop) % len(order_S)])
+        sample = int(order_S[(index // self.repeats + hop) % len(order_S)])
         start, scale, place, flip = self._words(4, _FOR_CLIP, epoch, index, attempt)
         height_scale, width_scale = self._scale_pairs[scale % len(self._scale_pairs)]
         seconds = self.recipe_clip.stride_seconds
@@ -89,6 +94,7 @@ class ClipSampler:
             crop=CropSpec(height_scale, width_scale, top / 4, left / 4, bool(self.recipe_clip.flip and flip >> 63)),
             key=key >> (64 - KEY_BITS),
             attempt=attempt,
+            position=position,
             span=self.recipe_clip.num_frames * self.recipe_clip.stride,
             span_seconds=None if seconds is None else self.recipe_clip.num_frames * seconds,
         )
