@@ -1,0 +1,225 @@
+"""Annotations as data sets ship them -> rows of a manifest (path, label, start, end), class names and all mistakes at once.
+
+    imported = import_annotations("trainlist01.txt", root="/data/ucf101")
+
+One module a family of formats; each offers `fits_<name>(source) -> why, or None` and `read_<name>(request) -> Rows`. No video
+is opened. Importing this needs neither torch nor a GPU.
+"""
+
+from __future__ import annotations
+
+import difflib
+import os
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import NamedTuple
+
+from mats_ds.data.importers.class_folders import fits_class_folders, read_class_folders
+from mats_ds.data.importers.ego4d import fits_ego4d, read_ego4d
+from mats_ds.data.importers.hmdb51 import fits_hmdb51, read_hmdb51
+from mats_ds.data.importers.kinetics import fits_kinetics, read_kinetics
+from mats_ds.data.importers.lists import (
+    fits_mmaction2,
+    fits_videomae,
+    fits_videomaev2,
+    judge_columns,
+    read_mmaction2,
+    read_videomae,
+    read_videomaev2,
+)
+from mats_ds.data.importers.rows import CONFLICT, Imported, Mistake, Request, Row, Rows
+from mats_ds.data.importers.source import Source, open_source
+from mats_ds.data.importers.ssv2 import fits_ssv2, read_ssv2
+from mats_ds.data.importers.ucf101 import fits_ucf101, read_ucf101
+from mats_ds.data.importers.videos import VideoFiles
+
+__all__ = ["FORMATS", "Imported", "Mistake", "Row", "Source", "import_annotations", "open_source", "recognise"]
+
+SUBSETS = ("train", "val", "test")
+SAME_COLUMNS = ("videomae", "videomaev2", "mmaction2")  # where two of them fit a list, both read it alike
+PROBED_ROWS = 100
+
+
+class Format(NamedTuple):
+    """takes: which of `number` (the numbered split) and `subset` mean something to it."""
+
+    fits: Callable[[Source], str | None]
+    read: Callable[[Request], Rows]
+    takes: tuple[str, ...] = ()
+
+
+FORMATS = {  # the particular before the general: where two fit, the first is taken
+    "ucf101": Format(fits_ucf101, read_ucf101, ("number", "subset")),
+    "hmdb51": Format(fits_hmdb51, read_hmdb51, ("number", "subset")),
+    "kinetics": Format(fits_kinetics, read_kinetics, ("subset",)),
+    "ssv2": Format(fits_ssv2, read_ssv2),
+    "ego4d": Format(fits_ego4d, read_ego4d),
+    "videomae": Format(fits_videomae, read_videomae),
+    "videomaev2": Format(fits_videomaev2, read_videomaev2),
+    "mmaction2": Format(fits_mmaction2, read_mmaction2),
+    "class-folders": Format(fits_class_folders, read_class_folders, ("subset",)),
+}
+
+
+@dataclass(frozen=True)
+class Recognised:
+    """The format taken, why, and the others that fit as well."""
+
+    format: str
+    why: str
+    others: tuple[str, ...]
+
+
+def recognise(source: str | os.PathLike[str] | Source) -> str:
+    """The name of the format of `source`. Raises ValueError where none fits."""
+    return weigh_formats(source if isinstance(source, Source) else open_source(source)).format
+
+
+def weigh_formats(source: Source) -> Recognised:
+    """Every format that fits, the best first. Raises ValueError that says what the source is instead, where none fits."""
+    reasons = {name: why for name, form in FORMATS.items() if (why := form.fits(source))}
+    columns = judge_columns(source)
+    if "mmaction2" in reasons and columns.meaning not in ("label", "start total"):  # frame folders are its own format first
+        reasons = {name: reasons[name] for name in sorted(reasons, key=lambda name: name in SAME_COLUMNS[:2])}
+    if "kinetics" in reasons:
+        reasons = {"kinetics": reasons["kinetics"]}  # a first line of column names leaves no doubt
+    if not reasons:
+        raise ValueError(_explain_stranger(source))
+    first, *others = reasons
+    return Recognised(first, reasons[first], tuple(others))
+
+
+def import_annotations(
+    source: str | os.PathLike[str],
+    *,
+    format: str = "auto",
+    root: str | os.PathLike[str] | None = None,
+    split: str | int | None = None,
+    subset: str | None = None,
+    labels: str | os.PathLike[str] | None = None,
+) -> Imported:
+    """Read annotations. Row paths are relative to `root`, the folder of the videos; rows whose file is missing are mistakes.
+
+    Without `root` the folder of the source is used if videos of the list lie there, else no file is looked for.
+    split: the number of a numbered split, or a subset; subset: train, val or test; labels: a class list.
+    Raises ValueError for a source or arguments that cannot be used; mistakes in single lines are in the result.
+    """
+    source = open_source(source)
+    if format not in ("auto", *FORMATS):
+        close = difflib.get_close_matches(format, FORMATS, n=1)
+        raise ValueError(
+            f"no format {format!r}: use {', '.join(('auto', *FORMATS))}{f'; did you mean {close[0]}?' * bool(close)}"
+        )
+    notes = []
+    name = format
+    if format == "auto":
+        found = weigh_formats(source)
+        name = found.format
+        notes.append(f"recognised {name}: {found.why}")
+        if found.others:
+            alike = {name, *found.others} <= set(SAME_COLUMNS)
+            reason = "which would read it alike" if alike else f"but {name} is the more particular"
+            notes.append(f"it also fits {' and '.join(found.others)}, {reason}; force with --format {found.others[0]}")
+    else:
+        notes.append(f"read as {name}, as asked")
+    number, subset = _settle_split(name, split, subset)
+    if root is not None and not Path(root).is_dir():
+        raise ValueError(f"{root} is not a folder: --root takes the folder that holds the videos")
+    if name == "class-folders":
+        if root is not None and Path(root).resolve() != source.place.resolve():
+            raise ValueError(f"class folders are their own root: leave --root out, or give {root} as the source")
+        root = source.place
+    if labels is not None and not Path(labels).is_file():
+        raise ValueError(f"no class list at {labels}: --labels takes a file with one class name a line")
+
+    def read(root: str | os.PathLike[str] | None) -> tuple[Rows, VideoFiles]:
+        videos = VideoFiles(None if root is None else Path(root))
+        labels_file = None if labels is None else Path(labels)
+        return FORMATS[name].read(Request(source, videos, number=number, subset=subset, labels=labels_file)), videos
+
+    rows, videos = read(root)
+    if root is None and _lie_in(source.folder, rows):
+        rows, videos = read(source.folder)
+        notes.append(f"no --root was given, but videos of the list were found: all are looked for below {source.folder}")
+    _refuse_conflicts(rows)
+    _name_by_folders(rows)
+    return Imported(name, rows.rows, rows.classes, rows.mistakes, notes + rows.notes + videos.describe_looser(), videos.root)
+
+
+def _settle_split(name: str, split: str | int | None, subset: str | None) -> tuple[int | None, str | None]:
+    number = None
+    if split is not None and str(split).isdigit():
+        number = int(split)
+    elif split is not None:
+        if subset not in (None, split):
+            raise ValueError(f"got split {split!r} and subset {subset!r}: give one of them")
+        subset = str(split)
+    if subset not in (None, *SUBSETS):
+        raise ValueError(f"got the split {subset!r}: expected the number of a split, or {', '.join(SUBSETS)}")
+    for what, value in (("number", number), ("subset", subset)):
+        if value is not None and what not in FORMATS[name].takes:
+            raise ValueError(f"{name} has no {'numbered splits' if what == 'number' else 'subsets'}: leave {value!r} out")
+    return number, subset
+
+
+def _lie_in(folder: Path, rows: Rows) -> bool:
+    step = max(1, len(rows.rows) // PROBED_ROWS)
+    return any((folder / row.path).exists() for row in rows.rows[::step])
+
+
+def _refuse_conflicts(rows: Rows) -> None:
+    """Of rows that give the same part of the same video different labels, the first is kept; the same label twice is noted."""
+    first: dict[tuple[str, str, str], Row] = {}
+    kept, num_repeated = [], 0
+    for row in rows.rows:
+        other = first.setdefault((row.path, str(row.start), str(row.end)), row)
+        if other.label != row.label:
+            rows.refuse(row.where, CONFLICT, f"{row.path} has label {row.label}, but label {other.label} in {other.where}")
+            continue
+        num_repeated += other is not row
+        kept.append(row)
+    rows.rows = kept
+    if num_repeated:
+        rows.notes.append(f"{num_repeated} rows repeat an earlier one; they are kept, so those videos count more than once")
+
+
+def _name_by_folders(rows: Rows) -> None:
+    """Class names from the folders, where every label from 0 on belongs to exactly one folder."""
+    pairs = {(row.label, os.path.basename(os.path.dirname(row.path))) for row in rows.rows}
+    names = dict(pairs)
+    if rows.classes or not pairs or len(pairs) != len(names) or len({name for _, name in pairs}) != len(pairs):
+        return
+    if sorted(names) == list(range(len(names))) and all(names.values()):
+        rows.classes = [names[label] for label in sorted(names)]
+        rows.notes.append("class names from the folders of the videos")
+
+
+def _explain_stranger(source: Source) -> str:
+    place = source.place
+    if source.text is None:
+        lists = []
+        for path in sorted(place.iterdir())[:200]:
+            if path.suffix.lower() in (".txt", ".csv", ".json", ".list"):
+                try:
+                    lists.append(f"{path.name} ({recognise(path)})")
+                except ValueError:
+                    continue
+        if lists:
+            return f"{place} is no folder of class folders or split files, but holds lists: give one of {', '.join(lists[:8])}"
+        return (
+            f"{place}: expected a folder of at least 2 class folders with videos, of UCF101 lists or of HMDB51 splits; "
+            "a folder of videos without classes needs no import: train with data.manifest=FOLDER"
+        )
+    first = source.lines[0][1]
+    if "path" in [field.strip().strip('"').lower() for field in first.split(",")]:
+        return f"{place} is a manifest already: train with data.manifest={place}"
+    if first[0] in "[{":
+        return (
+            f"{place}: JSON of no known shape: expected Something-Something V2 entries with id and template, or Ego4D clips with "
+            "clip_uid, video_uid and state_change (a class list such as labels.json is given as --labels)"
+        )
+    return (
+        f"{place}: no format fits; its first line is {first[:120]!r}. Expected `path label`, `path start total label`, "
+        f"UCF101, HMDB51 or Kinetics lists (a class list is given as --labels), or force one with --format {'|'.join(FORMATS)}"
+    )

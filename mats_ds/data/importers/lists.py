@@ -1,0 +1,171 @@
+"""Lists with one video or frame folder a line and whole numbers behind it, space or comma separated.
+
+    path label                   VideoMAE (.csv), mmaction2 and PaddleVideo video lists
+    path start total label       VideoMAEv2; `path 0 -1 label` is a whole video, and `path 0 -1` one without label
+    folder [offset] total label  mmaction2 rawframe lists; VideoMAEv2 fine-tuning on frames
+Where total is not -1 the line means a folder of frames (img_00001.jpg), which a manifest cannot hold: the video of the same
+name is taken if there is one below the root, else the line is a mistake. So is a line with several labels.
+"""
+
+from __future__ import annotations
+
+import re
+from collections import Counter
+from dataclasses import dataclass
+
+from mats_ds.data.importers.labels import read_class_list
+from mats_ds.data.importers.rows import FRAME_FOLDER, MALFORMED, SEVERAL_LABELS, Request, Rows
+from mats_ds.data.importers.source import Source
+from mats_ds.data.importers.videos import has_video_extension
+
+WHOLE_VIDEO = -1  # VideoMAEv2's total for a video file
+FRAME_ADVICE = (
+    "training reads videos, not frame folders: give --root with the videos that the frames were cut from (same names), "
+    "or encode each folder (ffmpeg -framerate 25 -i FOLDER/img_%05d.jpg FOLDER.mp4) and import again"
+)
+
+
+@dataclass(frozen=True)
+class Columns:
+    """What the numbers behind the paths of a list are. meaning: `label`, `labels`, `start total`, `total label`, ...
+
+    whole_videos: most totals are VideoMAEv2's -1.
+    """
+
+    meaning: str
+    why: str
+    whole_videos: bool = False
+
+
+def split_line(line: str) -> tuple[str, list[int]]:
+    """`some path.mp4 0 -1 3` -> path and the whole numbers at the end."""
+    numbers: list[int] = []
+    while match := re.search(r"[\s,]+(-?\d{1,18})$", line):
+        numbers.insert(0, int(match[1]))
+        line = line[: match.start()]
+    return line.strip('"'), numbers
+
+
+def judge_columns(source: Source) -> Columns | None:
+    """What the columns of a list mean, from all of its lines; None if most lines are not `path number...`."""
+    if source.text is None or source.text.lstrip()[0] in "[{":
+        return None
+    lines = [split_line(line) for _, line in source.lines]
+    counts = Counter(len(numbers) for path, numbers in lines if path and (numbers or has_video_extension(path)))
+    if sum(counts.values()) * 2 < len(lines):
+        return None
+    counts.pop(0, None)  # videos without a label fit every list
+    if not counts:
+        return Columns("label", "every line is a video file")
+    usual = counts.most_common(1)[0][0]
+    filled = [(path, numbers) for path, numbers in lines if len(numbers) == usual]
+    named_as_videos = sum(has_video_extension(path) for path, _ in filled) * 2 > len(filled)
+    totals = [numbers[-2] for _, numbers in filled] if usual > 1 else []
+    varied = counts[usual] < 0.9 * sum(counts.values())  # a few odd lines are mistakes, not another format
+    most = "every line is" if len(counts) == 1 else "most lines are"
+    if usual == 1:
+        return Columns("label", f"{most} `path label`")
+    if usual == 2 and sum(numbers[1] == WHOLE_VIDEO for _, numbers in filled) * 2 > len(filled):
+        return Columns("start total", f"{most} `path start -1`, a whole video without label", True)
+    if named_as_videos and WHOLE_VIDEO not in totals and (varied or usual > 3 or min(totals) < 1):
+        return Columns("labels", "lines hold a video and one label or several")
+    if usual == 2 and varied:
+        return Columns("total labels", "lines hold a frame folder, its number of frames and one label or several")
+    if usual == 2:
+        return Columns("total label", f"{most} `folder total label`")
+    if usual == 3:
+        whole = sum(total == WHOLE_VIDEO for total in totals) * 2 > len(totals)
+        return Columns("start total label", f"{most} `path {'0 -1' if whole else 'start total'} label`", whole)
+    return Columns("total labels", "lines hold a frame folder, its number of frames and several labels")
+
+
+def fits_videomae(source: Source) -> str | None:
+    columns = judge_columns(source)
+    return columns.why if columns and columns.meaning == "label" else None
+
+
+def fits_videomaev2(source: Source) -> str | None:
+    columns = judge_columns(source)
+    return columns.why if columns and columns.meaning in ("start total", "total label", "start total label") else None
+
+
+def fits_mmaction2(source: Source) -> str | None:
+    columns = judge_columns(source)
+    return columns.why if columns and not columns.whole_videos else None
+
+
+def read_videomae(request: Request) -> Rows:
+    return _read(request, "label")
+
+
+def read_videomaev2(request: Request) -> Rows:
+    columns = judge_columns(request.source)
+    return _read(request, columns.meaning if columns else "start total label")
+
+
+read_mmaction2 = read_videomaev2  # the columns tell the two apart, and where both fit they mean the same
+
+
+def _read(request: Request, meaning: str) -> Rows:
+    rows, source = Rows(), request.source
+    if request.labels:
+        rows.classes = read_class_list(request.labels).names
+    num_columns = len(meaning.split())
+    for number, line in source.lines:
+        where = source.where(number)
+        path, numbers = split_line(line)
+        if not path or (not numbers and not has_video_extension(path)):
+            rows.refuse(where, MALFORMED, f"expected `path {meaning}` with whole numbers, got {line[:120]!r}")
+        elif not numbers:
+            _add_video(rows, request, where, path, -1)
+        elif len(numbers) > num_columns and (meaning.endswith("labels") or (meaning == "label" and has_video_extension(path))):
+            labels = " ".join(map(str, numbers[num_columns - 1 :]))
+            rows.refuse(where, SEVERAL_LABELS, f"{path} has the labels {labels}: a manifest row has one; keep the one to learn")
+        elif len(numbers) == 2 and numbers[1] == WHOLE_VIDEO:
+            _add_video(rows, request, where, path, -1)
+        elif len(numbers) != num_columns:
+            rows.refuse(where, MALFORMED, f"expected `path {meaning}`, got {len(numbers)} numbers: {line[:120]!r}")
+        elif num_columns == 1:
+            _add_video(rows, request, where, path, numbers[0])
+        elif num_columns == 3 and numbers[1] == WHOLE_VIDEO:
+            _add_video(rows, request, where, path, numbers[-1])
+        else:
+            start, total, label = {
+                "start total": [*numbers, -1],
+                "total label": [0, *numbers],
+                "total labels": [0, *numbers],
+            }.get(meaning, numbers)
+            _add_frames(rows, request, where, path, start=start, total=total, label=label)
+    if any(mistake.kind == FRAME_FOLDER for mistake in rows.mistakes):
+        rows.notes.append(FRAME_ADVICE)
+    return rows
+
+
+def _add_video(rows: Rows, request: Request, where: str, path: str, label: int) -> None:
+    found = request.videos.find(path)
+    if found is None:
+        rows.refuse_missing(where, request, path)
+    else:
+        rows.add(where, found, label)
+
+
+def _add_frames(rows: Rows, request: Request, where: str, path: str, *, start: int, total: int, label: int) -> None:
+    """The video of the frame folder's name, if there is one and the whole of it is meant."""
+    if total < 1:
+        rows.refuse(where, MALFORMED, f"{path} has {total} frames: expected at least 1, or -1 for a whole video")
+        return
+    if request.videos.known:
+        found = request.videos.find_stem(path) or request.videos.find(path)
+    else:
+        found = path if has_video_extension(path) else None
+    if found is None:
+        rows.refuse(where, FRAME_FOLDER, f"{path} is a folder of {total} frames, and no video of that name is known")
+    elif start > 1:
+        rows.refuse(
+            where,
+            FRAME_FOLDER,
+            f"{path}: {total} frames from frame {start} on are meant, a part of {found}: write its start and end in seconds "
+            "into a CSV path,label,start,end",
+        )
+    else:
+        rows.add(where, found, label)

@@ -1,0 +1,114 @@
+"""Imported rows -> manifest.csv, and beside it the class names (.classes.txt) and all mistakes (.mistakes.txt).
+
+All are written aside and renamed, the manifest last: whoever finds a manifest finds it whole, with its classes.
+"""
+
+from __future__ import annotations
+
+import csv
+import io
+import math
+import os
+import shlex
+from collections import Counter
+from pathlib import Path
+
+from mats_ds.data.importers.rows import NOT_FOUND, Imported, Row
+
+COLUMNS = ("path", "label", "start", "end")
+MAX_MISTAKES_SHOWN = 50
+
+
+def companions(out: Path) -> tuple[Path, Path]:
+    """The files of class names and of mistakes that belong to a manifest."""
+    return out.with_name(out.name + ".classes.txt"), out.with_name(out.name + ".mistakes.txt")
+
+
+def refuse_to_overwrite(out: Path, *, force: bool, keep: list[str | None]) -> None:
+    """Raises ValueError where a file would be lost or there is no folder to write into; those of `keep` even with force."""
+    existing = [str(path) for path in (out, *companions(out)) if path.exists()]
+    if out.is_dir():
+        raise ValueError(f"{out} is a folder: --out takes the manifest file to write, for example {out / 'manifest.csv'}")
+    if not out.absolute().parent.is_dir():
+        raise ValueError(f"no folder {out.parent} to write {out.name} into: create it first")
+    for path in filter(None, keep):
+        if Path(path).resolve() in [file.resolve() for file in (out, *companions(out))]:
+            raise ValueError(f"--out {out} would overwrite {path}, which is being imported: choose another --out")
+    if existing and not force:
+        raise ValueError(f"{' and '.join(existing)} would be overwritten: choose another --out, or add --force")
+
+
+def write_imported(imported: Imported, out: Path) -> list[Path]:
+    """Write the files that there is something to write into, remove those of an earlier import; return the written ones."""
+    classes_file, mistakes_file = companions(out)
+    texts = {
+        classes_file: "".join(f"{name}\n" for name in imported.classes),
+        mistakes_file: "".join(f"{mistake}\n" for mistake in imported.mistakes),
+        out: format_manifest(imported.rows),
+    }
+    aside = {path: path.with_name(f".{path.name}.{os.getpid()}.part") for path, text in texts.items() if text}
+    try:
+        for path, part in aside.items():
+            part.write_text(texts[path], encoding="utf-8", newline="")
+        for path in texts:
+            if path in aside:
+                os.replace(aside[path], path)
+            else:
+                path.unlink(missing_ok=True)
+    finally:
+        for part in aside.values():
+            part.unlink(missing_ok=True)
+    return [out, *(path for path in aside if path != out)]
+
+
+def describe_imported(imported: Imported) -> list[str]:
+    """What was recognised, how much there is and what does not fit, a line each."""
+    rows, mistakes = imported.rows, imported.mistakes
+    num_labelled = sum(row.label >= 0 for row in rows)
+    used = len({row.label for row in rows if row.label >= 0})
+    named = f"{used} of {len(imported.classes)} named classes" if imported.classes else f"{used} classes (names unknown)"
+    lines = [*imported.notes, f"rows: {len(rows)}, {num_labelled} of them labelled with {named}"]
+    num_missing = sum(mistake.kind == NOT_FOUND for mistake in mistakes)
+    if imported.root is None:
+        lines.append("files: not looked for; no --root was given and none of them lies beside the list")
+    else:
+        num_found = len({row.path for row in rows})
+        lines.append(f"files: {num_found} found below {imported.root}, {num_missing} rows without their file")
+        if num_missing and not num_found:
+            lines.append(f"  is {imported.root} the folder that holds these videos? --root names another")
+    if mistakes:
+        lines.append(f"{len(mistakes)} {'mistake' if len(mistakes) == 1 else 'mistakes'}: {imported.count_mistakes()}")
+        kinds = Counter(mistake.kind for mistake in mistakes)
+        rare_first = sorted(mistakes, key=lambda mistake: kinds[mistake.kind])  # else 5000 lost videos hide the one bad label
+        lines += [f"  - {mistake}" for mistake in rare_first[:MAX_MISTAKES_SHOWN]]
+        if len(mistakes) > MAX_MISTAKES_SHOWN:
+            lines.append(f"  and {len(mistakes) - MAX_MISTAKES_SHOWN} more")
+    return lines
+
+
+def train_arguments(imported: Imported, out: Path) -> str:
+    """What the trainer needs to find the manifest and its videos."""
+    arguments = [f"data.manifest={out}"]
+    if imported.root is None:
+        return f"{shlex.join(arguments)} data.root=VIDEO_DIR"
+    if imported.root.resolve() != out.absolute().parent.resolve():
+        arguments.append(f"data.root={imported.root}")
+    return shlex.join(arguments)
+
+
+def format_manifest(rows: list[Row]) -> str:
+    """CSV text with a header; a column that would be empty in all rows is left out."""
+    table = [
+        (row.path, str(row.label) if row.label >= 0 else "", _format_seconds(row.start), _format_seconds(row.end)) for row in rows
+    ]
+    kept = [0, *(column for column in range(1, len(COLUMNS)) if any(fields[column] for fields in table))]
+    text = io.StringIO(newline="")
+    writer = csv.writer(text, lineterminator="\n")
+    writer.writerow([COLUMNS[column] for column in kept])
+    writer.writerows([fields[column] for column in kept] for fields in table)
+    return text.getvalue()
+
+
+def _format_seconds(seconds: float) -> str:
+    """To the microsecond, without trailing zeros; nothing for nan."""
+    return "" if math.isnan(seconds) else f"{seconds:.6f}".rstrip("0").rstrip(".")

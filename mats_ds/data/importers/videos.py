@@ -1,0 +1,118 @@
+"""The video files below a folder, listed once, and how a name in an annotation file finds its own among them.
+
+A list made elsewhere rarely fits to the letter: it may carry folders of another machine, or the videos may since have been
+transcoded to another extension. Such a file is found by what is left of its path, and the import says so.
+"""
+
+from __future__ import annotations
+
+import os
+from collections import defaultdict
+from collections.abc import Iterable
+from pathlib import Path
+
+from mats_ds.data.manifest import VIDEO_EXTENSIONS
+
+OTHER_FOLDERS, OTHER_EXTENSION, SEVERAL_PLACES = "other folders", "other extension", "several places"
+
+
+def normalise_name(name: str) -> str:
+    """A class name as data sets vary it: case, and spaces for underscores."""
+    return " ".join(name.replace("_", " ").casefold().split())
+
+
+class VideoFiles:
+    """Relative paths of the videos below `root`; with root=None nothing is known, and every name is taken as it stands."""
+
+    def __init__(self, root: Path | None) -> None:
+        self.root = root
+        self.paths: set[str] = set()
+        self.looser: dict[str, list[tuple[str, str]]] = defaultdict(list)  # how -> (asked, found), for the report
+        self._by_stem: dict[str, list[str]] = defaultdict(list)  # file name without folder and extension
+        self._by_stem_path: dict[str, list[str]] = defaultdict(list)  # relative path without extension
+        for path in list_videos(root) if root is not None else ():
+            self.paths.add(path)
+            self._by_stem_path[os.path.splitext(path)[0]].append(path)
+            self._by_stem[os.path.splitext(os.path.basename(path))[0]].append(path)
+
+    @property
+    def known(self) -> bool:
+        return self.root is not None
+
+    def find(self, path: str) -> str | None:
+        """The file that a list calls `path`: as it stands, else without leading folders, else with another extension."""
+        if not self.known:
+            return path
+        tidy = os.path.normpath(path.replace("\\", "/"))
+        if tidy in self.paths:
+            return tidy
+        if (os.path.isabs(tidy) or tidy.startswith("..")) and os.path.isfile(os.path.join(self.root, tidy)):
+            return tidy
+        parts = [part for part in tidy.split("/") if part not in ("", "..")]
+        tails = ["/".join(parts[first:]) for first in range(len(parts))]
+        for tail in tails:
+            if tail in self.paths:
+                self.looser[OTHER_FOLDERS].append((path, tail))
+                return tail
+        for tail in tails:
+            if found := self.find_stem(tail):
+                self.looser[OTHER_EXTENSION].append((path, found))
+                return found
+        return None
+
+    def find_stem(self, path: str) -> str | None:
+        """The video at `path` but for the extension, which `path` may have or not."""
+        found = self._by_stem_path.get(path) or self._by_stem_path.get(_without_video_extension(path)) or []
+        return self._first(path, sorted(found))
+
+    def find_named(self, stem: str, *, folders: Iterable[str] = ()) -> str | None:
+        """The video called `stem` in any folder; of several, one below a folder of `folders`, tried in their order."""
+        found = sorted(self._by_stem.get(stem, []))
+        if len(found) > 1:
+            for folder in map(normalise_name, folders):
+                inside = [path for path in found if folder in map(normalise_name, path.split("/")[:-1])]
+                found = inside or found
+        return self._first(stem, found)
+
+    def _first(self, asked: str, found: list[str]) -> str | None:
+        if len(found) > 1:
+            self.looser[SEVERAL_PLACES].append((asked, " and ".join(found[:3])))
+        return found[0] if found else None
+
+    def describe_looser(self) -> list[str]:
+        """One sentence for each way in which names did not fit to the letter."""
+        words = {
+            OTHER_FOLDERS: "found below the root without the leading folders of the list",
+            OTHER_EXTENSION: "found with another extension",
+            SEVERAL_PLACES: "found more than once (the first by name was taken)",
+        }
+        sentences = []
+        for how, pairs in self.looser.items():
+            asked, found = pairs[0]
+            sentences.append(f"{len(pairs)} {'file was' if len(pairs) == 1 else 'files were'} {words[how]}: {asked} -> {found}")
+        return sentences
+
+
+def list_videos(root: Path) -> list[str]:
+    """Relative paths (with /) of all video files below `root`, sorted; links are followed once, hidden names are skipped."""
+    seen, found = set(), []
+    for here, folders, files in os.walk(root, followlinks=True):
+        status = os.stat(here)
+        if (status.st_dev, status.st_ino) in seen:  # a link that leads back up
+            folders.clear()
+            continue
+        seen.add((status.st_dev, status.st_ino))
+        folders[:] = [name for name in folders if not name.startswith(".")]
+        below = os.path.relpath(here, root)
+        for name in files:
+            if not name.startswith(".") and os.path.splitext(name)[1].lower() in VIDEO_EXTENSIONS:
+                found.append(name if below == "." else f"{below}/{name}".replace(os.sep, "/"))
+    return sorted(found)
+
+
+def has_video_extension(path: str) -> bool:
+    return os.path.splitext(path)[1].lower() in VIDEO_EXTENSIONS
+
+
+def _without_video_extension(path: str) -> str:
+    return os.path.splitext(path)[0] if has_video_extension(path) else path
