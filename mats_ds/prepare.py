@@ -15,19 +15,50 @@ from pathlib import Path
 if __name__ == "__main__":  # run as a file, Python would look for modules in mats_ds/ itself
     sys.path[0] = str(Path(__file__).resolve().parents[1])
 
+from mats_ds.data.importers import FORMATS, import_annotations
+from mats_ds.data.importers.output import describe_imported, refuse_to_overwrite, train_arguments, write_imported
+
 DONE, LEFT_OUT, UNUSABLE = 0, 1, 2
 
 
 def add_import(commands) -> None:
     """Arguments of `import`."""
-    parser = commands.add_parser("import", help="annotations as a data set ships them -> manifest.csv")
-    parser.add_argument("source", help="annotation file, or folder of videos or of annotation files")
-    parser.add_argument("--out", required=True, metavar="CSV", help="manifest to write")
+    parser = commands.add_parser(
+        "import",
+        help="annotations as a data set ships them -> manifest.csv",
+        epilog="Example: python mats_ds/prepare.py import trainlist01.txt --root /data/ucf101 --out train.csv",
+    )
+    parser.add_argument("source", help="annotation file, or folder of class folders or of split files")
+    parser.add_argument("--out", required=True, metavar="CSV", help="manifest to write; OUT.classes.txt holds the class names")
+    parser.add_argument("--format", default="auto", choices=("auto", *FORMATS), help="format of SOURCE (default: %(default)s)")
+    parser.add_argument("--root", metavar="DIR", help="folder of the videos (default: that of SOURCE, if they lie there)")
+    parser.add_argument("--split", metavar="NAME", help="1, 2 or 3 where splits are numbered; train, val or test elsewhere")
+    parser.add_argument("--subset", choices=("train", "val", "test"), help="which part of a numbered split")
+    parser.add_argument("--labels", metavar="FILE", help="class list that numbers the classes; answers of a test list")
+    parser.add_argument("--force", action="store_true", help="overwrite files of an earlier import")
     parser.set_defaults(run=run_import)
 
 
 def run_import(options: argparse.Namespace) -> int:
-    raise ValueError("import reads no format yet: give data.manifest a folder or a list of `path label` lines")
+    """Write the rows that are whole, say what was recognised and list every mistake."""
+    out = Path(options.out)
+    refuse_to_overwrite(out, force=options.force, keep=[options.source, options.labels])
+    imported = import_annotations(
+        options.source,
+        format=options.format,
+        root=options.root,
+        split=options.split,
+        subset=options.subset,
+        labels=options.labels,
+    )
+    print("\n".join(describe_imported(imported)))
+    if not imported.rows:
+        raise ValueError(f"not one row of {options.source} can be used; nothing was written")
+    written = write_imported(imported, out)
+    left = f"; {len(imported.mistakes)} left out" if imported.mistakes else ""
+    print(f"wrote {', '.join(map(str, written))} ({len(imported.rows)} rows{left})")
+    print(f"train with: {train_arguments(imported, out)}")
+    return LEFT_OUT if imported.mistakes else DONE
 
 
 SUBCOMMANDS = (add_import,)
