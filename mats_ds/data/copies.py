@@ -1,0 +1,259 @@
+"""A manifest -> a folder of training copies, or segments, with its own manifest: parallel, resumable, the originals untouched.
+
+    OUT/manifest.csv   path,label,start,end of the copies, paths relative to OUT
+    OUT/failed.csv     path,reason of every original that has no copy, only if there is one
+    OUT/copies.jsonl   one line a finished file: what a later run need not do again
+
+A file is done again only if its size, its time of change or the settings differ from that line, or a copy is gone.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import csv
+import json
+import logging
+import math
+import os
+import sys
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from mats_ds.data.copy_plan import (
+    JOURNAL,
+    PlannedCopy,
+    check_out_folder,
+    check_space,
+    estimate_bytes,
+    plan_copies,
+    show_bytes,
+)
+from mats_ds.data.copy_workers import CopyOutcome, CopyTask, copy_all
+from mats_ds.data.decode_speed import DecodeSpeed, measure_decode_speed
+from mats_ds.data.manifest import Manifest
+from mats_ds.data.segment import Segment
+from mats_ds.data.transcode import CopySettings
+
+logger = logging.getLogger(__name__)
+
+MANIFEST, FAILED = "manifest.csv", "failed.csv"
+HEADER = ("path", "label", "start", "end")
+FORMAT_VERSION = 1
+LINE_SECONDS = 30.0  # between two lines of progress where there is no terminal
+
+
+@dataclass(frozen=True)
+class CopySummary:
+    """What a run came to. source_bytes, copied_bytes: of the files that have a copy. speed None: not measured."""
+
+    num_files: int
+    num_reused: int
+    num_pieces: int
+    failed: dict[str, str]
+    partial: dict[str, str]
+    source_bytes: int
+    copied_bytes: int
+    manifest: Path
+    speed: DecodeSpeed | None
+
+    def lines(self) -> Iterator[str]:
+        """The summary in words."""
+        done = self.num_files - len({path for path in self.failed})
+        reused = f" ({self.num_reused} from an earlier run)" if self.num_reused else ""
+        pieces = f" as {self.num_pieces} segments" if self.num_pieces != done else ""
+        yield f"{done} of {self.num_files} files copied{reused}{pieces}"
+        if self.source_bytes:
+            share = self.copied_bytes / self.source_bytes
+            yield f"bytes: {show_bytes(self.source_bytes)} -> {show_bytes(self.copied_bytes)} ({share:.2f} x)"
+        if self.speed:
+            yield (
+                f"expected speed-up of decoding on a CPU: {self.speed.ratio:.1f} x (median of {self.speed.num_files} files, "
+                f"a clip of 16 frames, stride 4: {self.speed.original_ms:.0f} -> {self.speed.copy_ms:.0f} CPU ms)"
+            )
+        for path, problem in self.partial.items():
+            yield f"kept in part: {path}: {problem}"
+        for path, reason in self.failed.items():
+            yield f"failed: {path}: {reason}"
+        yield f"manifest: {self.manifest}"
+
+
+def make_copies(
+    manifest: Manifest,
+    out: str | os.PathLike[str],
+    *,
+    base: Path | None = None,
+    scanned: Path | None = None,
+    settings: CopySettings | None = None,
+    segment_seconds: float | None = None,
+    reencode: bool = False,
+    keep_partial: bool = False,
+    num_workers: int = 1,
+) -> CopySummary:
+    """Copy every file of the manifest into `out`, in the same folders as below `base`.
+
+    `scanned`: the folder that the manifest was read from, if it was one. With `segment_seconds` the files are cut instead,
+    without re-encoding; `reencode` transcodes those that cannot be cut as they are. `keep_partial` keeps what is readable of a
+    file that breaks off. Raises ValueError, with no copy written, when `out` or the disk's room is not fit for it.
+    """
+    out, settings = Path(out), settings or CopySettings()
+    if num_workers < 1:
+        raise ValueError(f"at least 1 worker is needed, got {num_workers}")
+    check_out_folder(out, scanned=scanned)
+    planned = plan_copies(manifest, out, base=base)
+    kind = {"version": FORMAT_VERSION, **asdict(settings), "segment_seconds": segment_seconds, "reencode": reencode}
+    with _open_journal(out, kind) as journal:
+        outcomes = {copy.source: done for copy in planned if (done := journal.find(copy, keep_partial)) is not None}
+        remaining = [copy for copy in planned if copy.source not in outcomes]
+        num_reused = len(outcomes)
+        check_space(out, _needed_bytes(remaining, settings, segment_seconds))
+        tasks = [CopyTask(copy.source, copy.target, settings, segment_seconds, reencode, keep_partial) for copy in remaining]
+        for outcome in _show_progress(copy_all(tasks, num_workers=num_workers), len(tasks)):
+            outcomes[outcome.source] = outcome
+            if outcome.pieces:
+                journal.add(outcome)
+    failed = {copy.source: outcomes[copy.source].problem for copy in planned if not outcomes[copy.source].pieces}
+    partial = {copy.source: outcomes[copy.source].problem for copy in planned if outcomes[copy.source].pieces}
+    rows, lost = _carry_rows(manifest, outcomes, out.absolute(), is_cut=segment_seconds is not None)
+    _write_table(out / MANIFEST, HEADER, rows)
+    if failed or lost:
+        _write_table(out / FAILED, ("path", "reason"), [*failed.items(), *lost])
+    else:
+        (out / FAILED).unlink(missing_ok=True)
+    pieces = {source: outcome.pieces for source, outcome in outcomes.items() if outcome.pieces}
+    pairs = [(source, found[0].path) for source, found in pieces.items()] if segment_seconds is None else []
+    return CopySummary(
+        num_files=len(planned),
+        num_reused=num_reused,
+        num_pieces=sum(len(found) for found in pieces.values()),
+        failed=failed | {path: reason for path, reason in lost if path not in failed},
+        partial={path: problem for path, problem in partial.items() if problem},
+        source_bytes=sum(copy.source_bytes for copy in planned if copy.source in pieces),
+        copied_bytes=sum(piece.num_bytes for found in pieces.values() for piece in found),
+        manifest=out / MANIFEST,
+        speed=measure_decode_speed(pairs),
+    )
+
+
+def _needed_bytes(planned: Sequence[PlannedCopy], settings: CopySettings, segment_seconds: float | None) -> int:
+    if segment_seconds is not None:
+        return sum(copy.source_bytes for copy in planned)
+    return estimate_bytes(planned, settings)
+
+
+class _Journal:
+    """The finished files of `out`, by source."""
+
+    def __init__(self, file, kind: dict[str, Any]) -> None:
+        self._file, self._kind = file, kind
+        self._entries: dict[str, dict[str, Any]] = {}
+        file.seek(0)
+        for line in file:
+            with contextlib.suppress(ValueError, KeyError, TypeError):  # the last line of a run that was killed
+                entry = json.loads(line)
+                self._entries[entry["source"]] = entry
+        file.seek(0, os.SEEK_END)
+
+    def find(self, copy: PlannedCopy, keep_partial: bool) -> CopyOutcome | None:
+        """The outcome of an earlier run, if it still holds."""
+        entry = self._entries.get(copy.source)
+        if entry is None or entry["kind"] != self._kind or entry["file"] != _identity(copy.source):
+            return None
+        pieces = tuple(Segment(**piece) for piece in entry["pieces"])
+        whole = all(os.path.isfile(piece.path) and os.path.getsize(piece.path) == piece.num_bytes for piece in pieces)
+        if not whole or (entry["problem"] and not keep_partial):
+            return None
+        return CopyOutcome(copy.source, pieces, entry["problem"])
+
+    def add(self, outcome: CopyOutcome) -> None:
+        """Note a finished file; pieces that an earlier run made of it and this one did not are removed."""
+        entry = {
+            "source": outcome.source,
+            "file": _identity(outcome.source),
+            "kind": self._kind,
+            "pieces": [asdict(piece) for piece in outcome.pieces],
+            "problem": outcome.problem,
+        }
+        self._file.write("\n" + json.dumps(entry))  # a torn line before it does no harm
+        self._file.flush()
+        present = {piece.path for piece in outcome.pieces}
+        for piece in self._entries.get(outcome.source, {}).get("pieces", ()):
+            if piece["path"] not in present:
+                Path(piece["path"]).unlink(missing_ok=True)
+        self._entries[outcome.source] = entry
+
+
+def _identity(path: str) -> list[int]:
+    """Size and time of change of a file; empty if there is none."""
+    try:
+        status = os.stat(path)
+    except OSError:
+        return []
+    return [status.st_size, status.st_mtime_ns]
+
+
+@contextlib.contextmanager
+def _open_journal(out: Path, kind: dict[str, Any]) -> Iterator[_Journal]:
+    """The journal of `out`, locked: of two runs into one folder, the second is refused with a ValueError."""
+    out.mkdir(parents=True, exist_ok=True)
+    with open(out / JOURNAL, "a+", encoding="utf-8") as file:
+        with contextlib.suppress(ImportError):  # not on this system: nobody is refused
+            import fcntl
+
+            try:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except OSError:
+                raise ValueError(f"another run is writing into {out}: wait for it, or give another --out") from None
+        yield _Journal(file, kind)
+
+
+def _carry_rows(
+    manifest: Manifest, outcomes: dict[str, CopyOutcome], out: Path, *, is_cut: bool
+) -> tuple[list[tuple], list[tuple[str, str]]]:
+    """The rows of the new manifest, and (path, reason) of rows that fall between all segments."""
+    rows, lost = [], []
+    for path, label, start, end in zip(
+        manifest.paths, manifest.label_S, manifest.first_seconds_S, manifest.last_seconds_S, strict=True
+    ):
+        pieces = outcomes[os.path.abspath(path)].pieces
+        found = []
+        for piece in pieces:
+            times = piece.time_range(start, end) if is_cut else (start, end)
+            if times is not None:
+                found.append((os.path.relpath(piece.path, out), "" if label < 0 else int(label), *map(_show_seconds, times)))
+        if pieces and not found:
+            lost.append((os.path.abspath(path), f"no frame between {_show_seconds(start) or 0} s and {_show_seconds(end)} s"))
+        rows += found
+    return rows, lost
+
+
+def _show_seconds(seconds: float) -> str:
+    return "" if math.isnan(seconds) else repr(round(float(seconds), 6))
+
+
+def _write_table(path: Path, header: Sequence[str], rows: Sequence[tuple]) -> None:
+    """A CSV that appears at once."""
+    part = path.with_name(path.name + ".part")
+    with open(part, "w", newline="", encoding="utf-8") as file:
+        writer = csv.writer(file, lineterminator="\n")
+        writer.writerow(header)
+        writer.writerows(rows)
+    os.replace(part, path)
+
+
+def _show_progress(outcomes: Iterator[CopyOutcome], num_tasks: int) -> Iterator[CopyOutcome]:
+    """The outcomes, with a bar on a terminal and a line now and then elsewhere."""
+    from tqdm import tqdm
+
+    num_failed, said_seconds = 0, time.monotonic()
+    with tqdm(total=num_tasks, desc="copying", unit="file", disable=num_tasks == 0 or not sys.stderr.isatty()) as bar:
+        for number, outcome in enumerate(outcomes, start=1):
+            num_failed += not outcome.pieces
+            bar.set_postfix(failed=num_failed, refresh=False)
+            bar.update()
+            if bar.disable and time.monotonic() - said_seconds > LINE_SECONDS:
+                said_seconds = time.monotonic()
+                logger.info("copied %d of %d files, %d failed", number, num_tasks, num_failed)
+            yield outcome

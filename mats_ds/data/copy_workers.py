@@ -1,0 +1,210 @@
+"""Makes many copies in worker processes: a worker that crashes or is killed costs one file, which is named, never the run.
+
+A worker gets one task at a time, so it is always known what a dead one was at; another takes its place. Workers ignore Ctrl-C
+(the parent decides) and end by themselves within a second when the parent is gone.
+"""
+
+from __future__ import annotations
+
+import multiprocessing
+import os
+import signal
+import threading
+import time
+from collections import deque
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from multiprocessing.connection import Connection, wait
+from pathlib import Path
+
+from mats_ds.data.probe import UnreadableVideo
+from mats_ds.data.segment import Segment, segment_file
+from mats_ds.data.transcode import CopyFailed, CopySettings, transcode_file
+
+MAX_DEATHS_AT_START = 3
+
+
+@dataclass(frozen=True)
+class CopyTask:
+    """One file to copy: transcoded into `target`, or cut into segments named after it where `segment_seconds` is given."""
+
+    source: str
+    target: str
+    settings: CopySettings
+    segment_seconds: float | None = None
+    reencode: bool = False
+    keep_partial: bool = False
+
+
+@dataclass(frozen=True)
+class CopyOutcome:
+    """The pieces that a file became (one, the whole, unless it was cut), or none and the `problem`.
+
+    With pieces, `problem` says where the original breaks off.
+    """
+
+    source: str
+    pieces: tuple[Segment, ...] = ()
+    problem: str = ""
+
+
+def copy_one(task: CopyTask) -> CopyOutcome:
+    """Do one task. Faults of the file are part of the outcome."""
+    try:
+        if task.segment_seconds is not None:
+            target = Path(task.target)
+            pieces = segment_file(
+                task.source,
+                target.parent,
+                seconds=task.segment_seconds,
+                reencode=task.settings if task.reencode else None,
+                name=target.stem,
+            )
+            return CopyOutcome(task.source, tuple(pieces))
+        done = transcode_file(task.source, task.target, settings=task.settings, keep_partial=task.keep_partial)
+    except (UnreadableVideo, CopyFailed) as failure:
+        return CopyOutcome(task.source, problem=failure.reason)
+    except OSError as error:  # no room, no permission
+        return CopyOutcome(task.source, problem=f"cannot be written: {error}")
+    piece = Segment(done.target, 0, done.num_frames, 0.0, done.duration_seconds, done.num_bytes)
+    return CopyOutcome(task.source, (piece,), done.problem)
+
+
+def copy_all(tasks: Sequence[CopyTask], *, num_workers: int) -> Iterator[CopyOutcome]:
+    """The outcome of every task, as they come. Closing the iterator, or leaving it by an exception, ends all workers.
+
+    Raises RuntimeError when workers die before they take a file.
+    """
+    crew = _Crew(tasks, min(num_workers, len(tasks)))
+    try:
+        while crew.workers:
+            yield from crew.turn()
+    finally:
+        crew.end_all()
+
+
+class _Worker:
+    def __init__(self) -> None:
+        context = multiprocessing.get_context("spawn")  # a fork would copy the parent's threads and locks
+        self.pipe, theirs = context.Pipe()
+        self.process = context.Process(target=_serve, args=(theirs, os.getpid()), daemon=True)
+        self.process.start()
+        theirs.close()
+        self.task: CopyTask | None = None
+        self.is_ready = False
+
+
+class _Crew:
+    """The workers and the tasks that wait."""
+
+    def __init__(self, tasks: Sequence[CopyTask], num_workers: int) -> None:
+        self.waiting = deque(tasks)
+        self.num_deaths_at_start = 0
+        self.workers = [_Worker() for _ in range(num_workers)]
+
+    def turn(self) -> list[CopyOutcome]:
+        """Wait for news, hand out more tasks."""
+        outcomes = []
+        by_pipe = {worker.pipe: worker for worker in self.workers}
+        for pipe in wait(list(by_pipe)):
+            worker = by_pipe[pipe]
+            try:
+                answer = pipe.recv()
+            except (EOFError, OSError):
+                outcomes += self._bury(worker)
+                continue
+            if isinstance(answer, CopyOutcome):
+                outcomes.append(answer)
+            elif answer is not None:
+                raise answer
+            worker.is_ready, worker.task = True, None
+            self._hand_out(worker)
+        return outcomes
+
+    def _hand_out(self, worker: _Worker) -> None:
+        if not self.waiting:
+            self._dismiss(worker)
+            return
+        worker.task = self.waiting.popleft()
+        try:
+            worker.pipe.send(worker.task)
+        except OSError:  # it died idle: no file is to blame, and its end is noticed next turn
+            self.waiting.appendleft(worker.task)
+            worker.task = None
+
+    def _bury(self, worker: _Worker) -> list[CopyOutcome]:
+        self._dismiss(worker)
+        if not worker.is_ready:
+            self.num_deaths_at_start += 1
+            if self.num_deaths_at_start >= MAX_DEATHS_AT_START:
+                raise RuntimeError(f"worker processes end before they take a file ({_describe_end(worker.process.exitcode)})")
+        if self.waiting:
+            self.workers.append(_Worker())
+        if worker.task is None:
+            return []
+        _sweep(worker.task)
+        end = _describe_end(worker.process.exitcode)
+        return [CopyOutcome(worker.task.source, problem=f"the worker process died at it ({end})")]
+
+    def _dismiss(self, worker: _Worker) -> None:
+        worker.pipe.close()  # it ends when it reads this
+        worker.process.join(5.0)
+        if worker.process.exitcode is None:
+            worker.process.kill()
+            worker.process.join()
+        self.workers.remove(worker)
+
+    def end_all(self) -> None:
+        for worker in self.workers:
+            worker.process.kill()
+        for worker in self.workers:
+            worker.process.join()
+            worker.pipe.close()
+            if worker.task is not None:
+                _sweep(worker.task)
+        self.workers.clear()
+
+
+def _sweep(task: CopyTask) -> None:
+    """Remove what a killed worker left half written."""
+    target = Path(task.target)
+    if task.segment_seconds is None:
+        target.with_name(target.name + ".part").unlink(missing_ok=True)
+        return
+    for place in target.parent.iterdir() if target.parent.is_dir() else ():
+        is_piece = place.name.startswith(f"{target.stem}_") and place.name.endswith(".part")
+        if is_piece or place.name.startswith(f".{target.stem}.whole.mp4"):
+            place.unlink(missing_ok=True)
+
+
+def _describe_end(exit_code: int | None) -> str:
+    if exit_code is None or exit_code >= 0:
+        return f"exit status {exit_code}"
+    name = signal.Signals(-exit_code).name if -exit_code in iter(signal.Signals) else f"signal {-exit_code}"
+    return name + (", perhaps out of memory" if name == "SIGKILL" else "")
+
+
+def _serve(pipe: Connection, parent: int) -> None:
+    """A worker process: says that it is ready, then answers each task with its outcome."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    threading.Thread(target=_end_with_parent, args=(parent,), daemon=True).start()
+    try:
+        pipe.send(None)
+        while True:
+            task = pipe.recv()
+            try:
+                answer = copy_one(task)
+            except ValueError as error:
+                answer = CopyOutcome(task.source, problem=str(error))
+            except Exception as error:  # a fault of the program: raised again in the parent, with its place
+                pipe.send(RuntimeError(f"{task.source}: {type(error).__name__}: {error}"))
+                raise
+            pipe.send(answer)
+    except (EOFError, OSError):
+        return
+
+
+def _end_with_parent(parent: int) -> None:
+    while os.getppid() == parent:
+        time.sleep(1.0)
+    os._exit(1)
