@@ -1,0 +1,272 @@
+"""A video file -> FileFacts: what it really holds, found by decoding all of it once, on one thread.
+
+Bad (UnreadableVideo, with a reason) is a file
+- from which no frame decodes, or that cannot be opened;
+- whose longest unbroken stretch of sound frames is shorter than a clip of MIN_FRAMES, though the file was meant to be longer;
+- from whose middle the loader cannot read a clip.
+Readable, with a warning, is one that breaks off late or has a hole: `start_seconds` and `end_seconds` then limit it to its
+longest stretch of sound frames, so that the loader is never sent beyond. Short files are readable: the loader repeats frames.
+
+A frame is sound if it decodes, is not marked corrupt, and no packet since its keyframe failed.
+"""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+import numpy as np
+
+from mats_ds.clips import ClipSpec
+from mats_ds.data.check_reasons import explain, why_on_cpu
+from mats_ds.data.probe import READ_ERRORS, UnreadableVideo, VideoIndex, describe_error, index_video, open_video
+from mats_ds.data.routes import read_decoded
+
+MIN_FRAMES = 16
+CLIP_FRAMES, CLIP_STRIDE, CLIP_SIZE = 16, 4, (224, 224)  # the clip that is read to time the loader
+# A frame rate varies if more than this share of the gaps between frames is off the median gap ...
+VFR_SHARE = 0.02
+# ... by more than this share of it; rounding of time stamps by up to one tick does not count.
+VFR_TOLERANCE = 0.1
+RATE_RATIO = 1.2  # between the header's frame rate and the mean one; the first and last frame weigh much in short files
+BEAT_SECONDS = 1.0
+
+
+@dataclass(frozen=True)
+class FileFacts:
+    """What a readable file holds.
+
+    num_frames, duration_seconds, fps are of the frames that may be used, those in [start_seconds, end_seconds) (None: all).
+    fps is of the usual gap between frames, whatever the header says; vfr: more than 2% of the gaps differ from it by 10%.
+    gop, gop_max: frames from one keyframe to the next, median and longest. rotation: degrees counter-clockwise; width and
+    height are of the upright picture. decode_seconds: CPU seconds of decoding the whole file once; clip_seconds: of reading
+    one clip of 16 frames at stride 4 from its middle as the loader does. cpu_reason: why NVDEC is not asked; "" if it is.
+    """
+
+    num_frames: int
+    fps: float
+    vfr: bool
+    codec: str
+    profile: str
+    pixel_format: str
+    gop: int
+    gop_max: int
+    rotation: int
+    width: int
+    height: int
+    duration_seconds: float
+    decode_seconds: float
+    clip_seconds: float
+    bytes: int
+    num_video_streams: int
+    cpu_reason: str
+    start_seconds: float | None = None
+    end_seconds: float | None = None
+    warnings: tuple[str, ...] = ()
+
+
+@dataclass
+class _Decoded:
+    """What came out of decoding a whole file. `problem`: the first error, met when `problem_at` frames had been decoded."""
+
+    num_packets: int = 0
+    num_frames: int = 0
+    sound_pts: list[int | None] = field(default_factory=list)
+    keyframe_packets: list[int] = field(default_factory=list)
+    problem: str = ""
+    problem_at: int = 0
+    header_frames: int = 0
+    header_rate: float = 0.0
+    profile: str = ""
+    num_video_streams: int = 1
+
+    def fail(self, problem: str) -> None:
+        if not self.problem:
+            self.problem, self.problem_at = problem, self.num_frames
+
+
+def check_file(path: str, *, on_beat: Callable[[], None] = lambda: None) -> FileFacts:
+    """Decode a file once and say what it holds. `on_beat` is called about once a second while frames come.
+
+    Raises UnreadableVideo with the reason when the file is bad.
+    """
+    try:
+        return _check(path, on_beat)
+    except UnreadableVideo as unreadable:
+        raise UnreadableVideo(explain(path, unreadable.reason)) from None
+
+
+def _check(path: str, on_beat: Callable[[], None]) -> FileFacts:
+    index = index_video(path)
+    started_seconds = time.process_time()
+    decoded = _decode_all(path, index, on_beat)
+    decode_seconds = time.process_time() - started_seconds
+    if not decoded.sound_pts:
+        raise UnreadableVideo(decoded.problem or "not one frame of it decodes")
+    first, last = _longest_run(_sound_frames(index, decoded))
+    num_frames = last - first
+    if num_frames < min(MIN_FRAMES, index.num_frames):
+        because = f": {decoded.problem}" if decoded.problem else ""
+        raise UnreadableVideo(f"only {num_frames} of {index.num_frames} frames in a row decode{because}")
+    seconds_F = index.seconds()
+    start_seconds = None if first == 0 else float(seconds_F[first - 1] + seconds_F[first]) / 2
+    end_seconds = None if last == len(seconds_F) else float(seconds_F[last - 1] + seconds_F[last]) / 2
+    fps = _frame_rate(index, seconds_F[first:last])
+    vfr = index.trusts_pts and varies(seconds_F[first:last], tick_seconds=float(index.time_base))
+    distances = np.diff([*decoded.keyframe_packets, decoded.num_packets]) if decoded.keyframe_packets else [decoded.num_packets]
+    num_bytes = os.stat(path).st_size
+    height, width = index.upright_size
+    return FileFacts(
+        num_frames=num_frames,
+        fps=fps,
+        vfr=vfr,
+        codec=index.codec,
+        profile=decoded.profile,
+        pixel_format=index.pixel_format,
+        gop=int(np.median(distances)),
+        gop_max=int(np.max(distances)),
+        rotation=index.rotation,
+        width=width,
+        height=height,
+        duration_seconds=float(seconds_F[last - 1] - seconds_F[first]) + 1 / fps,
+        decode_seconds=decode_seconds,
+        clip_seconds=_time_clip(path, start_seconds, end_seconds),
+        bytes=num_bytes,
+        num_video_streams=decoded.num_video_streams,
+        cpu_reason=why_on_cpu(index, num_video_streams=decoded.num_video_streams, num_bytes=num_bytes),
+        start_seconds=start_seconds,
+        end_seconds=end_seconds,
+        warnings=tuple(_warnings(index, decoded, (first, last), seconds_F)),
+    )
+
+
+def _decode_all(path: str, index: VideoIndex, on_beat: Callable[[], None]) -> _Decoded:
+    decoded = _Decoded()
+    try:
+        container, stream = open_video(path, stream_index=index.stream_index)
+    except READ_ERRORS as error:
+        raise UnreadableVideo(describe_error(error)) from None
+    with container:
+        decoded.header_frames = stream.frames
+        decoded.header_rate = float(stream.average_rate or 0)
+        decoded.profile = stream.profile or ""
+        decoded.num_video_streams = len(container.streams.video)
+        packets = container.demux(stream)
+        broken, sound_from_pts = False, None
+        beat_seconds = time.monotonic()
+        while True:
+            try:
+                packet = next(packets, None)
+            except READ_ERRORS as error:  # what lies behind cannot be read
+                decoded.fail(describe_error(error))
+                return decoded
+            if packet is None:
+                return decoded
+            if packet.size:
+                if packet.is_keyframe:
+                    decoded.keyframe_packets.append(decoded.num_packets)
+                    if broken:
+                        broken, sound_from_pts = False, packet.pts
+                decoded.num_packets += 1
+            try:
+                frames = packet.decode()
+            except READ_ERRORS as error:
+                decoded.fail(describe_error(error))
+                broken = True
+                continue
+            for frame in frames:
+                # Frames of before a keyframe may come out after it.
+                late = sound_from_pts is not None and (frame.pts is None or frame.pts < sound_from_pts)
+                if frame.is_corrupt:
+                    decoded.fail("a frame is corrupt")
+                elif not broken and not late:
+                    decoded.sound_pts.append(frame.pts)
+                decoded.num_frames += 1
+            if time.monotonic() - beat_seconds > BEAT_SECONDS:
+                beat_seconds = time.monotonic()
+                on_beat()
+
+
+def _sound_frames(index: VideoIndex, decoded: _Decoded) -> np.ndarray:
+    """Which of the index's frames the loader gets, bool [F]."""
+    if not decoded.problem and decoded.num_frames >= index.num_frames:
+        return np.ones(index.num_frames, bool)
+    if not index.trusts_pts:  # read from the start, up to the first error
+        num_sound = decoded.problem_at if decoded.problem else decoded.num_frames
+        return np.arange(index.num_frames) < num_sound
+    return np.isin(index.pts_F, [pts for pts in decoded.sound_pts if pts is not None])
+
+
+def _longest_run(sound_F: np.ndarray) -> tuple[int, int]:
+    """Beginning and end of the longest stretch of true values; (0, 0) if there is none."""
+    edges = np.flatnonzero(np.diff(np.concatenate(([False], sound_F, [False])).astype(np.int8)))
+    if not len(edges):
+        return 0, 0
+    begins, ends = edges[::2], edges[1::2]
+    longest = int(np.argmax(ends - begins))
+    return int(begins[longest]), int(ends[longest])
+
+
+def _frame_rate(index: VideoIndex, seconds_F: np.ndarray) -> float:
+    """Frames a second: of the mean of the gaps that are near the median gap, which rounded time stamps do not disturb."""
+    gaps = np.diff(seconds_F)
+    if not index.trusts_pts or not len(gaps):
+        return index.frame_rate
+    median = float(np.median(gaps))
+    tolerance = max(VFR_TOLERANCE * median, float(index.time_base))
+    return 1 / float(gaps[np.abs(gaps - median) <= tolerance].mean())
+
+
+def varies(seconds_F: np.ndarray, *, tick_seconds: float) -> bool:
+    """Whether the frame rate varies: more than 2% of the gaps differ by over 10%, and over one tick, from the median gap."""
+    gaps = np.diff(seconds_F)
+    if not len(gaps):
+        return False
+    median = float(np.median(gaps))
+    num_off = int((np.abs(gaps - median) > max(VFR_TOLERANCE * median, 1.01 * tick_seconds)).sum())
+    return num_off > VFR_SHARE * len(gaps)
+
+
+def _time_clip(path: str, start_seconds: float | None, end_seconds: float | None) -> float:
+    """CPU seconds of one clip, read as the loader reads it. Raises UnreadableVideo if it cannot be read."""
+    spec = ClipSpec(
+        path=path,
+        sample=0,
+        num_frames=CLIP_FRAMES,
+        stride=CLIP_STRIDE,
+        start=0.5,
+        first_seconds=start_seconds,
+        last_seconds=end_seconds,
+    )
+    started_seconds = time.process_time()
+    try:
+        read_decoded(spec, size=CLIP_SIZE)
+    except UnreadableVideo as unreadable:
+        raise UnreadableVideo(f"no clip can be read from its middle: {unreadable.reason}") from None
+    return time.process_time() - started_seconds
+
+
+def _warnings(index: VideoIndex, decoded: _Decoded, part: tuple[int, int], seconds_F: np.ndarray) -> list[str]:
+    said = []
+    first, last = part
+    if decoded.problem:
+        said.append(f"decodes up to frame {decoded.problem_at} of {index.num_frames}, then: {decoded.problem}")
+    elif decoded.num_frames < index.num_frames:
+        said.append(f"{index.num_frames} frames are stored, {decoded.num_frames} decode")
+    if (first, last) != (0, index.num_frames):
+        said.append(f"only frames {first} to {last - 1} are used")
+    if decoded.header_frames and decoded.header_frames != decoded.num_frames and not decoded.problem:
+        said.append(f"header says {decoded.header_frames} frames, {decoded.num_frames} decode")
+    if index.trusts_pts and last - first > 1 and decoded.header_rate:
+        mean_rate = (last - first - 1) / float(seconds_F[last - 1] - seconds_F[first])
+        if not 1 / RATE_RATIO < decoded.header_rate / mean_rate < RATE_RATIO:
+            said.append(f"header says {decoded.header_rate:g} frames/s, {mean_rate:.3g} decode")
+    if not index.trusts_pts:
+        said.append("time stamps cannot be trusted: frames are counted from the start")
+    if decoded.num_video_streams > 1:
+        said.append(f"{decoded.num_video_streams} video streams, number {index.stream_index} is used")
+    if last - first < MIN_FRAMES:
+        said.append(f"{last - first} frames: a clip of {MIN_FRAMES} repeats some")
+    return said

@@ -1,0 +1,124 @@
+"""A bad file and what FFmpeg says of it -> a reason that a person understands; why a file is decoded on the CPU.
+
+FFmpeg answers most broken files with "Invalid data found when processing input". The first and last bytes usually tell more:
+an error page that was saved as .mp4, a picture, a download that broke off, an encrypted stream.
+"""
+
+from __future__ import annotations
+
+import os
+
+from mats_ds.data.probe import READ_ERRORS, UnreadableVideo, VideoIndex, open_video
+from mats_ds.data.routes import MAX_ENCODED_BYTES, NVDEC_SIDES, device_can_decode
+
+VAGUE = "Invalid data found"
+LOOK_BYTES = 256 << 10
+BOX_HEADER_BYTES = 8
+# First bytes of files that are often met under the name of a video.
+KINDS = (
+    (b"\xff\xd8\xff", "a JPEG picture"),
+    (b"\x89PNG", "a PNG picture"),
+    (b"PK\x03\x04", "a ZIP archive"),
+    (b"\x1f\x8b", "a gzip archive"),
+    (b"version https://git-lfs", "a Git LFS pointer (run `git lfs pull`)"),
+)
+# Matroska: ContentEncodingType 1 (encryption); MP4: sample entries and boxes of common encryption (ISO/IEC 23001-7).
+ENCRYPTION_MARKS = (b"\x50\x33\x81\x01", b"encv", b"schmcenc", b"schmcbcs")
+PIXEL_FORMAT_WORDS = (
+    ("10", "10-bit colours"),
+    ("12", "12-bit colours"),
+    ("yuvj", "full-range colours"),
+    ("444", "4:4:4 colours"),
+    ("422", "4:2:2 colours"),
+)
+
+
+def explain(path: str, reason: str) -> str:
+    """`reason` in better words where the bytes of the file tell them; as it is otherwise."""
+    if not reason.startswith(VAGUE):
+        return reason
+    try:
+        with open(path, "rb") as file:
+            num_bytes = os.fstat(file.fileno()).st_size
+            head = file.read(LOOK_BYTES)
+            file.seek(max(0, num_bytes - LOOK_BYTES))
+            tail = file.read(LOOK_BYTES)
+            boxes = _read_boxes(file, num_bytes) if head[4:8] == b"ftyp" else None
+    except OSError:
+        return reason
+    if not any(head) and not any(tail):
+        return "filled with zero bytes: its copy or download did not finish"
+    if head.lstrip()[:9].lower().startswith((b"<!doctype", b"<html")):
+        return "an HTML page, not a video: the download was answered with a page"
+    for start, kind in KINDS:
+        if head.startswith(start):
+            return f"{kind}, not a video"
+    if _is_text(head):
+        return "a text file, not a video"
+    if any(mark in head or mark in tail for mark in ENCRYPTION_MARKS):
+        return "encrypted: nothing decodes without its key"
+    if boxes is not None and b"moov" not in boxes:
+        return "cut off: the index at its end (moov) is missing; its download or recording did not finish"
+    if _opens(path):
+        return "damaged: not one frame of it decodes"
+    return "no video that FFmpeg knows, or its beginning is damaged"
+
+
+def _opens(path: str) -> bool:
+    try:
+        container, _ = open_video(path)
+    except (*READ_ERRORS, UnreadableVideo):
+        return False
+    container.close()
+    return True
+
+
+def _is_text(head: bytes) -> bool:
+    printable = sum(32 <= byte < 127 or byte in b"\t\n\r" or byte >= 128 for byte in head)
+    return printable == len(head) and not _has_invalid_utf8(head)
+
+
+def _has_invalid_utf8(head: bytes) -> bool:
+    try:
+        head.decode("utf-8")
+    except UnicodeDecodeError as error:
+        return error.start < len(head) - 4  # a letter of several bytes may be cut at the end
+    return False
+
+
+def _read_boxes(file, num_bytes: int) -> list[bytes]:
+    """The kinds of the top-level boxes of an MP4 file, as far as it reaches."""
+    kinds, place = [], 0
+    while place + BOX_HEADER_BYTES <= num_bytes and len(kinds) < 10_000:
+        file.seek(place)
+        header = file.read(2 * BOX_HEADER_BYTES)
+        size = int.from_bytes(header[:4], "big")
+        kinds.append(header[4:8])
+        if size == 1:
+            size = int.from_bytes(header[8:16], "big")
+        if size < BOX_HEADER_BYTES:  # 0: the last box, up to the end of the file
+            break
+        place += size
+    return kinds
+
+
+def why_on_cpu(index: VideoIndex, *, num_video_streams: int, num_bytes: int) -> str:
+    """Why PyAV decodes this file even where there is a GPU; "" where NVDEC may take it (`device_can_decode`)."""
+    smallest, largest = NVDEC_SIDES.get(index.codec, (1, 0))
+    if device_can_decode(index):
+        return "" if num_bytes <= MAX_ENCODED_BYTES else f"larger than {MAX_ENCODED_BYTES >> 20} MiB"
+    if not largest:
+        return f"codec {index.codec}"
+    if index.rotation:
+        return "rotation"
+    if index.pixel_format != "yuv420p":
+        return next((words for mark, words in PIXEL_FORMAT_WORDS if mark in index.pixel_format), index.pixel_format)
+    if not index.trusts_pts:
+        return "AVI with B-frames" if index.container == "avi" else "time stamps missing or double"
+    if num_video_streams > 1:
+        return "several video streams"
+    if not index.plain:
+        return "packets that show no frame"
+    if min(index.width, index.height) < smallest:
+        return f"a side below NVDEC's {smallest} pixels"
+    return f"a side above NVDEC's {largest} pixels"
