@@ -1,6 +1,7 @@
 """Prepare videos and annotations for training: one subcommand a task.
 
     python mats_ds/prepare.py import SOURCE --out manifest.csv [--root VIDEO_DIR]    # someone's annotations -> manifest
+    python mats_ds/prepare.py check SOURCE --out checked.csv [--root VIDEO_DIR]      # decode every file -> the good, the bad
 
 Each subcommand is an `add_<name>` that declares its arguments and names the function that runs it; `SUBCOMMANDS` lists them.
 Exit status: 0 done, 1 done with something left out (said in words), 2 unusable input or arguments, nothing written.
@@ -19,6 +20,7 @@ from mats_ds.data.importers import FORMATS, import_annotations
 from mats_ds.data.importers.output import describe_imported, refuse_to_overwrite, train_arguments, write_imported
 
 DONE, LEFT_OUT, UNUSABLE = 0, 1, 2
+INTERRUPTED = 130  # as shells count SIGINT
 
 
 def add_import(commands) -> None:
@@ -61,7 +63,63 @@ def run_import(options: argparse.Namespace) -> int:
     return LEFT_OUT if imported.mistakes else DONE
 
 
-SUBCOMMANDS = (add_import,)
+def add_check(commands) -> None:
+    """Arguments of `check`."""
+    parser = commands.add_parser("check", help="decode every file once -> manifest of what each holds, and quarantine.csv")
+    parser.add_argument("source", help="manifest, or folder of videos")
+    parser.add_argument("--out", required=True, metavar="CSV", help="manifest of the readable files to write")
+    parser.add_argument("--root", metavar="DIR", help="folder that relative paths start from (default: that of SOURCE)")
+    parser.add_argument("--quarantine", metavar="CSV", help="list of the bad ones (default: quarantine.csv beside --out)")
+    parser.add_argument("--workers", type=int, metavar="N", help="processes (default: all cores)")
+    parser.add_argument(
+        "--timeout", type=float, default=300.0, metavar="SECONDS", help="give a file up when no frame comes for so long (300)"
+    )
+    parser.add_argument("--restart", action="store_true", help="decode again what an earlier check decoded")
+    parser.set_defaults(run=run_check)
+
+
+def run_check(options: argparse.Namespace) -> int:
+    import os
+    import signal
+
+    from mats_ds.data.check_run import check_manifest, journal_path
+    from mats_ds.data.check_summary import CheckProgress, summarize
+    from mats_ds.data.manifest import read_manifest
+
+    out = Path(options.out)
+    if out.resolve() == Path(options.source).resolve():
+        raise ValueError(f"--out {out} is the source itself, whose bad rows would be lost: give another name")
+    quarantine = Path(options.quarantine) if options.quarantine else out.parent / "quarantine.csv"
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    progress = CheckProgress(sys.stderr)
+    on_terminate = signal.signal(signal.SIGTERM, signal.default_int_handler)  # end the workers then, too
+    try:
+        result = check_manifest(
+            read_manifest(options.source, root=options.root),
+            out=out,
+            quarantine=quarantine,
+            num_workers=cores if options.workers is None else options.workers,
+            resume=not options.restart,
+            timeout_seconds=options.timeout,
+            root=options.root,
+            on_done=progress,
+        )
+    except RuntimeError as error:
+        raise ValueError(f"{error}: nothing was checked") from None
+    except KeyboardInterrupt:
+        progress.close()
+        print(f"stopped; the same command goes on from {journal_path(out)}", file=sys.stderr)
+        return INTERRUPTED
+    finally:
+        signal.signal(signal.SIGTERM, on_terminate)
+        progress.close()
+    print(summarize(result))
+    use = f"data.manifest={out}" + (f" data.root={options.root}" if options.root else "")
+    print(f"Written: {out} (train with {use})" + (f", {quarantine}" if result.bad else ""))
+    return LEFT_OUT if result.bad else DONE
+
+
+SUBCOMMANDS = (add_import, add_check)
 
 
 def main(arguments: list[str] | None = None) -> int:
