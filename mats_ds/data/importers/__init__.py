@@ -78,6 +78,8 @@ def recognise(source: str | os.PathLike[str] | Source) -> str:
 
 def weigh_formats(source: Source) -> Recognised:
     """Every format that fits, the best first. Raises ValueError that says what the source is instead, where none fits."""
+    if source.lines and "path" in [field.strip().strip('"').lower() for field in source.lines[0][1].split(",")]:
+        raise ValueError(f"{source.place} is a manifest already: train with data.manifest={source.place}")
     reasons = {name: why for name, form in FORMATS.items() if (why := form.fits(source))}
     columns = judge_columns(source)
     if "mmaction2" in reasons and columns.meaning not in ("label", "start total"):  # frame folders are its own format first
@@ -212,8 +214,6 @@ def _explain_stranger(source: Source) -> str:
             "a folder of videos without classes needs no import: train with data.manifest=FOLDER"
         )
     first = source.lines[0][1]
-    if "path" in [field.strip().strip('"').lower() for field in first.split(",")]:
-        return f"{place} is a manifest already: train with data.manifest={place}"
     if first[0] in "[{":
         return (
             f"{place}: JSON of no known shape: expected Something-Something V2 entries with id and template, or Ego4D clips with "
