@@ -2,7 +2,8 @@
 
 How the hardware runs it (ZeRO stage, precision, buckets, micro-batch, monitors) is in the DeepSpeed JSON, which this
 package never edits.
-All mistakes of a recipe are reported at once, each with the nearest valid name.
+All mistakes of a recipe are reported at once, each with the nearest valid name. (Over 300 lines: the schema and the words for
+its mistakes change together.)
 """
 
 from __future__ import annotations

@@ -8,6 +8,7 @@ depends on the number of workers or on how far ahead they are.
 
 from __future__ import annotations
 
+import os
 import threading
 import time
 from collections import deque
@@ -21,6 +22,15 @@ from mats_ds.data.probe import UnreadableVideo
 MAX_ATTEMPTS = 4  # the clip itself and three substitutes
 MAX_HELD_BYTES = 1 << 30  # decoded frames that wait to be used; the clip that is needed next is read in any case
 JOIN_SECONDS = 3.0
+MAX_WORKERS = 16
+
+
+def default_workers() -> int:
+    """Cores that this process may use, shared with the other ranks on this machine."""
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    # torchrun tells the number of ranks on this machine by the first name, DeepSpeed's launcher by the second.
+    num_ranks = int(os.environ.get("LOCAL_WORLD_SIZE") or os.environ.get("LOCAL_SIZE") or 1)
+    return max(1, min(MAX_WORKERS, cores // max(1, num_ranks)))
 
 
 class Closed(Exception):

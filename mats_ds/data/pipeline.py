@@ -8,7 +8,6 @@ decoder knows few codecs and is slower. The rest of the graph is the same. One b
 from __future__ import annotations
 
 import atexit
-import os
 import queue
 import threading
 import time
@@ -19,14 +18,13 @@ import torch
 
 from mats_ds.clips import ClipBatch
 from mats_ds.data.assembly import MAX_CHUNK_CLIPS, Assembler
-from mats_ds.data.lookahead import Closed
+from mats_ds.data.lookahead import Closed, default_workers
 from mats_ds.data.routes import NVDEC_SIDES, DecodedClip, EncodedClip
 from mats_ds.data.sampler import ClipSampler
 
 # One pipeline keeps one NVDEC engine busy (DALI issue 6387); data-centre GPUs have several engines.
 NUM_NVDEC_GRAPHS = 4
 NUM_RESIZE_GRAPHS = 2
-MAX_WORKERS = 16
 MAX_GRAPH_THREADS = 4
 STALL_SECONDS = 300.0
 JOIN_SECONDS = 3.0
@@ -39,14 +37,6 @@ NO_DALI = (
 def device_codecs(device: torch.device) -> frozenset[str]:
     """Codecs that the device's own decoder is given; none on a CPU, where PyAV is faster for every codec."""
     return frozenset(NVDEC_SIDES) if device.type == "cuda" else frozenset()
-
-
-def default_workers() -> int:
-    """Cores that this process may use, shared with the other ranks on this machine."""
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    # torchrun tells the number of ranks on this machine by the first name, DeepSpeed's launcher by the second.
-    num_ranks = int(os.environ.get("LOCAL_WORLD_SIZE") or os.environ.get("LOCAL_SIZE") or 1)
-    return max(1, min(MAX_WORKERS, cores // max(1, num_ranks)))
 
 
 class DaliGraph:

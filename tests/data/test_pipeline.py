@@ -16,7 +16,7 @@ import torch
 
 from mats_ds.clips import ClipBatch, CropSpec
 from mats_ds.config import ClipSection
-from mats_ds.data import assembly, pipeline, routes
+from mats_ds.data import assembly, lookahead, pipeline, routes
 from mats_ds.data.manifest import Manifest, read_manifest
 from mats_ds.data.pipeline import ClipLoader, DaliGraph
 from mats_ds.data.routes import DecodedClip, EncodedClip, Region
@@ -346,14 +346,14 @@ def test_describe_says_in_one_line_what_decodes_where(videos):
 
 
 def test_the_ranks_of_a_machine_share_its_cores(monkeypatch):
-    monkeypatch.setattr(pipeline.os, "sched_getaffinity", lambda _: range(24), raising=False)
+    monkeypatch.setattr(lookahead.os, "sched_getaffinity", lambda _: range(24), raising=False)
     for name in ("LOCAL_WORLD_SIZE", "LOCAL_SIZE"):
         monkeypatch.delenv(name, raising=False)
-    assert pipeline.default_workers() == pipeline.MAX_WORKERS
+    assert lookahead.default_workers() == lookahead.MAX_WORKERS
     monkeypatch.setenv("LOCAL_SIZE", "8")  # DeepSpeed's launcher
-    assert pipeline.default_workers() == 3
+    assert lookahead.default_workers() == 3
     monkeypatch.setenv("LOCAL_WORLD_SIZE", "100")  # torchrun
-    assert pipeline.default_workers() == 1
+    assert lookahead.default_workers() == 1
 
 
 def reader_threads() -> list[threading.Thread]:
