@@ -145,6 +145,7 @@ def import_annotations(
         rows, videos = read(source.folder)
         notes.append(f"no --root was given, but videos of the list were found: all are looked for below {source.folder}")
     _refuse_conflicts(rows)
+    rows.mistakes.sort(key=_place_of)
     _name_by_folders(rows)
     return Imported(name, rows.rows, rows.classes, rows.mistakes, notes + rows.notes + videos.describe_looser(), videos.root)
 
@@ -184,6 +185,12 @@ def _refuse_conflicts(rows: Rows) -> None:
     rows.rows = kept
     if num_repeated:
         rows.notes.append(f"{num_repeated} rows repeat an earlier one; they are kept, so those videos count more than once")
+
+
+def _place_of(mistake: Mistake) -> tuple[str, int]:
+    """File and line number, to sort by."""
+    file, _, line = mistake.where.rpartition(":")
+    return (file, int(line)) if line.isdigit() else (mistake.where, 0)
 
 
 def _name_by_folders(rows: Rows) -> None:

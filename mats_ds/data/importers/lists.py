@@ -62,7 +62,7 @@ def judge_columns(source: Source) -> Columns | None:
     named_as_videos = sum(has_video_extension(path) for path, _ in filled) * 2 > len(filled)
     totals = [numbers[-2] for _, numbers in filled] if usual > 1 else []
     varied = counts[usual] < 0.9 * sum(counts.values())  # a few odd lines are mistakes, not another format
-    most = "every line is" if len(counts) == 1 else "most lines are"
+    most = "every line is" if counts[usual] == len(lines) else "most lines are"
     if usual == 1:
         return Columns("label", f"{most} `path label`")
     if usual == 2 and sum(numbers[1] == WHOLE_VIDEO for _, numbers in filled) * 2 > len(filled):
