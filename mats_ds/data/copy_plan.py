@@ -1,4 +1,4 @@
-"""Which copy of which video goes where, and whether it fits: settled before a byte is written, from paths, sizes, a few headers."""
+"""Which copy of which video goes where, and whether it fits: settled before a byte is written, from paths, sizes, headers."""
 
 from __future__ import annotations
 

@@ -1,7 +1,7 @@
 """A long video file -> segments cut at keyframes: the packets are copied, nothing is re-encoded, no picture changes.
 
 Each segment begins with the first keyframe at or after a multiple of `seconds` that nothing refers across, decodes alone, and
-counts its time from 0. Packets stream through one by one: of an hour of video, only the packets' time stamps are held (8 bytes a frame).
+counts its time from 0. Packets stream through one by one: of an hour of video, only their time stamps are held (8 bytes a frame).
 Sound is left out. All segments appear at once, after each has been read back.
 """
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import functools
+
 import av
 import numpy as np
 from av.video.frame import PictureType
@@ -39,6 +41,7 @@ class UprightScaler:
             format="yuv420p",
             interpolation=method,
             dst_color_range=ColorRange.MPEG,
+            **_on_one_thread(),
         )
         if self._quarters:
             picture = self._rotated(picture)
@@ -57,3 +60,13 @@ class UprightScaler:
         fresh.colorspace, fresh.color_range = picture.colorspace, picture.color_range
         fresh.color_primaries, fresh.color_trc = picture.color_primaries, picture.color_trc
         return fresh
+
+
+@functools.cache
+def _on_one_thread() -> dict[str, int]:
+    """The argument that keeps libswscale to one thread, where the installed PyAV has it: the files are what runs in parallel."""
+    try:
+        VideoReformatter().reformat(av.VideoFrame(16, 16, "yuv420p"), width=32, threads=1)
+    except TypeError:
+        return {}
+    return {"threads": 1}
