@@ -82,7 +82,6 @@ class DaliGraph:
                 video = video.gpu() if on_gpu else video
             start = fn.external_source(name="start", dtype=types.FLOAT, ndim=1)
             end = fn.external_source(name="end", dtype=types.FLOAT, ndim=1)
-            flip = fn.external_source(name="flip", dtype=types.INT32, ndim=0)
             video = fn.resize(
                 video,
                 roi_start=start,
@@ -91,7 +90,7 @@ class DaliGraph:
                 interp_type=types.INTERP_LINEAR,
                 antialias=True,  # filters only where it shrinks
             )
-            self._pipe.set_outputs(fn.flip(video, horizontal=flip))
+            self._pipe.set_outputs(video)
         self._pipe.build()
 
     def start(self, clips: Sequence[DecodedClip | EncodedClip]) -> None:
@@ -102,9 +101,8 @@ class DaliGraph:
             self._pipe.feed_input("numbers", [clip.numbers_T for clip in clips])
         else:
             self._pipe.feed_input("frames", [clip.frames_THWC for clip in clips])
-        self._pipe.feed_input("start", [np.float32(clip.region.corners[:2]) for clip in clips])
-        self._pipe.feed_input("end", [np.float32(clip.region.corners[2:]) for clip in clips])
-        self._pipe.feed_input("flip", [np.asarray(clip.region.flip, np.int32) for clip in clips])
+        self._pipe.feed_input("start", [np.float32(clip.region.origin) for clip in clips])
+        self._pipe.feed_input("end", [np.float32(clip.region.end) for clip in clips])
         self._pipe.schedule_run()
 
     def finish(self) -> torch.Tensor:

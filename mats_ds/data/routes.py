@@ -36,6 +36,18 @@ class Region:
     corners: tuple[int, int, int, int]
     flip: bool
 
+    @property
+    def origin(self) -> tuple[int, int]:
+        """(row, column) where reading begins: DALI mirrors a region that ends before it begins."""
+        top, left, _, right = self.corners
+        return (top, right if self.flip else left)
+
+    @property
+    def end(self) -> tuple[int, int]:
+        """(row, column) where reading ends."""
+        _, left, bottom, right = self.corners
+        return (bottom, left if self.flip else right)
+
 
 @dataclass(frozen=True, eq=False)
 class DecodedClip:
