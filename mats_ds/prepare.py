@@ -2,6 +2,7 @@
 
     python mats_ds/prepare.py import SOURCE --out manifest.csv [--root VIDEO_DIR]    # someone's annotations -> manifest
     python mats_ds/prepare.py check SOURCE --out checked.csv [--root VIDEO_DIR]      # decode every file -> the good, the bad
+    python mats_ds/prepare.py transcode SOURCE --out DIR [--segment SECONDS]         # small copies, quick to decode; or cuts
 
 Each subcommand is an `add_<name>` that declares its arguments and names the function that runs it; `SUBCOMMANDS` lists them.
 Exit status: 0 done, 1 done with something left out (said in words), 2 unusable input or arguments, nothing written.
@@ -119,7 +120,66 @@ def run_check(options: argparse.Namespace) -> int:
     return LEFT_OUT if result.bad else DONE
 
 
-SUBCOMMANDS = (add_import, add_check)
+def add_transcode(commands) -> None:
+    """Arguments of `transcode`."""
+    parser = commands.add_parser("transcode", help="videos -> small copies that are quick to decode, or segments of long files")
+    parser.add_argument("source", help="manifest, or folder of videos")
+    parser.add_argument("--out", required=True, metavar="DIR", help="folder of the copies and their manifest.csv")
+    parser.add_argument("--root", metavar="DIR", help="folder that relative paths start from (default: that of SOURCE)")
+    parser.add_argument("--short-side", type=int, default=256, metavar="PIXELS", help="of the copies, never enlarged (256)")
+    parser.add_argument("--gop", type=int, default=12, metavar="FRAMES", help="frames from keyframe to keyframe at most (12)")
+    parser.add_argument("--codec", choices=["h264", "vp9"], default="h264", help="of the copies (h264)")
+    parser.add_argument("--crf", type=int, metavar="N", help="quality, smaller is better (23 for h264, 32 for vp9)")
+    parser.add_argument("--preset", metavar="NAME", help="the encoder's: effort (veryfast; for vp9 its cpu-used, 5)")
+    parser.add_argument("--workers", type=int, metavar="N", help="processes (default: all cores)")
+    parser.add_argument("--segment", type=float, metavar="SECONDS", help="cut at keyframes instead, nothing re-encoded")
+    parser.add_argument("--reencode", action="store_true", help="with --segment: transcode files that cannot be cut, then cut")
+    parser.add_argument("--keep-partial", action="store_true", help="keep the readable part of files that break off")
+    parser.add_argument("--keep", action="store_true", help="only show what would be done, write nothing")
+    parser.set_defaults(run=run_transcode)
+
+
+def run_transcode(options: argparse.Namespace) -> int:
+    import logging
+    import os
+
+    from mats_ds.data.copies import make_copies
+    from mats_ds.data.copy_plan import check_out_folder, describe_plan, plan_copies
+    from mats_ds.data.manifest import read_manifest
+    from mats_ds.data.transcode import CopySettings
+
+    logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr)
+    settings = CopySettings(
+        short_side=options.short_side, gop=options.gop, codec=options.codec, crf=options.crf, preset=options.preset
+    )
+    if options.reencode and options.segment is None:
+        raise ValueError("--reencode belongs to --segment SECONDS; without it every file is transcoded")
+    if options.keep_partial and options.segment is not None:
+        raise ValueError("--keep-partial goes with transcoding, not with --segment")
+    manifest = read_manifest(options.source, root=options.root)
+    source, out = Path(options.source), Path(options.out)
+    scanned = source if source.is_dir() else None
+    base = Path(options.root) if options.root and not scanned else scanned or source.parent
+    if options.keep:
+        check_out_folder(out, scanned=scanned)
+        print(*describe_plan(plan_copies(manifest, out, base=base), settings, segment_seconds=options.segment), sep="\n")
+        return DONE
+    summary = make_copies(
+        manifest,
+        out,
+        base=base,
+        scanned=scanned,
+        settings=settings,
+        segment_seconds=options.segment,
+        reencode=options.reencode,
+        keep_partial=options.keep_partial,
+        num_workers=len(os.sched_getaffinity(0)) if options.workers is None else options.workers,
+    )
+    print(*summary.lines(), sep="\n")
+    return LEFT_OUT if summary.failed else DONE
+
+
+SUBCOMMANDS = (add_import, add_check, add_transcode)
 
 
 def main(arguments: list[str] | None = None) -> int:
