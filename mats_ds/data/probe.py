@@ -17,6 +17,7 @@ from fractions import Fraction
 import av
 import numpy as np
 from av.error import FFmpegError
+from av.format import Flags
 
 # What PyAV raises for a file that is not a sound video: FFmpeg's errors, metadata that is not text, absurd sizes.
 READ_ERRORS = (FFmpegError, OSError, ValueError, IndexError, MemoryError)
@@ -102,6 +103,8 @@ def open_video(path: str, *, stream_index: int | None = None) -> tuple[av.contai
     container = av.open(path, metadata_errors="replace")
     try:
         stream = _choose_stream(container) if stream_index is None else container.streams[stream_index]
+        if stream.codec_context is None:
+            raise UnreadableVideo("no decoder for its video codec")
         stream.codec_context.thread_count = 1
         stream.codec_context.thread_type = "NONE"
     except BaseException:
@@ -141,7 +144,8 @@ def _scan(path: str, container: av.container.InputContainer, stream: av.VideoStr
     num_packets = 0
     picture, problem = None, ""
     packets = container.demux(stream)
-    seek_by_pts = container.format.name.startswith("matroska")
+    # Asked for a keyframe's decoding time, a demuxer that goes by presentation times lands one keyframe too early.
+    seek_by_pts = container.format.name.startswith("matroska") or container.format.flags & Flags.seek_to_pts.value > 0
     while True:
         try:
             packet = next(packets, None)

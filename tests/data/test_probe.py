@@ -33,6 +33,32 @@ def test_frames_keyframes_and_times_come_from_the_packets(write_video, tmp_path,
 
 
 @pytest.mark.parametrize(
+    ("name", "options"),
+    [
+        ("a.mp4", {"b_frames": 2}),
+        ("a.mov", {"b_frames": 3}),
+        ("a.mkv", {"b_frames": 2}),
+        ("a.webm", {"codec": "libvpx-vp9"}),
+        ("a.avi", {"codec": "mpeg4"}),
+    ],
+)
+def test_a_seek_lands_on_the_keyframe_itself(write_video, tmp_path, name, options):
+    index = index_video(str(write_video(tmp_path / name, num_frames=40, gop=10, **options)))
+    container, stream = probe.open_video(index.path)
+    with container:
+        for keyframe_pts, seek_to in zip(index.keyframe_pts_K, index.keyframe_seek_K, strict=True):
+            container.seek(int(seek_to), stream=stream, backward=True)
+            assert next(container.demux(stream)).pts == keyframe_pts
+
+
+def test_a_codec_that_nothing_decodes_is_one_reason(write_video, tmp_path):
+    path = write_video(tmp_path / "a.mp4")
+    path.write_bytes(path.read_bytes().replace(b"avc1", b"zzzz"))
+    with pytest.raises(UnreadableVideo, match="no decoder for its video codec"):
+        index_video(str(path))
+
+
+@pytest.mark.parametrize(
     ("kind", "reason"),
     [
         ("empty", "empty"),
