@@ -2,6 +2,7 @@
 
 import json
 import math
+import os
 
 import pytest
 
@@ -95,10 +96,13 @@ def test_lists_name_every_mistake_at_once(write, videos):
 
 def test_videos_are_found_without_foreign_folders_and_with_another_extension(write, videos):
     root = videos("run/a.mp4", "run/b.mp4", "sit/c.mp4", "sit/c.webm")
-    imported = import_annotations(write("list.txt", "/their/disk/run/a.mp4 0\nrun/b.avi 0\nsit/c.avi 1\n"), root=root)
-    assert paths_and_labels(imported) == [("run/a.mp4", 0), ("run/b.mp4", 0), ("sit/c.mp4", 1)]
+    root = videos("high_jump/d_e.mp4", "high_jump/f_g.mp4")
+    text = "/their/disk/run/a.mp4 0\nrun/b.avi 0\nsit/c.avi 1\nhigh jump/d_e.mp4 2\nhigh jump/f g.mp4 2\n"
+    imported = import_annotations(write("list.txt", text), root=root)
+    assert paths_and_labels(imported) == [("run/a.mp4", 0), ("run/b.mp4", 0), ("sit/c.mp4", 1), ("high_jump/d_e.mp4", 2)]
+    assert places_and_kinds(imported) == [("5", NOT_FOUND)]
     notes = "\n".join(imported.notes)
-    assert "1 file was found below the root without the leading folders of the list: /their/disk/run/a.mp4 -> run/a.mp4" in notes
+    assert "2 files were found in other folders than the list names: /their/disk/run/a.mp4 -> run/a.mp4" in notes
     assert "2 files were found with another extension: run/b.avi -> run/b.mp4" in notes
     assert "found more than once (the first by name was taken): sit/c.avi -> sit/c.mp4 and sit/c.webm" in notes
 
@@ -355,6 +359,7 @@ def test_what_is_no_annotation_list_is_said(write, name, content, words):
         ({"format": "videomea"}, "did you mean videomae"),
         ({"root": "nowhere"}, "nowhere is not a folder"),
         ({"labels": "nowhere.txt"}, "no class list at nowhere.txt"),
+        ({"format": "class-folders"}, "is a file: class-folders takes the folder"),
         ({"split": "1"}, "videomae has no numbered splits"),
         ({"subset": "train"}, "videomae has no subsets"),
         ({"split": "dev"}, "got the split 'dev'"),
@@ -364,6 +369,22 @@ def test_what_is_no_annotation_list_is_said(write, name, content, words):
 def test_arguments_that_mean_nothing_are_refused(write, arguments, words):
     with pytest.raises(ValueError, match=words):
         import_annotations(write("list.txt", "a.mp4 0\n"), **arguments)
+
+
+def test_a_folder_is_no_list(videos):
+    with pytest.raises(ValueError, match="is a folder: ssv2 takes an annotation file"):
+        import_annotations(videos("a/b.mp4"), format="ssv2")
+
+
+def test_names_that_a_manifest_cannot_hold_are_mistakes(videos):
+    root = videos("a/b.mp4", "c/d.mp4", "c/ e.mp4")
+    (root / "a" / os.fsdecode(b"caf\xe9.mp4")).touch()
+    (root / " f").mkdir()
+    (root / " f" / "g.mp4").touch()
+    imported = import_annotations(root)
+    assert [row.path for row in imported.rows] == ["a/b.mp4", "c/ e.mp4", "c/d.mp4"]
+    assert [mistake.kind for mistake in imported.mistakes] == [MALFORMED, MALFORMED]
+    "\n".join(map(str, imported.mistakes)).encode()
 
 
 def test_a_forced_format_is_obeyed(ucf101):

@@ -42,23 +42,24 @@ PROBED_ROWS = 100
 
 
 class Format(NamedTuple):
-    """takes: which of `number` (the numbered split) and `subset` mean something to it."""
+    """takes: which of `number` (the numbered split) and `subset` mean something to it. takes_folders: as the source."""
 
     fits: Callable[[Source], str | None]
     read: Callable[[Request], Rows]
     takes: tuple[str, ...] = ()
+    takes_folders: bool = False
 
 
 FORMATS = {  # the particular before the general: where two fit, the first is taken
-    "ucf101": Format(fits_ucf101, read_ucf101, ("number", "subset")),
-    "hmdb51": Format(fits_hmdb51, read_hmdb51, ("number", "subset")),
+    "ucf101": Format(fits_ucf101, read_ucf101, ("number", "subset"), True),
+    "hmdb51": Format(fits_hmdb51, read_hmdb51, ("number", "subset"), True),
     "kinetics": Format(fits_kinetics, read_kinetics, ("subset",)),
     "ssv2": Format(fits_ssv2, read_ssv2),
     "ego4d": Format(fits_ego4d, read_ego4d),
     "videomae": Format(fits_videomae, read_videomae),
     "videomaev2": Format(fits_videomaev2, read_videomaev2),
     "mmaction2": Format(fits_mmaction2, read_mmaction2),
-    "class-folders": Format(fits_class_folders, read_class_folders, ("subset",)),
+    "class-folders": Format(fits_class_folders, read_class_folders, ("subset",), True),
 }
 
 
@@ -125,6 +126,8 @@ def import_annotations(
             notes.append(f"it also fits {' and '.join(found.others)}, {reason}; force with --format {found.others[0]}")
     else:
         notes.append(f"read as {name}, as asked")
+    if source.text is None and not FORMATS[name].takes_folders:
+        raise ValueError(f"{source.place} is a folder: {name} takes an annotation file")
     number, subset = _settle_split(name, split, subset)
     if root is not None and not Path(root).is_dir():
         raise ValueError(f"{root} is not a folder: --root takes the folder that holds the videos")

@@ -45,7 +45,7 @@ def read_class_folders(request: Request) -> Rows:
         over = f", over {' and '.join(subsets)} together" if len(subsets) > 1 else ""
         rows.notes.append(f"classes numbered in the order of their names{over}; --labels FILE sets another order")
     for path, (subset, name) in split.items():
-        where = f"{folder}/{path}"
+        where = ascii(f"{folder}/{path}")[1:-1] if not path.isprintable() else f"{folder}/{path}"
         if request.subset is not None and subset != request.subset:
             continue
         if name is None:

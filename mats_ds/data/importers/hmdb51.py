@@ -67,14 +67,13 @@ def _read_split(request: Request, rows: Rows, source: Source, classes: ClassList
         return
     for number, line in source.lines:
         where = source.where(number)
-        file, _, flag = line.rpartition(" ")
-        if flag not in (UNUSED, *FLAGS.values()) or not file.strip():
+        *file, flag = line.rsplit(None, 1)
+        if flag not in (UNUSED, *FLAGS.values()) or not file:
             rows.refuse(where, MALFORMED, f"expected `video.avi 0|1|2`, got {line[:120]!r}")
         elif flag == FLAGS[request.subset]:
-            file = file.strip()
-            known = request.videos.known
-            found = request.videos.find_named(os.path.splitext(file)[0], folders=(name,)) if known else f"{name}/{file}"
+            path, stem = f"{name}/{file[0]}", os.path.splitext(file[0])[0]
+            found = request.videos.find_named(stem, folders=(name,)) if request.videos.known else path
             if found is None:
-                rows.refuse_missing(where, request, f"{name}/{file}")
+                rows.refuse_missing(where, request, path)
             else:
                 rows.add(where, found, label)

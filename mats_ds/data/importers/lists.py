@@ -18,6 +18,8 @@ from mats_ds.data.importers.rows import FRAME_FOLDER, MALFORMED, SEVERAL_LABELS,
 from mats_ds.data.importers.source import Source
 from mats_ds.data.importers.videos import has_video_extension
 
+NUMBERS_AT_END = re.compile(r"(?<![\s,])(?:[\s,]+-?\d{1,18})+$")
+JUDGED_LINES = 5000  # of a longer list, that many evenly spaced ones tell what its columns mean
 WHOLE_VIDEO = -1  # VideoMAEv2's total for a video file
 FRAME_ADVICE = (
     "training reads videos, not frame folders: give --root with the videos that the frames were cut from (same names), "
@@ -39,18 +41,18 @@ class Columns:
 
 def split_line(line: str) -> tuple[str, list[int]]:
     """`some path.mp4 0 -1 3` -> path and the whole numbers at the end."""
-    numbers: list[int] = []
-    while match := re.search(r"[\s,]+(-?\d{1,18})$", line):
-        numbers.insert(0, int(match[1]))
-        line = line[: match.start()]
-    return line.strip('"'), numbers
+    match = NUMBERS_AT_END.search(line)
+    if match is None:
+        return line.strip('"'), []
+    return line[: match.start()].strip('"'), [int(number) for number in match[0].replace(",", " ").split()]
 
 
 def judge_columns(source: Source) -> Columns | None:
-    """What the columns of a list mean, from all of its lines; None if most lines are not `path number...`."""
+    """What the columns of a list mean, judged by all of its lines; None if most lines are not `path number...`."""
     if source.text is None or source.text.lstrip()[0] in "[{":
         return None
-    lines = [split_line(line) for _, line in source.lines]
+    step = -(-len(source.lines) // JUDGED_LINES)
+    lines = [split_line(line) for _, line in source.lines[::step]]
     counts = Counter(len(numbers) for path, numbers in lines if path and (numbers or has_video_extension(path)))
     if sum(counts.values()) * 2 < len(lines):
         return None
@@ -62,7 +64,7 @@ def judge_columns(source: Source) -> Columns | None:
     named_as_videos = sum(has_video_extension(path) for path, _ in filled) * 2 > len(filled)
     totals = [numbers[-2] for _, numbers in filled] if usual > 1 else []
     varied = counts[usual] < 0.9 * sum(counts.values())  # a few odd lines are mistakes, not another format
-    most = "every line is" if counts[usual] == len(lines) else "most lines are"
+    most = "every line is" if counts[usual] == len(source.lines) else "most lines are"
     if usual == 1:
         return Columns("label", f"{most} `path label`")
     if usual == 2 and sum(numbers[1] == WHOLE_VIDEO for _, numbers in filled) * 2 > len(filled):

@@ -55,6 +55,8 @@ def write_imported(imported: Imported, out: Path) -> list[Path]:
                 os.replace(aside[path], path)
             else:
                 path.unlink(missing_ok=True)
+    except OSError as error:
+        raise ValueError(f"cannot write {error.filename or out}: {error.strerror}") from None
     finally:
         for part in aside.values():
             part.unlink(missing_ok=True)

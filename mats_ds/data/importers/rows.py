@@ -61,7 +61,9 @@ class Rows:
 
     def add(self, where: str, path: str, label: int = -1, start: float = math.nan, end: float = math.nan) -> None:
         """A row, unless its label or its part of the video makes no sense."""
-        if label < -1 or label >= 2**31:
+        if not _fits_manifest(path):
+            self.refuse(where, MALFORMED, f"{ascii(path)} is not UTF-8, or begins or ends with a space: rename the file")
+        elif label < -1 or label >= 2**31:
             self.refuse(where, UNKNOWN_LABEL, f"label {label} of {path}: number the classes from 0 (-1: unknown)")
         elif self.classes and label >= len(self.classes):
             last = len(self.classes) - 1
@@ -76,6 +78,15 @@ class Rows:
 
     def refuse_missing(self, where: str, request: Request, wanted: str) -> None:
         self.refuse(where, NOT_FOUND, f"no video {wanted} below {request.videos.root}")
+
+
+def _fits_manifest(path: str) -> bool:
+    """Whether a manifest, which is UTF-8 and strips its fields, gives the path back as it is."""
+    try:
+        path.encode()
+    except UnicodeEncodeError:
+        return False
+    return path == path.strip()
 
 
 @dataclass(frozen=True)

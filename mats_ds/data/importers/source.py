@@ -46,6 +46,8 @@ def open_source(place: str | os.PathLike[str]) -> Source:
         raise ValueError(f"nothing at {place}: give an annotation file, a folder of class folders, or a folder of split files")
     try:
         text = place.read_bytes().decode("utf-8-sig")
+    except OSError as error:
+        raise ValueError(f"cannot read {place}: {error.strerror}") from None
     except UnicodeDecodeError as error:
         raise ValueError(f"{place} is not UTF-8 text (byte {error.start}): give an annotation file, saved as UTF-8") from None
     if "\0" in text:

@@ -40,7 +40,8 @@ class VideoFiles:
         return self.root is not None
 
     def find(self, path: str) -> str | None:
-        """The file that a list calls `path`: as it stands, else without leading folders, else with another extension."""
+        """The file that a list calls `path`: as it stands, else without leading folders or with spaces for underscores in
+        them (or the reverse), else with another extension."""
         if not self.known:
             return path
         tidy = os.path.normpath(path.replace("\\", "/"))
@@ -49,7 +50,7 @@ class VideoFiles:
         if (os.path.isabs(tidy) or tidy.startswith("..")) and os.path.isfile(os.path.join(self.root, tidy)):
             return tidy
         parts = [part for part in tidy.split("/") if part not in ("", "..")]
-        tails = ["/".join(parts[first:]) for first in range(len(parts))]
+        tails = [tail for first in range(len(parts)) for tail in _spell_folders(parts[first:])]
         for tail in tails:
             if tail in self.paths:
                 self.looser[OTHER_FOLDERS].append((path, tail))
@@ -82,7 +83,7 @@ class VideoFiles:
     def describe_looser(self) -> list[str]:
         """One sentence for each way in which names did not fit to the letter."""
         words = {
-            OTHER_FOLDERS: "found below the root without the leading folders of the list",
+            OTHER_FOLDERS: "found in other folders than the list names",
             OTHER_EXTENSION: "found with another extension",
             SEVERAL_PLACES: "found more than once (the first by name was taken)",
         }
@@ -112,6 +113,13 @@ def list_videos(root: Path) -> list[str]:
 
 def has_video_extension(path: str) -> bool:
     return os.path.splitext(path)[1].lower() in VIDEO_EXTENSIONS
+
+
+def _spell_folders(parts: list[str]) -> list[str]:
+    """The path as it stands, with underscores and with spaces in its folders, each once."""
+    folders, name = "/".join(parts[:-1]), parts[-1]
+    spellings = dict.fromkeys((folders, folders.replace(" ", "_"), folders.replace("_", " ")))
+    return [f"{spelling}/{name}" if spelling else name for spelling in spellings]
 
 
 def _without_video_extension(path: str) -> str:
