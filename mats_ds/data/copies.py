@@ -34,7 +34,7 @@ from mats_ds.data.copy_plan import (
 from mats_ds.data.copy_workers import CopyOutcome, CopyTask, copy_all
 from mats_ds.data.decode_speed import DecodeSpeed, measure_decode_speed
 from mats_ds.data.manifest import Manifest
-from mats_ds.data.segment import Segment
+from mats_ds.data.segment import Segment, check_seconds
 from mats_ds.data.transcode import CopySettings
 
 logger = logging.getLogger(__name__)
@@ -101,6 +101,8 @@ def make_copies(
     out, settings = Path(out), settings or CopySettings()
     if num_workers < 1:
         raise ValueError(f"at least 1 worker is needed, got {num_workers}")
+    if segment_seconds is not None:
+        check_seconds(segment_seconds)
     check_out_folder(out, scanned=scanned)
     planned = plan_copies(manifest, out, base=base)
     kind = {"version": FORMAT_VERSION, **asdict(settings), "segment_seconds": segment_seconds, "reencode": reencode}

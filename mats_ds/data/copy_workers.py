@@ -11,6 +11,7 @@ import os
 import signal
 import threading
 import time
+import traceback
 from collections import deque
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -115,8 +116,6 @@ class _Crew:
                 continue
             if isinstance(answer, CopyOutcome):
                 outcomes.append(answer)
-            elif answer is not None:
-                raise answer
             worker.is_ready, worker.task = True, None
             self._hand_out(worker)
         return outcomes
@@ -193,13 +192,11 @@ def _serve(pipe: Connection, parent: int) -> None:
         while True:
             task = pipe.recv()
             try:
-                answer = copy_one(task)
-            except ValueError as error:
-                answer = CopyOutcome(task.source, problem=str(error))
-            except Exception as error:  # a fault of the program: raised again in the parent, with its place
-                pipe.send(RuntimeError(f"{task.source}: {type(error).__name__}: {error}"))
-                raise
-            pipe.send(answer)
+                outcome = copy_one(task)
+            except Exception as error:  # a fault of the program, which must not cost the other files
+                traceback.print_exc()
+                outcome = CopyOutcome(task.source, problem=f"not copied, a fault of the program: {type(error).__name__}: {error}")
+            pipe.send(outcome)
     except (EOFError, OSError):
         return
 

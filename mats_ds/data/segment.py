@@ -74,8 +74,7 @@ def segment_file(
     With `reencode`, a file that cannot be cut as it is gets transcoded with these settings first and its copy is cut.
     Raises UnreadableVideo for a broken source and CopyFailed where it cannot be cut, both with nothing written.
     """
-    if not 0.1 <= seconds < math.inf:
-        raise ValueError(f"a segment is at least 0.1 seconds long, got {seconds}")
+    check_seconds(seconds)
     source, folder = os.fspath(source), Path(folder)
     name = name or Path(source).stem
     folder.mkdir(parents=True, exist_ok=True)
@@ -91,6 +90,12 @@ def segment_file(
     finally:
         with contextlib.suppress(FileNotFoundError):
             copy.unlink()
+
+
+def check_seconds(seconds: float) -> None:
+    """Raises ValueError for a length that no segment can have."""
+    if not 0.1 <= seconds < math.inf:
+        raise ValueError(f"a segment is at least 0.1 seconds long, got {seconds}")
 
 
 def can_cut(source: str | os.PathLike[str], *, seconds: float) -> str:
