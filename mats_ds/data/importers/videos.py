@@ -49,6 +49,9 @@ class VideoFiles:
             return tidy
         if (os.path.isabs(tidy) or tidy.startswith("..")) and os.path.isfile(os.path.join(self.root, tidy)):
             return tidy
+        name = os.path.basename(tidy)
+        if name not in self._by_stem and os.path.splitext(name)[0] not in self._by_stem:
+            return None  # most often: a long list with few of its videos here
         parts = [part for part in tidy.split("/") if part not in ("", "..")]
         tails = [tail for first in range(len(parts)) for tail in _spell_folders(parts[first:])]
         for tail in tails:
