@@ -106,7 +106,7 @@ def run_check(options: argparse.Namespace) -> int:
             on_done=progress,
         )
     except RuntimeError as error:
-        raise ValueError(f"{error}: nothing was checked") from None
+        raise ValueError(f"{error}; what was checked so far is kept") from None
     except KeyboardInterrupt:
         progress.close()
         print(f"stopped; the same command goes on from {journal_path(out)}", file=sys.stderr)

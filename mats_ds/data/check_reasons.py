@@ -35,6 +35,8 @@ PIXEL_FORMAT_WORDS = (
 
 def explain(path: str, reason: str) -> str:
     """`reason` in better words where the bytes of the file tell them; as it is otherwise."""
+    if reason.startswith("End of file"):
+        return "cut off before its first frame; its download or recording did not finish"
     if not reason.startswith(VAGUE):
         return reason
     try:

@@ -82,9 +82,7 @@ def check_manifest(
     if out.resolve() == quarantine.resolve():
         raise ValueError(f"the manifest and the quarantine would both be written to {out}: give two names")
     for target in (out, quarantine):
-        if target.is_dir():
-            raise ValueError(f"{target} is a folder: give the name of a .csv file")
-        target.parent.mkdir(parents=True, exist_ok=True)
+        _make_room(target)
     began_seconds = time.monotonic()
     outcomes: dict[str, Outcome] = {}
     waiting: list[str] = []
@@ -123,6 +121,18 @@ def check_manifest(
     return CheckResult(facts, bad, len(manifest), len(waiting), time.monotonic() - began_seconds)
 
 
+def _make_room(target: Path) -> None:
+    """See to it, before hours of decoding, that a file can be written there."""
+    if target.is_dir():
+        raise ValueError(f"{target} is a folder: give the name of a .csv file")
+    try:
+        target.parent.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise ValueError(f"cannot make the folder of {target}: {describe_error(error)}") from None
+    if not os.access(target.parent, os.W_OK):
+        raise ValueError(f"{target} cannot be written: give a name in a folder of yours")
+
+
 def journal_path(out: str | os.PathLike[str]) -> Path:
     """Where the outcomes are kept: `m.csv` -> `m.csv.journal`."""
     return Path(f"{os.fspath(out)}.journal")
@@ -141,6 +151,8 @@ def _open_journal(path: Path, resume: bool) -> Iterator[tuple[TextIO, dict[str, 
             fcntl.flock(journal, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
             raise ValueError(f"another check is writing {path}: wait for it, or give another --out") from None
+        except OSError:  # a file system without locks
+            pass
         if not resume:
             journal.truncate(0)
         journal.seek(0)

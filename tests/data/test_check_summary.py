@@ -1,0 +1,106 @@
+"""What a check says in words: routes, advice, and the bad ones grouped."""
+
+from __future__ import annotations
+
+import dataclasses
+import io
+
+import pytest
+
+from mats_ds.data.check import FileFacts
+from mats_ds.data.check_run import BadRow, CheckResult
+from mats_ds.data.check_summary import CheckProgress, summarize
+
+PLAIN = FileFacts(
+    num_frames=300,
+    fps=30.0,
+    vfr=False,
+    codec="h264",
+    profile="High",
+    pixel_format="yuv420p",
+    gop=12,
+    gop_max=12,
+    rotation=0,
+    width=340,
+    height=256,
+    duration_seconds=10.0,
+    decode_seconds=0.2,
+    clip_seconds=0.05,
+    bytes=1_000_000,
+    num_video_streams=1,
+    cpu_reason="",
+)
+
+
+def summary_of(*changes, bad=(), num_decoded=0):
+    facts = {f"{number}.mp4": dataclasses.replace(PLAIN, **change) for number, change in enumerate(changes)}
+    return summarize(CheckResult(facts, list(bad), len(facts) + len(bad), num_decoded, wall_seconds=7.0))
+
+
+def test_good_files_need_few_words():
+    said = summary_of({}, {}, num_decoded=2)
+    assert "2 readable files: 0.00556 hours, 0.002 GB. 2 files decoded in 7 s." in said
+    assert said.splitlines()[2].split() == ["h264", "2", "0.00556", "2", "0"]
+    assert "one core reads 20.0 clips/s" in said and "Quarantine: none of 2 rows." in said
+    for word in ("transcode", "varies", "Short", "Left to PyAV", "Warnings"):
+        assert word not in said
+
+
+def test_says_what_to_do():
+    said = summary_of(
+        {"gop": 250, "gop_max": 250, "cpu_reason": "rotation"},
+        {"gop": 100, "vfr": True, "cpu_reason": "rotation"},
+        {"codec": "vp9", "num_frames": 10, "warnings": ("10 frames: a clip of 16 repeats some",)},
+        {"num_frames": 40, "width": 1920, "height": 1080, "decode_seconds": 5.0},
+    )
+    assert "Left to PyAV in any case: rotation (2)." in said
+    assert "it varies within 1 file," in said
+    assert "Short: 2 files of fewer than 64 frames" in said and "1 of fewer than 16 repeat frames" in said
+    assert "every 56 frames (median; 12 to 250). 2 files are above 32" in said and "prepare.py transcode" in said
+    assert "Largest pictures: 1920x1080 (1), 340x256 (3)." in said
+    assert said.split("Slowest")[1].splitlines()[1].split()[:2] == ["500", "3.mp4"]
+
+
+def test_the_bad_are_grouped_by_reason():
+    rows = [BadRow(f"{number}.mp4", -1, f"only {number} of 40 frames in a row decode") for number in (3, 5)]
+    said = summary_of({}, bad=[*rows, BadRow("x.mp4", -1, "encrypted")])
+    assert said.splitlines()[-3:] == [
+        "Quarantine: 3 of 4 rows.",
+        "       2  only 3 of 40 frames in a row decode: 3.mp4 and others",
+        "       1  encrypted: x.mp4",
+    ]
+    assert summary_of(bad=rows).startswith("0 readable files")
+
+
+class Terminal(io.StringIO):
+    def isatty(self):
+        return True
+
+
+def test_a_terminal_gets_a_bar():
+    terminal = Terminal()
+    progress = CheckProgress(terminal)
+    for num_done in range(4):
+        progress(num_done, 3, num_done // 2)
+    progress.close()
+    assert "3/3" in terminal.getvalue() and "file/s, 1 bad" in terminal.getvalue()
+
+
+def test_elsewhere_lines_come_now_and_then(monkeypatch):
+    seconds = iter(range(0, 1000, 6))
+    monkeypatch.setattr("time.monotonic", lambda: next(seconds))
+    stream = io.StringIO()
+    progress = CheckProgress(stream)
+    for num_done in range(2, 7):
+        progress(num_done, 9, 1)
+    progress.close()
+    assert stream.getvalue().splitlines() == [
+        "check: 2 of 9 files are known from the journal or missing",
+        "check: 3 of 9 files, 1 bad, 0.1 files/s",
+        "check: 5 of 9 files, 1 bad, 0.1 files/s",
+    ]
+
+
+@pytest.mark.parametrize("gop", [1, 32])
+def test_close_keyframes_need_no_copies(gop):
+    assert "transcode" not in summary_of({"gop": gop})
