@@ -144,6 +144,13 @@ def test_ucf101_asks_for_what_is_missing(ucf101):
         import_annotations(ucf101)
 
 
+@pytest.mark.parametrize("arguments", [{"split": 2}, {"subset": "test"}, {"split": "test"}])
+def test_ucf101_list_is_not_taken_for_another(ucf101, arguments):
+    with pytest.raises(ValueError, match="leave --split and --subset out"):
+        import_annotations(ucf101, **arguments)
+    assert import_annotations(ucf101, split=1, subset="train").rows
+
+
 @pytest.fixture
 def hmdb51(write):
     write("hmdb/wave_test_split1.txt", "a_wave_0.avi 1 \nb!#(x)_wave_1.avi 2 \nc_wave_2.avi 0 \nd_wave_3.avi 7\n")
@@ -167,6 +174,13 @@ def test_hmdb51_one_file_numbers_its_class_among_its_neighbours(hmdb51, write):
     labels = write("classes.txt", "jump\nkick\n")
     imported = import_annotations(hmdb51, split=1, subset="train", labels=labels)
     assert paths_and_labels(imported) == [("kick/b_kick_1.avi", 1)] and places_and_kinds(imported) == [("1", UNKNOWN_LABEL)]
+
+
+def test_hmdb51_file_is_not_taken_for_another(hmdb51, write):
+    with pytest.raises(ValueError, match="is no split file of split 1"):
+        import_annotations(hmdb51 / "wave_test_split2.txt", split=1, subset="train")
+    with pytest.raises(ValueError, match="expected a name such as wave_test_split1.txt"):
+        import_annotations(write("hmdb/list.txt", "a.avi 1\n"), format="hmdb51", subset="train")
 
 
 @pytest.mark.parametrize(("arguments", "words"), [({"split": 1}, "--subset train or"), ({"subset": "train"}, r"--split 1\|2")])

@@ -37,6 +37,10 @@ def read_hmdb51(request: Request) -> Rows:
     numbers = sorted({number for _, number in splits})
     number = request.number
     if source.text is not None:
+        match = SPLIT_NAME.fullmatch(source.place.name)
+        if match is None or number not in (None, int(match[2])):
+            asked = "" if number is None else f" of split {number}"
+            raise ValueError(f"{source.place} is no split file{asked}: expected a name such as wave_test_split{number or 1}.txt")
         files = [source.place]
     elif number in numbers:
         files = [path for (_, of), path in sorted(splits.items()) if of == number]

@@ -14,6 +14,8 @@ from pathlib import Path
 from mats_ds.data.importers.source import open_source
 from mats_ds.data.importers.videos import normalise_name
 
+MAX_MISTAKES_SHOWN = 5
+
 
 @dataclass(frozen=True)
 class ClassList:
@@ -81,5 +83,5 @@ def _settle(numbered: list[tuple[int | None, str]], place: Path) -> list[str]:
             mistakes.append(f"it names {name!r} twice: a class has one number")
         seen[normalise_name(name)] = name
     if mistakes:
-        raise ValueError(f"{place} is no class list: {'; '.join(mistakes)}")
+        raise ValueError(f"{place} is no class list: {'; '.join(mistakes[:MAX_MISTAKES_SHOWN])}")
     return names

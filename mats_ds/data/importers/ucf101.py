@@ -28,6 +28,9 @@ def read_ucf101(request: Request) -> Rows:
     source = request.source
     if source.text is None:
         source = open_source(_choose_list(source.place, request))
+    elif not _is_asked_for(source.place, request):
+        asked = f"split {request.number}, subset {request.subset}"
+        raise ValueError(f"{source.place} is not {asked}: leave --split and --subset out, or give the folder of the lists")
     class_file = request.labels or source.place.parent / CLASS_LIST
     if not class_file.exists():
         raise ValueError(f"no {CLASS_LIST} beside {source.place}, which names the classes: put it there or give it as --labels")
@@ -51,6 +54,11 @@ def read_ucf101(request: Request) -> Rows:
         else:
             rows.add(where, found, label)
     return rows
+
+
+def _is_asked_for(place: Path, request: Request) -> bool:
+    match = LIST_NAME.fullmatch(place.name)
+    return match is None or (request.number in (None, int(match[2])) and request.subset in (None, match[1].lower()))
 
 
 def _find_lists(folder: Path) -> dict[tuple[str, int], Path]:
