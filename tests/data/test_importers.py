@@ -62,6 +62,16 @@ def test_videomaev2_whole_videos_with_and_without_label(write):
     assert imported.format == "videomaev2" and paths_and_labels(imported) == [("a.mp4", -1), ("b.mp4", -1)]
 
 
+def test_videomaev2_pretraining_lists_hold_no_labels(write, videos):
+    root = videos("a.mp4", "b.mp4", "c.mp4")
+    for text in ("a 0 300\nb 0 250\nc.mp4 0 -1\n", "a, 1, 300\nb, 1, 250\nc, 1, 30\n"):
+        imported = import_annotations(write("pretrain.csv", text), root=root)
+        assert imported.format == "videomaev2" and imported.mistakes == []
+        assert paths_and_labels(imported) == [("a.mp4", -1), ("b.mp4", -1), ("c.mp4", -1)]
+    imported = import_annotations(write("pretrain.csv", "a.mp4 0 -1 0\nb.mp4 0 -1 0\n"), root=root)
+    assert [row.label for row in imported.rows] == [0, 0] and any("all labels are 0" in note for note in imported.notes)
+
+
 def test_frame_folders_become_the_video_of_their_name_or_a_mistake(write, videos):
     root = videos("run/a.mp4", "b.webm", "part.mkv")
     (root / "frames").mkdir()

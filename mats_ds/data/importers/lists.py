@@ -1,7 +1,7 @@
 """Lists with one video or frame folder a line and whole numbers behind it, space or comma separated.
 
     path label                   VideoMAE (.csv), mmaction2 and PaddleVideo video lists
-    path start total label       VideoMAEv2; `path 0 -1 label` is a whole video, and `path 0 -1` one without label
+    path start total [label]     VideoMAEv2; `path 0 -1` is a whole video, `path 0 -1 0` in pre-training lists has no real label
     folder [offset] total label  mmaction2 rawframe lists; VideoMAEv2 fine-tuning on frames
 Where total is not -1 the line means a folder of frames (img_00001.jpg), which a manifest cannot hold: the video of the same
 name is taken if there is one below the root, else the line is a mistake. So is a line with several labels.
@@ -20,6 +20,7 @@ from mats_ds.data.importers.videos import has_video_extension
 
 NUMBERS_AT_END = re.compile(r"(?<![\s,])(?:[\s,]+-?\d{1,18})+$")
 JUDGED_LINES = 5000  # of a longer list, that many evenly spaced ones tell what its columns mean
+FIRST_TOTAL = 1  # fewer frames than that cannot be a total
 WHOLE_VIDEO = -1  # VideoMAEv2's total for a video file
 FRAME_ADVICE = (
     "training reads videos, not frame folders: give --root with the videos that the frames were cut from (same names), "
@@ -31,12 +32,12 @@ FRAME_ADVICE = (
 class Columns:
     """What the numbers behind the paths of a list are. meaning: `label`, `labels`, `start total`, `total label`, ...
 
-    whole_videos: most totals are VideoMAEv2's -1.
+    only_videomaev2: no other code reads it so.
     """
 
     meaning: str
     why: str
-    whole_videos: bool = False
+    only_videomaev2: bool = False
 
 
 def split_line(line: str) -> tuple[str, list[int]]:
@@ -67,8 +68,11 @@ def judge_columns(source: Source) -> Columns | None:
     most = "every line is" if counts[usual] == len(source.lines) else "most lines are"
     if usual == 1:
         return Columns("label", f"{most} `path label`")
-    if usual == 2 and sum(numbers[1] == WHOLE_VIDEO for _, numbers in filled) * 2 > len(filled):
-        return Columns("start total", f"{most} `path start -1`, a whole video without label", True)
+    starts_and_totals = [tuple(numbers) for _, numbers in filled if usual == 2]
+    if any(start < FIRST_TOTAL and total == WHOLE_VIDEO for start, total in starts_and_totals):
+        return Columns("start total", f"{most} VideoMAEv2's `path start total` for pre-training, -1 for a whole video", True)
+    if starts_and_totals and not named_as_videos and {start for start, _ in starts_and_totals} in ({0}, {1}):
+        return Columns("start total", f"{most} VideoMAEv2's `folder start total` for pre-training", True)
     if named_as_videos and WHOLE_VIDEO not in totals and (varied or usual > 3 or min(totals) < 1):
         return Columns("labels", "lines hold a video and one label or several")
     if usual == 2 and varied:
@@ -93,7 +97,7 @@ def fits_videomaev2(source: Source) -> str | None:
 
 def fits_mmaction2(source: Source) -> str | None:
     columns = judge_columns(source)
-    return columns.why if columns and not columns.whole_videos else None
+    return columns.why if columns and not columns.only_videomaev2 else None
 
 
 def read_videomae(request: Request) -> Rows:
@@ -140,6 +144,8 @@ def _read(request: Request, meaning: str) -> Rows:
             _add_frames(rows, request, where, path, start=start, total=total, label=label)
     if any(mistake.kind == FRAME_FOLDER for mistake in rows.mistakes):
         rows.notes.append(FRAME_ADVICE)
+    if meaning == "start total label" and len(rows.rows) > 1 and all(row.label == 0 for row in rows.rows):
+        rows.notes.append("all labels are 0, which VideoMAEv2 writes where there is none: fine for pre-training alone")
     return rows
 
 
