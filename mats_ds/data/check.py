@@ -191,11 +191,10 @@ def _decode_all(path: str, index: VideoIndex, on_beat: Callable[[], None]) -> _D
 
 def _sound_frames(index: VideoIndex, decoded: _Decoded) -> np.ndarray:
     """Which of the index's frames the loader gets, bool [F]."""
-    if not decoded.problem and decoded.num_frames >= index.num_frames:
-        return np.ones(index.num_frames, bool)
+    if not decoded.problem:  # packets without a picture (MPEG-4) shift the numbers: the loader then counts from the start
+        return np.arange(index.num_frames) < decoded.num_frames
     if not index.trusts_pts:  # read from the start, up to the first error
-        num_sound = decoded.problem_at if decoded.problem else decoded.num_frames
-        return np.arange(index.num_frames) < num_sound
+        return np.arange(index.num_frames) < decoded.problem_at
     return np.isin(index.pts_F, [pts for pts in decoded.sound_pts if pts is not None])
 
 
@@ -255,10 +254,10 @@ def _warnings(index: VideoIndex, decoded: _Decoded, part: tuple[int, int], secon
         said.append(f"decodes up to frame {decoded.problem_at} of {index.num_frames}, then: {decoded.problem}")
     elif decoded.num_frames < index.num_frames:
         said.append(f"{index.num_frames} frames are stored, {decoded.num_frames} decode")
+    elif decoded.header_frames and decoded.header_frames != decoded.num_frames:
+        said.append(f"header says {decoded.header_frames} frames, {decoded.num_frames} decode")
     if (first, last) != (0, index.num_frames):
         said.append(f"only frames {first} to {last - 1} are used")
-    if decoded.header_frames and decoded.header_frames != decoded.num_frames and not decoded.problem:
-        said.append(f"header says {decoded.header_frames} frames, {decoded.num_frames} decode")
     if index.trusts_pts and last - first > 1 and decoded.header_rate:
         mean_rate = (last - first - 1) / float(seconds_F[last - 1] - seconds_F[first])
         if not 1 / RATE_RATIO < decoded.header_rate / mean_rate < RATE_RATIO:

@@ -226,6 +226,19 @@ def test_the_bytes_tell_more_than_the_decoder(tmp_path, content, reason):
     assert explain(str(path), "Permission denied (PermissionError)") == "Permission denied (PermissionError)"
 
 
+def test_packets_without_a_picture_do_not_cut_a_file_in_two(real_videos):
+    path = real_videos / "ucf101_5class" / "JumpingJack" / "v_JumpingJack_g20_c01.avi"
+    if not path.exists():
+        pytest.skip(f"no {path.name} here")
+    facts = check_file(str(path))
+    assert (facts.num_frames, facts.start_seconds) == (116, None)
+    assert facts.warnings == ("120 frames are stored, 116 decode", "only frames 0 to 115 are used")
+    for start in (0.0, 0.5, 1.0):
+        spec = ClipSpec(path=str(path), sample=0, num_frames=16, stride=4, start=start, last_seconds=facts.end_seconds)
+        index = index_video(str(path))
+        assert decode_frames(str(path), frame_numbers(spec, index=index)).shape == (16, 240, 320, 3)
+
+
 # Their manifest counts the first stream; the loader takes the one that FFmpeg recommends.
 SEVERAL_STREAMS = {"fir_ceiling_p1.mp4", "nasa_2audio.mp4"}
 
