@@ -130,7 +130,7 @@ def add_transcode(commands) -> None:
     parser.add_argument("--gop", type=int, default=12, metavar="FRAMES", help="frames from keyframe to keyframe at most (12)")
     parser.add_argument("--codec", choices=["h264", "vp9"], default="h264", help="of the copies (h264)")
     parser.add_argument("--crf", type=int, metavar="N", help="quality, smaller is better (23 for h264, 32 for vp9)")
-    parser.add_argument("--preset", metavar="NAME", help="the encoder's: effort (veryfast; for vp9 its cpu-used, 5)")
+    parser.add_argument("--preset", metavar="NAME", help="effort of the encoder (veryfast; for vp9 its cpu-used, 5)")
     parser.add_argument("--workers", type=int, metavar="N", help="processes (default: all cores)")
     parser.add_argument("--segment", type=float, metavar="SECONDS", help="cut at keyframes instead, nothing re-encoded")
     parser.add_argument("--reencode", action="store_true", help="with --segment: transcode files that cannot be cut, then cut")

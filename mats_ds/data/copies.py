@@ -50,6 +50,7 @@ class CopySummary:
     """What a run came to. source_bytes, copied_bytes: of the files that have a copy. speed None: not measured."""
 
     num_files: int
+    num_copied: int
     num_reused: int
     num_pieces: int
     failed: dict[str, str]
@@ -61,10 +62,9 @@ class CopySummary:
 
     def lines(self) -> Iterator[str]:
         """The summary in words."""
-        done = self.num_files - len({path for path in self.failed})
         reused = f" ({self.num_reused} from an earlier run)" if self.num_reused else ""
-        pieces = f" as {self.num_pieces} segments" if self.num_pieces != done else ""
-        yield f"{done} of {self.num_files} files copied{reused}{pieces}"
+        pieces = f" as {self.num_pieces} segments" if self.num_pieces != self.num_copied else ""
+        yield f"{self.num_copied} of {self.num_files} files copied{reused}{pieces}"
         if self.source_bytes:
             share = self.copied_bytes / self.source_bytes
             yield f"bytes: {show_bytes(self.source_bytes)} -> {show_bytes(self.copied_bytes)} ({share:.2f} x)"
@@ -128,6 +128,7 @@ def make_copies(
     pairs = [(source, found[0].path) for source, found in pieces.items()] if segment_seconds is None else []
     return CopySummary(
         num_files=len(planned),
+        num_copied=len(pieces),
         num_reused=num_reused,
         num_pieces=sum(len(found) for found in pieces.values()),
         failed=failed | {path: reason for path, reason in lost if path not in failed},

@@ -28,6 +28,10 @@ from mats_ds.data.probe import READ_ERRORS, UnreadableVideo, VideoIndex, describ
 from mats_ds.data.upright import UprightScaler, copy_size
 
 ENCODERS = {"h264": "libx264", "vp9": "libvpx-vp9"}
+PRESETS = {  # x264's by name; of libvpx the number cpu-used
+    "h264": ("ultrafast", "superfast", "veryfast", "faster", "fast", "medium", "slow", "slower", "veryslow"),
+    "vp9": tuple("012345678"),
+}
 MAX_CRF = {"h264": 51, "vp9": 63}
 MIN_SIDE, MAX_SIDE, MAX_GOP = 16, 4320, 600
 # MP4 keeps exact times for both codecs (WebM rounds to milliseconds); a time base finer than this does not fit its header.
@@ -67,6 +71,8 @@ class CopySettings:
             raise ValueError(f"gop is 1 to {MAX_GOP} frames (12 or 16 for training), got {self.gop}")
         if self.crf is not None and not 0 <= self.crf <= MAX_CRF[self.codec]:
             raise ValueError(f"crf of {self.codec} is 0 (best) to {MAX_CRF[self.codec]} (smallest), got {self.crf}")
+        if self.preset is not None and self.preset not in PRESETS[self.codec]:
+            raise ValueError(f"preset of {self.codec} is one of {', '.join(PRESETS[self.codec])}, got {self.preset!r}")
 
     def encoder_options(self) -> dict[str, str]:
         """What is handed to libx264 or libvpx."""
@@ -113,9 +119,9 @@ def transcode_file(
     """
     source, target = os.fspath(source), Path(target)
     settings = settings or CopySettings()
+    index = index_video(source)
     if target.exists() and os.path.samefile(source, target):
         raise ValueError(f"{target} is the original itself: give another target")
-    index = index_video(source)
     part = target.with_name(target.name + ".part")
     target.parent.mkdir(parents=True, exist_ok=True)
     try:

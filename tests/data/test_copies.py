@@ -240,6 +240,23 @@ def test_a_fault_of_the_program_costs_one_file(videos, monkeypatch):
 
     monkeypatch.setattr(copy_workers, "copy_one", fail)
     monkeypatch.setattr(copy_workers.signal, "signal", lambda *how: None)
-    copy_workers._serve(Pipe(), os.getppid())
+    monkeypatch.setattr(copy_workers, "_end_with_parent", lambda parent: None)
+    copy_workers._serve(Pipe(), parent=0)
     ready, outcome = Pipe.said
     assert ready is None and outcome.source == "a.mp4" and "TypeError: wrong" in outcome.problem
+
+
+def test_an_original_that_went_away_after_its_copy_is_named(videos, tmp_path):
+    copy_list(videos, tmp_path / "out")
+    (videos / "x/b.avi").unlink()
+    summary = copy_list(videos, tmp_path / "out")
+    assert list(summary.failed) == [str(videos / "x/b.avi")] and "No such file" in summary.failed[str(videos / "x/b.avi")]
+    assert "x/b.mp4" not in [row["path"] for row in read_table(summary.manifest)]
+
+
+def test_a_row_without_a_frame_in_any_segment_is_named(videos, tmp_path):
+    (videos / "list.csv").write_text("path,label,start,end\nx/a.mp4,1,,\nx/a.mp4,2,50,60\n")
+    summary = copy_list(videos, tmp_path / "out", segment_seconds=2.0)
+    assert summary.num_copied == 1
+    assert "no frame between 50.0 s and 60.0 s" in summary.failed[str(videos / "x/a.mp4")]
+    assert [row["label"] for row in read_table(summary.manifest)] == ["1"]

@@ -191,6 +191,8 @@ def test_notices_a_copy_that_is_not_what_was_put_in(write_video, tmp_path):
         ({"gop": 0}, "gop"),
         ({"crf": 52}, "51"),
         ({"codec": "vp9", "crf": 64}, "63"),
+        ({"preset": "fats"}, "veryfast"),
+        ({"codec": "vp9", "preset": "fast"}, "0, 1, 2"),
     ],
 )
 def test_refuses_settings_that_no_encoder_takes(wrong, words):
