@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# The one door: install, demo, test, pre-train, report. `bash launch.sh help` lists the commands.
+# The one door: install, demo, test, prepare data, pre-train, report. `bash launch.sh help` lists the commands.
 if ((BASH_VERSINFO[0] < 4)); then
   echo "launch.sh: needs bash 4 or newer, this is $BASH_VERSION" >&2
   exit 1
@@ -9,7 +9,7 @@ set -euo pipefail
 ROOT="$(CDPATH='' cd -- "$(dirname -- "$(readlink -f -- "${BASH_SOURCE[0]}")")" && pwd -P)"
 VENV="$ROOT/.venv"
 STAMP="$VENV/.mats_ds-installed"
-COMMANDS=(demo test pretrain report setup help)
+COMMANDS=(demo test prepare pretrain report setup help)
 CPU_RANKS=2
 PYTHON="" # the interpreter that holds the packages; `setup` fills it in
 
@@ -23,6 +23,7 @@ Usage: bash launch.sh COMMAND [ARGUMENTS]
   pretrain [OPTIONS]      deepspeed mats_ds/pretrain.py on all GPUs (two CPU ranks without one). --num_gpus N,
                           --hostfile F and the other options of the deepspeed launcher go to the launcher, the rest
                           to pretrain.py; --ds_config is ds_configs/zero2.json unless given
+  prepare TASK ...        python mats_ds/prepare.py: import annotations, check videos, transcode them (prepare --help)
   report [RUN_DIR ...]    python profiling/report.py
   setup                   only install
   help                    this page
@@ -412,6 +413,11 @@ run_tests() {
   run_last "$PYTHON" -m pytest "$@"
 }
 
+prepare() { # relative paths are the caller's
+  setup
+  run_last "$PYTHON" "$ROOT/mats_ds/prepare.py" "$@"
+}
+
 report() {
   setup
   local argument
@@ -456,7 +462,7 @@ main() {
   local command="${1:-help}"
   (($# == 0)) || shift
   case "$command" in
-    demo | report) "$command" "$@" ;;
+    demo | prepare | report) "$command" "$@" ;;
     test) run_tests "$@" ;;
     pretrain) pretrain "$@" ;;
     setup)
