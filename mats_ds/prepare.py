@@ -164,17 +164,23 @@ def run_transcode(options: argparse.Namespace) -> int:
         check_out_folder(out, scanned=scanned)
         print(*describe_plan(plan_copies(manifest, out, base=base), settings, segment_seconds=options.segment), sep="\n")
         return DONE
-    summary = make_copies(
-        manifest,
-        out,
-        base=base,
-        scanned=scanned,
-        settings=settings,
-        segment_seconds=options.segment,
-        reencode=options.reencode,
-        keep_partial=options.keep_partial,
-        num_workers=len(os.sched_getaffinity(0)) if options.workers is None else options.workers,
-    )
+    try:
+        summary = make_copies(
+            manifest,
+            out,
+            base=base,
+            scanned=scanned,
+            settings=settings,
+            segment_seconds=options.segment,
+            reencode=options.reencode,
+            keep_partial=options.keep_partial,
+            num_workers=len(os.sched_getaffinity(0)) if options.workers is None else options.workers,
+        )
+    except RuntimeError as error:
+        raise ValueError(f"{error}; what was copied so far is kept") from None
+    except KeyboardInterrupt:
+        print("interrupted: the same command goes on from here", file=sys.stderr)
+        return INTERRUPTED
     print(*summary.lines(), sep="\n")
     return LEFT_OUT if summary.failed else DONE
 

@@ -91,6 +91,15 @@ def test_cuts_without_reencoding(folder, tmp_path, capsys):
     assert [index_video(path).num_frames for path in copies.paths] == 3 * [24, 16]
 
 
+def test_ctrl_c_ends_in_words(folder, monkeypatch, tmp_path, capsys):
+    def stop(*how, **more):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("mats_ds.data.copies.copy_all", stop)
+    assert transcode(folder, "--out", tmp_path / "out") == 130
+    assert "goes on from here" in capsys.readouterr().err
+
+
 @pytest.mark.parametrize(
     ("wrong", "words"),
     [
