@@ -120,7 +120,8 @@ class DataSection(_Section):
     """Where the videos come from. `manifest` is a .csv, a list of `path label` lines, or a folder; none: the synthetic set.
 
     `repeats` clips are taken of every video each time it is its turn, and decoded in one pass: an epoch shows every video
-    that often (repeated augmentation, Hoffer et al., arXiv 1901.09335). `max_bad_fraction` of the data set may be unreadable before all ranks stop. `num_workers` None: as many as the cores allow.
+    that often (repeated augmentation, Hoffer et al., arXiv 1901.09335). `max_bad_fraction` of the data set may be
+    unreadable before all ranks stop. `num_workers` None: as many as the cores allow.
     """
 
     manifest: str | None = None
