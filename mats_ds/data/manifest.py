@@ -95,21 +95,26 @@ def read_manifest(source: str | os.PathLike[str], *, root: str | os.PathLike[str
     return manifest
 
 
-def _read_folder(folder: Path) -> _Rows:
-    rows = _Rows(folder)
-    seen = set()
-    found = []
-    for here, folders, files in os.walk(folder, followlinks=True):
+def list_videos(root: Path) -> list[str]:
+    """Relative paths (with /) of all video files below `root`, sorted; links are followed once, hidden names are skipped."""
+    seen, found = set(), []
+    for here, folders, files in os.walk(root, followlinks=True):
         status = os.stat(here)
         if (status.st_dev, status.st_ino) in seen:  # a link that leads back up
             folders.clear()
             continue
         seen.add((status.st_dev, status.st_ino))
         folders[:] = [name for name in folders if not name.startswith(".")]
+        below = os.path.relpath(here, root)
         for name in files:
             if not name.startswith(".") and os.path.splitext(name)[1].lower() in VIDEO_EXTENSIONS:
-                found.append(Path(here, name).relative_to(folder))
-    found.sort(key=lambda path: path.parts)
+                found.append(name if below == "." else f"{below}/{name}".replace(os.sep, "/"))
+    return sorted(found)
+
+
+def _read_folder(folder: Path) -> _Rows:
+    rows = _Rows(folder)
+    found = sorted((Path(path) for path in list_videos(folder)), key=lambda path: path.parts)
     classes = sorted({path.parts[0] for path in found})
     labelled = len(classes) > 1 and all(len(path.parts) == 2 for path in found)
     for path in found:

@@ -8,7 +8,7 @@ from __future__ import annotations
 from mats_ds.data.importers.labels import name_classes, read_class_list
 from mats_ds.data.importers.rows import MALFORMED, UNKNOWN_LABEL, Request, Rows
 from mats_ds.data.importers.source import Source
-from mats_ds.data.importers.videos import list_videos
+from mats_ds.data.manifest import list_videos
 
 SUBSETS = {"train": "train", "training": "train", "val": "val", "valid": "val", "validation": "val", "test": "test"}
 MIN_CLASSES = 2

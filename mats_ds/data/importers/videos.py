@@ -11,7 +11,7 @@ from collections import defaultdict
 from collections.abc import Iterable
 from pathlib import Path
 
-from mats_ds.data.manifest import VIDEO_EXTENSIONS
+from mats_ds.data.manifest import VIDEO_EXTENSIONS, list_videos
 
 OTHER_FOLDERS, OTHER_EXTENSION, SEVERAL_PLACES = "other folders", "other extension", "several places"
 
@@ -95,23 +95,6 @@ class VideoFiles:
             asked, found = pairs[0]
             sentences.append(f"{len(pairs)} {'file was' if len(pairs) == 1 else 'files were'} {words[how]}: {asked} -> {found}")
         return sentences
-
-
-def list_videos(root: Path) -> list[str]:
-    """Relative paths (with /) of all video files below `root`, sorted; links are followed once, hidden names are skipped."""
-    seen, found = set(), []
-    for here, folders, files in os.walk(root, followlinks=True):
-        status = os.stat(here)
-        if (status.st_dev, status.st_ino) in seen:  # a link that leads back up
-            folders.clear()
-            continue
-        seen.add((status.st_dev, status.st_ino))
-        folders[:] = [name for name in folders if not name.startswith(".")]
-        below = os.path.relpath(here, root)
-        for name in files:
-            if not name.startswith(".") and os.path.splitext(name)[1].lower() in VIDEO_EXTENSIONS:
-                found.append(name if below == "." else f"{below}/{name}".replace(os.sep, "/"))
-    return sorted(found)
 
 
 def has_video_extension(path: str) -> bool:
