@@ -18,26 +18,14 @@ from torch import nn
 
 from mats_ds.clips import RGB_CHANNELS, TokenGrid, TokenSelection
 from mats_ds.config import MODEL_SIZES, Recipe
-from mats_ds.models.blocks import init_linear, sine_cosine_positions
-from mats_ds.models.encoder import UINT8_MAX, PatchEmbed, Transformer, gather_tokens, join_patches, split_patches
-from mats_ds.tokens.frames import select_frames
-from mats_ds.tokens.motion import score_motion
-from mats_ds.tokens.noise import draw_keys
-from mats_ds.tokens.selection import select_tokens
+from mats_ds.models.blocks import init_linear
+from mats_ds.models.choice import ChosenClip, choose_clip
+from mats_ds.models.encoder import UINT8_MAX, PatchEmbed, Transformer, gather_tokens, join_patches
+from mats_ds.models.positions import make_positions
 
 MASK_TOKEN_STD = 0.02
 TARGET_EPS = 1e-6
 GREY = 0.5
-
-
-@dataclass(frozen=True)
-class ChosenClip:
-    """The frames and tokens of a batch that are trained on: patches_BNP uint8 and motion_BN of the frames that are used."""
-
-    patches_BNP: torch.Tensor
-    motion_BN: torch.Tensor
-    selection: TokenSelection
-    tubelets_BT: torch.Tensor
 
 
 @dataclass(frozen=True)
@@ -76,6 +64,7 @@ class MaskedAutoencoder(nn.Module):
         distance: str = "l2",
         feature: str = "embedding",
         candidate_grid: TokenGrid | None = None,
+        position_grid: TokenGrid | None = None,
         drop_path: float = 0.0,
         checkpoint_blocks: str | int = "none",
     ) -> None:
@@ -84,6 +73,7 @@ class MaskedAutoencoder(nn.Module):
             raise ValueError(f"feature is embedding or pixels, got {feature!r}")
         self.grid = grid
         self.candidate_grid = candidate_grid or grid
+        self.position_grid = position_grid or grid
         self.strategy, self.distance, self.feature = strategy, distance, feature
         self.keep_ratio, self.visible_ratio = keep_ratio, visible_ratio
         self.patch_embed = PatchEmbed(grid, width)
@@ -92,8 +82,9 @@ class MaskedAutoencoder(nn.Module):
         self.mask_token = nn.Parameter(torch.zeros(1, 1, decoder_width))
         self.decoder = Transformer(decoder_width, decoder_depth, decoder_heads, checkpoint_blocks=checkpoint_blocks)
         self.head = nn.Linear(decoder_width, grid.patch_values)
-        self.register_buffer("positions_ND", sine_cosine_positions(grid.num_tokens, width), persistent=False)
-        self.register_buffer("decoder_positions_ND", sine_cosine_positions(grid.num_tokens, decoder_width), persistent=False)
+        self.register_buffer("positions_ND", make_positions(grid, width, made_for=position_grid), persistent=False)
+        decoder_positions_ND = make_positions(grid, decoder_width, made_for=position_grid)
+        self.register_buffer("decoder_positions_ND", decoder_positions_ND, persistent=False)
         for part in (self.encoder, self.to_decoder, self.decoder, self.head):  # the embedding keeps a convolution's own start
             part.apply(init_linear)
         nn.init.trunc_normal_(self.mask_token, std=MASK_TOKEN_STD)
@@ -103,7 +94,8 @@ class MaskedAutoencoder(nn.Module):
         """A model of size "tiny", "small", "base", "large" or "huge" on `grid` (16 x 224 x 224 if None).
 
         `decoder_depth` None takes the size's own. `options` are the constructor's (strategy, keep_ratio, visible_ratio, distance,
-        feature, candidate_grid, drop_path, checkpoint_blocks). Raises ValueError for an unknown name.
+        feature, candidate_grid, position_grid: the grid that the weights' positions were made for, drop_path,
+        checkpoint_blocks). Raises ValueError for an unknown name.
         """
         if name not in MODEL_SIZES:
             raise ValueError(f"unknown model {name!r}: choose one of {', '.join(MODEL_SIZES)}")
@@ -140,40 +132,19 @@ class MaskedAutoencoder(nn.Module):
         target_BMP = normalise_targets(gather_tokens(chosen.patches_BNP, chosen.selection.target_BM))
         return F.mse_loss(predicted_BMP.float(), target_BMP)
 
-    @torch.no_grad()
     def choose(self, frames_BTHWC: torch.Tensor, key_B: torch.Tensor | None = None) -> ChosenClip:
         """Score the motion, then pick frames (where there are more candidates than frames) and tokens. No gradient."""
-        if frames_BTHWC.dtype != torch.uint8:
-            raise ValueError(f"frames must be uint8 (0 to 255), got {frames_BTHWC.dtype}: the model normalises them itself")
-        patches_BNP = split_patches(frames_BTHWC, self.candidate_grid)
-        if key_B is None:
-            key_B = draw_keys(len(patches_BNP), device=patches_BNP.device)
-        adaptive = self.candidate_grid.tau > self.grid.tau
-        if self.strategy == "mats" or adaptive:
-            feature_BNX = self.motion_feature(patches_BNP)
-            motion_BN = score_motion(feature_BNX, self.candidate_grid, distance=self.distance)
-        else:  # these strategies look at no motion: spare them the embedding of the whole clip
-            motion_BN = torch.zeros(patches_BNP.shape[:2], device=patches_BNP.device)
-        if adaptive:
-            tubelets_BT = select_frames(
-                motion_BN, self.candidate_grid, keep_ratio=self.keep_ratio, num_tubelets=self.grid.tau, key_B=key_B
-            )
-            patches_BNP = take_tubelets(patches_BNP, tubelets_BT, self.candidate_grid)
-            # neighbours have changed: the distance is to the tubelet that now comes before
-            motion_BN = score_motion(
-                take_tubelets(feature_BNX, tubelets_BT, self.candidate_grid), self.grid, distance=self.distance
-            )
-        else:
-            tubelets_BT = torch.arange(self.grid.tau, device=patches_BNP.device).expand(len(patches_BNP), -1)
-        selection = select_tokens(
-            motion_BN,
+        return choose_clip(
+            frames_BTHWC,
+            grid=self.grid,
+            candidate_grid=self.candidate_grid,
+            motion_feature=self.motion_feature,
             strategy=self.strategy,
             keep_ratio=self.keep_ratio,
             visible_ratio=self.visible_ratio,
-            grid=self.grid,
+            distance=self.distance,
             key_B=key_B,
         )
-        return ChosenClip(patches_BNP, motion_BN, selection, tubelets_BT)
 
     def motion_feature(self, patches_BNP: torch.Tensor) -> torch.Tensor:
         """What distances are taken of: the patch embedding, or the pixels (0 to 1) themselves."""
@@ -227,13 +198,6 @@ def normalise_targets(patches_BMP: torch.Tensor) -> torch.Tensor:
     pixels = rearrange(patches_BMP, "b m (p c) -> b m p c", c=RGB_CHANNELS).float() / UINT8_MAX
     mean, spread = colour_statistics(patches_BMP)
     return rearrange((pixels - mean) / spread, "b m p c -> b m (p c)")
-
-
-def take_tubelets(values_BNX: torch.Tensor, tubelets_BT: torch.Tensor, grid: TokenGrid) -> torch.Tensor:
-    """The tokens of the chosen tubelets, in the order of `tubelets_BT`: [B, T * places, X]."""
-    places = torch.arange(grid.tokens_per_tubelet, device=tubelets_BT.device)
-    index_BN = rearrange(tubelets_BT[..., None] * grid.tokens_per_tubelet + places, "b t l -> b (t l)")
-    return gather_tokens(values_BNX, index_BN)
 
 
 def put_tokens(values_BNX: torch.Tensor, index_BK: torch.Tensor, new_BKX: torch.Tensor) -> None:
