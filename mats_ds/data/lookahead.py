@@ -64,7 +64,8 @@ class LookAhead:
     """Worker threads that read clips in the order of `ask`. `num_workers` 0 reads in the caller's thread, without a time limit.
 
     `read(spec, on_cpu)` returns a clip or raises UnreadableVideo; any other exception is a fault of the program and is
-    raised again by `wait`. `draw(position, attempt)` is the sampler's spec.
+    raised again by `wait`. `draw(position, attempt)` is the sampler's spec; it may raise UnreadableVideo for attempts above 0,
+    which then fail unread.
     """
 
     def __init__(

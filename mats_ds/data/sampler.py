@@ -89,8 +89,8 @@ class ClipSampler:
             start=(start >> 11) / 2**53,
             sampling=self.recipe_clip.sampling,
             label=int(self.manifest.label_S[sample]),
-            first_seconds=_present(self.manifest.first_seconds_S[sample]),
-            last_seconds=_present(self.manifest.last_seconds_S[sample]),
+            first_seconds=present_seconds(self.manifest.first_seconds_S[sample]),
+            last_seconds=present_seconds(self.manifest.last_seconds_S[sample]),
             crop=CropSpec(height_scale, width_scale, top / 4, left / 4, bool(self.recipe_clip.flip and flip >> 63)),
             key=key >> (64 - KEY_BITS),
             attempt=attempt,
@@ -104,15 +104,15 @@ class ClipSampler:
 
         Raises ValueError when micro_batch * accumulation * world_size is not the sampler's global batch.
         """
-        if micro_batch * accumulation * world_size != self.global_batch:
-            raise ValueError(
-                f"micro-batch {micro_batch} x accumulation {accumulation} x {world_size} ranks = "
-                f"{micro_batch * accumulation * world_size}, but the global batch is {self.global_batch}: make them agree"
-            )
-        if not (0 <= rank < world_size and 0 <= micro < accumulation):
-            raise ValueError(f"rank {rank} of {world_size} or micro-step {micro} of {accumulation} does not exist")
-        begin = step * self.global_batch + (micro * world_size + rank) * micro_batch
-        return range(begin, begin + micro_batch)
+        return share_of_step(
+            step,
+            micro,
+            rank=rank,
+            world_size=world_size,
+            micro_batch=micro_batch,
+            accumulation=accumulation,
+            global_batch=self.global_batch,
+        )
 
     def _draw_order(self, epoch: int) -> np.ndarray:
         """The epoch's order of all videos, int64 [S]."""
@@ -126,5 +126,24 @@ class ClipSampler:
         return np.random.Philox(np.random.SeedSequence((self.seed, *purpose)))
 
 
-def _present(seconds: float) -> float | None:
+def share_of_step(
+    step: int, micro: int, *, rank: int, world_size: int, micro_batch: int, accumulation: int, global_batch: int
+) -> range:
+    """The positions of one rank's micro-batch, where a step is `global_batch` positions that follow each other.
+
+    Raises ValueError when micro_batch * accumulation * world_size is not the global batch.
+    """
+    if micro_batch * accumulation * world_size != global_batch:
+        raise ValueError(
+            f"micro-batch {micro_batch} x accumulation {accumulation} x {world_size} ranks = "
+            f"{micro_batch * accumulation * world_size}, but the global batch is {global_batch}: make them agree"
+        )
+    if not (0 <= rank < world_size and 0 <= micro < accumulation):
+        raise ValueError(f"rank {rank} of {world_size} or micro-step {micro} of {accumulation} does not exist")
+    begin = step * global_batch + (micro * world_size + rank) * micro_batch
+    return range(begin, begin + micro_batch)
+
+
+def present_seconds(seconds: float) -> float | None:
+    """A time of a manifest, None for its nan."""
     return None if math.isnan(seconds) else float(seconds)
