@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 from einops import rearrange
@@ -44,12 +45,12 @@ def choose_clip(
     visible_ratio: float,
     distance: str,
     key_B: torch.Tensor | None,
-    pick_frames: Callable[..., torch.Tensor] = select_frames,
+    pick_frames: Callable[..., torch.Tensor] | None = None,
 ) -> ChosenClip:
     """Score the motion, then pick frames (where there are more candidates than frames) and tokens.
 
     `motion_feature` maps patches_BNP to what distances are taken of, [B, N, X]. `key_B` None draws keys from torch's global
-    generator. `pick_frames` is `select_frames` or has its arguments.
+    generator. `pick_frames` None draws frames with the key; else it is called as `select_fullest_frames` is.
     Raises ValueError for frames that are not uint8 or not of the candidate grid's size.
     """
     if frames_BTHWC.dtype != torch.uint8:
@@ -64,7 +65,8 @@ def choose_clip(
     else:  # these strategies look at no motion: spare them the embedding of the whole clip
         motion_BN = torch.zeros(patches_BNP.shape[:2], device=patches_BNP.device)
     if adaptive:
-        tubelets_BT = pick_frames(motion_BN, candidate_grid, keep_ratio=keep_ratio, num_tubelets=grid.tau, key_B=key_B)
+        pick_frames = pick_frames or partial(select_frames, key_B=key_B)
+        tubelets_BT = pick_frames(motion_BN, candidate_grid, keep_ratio=keep_ratio, num_tubelets=grid.tau)
         patches_BNP = take_tubelets(patches_BNP, tubelets_BT, candidate_grid)
         # neighbours have changed: the distance is to the tubelet that now comes before
         motion_BN = score_motion(take_tubelets(feature_BNX, tubelets_BT, candidate_grid), grid, distance=distance)

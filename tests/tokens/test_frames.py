@@ -8,6 +8,7 @@ import pytest
 import torch
 
 from mats_ds import TokenGrid, select_frames
+from mats_ds.tokens.frames import select_fullest_frames
 
 GRID = TokenGrid(num_frames=8, height=8, width=12, tubelet=(2, 4, 4))  # 4 candidate tubelets of 6 places
 
@@ -51,6 +52,12 @@ def test_the_key_fixes_the_draw():
     assert torch.equal(
         select_frames(motion, GRID, num_tubelets=2, key_B=keys), select_frames(motion, GRID, num_tubelets=2, key_B=keys)
     )
+
+
+def test_the_fullest_tubelets_are_the_mode_of_the_draw_and_ties_go_to_the_earlier():
+    motion = torch.cat([motion_with_counts(counts, 1) for counts in ((6, 0, 4, 2), (3, 3, 3, 3), (0, 1, 6, 5))])
+    tubelets = select_fullest_frames(motion, GRID, keep_ratio=0.5, num_tubelets=2)
+    assert tubelets.tolist() == [[0, 2], [0, 1], [2, 3]]
 
 
 def test_mistakes_are_told():
