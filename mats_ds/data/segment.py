@@ -10,6 +10,7 @@ from __future__ import annotations
 import contextlib
 import math
 import os
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -68,10 +69,12 @@ def segment_file(
     seconds: float,
     reencode: CopySettings | None = None,
     name: str | None = None,
+    on_beat: Callable[[], None] = lambda: None,
 ) -> list[Segment]:
     """Cut `source` into `folder`/NAME_0000.mp4, ... (.mkv where MP4 cannot hold the codec or its times); NAME: the source's.
 
     With `reencode`, a file that cannot be cut as it is gets transcoded with these settings first and its copy is cut.
+    `on_beat` is called for every packet that is read and every segment that is read back.
     Raises UnreadableVideo for a broken source and CopyFailed where it cannot be cut, both with nothing written.
     """
     check_seconds(seconds)
@@ -79,14 +82,14 @@ def segment_file(
     name = name or Path(source).stem
     folder.mkdir(parents=True, exist_ok=True)
     try:
-        return _cut(index_video(source), folder, seconds=seconds, name=name)
+        return _cut(index_video(source), folder, seconds=seconds, name=name, on_beat=on_beat)
     except CopyFailed as failure:
         if reencode is None:
             raise CopyFailed(f"{failure.reason}; --reencode transcodes it first, then cuts") from None
     copy = folder / f".{name}.whole.mp4"
     try:
-        transcode_file(source, copy, settings=reencode)
-        return _cut(index_video(str(copy)), folder, seconds=seconds, name=name)
+        transcode_file(source, copy, settings=reencode, on_beat=on_beat)
+        return _cut(index_video(str(copy)), folder, seconds=seconds, name=name, on_beat=on_beat)
     finally:
         with contextlib.suppress(FileNotFoundError):
             copy.unlink()
@@ -107,8 +110,8 @@ def can_cut(source: str | os.PathLike[str], *, seconds: float) -> str:
     return ""
 
 
-def _cut(index: VideoIndex, folder: Path, *, seconds: float, name: str) -> list[Segment]:
-    cuts = _plan_cuts(index, seconds=seconds)
+def _cut(index: VideoIndex, folder: Path, *, seconds: float, name: str, on_beat: Callable[[], None]) -> list[Segment]:
+    cuts = _plan_cuts(index, seconds=seconds, on_beat=on_beat)
     suffix = ".mkv" if index.codec not in MP4_CODECS or index.container.startswith("matroska") else ".mp4"
     targets = [folder / f"{name}_{number:04d}{suffix}" for number in range(len(cuts.first_packet_G))]
     parts = [target.with_name(target.name + ".part") for target in targets]
@@ -116,9 +119,10 @@ def _cut(index: VideoIndex, folder: Path, *, seconds: float, name: str) -> list[
         if target.exists() and os.path.samefile(target, index.path):
             raise ValueError(f"{target} is the original itself: give another folder")
     try:
-        _copy_packets(index, cuts, parts)
+        _copy_packets(index, cuts, parts, on_beat)
         for number, part in enumerate(parts):
             _verify(part, index, first=cuts.first_frame_G[number], num_frames=cuts.num_frames_G[number])
+            on_beat()
         for part, target in zip(parts, targets, strict=True):
             publish(part, target)
     finally:
@@ -134,11 +138,11 @@ def _cut(index: VideoIndex, folder: Path, *, seconds: float, name: str) -> list[
     ]
 
 
-def _plan_cuts(index: VideoIndex, *, seconds: float) -> _Cuts:
+def _plan_cuts(index: VideoIndex, *, seconds: float, on_beat: Callable[[], None] = lambda: None) -> _Cuts:
     """The first sound keyframe at or after each multiple of `seconds`. Raises CopyFailed where there is none in time."""
     if not index.trusts_pts:
         raise CopyFailed(f"its time stamps cannot be trusted ({index.container} stores none for B-frames)")
-    pts_P, key_P = _scan_packets(index)
+    pts_P, key_P = _scan_packets(index, on_beat)
     if len(pts_P) != index.num_frames:
         raise CopyFailed("not every packet of it is one frame")
     # A keyframe is sound if all earlier packets are shown before it and all later ones after it (no open group of pictures).
@@ -162,16 +166,17 @@ def _plan_cuts(index: VideoIndex, *, seconds: float) -> _Cuts:
     return _Cuts(first_packet_G, first_packet_G, num_frames_G, first_pts_G)
 
 
-def _scan_packets(index: VideoIndex) -> tuple[np.ndarray, np.ndarray]:
+def _scan_packets(index: VideoIndex, on_beat: Callable[[], None]) -> tuple[np.ndarray, np.ndarray]:
     """int64 time stamps and bool keyframe marks [P] of all packets, in decoding order."""
     pts, keys = [], bytearray()
     for packet in _packets(index):
         pts.append(packet.pts)
         keys.append(packet.is_keyframe)
+        on_beat()
     return np.asarray(pts, np.int64), np.frombuffer(bytes(keys), np.uint8).astype(bool)
 
 
-def _packets(index: VideoIndex):
+def _packets(index: VideoIndex) -> Iterator[av.Packet]:
     """The packets of a file that hold something, in decoding order. Raises UnreadableVideo where one is torn or has no time."""
     try:
         container, stream = open_video(index.path, stream_index=index.stream_index)
@@ -186,7 +191,7 @@ def _packets(index: VideoIndex):
         raise UnreadableVideo(f"breaks off: {describe_error(error)}") from None
 
 
-def _copy_packets(index: VideoIndex, cuts: _Cuts, parts: list[Path]) -> None:
+def _copy_packets(index: VideoIndex, cuts: _Cuts, parts: list[Path], on_beat: Callable[[], None]) -> None:
     """Write each segment's packets, its time counted from its first frame."""
     container, template = open_video(index.path, stream_index=index.stream_index)
     with container:
@@ -204,6 +209,7 @@ def _copy_packets(index: VideoIndex, cuts: _Cuts, parts: list[Path]) -> None:
                     packet.dts -= origin
                 packet.stream = stream
                 output.mux(packet)
+                on_beat()
         except READ_ERRORS as error:
             raise CopyFailed(f"cannot be cut: {describe_error(error)}") from None
         finally:

@@ -14,16 +14,19 @@ veryfast + fastdecode, three B-frames always, none of them referred to (the defa
 from __future__ import annotations
 
 import contextlib
+import math
 import os
 from array import array
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from fractions import Fraction
 from pathlib import Path
 
 import av
+import numpy as np
 from av.video.reformatter import ColorRange
 
+from mats_ds.data.header_length import describe_torn_end
 from mats_ds.data.probe import READ_ERRORS, UnreadableVideo, VideoIndex, describe_error, index_video, open_video
 from mats_ds.data.upright import UprightScaler, copy_size
 
@@ -36,8 +39,7 @@ MAX_CRF = {"h264": 51, "vp9": 63}
 MIN_SIDE, MAX_SIDE, MAX_GOP = 16, 4320, 600
 # MP4 keeps exact times for both codecs (WebM rounds to milliseconds); a time base finer than this does not fit its header.
 MAX_TIME_SCALE = 1_000_000
-# A file whose header promises this much more than it holds is taken for torn; headers are often off by a frame or two.
-TORN_SHARE, TORN_SECONDS = 0.1, 1.0
+SAME_TIME_SECONDS = 1e-6
 
 
 class CopyFailed(Exception):
@@ -92,7 +94,7 @@ class CopySettings:
 
 @dataclass(frozen=True)
 class Transcoded:
-    """A finished copy. `problem`: where the original broke off, if only its readable part was kept."""
+    """A finished copy. `problem`: where the original breaks off, if only its readable part was kept."""
 
     source: str
     target: str
@@ -111,11 +113,15 @@ def transcode_file(
     *,
     settings: CopySettings | None = None,
     keep_partial: bool = False,
+    needed_seconds: float = math.inf,
+    on_beat: Callable[[], None] = lambda: None,
 ) -> Transcoded:
     """Write the training copy of `source` as the .mp4 file `target`, whole and verified or not at all.
 
-    Raises UnreadableVideo when the source does not decode to its end (with `keep_partial`: when nothing of it decodes), and
-    CopyFailed when the copy cannot be encoded or does not hold what was put into it.
+    Of a source that breaks off, the readable part is kept if it reaches up to `needed_seconds` (beyond which nobody wants a
+    frame), or in any case with `keep_partial`. `on_beat` is called for every frame that is encoded and verified.
+    Raises UnreadableVideo when less of the source decodes than that, and CopyFailed when the copy cannot be encoded or does
+    not hold what was put into it.
     """
     source, target = os.fspath(source), Path(target)
     settings = settings or CopySettings()
@@ -125,10 +131,10 @@ def transcode_file(
     part = target.with_name(target.name + ".part")
     target.parent.mkdir(parents=True, exist_ok=True)
     try:
-        written = _encode(index, part, settings)
-        if written.problem and not (keep_partial and len(written.pts)):
+        written = _encode(index, part, settings, on_beat)
+        if written.problem and not (len(written.pts) and (keep_partial or _reaches(written, index, needed_seconds))):
             raise UnreadableVideo(written.problem)
-        verify_copy(part, written, gop=settings.gop)
+        verify_copy(part, written, gop=settings.gop, on_beat=on_beat)
         publish(part, target)
     finally:
         with contextlib.suppress(FileNotFoundError):
@@ -139,7 +145,7 @@ def transcode_file(
         num_frames=len(written.pts),
         width=written.width,
         height=written.height,
-        duration_seconds=float((written.pts[-1] - written.pts[0]) * written.time_base) + 1 / index.frame_rate,
+        duration_seconds=written.last_seconds() + 1 / index.frame_rate,
         source_bytes=os.path.getsize(source),
         num_bytes=os.path.getsize(target),
         problem=written.problem,
@@ -156,8 +162,20 @@ class _Written:
     pts: array
     problem: str = ""
 
+    def last_seconds(self) -> float:
+        """From the first frame to the last one."""
+        return float((self.pts[-1] - self.pts[0]) * self.time_base)
 
-def _encode(index: VideoIndex, part: Path, settings: CopySettings) -> _Written:
+
+def _reaches(written: _Written, index: VideoIndex, needed_seconds: float) -> bool:
+    """Whether no frame before `needed_seconds` is missing at the end."""
+    last_seconds, seconds_F = written.last_seconds(), index.seconds()
+    following = int(np.searchsorted(seconds_F, last_seconds + SAME_TIME_SECONDS))
+    next_seconds = seconds_F[following] if following < len(seconds_F) else last_seconds + 1 / index.frame_rate
+    return needed_seconds <= next_seconds + SAME_TIME_SECONDS
+
+
+def _encode(index: VideoIndex, part: Path, settings: CopySettings, on_beat: Callable[[], None]) -> _Written:
     height, width = copy_size(index, settings.short_side)
     container, stream = open_video(index.path, stream_index=index.stream_index)
     with container:
@@ -176,6 +194,7 @@ def _encode(index: VideoIndex, part: Path, settings: CopySettings) -> _Written:
                         context.colorspace, context.color_range = picture.colorspace, ColorRange.MPEG
                         context.color_primaries, context.color_trc = picture.color_primaries, picture.color_trc
                     output.mux(encoder.encode(picture))
+                    on_beat()
                 if context.is_open:
                     output.mux(encoder.encode())
         except READ_ERRORS as error:  # those of the source are met in _pictures
@@ -225,26 +244,10 @@ def _what_is_missing(container, stream: av.VideoStream, index: VideoIndex, writt
         return f"only {num_frames} of {index.num_frames} frames decode"
     if num_frames > index.num_frames:
         return f"{num_frames} frames decode, its packets hold {index.num_frames}"
-    promised_seconds = _promised_seconds(container, stream)
-    held_seconds = float((written.pts[-1] - written.pts[0]) * written.time_base)
-    if promised_seconds - held_seconds > max(TORN_SECONDS, TORN_SHARE * promised_seconds):
-        return f"ends after {held_seconds:.2f} s of the {promised_seconds:.2f} s in its header"
-    return ""
+    return describe_torn_end(container, stream, held_seconds=written.last_seconds())
 
 
-def _promised_seconds(container, stream: av.VideoStream) -> float:
-    """The length of the video stream by the header, 0 where it says nothing of this stream."""
-    if stream.duration:
-        return float(stream.duration * stream.time_base)
-    hours, _, rest = stream.metadata.get("DURATION", "").partition(":")  # Matroska, as FFmpeg writes it
-    minutes, _, seconds = rest.partition(":")
-    with contextlib.suppress(ValueError):
-        return int(hours) * 3600 + int(minutes) * 60 + float(seconds)
-    alone = all(other is stream for other in container.streams)  # sound may go on for longer than the picture
-    return container.duration / av.time_base if container.duration and alone else 0.0
-
-
-def verify_copy(path: Path, written: _Written, *, gop: int) -> None:
+def verify_copy(path: Path, written: _Written, *, gop: int, on_beat: Callable[[], None] = lambda: None) -> None:
     """Decode a copy and compare it with what was put in. Raises CopyFailed with the first difference."""
     since_key, number = gop, 0
     try:
@@ -263,6 +266,7 @@ def verify_copy(path: Path, written: _Written, *, gop: int) -> None:
                     if frame.pts is None or frame.pts * stream.time_base != written.pts[number] * written.time_base:
                         raise CopyFailed(f"frame {number} of the copy has another time than in the original")
                     number += 1
+                    on_beat()
     except READ_ERRORS as error:
         raise CopyFailed(f"the copy cannot be read: {describe_error(error)}") from None
     if number != len(written.pts):

@@ -138,6 +138,24 @@ def test_refuses_a_torn_file_and_keeps_its_part_only_if_asked(name, write_video,
     assert numbers_of(done.target, read_numbers) == list(range(done.num_frames))
 
 
+@pytest.mark.parametrize("name", ["torn.mkv", "torn.avi"])
+def test_the_readable_part_is_enough_where_nothing_beyond_is_needed(name, write_video, read_numbers, tmp_path):
+    source = write_video(tmp_path / name, num_frames=200)
+    source.write_bytes(source.read_bytes()[: source.stat().st_size // 2])
+    last_seconds = float(index_video(str(source)).seconds()[-1])
+    with pytest.raises(UnreadableVideo):
+        transcode_file(source, tmp_path / "a.mp4", needed_seconds=last_seconds + 0.1)  # two frames of 1/20 s
+    done = transcode_file(source, tmp_path / "a.mp4", needed_seconds=last_seconds + 0.025)
+    assert done.problem and numbers_of(done.target, read_numbers) == list(range(done.num_frames))
+    assert done.num_frames >= 50
+
+
+def test_calls_back_for_every_frame_encoded_and_verified(write_video, tmp_path):
+    beats = []
+    transcode_file(write_video(tmp_path / "a.mp4"), tmp_path / "b.mp4", on_beat=lambda: beats.append(1))
+    assert len(beats) == 2 * 40
+
+
 @pytest.mark.parametrize("kind", ["empty", "text", "audio", "truncated", "vanished", "garbage", "folder"])
 def test_says_what_is_wrong_with_a_broken_file(kind, write_broken, tmp_path):
     with pytest.raises(UnreadableVideo):
