@@ -132,6 +132,9 @@ def add_transcode(commands) -> None:
     parser.add_argument("--crf", type=int, metavar="N", help="quality, smaller is better (23 for h264, 32 for vp9)")
     parser.add_argument("--preset", metavar="NAME", help="effort of the encoder (veryfast; for vp9 its cpu-used, 5)")
     parser.add_argument("--workers", type=int, metavar="N", help="processes (default: all cores)")
+    parser.add_argument(
+        "--timeout", type=float, default=300.0, metavar="SECONDS", help="give a file up when no frame comes for so long (300)"
+    )
     parser.add_argument("--segment", type=float, metavar="SECONDS", help="cut at keyframes instead, nothing re-encoded")
     parser.add_argument("--reencode", action="store_true", help="with --segment: transcode files that cannot be cut, then cut")
     parser.add_argument("--keep-partial", action="store_true", help="keep the readable part of files that break off")
@@ -175,6 +178,7 @@ def run_transcode(options: argparse.Namespace) -> int:
             reencode=options.reencode,
             keep_partial=options.keep_partial,
             num_workers=len(os.sched_getaffinity(0)) if options.workers is None else options.workers,
+            timeout_seconds=options.timeout,
         )
     except RuntimeError as error:
         raise ValueError(f"{error}; what was copied so far is kept") from None

@@ -33,6 +33,15 @@ PIXEL_FORMAT_WORDS = (
 )
 
 
+def in_words(error: str) -> str:
+    """What FFmpeg says of a place in a file that it opened, as a person would say it."""
+    if error.startswith(VAGUE):
+        return "the data there is damaged"
+    if error.startswith("Resource temporarily unavailable"):  # FFmpeg's way to ask for more data
+        return "no more data comes"
+    return error
+
+
 def explain(path: str, reason: str) -> str:
     """`reason` in better words where the bytes of the file tell them; as it is otherwise."""
     if reason.startswith("End of file"):

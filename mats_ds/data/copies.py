@@ -2,6 +2,7 @@
 
     OUT/manifest.csv   path,label,start,end of the copies, paths relative to OUT
     OUT/failed.csv     path,reason of every original that has no copy, only if there is one
+    OUT/partial.csv    path,reason of every original that breaks off and was copied up to there, only if there is one
     OUT/copies.jsonl   one line a finished file: what a later run need not do again
 
 A file is done again only if its size, its time of change or the settings differ from that line, or a copy is gone.
@@ -39,9 +40,10 @@ from mats_ds.data.transcode import CopySettings
 
 logger = logging.getLogger(__name__)
 
-MANIFEST, FAILED = "manifest.csv", "failed.csv"
+MANIFEST, FAILED, PARTIAL = "manifest.csv", "failed.csv", "partial.csv"
 HEADER = ("path", "label", "start", "end")
 FORMAT_VERSION = 1
+MIN_TIMEOUT_SECONDS = 1.0
 LINE_SECONDS = 30.0  # between two lines of progress where there is no terminal
 
 
@@ -91,39 +93,55 @@ def make_copies(
     reencode: bool = False,
     keep_partial: bool = False,
     num_workers: int = 1,
+    timeout_seconds: float = 300.0,
 ) -> CopySummary:
     """Copy every file of the manifest into `out`, in the same folders as below `base`.
 
     `scanned`: the folder that the manifest was read from, if it was one. With `segment_seconds` the files are cut instead,
-    without re-encoding; `reencode` transcodes those that cannot be cut as they are. `keep_partial` keeps what is readable of a
-    file that breaks off. Raises ValueError, with no copy written, when `out` or the disk's room is not fit for it.
+    without re-encoding; `reencode` transcodes those that cannot be cut as they are. A file that breaks off is copied up to
+    there if no row of the manifest goes beyond (a check of the videos writes such rows), or in any case with `keep_partial`.
+    One whose frames do not come for `timeout_seconds` is given up.
+    Raises ValueError, with no copy written, when `out` or the disk's room is not fit for it.
     """
     out, settings = Path(out), settings or CopySettings()
     if num_workers < 1:
         raise ValueError(f"at least 1 worker is needed, got {num_workers}")
+    if not timeout_seconds >= MIN_TIMEOUT_SECONDS:
+        raise ValueError(f"the time limit is at least {MIN_TIMEOUT_SECONDS:g} seconds without a frame, got {timeout_seconds}")
     if segment_seconds is not None:
         check_seconds(segment_seconds)
     check_out_folder(out, scanned=scanned)
     planned = plan_copies(manifest, out, base=base)
     kind = {"version": FORMAT_VERSION, **asdict(settings), "segment_seconds": segment_seconds, "reencode": reencode}
+    needed_seconds = _needed_seconds(manifest)
     with _open_journal(out, kind) as journal:
-        outcomes = {copy.source: done for copy in planned if (done := journal.find(copy, keep_partial)) is not None}
+        outcomes = {
+            copy.source: done
+            for copy in planned
+            if (done := journal.find(copy, keep_partial=keep_partial, needed_seconds=needed_seconds[copy.source])) is not None
+        }
         remaining = [copy for copy in planned if copy.source not in outcomes]
         num_reused = len(outcomes)
         check_space(out, _needed_bytes(remaining, settings, segment_seconds))
-        tasks = [CopyTask(copy.source, copy.target, settings, segment_seconds, reencode, keep_partial) for copy in remaining]
-        for outcome in _show_progress(copy_all(tasks, num_workers=num_workers), len(tasks)):
+        tasks = [
+            CopyTask(copy.source, copy.target, settings, segment_seconds, reencode, keep_partial, needed_seconds[copy.source])
+            for copy in remaining
+        ]
+        arriving = copy_all(tasks, num_workers=num_workers, timeout_seconds=timeout_seconds)
+        for outcome in _show_progress(arriving, len(tasks)):
             outcomes[outcome.source] = outcome
             if outcome.pieces:
-                journal.add(outcome)
-    failed = {copy.source: outcomes[copy.source].problem for copy in planned if not outcomes[copy.source].pieces}
-    partial = {copy.source: outcomes[copy.source].problem for copy in planned if outcomes[copy.source].pieces}
+                journal.add(outcome, needed_seconds=needed_seconds[outcome.source])
+    problems = {copy.source: outcomes[copy.source].problem for copy in planned}
+    failed = {source: problem for source, problem in problems.items() if not outcomes[source].pieces}
+    partial = {source: problem for source, problem in problems.items() if problem and outcomes[source].pieces}
     rows, lost = _carry_rows(manifest, outcomes, out.absolute(), is_cut=segment_seconds is not None)
     _write_table(out / MANIFEST, HEADER, rows)
-    if failed or lost:
-        _write_table(out / FAILED, ("path", "reason"), [*failed.items(), *lost])
-    else:
-        (out / FAILED).unlink(missing_ok=True)
+    for name, told in ((FAILED, [*failed.items(), *lost]), (PARTIAL, list(partial.items()))):
+        if told:
+            _write_table(out / name, ("path", "reason"), told)
+        else:
+            (out / name).unlink(missing_ok=True)
     pieces = {source: outcome.pieces for source, outcome in outcomes.items() if outcome.pieces}
     pairs = [(source, found[0].path) for source, found in pieces.items()] if segment_seconds is None else []
     return CopySummary(
@@ -132,12 +150,21 @@ def make_copies(
         num_reused=num_reused,
         num_pieces=sum(len(found) for found in pieces.values()),
         failed=failed | {path: reason for path, reason in lost if path not in failed},
-        partial={path: problem for path, problem in partial.items() if problem},
+        partial=partial,
         source_bytes=sum(copy.source_bytes for copy in planned if copy.source in pieces),
         copied_bytes=sum(piece.num_bytes for found in pieces.values() for piece in found),
         manifest=out / MANIFEST,
         speed=measure_decode_speed(pairs),
     )
+
+
+def _needed_seconds(manifest: Manifest) -> dict[str, float]:
+    """For every file the time beyond which no row of the manifest uses it, infinity where one uses it to its end."""
+    needed: dict[str, float] = {}
+    for path, last in zip(manifest.paths, manifest.last_seconds_S.tolist(), strict=True):
+        source = os.path.abspath(path)
+        needed[source] = max(needed.get(source, 0.0), math.inf if math.isnan(last) else last)
+    return needed
 
 
 def _needed_bytes(planned: Sequence[PlannedCopy], settings: CopySettings, segment_seconds: float | None) -> int:
@@ -159,18 +186,19 @@ class _Journal:
                 self._entries[entry["source"]] = entry
         file.seek(0, os.SEEK_END)
 
-    def find(self, copy: PlannedCopy, keep_partial: bool) -> CopyOutcome | None:
+    def find(self, copy: PlannedCopy, *, keep_partial: bool, needed_seconds: float) -> CopyOutcome | None:
         """The outcome of an earlier run, if it still holds."""
         entry = self._entries.get(copy.source)
         if entry is None or entry["kind"] != self._kind or entry["file"] != _identity(copy.source):
             return None
         pieces = tuple(Segment(**piece) for piece in entry["pieces"])
         whole = all(os.path.isfile(piece.path) and os.path.getsize(piece.path) == piece.num_bytes for piece in pieces)
-        if not whole or (entry["problem"] and not keep_partial):
+        reaches = entry.get("needed_seconds") is not None and needed_seconds <= entry["needed_seconds"]
+        if not whole or (entry["problem"] and not keep_partial and not reaches):
             return None
         return CopyOutcome(copy.source, pieces, entry["problem"])
 
-    def add(self, outcome: CopyOutcome) -> None:
+    def add(self, outcome: CopyOutcome, *, needed_seconds: float) -> None:
         """Note a finished file; pieces that an earlier run made of it and this one did not are removed."""
         entry = {
             "source": outcome.source,
@@ -178,6 +206,7 @@ class _Journal:
             "kind": self._kind,
             "pieces": [asdict(piece) for piece in outcome.pieces],
             "problem": outcome.problem,
+            "needed_seconds": None if math.isinf(needed_seconds) else needed_seconds,
         }
         self._file.write("\n" + json.dumps(entry))  # a torn line before it does no harm
         self._file.flush()

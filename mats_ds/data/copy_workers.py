@@ -1,11 +1,13 @@
-"""Makes many copies in worker processes: a worker that crashes or is killed costs one file, which is named, never the run.
+"""Makes many copies in worker processes: a worker that crashes, hangs or is killed costs one file, which is named, not the run.
 
-A worker gets one task at a time, so it is always known what a dead one was at; another takes its place. Workers ignore Ctrl-C
-(the parent decides) and end by themselves within a second when the parent is gone.
+A worker gets one task at a time, so it is always known what a dead one was at; another takes its place. It says so about twice
+a second while frames come, and is killed when it has not been heard for the time limit. Workers ignore Ctrl-C (the parent
+decides) and end by themselves within a second when the parent is gone.
 """
 
 from __future__ import annotations
 
+import math
 import multiprocessing
 import os
 import signal
@@ -13,7 +15,7 @@ import threading
 import time
 import traceback
 from collections import deque
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from multiprocessing.connection import Connection, wait
 from pathlib import Path
@@ -23,11 +25,18 @@ from mats_ds.data.segment import Segment, segment_file
 from mats_ds.data.transcode import CopyFailed, CopySettings, transcode_file
 
 MAX_DEATHS_AT_START = 3
+POLL_SECONDS = BEAT_SECONDS = 0.5
+START_SECONDS = 120.0  # to import numpy and PyAV from a slow disk
+DYING_SECONDS = 5.0
+READY, BEAT = "ready", "beat"  # what a worker says beside its outcomes
 
 
 @dataclass(frozen=True)
 class CopyTask:
-    """One file to copy: transcoded into `target`, or cut into segments named after it where `segment_seconds` is given."""
+    """One file to copy: transcoded into `target`, or cut into segments named after it where `segment_seconds` is given.
+
+    `needed_seconds`: beyond it nobody wants a frame, so a file that breaks off there is copied as far as it goes.
+    """
 
     source: str
     target: str
@@ -35,6 +44,7 @@ class CopyTask:
     segment_seconds: float | None = None
     reencode: bool = False
     keep_partial: bool = False
+    needed_seconds: float = math.inf
 
 
 @dataclass(frozen=True)
@@ -49,8 +59,8 @@ class CopyOutcome:
     problem: str = ""
 
 
-def copy_one(task: CopyTask) -> CopyOutcome:
-    """Do one task. Faults of the file are part of the outcome."""
+def copy_one(task: CopyTask, *, on_beat: Callable[[], None] = lambda: None) -> CopyOutcome:
+    """Do one task. Faults of the file are part of the outcome. `on_beat` is called for every frame."""
     try:
         if task.segment_seconds is not None:
             target = Path(task.target)
@@ -60,9 +70,17 @@ def copy_one(task: CopyTask) -> CopyOutcome:
                 seconds=task.segment_seconds,
                 reencode=task.settings if task.reencode else None,
                 name=target.stem,
+                on_beat=on_beat,
             )
             return CopyOutcome(task.source, tuple(pieces))
-        done = transcode_file(task.source, task.target, settings=task.settings, keep_partial=task.keep_partial)
+        done = transcode_file(
+            task.source,
+            task.target,
+            settings=task.settings,
+            keep_partial=task.keep_partial,
+            needed_seconds=task.needed_seconds,
+            on_beat=on_beat,
+        )
     except (UnreadableVideo, CopyFailed) as failure:
         return CopyOutcome(task.source, problem=failure.reason)
     except OSError as error:  # no room, no permission
@@ -71,12 +89,13 @@ def copy_one(task: CopyTask) -> CopyOutcome:
     return CopyOutcome(task.source, (piece,), done.problem)
 
 
-def copy_all(tasks: Sequence[CopyTask], *, num_workers: int) -> Iterator[CopyOutcome]:
+def copy_all(tasks: Sequence[CopyTask], *, num_workers: int, timeout_seconds: float) -> Iterator[CopyOutcome]:
     """The outcome of every task, as they come. Closing the iterator, or leaving it by an exception, ends all workers.
 
+    A file is given up when no frame of it is read or written for `timeout_seconds`, of which beats take half a second.
     Raises RuntimeError when workers die before they take a file.
     """
-    crew = _Crew(tasks, min(num_workers, len(tasks)))
+    crew = _Crew(tasks, min(num_workers, len(tasks)), timeout_seconds)
     try:
         while crew.workers:
             yield from crew.turn()
@@ -93,45 +112,59 @@ class _Worker:
         theirs.close()
         self.task: CopyTask | None = None
         self.is_ready = False
+        self.heard_seconds = time.monotonic()
+
+    def silent_seconds(self) -> float:
+        return time.monotonic() - self.heard_seconds
 
 
 class _Crew:
     """The workers and the tasks that wait."""
 
-    def __init__(self, tasks: Sequence[CopyTask], num_workers: int) -> None:
+    def __init__(self, tasks: Sequence[CopyTask], num_workers: int, timeout_seconds: float) -> None:
         self.waiting = deque(tasks)
+        self.timeout_seconds = timeout_seconds
         self.num_deaths_at_start = 0
         self.workers = [_Worker() for _ in range(num_workers)]
 
     def turn(self) -> list[CopyOutcome]:
-        """Wait for news, hand out more tasks."""
+        """Wait a moment for news, hand out more tasks, give up who is silent for too long."""
         outcomes = []
         by_pipe = {worker.pipe: worker for worker in self.workers}
-        for pipe in wait(list(by_pipe)):
+        for pipe in wait(list(by_pipe), timeout=POLL_SECONDS):
             worker = by_pipe[pipe]
             try:
                 answer = pipe.recv()
             except (EOFError, OSError):
                 outcomes += self._bury(worker)
                 continue
+            worker.heard_seconds = time.monotonic()
+            if answer == BEAT:
+                continue
             if isinstance(answer, CopyOutcome):
                 outcomes.append(answer)
             worker.is_ready, worker.task = True, None
             self._hand_out(worker)
+        for worker in list(self.workers):
+            limit = self.timeout_seconds if worker.is_ready else max(self.timeout_seconds, START_SECONDS)
+            if worker.silent_seconds() > limit:
+                worker.process.kill()
+                outcomes += self._bury(worker, f"given up: no frame was read or written for {self.timeout_seconds:g} s")
         return outcomes
 
     def _hand_out(self, worker: _Worker) -> None:
         if not self.waiting:
             self._dismiss(worker)
             return
-        worker.task = self.waiting.popleft()
+        worker.task, worker.heard_seconds = self.waiting.popleft(), time.monotonic()
         try:
             worker.pipe.send(worker.task)
         except OSError:  # it died idle: no file is to blame, and its end is noticed next turn
             self.waiting.appendleft(worker.task)
             worker.task = None
 
-    def _bury(self, worker: _Worker) -> list[CopyOutcome]:
+    def _bury(self, worker: _Worker, problem: str = "") -> list[CopyOutcome]:
+        """Replace a worker that died or, with a `problem`, was killed."""
         self._dismiss(worker)
         if not worker.is_ready:
             self.num_deaths_at_start += 1
@@ -142,22 +175,22 @@ class _Crew:
         if worker.task is None:
             return []
         _sweep(worker.task)
-        end = _describe_end(worker.process.exitcode)
-        return [CopyOutcome(worker.task.source, problem=f"the worker process died at it ({end})")]
+        problem = problem or f"the worker process died at it ({_describe_end(worker.process.exitcode)})"
+        return [CopyOutcome(worker.task.source, problem=problem)]
 
     def _dismiss(self, worker: _Worker) -> None:
         worker.pipe.close()  # it ends when it reads this
-        worker.process.join(5.0)
+        worker.process.join(DYING_SECONDS)
         if worker.process.exitcode is None:
             worker.process.kill()
-            worker.process.join()
+            worker.process.join(DYING_SECONDS)  # one that waits for a dead disk cannot even be killed
         self.workers.remove(worker)
 
     def end_all(self) -> None:
         for worker in self.workers:
             worker.process.kill()
         for worker in self.workers:
-            worker.process.join()
+            worker.process.join(DYING_SECONDS)
             worker.pipe.close()
             if worker.task is not None:
                 _sweep(worker.task)
@@ -184,15 +217,23 @@ def _describe_end(exit_code: int | None) -> str:
 
 
 def _serve(pipe: Connection, parent: int) -> None:
-    """A worker process: says that it is ready, then answers each task with its outcome."""
+    """A worker process: says that it is ready, then answers each task with beats and its outcome."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     threading.Thread(target=_end_with_parent, args=(parent,), daemon=True).start()
+    said_seconds = time.monotonic()
+
+    def beat() -> None:
+        nonlocal said_seconds
+        if time.monotonic() - said_seconds > BEAT_SECONDS:
+            said_seconds = time.monotonic()
+            pipe.send(BEAT)
+
     try:
-        pipe.send(None)
+        pipe.send(READY)
         while True:
             task = pipe.recv()
             try:
-                outcome = copy_one(task)
+                outcome = copy_one(task, on_beat=beat)
             except Exception as error:  # a fault of the program, which must not cost the other files
                 traceback.print_exc()
                 outcome = CopyOutcome(task.source, problem=f"not copied, a fault of the program: {type(error).__name__}: {error}")

@@ -26,6 +26,7 @@ import av
 import numpy as np
 from av.video.reformatter import ColorRange
 
+from mats_ds.data.check_reasons import in_words
 from mats_ds.data.header_length import describe_torn_end
 from mats_ds.data.probe import READ_ERRORS, UnreadableVideo, VideoIndex, describe_error, index_video, open_video
 from mats_ds.data.upright import UprightScaler, copy_size
@@ -133,7 +134,7 @@ def transcode_file(
     try:
         written = _encode(index, part, settings, on_beat)
         if written.problem and not (len(written.pts) and (keep_partial or _reaches(written, index, needed_seconds))):
-            raise UnreadableVideo(written.problem)
+            raise UnreadableVideo(written.problem + ("; --keep-partial keeps what decodes" if len(written.pts) else ""))
         verify_copy(part, written, gop=settings.gop, on_beat=on_beat)
         publish(part, target)
     finally:
@@ -234,7 +235,7 @@ def _decoded(container, stream: av.VideoStream, written: _Written) -> Iterator[a
         for packet in container.demux(stream):
             yield from packet.decode()
     except READ_ERRORS as error:
-        written.problem = f"breaks off after {len(written.pts)} frames: {describe_error(error)}"
+        written.problem = f"breaks off after {len(written.pts)} frames: {in_words(describe_error(error))}"
 
 
 def _what_is_missing(container, stream: av.VideoStream, index: VideoIndex, written: _Written) -> str:

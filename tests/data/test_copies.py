@@ -8,6 +8,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import numpy as np
@@ -121,6 +122,31 @@ def test_notices_a_killed_worker_and_names_its_file(videos, monkeypatch, tmp_pat
     assert (again.num_reused, again.failed) == (3, {})
 
 
+def test_gives_up_a_file_at_which_a_worker_hangs_and_goes_on(videos, monkeypatch, tmp_path):
+    hand_out, stuck = copy_workers._Crew._hand_out, []
+
+    def hand_out_and_stop(self, worker):
+        hand_out(self, worker)
+        if worker.task is not None and worker.task.source.endswith("b.avi"):
+            os.kill(worker.process.pid, signal.SIGSTOP)  # a process that lives and does nothing more
+            stuck.append(worker.process)
+
+    monkeypatch.setattr(copy_workers._Crew, "_hand_out", hand_out_and_stop)
+    summary = copy_list(videos, tmp_path / "out", timeout_seconds=2.0)
+    assert summary.failed == {str(videos / "x/b.avi"): "given up: no frame was read or written for 2 s"}
+    assert summary.num_copied == 3 and not list((tmp_path / "out").rglob("*.part"))
+    assert [process.exitcode for process in stuck] == [-signal.SIGKILL]
+
+
+@pytest.mark.slow
+def test_a_long_file_whose_frames_come_is_not_given_up(write_video, tmp_path):
+    write_video(tmp_path / "videos" / "long.mp4", num_frames=250, height=720, width=1280)
+    began_seconds = time.monotonic()
+    settings = CopySettings(short_side=720, preset="veryslow")
+    summary = make_copies(read_manifest(tmp_path / "videos"), tmp_path / "out", settings=settings, timeout_seconds=2.0)
+    assert summary.num_copied == 1 and time.monotonic() - began_seconds > 4.0
+
+
 def test_gives_up_when_workers_cannot_even_start(videos, monkeypatch, tmp_path):
     start = copy_workers._Worker.__init__
 
@@ -141,6 +167,26 @@ def test_keeps_the_readable_part_only_if_asked(videos, write_video, tmp_path):
     assert not summary.failed and [Path(path).name for path in summary.partial] == ["c.mkv"]
     assert summary.num_reused == 3
     assert [Path(path).name for path in copy_list(videos, tmp_path / "out").failed] == ["c.mkv"]
+
+
+def test_keeps_the_readable_part_of_a_file_that_no_row_uses_to_its_end(videos, write_video, tmp_path):
+    """As a check writes it: `end` lies behind the last frame that decodes."""
+    whole = write_video(videos / "y/c.mkv", num_frames=200).read_bytes()
+    (videos / "y/c.mkv").write_bytes(whole[: len(whole) // 2])
+    end = float(index_video(str(videos / "y/c.mkv")).seconds()[-1]) + 0.025
+    (videos / "list.csv").write_text(f"path,label,start,end\ny/c.mkv,3,,{end}\ny/c.mkv,4,1.0,2.5\nx/a.mp4,5,,\n")
+    summary = copy_list(videos, tmp_path / "out")
+    assert not summary.failed and list(summary.partial) == [str(videos / "y/c.mkv")]
+    assert "kept in part: " in "\n".join(summary.lines())
+    [row] = read_table(tmp_path / "out" / "partial.csv")
+    assert row["path"] == str(videos / "y/c.mkv") and "ends after" in row["reason"]
+    assert [row["end"] for row in read_table(summary.manifest)] == [repr(round(end, 6)), "2.5", ""]
+    assert copy_list(videos, tmp_path / "out").num_reused == 2
+
+    (videos / "list.csv").write_text(f"path,label,start,end\ny/c.mkv,3,,{end + 1}\nx/a.mp4,5,,\n")
+    beyond = copy_list(videos, tmp_path / "out")
+    assert list(beyond.failed) == [str(videos / "y/c.mkv")] and "--keep-partial" in beyond.failed[str(videos / "y/c.mkv")]
+    assert not (tmp_path / "out" / "partial.csv").exists()
 
 
 def test_cuts_files_and_maps_their_rows(videos, read_numbers, tmp_path):
@@ -235,7 +281,7 @@ def test_a_fault_of_the_program_costs_one_file(videos, monkeypatch):
                 raise EOFError
             return self.tasks.pop()
 
-    def fail(task):
+    def fail(task, *, on_beat):
         raise TypeError("wrong")
 
     monkeypatch.setattr(copy_workers, "copy_one", fail)
@@ -243,7 +289,7 @@ def test_a_fault_of_the_program_costs_one_file(videos, monkeypatch):
     monkeypatch.setattr(copy_workers, "_end_with_parent", lambda parent: None)
     copy_workers._serve(Pipe(), parent=0)
     ready, outcome = Pipe.said
-    assert ready is None and outcome.source == "a.mp4" and "TypeError: wrong" in outcome.problem
+    assert ready == copy_workers.READY and outcome.source == "a.mp4" and "TypeError: wrong" in outcome.problem
 
 
 def test_an_original_that_went_away_after_its_copy_is_named(videos, tmp_path):
