@@ -1,0 +1,128 @@
+"""Any file or folder of weights -> a model: tells the formats apart, builds what the weights are of, and fills it.
+
+model = load_model("runs/k400")                                # a run, a file of ours, a .pth, a Hugging Face folder
+started = load_classifier("videomae.pth", num_classes=101)     # a classifier that starts from pre-trained weights
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, fields, replace
+from pathlib import Path
+from typing import Any
+
+from torch import nn
+
+from mats_ds.clips import TokenGrid
+from mats_ds.interop.hugging_face import CONFIG, read_hugging_face
+from mats_ds.interop.plain import SUFFIX, load_weights
+from mats_ds.interop.run_checkpoint import find_steps, read_run
+from mats_ds.interop.videomae import read_videomae
+from mats_ds.interop.weights import Weights
+from mats_ds.models.classifier import VideoClassifier
+from mats_ds.models.fill import CLASSIFIER_ONLY, HEAD, PRETRAINING_ONLY, FillReport, fill_model
+from mats_ds.models.spec import ModelSpec, as_classifier, build_model, describe_model
+
+FORMATS = {
+    "mats": "a weight file of mats_ds (.safetensors)",
+    "videomae": "a checkpoint of VideoMAE or EVEREST (.pth)",
+    "hf": "a Hugging Face folder",
+    "run": "a run of mats_ds, or one of its checkpoints",
+}
+SPEC_FIELDS = {field.name for field in fields(ModelSpec)}
+
+
+@dataclass(frozen=True)
+class Started:
+    """A classifier that starts from weights, what became of every tensor, and what should be known about the file."""
+
+    model: VideoClassifier
+    report: FillReport
+    notes: tuple[str, ...]
+
+
+def identify(path: str | Path) -> str:
+    """The key of FORMATS that a file or folder has. Raises ValueError when it has none."""
+    path = Path(path)
+    if path.is_dir():
+        if (path / CONFIG).is_file():
+            return "hf"
+        if find_steps(path):
+            return "run"
+        raise ValueError(f"{path} is neither a Hugging Face folder (no {CONFIG}) nor a run (no finished checkpoint)")
+    if not path.exists():
+        raise ValueError(f"there is no file or folder {path}")
+    return "mats" if path.suffix == SUFFIX else "videomae"
+
+
+def read_weights(path: str | Path, **hints: Any) -> Weights:
+    """The weights and the model they are of, from any format.
+
+    `hints` (num_frames, height, width, heads, decoder_heads) are for `.pth` files, which may not tell. Raises ValueError for
+    anything that cannot be read, and for hints that the format has no use for.
+    """
+    format = identify(path)
+    if hints and format != "videomae":
+        raise ValueError(f"{path} is {FORMATS[format]}, which tells its sizes itself: leave out {', '.join(hints)}")
+    readers = {"mats": load_weights, "videomae": read_videomae, "hf": read_hugging_face, "run": read_run}
+    return readers[format](path, **hints)
+
+
+def load_model(source: str | Path | Weights, *, grid: TokenGrid | None = None, **changes: Any) -> nn.Module:
+    """The MaskedAutoencoder or VideoClassifier that was stored, with its weights, in evaluation mode.
+
+    grid: another clip than the weights were trained on (positions are interpolated). `changes`: fields of ModelSpec
+    (keep_ratio, strategy, ...) and options of the model's constructor (drop_path, checkpoint_blocks, ...).
+    Raises ValueError that lists every tensor that does not fit.
+    """
+    weights = source if isinstance(source, Weights) else read_weights(source)
+    spec, options = split_changes(weights.spec, grid, changes)
+    model = build_model(spec, **options)
+    fill_model(model, weights.state)
+    return model.eval()
+
+
+def load_classifier(
+    source: str | Path | Weights, *, num_classes: int, new_head: bool = False, grid: TokenGrid | None = None, **changes: Any
+) -> Started:
+    """A classifier of `num_classes` from pre-trained weights (fresh fc_norm and head) or from a classifier's.
+
+    Weights of a classifier bring their head; `new_head` replaces it. Other arguments as for `load_model`; 0.6 of the tokens are
+    kept unless `changes` or the classifier's file say otherwise.
+    Raises ValueError when the file's head has another number of classes and `new_head` is not given.
+    """
+    weights = source if isinstance(source, Weights) else read_weights(source)
+    spec, state = weights.spec, dict(weights.state)
+    if spec.kind == "classifier" and not new_head:
+        if spec.num_classes != num_classes:
+            raise ValueError(f"the head has {spec.num_classes} classes and {num_classes} are asked for: replace it (new head)")
+        fresh: tuple[str, ...] = ()
+    elif spec.kind == "classifier":
+        state = {name: tensor for name, tensor in state.items() if not name.startswith(HEAD)}
+        spec, fresh = replace(spec, num_classes=num_classes, class_names=()), HEAD
+    else:
+        spec, fresh = as_classifier(spec, num_classes=num_classes), CLASSIFIER_ONLY
+    spec, options = split_changes(spec, grid, changes)
+    model = build_model(spec, **options)
+    report = fill_model(model, state, fresh=fresh, unused=PRETRAINING_ONLY)
+    return Started(model, report, weights.notes)
+
+
+def split_changes(spec: ModelSpec, grid: TokenGrid | None, changes: Mapping[str, Any]) -> tuple[ModelSpec, dict[str, Any]]:
+    """The spec with its fields changed, and the other changes, which are the constructor's."""
+    if grid is not None:
+        spec = spec.on_grid(grid)
+    in_spec = {name: value for name, value in changes.items() if name in SPEC_FIELDS}
+    return replace(spec, **in_spec), {name: value for name, value in changes.items() if name not in SPEC_FIELDS}
+
+
+def weights_of(model: nn.Module, source: str) -> Weights:
+    """A model's weights, ready to be written in any format."""
+    state = {name: tensor.detach().cpu() for name, tensor in model.state_dict().items()}
+    return Weights(describe_model(model), state, source)
+
+
+def check_complete(weights: Weights) -> None:
+    """Raises ValueError that lists every tensor that is missing from, or too many for, the model that the weights are of."""
+    if weights.spec.kind != "encoder":
+        fill_model(build_model(weights.spec), weights.state)

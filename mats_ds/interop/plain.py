@@ -1,0 +1,51 @@
+"""Our own file: one safetensors file of float32 or bf16 tensors under our names, and the model's description in its metadata.
+
+Metadata (all strings, as safetensors wants it): format "mats_ds", format_version, model: JSON of a ModelSpec, note.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from pathlib import Path
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+
+from mats_ds.interop.weights import Weights
+from mats_ds.models.spec import ModelSpec, dump_spec, parse_spec
+
+FORMAT = "mats_ds"
+FORMAT_VERSION = 1
+SUFFIX = ".safetensors"
+
+
+def save_weights(path: str | Path, spec: ModelSpec, state: dict[str, torch.Tensor], *, note: str = "") -> Path:
+    """Write the file, aside first and renamed when it is whole. Returns its path. `note` says where the weights are from."""
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    metadata = {"format": FORMAT, "format_version": str(FORMAT_VERSION), "model": json.dumps(dump_spec(spec)), "note": note}
+    aside = path.with_name(f".{path.name}.part")
+    # clones: safetensors refuses tensors that share memory
+    save_file({name: tensor.detach().cpu().clone() for name, tensor in state.items()}, aside, metadata=metadata)
+    os.replace(aside, path)
+    return path
+
+
+def load_weights(path: str | Path) -> Weights:
+    """Read the file. Raises ValueError for a file that is torn, of another program, or of a newer version."""
+    path = Path(path)
+    try:
+        with safe_open(path, framework="pt") as file:
+            metadata = file.metadata() or {}
+            if metadata.get("format") != FORMAT:
+                raise ValueError(f"{path} is a safetensors file of another program: it does not say what model it holds")
+            if int(metadata["format_version"]) > FORMAT_VERSION:
+                version = metadata["format_version"]
+                raise ValueError(f"{path} was written by a newer version (format {version}, this one reads {FORMAT_VERSION})")
+            spec = parse_spec(json.loads(metadata["model"]))
+            state = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (it is no dictionary)
+    except SafetensorError as error:
+        raise ValueError(f"{path} cannot be read, it may be torn: {error}") from None
+    return Weights(spec, state, "a weight file of mats_ds", (metadata["note"],) if metadata.get("note") else ())

@@ -1,0 +1,164 @@
+"""The video classifier with motion-aware token selection: frames [B, T, H, W, 3] uint8 -> logits [B, classes].
+
+Source: arXiv 2211.10636 (METHOD section 2: all int(0.6 N) kept tokens go through the encoder) on VideoMAE's fine-tuning model
+(arXiv 2203.12602): no class token, the encoder's final norm is gone, tokens are averaged, normalised (`fc_norm`) and
+classified by one linear layer. `patch_embed` and `encoder.blocks` bear the names of the masked autoencoder, so that
+pre-trained weights load as a plain subset.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import nn
+
+from mats_ds.clips import TokenGrid
+from mats_ds.config import MODEL_SIZES
+from mats_ds.models.blocks import NORM_EPS, QueryKeyValue
+from mats_ds.models.choice import ChosenClip, choose_clip
+from mats_ds.models.encoder import UINT8_MAX, PatchEmbed, Transformer, gather_tokens
+from mats_ds.models.positions import make_positions
+from mats_ds.tokens.frames import select_fullest_frames
+
+INIT_STD = 0.02  # VideoMAE's start of every linear layer in fine-tuning
+HEAD_INIT_SCALE = 0.001  # VideoMAE's factor on the fresh head
+
+
+@dataclass(frozen=True)
+class EncodedClip:
+    """The encoder's output: tokens_BKD, index_BK int64 (which tokens of the frames used they are), tubelets_BT int64 (which
+    tubelets of the candidates those frames are).
+    """
+
+    tokens_BKD: torch.Tensor
+    index_BK: torch.Tensor
+    tubelets_BT: torch.Tensor
+
+
+class VideoClassifier(nn.Module):
+    """Classifier of one size on one token grid; build it with `from_name`."""
+
+    def __init__(
+        self,
+        *,
+        grid: TokenGrid,
+        width: int,
+        depth: int,
+        heads: int,
+        num_classes: int,
+        class_names: Sequence[str] = (),
+        strategy: str = "mats",
+        keep_ratio: float = 0.6,
+        distance: str = "l2",
+        feature: str = "embedding",
+        candidate_grid: TokenGrid | None = None,
+        position_grid: TokenGrid | None = None,
+        head_dropout: float = 0.0,
+        head_init_scale: float = HEAD_INIT_SCALE,
+        **encoder_options: Any,
+    ) -> None:
+        """strategy, distance, feature, candidate_grid, position_grid: as for the masked autoencoder; `keep_ratio` 1 keeps all
+        tokens and scores nothing. `encoder_options` are the Transformer's (drop_path, checkpoint_blocks, ...).
+        Raises ValueError for options that do not go together.
+        """
+        super().__init__()
+        self.grid, self.candidate_grid, self.position_grid = grid, candidate_grid or grid, position_grid or grid
+        check_options(num_classes, class_names, keep_ratio, feature, adaptive=self.candidate_grid.tau > grid.tau)
+        self.num_classes, self.class_names = num_classes, tuple(class_names)
+        self.strategy, self.keep_ratio = strategy, keep_ratio
+        self.distance, self.feature = distance, feature
+        self.patch_embed = PatchEmbed(grid, width)
+        self.encoder = Transformer(width, depth, heads, **encoder_options)
+        self.encoder.norm = nn.Identity()  # pre-training's last norm gives way to fc_norm, after the pooling
+        self.fc_norm = nn.LayerNorm(width, eps=NORM_EPS)
+        self.head_dropout = nn.Dropout(head_dropout)
+        self.class_head = nn.Linear(width, num_classes)
+        self.register_buffer("positions_ND", make_positions(grid, width, made_for=position_grid), persistent=False)
+        for part in (self.encoder, self.class_head):  # the embedding keeps a convolution's own start
+            part.apply(init_normal)
+        with torch.no_grad():
+            self.class_head.weight.mul_(head_init_scale)
+
+    @classmethod
+    def from_name(cls, name: str, *, num_classes: int, grid: TokenGrid | None = None, **options: Any) -> VideoClassifier:
+        """A classifier of size "tiny", "small", "base", "large" or "huge" on `grid` (16 x 224 x 224 if None).
+
+        `options` are the constructor's. Raises ValueError for an unknown name.
+        """
+        if name not in MODEL_SIZES:
+            raise ValueError(f"unknown model {name!r}: choose one of {', '.join(MODEL_SIZES)}")
+        size = MODEL_SIZES[name]
+        return cls(
+            grid=grid or TokenGrid(), width=size.width, depth=size.depth, heads=size.heads, num_classes=num_classes, **options
+        )
+
+    def forward(self, frames_BTHWC: torch.Tensor, key_B: torch.Tensor | None = None) -> torch.Tensor:
+        """logits [B, classes]. Arguments and errors as for `encode`."""
+        return self.class_head(self.head_dropout(self.features(frames_BTHWC, key_B)))
+
+    def features(self, frames_BTHWC: torch.Tensor, key_B: torch.Tensor | None = None) -> torch.Tensor:
+        """features_BD: what the head sees, the normalised mean of the kept tokens. Arguments and errors as for `encode`."""
+        return self.fc_norm(self.encode(frames_BTHWC, key_B).tokens_BKD.mean(dim=1))
+
+    def encode(self, frames_BTHWC: torch.Tensor, key_B: torch.Tensor | None = None) -> EncodedClip:
+        """All kept tokens after the encoder's blocks, and where they come from.
+
+        frames_BTHWC: uint8 RGB of the candidate grid's size. key_B: int64 random key of each clip, for strategies that draw
+        tokens and, in training, for the draw of frames; None draws keys from torch's global generator in training and is
+        one fixed key in evaluation mode, which also takes the fullest frames instead of drawing: the same clip then always
+        gives the same output. Raises ValueError for frames of another shape or type.
+        """
+        chosen = self.choose(frames_BTHWC, key_B)
+        index_BK = chosen.selection.visible_BV
+        tokens_BKD = self.patch_embed(gather_tokens(chosen.patches_BNP, index_BK))
+        tokens_BKD = tokens_BKD + self.positions_ND[index_BK].to(tokens_BKD.dtype)
+        return EncodedClip(self.encoder(tokens_BKD), index_BK, chosen.tubelets_BT)
+
+    def choose(self, frames_BTHWC: torch.Tensor, key_B: torch.Tensor | None = None) -> ChosenClip:
+        """The frames and tokens that are used; all kept tokens are visible, what `selection` calls targets is dropped."""
+        if key_B is None and not self.training:
+            key_B = torch.zeros(len(frames_BTHWC), dtype=torch.int64, device=frames_BTHWC.device)
+        return choose_clip(
+            frames_BTHWC,
+            grid=self.grid,
+            candidate_grid=self.candidate_grid,
+            motion_feature=self.motion_feature,
+            strategy="random_drop" if self.keep_ratio == 1 else self.strategy,  # keeps all as well, and scores nothing
+            keep_ratio=self.keep_ratio,
+            visible_ratio=self.keep_ratio,
+            distance=self.distance,
+            key_B=key_B,
+            pick_frames=None if self.training else select_fullest_frames,
+        )
+
+    def motion_feature(self, patches_BNP: torch.Tensor) -> torch.Tensor:
+        """What distances are taken of: the patch embedding, or the pixels (0 to 1) themselves."""
+        return self.patch_embed(patches_BNP) if self.feature == "embedding" else patches_BNP.float() / UINT8_MAX
+
+
+def check_options(num_classes: int, class_names: Sequence[str], keep_ratio: float, feature: str, *, adaptive: bool) -> None:
+    """Raises ValueError for options of a classifier that do not go together."""
+    if num_classes < 1:
+        raise ValueError(f"num_classes is at least 1, got {num_classes}")
+    if class_names and len(class_names) != num_classes:
+        raise ValueError(f"{len(class_names)} class names for {num_classes} classes: give one name a class, or none")
+    if feature not in ("embedding", "pixels"):
+        raise ValueError(f"feature is embedding or pixels, got {feature!r}")
+    if not 0 < keep_ratio <= 1:
+        raise ValueError(f"keep_ratio is above 0 and at most 1, got {keep_ratio}")
+    if adaptive and keep_ratio == 1:
+        raise ValueError(
+            "frames are chosen by where the kept tokens lie, and keep_ratio 1 keeps all of every frame: lower keep_ratio, or use "
+            "as many candidate frames as frames"
+        )
+
+
+def init_normal(module: nn.Module) -> None:
+    """Weights from a normal distribution cut at two units, zero biases: VideoMAE's start of fine-tuning for linear layers."""
+    if isinstance(module, (nn.Linear, QueryKeyValue)):
+        nn.init.trunc_normal_(module.weight, std=INIT_STD)
+    if isinstance(module, nn.Linear) and module.bias is not None:
+        nn.init.zeros_(module.bias)
