@@ -68,7 +68,9 @@ class RunInfo:
 
     `first_step` steps were done before (0 unless resumed): the first StepEvent has step `first_step` + 1.
     `learning_rate` is the peak one; `kept`, `visible`, `targets` are tokens of one clip out of `num_tokens`;
-    `*_flops_per_clip` are training FLOPs (forward + backward); `bytes_*` are of this rank, exact, from the engine's tensors.
+    `*_flops_per_clip` are training FLOPs (forward + backward); `static_bytes` are of this rank, exact, from the engine's
+    tensors. The recorder fills in what it learns of the card: `device_memory_bytes`, and `peak_flops` (a second, dense bf16)
+    with `peak_source` "table" or "measured"; None on a CPU and where it is not known.
     """
 
     run_dir: str
@@ -100,6 +102,9 @@ class RunInfo:
     data_name: str = ""
     command: str = ""
     started: str = ""
+    device_memory_bytes: int | None = None
+    peak_flops: float | None = None
+    peak_source: str = ""
 
 
 @dataclass(frozen=True)
@@ -109,7 +114,8 @@ class StepEvent:
     `step` counts from 1. `loss` is a detached scalar tensor on the device: the mean over the step's global batch, the
     same on every rank. `grad_norm` is the global gradient norm where the engine tells it (tensor or float), else None.
     `num_clips` are this rank's clips. `bad_clips` were found unreadable in this step on this rank.
-    `num_substitutes` counts clips of the step that stand in for unreadable ones.
+    `num_substitutes` counts clips of the step that stand in for unreadable ones. `clip_bytes` are the frames of the largest
+    micro-batch of the step.
     """
 
     step: int
@@ -121,6 +127,7 @@ class StepEvent:
     times: PhaseTimes
     bad_clips: tuple[BadClip, ...] = ()
     num_substitutes: int = 0
+    clip_bytes: int | None = None
 
 
 class Observer(Protocol):

@@ -30,6 +30,7 @@ from mats_ds.data.pipeline import ClipLoader
 from mats_ds.data.sampler import ClipSampler
 from mats_ds.data.synthetic import write_synthetic_set
 from mats_ds.events import RunInfo
+from mats_ds.metering.deep_dives import add_deep_dive_options, make_deep_dives
 from mats_ds.metering.flops import StepFlops, describe_compute, recipe_flops
 from mats_ds.metering.recorder import Recorder
 from mats_ds.models.mae import MaskedAutoencoder
@@ -67,6 +68,7 @@ def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--ds_config", required=True, help="DeepSpeed JSON, for example ds_configs/zero2.json")
     parser.add_argument("--out", help="run folder (default: runs/RECIPE-DATE-TIME)")
     parser.add_argument("--resume", choices=["auto"], help="go on from the newest whole checkpoint of the run folder")
+    add_deep_dive_options(parser)
     parser.add_argument("--local_rank", type=int, default=None, help=argparse.SUPPRESS)  # the deepspeed launcher passes it
     parser.add_argument("overrides", nargs="*", metavar="section.key=value", help="changes to the recipe")
     return parser.parse_args(arguments)
@@ -163,7 +165,7 @@ def main(arguments: list[str] | None = None) -> int:
         ds_config = read_ds_config(options.ds_config)
         precision = precision_of(ds_config)
         place = start_distributed()
-        pretrain(recipe, ds_config, precision, place, out=options.out, resume=options.resume is not None)
+        pretrain(recipe, ds_config, precision, place, options)
     except ValueError as error:
         if is_first:
             print(f"error: {error}", file=sys.stderr)
@@ -178,10 +180,11 @@ def main(arguments: list[str] | None = None) -> int:
     return 0
 
 
-def pretrain(recipe: Recipe, ds_config: dict, precision: str, place: Place, *, out: str | None, resume: bool) -> None:
+def pretrain(recipe: Recipe, ds_config: dict, precision: str, place: Place, options: argparse.Namespace) -> None:
     """One run on this rank, from the first byte of video to the picture."""
     plan = plan_batch(ds_config, recipe_batch=recipe.optim.global_batch, world_size=place.world_size)
-    folder = choose_run_folder(out, recipe_name=recipe.name, resume=resume)
+    resume = options.resume is not None
+    folder = choose_run_folder(options.out, recipe_name=recipe.name, resume=resume)
     manifest = open_videos(recipe)
     sampler = ClipSampler(
         manifest,
@@ -236,10 +239,6 @@ def pretrain(recipe: Recipe, ds_config: dict, precision: str, place: Place, *, o
             write_inputs(folder, recipe=dump_recipe(recipe), ds_config=ds_config)
             announce(recipe, run, plan, manifest, loader.describe())
         recorder = Recorder(folder, place.device)
-
-        def memory_bytes() -> tuple[int, str] | None:
-            return (recorder.latest.memory_bytes, recorder.latest.memory_name) if recorder.latest else None
-
         batches = loader.micro_batches(first_step)
         first_batch = next(batches)
         shown = few_clips(first_batch)
@@ -253,8 +252,9 @@ def pretrain(recipe: Recipe, ds_config: dict, precision: str, place: Place, *, o
             model_inputs=lambda batch: (batch.frames_BTHWC, batch.key_B),
             observers=[
                 recorder,
-                Console(log_steps=recipe.run.log_steps, memory_bytes=memory_bytes),
-                Monitor(engine, every_steps=recipe.run.log_steps, memory_bytes=memory_bytes),
+                *make_deep_dives(options, folder, place.device),
+                Console(log_steps=recipe.run.log_steps, memory_bytes=recorder.memory),
+                Monitor(engine, every_steps=recipe.run.log_steps, memory_bytes=recorder.memory),
                 Checkpointer(
                     engine,
                     folder / "checkpoints",

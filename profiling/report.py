@@ -1,9 +1,10 @@
 """Judge a run against a hardware budget and write what it did as text, report.json and report.html.
 
     python profiling/report.py [RUN_DIR] [--budget FILE_OR_NAME] [--json]
+    python profiling/report.py --compare RUN_A RUN_B [--json]
 
 Without RUN_DIR: the newest run below runs/. Exit status: 0 the run is within the budget; 1 it is over it, or did not finish,
-or lacks records, or diverged; 2 there is nothing to judge. See README.md beside this file.
+or lacks records, or diverged; 2 there is nothing to judge. A comparison judges nothing: 0, or 2. See README.md beside this file.
 """
 
 from __future__ import annotations
@@ -18,9 +19,11 @@ HERE = Path(__file__).resolve().parent
 # The repository's root first: Python 3.15 has a standard package `profiling`, and the files beside this one are found by name.
 sys.path[:] = [str(HERE.parent), str(HERE), *(entry for entry in sys.path if entry not in (str(HERE.parent), str(HERE)))]
 
+from report_compare import compare_runs, format_comparison  # noqa: E402
 from report_figures import read_figures  # noqa: E402
 from report_html import write_html  # noqa: E402
-from report_text import format_report, to_json  # noqa: E402
+from report_json import to_json  # noqa: E402
+from report_text import format_report  # noqa: E402
 
 from mats_ds.metering.budget import load_budget  # noqa: E402
 
@@ -34,12 +37,16 @@ def main(arguments: list[str] | None = None) -> int:
     """Print the report, write its files, return the exit status."""
     options = _parse(arguments)
     try:
-        run_dir = options.run_dir or find_newest_run(RUNS)
-        budget = load_budget(options.budget, folder=BUDGETS)
-        figures = read_figures(run_dir)
+        return _compare(*options.compare, as_json=options.json) if options.compare else _report(options)
     except (ValueError, OSError) as error:
         print(f"report: {error}", file=sys.stderr)
         return NOTHING_TO_JUDGE
+
+
+def _report(options: argparse.Namespace) -> int:
+    run_dir = options.run_dir or find_newest_run(RUNS)
+    budget = load_budget(options.budget, folder=BUDGETS)
+    figures = read_figures(run_dir)
     verdict = figures.judge(budget)
     tree = json.dumps(to_json(figures, budget, verdict), indent=1)
     try:
@@ -49,12 +56,22 @@ def main(arguments: list[str] | None = None) -> int:
         where = f"report.json and report.html could not be written: {error}"
     else:
         where = f"wrote {run_dir / 'report.html'} and report.json"
-    try:
-        print(tree if options.json else format_report(figures, verdict), flush=True)
-    except BrokenPipeError:  # the reader (head, say) has seen enough; the verdict and the files stand
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    _print(tree if options.json else format_report(figures, verdict))
     print(f"report: {where}", file=sys.stderr)
     return WITHIN if verdict.passed else OVER
+
+
+def _compare(dir_a: Path, dir_b: Path, *, as_json: bool) -> int:
+    a, b = read_figures(dir_a), read_figures(dir_b)
+    _print(json.dumps(compare_runs(a, b), indent=1) if as_json else format_comparison(a, b))
+    return WITHIN
+
+
+def _print(text: str) -> None:
+    try:
+        print(text, flush=True)
+    except BrokenPipeError:  # the reader (head, say) has seen enough; the verdict and the files stand
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 def find_newest_run(folder: Path) -> Path:
@@ -79,8 +96,12 @@ def _parse(arguments: list[str] | None) -> argparse.Namespace:
     names = ", ".join(sorted(path.stem for path in BUDGETS.glob("*.json")))
     parser.add_argument("run_dir", nargs="?", type=Path, metavar="RUN_DIR", help="folder of a run (default: newest below runs/)")
     parser.add_argument("--budget", default=DEFAULT_BUDGET, metavar="FILE_OR_NAME", help=f"a JSON file, or one of {names}")
-    parser.add_argument("--json", action="store_true", help="print report.json instead of the text")
-    return parser.parse_args(arguments)
+    parser.add_argument("--compare", nargs=2, type=Path, metavar=("RUN_A", "RUN_B"), help="two runs side by side, with ratios")
+    parser.add_argument("--json", action="store_true", help="print JSON instead of the text")
+    options = parser.parse_args(arguments)
+    if options.compare and options.run_dir:
+        parser.error("--compare takes two run folders and nothing beside them")
+    return options
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""What a run folder says: the records of all ranks, run.json, outcome.json and bad_clips.csv as one set of figures.
+"""What a run folder says: the records of all ranks, run.json, plan.json, outcome.json, bad_clips.csv as one set of figures.
 
 Loads neither torch nor anything that does, so that a report takes about a second.
 """
@@ -6,21 +6,23 @@ Loads neither torch nor anything that does, so that a report takes about a secon
 from __future__ import annotations
 
 import csv
-import statistics
+import time
 from dataclasses import dataclass
+from functools import reduce
 from pathlib import Path
 
-from report_cards import find_peak_flops
+import numpy as np
+from report_balance import Balance, find_balance
+from report_missing import find_missing
 from report_ranks import CURVES, Curve, RankFigures, Span, summarize_ranks
 
 from mats_ds.events import PHASES
 from mats_ds.metering.budget import Budget, Measured, Verdict, judge
+from mats_ds.metering.memory_kinds import split_peak
+from mats_ds.metering.peaks import Peak, find_peak
+from mats_ds.metering.plan_file import Plan, read_plan
 from mats_ds.metering.reader import read_records
 from mats_ds.metering.run_files import Outcome, RunFile, read_outcome, read_run
-
-# Records of step k are written when step k+1 arrives, so a run killed right after saving a checkpoint and resumed from it
-# can lack the records of the steps just before the resume. That is no fault of the run.
-STEPS_LOST_BY_A_KILL = 2
 
 
 @dataclass(frozen=True)
@@ -38,6 +40,7 @@ class Figures:
 
     run_dir: Path
     run: RunFile
+    plan: Plan | None
     outcome: Outcome | None
     span: Span
     ranks: list[RankFigures]
@@ -47,7 +50,9 @@ class Figures:
     clips_per_second: float | None
     step_seconds: float | None
     mean_step_seconds: float | None
+    balance: Balance | None
     bad_videos: list[BadVideo]
+    silent_seconds: float | None
 
     @property
     def on_gpu(self) -> bool:
@@ -101,9 +106,24 @@ class Figures:
         return (means[0], means[-1]) if means else (None, None)
 
     @property
-    def last_loss_is_finite(self) -> bool:
-        last = max((rank for rank in self.ranks if rank.last), key=lambda rank: rank.last.step).last
-        return last.loss is None or abs(last.loss) < float("inf")
+    def newest_rank(self) -> RankFigures:
+        """The rank with the latest step."""
+        return max((rank for rank in self.ranks if rank.last_step is not None), key=lambda rank: rank.last_step)
+
+    @property
+    def memory_kinds(self) -> dict[str, int]:
+        """The worst rank's memory by kind in the step of its peak; static kinds are those of rank 0, which differ by padding.
+        Empty on a CPU."""
+        parts = self.worst_rank.peak_parts
+        if "peak_allocated_bytes" not in parts or "peak_reserved_bytes" not in parts:
+            return {}
+        return split_peak(
+            self.run.info.static_bytes,
+            peak_allocated_bytes=parts["peak_allocated_bytes"],
+            peak_reserved_bytes=parts["peak_reserved_bytes"],
+            clip_bytes=parts.get("clip_bytes", 0),
+            used_bytes=parts.get("nvml_used_bytes"),
+        )
 
     @property
     def model_flops_per_second(self) -> float | None:
@@ -113,21 +133,38 @@ class Figures:
         return self.clips_per_second * self.run.info.model_flops_per_clip / self.run.info.world_size
 
     @property
-    def peak_flops_per_second(self) -> float | None:
-        return find_peak_flops(self.run.info.device_name) if self.on_gpu else None
+    def peak(self) -> Peak | None:
+        """The card's peak, as the run recorded it, else from the table."""
+        if not self.on_gpu:
+            return None
+        info = self.run.info
+        return Peak(info.peak_flops, info.peak_source) if info.peak_flops else find_peak(info.device_name)
 
     @property
     def model_flops_utilization(self) -> float | None:
         """MFU: useful FLOP/s over the card's dense bf16 peak."""
-        if self.model_flops_per_second is None or self.peak_flops_per_second is None:
+        if self.model_flops_per_second is None or self.peak is None:
             return None
-        return self.model_flops_per_second / self.peak_flops_per_second
+        return self.model_flops_per_second / self.peak.flops_per_second
+
+    @property
+    def hardware_flops_utilization(self) -> float | None:
+        """HFU: as MFU, with what is computed twice."""
+        info, mfu = self.run.info, self.model_flops_utilization
+        return None if mfu is None else mfu * info.hardware_flops_per_clip / info.model_flops_per_clip
 
     @property
     def joules_per_clip(self) -> float | None:
-        """Energy of the cards, from NVML's power samples."""
+        """Energy of the cards, by NVML."""
         num_clips = sum(rank.num_metered_clips for rank in self.ranks)
         return sum(rank.joules for rank in self.ranks) / num_clips if num_clips else None
+
+    @property
+    def watts(self) -> float | None:
+        """Mean power of a card over the steps."""
+        metered = [rank for rank in self.ranks if rank.num_metered_clips]
+        seconds = sum(rank.phase_seconds["total"] for rank in metered)
+        return sum(rank.joules for rank in metered) / seconds if seconds > 0 else None
 
     @property
     def hours(self) -> float | None:
@@ -161,7 +198,11 @@ class Figures:
             on_gpu=self.on_gpu,
             missing=self.missing,
             outcome=None if self.outcome is None else self.outcome.outcome,
-            last_loss_is_finite=self.last_loss_is_finite,
+            outcome_rank=0 if self.outcome is None else self.outcome.rank,
+            last_step=self.newest_rank.last_step,
+            silent_seconds=self.silent_seconds,
+            step_seconds=self.step_seconds,
+            last_loss_is_finite=self.newest_rank.last_loss_is_finite,
             hours=self.hours,
             joules_per_clip=self.joules_per_clip,
         )
@@ -186,87 +227,40 @@ def read_figures(run_dir: str | Path) -> Figures:
     for rank in ranks:
         for name, curve in curves.items():
             curve.merge(rank.curves[name])
-    clips_by_step, seconds_by_step = _merge_steps(ranks)
-    rates = {step: clips_by_step[step] / seconds for step, seconds in seconds_by_step.items() if seconds > 0}
+    steps, clips, seconds = _merge_steps(ranks)
+    timed = seconds > 0
+    rates = clips[timed] / seconds[timed]
     throughput = Curve(span.num_buckets)
-    for step, rate in rates.items():
-        throughput.add(span.bucket(step), [rate])
+    throughput.add(span.buckets(steps[timed]), rates)
+    last_seconds = [rank.last_unix_seconds for rank in ranks if rank.last_unix_seconds is not None]
     return Figures(
         run_dir=run_dir,
         run=run,
+        plan=read_plan(run_dir),
         outcome=outcome,
         span=span,
         ranks=ranks,
-        missing=_find_missing(run, outcome, span, ranks),
+        missing=find_missing(run, outcome, span, ranks),
         curves=curves,
         throughput=throughput,
-        clips_per_second=statistics.median(rates.values()) if rates else None,
-        step_seconds=statistics.median(seconds_by_step.values()) if seconds_by_step else None,
-        mean_step_seconds=statistics.fmean(seconds_by_step.values()) if seconds_by_step else None,
+        clips_per_second=float(np.median(rates)) if len(rates) else None,
+        step_seconds=float(np.median(seconds)) if len(seconds) else None,
+        mean_step_seconds=float(seconds.mean()) if len(seconds) else None,
+        balance=find_balance(ranks),
         bad_videos=_read_bad_videos(run_dir),
+        silent_seconds=max(0.0, time.time() - max(last_seconds)) if last_seconds else None,
     )
 
 
-def _merge_steps(ranks: list[RankFigures]) -> tuple[dict[int, int], dict[int, float]]:
-    """Clips of all ranks, and seconds of the slowest rank, by step."""
-    clips: dict[int, int] = {}
-    seconds: dict[int, float] = {}
+def _merge_steps(ranks: list[RankFigures]) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Steps after the warm-up; clips of all ranks and seconds of the slowest rank in each."""
+    steps = reduce(np.union1d, [rank.steps for rank in ranks])
+    clips, seconds = np.zeros(len(steps)), np.zeros(len(steps))
     for rank in ranks:
-        for step, step_clips, step_seconds in zip(rank.steps, rank.clips, rank.seconds, strict=True):
-            clips[step] = clips.get(step, 0) + step_clips
-            seconds[step] = max(seconds.get(step, 0.0), step_seconds)
-    return clips, seconds
-
-
-def _find_missing(run: RunFile, outcome: Outcome | None, span: Span, ranks: list[RankFigures]) -> tuple[str, ...]:
-    """Which ranks lack which steps, in words."""
-    last_steps = [rank.last.step for rank in ranks if rank.last]
-    # While a run goes on its ranks are a step or two apart; once it has ended every rank owes the last step.
-    last_step = min(last_steps) if outcome is None else max(span.last_step, outcome.last_step or 0)
-    owed = _steps_owed(run, last_step)
-    got = {rank.rank: rank.got for rank in ranks}
-    missing = []
-    for rank in sorted(owed):
-        gaps = _subtract(owed[rank], got.get(rank, []))
-        if not got.get(rank):
-            missing.append(f"rank {rank} has no records")
-        elif gaps:
-            missing.append(f"rank {rank} lacks {_name_steps(gaps)}")
-    return tuple(missing)
-
-
-def _steps_owed(run: RunFile, last_step: int) -> dict[int, list[tuple[int, int]]]:
-    """The stretches of steps of which each rank must have a record; a resumed run may have another number of ranks."""
-    owed: dict[int, list[tuple[int, int]]] = {}
-    for place, part in enumerate(run.parts):
-        later = [other.first_step for other in run.parts[place + 1 :]]
-        end_step = min([last_step, *(first - 1 - STEPS_LOST_BY_A_KILL for first in later)])
-        if part.first_step <= end_step:
-            for rank in range(part.world_size):
-                owed.setdefault(rank, []).append((part.first_step, end_step))
-    return owed
-
-
-def _subtract(owed: list[tuple[int, int]], got: list[tuple[int, int]]) -> list[tuple[int, int]]:
-    """Stretches of `owed` that `got` (ascending) does not cover."""
-    gaps = []
-    for first, last in owed:
-        for got_first, got_last in got:
-            if got_last < first or got_first > last:
-                continue
-            if got_first > first:
-                gaps.append((first, got_first - 1))
-            first = got_last + 1
-        if first <= last:
-            gaps.append((first, last))
-    return gaps
-
-
-def _name_steps(gaps: list[tuple[int, int]]) -> str:
-    num = sum(last - first + 1 for first, last in gaps)
-    names = [str(first) if first == last else f"{first} to {last}" for first, last in gaps[:5]]
-    more = f" and {len(gaps) - 5} more stretches" if len(gaps) > 5 else ""
-    return f"{num} step{'s' if num > 1 else ''}: {', '.join(names)}{more}"
+        places = np.searchsorted(steps, rank.steps)
+        clips[places] += rank.clips
+        seconds[places] = np.maximum(seconds[places], rank.seconds)
+    return steps, clips, seconds
 
 
 def _read_bad_videos(run_dir: Path) -> list[BadVideo]:

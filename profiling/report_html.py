@@ -7,14 +7,16 @@ from __future__ import annotations
 
 import base64
 import time
-from collections.abc import Iterable, Sequence
 from html import escape
 from pathlib import Path
 
+from report_blocks import card, chart, gib, number, scale, small_unit, table, tick
 from report_figures import Figures
 from report_ranks import RankFigures
+from report_sections import build_inputs, build_memory, build_plan, draw_memory_over_steps
 from report_svg import Limit, Series, draw_lines, draw_stack
-from report_text import count, describe, describe_tokens, format_flops
+from report_text import describe, describe_energy, describe_tokens
+from report_words import count, format_flops
 
 from mats_ds.events import PHASES
 from mats_ds.metering.budget import GIB, Budget, Check, Verdict, format_bytes
@@ -40,10 +42,13 @@ def build_page(figures: Figures, budget: Budget, verdict: Verdict) -> str:
         _banner(figures, budget, verdict),
         _cards(figures, budget),
         _charts(figures, budget),
+        build_memory(figures, budget),
+        build_plan(figures),
         _reconstruction(figures.run_dir / RECONSTRUCTION),
         _ranks(figures),
         _facts(figures),
         _bad_videos(figures),
+        build_inputs(figures.run_dir),
     ]
     return f"""<!DOCTYPE html>
 <html lang="en">
@@ -73,11 +78,13 @@ def build_page(figures: Figures, budget: Budget, verdict: Verdict) -> str:
 def _banner(figures: Figures, budget: Budget, verdict: Verdict) -> str:
     word, kind = ("PASS", "pass") if verdict.passed else ("FAIL", "fail")
     checks = "".join(_check(check) for check in verdict.checks)
+    told = "" if figures.outcome is None else figures.outcome.advice
+    advice = f'<p class="advice"><b>What would help:</b> {escape(told)}</p>' if told else ""
     what = "GPU memory" if figures.on_gpu else "host memory: no GPU was there"
     return f"""<section class="verdict {kind}">
 <p class="word">{word}</p>
 <div><p class="against">Judged against the budget <b>{escape(budget.name)}</b>, by {what}</p>
-<ul>{checks}</ul></div>
+<ul>{checks}</ul>{advice}</div>
 </section>
 """
 
@@ -98,67 +105,57 @@ def _cards(figures: Figures, budget: Budget) -> str:
     why_not = "peak of the card not known, no MFU" if figures.on_gpu else "no MFU on a CPU"
     mfu = why_not if utilization is None else f"{100 * utilization:.1f}% of the peak (MFU)"
     achieved = figures.model_flops_per_second
+    energy = () if figures.joules_per_clip is None else (_energy(figures),)
     cards = [
-        _card(
+        card(
             "Peak memory",
             format_bytes(worst.peak_bytes),
             f"{100 * share:.1f}% of {format_bytes(budget.memory_per_gpu_bytes)}",
             share,
         ),
-        _card("Clips a second", _number(figures.clips_per_second), "median of the steps, all ranks together"),
-        _card(
-            "Step", f"{_number(figures.step_seconds)} s", f"{count(figures.span.num_steps, 'step')}, median of the slowest rank"
-        ),
-        _card("Waiting for data", f"{100 * waiting:.1f}%", "of the time of a step", waiting),
-        _card("Loss", _number(last), f"from {_number(first)}" + (", not always finite" if figures.num_not_finite else "")),
-        _card("Tokens kept", f"{info.kept} <small>of {info.num_tokens}</small>", describe_tokens(figures).partition(": ")[2]),
-        _card("Forward pass", f"{info.forward_macs_per_clip / 1e9:.4g} <small>GMAC</small>", "a clip; papers call it GFLOPs"),
-        _card(
+        card("Clips a second", number(figures.clips_per_second), "median of the steps, all ranks together"),
+        card("Step", f"{number(figures.step_seconds)} s", f"{count(figures.span.num_steps, 'step')}, median of the slowest rank"),
+        card("Waiting for data", f"{100 * waiting:.1f}%", "of the time of a step", waiting),
+        card("Loss", number(last), f"from {number(first)}" + (", not always finite" if figures.num_not_finite else "")),
+        card("Tokens kept", f"{info.kept} <small>of {info.num_tokens}</small>", describe_tokens(figures).partition(": ")[2]),
+        card("Forward pass", f"{info.forward_macs_per_clip / 1e9:.4g} <small>GMAC</small>", "a clip; papers call it GFLOPs"),
+        card(
             "Achieved",
-            "?" if achieved is None else _small_unit(f"{format_flops(achieved)}/s"),
+            "?" if achieved is None else small_unit(f"{format_flops(achieved)}/s"),
             f"a rank; {mfu}",
         ),
+        *energy,
     ]
     return f'<section class="cards">{"".join(cards)}</section>\n'
 
 
-def _card(name: str, figure: str, note: str, share: float | None = None) -> str:
-    bar = ""
-    if share is not None:
-        kind = "over" if share > 1 else ""
-        bar = f'<div class="bar {kind}"><i style="width:{100 * min(1.0, share):.1f}%"></i></div>'
-    return f'<div class="card"><h3>{name}</h3><p class="figure">{figure}</p>{bar}<p class="note">{escape(note)}</p></div>'
+def _energy(figures: Figures) -> str:
+    figure, _, note = describe_energy(figures).partition(" a clip, ")
+    return card("Energy of a clip", small_unit(figure), note)
 
 
 def _charts(figures: Figures, budget: Budget) -> str:
     steps, curves = figures.span.steps(), figures.curves
     loss = Series("mean", curves["loss"].mean(), 0, curves["loss"].minimum(), curves["loss"].maximum())
-    memory = [
-        Series(f"rank {rank.rank}", _scale(rank.curves["memory_bytes"].maximum(), GIB), rank.rank) for rank in figures.ranks
-    ]
+    memory = [Series(f"rank {rank.rank}", scale(rank.curves["memory_bytes"].maximum(), GIB), rank.rank) for rank in figures.ranks]
     limit = Limit(f"budget {budget.memory_per_gpu_bytes / GIB:.1f} GiB", budget.memory_per_gpu_bytes / GIB)
     throughput = Series("all ranks", figures.throughput.mean(), 2, figures.throughput.minimum(), figures.throughput.maximum())
     phases = [Series(phase, curves[f"{phase}_seconds"].mean(), PHASE_COLOURS[phase]) for phase in PHASES]
     phases.append(Series("other", _other_seconds(figures), PHASE_COLOURS["other"]))
     rate, norm = Series("learning rate", curves["learning_rate"].mean(), 4), Series("norm", curves["grad_norm"].mean(), 5)
+    mfu = Series("MFU", scale(curves["mfu"].mean(), 0.01), 6)
     memory_kind = "torch's reserved peak of each step" if figures.on_gpu else "host RSS of each rank"
     charts = [
-        _chart("Loss", "mean and range", draw_lines(steps, [loss], title="Loss", label=_tick, from_zero=False)),
-        _chart("Memory, GiB", memory_kind, draw_lines(steps, memory, title="Memory", label=_tick, limit=limit), memory),
-        _chart("Time of a step, s", "mean over ranks", draw_stack(steps, phases, title="Step time", label=_tick), phases),
-        _chart("Clips a second", "all ranks", draw_lines(steps, [throughput], title="Throughput", label=_tick)),
-        _chart("Learning rate", "", draw_lines(steps, [rate], title="Learning rate", label=_tick)),
-        _chart("Gradient norm", "mean", draw_lines(steps, [norm], title="Gradient norm", label=_tick)),
+        chart("Loss", "mean and range", draw_lines(steps, [loss], title="Loss", label=tick, from_zero=False)),
+        chart("Memory, GiB", memory_kind, draw_lines(steps, memory, title="Memory", label=tick, limit=limit), memory),
+        chart("Time of a step, s", "mean over ranks", draw_stack(steps, phases, title="Step time", label=tick), phases),
+        draw_memory_over_steps(figures),
+        chart("Clips a second", "all ranks", draw_lines(steps, [throughput], title="Throughput", label=tick)),
+        chart("MFU, %", "mean over ranks, of each step", draw_lines(steps, [mfu], title="MFU", label=tick)),
+        chart("Learning rate", "", draw_lines(steps, [rate], title="Learning rate", label=tick)),
+        chart("Gradient norm", "mean", draw_lines(steps, [norm], title="Gradient norm", label=tick)),
     ]
     return f'<section class="charts">{"".join(chart for chart in charts if chart)}</section>\n'
-
-
-def _chart(name: str, note: str, svg: str | None, keys: Sequence[Series] = ()) -> str | None:
-    if svg is None:
-        return None
-    legend = "".join(f'<span><i style="background:var(--s{key.colour % 8})"></i>{escape(key.name)}</span>' for key in keys)
-    legend = f'<div class="legend">{legend}</div>' if len(keys) > 1 else ""
-    return f"<figure><figcaption><b>{escape(name)}</b> <span>{escape(note)}</span></figcaption>{svg}{legend}</figure>"
 
 
 def _other_seconds(figures: Figures) -> list[float | None]:
@@ -179,20 +176,28 @@ def _reconstruction(path: Path) -> str:
 
 
 def _ranks(figures: Figures) -> str:
+    names = ["rank", "steps", "peak"]
     if figures.on_gpu:
-        names = ["rank", "steps", "peak", "allocated", "reserved", "NVML", "retries", "OOMs", "host RSS", "waiting", "bad clips"]
-    else:
-        names = ["rank", "steps", "peak host RSS", "waiting", "bad clips"]
-    rows = [_rank_row(rank, on_gpu=figures.on_gpu) for rank in figures.ranks]
-    return f"<section><h2>Ranks</h2>{_table(names, rows, 'numbers')}</section>\n"
+        names += ["allocated", "reserved", "NVML", "fragments", "retries", "OOMs"]
+    names += ["host RSS", "step, s", "waiting"]
+    if figures.balance is not None:
+        names += ["arrives", "last in"]
+    rows = [[*_rank_row(rank, figures), str(rank.num_bad_clips)] for rank in figures.ranks]
+    text = "" if figures.balance is None else f'<p class="note">{escape(figures.balance.text.capitalize())}.</p>'
+    return f"<section><h2>Ranks</h2>{table([*names, 'bad clips'], rows, 'numbers')}{text}</section>\n"
 
 
-def _rank_row(rank: RankFigures, *, on_gpu: bool) -> list[str]:
-    memory = [_gib(rank.peak_bytes)]
-    if on_gpu:
-        memory += [_gib(rank.peak_allocated_bytes), _gib(rank.peak_reserved_bytes), _gib(rank.nvml_used_bytes)]
-        memory += [str(rank.num_alloc_retries or 0), str(rank.num_ooms or 0), _gib(rank.peak_rss_bytes)]
-    return [str(rank.rank), str(rank.num_records), *memory, f"{100 * rank.waiting_share:.1f}%", str(rank.num_bad_clips)]
+def _rank_row(rank: RankFigures, figures: Figures) -> list[str]:
+    row = [str(rank.rank), str(rank.num_records), gib(rank.peak_bytes)]
+    if figures.on_gpu:
+        row += [gib(rank.peak_allocated_bytes), gib(rank.peak_reserved_bytes), gib(rank.nvml_used_bytes)]
+        row += [gib(rank.peak_inactive_bytes), str(rank.num_alloc_retries or 0), str(rank.num_ooms or 0)]
+    row += [gib(rank.peak_rss_bytes), number(rank.step_seconds), f"{100 * rank.waiting_share:.1f}%"]
+    if figures.balance is not None:
+        late_seconds = figures.balance.late_seconds.get(rank.rank)
+        last_share = figures.balance.last_shares.get(rank.rank, 0.0)
+        row += ["?", "?"] if late_seconds is None else [f"{1e3 * late_seconds:+.3g} ms", f"{100 * last_share:.0f}%"]
+    return row
 
 
 def _facts(figures: Figures) -> str:
@@ -208,37 +213,4 @@ def _bad_videos(figures: Figures) -> str:
     rows = [[video.path, video.reason, str(video.times)] for video in figures.bad_videos[:NUM_LISTED_VIDEOS]]
     more = len(figures.bad_videos) - len(rows)
     rest = f"<p>{more} more are in bad_clips.csv.</p>" if more > 0 else ""
-    return f"<section><h2>Unreadable videos</h2>{_table(['video', 'reason', 'times'], rows, 'words')}{rest}</section>\n"
-
-
-def _table(names: Sequence[str], rows: Iterable[Sequence[str]], kind: str) -> str:
-    head = "".join(f"<th>{escape(name)}</th>" for name in names)
-    body = "".join("<tr>" + "".join(f"<td>{escape(cell)}</td>" for cell in row) + "</tr>" for row in rows)
-    return f'<div class="scroll"><table class="{kind}"><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table></div>'
-
-
-def _scale(values: Iterable[float | None], unit: float) -> list[float | None]:
-    return [None if value is None else value / unit for value in values]
-
-
-def _gib(num_bytes: int | None) -> str:
-    return "?" if num_bytes is None else format_bytes(num_bytes)
-
-
-def _small_unit(text: str) -> str:
-    figure, _, unit = text.partition(" ")
-    return f"{escape(figure)} <small>{escape(unit)}</small>"
-
-
-def _number(value: float | None) -> str:
-    return "?" if value is None else f"{value:.4g}"
-
-
-def _tick(value: float) -> str:
-    """A short label of an axis: 2.5e-4, 0.25, 75, 12.5k."""
-    if value == 0:
-        return "0"
-    if abs(value) < 1e-2:
-        mantissa, _, exponent = f"{value:.2e}".partition("e")
-        return f"{float(mantissa):g}e{int(exponent)}"
-    return f"{value:.3g}" if abs(value) < 1e4 else f"{value / 1e3:.4g}k"
+    return f"<section><h2>Unreadable videos</h2>{table(['video', 'reason', 'times'], rows, 'words')}{rest}</section>\n"

@@ -1,27 +1,32 @@
 """One pass over one rank's records: peaks, sums and curves, in memory that does not grow with what is plotted.
 
-Curves have at most NUM_BUCKETS points; each point stands for a stretch of steps. Step times are kept one by one (two
-numbers a step), because the throughput of a run is that of the slowest rank of each step.
+Curves have at most NUM_BUCKETS points; each point stands for a stretch of steps. A few numbers are kept of every step,
+because the throughput of a run is that of the slowest rank of each step. Counts, sums and peaks are exact, of all records.
 """
 
 from __future__ import annotations
 
 import math
-from array import array
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass, field
 from functools import partial
-from operator import attrgetter
+
+import numpy as np
 
 from mats_ds.events import PHASES
+from mats_ds.metering.columns import Columns
 from mats_ds.metering.reader import RankReader, RecordReader
-from mats_ds.metering.records import StepRecord
 
 NUM_BUCKETS = 240
 PARALLEL_ABOVE_BYTES = 64 * 2**20
-CHUNK = 1024
-MAXIMA = ("peak_allocated_bytes", "peak_reserved_bytes", "nvml_used_bytes", "peak_rss_bytes", "num_alloc_retries", "num_ooms")
+MAXIMA = ("peak_allocated_bytes", "peak_reserved_bytes", "nvml_used_bytes", "peak_rss_bytes", "peak_active_bytes",
+          "peak_inactive_bytes", "num_alloc_retries", "num_ooms")  # fmt: skip
+CURVES = ("loss", "learning_rate", "grad_norm", "memory_bytes", "mfu", "activation_bytes", "clip_bytes", "peak_allocated_bytes",
+          "peak_reserved_bytes", "nvml_used_bytes", "total_seconds", *(f"{phase}_seconds" for phase in PHASES))  # fmt: skip
+PEAK_PARTS = ("peak_allocated_bytes", "peak_reserved_bytes", "nvml_used_bytes", "clip_bytes", "activation_bytes")
+NAMES = ("step", "epoch", "unix_seconds", "num_clips", "num_substitutes", "num_bad_clips", "rss_bytes", "joules",
+         "nvml_power_watts", *MAXIMA, *(name for name in CURVES if name != "memory_bytes"))  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -41,11 +46,16 @@ class Span:
         return min(10, self.num_steps // 5)
 
     @property
+    def first_timed_step(self) -> int:
+        return self.first_step + self.num_warmup_steps
+
+    @property
     def num_buckets(self) -> int:
         return min(NUM_BUCKETS, self.num_steps)
 
-    def bucket(self, step: int) -> int:
-        return (step - self.first_step) * self.num_buckets // self.num_steps
+    def buckets(self, steps: np.ndarray) -> np.ndarray:
+        """The bucket of each step."""
+        return (steps - self.first_step) * self.num_buckets // self.num_steps
 
     def steps(self) -> list[float]:
         """The middle step of each bucket."""
@@ -57,55 +67,72 @@ class Curve:
     """Count, sum, least and greatest of the finite values in each bucket."""
 
     def __init__(self, num_buckets: int) -> None:
-        self.num = [0] * num_buckets
-        self.sum = [0.0] * num_buckets
-        self.least = [math.inf] * num_buckets
-        self.greatest = [-math.inf] * num_buckets
+        self.num = np.zeros(num_buckets, dtype=np.int64)
+        self.sum = np.zeros(num_buckets)
+        self.least = np.full(num_buckets, math.inf)
+        self.greatest = np.full(num_buckets, -math.inf)
 
-    def add(self, bucket: int, values: Iterable[float | None]) -> None:
-        known = [value for value in values if value is not None]
-        if not math.isfinite(sum(known)):
-            known = [value for value in known if math.isfinite(value)]
-        if known:
-            self.num[bucket] += len(known)
-            self.sum[bucket] += sum(known)
-            self.least[bucket] = min(self.least[bucket], min(known))
-            self.greatest[bucket] = max(self.greatest[bucket], max(known))
+    def add(self, buckets: np.ndarray, values: np.ndarray) -> None:
+        """Values with the bucket of each."""
+        finite = np.isfinite(values)
+        if not finite.all():
+            buckets, values = buckets[finite], values[finite]
+        if len(values) == 0:
+            return
+        if buckets[0] == buckets[-1]:  # the usual case in a long run: numbers of neighbouring steps
+            place = buckets[0]
+            self.num[place] += len(values)
+            self.sum[place] += values.sum()
+            self.least[place] = min(self.least[place], values.min())
+            self.greatest[place] = max(self.greatest[place], values.max())
+            return
+        np.add.at(self.num, buckets, 1)
+        np.add.at(self.sum, buckets, values)
+        np.minimum.at(self.least, buckets, values)
+        np.maximum.at(self.greatest, buckets, values)
 
     def merge(self, other: Curve) -> None:
-        self.num = [mine + its for mine, its in zip(self.num, other.num, strict=True)]
-        self.sum = [mine + its for mine, its in zip(self.sum, other.sum, strict=True)]
-        self.least = [min(pair) for pair in zip(self.least, other.least, strict=True)]
-        self.greatest = [max(pair) for pair in zip(self.greatest, other.greatest, strict=True)]
+        self.num += other.num
+        self.sum += other.sum
+        self.least = np.minimum(self.least, other.least)
+        self.greatest = np.maximum(self.greatest, other.greatest)
 
     def mean(self) -> list[float | None]:
-        return [total / num if num else None for total, num in zip(self.sum, self.num, strict=True)]
+        return self._known(self.sum / np.maximum(self.num, 1))
 
     def maximum(self) -> list[float | None]:
-        return [value if num else None for value, num in zip(self.greatest, self.num, strict=True)]
+        return self._known(self.greatest)
 
     def minimum(self) -> list[float | None]:
-        return [value if num else None for value, num in zip(self.least, self.num, strict=True)]
+        return self._known(self.least)
 
-
-CURVES = ("loss", "learning_rate", "grad_norm", "memory_bytes", "total_seconds", *(f"{phase}_seconds" for phase in PHASES))
+    def _known(self, values: np.ndarray) -> list[float | None]:
+        return [value if num else None for value, num in zip(values.tolist(), self.num.tolist(), strict=True)]
 
 
 @dataclass
 class RankFigures:
     """What one rank's records say. `got` are the stretches (first, last) of steps with a record. Peaks are over all steps,
-    sums over the steps after the warm-up. None: not measured. `steps`, `seconds`, `clips` hold one entry a step."""
+    sums over the steps after the warm-up. None: not measured. `steps`, `seconds`, `arrivals` (data and forward: when the rank
+    comes to the backward pass, where all ranks wait for each other) and `clips` hold one entry a step after the warm-up.
+    `peak_parts` are the figures of the step whose memory was largest.
+    """
 
     rank: int
     num_records: int = 0
     got: list[tuple[int, int]] = field(default_factory=list)
-    first: StepRecord | None = None
-    last: StepRecord | None = None
+    last_step: int | None = None
+    last_epoch: int = 0
+    last_unix_seconds: float | None = None
+    last_loss_is_finite: bool = True
     on_gpu: bool = False
     peak_bytes: int = 0
     peak_step: int = 0
+    peak_parts: dict[str, int] = field(default_factory=dict)
     peak_allocated_bytes: int | None = None
     peak_reserved_bytes: int | None = None
+    peak_active_bytes: int | None = None
+    peak_inactive_bytes: int | None = None
     nvml_used_bytes: int | None = None
     peak_rss_bytes: int | None = None
     num_alloc_retries: int | None = None
@@ -118,9 +145,10 @@ class RankFigures:
     phase_seconds: dict[str, float] = field(default_factory=lambda: dict.fromkeys((*PHASES, "total"), 0.0))
     joules: float = 0.0
     num_metered_clips: int = 0
-    steps: array = field(default_factory=lambda: array("q"))
-    seconds: array = field(default_factory=lambda: array("d"))
-    clips: array = field(default_factory=lambda: array("q"))
+    steps: np.ndarray = field(default_factory=lambda: np.zeros(0, dtype=np.int64))
+    seconds: np.ndarray = field(default_factory=lambda: np.zeros(0))
+    arrivals: np.ndarray = field(default_factory=lambda: np.zeros(0))
+    clips: np.ndarray = field(default_factory=lambda: np.zeros(0))
     curves: dict[str, Curve] = field(default_factory=dict)
     num_superseded: int = 0
     num_unreadable: int = 0
@@ -131,6 +159,11 @@ class RankFigures:
         """Part of the step spent waiting for data."""
         whole = max(self.phase_seconds["total"], sum(self.phase_seconds[phase] for phase in PHASES))
         return self.phase_seconds["data"] / whole if whole > 0 else 0.0
+
+    @property
+    def step_seconds(self) -> float | None:
+        """Median over the steps after the warm-up."""
+        return float(np.median(self.seconds)) if len(self.seconds) else None
 
 
 def summarize_ranks(reader: RecordReader, span: Span) -> list[RankFigures]:
@@ -144,81 +177,84 @@ def summarize_ranks(reader: RecordReader, span: Span) -> list[RankFigures]:
 
 
 def _summarize(rank: int, reader: RankReader, *, span: Span) -> RankFigures:
-    figures = summarize_rank(rank, reader, span=span)
+    figures = summarize_rank(rank, reader.columns(NAMES), span=span)
     figures.num_superseded = reader.num_superseded
     figures.num_unreadable, figures.unreadable = reader.num_unreadable, reader.unreadable
     return figures
 
 
-def summarize_rank(rank: int, records: Iterable[StepRecord], *, span: Span) -> RankFigures:
+def summarize_rank(rank: int, parts: Iterable[Columns], *, span: Span) -> RankFigures:
     """One pass over records in ascending steps; those outside the span are left out."""
     figures = RankFigures(rank, curves={name: Curve(span.num_buckets) for name in CURVES})
-    first_timed_step = span.first_step + span.num_warmup_steps
-    for bucket, chunk in _chunk(records, span):
-        figures.first = figures.first or chunk[0]
-        figures.last = chunk[-1]
-        figures.num_records += len(chunk)
+    timed: list[Columns] = []
+    for part in parts:
+        inside = (part.steps >= span.first_step) & (part.steps <= span.last_step)
+        if not inside.all():  # a line that no writer of ours wrote
+            part = part.select(inside)
+        if len(part) == 0:
+            continue
+        _add_steps(figures, part)
+        _add_memory(figures, part)
+        _add_clips(figures, part)
+        buckets = span.buckets(part.steps)
         for name, curve in figures.curves.items():
-            curve.add(bucket, map(attrgetter(name), chunk))
-        _add_steps(figures, chunk)
-        _add_memory(figures, chunk)
-        _add_clips(figures, chunk)
-        _add_times(figures, [record for record in chunk if record.step >= first_timed_step])
+            curve.add(buckets, part[name])
+        if part.steps[-1] >= span.first_timed_step:
+            timed.append(_add_times(figures, part, first_step=span.first_timed_step))
+    if timed:
+        figures.steps, figures.seconds, figures.arrivals, figures.clips = map(np.concatenate, zip(*timed, strict=True))
     return figures
 
 
-def _chunk(records: Iterable[StepRecord], span: Span) -> Iterator[tuple[int, list[StepRecord]]]:
-    """Records of the same bucket together, at most CHUNK of them: sums over lists are several times faster than one by one."""
-    chunk: list[StepRecord] = []
-    chunk_bucket = 0
-    for record in records:
-        if not span.first_step <= record.step <= span.last_step:  # a line that no writer of ours wrote
-            continue
-        bucket = span.bucket(record.step)
-        if chunk and (bucket != chunk_bucket or len(chunk) == CHUNK):
-            yield chunk_bucket, chunk
-            chunk = []
-        chunk_bucket = bucket
-        chunk.append(record)
-    if chunk:
-        yield chunk_bucket, chunk
+def _add_steps(figures: RankFigures, part: Columns) -> None:
+    figures.num_records += len(part)
+    breaks = np.flatnonzero(np.diff(part.steps) != 1)
+    firsts, lasts = part.steps[[0, *(breaks + 1)]].tolist(), part.steps[[*breaks, -1]].tolist()
+    for first, last in zip(firsts, lasts, strict=True):
+        if figures.got and first == figures.got[-1][1] + 1:
+            first = figures.got.pop()[0]
+        figures.got.append((first, last))
+    figures.last_step = lasts[-1]
+    figures.last_epoch = int(part["epoch"][-1])
+    figures.last_unix_seconds = float(part["unix_seconds"][-1])
+    figures.last_loss_is_finite = not part.lost[-1]
 
 
-def _add_steps(figures: RankFigures, chunk: list[StepRecord]) -> None:
-    for record in chunk:
-        if figures.got and record.step == figures.got[-1][1] + 1:
-            figures.got[-1] = (figures.got[-1][0], record.step)
-        else:
-            figures.got.append((record.step, record.step))
-
-
-def _add_memory(figures: RankFigures, chunk: list[StepRecord]) -> None:
-    peak = max(chunk, key=attrgetter("device_peak_bytes"))
-    if peak.device_peak_bytes > figures.peak_bytes:
-        figures.peak_bytes, figures.peak_step = peak.device_peak_bytes, peak.step
-    figures.on_gpu = figures.on_gpu or peak.peak_reserved_bytes is not None
+def _add_memory(figures: RankFigures, part: Columns) -> None:
+    """As StepRecord.device_peak_bytes and StepRecord.memory_bytes have it."""
+    reserved, rss = part["peak_reserved_bytes"], part["rss_bytes"]
+    on_gpu = ~np.isnan(reserved)
+    host_bytes = np.where(np.nan_to_num(part["peak_rss_bytes"]) > 0, part["peak_rss_bytes"], rss)
+    peaks = np.nan_to_num(np.where(on_gpu, np.fmax(reserved, part["nvml_used_bytes"]), host_bytes))
+    place = int(peaks.argmax())
+    if peaks[place] > figures.peak_bytes:
+        figures.peak_bytes, figures.peak_step = int(peaks[place]), int(part.steps[place])
+        figures.peak_parts = {name: int(part[name][place]) for name in PEAK_PARTS if not np.isnan(part[name][place])}
+    figures.on_gpu = figures.on_gpu or bool(on_gpu.any())
+    part.values["memory_bytes"] = np.where(on_gpu, reserved, rss)
     for name in MAXIMA:
-        known = [value for value in map(attrgetter(name), chunk) if value is not None]
-        if known:
-            setattr(figures, name, max(*known, getattr(figures, name) or 0))
+        greatest = np.fmax.reduce(part[name])
+        if not np.isnan(greatest):
+            setattr(figures, name, max(int(greatest), getattr(figures, name) or 0))
 
 
-def _add_clips(figures: RankFigures, chunk: list[StepRecord]) -> None:
-    figures.num_clips += sum(record.num_clips for record in chunk)
-    figures.num_substitutes += sum(record.num_substitutes for record in chunk)
-    figures.num_bad_clips += sum(record.num_bad_clips for record in chunk)
-    steps = [record.step for record in chunk if record.loss is not None and not math.isfinite(record.loss)]
-    if steps and figures.first_not_finite_step is None:
-        figures.first_not_finite_step = steps[0]
-    figures.num_not_finite += len(steps)
+def _add_clips(figures: RankFigures, part: Columns) -> None:
+    figures.num_clips += int(part["num_clips"].sum())
+    figures.num_substitutes += int(part["num_substitutes"].sum())
+    figures.num_bad_clips += int(part["num_bad_clips"].sum())
+    lost = part.steps[part.lost]
+    if len(lost) and figures.first_not_finite_step is None:
+        figures.first_not_finite_step = int(lost[0])
+    figures.num_not_finite += len(lost)
 
 
-def _add_times(figures: RankFigures, chunk: list[StepRecord]) -> None:
+def _add_times(figures: RankFigures, part: Columns, *, first_step: int) -> tuple[np.ndarray, ...]:
+    part = part.select(part.steps >= first_step) if part.steps[0] < first_step else part
     for phase in figures.phase_seconds:
-        figures.phase_seconds[phase] += sum(map(attrgetter(f"{phase}_seconds"), chunk))
-    figures.steps.extend(map(attrgetter("step"), chunk))
-    figures.seconds.extend(map(attrgetter("total_seconds"), chunk))
-    figures.clips.extend(map(attrgetter("num_clips"), chunk))
-    metered = [record for record in chunk if record.nvml_power_watts is not None]
-    figures.joules += sum(record.nvml_power_watts * record.total_seconds for record in metered)
-    figures.num_metered_clips += sum(record.num_clips for record in metered)
+        figures.phase_seconds[phase] += float(part[f"{phase}_seconds"].sum())
+    # Records of schema 1 have the power only.
+    joules = np.where(np.isnan(part["joules"]), part["nvml_power_watts"] * part["total_seconds"], part["joules"])
+    metered = ~np.isnan(joules)
+    figures.joules += float(joules[metered].sum())
+    figures.num_metered_clips += int(part["num_clips"][metered].sum())
+    return part.steps, part["total_seconds"], part["data_seconds"] + part["forward_seconds"], part["num_clips"]

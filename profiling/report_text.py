@@ -1,15 +1,16 @@
-"""A report in words (label and text, for the console and the page alike) and in JSON (for machines)."""
+"""A report in words: label and text, for the console and the page alike."""
 
 from __future__ import annotations
 
 import textwrap
-from dataclasses import asdict
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 from report_figures import Figures
+from report_memory import compare_with_plan, list_kinds
+from report_words import count, format_flops, format_hours
 
-from mats_ds.metering.budget import Budget, Verdict, format_bytes
-from mats_ds.metering.records import SCHEMA
+from mats_ds.metering.budget import Verdict, format_bytes
+from mats_ds.metering.peaks import MEASURED
 
 WIDTH = 110
 LABEL_WIDTH = 18
@@ -48,7 +49,7 @@ def describe(figures: Figures) -> list[Row]:
     batch = f"{ranks} x {clips} x {info.accumulation} accumulated = {info.global_batch} a step"
     length = f"step {figures.span.last_step} of {info.total_steps}, epoch {_last_epoch(figures)}; {figures.num_clips} clips"
     if figures.hours is not None:
-        length += f"; {_format_hours(figures.hours)} for the whole run at this pace"
+        length += f"; {format_hours(figures.hours)} for the whole run at this pace"
     rows = [
         Row("run", f"{info.recipe_name} on {info.world_size} x {info.device_name}, data {info.data_name or 'not named'}"),
         Row("model", f"{info.model_name}, {info.num_parameters / 1e6:.1f} M parameters, {info.precision}; {batch}"),
@@ -62,12 +63,16 @@ def describe(figures: Figures) -> list[Row]:
         Row("forward pass", _describe_forward(figures)),
         Row("training", _describe_training(figures)),
         Row("achieved", describe_achieved(figures)),
-        Row(f"ZeRO stage {info.zero_stage}", _describe_static(figures)),
+        Row(f"ZeRO stage {info.zero_stage}", _describe_kinds(figures)),
         Row("bad videos", describe_bad_videos(figures)),
         Row("versions", ", ".join(f"{name} {version}" for name, version in info.versions.items()) or "not recorded"),
     ]
     if figures.joules_per_clip is not None:
-        rows.insert(-3, Row("energy", f"{figures.joules_per_clip:.1f} J a clip, of the cards alone"))
+        rows.insert(-3, Row("energy", describe_energy(figures)))
+    if figures.balance is not None:
+        rows.insert(8, Row("balance", figures.balance.text))
+    if figures.plan is not None:
+        rows.insert(-2, Row("planned", _describe_plan(figures)))
     return rows + [Row("note", text) for text in list_notes(figures)]
 
 
@@ -93,10 +98,18 @@ def describe_achieved(figures: Figures) -> str:
     if figures.model_flops_per_second is None:
         return "not known: no step was timed, or the model's FLOPs were not recorded"
     text = f"{format_flops(figures.model_flops_per_second)}/s of model FLOPs a rank"
-    name, peak = figures.run.info.device_name, figures.peak_flops_per_second
-    if figures.model_flops_utilization is not None and peak is not None:
-        return f"{text}, {100 * figures.model_flops_utilization:.1f}% of the dense bf16 peak of {format_flops(peak)}/s (MFU)"
-    return f"{text}; no MFU, as {f'the peak of {name} is not known here' if figures.on_gpu else 'this was a run on a CPU'}"
+    mfu, hfu, peak = figures.model_flops_utilization, figures.hardware_flops_utilization, figures.peak
+    if mfu is None or hfu is None or peak is None:
+        name = figures.run.info.device_name
+        return f"{text}; no MFU, as {f'the peak of {name} is not known here' if figures.on_gpu else 'this was a run on a CPU'}"
+    whose = "bf16 rate of one large product, measured on this card," if peak.source == MEASURED else "dense bf16 peak"
+    again = f"; {100 * hfu:.1f}% with what is computed twice (HFU)" if hfu > mfu else ""
+    return f"{text}, {100 * mfu:.1f}% of the {whose} of {format_flops(peak.flops_per_second)}/s (MFU){again}"
+
+
+def describe_energy(figures: Figures) -> str:
+    text = f"{figures.joules_per_clip:.3g} J a clip, of the cards alone"
+    return text if figures.watts is None else f"{text}, {figures.watts:.0f} W a card on average"
 
 
 def describe_bad_videos(figures: Figures) -> str:
@@ -122,6 +135,9 @@ def list_notes(figures: Figures) -> list[str]:
     if num_unreadable:
         named = [text for rank in figures.ranks for text in rank.unreadable][:3]
         notes.append(f"{count(num_unreadable, 'unreadable line')} left out: {'; '.join(named)}")
+    if figures.outcome is not None and figures.outcome.advice:
+        where = f"; the allocator's state is in {figures.outcome.snapshot}" if figures.outcome.snapshot else ""
+        notes.append(f"rank {figures.outcome.rank} ran out of memory: {figures.outcome.advice}{where}")
     num_ooms = max((rank.num_ooms or 0 for rank in figures.ranks), default=0)
     num_retries = max((rank.num_alloc_retries or 0 for rank in figures.ranks), default=0)
     if num_ooms or num_retries:
@@ -130,58 +146,6 @@ def list_notes(figures: Figures) -> list[str]:
             "memory is too tight, lower the micro-batch or recompute more blocks"
         )
     return notes
-
-
-def to_json(figures: Figures, budget: Budget, verdict: Verdict) -> dict[str, Any]:
-    """The report for machines: plain numbers in the units that their names tell, null where not measured."""
-    first_loss, last_loss = figures.losses
-    info = figures.run.info
-    return {
-        "schema": SCHEMA,
-        "passed": verdict.passed,
-        "headline": verdict.headline,
-        "checks": [asdict(check) for check in verdict.checks],
-        "budget": asdict(budget),
-        "run": asdict(info),
-        "parts": [asdict(part) for part in figures.run.parts],
-        "outcome": None if figures.outcome is None else asdict(figures.outcome),
-        "missing": list(figures.missing),
-        "num_ranks": len(figures.ranks),
-        "first_step": figures.span.first_step,
-        "last_step": figures.span.last_step,
-        "num_warmup_steps": figures.span.num_warmup_steps,
-        "num_clips": figures.num_clips,
-        "memory_kind": figures.memory_name,
-        "peak_memory_bytes": figures.worst_rank.peak_bytes,
-        "peak_memory_rank": figures.worst_rank.rank,
-        "peak_memory_step": figures.worst_rank.peak_step,
-        "loss_first": first_loss,
-        "loss_last": last_loss,
-        "num_steps_loss_not_finite": figures.num_not_finite,
-        "clips_per_second": figures.clips_per_second,
-        "step_seconds_median": figures.step_seconds,
-        "step_seconds_mean": figures.mean_step_seconds,
-        "phase_shares": figures.phase_shares,
-        "forward_gmacs_per_clip": info.forward_macs_per_clip / 1e9,
-        "model_flops_per_second_per_rank": figures.model_flops_per_second,
-        "peak_flops_per_second": figures.peak_flops_per_second,
-        "model_flops_utilization": figures.model_flops_utilization,
-        "joules_per_clip": figures.joules_per_clip,
-        "hours_projected": figures.hours,
-        "num_bad_clips": figures.num_bad_clips,
-        "num_substitutes": figures.num_substitutes,
-        "bad_videos": [asdict(video) for video in figures.bad_videos],
-        "ranks": [_rank_to_json(rank) for rank in figures.ranks],
-        "notes": list_notes(figures),
-    }
-
-
-def _rank_to_json(rank: Any) -> dict[str, Any]:
-    names = (
-        "rank num_records peak_bytes peak_step peak_allocated_bytes peak_reserved_bytes nvml_used_bytes peak_rss_bytes "
-        "num_alloc_retries num_ooms num_clips num_substitutes num_bad_clips waiting_share num_superseded num_unreadable"
-    )
-    return {name: getattr(rank, name) for name in names.split()}
 
 
 def _describe_memory(figures: Figures) -> str:
@@ -225,29 +189,21 @@ def _describe_training(figures: Figures) -> str:
     return f"{format_flops(model)} of model FLOPs a clip (forward and backward); hardware {format_flops(hardware)}{again}"
 
 
-def _describe_static(figures: Figures) -> str:
-    sizes = figures.run.info.static_bytes
-    if not sizes:
+def _describe_kinds(figures: Figures) -> str:
+    kinds = list_kinds(figures)
+    if not kinds:
         return "static bytes were not recorded"
-    parts = ", ".join(f"{name} {format_bytes(size)}" for name, size in sizes.items())
-    return f"{format_bytes(sum(sizes.values()))} a rank are static: {parts}"
+    parts = ", ".join(f"{name} {format_bytes(size)}" for _, name, size in kinds)
+    if not figures.memory_kinds:
+        return f"{format_bytes(sum(size for _, _, size in kinds))} a rank are static: {parts}"
+    return f"rank {figures.worst_rank.rank} at its peak: {parts}"
+
+
+def _describe_plan(figures: Figures) -> str:
+    pairs = [pair for pair in compare_with_plan(figures) if pair.ratio is not None]
+    told = [f"{pair.name} {pair.planned_text}, measured {pair.measured_text} ({pair.ratio_text} x)" for pair in pairs]
+    return "; ".join(told) or "nothing of the plan could be measured"
 
 
 def _last_epoch(figures: Figures) -> int:
-    return max(rank.last.epoch for rank in figures.ranks if rank.last)
-
-
-def _format_hours(hours: float) -> str:
-    if hours < 1 / 60:
-        return f"{3600 * hours:.0f} s"
-    return f"{60 * hours:.0f} min" if hours < 1 else f"{hours:.1f} h"
-
-
-def format_flops(flops: float) -> str:
-    """FLOPs for people: "120 GFLOP", "3.25 TFLOP"."""
-    return f"{flops / 1e12:.4g} TFLOP" if flops >= 1e12 else f"{flops / 1e9:.4g} GFLOP"
-
-
-def count(number: int, noun: str) -> str:
-    """ "1 step", "3 steps"."""
-    return f"{number} {noun}{'' if number == 1 else 's'}"
+    return max(rank.last_epoch for rank in figures.ranks)

@@ -13,6 +13,7 @@ from pathlib import Path
 from mats_ds.metering.run_files import FINISHED
 
 GIB = 2**30
+SILENCE_SECONDS, SILENT_STEPS = 600, 20  # a checkpoint or an evaluation may take that long
 
 
 @dataclass(frozen=True)
@@ -30,8 +31,8 @@ class Budget:
 @dataclass(frozen=True)
 class Measured:
     """What is judged. `memory_bytes` is the peak of the rank that used most. `missing` says in words which ranks or steps
-    have no record. `outcome` None: the run has not ended, or was killed. `hours` are of the whole run, projected where it
-    is not over. None elsewhere: not measured."""
+    have no record. `outcome` None: the run has not ended, or was killed; `silent_seconds` is how old its last record is.
+    `hours` are of the whole run, projected where it is not over. None elsewhere: not measured."""
 
     num_ranks: int
     num_steps: int
@@ -43,6 +44,10 @@ class Measured:
     last_loss_is_finite: bool = True
     hours: float | None = None
     joules_per_clip: float | None = None
+    outcome_rank: int = 0
+    last_step: int | None = None
+    silent_seconds: float | None = None
+    step_seconds: float | None = None
 
 
 @dataclass(frozen=True)
@@ -144,10 +149,26 @@ def _judge_records(measured: Measured) -> Check:
 
 def _judge_outcome(measured: Measured) -> Check:
     if measured.outcome is None:
-        return Check("outcome", False, "the run has not ended: it is still going on, or was killed")
+        return Check("outcome", False, _describe_silence(measured))
     if measured.outcome == FINISHED:
         return Check("outcome", True, "the run finished")
-    return Check("outcome", False, f"the run stopped early: {measured.outcome.strip().splitlines()[0]}")
+    rank = f" on rank {measured.outcome_rank}" if measured.outcome_rank else ""
+    step = "" if measured.last_step is None else f" after step {measured.last_step}"
+    why = (measured.outcome.strip().splitlines() or ["no reason was told"])[0]
+    return Check("outcome", False, f"the run stopped early{rank}{step}: {why}")
+
+
+def _describe_silence(measured: Measured) -> str:
+    """A run without an outcome writes a record a step; one that has long been silent does not run any more."""
+    silent_seconds = measured.silent_seconds
+    if silent_seconds is None:
+        return "the run has not ended: it is still going on, or was killed"
+    age = f"{silent_seconds:.0f} s" if silent_seconds < 120 else f"{silent_seconds / 60:.0f} min"
+    age = age if silent_seconds < 7200 else f"{silent_seconds / 3600:.1f} h"
+    record = "its last record" + ("" if measured.last_step is None else f", of step {measured.last_step},") + f" is {age} old"
+    if silent_seconds > SILENCE_SECONDS + SILENT_STEPS * (measured.step_seconds or 0):
+        return f"the run did not end by itself: it was killed or hangs; {record}"
+    return f"the run has not ended: it is still going on, or was killed; {record}"
 
 
 def _judge_limit(name: str, figure: float | None, limit: float, why_not: str) -> Check:

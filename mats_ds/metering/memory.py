@@ -1,7 +1,6 @@
-"""How much memory a rank uses: torch's allocator, the device as NVML sees it, and the host process. The only user of pynvml.
+"""How much memory a rank uses: torch's allocator, the card as the driver sees it, and the host process.
 
-Reading never waits for the device: torch's figures are kept by the allocator on the host. NVML answers in about a
-millisecond, so it is asked at most once a second, and less often where it is slower: never more than NVML_SHARE of the time.
+Reading never waits for the device: torch's figures are kept by the allocator on the host, the driver's are of its latest sample.
 """
 
 from __future__ import annotations
@@ -9,22 +8,22 @@ from __future__ import annotations
 import resource
 import sys
 import time
-from contextlib import suppress
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
+
+from mats_ds.metering.nvml import NvmlDevice, NvmlSampler
 
 if TYPE_CHECKING:
     import torch
 
-NVML_SHARE = 0.005
 _STATUS = Path("/proc/self/status")
 
 
 @dataclass(frozen=True)
 class MemoryReading:
     """One reading. Torch's figures are of the current device and None on a CPU (where torch would say 0); peaks are since
-    `reset_peak`. `nvml_*` are the latest sample of the whole device, None without a driver. `rss_bytes` is this process."""
+    `reset_peak`. `nvml_*` are the latest sample of the whole card, None without a driver. `rss_bytes` is this process."""
 
     peak_allocated_bytes: int | None = None
     peak_reserved_bytes: int | None = None
@@ -37,6 +36,8 @@ class MemoryReading:
     nvml_power_watts: float | None = None
     rss_bytes: int | None = None
     peak_rss_bytes: int | None = None
+    peak_active_bytes: int | None = None
+    peak_inactive_bytes: int | None = None
 
 
 class DeviceMeter:
@@ -45,18 +46,16 @@ class DeviceMeter:
     def __init__(self, device: torch.device, *, nvml_interval_seconds: float = 1.0) -> None:
         self._device = device
         self._cuda = device.type == "cuda"
-        self._nvml = None
+        self._sampler: NvmlSampler | None = None
         if self._cuda:
             import torch
 
-            self._nvml = _NvmlDevice.find(torch.cuda.get_device_properties(device))
-        self._interval_seconds = nvml_interval_seconds
-        self._next_sample = 0.0
-        self._sample = MemoryReading()
+            found = NvmlDevice.find(torch.cuda.get_device_properties(device))
+            self._sampler = None if found is None else NvmlSampler(found, interval_seconds=nvml_interval_seconds)
 
     @property
     def has_nvml(self) -> bool:
-        return self._nvml is not None
+        return self._sampler is not None
 
     def reset_peak(self) -> None:
         """Begin a new peak of torch's allocator. (A process's peak RSS is of its whole life.)"""
@@ -66,62 +65,25 @@ class DeviceMeter:
             torch.cuda.reset_peak_memory_stats(self._device)
 
     def read(self) -> MemoryReading:
-        """All figures now, NVML's as of its latest sample."""
-        now = time.monotonic()
-        if self._nvml is not None and now >= self._next_sample:
-            self._sample = self._nvml.sample()
-            done = time.monotonic()
-            self._next_sample = done + max(self._interval_seconds, (done - now) / NVML_SHARE)
-        reading = replace(self._sample, **_read_rss())
-        return replace(reading, **_read_allocator(self._device)) if self._cuda else reading
+        """All figures now, the driver's as of its latest sample."""
+        figures: dict[str, int | float | None] = _read_rss()
+        if self._cuda:
+            figures |= _read_allocator(self._device)
+        if self._sampler is not None:
+            sample = self._sampler.latest
+            figures["nvml_used_bytes"] = sample.used_bytes
+            figures["nvml_utilization_percent"] = sample.utilization_percent
+            figures["nvml_power_watts"] = sample.power_watts
+        return MemoryReading(**figures)
 
+    def read_joules(self) -> float | None:
+        """Energy of the card since the meter was made; None where the driver tells none."""
+        return None if self._sampler is None else self._sampler.energy.read(time.monotonic())
 
-class _NvmlDevice:
-    """The NVML handle of the device that torch uses, whatever CUDA_VISIBLE_DEVICES renumbers."""
-
-    def __init__(self, pynvml: Any, handle: Any) -> None:
-        self._pynvml = pynvml
-        self._handle = handle
-
-    @classmethod
-    def find(cls, properties: Any) -> _NvmlDevice | None:
-        """The device with these torch properties; None without the package, the driver, or a device that matches."""
-        try:
-            import pynvml
-        except ImportError:
-            return None
-        try:
-            pynvml.nvmlInit()
-        except pynvml.NVMLError:
-            return None
-        handle = find_nvml_handle(pynvml, properties)
-        return None if handle is None else cls(pynvml, handle)
-
-    def sample(self) -> MemoryReading:
-        """What the device can tell; a MIG slice, for one, knows no utilisation."""
-        pynvml, handle = self._pynvml, self._handle
-        used_bytes = utilization = power_watts = None
-        with suppress(pynvml.NVMLError):
-            used_bytes = int(pynvml.nvmlDeviceGetMemoryInfo(handle).used)
-        with suppress(pynvml.NVMLError):
-            utilization = float(pynvml.nvmlDeviceGetUtilizationRates(handle).gpu)
-        with suppress(pynvml.NVMLError):
-            power_watts = pynvml.nvmlDeviceGetPowerUsage(handle) / 1e3  # it answers in milliwatts
-        return MemoryReading(nvml_used_bytes=used_bytes, nvml_utilization_percent=utilization, nvml_power_watts=power_watts)
-
-
-def find_nvml_handle(pynvml: Any, properties: Any) -> Any:
-    """NVML's handle of the device with these torch properties: by UUID (MIG slices have their own), else by PCI address."""
-    uuid = getattr(properties, "uuid", None)
-    if uuid is not None:
-        for kind in ("GPU", "MIG"):
-            with suppress(pynvml.NVMLError):
-                return pynvml.nvmlDeviceGetHandleByUUID(f"{kind}-{uuid}")
-    if hasattr(properties, "pci_bus_id"):
-        address = f"{properties.pci_domain_id:08x}:{properties.pci_bus_id:02x}:{properties.pci_device_id:02x}.0"
-        with suppress(pynvml.NVMLError):
-            return pynvml.nvmlDeviceGetHandleByPciBusId(address)
-    return None
+    def close(self) -> None:
+        """End the thread that asks the driver."""
+        if self._sampler is not None:
+            self._sampler.close()
 
 
 def _read_allocator(device: torch.device) -> dict[str, int]:
@@ -138,10 +100,12 @@ def _read_allocator(device: torch.device) -> dict[str, int]:
         "reserved_bytes": reserved["current"],
         "num_alloc_retries": stats["num_alloc_retries"],
         "num_ooms": stats["num_ooms"],
+        "peak_active_bytes": stats["active_bytes"]["all"]["peak"],
+        "peak_inactive_bytes": stats["inactive_split_bytes"]["all"]["peak"],
     }
 
 
-def _read_rss() -> dict[str, int]:
+def _read_rss() -> dict[str, int | float | None]:
     """Resident memory of this process, now and at its peak. Without /proc (not Linux) both are the peak."""
     try:
         lines = _STATUS.read_text().splitlines()

@@ -2,19 +2,24 @@
 
 A killed run may leave a torn line: it is skipped and counted. A resumed run appends: where the step number of a file goes
 back, the later lines supersede the older ones from that step on. So a file is read twice: once for its step numbers only,
-which tells up to which step each stretch of lines counts, then line by line.
+which tells up to which step each stretch of lines counts, then record by record, or many at once as columns of numbers.
 """
 
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from itertools import islice
 from pathlib import Path
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 from mats_ds.metering.records import RECORDS_FOLDER, StepRecord, parse_record
 
+if TYPE_CHECKING:
+    from mats_ds.metering.columns import Columns
+
 NUM_NAMED_UNREADABLE = 10
+LINES_AT_ONCE = 256  # as many as the processor's cache holds: 1024 take a third more time a line
 _STEP = re.compile(rb'"step": ?(\d+)')
 _RANK_FILE = re.compile(r"rank-(\d+)\.jsonl")
 
@@ -47,7 +52,7 @@ class RankReader:
         self._stretches = [_Stretch(*pair) for pair in zip(end_lines, end_steps, strict=True)]
 
     def __iter__(self) -> Iterator[StepRecord]:
-        self.num_superseded, self.num_unreadable, self.unreadable = 0, 0, []
+        self._forget()
         line_number = 0
         with open(self.path, "rb") as file:
             for stretch in self._stretches:
@@ -64,12 +69,38 @@ class RankReader:
                     else:
                         self.num_superseded += 1
 
-    def _complain(self, line_number: int, line: bytes, error: ValueError) -> None:
+    def columns(self, names: Sequence[str]) -> Iterator[Columns]:
+        """The same records, some hundred at a time, as columns of numbers: many times faster than one by one."""
+        from mats_ds.metering.columns import parse_lines
+
+        self._forget()
+        line_number = 0
+        with open(self.path, "rb") as file:
+            for stretch in self._stretches:
+                while line_number < stretch.end_line:
+                    lines = list(islice(file, min(LINES_AT_ONCE, stretch.end_line - line_number)))
+                    for part in parse_lines(lines, names):
+                        if isinstance(part, int):
+                            self._complain(line_number + part + 1, lines[part])
+                            continue
+                        counts = None if stretch.end_step is None else part.steps < stretch.end_step
+                        if counts is None or counts.all():
+                            yield part
+                        else:
+                            self.num_superseded += int((~counts).sum())
+                            yield part.select(counts)
+                    line_number += len(lines)
+
+    def _forget(self) -> None:
+        self.num_superseded, self.num_unreadable, self.unreadable = 0, 0, []
+
+    def _complain(self, line_number: int, line: bytes, error: ValueError | None = None) -> None:
         if not line.strip():
             return
         self.num_unreadable += 1
         if len(self.unreadable) < NUM_NAMED_UNREADABLE:
-            why = str(error) if line.rstrip().endswith(b"}") else "torn: the writer was stopped in the middle of it"
+            torn = not line.rstrip().endswith(b"}")
+            why = "torn: the writer was stopped in the middle of it" if torn else str(error or _find_fault(line))
             self.unreadable.append(f"{self.path.name} line {line_number}: {why}")
 
 
@@ -115,6 +146,14 @@ class RecordReader:
 def read_records(run_dir: str | Path) -> RecordReader:
     """A reader of all records below `run_dir`; a folder without records gives a reader without ranks."""
     return RecordReader(run_dir)
+
+
+def _find_fault(line: bytes) -> str:
+    try:
+        parse_record(line)
+    except ValueError as error:
+        return str(error)
+    return "not a record"
 
 
 def _find_stretches(path: Path) -> tuple[list[tuple[int, int]], int, int | None]:

@@ -2,7 +2,8 @@
 
 It never makes the host wait for a busy device: memory is read when a step's event arrives (the allocator's figures are on
 the host), but loss, gradient norm and phase times of step k are asked for when step k+1 arrives and step k is long done.
-So `latest` is one step behind until the run ends.
+So `latest` is one step behind until the run ends. Where memory runs out, the allocator's state and one line on what to lower
+are left beside the records.
 """
 
 from __future__ import annotations
@@ -13,14 +14,19 @@ import logging
 import os
 import time
 from collections.abc import Iterable
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
 from mats_ds.clips import BadClip
 from mats_ds.events import RunInfo, StepEvent
+from mats_ds.metering.advice import advise_on_memory, is_out_of_memory
 from mats_ds.metering.memory import DeviceMeter, MemoryReading
+from mats_ds.metering.memory_kinds import left_for_activations, split_peak
+from mats_ds.metering.peaks import settle_peak
 from mats_ds.metering.records import SCHEMA, RecordWriter, StepRecord
-from mats_ds.metering.run_files import Outcome, write_outcome, write_run
+from mats_ds.metering.run_files import FINISHED, Outcome, write_outcome, write_run
+from mats_ds.metering.snapshots import dump_snapshot
 
 if TYPE_CHECKING:
     import torch
@@ -35,6 +41,7 @@ class _Pending(NamedTuple):
 
     event: StepEvent
     memory: MemoryReading
+    joules: float | None
     unix_seconds: float
     num_bad_clips_total: int
 
@@ -49,15 +56,21 @@ class Recorder:
     def __init__(self, run_dir: str | Path, device: torch.device, *, nvml_interval_seconds: float = 1.0) -> None:
         self.latest: StepRecord | None = None
         self._run_dir = Path(run_dir)
+        self._device = device
         self._meter = DeviceMeter(device, nvml_interval_seconds=nvml_interval_seconds)
         self._run: RunInfo | None = None
         self._writer: RecordWriter | None = None
         self._pending: _Pending | None = None
+        self._joules_before: float | None = None
         self._num_bad_clips_total = 0
+
+    def memory(self) -> tuple[int, str] | None:
+        """The newest memory figure, (bytes, what it is); None before there is one."""
+        return (self.latest.memory_bytes, self.latest.memory_name) if self.latest else None
 
     def on_start(self, run: RunInfo) -> None:
         """Open this rank's file; rank 0 writes run.json."""
-        self._run = run
+        self._run = run = _add_card(run, self._device)
         self._run_dir.mkdir(parents=True, exist_ok=True)
         if run.rank == 0:
             write_run(self._run_dir, run)
@@ -66,30 +79,41 @@ class Recorder:
                     file.write(",".join(BAD_CLIPS_COLUMNS) + "\n")
         self._writer = RecordWriter(self._run_dir, rank=run.rank)
         self._num_bad_clips_total = _count_bad_clips(self._run_dir, rank=run.rank, up_to_step=run.first_step)
+        self._joules_before = self._meter.read_joules()
         self._meter.reset_peak()
 
     def on_step(self, event: StepEvent) -> None:
-        """Read this step's memory, write the record of the step before."""
+        """Read this step's memory and energy, write the record of the step before."""
         assert self._run is not None, "on_start comes before on_step"
-        memory = self._meter.read()
+        memory, joules = self._meter.read(), self._meter.read_joules()
         self._meter.reset_peak()
         if event.bad_clips:
             self._num_bad_clips_total += len(event.bad_clips)
             _append_bad_clips(self._run_dir, event.bad_clips, rank=self._run.rank, step=event.step)
         self._write_pending()
-        self._pending = _Pending(event, memory, time.time(), self._num_bad_clips_total)
+        spent = None if joules is None or self._joules_before is None else joules - self._joules_before
+        self._joules_before = joules
+        self._pending = _Pending(event, memory, spent, time.time(), self._num_bad_clips_total)
 
     def on_end(self, outcome: str) -> None:
-        """Write the last step's record, close the file; rank 0 writes outcome.json."""
+        """Write the last step's record, close the file; rank 0, and every rank that failed, writes its outcome."""
         assert self._run is not None, "on_start comes before on_end"
+        rank, advice, snapshot = self._run.rank, "", ""
+        if is_out_of_memory(outcome):
+            snapshot = dump_snapshot(self._run_dir, self._device, rank=rank)
+            advice = advise_on_memory(self._run, _last_peak(self._run, self._pending))
         try:
             self._write_pending()
         except RuntimeError as error:  # a device that failed cannot tell the last step's loss; the outcome still counts
             _log.warning("the last step could not be recorded: %s", error)
         self._writer.close()
-        if self._run.rank == 0:
+        self._meter.close()
+        if rank == 0 or outcome != FINISHED:
             last_step = None if self.latest is None else self.latest.step
-            write_outcome(self._run_dir, Outcome(outcome, last_step, time.time()))
+            write_outcome(self._run_dir, Outcome(outcome, last_step, time.time(), rank, advice, snapshot))
+        if advice:
+            where = f"; the allocator's state is in {snapshot}" if snapshot else ""
+            _log.error("rank %d ran out of memory after step %s: %s%s", rank, self.latest and self.latest.step, advice, where)
 
     def _write_pending(self) -> None:
         pending, self._pending = self._pending, None
@@ -98,11 +122,46 @@ class Recorder:
             self._writer.append(self.latest)
 
 
+def _add_card(run: RunInfo, device: torch.device) -> RunInfo:
+    """What the recorder knows of the card: its memory and its peak."""
+    if device.type != "cuda":
+        return run
+    import torch
+
+    peak = settle_peak(device, run.device_name)
+    return replace(
+        run,
+        device_memory_bytes=torch.cuda.get_device_properties(device).total_memory,
+        peak_flops=None if peak is None else peak.flops_per_second,
+        peak_source="" if peak is None else peak.source,
+    )
+
+
+def _last_peak(run: RunInfo, pending: _Pending | None) -> dict[str, int]:
+    """Memory by kind at the last step's peak; empty before the first step and on a CPU."""
+    if pending is None or pending.memory.peak_allocated_bytes is None:
+        return {}
+    return split_peak(
+        run.static_bytes,
+        peak_allocated_bytes=pending.memory.peak_allocated_bytes,
+        peak_reserved_bytes=pending.memory.peak_reserved_bytes,
+        clip_bytes=pending.event.clip_bytes or 0,
+        used_bytes=pending.memory.nvml_used_bytes,
+    )
+
+
 def _build_record(pending: _Pending, run: RunInfo) -> StepRecord:
     """The record of a finished step: here the device is asked."""
     event, memory = pending.event, pending.memory
     seconds = event.times.seconds()
     total_seconds = seconds["total"]
+    model_flops, hardware_flops = (event.num_clips * each for each in (run.model_flops_per_clip, run.hardware_flops_per_clip))
+    flops_at_peak = (run.peak_flops or 0.0) * total_seconds
+    activation_bytes = None
+    if memory.peak_allocated_bytes is not None:
+        activation_bytes = left_for_activations(
+            run.static_bytes, peak_allocated_bytes=memory.peak_allocated_bytes, clip_bytes=event.clip_bytes or 0
+        )
     return StepRecord(
         schema=SCHEMA,
         step=event.step,
@@ -126,8 +185,13 @@ def _build_record(pending: _Pending, run: RunInfo) -> StepRecord:
         visible=run.visible,
         targets=run.targets,
         num_tokens=run.num_tokens,
-        model_flops=event.num_clips * run.model_flops_per_clip,
-        hardware_flops=event.num_clips * run.hardware_flops_per_clip,
+        model_flops=model_flops,
+        hardware_flops=hardware_flops,
+        clip_bytes=event.clip_bytes,
+        activation_bytes=activation_bytes,
+        joules=pending.joules,
+        mfu=model_flops / flops_at_peak if flops_at_peak > 0 else None,
+        hfu=hardware_flops / flops_at_peak if flops_at_peak > 0 else None,
         **vars(memory),
     )
 

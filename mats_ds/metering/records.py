@@ -12,7 +12,8 @@ import math
 from dataclasses import dataclass, fields
 from pathlib import Path
 
-SCHEMA = 1
+MAY_BE_NON_FINITE = ("loss", "learning_rate", "grad_norm")
+SCHEMA = 2  # 2 added the fields after peak_rss_bytes, all of which may be missing; older records still read
 RECORDS_FOLDER = "records"
 
 
@@ -20,10 +21,13 @@ RECORDS_FOLDER = "records"
 class StepRecord:
     """What one rank did in one optimizer step. None: not measured, for example every GPU figure of a run on a CPU.
 
-    Peaks marked `peak_*allocated` and `peak_*reserved` are of this step alone (torch's allocator); `peak_rss_bytes` is of
-    the whole process so far. `nvml_*` are the device's latest sample, at most about a second old, and count every process
-    on it. `kept`, `visible` and `targets` are tokens of one clip out of `num_tokens`. FLOPs are of this rank's clips of the
-    step, forward and backward; hardware FLOPs include what is computed twice to save memory.
+    Peaks of torch's allocator (`peak_*`) are of this step alone; `peak_rss_bytes` is of the whole process so far. `nvml_*`
+    are the device's latest sample, at most about a second old, and count every process on it. `kept`, `visible` and
+    `targets` are tokens of one clip out of `num_tokens`. FLOPs are of this rank's clips of the step, forward and backward;
+    hardware FLOPs include what is computed twice to save memory. `mfu` and `hfu` are model and hardware FLOP/s over the
+    card's peak. `joules` are the card's since the record before. `peak_active_bytes` adds to the allocated ones what is
+    freed but still in use by another stream; `peak_inactive_bytes` are free pieces that a part of their block in use keeps
+    from being given back (fragmentation). `activation_bytes` is the allocated peak less what is static and the clips.
     """
 
     schema: int
@@ -61,6 +65,13 @@ class StepRecord:
     nvml_power_watts: float | None = None
     rss_bytes: int | None = None
     peak_rss_bytes: int | None = None
+    peak_active_bytes: int | None = None
+    peak_inactive_bytes: int | None = None
+    clip_bytes: int | None = None
+    activation_bytes: int | None = None
+    joules: float | None = None
+    mfu: float | None = None
+    hfu: float | None = None
 
     @property
     def memory_bytes(self) -> int:
@@ -90,7 +101,8 @@ _JSON_TYPES = {
 _DECODER = json.JSONDecoder()
 _NAMES = tuple(field.name for field in fields(StepRecord))
 _TYPES = tuple(_JSON_TYPES[str(field.type)] for field in fields(StepRecord))
-_MAY_BE_NON_FINITE = tuple(_NAMES.index(name) for name in ("loss", "learning_rate", "grad_norm"))
+_ROUNDED = frozenset(name for name in _NAMES if name.endswith(("_seconds", "_per_second")) or name in ("joules", "mfu", "hfu"))
+_NON_FINITE_PLACES = tuple(_NAMES.index(name) for name in MAY_BE_NON_FINITE)
 
 
 def dump_record(record: StepRecord) -> str:
@@ -98,7 +110,7 @@ def dump_record(record: StepRecord) -> str:
     tree = {name: getattr(record, name) for name in _NAMES}
     for name, value in tree.items():
         if isinstance(value, float):
-            tree[name] = round(value, 6) if name.endswith(("_seconds", "_per_second")) else value
+            tree[name] = round(value, 6) if name in _ROUNDED else value
             if not math.isfinite(value):
                 tree[name] = str(value)
     return json.dumps(tree, separators=(",", ":"), allow_nan=False)
@@ -118,7 +130,7 @@ def parse_record(line: str | bytes) -> StepRecord:
     values = list(map(tree.get, _NAMES))
     if isinstance(values[0], int) and values[0] > SCHEMA:
         raise ValueError(f"schema {values[0]}, but this version reads up to {SCHEMA}: update mats_ds")
-    for place in _MAY_BE_NON_FINITE:
+    for place in _NON_FINITE_PLACES:
         if isinstance(values[place], str):
             values[place] = float(values[place])
     if not all(map(isinstance, values, _TYPES)):

@@ -1,7 +1,8 @@
 """The small files of a run folder beside the records: run.json (what the run is) and outcome.json (how it ended).
 
 run.json holds the RunInfo of rank 0 for the newest part of the run and the list of all parts: a resumed run adds a part.
-outcome.json appears when the run ends and goes away when it is resumed, so a run without it is going on or was killed.
+outcome.json appears when the run ends and goes away when it is resumed, so a run without it is going on or was killed. A rank
+other than 0 that fails writes an outcome of its own, outcome-rank-00003.json: rank 0 may be killed before it can tell.
 """
 
 from __future__ import annotations
@@ -48,11 +49,16 @@ class RunFile:
 
 @dataclass(frozen=True)
 class Outcome:
-    """How a run ended: "finished", or the reason why it stopped early. `last_step` is None where no step was done."""
+    """How a run ended on `rank`: "finished", or the reason why it stopped early. `last_step` is None where no step was done.
+    Where memory ran out, `advice` says what to lower, and `snapshot` is the file with the allocator's state ("" without one).
+    """
 
     outcome: str
     last_step: int | None
     unix_seconds: float
+    rank: int = 0
+    advice: str = ""
+    snapshot: str = ""
 
 
 def write_run(run_dir: str | Path, info: RunInfo) -> RunFile:
@@ -64,8 +70,9 @@ def write_run(run_dir: str | Path, info: RunInfo) -> RunFile:
         parts = ()
     part = RunPart(info.first_step + 1, info.world_size, info.started, info.command)
     run = RunFile(info, (*parts, part))
-    _write_atomically(path, {"schema": SCHEMA, **asdict(info), "parts": [asdict(each) for each in run.parts]})
-    (Path(run_dir) / OUTCOME_FILE).unlink(missing_ok=True)
+    write_atomically(path, {"schema": SCHEMA, **asdict(info), "parts": [asdict(each) for each in run.parts]})
+    for path in _outcome_files(run_dir):
+        path.unlink(missing_ok=True)
     return run
 
 
@@ -75,28 +82,37 @@ def read_run(run_dir: str | Path) -> RunFile:
     Raises ValueError where there is none or where it cannot be read.
     """
     path = Path(run_dir) / RUN_FILE
-    tree = _read_object(path)
+    tree = read_object(path)
     return RunFile(
-        info=_build(RunInfo, tree, path),
-        parts=tuple(_build(RunPart, part, path) for part in tree.get("parts", ())),
+        info=build_from(RunInfo, tree, path),
+        parts=tuple(build_from(RunPart, part, path) for part in tree.get("parts", ())),
     )
 
 
 def write_outcome(run_dir: str | Path, outcome: Outcome) -> None:
-    """Write outcome.json."""
-    _write_atomically(Path(run_dir) / OUTCOME_FILE, {"schema": SCHEMA, **asdict(outcome)})
+    """Write the outcome of a rank: outcome.json for rank 0."""
+    name = f"outcome-rank-{outcome.rank:05d}.json" if outcome.rank else OUTCOME_FILE
+    write_atomically(Path(run_dir) / name, {"schema": SCHEMA, **asdict(outcome)})
 
 
 def read_outcome(run_dir: str | Path) -> Outcome | None:
-    """How the run ended; None while it goes on, or where it was killed.
+    """How the run ended; of several ranks that failed, the first, which took the others down. None while it goes on, or where
+    it was killed.
 
-    Raises ValueError where the file cannot be read.
+    Raises ValueError where a file cannot be read.
     """
-    path = Path(run_dir) / OUTCOME_FILE
-    return _build(Outcome, _read_object(path), path) if path.exists() else None
+    outcomes = [build_from(Outcome, read_object(path), path) for path in _outcome_files(run_dir)]
+    failed = [outcome for outcome in outcomes if outcome.outcome != FINISHED]
+    finished = [outcome for outcome in outcomes if outcome.rank == 0 and outcome.outcome == FINISHED]
+    return finished[0] if finished else min(failed, key=lambda outcome: outcome.unix_seconds, default=None)
 
 
-def _write_atomically(path: Path, tree: dict[str, Any]) -> None:
+def _outcome_files(run_dir: str | Path) -> list[Path]:
+    folder = Path(run_dir)
+    return [path for path in (folder / OUTCOME_FILE, *sorted(folder.glob("outcome-rank-*.json"))) if path.exists()]
+
+
+def write_atomically(path: Path, tree: dict[str, Any]) -> None:
     """A reader sees the old file or the new one, never half of one."""
     path.parent.mkdir(parents=True, exist_ok=True)
     aside = path.with_name(path.name + ".tmp")
@@ -108,7 +124,8 @@ def _write_atomically(path: Path, tree: dict[str, Any]) -> None:
     os.replace(aside, path)
 
 
-def _read_object(path: Path) -> dict[str, Any]:
+def read_object(path: Path) -> dict[str, Any]:
+    """The JSON object of a file. Raises ValueError that says what is wrong with it."""
     try:
         tree = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
@@ -120,8 +137,8 @@ def _read_object(path: Path) -> dict[str, Any]:
     return tree
 
 
-def _build(kind: type[Any], tree: Any, path: Path) -> Any:
-    """A dataclass from the keys that it knows."""
+def build_from(kind: type[Any], tree: Any, path: Path) -> Any:
+    """A dataclass from the keys that it knows. Raises ValueError where one that it needs is missing."""
     names = [field.name for field in fields(kind)]
     try:
         return kind(**{name: tree[name] for name in names if name in tree})

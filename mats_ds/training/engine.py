@@ -151,6 +151,7 @@ def static_bytes(engine: Any) -> dict[str, int]:
 
     Weights and the partition of master weights are read off the engine's tensors; moments are two float32 values per element of
     the partition; gradients are one value of the model's type per element that this rank owns; buckets follow the JSON.
+    Kinds that are offloaded begin with `host_`.
     """
     parameters = list(engine.module.parameters())
     element = parameters[0].element_size()
@@ -163,10 +164,11 @@ def static_bytes(engine: Any) -> dict[str, int]:
     buckets = 0
     if stage in (1, 2):
         buckets = engine.zero_reduce_bucket_size() * element * (2 if engine.zero_overlap_comm() else 1)
+    host = "host_" if engine.zero_cpu_offload() else ""
     return {
         "weights": sum(parameter.numel() * parameter.element_size() for parameter in parameters),
         "gradients": (owned if stage >= 2 else total) * element,
-        "master_weights": owned * BYTES_PER_FLOAT32 if partitions else 0,
-        "moments": 2 * owned * BYTES_PER_FLOAT32,
+        f"{host}master_weights": owned * BYTES_PER_FLOAT32 if partitions else 0,
+        f"{host}moments": 2 * owned * BYTES_PER_FLOAT32,
         "buckets": int(min(buckets, 2 * total * element)),
     }

@@ -88,7 +88,7 @@ def _train(engine, batches, run, learning_rate, model_inputs, observers, num_vid
         micro_losses: list[torch.Tensor] = []
         paths: list[tuple[str, ...]] = []
         new_bad: list[BadClip] = []
-        num_clips = num_substitutes = 0
+        num_clips = num_substitutes = clip_bytes = 0
         clock.start()
         for _ in range(run.accumulation):
             batch = next(batches)
@@ -104,6 +104,7 @@ def _train(engine, batches, run, learning_rate, model_inputs, observers, num_vid
             new_bad.extend(batch.bad)
             num_clips += len(batch.paths)
             num_substitutes += batch.num_substitutes
+            clip_bytes = max(clip_bytes, batch.frames_BTHWC.nbytes)
         local_loss = torch.stack(micro_losses).float().mean()
         # full_like fills on the device; a tensor made from a host number would wait for all the work before it
         num_new_bad = torch.full_like(local_loss, len(new_bad))
@@ -123,6 +124,7 @@ def _train(engine, batches, run, learning_rate, model_inputs, observers, num_vid
             times=times,
             bad_clips=tuple(new_bad),
             num_substitutes=num_substitutes,
+            clip_bytes=clip_bytes,
         )
         for observer in observers:
             observer.on_step(event)

@@ -1,18 +1,20 @@
 """The meter on a machine without a GPU, and its NVML half against a stand-in for the driver."""
 
+import time
 import types
 
 import pytest
 import torch
 
-from mats_ds.metering.memory import DeviceMeter, MemoryReading, _NvmlDevice, find_nvml_handle
+from mats_ds.metering.memory import DeviceMeter, MemoryReading
+from mats_ds.metering.nvml import NvmlDevice, NvmlSample, NvmlSampler, find_nvml_handle
 
 
 class NVMLError(Exception):
     pass
 
 
-def make_nvml(*, by_uuid=None, by_address=None, power=True):
+def make_nvml(*, by_uuid=None, by_address=None, power=True, energy=True):
     """A stand-in for pynvml that knows the given devices."""
 
     def look_up(known, key):
@@ -25,6 +27,11 @@ def make_nvml(*, by_uuid=None, by_address=None, power=True):
             raise NVMLError("not supported")
         return 281_500
 
+    def total_energy(handle):
+        if not energy:
+            raise NVMLError("not supported")
+        return 7_250_000
+
     return types.SimpleNamespace(
         NVMLError=NVMLError,
         nvmlDeviceGetHandleByUUID=lambda uuid: look_up(by_uuid, uuid),
@@ -32,6 +39,7 @@ def make_nvml(*, by_uuid=None, by_address=None, power=True):
         nvmlDeviceGetMemoryInfo=lambda handle: types.SimpleNamespace(used=7_000),
         nvmlDeviceGetUtilizationRates=lambda handle: types.SimpleNamespace(gpu=93),
         nvmlDeviceGetPowerUsage=power_usage,
+        nvmlDeviceGetTotalEnergyConsumption=total_energy,
     )
 
 
@@ -71,21 +79,59 @@ def test_a_device_that_nvml_does_not_know_has_no_handle():
 
 
 def test_what_a_device_cannot_tell_is_none():
-    assert _NvmlDevice(make_nvml(), "card").sample().nvml_power_watts == 281.5
-    sample = _NvmlDevice(make_nvml(power=False), "card").sample()
-    assert (sample.nvml_used_bytes, sample.nvml_utilization_percent, sample.nvml_power_watts) == (7_000, 93.0, None)
+    whole = NvmlDevice(make_nvml(), "card").sample()
+    assert (whole.power_watts, whole.joules_total) == (281.5, 7_250.0)
+    part = NvmlDevice(make_nvml(power=False, energy=False), "card").sample()
+    assert (part.used_bytes, part.utilization_percent, part.power_watts, part.joules_total) == (7_000, 93.0, None, None)
 
 
-def test_nvml_is_asked_once_per_interval():
-    class Counting:
-        asked = 0
+class FakeDevice:
+    """A card of 200 W whose n-th answer says that n bytes are used; the answer may take its time."""
 
-        def sample(self):
-            self.asked += 1
-            return MemoryReading(nvml_used_bytes=self.asked)
+    def __init__(self, *, wait_seconds=0.0):
+        self.num_asked, self.wait_seconds = 0, wait_seconds
 
-    meter = DeviceMeter(torch.device("cpu"), nvml_interval_seconds=60)
-    meter._nvml = Counting()
+    def sample(self):
+        time.sleep(self.wait_seconds if self.num_asked else 0.0)
+        self.num_asked += 1
+        now = time.monotonic()
+        return NvmlSample(now, used_bytes=self.num_asked, power_watts=200.0, joules_total=200.0 * now)
+
+
+def make_meter(device, interval_seconds):
+    meter = DeviceMeter(torch.device("cpu"))
+    meter._sampler = NvmlSampler(device, interval_seconds=interval_seconds)
+    return meter
+
+
+def test_the_driver_is_asked_once_an_interval_however_often_the_meter_is_read():
+    meter = make_meter(FakeDevice(), 60)
     assert [meter.read().nvml_used_bytes for _ in range(3)] == [1, 1, 1]
-    meter._next_sample = 0.0
-    assert meter.read().nvml_used_bytes == 2
+    meter.close()
+
+
+def test_the_driver_is_asked_in_the_background_and_a_slow_one_holds_nobody_up():
+    device = FakeDevice(wait_seconds=0.05)
+    meter = make_meter(device, 0.001)
+    begin = time.perf_counter()
+    for _ in range(20):
+        meter.read()
+    assert time.perf_counter() - begin < 0.5  # twenty answers take a second
+    deadline = time.monotonic() + 10
+    while device.num_asked < 3 and time.monotonic() < deadline:
+        time.sleep(0.01)
+    assert meter.read().nvml_used_bytes >= 2
+    meter.close()
+    num_asked = device.num_asked
+    time.sleep(0.1)
+    assert device.num_asked == num_asked
+
+
+def test_energy_grows_with_the_cards_power():
+    meter = make_meter(FakeDevice(), 0.01)
+    before, begin = meter.read_joules(), time.monotonic()
+    time.sleep(0.3)
+    spent, seconds = meter.read_joules() - before, time.monotonic() - begin
+    meter.close()
+    assert spent == pytest.approx(200.0 * seconds, rel=0.2)
+    assert DeviceMeter(torch.device("cpu")).read_joules() is None

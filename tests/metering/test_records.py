@@ -115,7 +115,7 @@ def test_a_run_started_again_from_scratch_leaves_nothing_of_the_first(tmp_path):
         (dump_record(make_record(2)) + "{}", "more than one JSON value"),
         ("\ufffd{}", "Expecting"),
         ('{"step": 3}', "missing or of the wrong type: schema, epoch"),
-        (dump_record(make_record(2)).replace('"schema":1', '"schema":2'), "update mats_ds"),
+        (dump_record(make_record(2)).replace('"schema":2', '"schema":3'), "update mats_ds"),
         (dump_record(make_record(2)).replace('"num_clips":3', '"num_clips":"3"'), "wrong type: num_clips"),
         (dump_record(make_record(2)).replace('"loss":0.5', '"loss":"small"'), "could not convert"),
     ],

@@ -62,8 +62,8 @@ def test_a_budget_of_ones_own_limits_the_ranks(tmp_path, capsys):
 @pytest.mark.parametrize(
     ("outcome", "words"),
     [
-        (None, "still going on, or was killed"),
-        ("RuntimeError: CUDA out of memory\nmore", "stopped early: RuntimeError: CUDA out"),
+        (None, "was killed or hangs; its last record, of step 9, is"),
+        ("RuntimeError: CUDA out of memory\nmore", "stopped early after step 9: RuntimeError: CUDA out"),
     ],
 )
 def test_a_run_that_did_not_finish_is_not_a_pass(tmp_path, capsys, outcome, words):
@@ -71,6 +71,14 @@ def test_a_run_that_did_not_finish_is_not_a_pass(tmp_path, capsys, outcome, word
     assert status == 1
     assert words in text.splitlines()[0]
     assert "memory was within the budget" in text.splitlines()[0]
+
+
+def test_a_run_that_still_writes_records_may_be_going_on(tmp_path, capsys):
+    def record(step, rank):
+        return make_record(step, rank, unix_seconds=time.time())
+
+    _, text, _ = run_report(capsys, write_fake_run(tmp_path / "run", outcome=None, record=record))
+    assert "it is still going on, or was killed; its last record, of step 9, is" in text.splitlines()[0]
 
 
 def test_a_missing_rank_and_missing_steps_are_named(tmp_path, capsys):

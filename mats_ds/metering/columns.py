@@ -1,0 +1,96 @@
+"""Many records at once as columns of numbers: lines of JSON -> one float64 array a field. For reports on long runs.
+
+Some hundred lines are parsed and checked in one call of pydantic's validator, which builds nothing but the fields that are
+asked for: a third of the time of the standard library's parser, which checks nothing. A line passes here if `parse_record`
+takes it, as far as the fields that are asked for go.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, fields
+from functools import cached_property, lru_cache
+
+import numpy as np
+from pydantic_core import SchemaValidator, ValidationError, core_schema
+
+from mats_ds.metering.records import MAY_BE_NON_FINITE, SCHEMA, StepRecord
+
+_DECLARED = {field.name: str(field.type) for field in fields(StepRecord)}
+_ALWAYS = ("schema", "step", "loss")
+
+
+@dataclass(frozen=True)
+class Columns:
+    """Consecutive records of one rank: `values[name]` is float64, NaN where the record says null. Exact for whole numbers
+    below 2^53 (bytes of any machine). `lost` marks records whose loss was measured and is no finite number."""
+
+    values: dict[str, np.ndarray]
+    lost: np.ndarray
+
+    def __len__(self) -> int:
+        return len(self.lost)
+
+    def __getitem__(self, name: str) -> np.ndarray:
+        return self.values[name]
+
+    @cached_property
+    def steps(self) -> np.ndarray:
+        """int64."""
+        return self.values["step"].astype(np.int64)
+
+    def select(self, chosen: np.ndarray | slice) -> Columns:
+        """The chosen records, by a mask or a slice."""
+        return Columns({name: column[chosen] for name, column in self.values.items()}, self.lost[chosen])
+
+
+def parse_lines(lines: Sequence[bytes], names: Sequence[str]) -> Iterator[Columns | int]:
+    """The columns `names` (and "step", "loss") of some lines; for an unreadable line its number, from 0, in its place."""
+    yield from _parse(lines, tuple(dict.fromkeys((*_ALWAYS, *names))), 0)
+
+
+def _parse(lines: Sequence[bytes], names: tuple[str, ...], first: int) -> Iterator[Columns | int]:
+    """All at once; where that fails, each half on its own, down to the line that is at fault."""
+    if not lines:
+        return
+    try:
+        trees = _make_validator(names).validate_json(b"[" + b",".join(lines) + b"]")
+    except ValidationError:
+        trees = []
+    if len(trees) == len(lines):
+        yield _to_columns(trees, names)
+    elif len(lines) == 1:
+        yield first
+    else:
+        middle = len(lines) // 2
+        yield from _parse(lines[:middle], names, first)
+        yield from _parse(lines[middle:], names, first + middle)
+
+
+def _to_columns(trees: list[dict[str, float | None]], names: tuple[str, ...]) -> Columns:
+    # The validator builds its dicts in the order of `names`; an older record lacks fields that may be missing.
+    whole = all(len(tree) == len(names) for tree in trees)
+    rows = map(dict.values, trees) if whole else (map(tree.get, names) for tree in trees)
+    values = dict(zip(names, zip(*rows, strict=True), strict=True))
+    losses = values["loss"]
+    columns = {name: np.array(column, dtype=np.float64) for name, column in values.items()}  # None becomes NaN
+    lost = ~np.isfinite(columns["loss"])
+    if lost.any():
+        lost &= np.array([loss is not None for loss in losses])
+    return Columns(columns, lost)
+
+
+@lru_cache(maxsize=4)
+def _make_validator(names: tuple[str, ...]) -> SchemaValidator:
+    """Checks a JSON list of records for these fields, with the types that StepRecord declares."""
+    record = core_schema.typed_dict_schema({name: _declare(name) for name in names}, extra_behavior="ignore")
+    return SchemaValidator(core_schema.list_schema(record))
+
+
+def _declare(name: str) -> core_schema.TypedDictField:
+    kind, _, optional = _DECLARED[name].partition(" | ")
+    if kind == "int":
+        schema = core_schema.int_schema(strict=True, le=SCHEMA if name == "schema" else None)
+    else:
+        schema = core_schema.float_schema(strict=name not in MAY_BE_NON_FINITE)  # "nan" is a text in JSON
+    return core_schema.typed_dict_field(core_schema.nullable_schema(schema) if optional else schema, required=not optional)

@@ -1,0 +1,104 @@
+"""The card as the driver sees it: used memory, utilisation, power, energy. The only user of pynvml.
+
+NVML answers in about a millisecond, sometimes in many: it is asked about once a second by a thread of its own, so that the
+training loop never waits for it (the call gives Python's lock back).
+"""
+
+from __future__ import annotations
+
+import threading
+import time
+from contextlib import suppress
+from dataclasses import dataclass
+from typing import Any
+
+from mats_ds.metering.energy import EnergyMeter
+
+
+@dataclass(frozen=True)
+class NvmlSample:
+    """One answer of the whole card. `joules_total` counts since the driver was loaded. None: the card cannot tell (a MIG slice,
+    for one, knows no utilisation and no energy; cards older than Volta no energy)."""
+
+    seconds: float = 0.0
+    used_bytes: int | None = None
+    utilization_percent: float | None = None
+    power_watts: float | None = None
+    joules_total: float | None = None
+
+
+class NvmlDevice:
+    """The NVML handle of the device that torch uses, whatever CUDA_VISIBLE_DEVICES renumbers."""
+
+    def __init__(self, pynvml: Any, handle: Any) -> None:
+        self._pynvml = pynvml
+        self._handle = handle
+
+    @classmethod
+    def find(cls, properties: Any) -> NvmlDevice | None:
+        """The device with these torch properties; None without the package, the driver, or a device that matches."""
+        try:
+            import pynvml
+        except ImportError:
+            return None
+        try:
+            pynvml.nvmlInit()
+        except pynvml.NVMLError:
+            return None
+        handle = find_nvml_handle(pynvml, properties)
+        return None if handle is None else cls(pynvml, handle)
+
+    def sample(self) -> NvmlSample:
+        """What the card can tell now."""
+        pynvml, handle = self._pynvml, self._handle
+        used_bytes = utilization = power_watts = joules_total = None
+        with suppress(pynvml.NVMLError):
+            used_bytes = int(pynvml.nvmlDeviceGetMemoryInfo(handle).used)
+        with suppress(pynvml.NVMLError):
+            utilization = float(pynvml.nvmlDeviceGetUtilizationRates(handle).gpu)
+        with suppress(pynvml.NVMLError):
+            power_watts = pynvml.nvmlDeviceGetPowerUsage(handle) / 1e3  # it answers in milliwatts
+        with suppress(pynvml.NVMLError):
+            joules_total = pynvml.nvmlDeviceGetTotalEnergyConsumption(handle) / 1e3  # in millijoules
+        return NvmlSample(time.monotonic(), used_bytes, utilization, power_watts, joules_total)
+
+
+class NvmlSampler:
+    """Asks a device now and then, on a thread of its own; `latest` is the newest sample, `energy` what it adds up to."""
+
+    def __init__(self, device: Any, *, interval_seconds: float = 1.0) -> None:
+        self.energy = EnergyMeter()
+        self._device = device
+        self._interval_seconds = interval_seconds
+        self._stop = threading.Event()
+        self._ask()
+        self._thread = threading.Thread(target=self._run, name="mats-nvml", daemon=True)
+        self._thread.start()
+
+    def close(self) -> None:
+        """Ends the thread; `latest` and `energy` stay."""
+        self._stop.set()
+        self._thread.join(timeout=5)
+
+    def _run(self) -> None:
+        while not self._stop.wait(self._interval_seconds):
+            self._ask()
+
+    def _ask(self) -> None:
+        sample = self._device.sample()
+        self.energy.add(sample.seconds, watts=sample.power_watts, joules_total=sample.joules_total)
+        self.latest = sample
+
+
+def find_nvml_handle(pynvml: Any, properties: Any) -> Any:
+    """NVML's handle of the device with these torch properties: by UUID (MIG slices have their own), else by PCI address."""
+    uuid = getattr(properties, "uuid", None)
+    if uuid is not None:
+        for kind in ("GPU", "MIG"):
+            with suppress(pynvml.NVMLError):
+                return pynvml.nvmlDeviceGetHandleByUUID(f"{kind}-{uuid}")
+    if hasattr(properties, "pci_bus_id"):
+        address = f"{properties.pci_domain_id:08x}:{properties.pci_bus_id:02x}:{properties.pci_device_id:02x}.0"
+        with suppress(pynvml.NVMLError):
+            return pynvml.nvmlDeviceGetHandleByPciBusId(address)
+    return None

@@ -1,0 +1,66 @@
+"""plan.json: what a run was expected to need, beside the records of what it did need. Written before a run, read by its report.
+
+One rank's memory by kind is named as in memory_kinds.py, so that planned and measured bytes stand side by side.
+"""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass, field, replace
+from pathlib import Path
+
+from mats_ds.metering.run_files import build_from, read_object, write_atomically
+
+PLAN_FILE = "plan.json"
+PLAN_SCHEMA = 1
+
+
+@dataclass(frozen=True)
+class Plan:
+    """A forecast for one rank of `world_size`. None: not forecast.
+
+    `bytes_by_kind` add up to the peak of a card's used memory; `memory_error` is the share by which the planner has been seen
+    to be off. FLOPs are of one clip, forward and backward; `step_seconds` of one optimizer step of all ranks together;
+    `hours` and `joules_per_clip` as in a budget. `assumptions` are sentences for a reader.
+    """
+
+    world_size: int
+    micro_batch: int
+    bytes_by_kind: dict[str, int]
+    model_flops_per_clip: int
+    hardware_flops_per_clip: int
+    device_name: str = ""
+    memory_error: float | None = None
+    clips_per_second: float | None = None
+    step_seconds: float | None = None
+    mfu: float | None = None
+    hours: float | None = None
+    joules_per_clip: float | None = None
+    assumptions: tuple[str, ...] = field(default=())
+
+    @property
+    def peak_bytes(self) -> int:
+        return sum(self.bytes_by_kind.values())
+
+
+def write_plan(run_dir: str | Path, plan: Plan) -> Path:
+    """Write plan.json into a run folder; returns its path."""
+    path = Path(run_dir) / PLAN_FILE
+    write_atomically(path, {"schema": PLAN_SCHEMA, **asdict(plan)})
+    return path
+
+
+def read_plan(run_dir: str | Path) -> Plan | None:
+    """The plan of a run folder, None where it has none. Keys that this version does not know are ignored.
+
+    Raises ValueError where the file cannot be read.
+    """
+    path = Path(run_dir) / PLAN_FILE
+    if not path.exists():
+        return None
+    tree = read_object(path)
+    if tree.get("schema", PLAN_SCHEMA) > PLAN_SCHEMA:
+        raise ValueError(f"{path} has schema {tree['schema']}, but this version reads up to {PLAN_SCHEMA}: update mats_ds")
+    plan = build_from(Plan, tree, path)
+    if not isinstance(plan.bytes_by_kind, dict) or not all(type(size) is int for size in plan.bytes_by_kind.values()):
+        raise ValueError(f"{path}: bytes_by_kind maps kinds of memory to whole numbers, got {plan.bytes_by_kind!r}")
+    return replace(plan, assumptions=tuple(map(str, plan.assumptions)))

@@ -1,0 +1,20 @@
+"""Numbers in words, for every part of a report."""
+
+from __future__ import annotations
+
+
+def format_flops(flops: float) -> str:
+    """FLOPs for people: "120 GFLOP", "3.25 TFLOP"."""
+    return f"{flops / 1e12:.4g} TFLOP" if flops >= 1e12 else f"{flops / 1e9:.4g} GFLOP"
+
+
+def format_hours(hours: float) -> str:
+    """ "12 s", "34 min", "5.6 h"."""
+    if hours < 1 / 60:
+        return f"{3600 * hours:.0f} s"
+    return f"{60 * hours:.0f} min" if hours < 1 else f"{hours:.1f} h"
+
+
+def count(number: int, noun: str) -> str:
+    """ "1 step", "3 steps"."""
+    return f"{number} {noun}{'' if number == 1 else 's'}"
