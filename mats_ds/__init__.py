@@ -19,6 +19,9 @@ _HOMES = {
     "select_frames": "mats_ds.tokens.frames",
     "MaskedAutoencoder": "mats_ds.models.mae",
     "Reconstruction": "mats_ds.models.mae",
+    "VideoClassifier": "mats_ds.models.classifier",
+    "load_model": "mats_ds.interop.load",
+    "load_classifier": "mats_ds.interop.load",
     "step_flops": "mats_ds.metering.flops",
 }
 __all__ = sorted(_HOMES)

@@ -1,0 +1,161 @@
+"""Convert weights between mats_ds, VideoMAE / EVEREST and Hugging Face; see what a file holds.
+
+    python mats_ds/convert.py SOURCE                          # say what it is
+    python mats_ds/convert.py SOURCE DEST [--verify]          # write it in DEST's format
+
+Reads top to bottom: read the source, change what was asked for, write, compare outputs.
+Exit status: 0 done, 1 written but the outputs differ, 2 unusable input or arguments, nothing written.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from dataclasses import replace
+from importlib.util import find_spec
+from pathlib import Path
+
+if __name__ == "__main__":  # run as a file, Python would look for modules in mats_ds/ itself
+    sys.path[0] = str(Path(__file__).resolve().parents[1])
+
+from mats_ds.config import STRATEGIES
+from mats_ds.interop.compare import compare, compare_with_transformers
+from mats_ds.interop.hugging_face import CONFIG, write_hugging_face
+from mats_ds.interop.load import FORMATS, check_complete, identify, load_classifier, read_weights, weights_of
+from mats_ds.interop.plain import SUFFIX, save_weights
+from mats_ds.interop.videomae import write_videomae
+from mats_ds.interop.weights import Weights
+
+DONE, DIFFERENT, UNUSABLE = 0, 1, 2
+TARGETS = ("mats", "hf", "videomae")
+
+
+def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(
+        description="Convert weights between mats_ds, VideoMAE / EVEREST and Hugging Face, or say what a file holds.",
+        epilog="Example: python mats_ds/convert.py runs/k400 k400.safetensors --verify",
+    )
+    parser.add_argument("source", help="run folder or checkpoint of ours, .safetensors of ours, .pth, or Hugging Face folder")
+    parser.add_argument("dest", nargs="?", help="file or folder to write; without it, only say what SOURCE holds")
+    parser.add_argument(
+        "--to", choices=TARGETS, help="format of DEST (default: mats for .safetensors, videomae for .pth, hf for a folder)"
+    )
+    parser.add_argument("--verify", action="store_true", help="run both models on random clips and compare their outputs")
+    parser.add_argument("--force", action="store_true", help="overwrite DEST")
+    trained = parser.add_argument_group("what the source was trained on, where a .pth does not tell")
+    for name, text in (("num-frames", "of a clip (16)"), ("height", "of a frame (224)"), ("width", "of a frame (224)")):
+        trained.add_argument(f"--{name}", type=int, metavar="N", help=text)
+    trained.add_argument("--heads", type=int, metavar="N", help="attention heads, for a width that no published size has")
+    trained.add_argument("--decoder-heads", type=int, metavar="N", help="the decoder's")
+    changed = parser.add_argument_group("what DEST says about the model (weights stay as they are)")
+    changed.add_argument("--strategy", choices=STRATEGIES, help="which tokens are kept")
+    changed.add_argument("--keep-ratio", type=float, metavar="R", help="share of the tokens that is kept")
+    changed.add_argument("--visible-ratio", type=float, metavar="R", help="share that the encoder sees in pre-training")
+    changed.add_argument("--class-names", metavar="FILE", help="names of the classes, one a line, in the order of the labels")
+    head = parser.add_argument_group("another head")
+    head.add_argument("--num-classes", type=int, metavar="N", help="make a classifier of N classes of pre-trained weights")
+    head.add_argument("--new-head", action="store_true", help="replace the head that SOURCE has by a fresh one")
+    return parser.parse_args(arguments)
+
+
+def main(arguments: list[str] | None = None) -> int:
+    options = parse_arguments(arguments)
+    try:
+        return inspect(options) if options.dest is None else convert(options)
+    except ValueError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return UNUSABLE
+
+
+def inspect(options: argparse.Namespace) -> int:
+    weights = read_source(options)
+    print(f"{options.source}: {weights.source}")
+    num_values = sum(tensor.numel() for tensor in weights.state.values())
+    print(*weights.spec.describe(), f"{len(weights.state)} tensors, {num_values / 1e6:.1f} M values", sep="\n")
+    tell(weights.notes)
+    check_complete(weights)
+    return DONE
+
+
+def convert(options: argparse.Namespace) -> int:
+    dest, target = Path(options.dest), options.to or guess_target(Path(options.dest))
+    refuse_to_overwrite(Path(options.source), dest, force=options.force)
+    weights = read_source(options)
+    tell(weights.notes)
+    weights = change_head(weights, options)
+    weights = describe_anew(weights, options)
+    check_complete(weights)
+    if target == "mats":
+        save_weights(dest, weights.spec, dict(weights.state), note=f"from {weights.source}")
+    else:
+        tell((write_hugging_face if target == "hf" else write_videomae)(dest, weights))
+    print(f"wrote {dest}: {FORMATS[target]}")
+    print(*weights.spec.describe(), sep="\n")
+    return verify(weights, options, dest) if options.verify else DONE
+
+
+def read_source(options: argparse.Namespace) -> Weights:
+    names = ("num_frames", "height", "width", "heads", "decoder_heads")
+    return read_weights(options.source, **{name: getattr(options, name) for name in names if getattr(options, name)})
+
+
+def guess_target(dest: Path) -> str:
+    """The format that a name asks for."""
+    if dest.suffix == SUFFIX:
+        return "mats"
+    return "videomae" if dest.suffix in (".pth", ".pt") else "hf"
+
+
+def refuse_to_overwrite(source: Path, dest: Path, *, force: bool) -> None:
+    if source.resolve() == dest.resolve():
+        raise ValueError(f"{dest} is the source itself")
+    if not force and (dest.is_file() or (dest / CONFIG).is_file()):
+        raise ValueError(f"{dest} exists: give another name, or --force")
+
+
+def change_head(weights: Weights, options: argparse.Namespace) -> Weights:
+    """The classifier that --num-classes asks for, with what became of every tensor said."""
+    if options.num_classes is None:
+        if options.new_head:
+            raise ValueError("--new-head belongs to --num-classes N")
+        return weights
+    started = load_classifier(weights, num_classes=options.num_classes, new_head=options.new_head)
+    print(started.report.describe())
+    return weights_of(started.model, weights.source)
+
+
+def describe_anew(weights: Weights, options: argparse.Namespace) -> Weights:
+    """The same weights with the selection and class names that were asked for."""
+    names = ("strategy", "keep_ratio", "visible_ratio")
+    changes = {name: getattr(options, name) for name in names if getattr(options, name) is not None}
+    if weights.spec.kind == "classifier" and "keep_ratio" in changes:
+        changes["visible_ratio"] = changes["keep_ratio"]
+    if options.class_names:
+        lines = Path(options.class_names).read_text(encoding="utf-8").splitlines()
+        changes["class_names"] = tuple(line.strip() for line in lines if line.strip())
+    return replace(weights, spec=replace(weights.spec, **changes))
+
+
+def verify(weights: Weights, options: argparse.Namespace, dest: Path) -> int:
+    """Read DEST back and compare outputs; where a Hugging Face folder takes part, with transformers' own model, too."""
+    if weights.spec.kind == "encoder":
+        print("verify: an encoder alone has no output to compare")
+        return DONE
+    differences = {"source and copy": compare(weights, read_weights(dest))}
+    folders = [path for path in (Path(options.source), dest) if identify(path) == "hf"]
+    if folders and find_spec("transformers") is None:
+        print("verify: transformers is not installed, its own model was not run")
+    elif not options.num_classes:
+        differences |= {f"transformers on {path}": compare_with_transformers(weights, path) for path in folders}
+    for name, difference in differences.items():
+        print(f"verify: {name}: {difference.describe()}: {'equal' if difference.is_rounding else 'DIFFERENT'}")
+    return DONE if all(difference.is_rounding for difference in differences.values()) else DIFFERENT
+
+
+def tell(notes) -> None:
+    for note in notes:
+        print(f"note: {note}")
+
+
+if __name__ == "__main__":
+    sys.exit(main())
