@@ -47,7 +47,7 @@ def test_some_files_are_bad(videos, tmp_path, capsys):
     assert check(tmp_path / "list.txt", "--out", tmp_path / "m.csv", "--quarantine", tmp_path / "bad.csv") == 1
     printed = capsys.readouterr().out
     assert "Quarantine: 2 of 3 rows." in printed
-    assert "1  an HTML page, not a video: the download was answered with a page: " in printed
+    assert "1  an HTML page, not a video: the download was answered with a page\n" in printed
     assert len((tmp_path / "bad.csv").read_text().splitlines()) == 3
 
 

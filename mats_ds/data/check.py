@@ -5,7 +5,8 @@ Bad (UnreadableVideo, with a reason) is a file
 - whose longest unbroken stretch of sound frames is shorter than a clip of MIN_FRAMES, though the file was meant to be longer;
 - from whose middle the loader cannot read a clip.
 Readable, with a warning, is one that breaks off late or has a hole: `start_seconds` and `end_seconds` then limit it to its
-longest stretch of sound frames, so that the loader is never sent beyond. Short files are readable: the loader repeats frames.
+longest stretch of sound frames, so that the loader is never sent beyond, and `transcode` copies no further. So it is with one
+that ends long before the length in its header. Short files are readable: the loader repeats frames.
 
 A frame is sound if it decodes, is not marked corrupt, and no packet since its keyframe failed.
 """
@@ -20,7 +21,8 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from mats_ds.clips import ClipSpec
-from mats_ds.data.check_reasons import explain, why_on_cpu
+from mats_ds.data.check_reasons import explain, in_words, why_on_cpu
+from mats_ds.data.header_length import describe_torn_end
 from mats_ds.data.probe import READ_ERRORS, UnreadableVideo, VideoIndex, describe_error, index_video, open_video
 from mats_ds.data.routes import read_decoded
 
@@ -31,6 +33,7 @@ VFR_SHARE = 0.02
 # ... by more than this share of it; rounding of time stamps by up to one tick does not count.
 VFR_TOLERANCE = 0.1
 RATE_RATIO = 1.2  # between the header's frame rate and the mean one; the first and last frame weigh much in short files
+GAP_SECONDS, GAP_RATIO = 1.0, 10  # frames further apart than both this and so many usual gaps are told
 BEAT_SECONDS = 1.0
 
 
@@ -69,7 +72,10 @@ class FileFacts:
 
 @dataclass
 class _Decoded:
-    """What came out of decoding a whole file. `problem`: the first error, met when `problem_at` frames had been decoded."""
+    """What came out of decoding a whole file. `problem`: the first error, met when `problem_at` frames had been decoded.
+
+    torn: how far the file is from the length in its header; "" if it is not.
+    """
 
     num_packets: int = 0
     num_frames: int = 0
@@ -77,6 +83,7 @@ class _Decoded:
     keyframe_packets: list[int] = field(default_factory=list)
     problem: str = ""
     problem_at: int = 0
+    torn: str = ""
     header_frames: int = 0
     header_rate: float = 0.0
     profile: str = ""
@@ -108,12 +115,16 @@ def _check(path: str, on_beat: Callable[[], None]) -> FileFacts:
     first, last = _longest_run(_sound_frames(index, decoded))
     num_frames = last - first
     if num_frames < min(MIN_FRAMES, index.num_frames):
-        because = f": {decoded.problem}" if decoded.problem else ""
+        because = f": {in_words(decoded.problem)}" if decoded.problem else ""
         raise UnreadableVideo(f"only {num_frames} of {index.num_frames} frames in a row decode{because}")
     seconds_F = index.seconds()
     start_seconds = None if first == 0 else float(seconds_F[first - 1] + seconds_F[first]) / 2
-    end_seconds = None if last == len(seconds_F) else float(seconds_F[last - 1] + seconds_F[last]) / 2
     fps = _frame_rate(index, seconds_F[first:last])
+    end_seconds = None
+    if last < len(seconds_F):
+        end_seconds = float(seconds_F[last - 1] + seconds_F[last]) / 2
+    elif decoded.torn or (decoded.problem and first == 0):  # what does not decode lies behind the last frame
+        end_seconds = float(seconds_F[-1]) + 0.5 / fps
     vfr = index.trusts_pts and varies(seconds_F[first:last], tick_seconds=float(index.time_base))
     distances = np.diff([*decoded.keyframe_packets, decoded.num_packets]) if decoded.keyframe_packets else [decoded.num_packets]
     num_bytes = os.stat(path).st_size
@@ -153,6 +164,7 @@ def _decode_all(path: str, index: VideoIndex, on_beat: Callable[[], None]) -> _D
         decoded.header_rate = float(stream.average_rate or 0)
         decoded.profile = stream.profile or ""
         decoded.num_video_streams = len(container.streams.video)
+        decoded.torn = describe_torn_end(container, stream, held_seconds=float(index.seconds()[-1]))
         packets = container.demux(stream)
         broken, sound_from_pts = False, None
         beat_seconds = time.monotonic()
@@ -251,13 +263,19 @@ def _warnings(index: VideoIndex, decoded: _Decoded, part: tuple[int, int], secon
     said = []
     first, last = part
     if decoded.problem:
-        said.append(f"decodes up to frame {decoded.problem_at} of {index.num_frames}, then: {decoded.problem}")
+        said.append(f"decodes up to frame {decoded.problem_at} of {index.num_frames}, then: {in_words(decoded.problem)}")
     elif decoded.num_frames < index.num_frames:
         said.append(f"{index.num_frames} frames are stored, {decoded.num_frames} decode")
     elif decoded.header_frames and decoded.header_frames != decoded.num_frames:
         said.append(f"header says {decoded.header_frames} frames, {decoded.num_frames} decode")
     if (first, last) != (0, index.num_frames):
-        said.append(f"only frames {first} to {last - 1} are used")
+        said[-1] += f" (only frames {first} to {last - 1} are used)"
+    if decoded.torn:
+        said.append(decoded.torn)
+    gaps = np.diff(seconds_F[first:last])
+    if index.trusts_pts and len(gaps) and gaps.max() > max(GAP_SECONDS, GAP_RATIO * np.median(gaps)):
+        widest = first + int(np.argmax(gaps))
+        said.append(f"no frame between {seconds_F[widest]:.2f} s and {seconds_F[widest + 1]:.2f} s")
     if index.trusts_pts and last - first > 1 and decoded.header_rate:
         mean_rate = (last - first - 1) / float(seconds_F[last - 1] - seconds_F[first])
         if not 1 / RATE_RATIO < decoded.header_rate / mean_rate < RATE_RATIO:

@@ -26,7 +26,7 @@ from mats_ds.data.check_workers import Outcome, check_files, facts_from_json
 from mats_ds.data.manifest import Manifest
 from mats_ds.data.probe import describe_error
 
-JOURNAL_VERSION = 1  # counted up when facts of an older check can no longer be used
+JOURNAL_VERSION = 2  # counted up when facts of an older check can no longer be used
 FACT_COLUMNS = tuple(
     field.name for field in dataclasses.fields(FileFacts) if field.name not in ("start_seconds", "end_seconds", "warnings")
 )

@@ -14,6 +14,7 @@ from tqdm import tqdm
 
 from mats_ds.data.check import CLIP_FRAMES, CLIP_STRIDE, FileFacts
 from mats_ds.data.check_run import CheckResult
+from mats_ds.data.copy_plan import show_bytes
 
 LONG_GOP_FRAMES = 32  # below that, shorter ones were measured to save nothing more
 NUM_SHOWN = 5
@@ -35,7 +36,9 @@ class CheckProgress:
             self._num_known = num_done
             if num_done:
                 print(
-                    f"check: {num_done} of {num_files} files are known from the journal or missing", file=self._stream, flush=True
+                    f"check: {num_done} of {num_files} files need no decoding: an earlier check did it, or they do not exist",
+                    file=self._stream,
+                    flush=True,
                 )
         if self._stream.isatty():
             if self._bar is None:
@@ -83,30 +86,43 @@ def summarize(result: CheckResult) -> str:
 
 
 def _say_total(result: CheckResult, facts: Sequence[FileFacts]) -> str:
-    hours, num_bytes = sum(fact.duration_seconds for fact in facts) / 3600, sum(fact.bytes for fact in facts)
+    seconds, num_bytes = sum(fact.duration_seconds for fact in facts), sum(fact.bytes for fact in facts)
+    unit, unit_seconds = _unit_of_time(facts)
     known = len(facts) - result.num_decoded
     return (
-        f"{len(facts)} readable files: {hours:.3g} hours, {num_bytes / 1e9:.3g} GB. "
-        f"{result.num_decoded} files decoded in {result.wall_seconds:.0f} s" + (", the others were known." if known > 0 else ".")
+        f"{len(facts)} readable {_files(len(facts))}: {seconds / unit_seconds:.1f} {unit}, {show_bytes(num_bytes)}. "
+        f"{result.num_decoded} {_files(result.num_decoded)} decoded in {result.wall_seconds:.0f} s"
+        + (", the others were known." if known > 0 else ".")
     )
 
 
+def _unit_of_time(facts: Sequence[FileFacts]) -> tuple[str, int]:
+    return ("hours", 3600) if sum(fact.duration_seconds for fact in facts) >= 3600 else ("minutes", 60)
+
+
 def _table_of_codecs(facts: Sequence[FileFacts]) -> str:
-    lines = [f"  {'codec':<10}{'files':>8}{'hours':>10}{'NVDEC (GPU)':>14}{'PyAV (CPU)':>13}"]
+    unit, unit_seconds = _unit_of_time(facts)
+    lines = [f"  {'codec':<10}{'files':>8}{unit:>10}{'NVDEC (GPU)':>14}{'PyAV (CPU)':>13}"]
     for codec, num_files in Counter(fact.codec for fact in facts).most_common():
         mine = [fact for fact in facts if fact.codec == codec]
-        hours = sum(fact.duration_seconds for fact in mine) / 3600
+        length = sum(fact.duration_seconds for fact in mine) / unit_seconds
         num_cpu = sum(bool(fact.cpu_reason) for fact in mine)
-        lines.append(f"  {codec:<10}{num_files:>8}{hours:>10.3g}{num_files - num_cpu:>14}{num_cpu:>13}")
+        lines.append(f"  {codec:<10}{num_files:>8}{length:>10.1f}{num_files - num_cpu:>14}{num_cpu:>13}")
     return "\n".join(lines)
 
 
 def _say_routes(facts: Sequence[FileFacts]) -> str:
     reasons = Counter(fact.cpu_reason for fact in facts if fact.cpu_reason)
-    said = "With a GPU, NVDEC decodes what it shows exactly as PyAV does; without one, PyAV decodes everything on the CPU."
+    said = (
+        "The table is for training with a GPU: DALI decodes the files of its NVDEC column there, PyAV the others on the CPU.\n"
+        "  Without a GPU, PyAV decodes all of them on the CPU. The frames are the same; DALI crops and scales them."
+    )
     if reasons:
         listed = ", ".join(f"{reason} ({num_files})" for reason, num_files in reasons.most_common())
-        said += f"\n  Left to PyAV in any case: {listed}."
+        said += (
+            f"\n  Left to the CPU because of: {listed}.\n"
+            "  What to do, if they are many: `python mats_ds/prepare.py transcode` makes upright 8-bit copies, which NVDEC takes."
+        )
     return said
 
 
@@ -118,14 +134,14 @@ def _say_frames(facts: Sequence[FileFacts]) -> str:
     num_shorter = sum(fact.num_frames < CLIP_FRAMES for fact in facts)
     said = f"Frame rate: median {statistics.median(rates):.4g} per second, {min(rates):.3g} to {max(rates):.3g}"
     said += (
-        f"; it varies within {num_vfr} {_files(num_vfr)}, where clip.stride counts frames and clip.stride_seconds time."
+        f". Within {num_vfr} {_files(num_vfr)} it varies: clip.stride counts frames there, clip.stride_seconds (if set) time."
         if num_vfr
         else "."
     )
     if num_short:
         said += (
-            f"\nShort: {num_short} {_files(num_short)} of fewer than {span} frames ({CLIP_FRAMES} at stride {CLIP_STRIDE}) "
-            f"give clips with a smaller stride; {num_shorter} of fewer than {CLIP_FRAMES} repeat frames."
+            f"\nShort: {num_short} {_files(num_short)} of fewer than {span} frames ({CLIP_FRAMES} at stride {CLIP_STRIDE}): "
+            f"clips of them take frames that lie closer together; {num_shorter}, below {CLIP_FRAMES} frames, repeat some."
         )
     return said
 
@@ -181,14 +197,15 @@ def _say_bad(result: CheckResult) -> str:
 
 
 def _group(told: Iterable[tuple[str, str]]) -> str:
-    """One line for all that differ only in numbers: how many, the first one's words, its file."""
+    """One entry for all that differ only in numbers: how many, the first one's words, its file."""
     groups: dict[str, list[tuple[str, str]]] = {}
     for path, words in told:
         groups.setdefault(re.sub(r"\d+(\.\d+)?", "#", words), []).append((path, words))
     lines = []
     for members in sorted(groups.values(), key=len, reverse=True):
         path, words = members[0]
-        lines.append(f"  {len(members):>6}  {words}: {path}" + (" and others" if len(members) > 1 else ""))
+        others = f" and {len(members) - 1} more" if len(members) > 1 else ""
+        lines.append(f"  {len(members):>6}  {words}\n          {path}{others}")
     return "\n".join(lines)
 
 

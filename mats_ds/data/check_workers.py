@@ -34,6 +34,7 @@ ONE_THREAD = {name: "1" for name in ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", 
 POLL_SECONDS = 0.5
 START_SECONDS = 120.0  # to import numpy and PyAV from a slow disk
 DYING_SECONDS = 5.0  # between the end of a worker's answers and its own; dumping its memory may take a while
+MAX_DEATHS_AT_START = 3
 READ_BYTES = 1 << 16
 
 
@@ -50,7 +51,7 @@ class Outcome:
 def check_files(paths: Sequence[str], *, num_workers: int, timeout_seconds: float) -> Iterator[Outcome]:
     """The outcome of every file, as they come. Closing the iterator, or leaving it by an exception, kills all workers.
 
-    Raises RuntimeError with a worker's last words if it cannot even start.
+    Raises RuntimeError with a worker's last words if several cannot even start.
     """
     pool = _Pool(deque(paths), timeout_seconds)
     try:
@@ -121,6 +122,7 @@ class _Pool:
     def __init__(self, waiting: deque[str], timeout_seconds: float) -> None:
         self.waiting = waiting
         self.timeout_seconds = timeout_seconds
+        self.num_deaths_at_start = 0
         self.workers: list[_Worker] = []
         self.selector = selectors.DefaultSelector()
 
@@ -170,12 +172,15 @@ class _Pool:
         self._drop(worker)
         ended = worker.end(grace_seconds=0.0 if problem else DYING_SECONDS)
         if not worker.is_ready:
-            raise RuntimeError(f"a worker process of the check did not start ({ended})")
+            self.num_deaths_at_start += 1
+            if self.num_deaths_at_start >= MAX_DEATHS_AT_START:
+                raise RuntimeError(f"the worker processes of the check do not start ({ended})")
         if self.waiting:
             self.start_worker()
         if worker.path is None:
             return []
-        return [Outcome(worker.path, None, problem or f"the decoder crashed on it ({ended})", again=True)]
+        happened = "its worker process was killed" if "SIGKILL" in ended else "the decoder crashed on it"
+        return [Outcome(worker.path, None, problem or f"{happened} ({ended})", again=True)]
 
     def _drop(self, worker: _Worker) -> None:
         self.selector.unregister(worker.process.stdout)
@@ -204,6 +209,8 @@ def facts_from_json(fields: dict[str, Any]) -> FileFacts:
 def _describe_status(status: int) -> str:
     if status >= 0:
         return f"exit status {status}"
+    if status == -signal.SIGKILL:
+        return "SIGKILL, perhaps out of memory"
     try:
         return f"signal {-status}, {signal.Signals(-status).name}"
     except ValueError:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import json
 import os
+import signal
 import sys
 import time
 
@@ -110,7 +111,7 @@ def test_a_break_limits_the_rows_of_its_file(write_video, tmp_path, check):
     result = check(source)
     rows = read_rows(tmp_path / "out" / "m.csv")
     assert [(row["start"], row["end"]) for row in rows] == [("", "1.975"), ("0.5", "1"), ("1.5", "1.975")]
-    assert "then: Invalid data" in rows[0]["warnings"]
+    assert "then: the data there is damaged" in rows[0]["warnings"]
     assert [(row.label, row.reason) for row in result.bad] == [
         (3, "no frame decodes between 2.2 s and 1.975 s; the last one is at 1.950 s")
     ]
@@ -135,7 +136,7 @@ def test_a_worker_that_dies_or_hangs_costs_one_file(write_video, tmp_path, check
     reasons = {os.path.basename(row.path): row.reason for row in result.bad}
     assert reasons == {
         "crash.mp4": "the decoder crashed on it (signal 6, SIGABRT)",
-        "killed.mp4": "the decoder crashed on it (signal 9, SIGKILL)",
+        "killed.mp4": "its worker process was killed (SIGKILL, perhaps out of memory)",
         "fault.mp4": "the decoder crashed on it (exit status 1: RuntimeError: a fault of ours)",
         "hang.mp4": "given up: no frame came for 1.5 s",
     }
@@ -230,8 +231,62 @@ def test_unusable_arguments(write_video, tmp_path, monkeypatch, options, message
 
 def test_a_worker_that_cannot_start_stops_the_check(write_video, tmp_path, check, monkeypatch):
     monkeypatch.setattr(check_workers, "worker_command", lambda: [sys.executable, "-c", "raise SystemExit('no libav here')"])
-    with pytest.raises(RuntimeError, match="did not start .exit status 1: no libav here"):
+    with pytest.raises(RuntimeError, match="do not start .exit status 1: no libav here"):
         check(write_videos(write_video, tmp_path / "videos", ["a.mp4"]))
+
+
+def test_a_worker_that_is_killed_while_it_starts_is_replaced(write_video, tmp_path, check, monkeypatch):
+    start, killed = check_workers._Worker.__init__, []
+
+    def start_and_kill(self):
+        start(self)
+        if len(killed) < 2:
+            os.kill(self.process.pid, signal.SIGKILL)
+            killed.append(self.process.pid)
+
+    monkeypatch.setattr(check_workers._Worker, "__init__", start_and_kill)
+    result = check(write_videos(write_video, tmp_path / "videos", ["a.mp4", "b.mp4"]))
+    assert len(killed) == 2 and (len(result.facts), result.bad) == (2, [])
+
+
+def test_a_worker_that_is_killed_from_outside_costs_the_file_it_is_at(write_video, tmp_path, check, monkeypatch):
+    send = check_workers._Worker.send
+
+    def send_and_kill(self, path):
+        send(self, path)
+        if path.endswith("b.mp4"):
+            os.kill(self.process.pid, signal.SIGKILL)
+
+    monkeypatch.setattr(check_workers._Worker, "send", send_and_kill)
+    result = check(write_videos(write_video, tmp_path / "videos", ["a.mp4", "b.mp4", "c.mp4"]), num_workers=1)
+    assert len(result.facts) == 2
+    [row] = result.bad
+    assert row.path.endswith("b.mp4") and "SIGKILL" in row.reason
+
+
+def test_a_file_that_vanishes_before_its_turn_is_named(write_video, tmp_path, check):
+    source = write_videos(write_video, tmp_path / "videos", ["a.mp4", "b.mp4"])
+
+    def remove(num_done, num_files, num_bad):
+        if num_done == 0:
+            (source / "b.mp4").unlink()
+
+    result = check(source, on_done=remove)
+    assert [(os.path.basename(row.path), row.reason) for row in result.bad] == [
+        ("b.mp4", "No such file or directory (FileNotFoundError)")
+    ]
+
+
+def test_a_dangling_link_and_a_folder_that_is_called_a_video(write_video, tmp_path, check):
+    source = write_videos(write_video, tmp_path / "videos", ["a.mp4", "deep.mp4/b.mp4"])
+    (source / "link.mp4").symlink_to(tmp_path / "nowhere.mp4")
+    result = check(source)
+    assert sorted(os.path.relpath(path, source) for path in result.facts) == ["a.mp4", "deep.mp4/b.mp4"]
+    assert [(os.path.basename(row.path), row.reason) for row in result.bad] == [
+        ("link.mp4", "No such file or directory (FileNotFoundError)")
+    ]
+    (tmp_path / "list.csv").write_text("path\nvideos/a.mp4\nvideos/deep.mp4\n")
+    assert [row.reason for row in check(tmp_path / "list.csv").bad] == ["a directory"]
 
 
 def test_names_that_a_manifest_cannot_hold(write_video, tmp_path, check):

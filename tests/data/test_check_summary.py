@@ -39,11 +39,17 @@ def summary_of(*changes, bad=(), num_decoded=0):
 
 def test_good_files_need_few_words():
     said = summary_of({}, {}, num_decoded=2)
-    assert "2 readable files: 0.00556 hours, 0.002 GB. 2 files decoded in 7 s." in said
-    assert said.splitlines()[2].split() == ["h264", "2", "0.00556", "2", "0"]
+    assert "2 readable files: 0.3 minutes, 2.0 MB. 2 files decoded in 7 s." in said
+    assert said.splitlines()[2].split() == ["h264", "2", "0.3", "2", "0"]
     assert "one core reads 20.0 clips/s" in said and "Quarantine: none of 2 rows." in said
-    for word in ("transcode", "varies", "Short", "Left to PyAV", "Warnings"):
+    for word in ("transcode", "varies", "Short", "Left to the CPU", "Warnings"):
         assert word not in said
+
+
+def test_long_sets_are_told_in_hours():
+    said = summary_of({"duration_seconds": 9000.0, "bytes": 3_000_000_000})
+    assert "1 readable file: 2.5 hours, 3.0 GB." in said
+    assert said.splitlines()[1].split()[2] == "hours" and said.splitlines()[2].split()[2] == "2.5"
 
 
 def test_says_what_to_do():
@@ -53,9 +59,9 @@ def test_says_what_to_do():
         {"codec": "vp9", "num_frames": 10, "warnings": ("10 frames: a clip of 16 repeats some",)},
         {"num_frames": 40, "width": 1920, "height": 1080, "decode_seconds": 5.0},
     )
-    assert "Left to PyAV in any case: rotation (2)." in said
-    assert "it varies within 1 file," in said
-    assert "Short: 2 files of fewer than 64 frames" in said and "1 of fewer than 16 repeat frames" in said
+    assert "Left to the CPU because of: rotation (2)." in said
+    assert "Within 1 file it varies:" in said
+    assert "Short: 2 files of fewer than 64 frames" in said and "; 1, below 16 frames, repeat some" in said
     assert "every 56 frames (median; 12 to 250). 2 files are above 32" in said and "prepare.py transcode" in said
     assert "Largest pictures: 1920x1080 (1), 340x256 (3)." in said
     assert said.split("Slowest")[1].splitlines()[1].split()[:2] == ["500", "3.mp4"]
@@ -64,10 +70,12 @@ def test_says_what_to_do():
 def test_the_bad_are_grouped_by_reason():
     rows = [BadRow(f"{number}.mp4", -1, f"only {number} of 40 frames in a row decode") for number in (3, 5)]
     said = summary_of({}, bad=[*rows, BadRow("x.mp4", -1, "encrypted")])
-    assert said.splitlines()[-3:] == [
+    assert said.splitlines()[-5:] == [
         "Quarantine: 3 of 4 rows.",
-        "       2  only 3 of 40 frames in a row decode: 3.mp4 and others",
-        "       1  encrypted: x.mp4",
+        "       2  only 3 of 40 frames in a row decode",
+        "          3.mp4 and 1 more",
+        "       1  encrypted",
+        "          x.mp4",
     ]
     assert summary_of(bad=rows).startswith("0 readable files")
 
@@ -95,7 +103,7 @@ def test_elsewhere_lines_come_now_and_then(monkeypatch):
         progress(num_done, 9, 1)
     progress.close()
     assert stream.getvalue().splitlines() == [
-        "check: 2 of 9 files are known from the journal or missing",
+        "check: 2 of 9 files need no decoding: an earlier check did it, or they do not exist",
         "check: 3 of 9 files, 1 bad, 0.1 files/s",
         "check: 5 of 9 files, 1 bad, 0.1 files/s",
     ]
