@@ -21,13 +21,14 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from mats_ds.clips import ClipSpec
-from mats_ds.data.check_reasons import explain, in_words, why_on_cpu
+from mats_ds.data.check_reasons import explain, why_on_cpu
+from mats_ds.data.decode import decode_frames, frame_numbers
+from mats_ds.data.ffmpeg_words import in_words
 from mats_ds.data.header_length import describe_torn_end
 from mats_ds.data.probe import READ_ERRORS, UnreadableVideo, VideoIndex, describe_error, index_video, open_video
-from mats_ds.data.routes import read_decoded
 
 MIN_FRAMES = 16
-CLIP_FRAMES, CLIP_STRIDE, CLIP_SIZE = 16, 4, (224, 224)  # the clip that is read to time the loader
+CLIP_FRAMES, CLIP_STRIDE = 16, 4  # the clip that is decoded to time the loader
 # A frame rate varies if more than this share of the gaps between frames is off the median gap ...
 VFR_SHARE = 0.02
 # ... by more than this share of it; rounding of time stamps by up to one tick does not count.
@@ -44,8 +45,9 @@ class FileFacts:
     num_frames, duration_seconds, fps are of the frames that may be used, those in [start_seconds, end_seconds) (None: all).
     fps is of the usual gap between frames, whatever the header says; vfr: more than 2% of the gaps differ from it by 10%.
     gop, gop_max: frames from one keyframe to the next, median and longest. rotation: degrees counter-clockwise; width and
-    height are of the upright picture. decode_seconds: CPU seconds of decoding the whole file once; clip_seconds: of reading
-    one clip of 16 frames at stride 4 from its middle as the loader does. cpu_reason: why NVDEC is not asked; "" if it is.
+    height are of the upright picture. decode_seconds: CPU seconds of decoding the whole file once; clip_seconds: of decoding
+    one clip of 16 frames at stride 4 from its middle, as the loader does before it scales. cpu_reason: why NVDEC is not
+    asked; "" if it is.
     """
 
     num_frames: int
@@ -143,7 +145,7 @@ def _check(path: str, on_beat: Callable[[], None]) -> FileFacts:
         height=height,
         duration_seconds=float(seconds_F[last - 1] - seconds_F[first]) + 1 / fps,
         decode_seconds=decode_seconds,
-        clip_seconds=_time_clip(path, start_seconds, end_seconds),
+        clip_seconds=_time_clip(index, start_seconds, end_seconds),
         bytes=num_bytes,
         num_video_streams=decoded.num_video_streams,
         cpu_reason=why_on_cpu(index, num_video_streams=decoded.num_video_streams, num_bytes=num_bytes),
@@ -240,10 +242,10 @@ def varies(seconds_F: np.ndarray, *, tick_seconds: float) -> bool:
     return num_off > VFR_SHARE * len(gaps)
 
 
-def _time_clip(path: str, start_seconds: float | None, end_seconds: float | None) -> float:
-    """CPU seconds of one clip, read as the loader reads it. Raises UnreadableVideo if it cannot be read."""
+def _time_clip(index: VideoIndex, start_seconds: float | None, end_seconds: float | None) -> float:
+    """CPU seconds of one clip, decoded as the loader does it. Raises UnreadableVideo if it cannot be read."""
     spec = ClipSpec(
-        path=path,
+        path=index.path,
         sample=0,
         num_frames=CLIP_FRAMES,
         stride=CLIP_STRIDE,
@@ -253,7 +255,7 @@ def _time_clip(path: str, start_seconds: float | None, end_seconds: float | None
     )
     started_seconds = time.process_time()
     try:
-        read_decoded(spec, size=CLIP_SIZE)
+        decode_frames(index.path, frame_numbers(spec, index=index), index=index)
     except UnreadableVideo as unreadable:
         raise UnreadableVideo(f"no clip can be read from its middle: {unreadable.reason}") from None
     return time.process_time() - started_seconds

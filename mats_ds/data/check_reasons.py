@@ -8,10 +8,10 @@ from __future__ import annotations
 
 import os
 
+from mats_ds.data.ffmpeg_words import VAGUE
 from mats_ds.data.probe import READ_ERRORS, UnreadableVideo, VideoIndex, open_video
 from mats_ds.data.routes import MAX_ENCODED_BYTES, NVDEC_SIDES, device_can_decode
 
-VAGUE = "Invalid data found"
 LOOK_BYTES = 256 << 10
 BOX_HEADER_BYTES = 8
 # First bytes of files that are often met under the name of a video.
@@ -31,15 +31,6 @@ PIXEL_FORMAT_WORDS = (
     ("444", "4:4:4 colours"),
     ("422", "4:2:2 colours"),
 )
-
-
-def in_words(error: str) -> str:
-    """What FFmpeg says of a place in a file that it opened, as a person would say it."""
-    if error.startswith(VAGUE):
-        return "the data there is damaged"
-    if error.startswith("Resource temporarily unavailable"):  # FFmpeg's way to ask for more data
-        return "no more data comes"
-    return error
 
 
 def explain(path: str, reason: str) -> str:

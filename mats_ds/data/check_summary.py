@@ -171,7 +171,7 @@ def _say_speed(facts: dict[str, FileFacts]) -> str:
     slowest = sorted(cost, key=cost.__getitem__, reverse=True)[:NUM_SHOWN]
     return "\n".join(
         [
-            f"Speed: one core reads {1 / max(mean_seconds, 1e-6):.1f} clips/s with PyAV ({CLIP_FRAMES} frames at stride "
+            f"Speed: one core decodes {1 / max(mean_seconds, 1e-6):.1f} clips/s with PyAV ({CLIP_FRAMES} frames at stride "
             f"{CLIP_STRIDE}, mean over the files, measured on this machine during the check).",
             "Slowest, in CPU ms to decode one second of video:",
             *(

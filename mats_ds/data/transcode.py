@@ -26,7 +26,7 @@ import av
 import numpy as np
 from av.video.reformatter import ColorRange
 
-from mats_ds.data.check_reasons import in_words
+from mats_ds.data.ffmpeg_words import in_words
 from mats_ds.data.header_length import describe_torn_end
 from mats_ds.data.probe import READ_ERRORS, UnreadableVideo, VideoIndex, describe_error, index_video, open_video
 from mats_ds.data.upright import UprightScaler, copy_size

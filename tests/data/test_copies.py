@@ -257,7 +257,7 @@ def test_refuses_a_second_run_into_the_same_folder(videos, tmp_path):
 
 
 def test_workers_load_neither_torch_nor_dali():
-    code = "import sys, mats_ds.data.copies; print(*({'torch', 'deepspeed', 'nvidia.dali'} & set(sys.modules)))"
+    code = "import sys, mats_ds.data.copy_workers; print(*({'torch', 'deepspeed', 'nvidia.dali'} & set(sys.modules)))"
     assert subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True).stdout.split() == []
 
 
