@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable
 from fractions import Fraction
 from pathlib import Path
@@ -109,6 +110,22 @@ def write_broken(write_video: Callable[..., Path], tmp_path: Path) -> Callable[[
         return path
 
     return write
+
+
+@pytest.fixture
+def when_opened(monkeypatch: pytest.MonkeyPatch) -> Callable[[Callable[[str], None]], None]:
+    """`when_opened(call)`: from now on `call(path)` before a video is opened, by FFmpeg or byte by byte."""
+
+    def watch(call: Callable[[str], None]) -> None:
+        for module in (av, os):
+
+            def opening(path, *arguments, _open=module.open, **options):
+                call(str(path))
+                return _open(path, *arguments, **options)
+
+            monkeypatch.setattr(module, "open", opening)
+
+    return watch
 
 
 @pytest.fixture(scope="session")

@@ -57,6 +57,31 @@ def test_three_thousand_batches_do_not_grow_the_process(tmp_path):
     assert figures["late"] < 1.03 * figures["early"], figures
 
 
+def test_a_clip_of_a_long_file_takes_no_more_memory_than_one_of_a_short_file(tmp_path):
+    from tests.data.test_segment import write_heavy
+
+    short, long = write_heavy(tmp_path / "short.mkv", 80), write_heavy(tmp_path / "long.mkv", 400)
+    assert long.stat().st_size > 60e6
+    figures = figures_of(
+        """
+        import resource
+        from mats_ds.clips import ClipSpec
+        from mats_ds.data.decode import decode_frames, frame_numbers
+        from mats_ds.data.probe import index_video
+
+        peaks = []
+        for path in sys.argv[1:]:
+            spec, index = ClipSpec(path=path, sample=0, num_frames=16, stride=4, start=0.6), index_video(path)
+            decode_frames(path, frame_numbers(spec, index=index), index=index)
+            peaks.append(1024 * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss)
+        print(json.dumps(dict(zip(("short", "long"), peaks))))
+        """,
+        str(short),
+        str(long),
+    )
+    assert figures["long"] - figures["short"] < 20e6, figures
+
+
 @pytest.mark.slow
 def test_a_manifest_of_a_million_rows_loads_in_seconds_and_takes_less_than_300_mb(tmp_path):
     (tmp_path / "class_0").mkdir()

@@ -10,7 +10,6 @@ import pytest
 import torch
 
 from mats_ds.config import ClipSection
-from mats_ds.data import routes
 from mats_ds.data.decode import frame_numbers
 from mats_ds.data.manifest import Manifest, read_manifest
 from mats_ds.data.pipeline import ClipLoader
@@ -188,16 +187,11 @@ def test_an_unreadable_video_is_blank_under_its_own_number_and_no_other_takes_it
     assert sum(len(batch.bad) for _, batch in read) == 1
 
 
-def test_a_video_that_hangs_is_blank_and_does_not_wait_once_for_each_of_its_views(videos, monkeypatch):
-    decode = routes.decode_frames
-
-    def hang(path, numbers, **options):
-        if path == str(videos[1]):
-            time.sleep(30)
-        return decode(path, numbers, **options)
-
-    monkeypatch.setattr(routes, "decode_frames", hang)
-    sampler = sampler_of(videos[:3], micro_batch=6)
+def test_a_video_that_hangs_is_blank_and_does_not_wait_once_for_each_of_its_views(videos, when_opened, tmp_path):
+    hanging = tmp_path / "hanging.mp4"
+    hanging.write_bytes(videos[1].read_bytes())
+    when_opened(lambda path: time.sleep(30 if path == str(hanging) else 0))
+    sampler = sampler_of([videos[0], hanging, videos[2]], micro_batch=6)
     began = time.monotonic()
     read = batches_of(sampler, clip_timeout_seconds=0.5)
     assert time.monotonic() - began < 15
@@ -206,19 +200,15 @@ def test_a_video_that_hangs_is_blank_and_does_not_wait_once_for_each_of_its_view
 
 
 @pytest.mark.parametrize(("micro_batch", "repeats"), [(6, 6), (12, 6), (3, 3), (4, 2), (5, 1)])
-def test_as_many_views_as_fit_are_decoded_in_one_pass(videos, monkeypatch, micro_batch, repeats):
-    passes = []
-    decode = routes.decode_frames
-
-    def counting(path, numbers, **options):
-        passes.append(path)
-        return decode(path, numbers, **options)
-
-    monkeypatch.setattr(routes, "decode_frames", counting)
+def test_as_many_views_as_fit_are_decoded_in_one_pass(videos, when_opened, micro_batch, repeats):
     sampler = sampler_of(videos[:2], micro_batch=micro_batch)
     assert sampler.repeats == repeats
+    for path in sampler.manifest.paths:
+        index_video(path)  # opens it too, once for all
+    opened = []
+    when_opened(opened.append)
     batches_of(sampler, num_workers=0, num_steps=1)  # without workers nothing is read ahead
-    assert passes.count(str(videos[0])) == min(micro_batch, 6) // repeats
+    assert opened.count(str(videos[0])) == min(micro_batch, 6) // repeats
 
 
 def test_candidates_of_the_frame_selection_are_spread_over_the_same_span(videos):
