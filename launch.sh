@@ -9,7 +9,7 @@ set -euo pipefail
 ROOT="$(CDPATH='' cd -- "$(dirname -- "$(readlink -f -- "${BASH_SOURCE[0]}")")" && pwd -P)"
 VENV="$ROOT/.venv"
 STAMP="$VENV/.mats_ds-installed"
-COMMANDS=(demo test prepare pretrain report setup help)
+COMMANDS=(demo test prepare pretrain convert report setup help)
 CPU_RANKS=2
 PYTHON="" # the interpreter that holds the packages; `setup` fills it in
 
@@ -24,6 +24,7 @@ Usage: bash launch.sh COMMAND [ARGUMENTS]
                           --hostfile F and the other options of the deepspeed launcher go to the launcher, the rest
                           to pretrain.py; --ds_config is ds_configs/zero2.json unless given
   prepare TASK ...        python mats_ds/prepare.py: import annotations, check videos, transcode them (prepare --help)
+  convert SOURCE [DEST]   python mats_ds/convert.py: weights of VideoMAE, EVEREST, Hugging Face and our runs (convert --help)
   report [RUN_DIR ...]    python profiling/report.py
   setup                   only install
   help                    this page
@@ -418,6 +419,11 @@ prepare() { # relative paths are the caller's
   run_last "$PYTHON" "$ROOT/mats_ds/prepare.py" "$@"
 }
 
+convert() { # relative paths are the caller's
+  setup
+  run_last "$PYTHON" "$ROOT/mats_ds/convert.py" "$@"
+}
+
 report() {
   setup
   local argument
@@ -462,7 +468,7 @@ main() {
   local command="${1:-help}"
   (($# == 0)) || shift
   case "$command" in
-    demo | prepare | report) "$command" "$@" ;;
+    demo | prepare | convert | report) "$command" "$@" ;;
     test) run_tests "$@" ;;
     pretrain) pretrain "$@" ;;
     setup)

@@ -131,9 +131,15 @@ def describe_anew(weights: Weights, options: argparse.Namespace) -> Weights:
     if weights.spec.kind == "classifier" and "keep_ratio" in changes:
         changes["visible_ratio"] = changes["keep_ratio"]
     if options.class_names:
-        lines = Path(options.class_names).read_text(encoding="utf-8").splitlines()
-        changes["class_names"] = tuple(line.strip() for line in lines if line.strip())
+        changes["class_names"] = read_names(Path(options.class_names))
     return replace(weights, spec=replace(weights.spec, **changes))
+
+
+def read_names(path: Path) -> tuple[str, ...]:
+    if not path.is_file():
+        raise ValueError(f"there is no file {path}")
+    lines = path.read_text(encoding="utf-8").splitlines()
+    return tuple(line.strip() for line in lines if line.strip())
 
 
 def verify(weights: Weights, options: argparse.Namespace, dest: Path) -> int:

@@ -86,7 +86,18 @@ def test_is_valid_bash():
 def test_help_names_every_command_and_variable(project, arguments):
     done = project.run(*arguments)
     assert done.returncode == 0
-    for word in ("demo", "test", "prepare", "pretrain", "report", "setup", "MATS_PYTHON", "MATS_DRY_RUN", "UV_TORCH_BACKEND=cpu"):
+    for word in (
+        "demo",
+        "test",
+        "prepare",
+        "pretrain",
+        "convert",
+        "report",
+        "setup",
+        "MATS_PYTHON",
+        "MATS_DRY_RUN",
+        "UV_TORCH_BACKEND=cpu",
+    ):
         assert word in done.stdout
     used = set(re.findall(r"MATS_[A-Z_]+", (ROOT / "launch.sh").read_text()))
     assert used == {"MATS_PYTHON", "MATS_DRY_RUN"}, "document every variable in the help"
@@ -219,6 +230,8 @@ class TestReportAndTests:
     def test_preparing_data_stays_in_the_callers_folder(self, project):
         (command,) = project.plan("prepare", "check", "my videos", "--out", "m.csv")
         assert command[1:] == [f"{project.root}/mats_ds/prepare.py", "check", "my videos", "--out", "m.csv"]
+        (command,) = project.plan("convert", "runs/my run", "w.safetensors")
+        assert command[1:] == [f"{project.root}/mats_ds/convert.py", "runs/my run", "w.safetensors"]
 
     def test_the_default_leaves_out_what_is_slow_or_needs_a_gpu(self, project):
         assert project.plan("test")[0][1:] == ["-m", "pytest", "-m", "not slow and not gpu"]

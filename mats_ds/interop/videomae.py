@@ -61,11 +61,13 @@ def read_videomae(
     """
     content = unpickle(Path(path))
     state, tubelet = rename_state(content, path)
+    if isinstance(content.get(SPEC_KEY), str):  # written by us
+        spec = parse_spec(json.loads(content[SPEC_KEY]))
+        sizes = measure(state, heads=spec.heads, decoder_heads=spec.decoder_heads)
+        spec = replace(spec, **sizes, norm_eps=NORM_EPS, last_norm_eps=NORM_EPS)
+        return Weights(spec, state, "a checkpoint for VideoMAE, written by mats_ds")
     sizes = measure(state, heads=heads, decoder_heads=decoder_heads)
     source = f"a {'fine-tuning' if sizes['kind'] == 'classifier' else 'pre-training'} checkpoint of VideoMAE or EVEREST"
-    if isinstance(content.get(SPEC_KEY), str):  # written by us
-        ours = parse_spec(json.loads(content[SPEC_KEY]))
-        return Weights(replace(ours, **sizes, norm_eps=NORM_EPS, last_norm_eps=NORM_EPS), state, source)
     arguments = as_dict(content.get("args"))
     frames = arguments.get("num_frames") and arguments["num_frames"] * arguments.get("num_segments", 1)
     side = arguments.get("input_size")

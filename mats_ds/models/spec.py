@@ -21,6 +21,7 @@ from mats_ds.models.mae import MaskedAutoencoder
 KINDS = ("pretrain", "classifier", "encoder")
 ENCODER_SIZES = ("width", "depth", "heads")
 DECODER_SIZES = ("decoder_width", "decoder_depth", "decoder_heads")
+SHOWN_NAMES = 3
 
 
 @dataclass(frozen=True)
@@ -84,9 +85,9 @@ class ModelSpec:
         if self.kind == "pretrain":
             lines.append(f"decoder: width {self.decoder_width}, {self.decoder_depth} blocks, {self.decoder_heads} heads")
         if self.kind == "classifier":
-            lines.append(
-                f"head: {self.num_classes} classes" + (f" ({', '.join(self.class_names[:3])}, ...)" if self.class_names else "")
-            )
+            more = ", ..." if len(self.class_names) > SHOWN_NAMES else ""
+            names = f" ({', '.join(self.class_names[:SHOWN_NAMES])}{more})" if self.class_names else ""
+            lines.append(f"head: {self.num_classes} classes{names}")
         if self.kind != "encoder":
             shares = f"keep {self.keep_ratio:g}" + (f", visible {self.visible_ratio:g}" if self.kind == "pretrain" else "")
             lines.append(f"selection: {self.strategy}, {shares}")

@@ -1,0 +1,140 @@
+"""convert.py as its users run it: every direction, what it says, and what it refuses."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+from mats_ds import MaskedAutoencoder, TokenGrid, VideoClassifier, load_model
+from mats_ds.convert import DIFFERENT, DONE, UNUSABLE, main
+from mats_ds.interop.load import identify, weights_of
+from mats_ds.interop.plain import save_weights
+
+ROOT = Path(__file__).resolve().parents[1]
+GRID = TokenGrid(4, 16, 16, (2, 8, 8))
+NAMES = {"mats": "model.safetensors", "hf": "folder", "videomae": "model.pth"}
+
+
+def make_model(kind):
+    torch.manual_seed(1)
+    sizes = dict(width=24, depth=2, heads=3)
+    if kind == "classifier":
+        return VideoClassifier(grid=GRID, **sizes, num_classes=3, keep_ratio=0.5, head_init_scale=1.0)
+    return MaskedAutoencoder(
+        grid=GRID, **sizes, decoder_width=12, decoder_depth=1, decoder_heads=2, keep_ratio=0.75, visible_ratio=0.25
+    )
+
+
+@pytest.fixture(params=["pretrain", "classifier"])
+def source(request, tmp_path):
+    return store(make_model(request.param), tmp_path / "source.safetensors")
+
+
+@pytest.fixture
+def classifier_file(tmp_path):
+    return store(make_model("classifier"), tmp_path / "source.safetensors")
+
+
+def store(model, path):
+    weights = weights_of(model, "a test")
+    return save_weights(path, weights.spec, dict(weights.state))
+
+
+@pytest.mark.parametrize("through", ["mats", "hf", "videomae"])
+def test_every_direction_and_back_gives_the_same_file(tmp_path, source, through, capsys):
+    there, back = tmp_path / "there" / NAMES[through], tmp_path / "back.safetensors"
+    assert main([str(source), str(there), "--verify"]) == DONE
+    assert identify(there) == through
+    assert "verify: source and copy: largest difference 0," in capsys.readouterr().out
+    assert main([str(there), str(back)]) == DONE
+    before, after = load_model(source), load_model(back)
+    assert weights_of(before, "").spec == weights_of(after, "").spec
+    assert all(torch.equal(tensor, after.state_dict()[name]) for name, tensor in before.state_dict().items())
+
+
+def test_verify_runs_transformers_own_model(tmp_path, source, capsys):
+    pytest.importorskip("transformers")
+    assert main([str(source), str(tmp_path / "hf"), "--verify"]) == DONE
+    lines = capsys.readouterr().out.splitlines()
+    assert any(line.startswith("verify: transformers on") and line.endswith("equal") for line in lines)
+
+
+def test_verify_finds_a_wrong_weight(tmp_path, classifier_file, monkeypatch, capsys):
+    monkeypatch.setattr("mats_ds.convert.save_weights", write_with_a_slip)
+    assert main([str(classifier_file), str(tmp_path / "copy.safetensors"), "--verify"]) == DIFFERENT
+    assert "DIFFERENT" in capsys.readouterr().out
+
+
+def write_with_a_slip(path, spec, state, *, note):
+    bias = state["encoder.blocks.0.attn.qkv.v_bias"].clone()
+    bias[3] += 0.05
+    return save_weights(path, spec, state | {"encoder.blocks.0.attn.qkv.v_bias": bias}, note=note)
+
+
+def test_without_a_destination_it_says_what_the_file_is(source, capsys):
+    assert main([str(source)]) == DONE
+    text = capsys.readouterr().out
+    assert "a weight file of mats_ds" in text
+    assert "4 frames of 16 x 16, tubelets of 2 x 8 x 8, 8 tokens" in text
+    assert "width 24, 2 blocks, 3 heads" in text
+
+
+def test_a_classifier_is_made_of_pretraining(tmp_path, capsys):
+    source = store(make_model("pretrain"), tmp_path / "source.safetensors")
+    (tmp_path / "names.txt").write_text("run\njump\n")
+    arguments = ["--num-classes", "2", "--class-names", str(tmp_path / "names.txt"), "--keep-ratio", "0.25"]
+    assert main([str(source), str(tmp_path / "c.safetensors"), *arguments, "--verify"]) == DONE
+    loaded, fresh, unused = capsys.readouterr().out.splitlines()[0].split("; ")
+    assert (loaded, fresh) == ("28 tensors loaded", "fresh: fc_norm, class_head")
+    assert set(unused.removeprefix("not used: ").split(", ")) == {"decoder", "encoder.norm", "head", "mask_token", "to_decoder"}
+    made = load_model(tmp_path / "c.safetensors")
+    assert (made.num_classes, made.class_names, made.keep_ratio) == (2, ("run", "jump"), 0.25)
+
+
+def test_another_head_only_when_asked(tmp_path, classifier_file, capsys):
+    copy = tmp_path / "copy.safetensors"
+    assert main([str(classifier_file), str(copy), "--num-classes", "5"]) == UNUSABLE
+    assert "the head has 3 classes and 5 are asked for" in capsys.readouterr().err
+    assert not copy.exists()
+    assert main([str(classifier_file), str(copy), "--num-classes", "5", "--new-head"]) == DONE
+    assert "fresh: class_head" in capsys.readouterr().out
+    assert load_model(copy).num_classes == 5
+
+
+@pytest.mark.parametrize(
+    "arguments, reason",
+    [
+        (["source.safetensors", "source.safetensors"], "is the source itself"),
+        (["source.safetensors", "there.pth"], "there.pth exists: give another name, or --force"),
+        (["nothing.pth", "new.safetensors"], "there is no file or folder nothing.pth"),
+        (["source.safetensors", "new.pth", "--num-frames", "8"], "tells its sizes itself: leave out num_frames"),
+        (["source.safetensors", "new.pth", "--new-head"], "--new-head belongs to --num-classes"),
+        (["source.safetensors", "new.pth", "--class-names", "two.txt"], "2 class names for 3 classes"),
+        (["source.safetensors", "new.pth", "--class-names", "none.txt"], "there is no file none.txt"),
+    ],
+)
+def test_mistakes_are_told_and_nothing_is_written(tmp_path, classifier_file, monkeypatch, capsys, arguments, reason):
+    monkeypatch.chdir(tmp_path)
+    Path("there.pth").write_bytes(b"precious")
+    Path("two.txt").write_text("a\nb\n")
+    assert main(arguments) == UNUSABLE
+    assert reason in capsys.readouterr().err
+    assert Path("there.pth").read_bytes() == b"precious"
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["source.safetensors", "there.pth", "two.txt"]
+
+
+def test_force_overwrites(tmp_path, classifier_file):
+    (tmp_path / "there.pth").write_bytes(b"old")
+    assert main([str(classifier_file), str(tmp_path / "there.pth"), "--force"]) == DONE
+    assert identify(tmp_path / "there.pth") == "videomae" and load_model(tmp_path / "there.pth").num_classes == 3
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("command", [["mats_ds/convert.py"], ["-m", "mats_ds.convert"]])
+def test_it_runs_as_a_file_and_as_a_module(command):
+    done = subprocess.run([sys.executable, *command, "--help"], cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 0 and "say what a file holds" in " ".join(done.stdout.split()), done.stderr
