@@ -1,9 +1,10 @@
-"""Clips that come from the look-ahead -> micro-batches on the device, in order, through graphs that crop and scale.
+"""Clips that come from the look-ahead -> micro-batches on the device, in order.
 
 Legend: B clips of a micro-batch, T frames, H height, W width, C colours.
-A micro-batch is cut into chunks, which go round robin through several graphs: so several hardware decoders are busy at once,
-memory for whole pictures stays bounded, and a failure costs one chunk. Frames, order and substitutes depend on the sampler
-alone, never on threads, chunks or speed. This module knows a graph only by what it does (`Graph`), not that it is DALI's.
+What PyAV decoded is copied to its place. What the device decodes is cut into chunks, which go round robin through several
+graphs that decode, crop and scale: so several hardware decoders are busy at once, memory for whole files and pictures stays
+bounded, and a failure costs one chunk. Frames, order and substitutes depend on the sampler alone, never on threads, chunks or
+speed. This module knows a graph only by what it does (`Graph`), not that it is DALI's.
 """
 
 from __future__ import annotations
@@ -29,16 +30,16 @@ from mats_ds.data.sampler import ClipSampler
 logger = logging.getLogger(__name__)
 
 MAX_CHUNK_CLIPS = 8
-MAX_CHUNK_BYTES = 256 << 20  # a chunk of large pictures is closed early
+MAX_CHUNK_BYTES = 64 << 20  # a chunk of large files is closed early
 MAX_CODEC_REFUSALS = 3  # chunks of a codec that only PyAV could decode, before all of that codec goes to PyAV
 
 
 class Graph(Protocol):
-    """Crops, scales and flips one chunk at a time; `busy` between `start` and `finish`."""
+    """Decodes, crops, scales and flips one chunk at a time; `busy` between `start` and `finish`."""
 
     busy: bool
 
-    def start(self, clips: Sequence[DecodedClip | EncodedClip]) -> None:
+    def start(self, clips: Sequence[EncodedClip]) -> None:
         """Take the clips over (they are copied) and begin."""
 
     def finish(self) -> torch.Tensor:
@@ -57,7 +58,7 @@ class _Assembly:
 
 @dataclass(eq=False)
 class _Chunk:
-    """Clips that go through one graph together: the batch they belong to, their places in it, their codecs if encoded."""
+    """Clips that go through one graph together: the batch they belong to, their places in it, their codecs."""
 
     assembly: _Assembly
     places: list[int]
@@ -68,8 +69,8 @@ class _Chunk:
 class Assembler:
     """Puts the micro-batches of one run together, from `first_step` on; all in the thread that iterates over `batches`.
 
-    `positions(step, micro)` are this rank's clips; `new_graph(encoded)` makes a graph, of which up to `num_encoded_graphs` (and
-    `num_decoded_graphs`) are kept; `codecs` are those that encoded graphs decode; `stream` is the CUDA stream to work on.
+    `positions(step, micro)` are this rank's clips; `new_graph()` makes a graph, of which up to `num_graphs` are kept; `codecs`
+    are those that graphs decode; `stream` is the CUDA stream to work on.
     """
 
     def __init__(
@@ -82,9 +83,8 @@ class Assembler:
         device: torch.device,
         stream: torch.cuda.Stream | None,
         codecs: frozenset[str],
-        new_graph: Callable[[bool], Graph],
-        num_encoded_graphs: int,
-        num_decoded_graphs: int,
+        new_graph: Callable[[], Graph],
+        num_graphs: int,
         num_workers: int,
         num_ahead: int,
         timeout_seconds: float,
@@ -98,8 +98,8 @@ class Assembler:
         self._codecs = codecs
         self._refusals: Counter[str] = Counter()
         self._new_graph = new_graph
-        self._num_graphs = {True: num_encoded_graphs, False: num_decoded_graphs}
-        self._graphs: dict[bool, deque[Graph]] = {True: deque(), False: deque()}
+        self._num_graphs = num_graphs
+        self._graphs: deque[Graph] = deque()
         self._num_ahead = num_ahead
         self._in_flight: deque[_Chunk] = deque()
         self._assemblies: deque[_Assembly] = deque()
@@ -116,7 +116,7 @@ class Assembler:
 
     def release(self) -> None:
         """Let go of the graphs and all clips, once nobody iterates over `batches` any more."""
-        self._graphs = {True: deque(), False: deque()}
+        self._graphs = deque()
         self._in_flight.clear()
         self._assemblies.clear()
 
@@ -162,24 +162,29 @@ class Assembler:
             return torch.zeros(shape, dtype=torch.uint8, device=self._device)
 
     def _dispatch(self, assembly: _Assembly, places: Sequence[int]) -> None:
-        """Feed the clips of a chunk: the encoded ones to one graph, the decoded ones to another; blank ones stay zero."""
+        """Copy the decoded clips of a chunk to their places and feed the encoded ones to a graph; blank ones stay zero."""
         clips = {place: assembly.tickets[place].clip for place in places}
-        for kind in (EncodedClip, DecodedClip):
-            members = [place for place in places if isinstance(clips[place], kind)]
-            if members:
-                graph = self._free_graph(encoded=kind is EncodedClip)
-                codecs = frozenset(clips[place].codec for place in members) if kind is EncodedClip else frozenset()
-                assembly.num_pending += 1
-                self._in_flight.append(_Chunk(assembly, members, graph, codecs))
-                graph.start([clips[place] for place in members])
+        members = [place for place in places if isinstance(clips[place], EncodedClip)]
+        if members:
+            graph = self._free_graph()
+            assembly.num_pending += 1
+            self._in_flight.append(_Chunk(assembly, members, graph, frozenset(clips[place].codec for place in members)))
+            graph.start([clips[place] for place in members])
         for place in places:
+            if isinstance(clips[place], DecodedClip):
+                self._place(clips[place], assembly.frames_BTHWC[place])
             self._lookahead.release(assembly.tickets[place])
 
-    def _free_graph(self, *, encoded: bool) -> Graph:
-        graphs = self._graphs[encoded]
+    def _place(self, clip: DecodedClip, to: torch.Tensor) -> None:
+        """Copy a finished clip into the batch; it is no longer needed when this returns."""
+        with torch.cuda.stream(self._stream):
+            _copy(torch.from_numpy(clip.frames_THWC), to=to)
+
+    def _free_graph(self) -> Graph:
+        graphs = self._graphs
         while True:  # what finishes may fail, and take its graph out of the round
-            if len(graphs) < self._num_graphs[encoded]:
-                graphs.appendleft(self._new_graph(encoded))
+            if len(graphs) < self._num_graphs:
+                graphs.appendleft(self._new_graph())
             if not graphs[0].busy:
                 graphs.rotate(-1)
                 return graphs[-1]
@@ -190,8 +195,6 @@ class Assembler:
         try:
             self._take(chunk)
         except RuntimeError as error:
-            if not chunk.codecs:
-                raise  # decoded frames give no reason to fail
             self._decode_instead(chunk, error)
         chunk.assembly.num_pending -= 1
 
@@ -211,7 +214,7 @@ class Assembler:
     def _decode_instead(self, chunk: _Chunk, error: RuntimeError) -> None:
         """Send a chunk that the device could not decode through PyAV, which also finds out which file is to blame."""
         self.graph_entered_seconds = None
-        self._graphs[True].remove(chunk.graph)  # another is made in its place: this one may not be sound any more
+        self._graphs.remove(chunk.graph)  # another is made in its place: this one may not be sound any more
         logger.warning("the device's decoder refused some clips, PyAV decodes them: %s", _cause(error))
         refused = [chunk.assembly.tickets[place] for place in chunk.places]
         again = [
@@ -222,9 +225,7 @@ class Assembler:
             ticket.failures[:0] = before.failures
             chunk.assembly.tickets[place] = ticket
             if ticket.clip is not None:
-                graph = self._free_graph(encoded=False)
-                graph.start([ticket.clip])
-                self._take(_Chunk(chunk.assembly, [place], graph, frozenset()))
+                self._place(ticket.clip, chunk.assembly.frames_BTHWC[place])
             self._lookahead.release(ticket)
         if all(ticket.attempt == before.attempt for before, ticket in zip(refused, again, strict=True)):
             for codec in chunk.codecs & self._codecs:

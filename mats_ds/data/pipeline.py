@@ -1,8 +1,9 @@
-"""ClipSampler -> endless ClipBatches on the device: DALI [decodes,] crops, scales and flips what look-ahead threads bring.
+"""ClipSampler -> endless ClipBatches on the device, from what look-ahead threads bring.
 
-The only module that imports nvidia.dali, and only when a batch is asked for. On a GPU, DALI's graphs get the bytes of the files
-and decode them with NVDEC; on a CPU, and for what NVDEC cannot do, they get frames that PyAV decoded, since DALI's own CPU
-decoder knows few codecs and is slower. The rest of the graph is the same. One background thread runs all of it.
+On a GPU, DALI's graphs get the bytes of the files, decode them with NVDEC, crop, scale and flip. On a CPU, and for what NVDEC
+cannot do, the reading threads decode with PyAV, crop, scale and flip themselves: DALI's own CPU decoder knows few codecs, and
+its CPU resize needs six times the time of torch's. This is the only module that imports nvidia.dali, and only where a graph is
+made: training on a CPU needs no DALI at all. One background thread puts the batches together.
 """
 
 from __future__ import annotations
@@ -19,12 +20,10 @@ import torch
 from mats_ds.clips import ClipBatch
 from mats_ds.data.assembly import MAX_CHUNK_CLIPS, Assembler
 from mats_ds.data.lookahead import Closed, default_workers
-from mats_ds.data.routes import NVDEC_SIDES, DecodedClip, EncodedClip
+from mats_ds.data.nvdec import choose_num_graphs, pinned_bytes_bound
+from mats_ds.data.routes import NVDEC_SIDES, EncodedClip
 from mats_ds.data.sampler import ClipSampler
 
-# One pipeline keeps one NVDEC engine busy (DALI issue 6387); data-centre GPUs have several engines.
-NUM_NVDEC_GRAPHS = 4
-NUM_RESIZE_GRAPHS = 2
 MAX_GRAPH_THREADS = 4
 STALL_SECONDS = 300.0
 JOIN_SECONDS = 3.0
@@ -40,12 +39,11 @@ def device_codecs(device: torch.device) -> frozenset[str]:
 
 
 class DaliGraph:
-    """One DALI pipeline. `encoded` graphs decode files, the others take decoded frames; one chunk at a time."""
+    """One DALI pipeline that decodes files, crops, scales and flips; one chunk at a time."""
 
     def __init__(
         self,
         *,
-        encoded: bool,
         height: int,
         width: int,
         device: torch.device,
@@ -69,38 +67,22 @@ class DaliGraph:
             exec_dynamic=True,
         )
         with self._pipe:
-            if encoded:
-                files = fn.external_source(name="files", dtype=types.UINT8, ndim=1)
-                numbers = fn.external_source(name="numbers", dtype=types.INT32, ndim=1)
-                # Beyond the last frame the decoder shall fail, not make frames up.
-                # Threads pinned to cores would meet those of the other graphs and ranks on the same ones.
-                video = fn.decoders.video(
-                    files, device="mixed" if on_gpu else "cpu", frames=numbers, pad_mode="none", affine=False
-                )
-            else:
-                video = fn.external_source(name="frames", dtype=types.UINT8, ndim=4, layout="FHWC")
-                video = video.gpu() if on_gpu else video
+            files = fn.external_source(name="files", dtype=types.UINT8, ndim=1)
+            numbers = fn.external_source(name="numbers", dtype=types.INT32, ndim=1)
+            # Beyond the last frame the decoder shall fail, not make frames up.
+            # Threads pinned to cores would meet those of the other graphs and ranks on the same ones.
+            video = fn.decoders.video(files, device="mixed" if on_gpu else "cpu", frames=numbers, pad_mode="none", affine=False)
             start = fn.external_source(name="start", dtype=types.FLOAT, ndim=1)
             end = fn.external_source(name="end", dtype=types.FLOAT, ndim=1)
-            video = fn.resize(
-                video,
-                roi_start=start,
-                roi_end=end,
-                size=[height, width],
-                interp_type=types.INTERP_LINEAR,
-                antialias=True,  # filters only where it shrinks
-            )
+            video = resize_region(video, start=start, end=end, size=(height, width))
             self._pipe.set_outputs(video)
         self._pipe.build()
 
-    def start(self, clips: Sequence[DecodedClip | EncodedClip]) -> None:
+    def start(self, clips: Sequence[EncodedClip]) -> None:
         """Feed one chunk and set it going; the clips' memory is copied before this returns."""
         self.busy = True
-        if isinstance(clips[0], EncodedClip):
-            self._pipe.feed_input("files", [clip.encoded for clip in clips])
-            self._pipe.feed_input("numbers", [clip.numbers_T for clip in clips])
-        else:
-            self._pipe.feed_input("frames", [clip.frames_THWC for clip in clips])
+        self._pipe.feed_input("files", [clip.encoded for clip in clips])
+        self._pipe.feed_input("numbers", [clip.numbers_T for clip in clips])
         self._pipe.feed_input("start", [np.float32(clip.region.origin) for clip in clips])
         self._pipe.feed_input("end", [np.float32(clip.region.end) for clip in clips])
         self._pipe.schedule_run()
@@ -112,12 +94,27 @@ class DaliGraph:
         return torch.from_dlpack(outputs[0].as_tensor())
 
 
+def resize_region(video, *, start, end, size: tuple[int, int]):
+    """The part of a DALI video from corner `start` to `end` (row, column), scaled; mirrored if it ends before it begins."""
+    from nvidia.dali import fn, types
+
+    return fn.resize(
+        video,
+        roi_start=start,
+        roi_end=end,
+        size=list(size),
+        interp_type=types.INTERP_LINEAR,
+        antialias=True,  # filters only where it shrinks
+    )
+
+
 class ClipLoader:
     """The micro-batches of one rank, from any step on.
 
     `accumulation` micro-batches of `micro_batch` clips make this rank's part of a step. `num_workers` None takes as many
     reading threads as this process has cores to itself; 0 reads in the calling thread, without look-ahead or time limit, for
-    debugging. `prefetch` micro-batches are kept ready. Nothing that it delivers depends on either.
+    debugging. `prefetch` micro-batches are kept ready. `num_graphs` is the number of DALI pipelines on a GPU (None: as many as it
+    has decoding engines). Nothing that it delivers depends on any of them.
     Raises ValueError for sizes that do not fit the sampler's global batch.
     """
 
@@ -135,6 +132,7 @@ class ClipLoader:
         num_workers: int | None = None,
         prefetch: int = 2,
         clip_timeout_seconds: float = 60.0,
+        num_graphs: int | None = None,
     ) -> None:
         self.sampler = sampler
         self.device = torch.device(device)
@@ -143,6 +141,7 @@ class ClipLoader:
         self.num_workers = default_workers() if num_workers is None else num_workers
         self.prefetch = max(1, prefetch)
         self.clip_timeout_seconds = clip_timeout_seconds
+        self.num_graphs = choose_num_graphs(self.device, asked=num_graphs)
         self._split = dict(rank=rank, world_size=world_size, micro_batch=micro_batch, accumulation=accumulation)
         self.positions(0, 0)  # raises for sizes that do not fit
         if micro_batch % sampler.repeats:
@@ -170,15 +169,18 @@ class ClipLoader:
             session.close()
 
     def describe(self) -> str:
-        """One line: what is decoded where."""
-        scaled = f"DALI crops and scales to {self.height}x{self.width} on {self.device}"
+        """One line: what is decoded where, and the bound of page-locked host memory where there is any."""
         plural = "s" if self.num_workers > 1 else ""
         readers = f"{self.num_workers} thread{plural}" if self.num_workers else "the calling thread"
+        size = f"{self.height}x{self.width}"
         codecs = device_codecs(self.device)
-        if codecs:
-            names = ", ".join(sorted(codecs))
-            return f"NVDEC decodes ({NUM_NVDEC_GRAPHS} DALI pipelines: {names}), PyAV on {readers} what it cannot; {scaled}"
-        return f"PyAV decodes on {readers}; {scaled}"
+        if not codecs:
+            return f"PyAV decodes, crops and scales to {size} on {readers}; DALI is not used on a CPU"
+        pinned_gib = pinned_bytes_bound(self.num_graphs, micro_batch=self.micro_batch) / 2**30
+        return (
+            f"NVDEC decodes ({self.num_graphs} DALI pipelines: {', '.join(sorted(codecs))}; page-locked memory at most "
+            f"{pinned_gib:.1f} GiB), PyAV on {readers} what it cannot; crops scaled to {size} on {self.device}"
+        )
 
     def close(self) -> None:
         """End all threads; an iterator in use ends with them."""
@@ -202,9 +204,8 @@ class _Session:
         device, num_workers = loader.device, loader.num_workers
         stream = torch.cuda.Stream(device) if device.type == "cuda" else None
 
-        def new_graph(encoded: bool) -> DaliGraph:
+        def new_graph() -> DaliGraph:
             return DaliGraph(
-                encoded=encoded,
                 height=loader.height,
                 width=loader.width,
                 device=device,
@@ -221,8 +222,7 @@ class _Session:
             stream=stream,
             codecs=device_codecs(device),
             new_graph=new_graph,
-            num_encoded_graphs=NUM_NVDEC_GRAPHS,
-            num_decoded_graphs=NUM_RESIZE_GRAPHS,
+            num_graphs=loader.num_graphs,
             num_workers=num_workers,
             num_ahead=max(loader.prefetch, -(-2 * num_workers // loader.micro_batch)),
             timeout_seconds=loader.clip_timeout_seconds,

@@ -19,6 +19,9 @@ import numpy as np
 from av.error import FFmpegError
 from av.format import Flags
 
+from mats_ds.data.packets import PacketLog, PacketTable
+from mats_ds.data.pictures import PictureCounter
+
 # What PyAV raises for a file that is not a sound video: FFmpeg's errors, metadata that is not text, absurd sizes.
 READ_ERRORS = (FFmpegError, OSError, ValueError, IndexError, MemoryError)
 MAX_CACHE_BYTES = 64 << 20
@@ -40,6 +43,7 @@ class VideoIndex:
     then found by counting from the start: AVI stores no presentation times). keyframe_pts_K with keyframe_seek_K: where to
     seek to for each. width, height: of the coded picture. rotation: degrees counter-clockwise (0, 90, 180, 270) by which the
     decoded picture is turned to stand upright. plain: every packet is one visible frame, so that any decoder numbers them alike.
+    packets: where each frame's packet lies, for files that can be read without their container.
     """
 
     path: str
@@ -57,6 +61,7 @@ class VideoIndex:
     keyframe_seek_K: np.ndarray
     trusts_pts: bool
     plain: bool
+    packets: PacketTable | None = None
 
     @property
     def num_frames(self) -> int:
@@ -133,13 +138,15 @@ def _read_index(path: str, num_bytes: int) -> VideoIndex:
         container, stream = open_video(path)
     except READ_ERRORS as error:
         raise UnreadableVideo(describe_error(error)) from None
-    with container:
-        return _scan(path, container, stream)
+    with container, PacketLog(path, container, stream) as log:
+        return _scan(path, container, stream, log)
 
 
-def _scan(path: str, container: av.container.InputContainer, stream: av.VideoStream) -> VideoIndex:
+def _scan(path: str, container: av.container.InputContainer, stream: av.VideoStream, log: PacketLog) -> VideoIndex:
     codec = stream.codec_context.name.removeprefix("lib").removeprefix("dav1d") or "av1"
+    pictures = PictureCounter(codec, bytes(stream.codec_context.extradata or b""))
     pts: list[int | None] = []
+    pts_P: list[int | None] = []  # None: not shown
     keys: list[tuple[int, int]] = []
     num_packets = 0
     picture, problem = None, ""
@@ -162,19 +169,27 @@ def _scan(path: str, container: av.container.InputContainer, stream: av.VideoStr
         if not packet.size:
             continue
         num_packets += 1
-        if packet.is_corrupt or packet.is_discard or not _shows(packet, codec):
-            continue
-        if packet.is_keyframe and packet.pts is not None:
+        data = bytes(packet)
+        pieces = pictures.split(data, is_hidden=packet.is_corrupt or packet.is_discard)
+        log.add(packet, data, pieces)
+        pts_P += [packet.pts if piece.is_shown else None for piece in pieces]
+        shown = [packet.pts] * sum(piece.is_shown for piece in pieces)
+        if shown and packet.is_keyframe and packet.pts is not None:
             keys.append((packet.pts, packet.pts if seek_by_pts or packet.dts is None else packet.dts))
-        pts.append(packet.pts)
+        pts += shown
     if not pts:
         raise UnreadableVideo(problem or "no picture in its video stream")
     if picture is None:
         raise UnreadableVideo(problem or "not one picture of it decodes")
     reordered_avi = container.format.name == "avi" and stream.codec_context.has_b_frames
-    trusts_pts = not reordered_avi and None not in pts and len(set(pts)) == len(pts)
+    trusts_pts = not reordered_avi and not pictures.is_packed and None not in pts and len(set(pts)) == len(pts)
     rate = stream.average_rate or stream.guessed_rate
-    pts_F = np.sort(np.asarray(pts, np.int64)) if trusts_pts else np.arange(len(pts))
+    if trusts_pts:
+        pts_F = np.sort(np.asarray(pts, np.int64))
+        number_P = [-1 if time is None else place for time, place in zip(pts_P, _ranks(pts_F, pts_P), strict=True)]
+    else:
+        number_P = pictures.order()
+        pts_F = np.arange(len(pts) if number_P is None else int((number_P >= 0).sum()))
     keys.sort()
     return VideoIndex(
         path=path,
@@ -191,27 +206,14 @@ def _scan(path: str, container: av.container.InputContainer, stream: av.VideoStr
         keyframe_pts_K=np.asarray([key for key, _ in keys], np.int64),
         keyframe_seek_K=np.asarray([seek for _, seek in keys], np.int64),
         trusts_pts=trusts_pts,
-        plain=trusts_pts and num_packets == len(pts) and len(container.streams.video) == 1,
+        plain=trusts_pts and pictures.is_certain and num_packets == len(pts) and len(container.streams.video) == 1,
+        packets=log.table(number_P),
     )
 
 
-def _shows(packet: av.Packet, codec: str) -> bool:
-    """Whether a packet yields a visible frame; VP8 and VP9 know packets that only serve as reference.
-
-    Source: RFC 6386 section 9.1 (show_frame is bit 4 of the frame tag); VP9 bitstream specification, uncompressed header
-    and annex B (a superframe ends in a marker byte 110xxxxx and always shows its last frame).
-    """
-    if codec not in ("vp8", "vp9"):
-        return True
-    data = memoryview(packet)
-    if codec == "vp8":
-        return bool(data[0] >> 4 & 1)
-    if data[-1] >> 5 == 0b110:
-        return True
-    bits = f"{data[0]:08b}"
-    place = 5 if bits[2:4] == "11" else 4  # profile 3 has one reserved bit more
-    shows_existing, _, shown = bits[place : place + 3] if place == 4 else bits[5:8]
-    return "1" in (shows_existing, shown)
+def _ranks(pts_F: np.ndarray, pts_P: list[int | None]) -> list[int]:
+    """The frame number of each packet by its time; 0 where it has none."""
+    return np.searchsorted(pts_F, np.asarray([pts_F[0] if time is None else time for time in pts_P], np.int64)).tolist()
 
 
 def describe_error(error: BaseException) -> str:
@@ -248,8 +250,10 @@ class _Cache:
 
 
 def _size(entry: VideoIndex | str) -> int:
-    held = 0 if isinstance(entry, str) else entry.pts_F.nbytes + 2 * entry.keyframe_pts_K.nbytes
-    return 1024 + held
+    if isinstance(entry, str):
+        return 1024
+    table = entry.packets.num_bytes if entry.packets else 0
+    return 1024 + entry.pts_F.nbytes + 2 * entry.keyframe_pts_K.nbytes + table
 
 
 _CACHE = _Cache(MAX_CACHE_BYTES)

@@ -1,8 +1,10 @@
-"""ClipSpec -> what the DALI graph gets: frames that PyAV decoded, or the file's bytes where the device decodes them itself.
+"""ClipSpec -> a finished clip that PyAV decoded, or the file's bytes for a DALI graph where the device decodes them itself.
 
 A file goes to the device's decoder only if that decoder numbers and shows its frames as PyAV does: every packet one visible
 frame, trusted time stamps, 8-bit 4:2:0 video range, no rotation (DALI ignores it), a picture size that NVDEC accepts. All
-else is decoded by PyAV, which turns rotated video upright; crops always refer to the upright picture.
+else is decoded by PyAV, which turns rotated video upright, and cropped and scaled at once by the thread that reads it, on a GPU
+too: what then goes to the device is a small clip of a fixed size instead of whole pictures of any size. Crops always refer to
+the upright picture.
 """
 
 from __future__ import annotations
@@ -10,10 +12,12 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+import av
 import numpy as np
 
 from mats_ds.clips import ClipSpec
-from mats_ds.data.decode import decode_frames, frame_numbers
+from mats_ds.data.cropping import ClipCropper
+from mats_ds.data.decode import frame_numbers, visit_frames
 from mats_ds.data.probe import READ_ERRORS, UnreadableVideo, VideoIndex, describe_error, index_video
 
 # Smallest and largest picture sides of each codec. Source: NVIDIA Video Codec SDK, NVDEC application note, table of limits.
@@ -25,8 +29,7 @@ NVDEC_SIDES = {
     "vp9": (128, 8192),
     "av1": (128, 8192),
 }
-SPARE = 2  # decoded crops keep at least twice the resolution that DALI scales them to
-MAX_ENCODED_BYTES = 256 << 20  # of a longer file, PyAV reads only the part that it needs
+MAX_ENCODED_BYTES = 64 << 20  # of a longer file, PyAV reads only the part that it needs
 
 
 @dataclass(frozen=True, eq=False)
@@ -51,10 +54,9 @@ class Region:
 
 @dataclass(frozen=True, eq=False)
 class DecodedClip:
-    """frames_THWC: uint8 RGB, whole pictures."""
+    """frames_THWC: uint8 RGB, cropped, scaled and flipped."""
 
     frames_THWC: np.ndarray
-    region: Region
 
     @property
     def num_bytes(self) -> int:
@@ -76,40 +78,37 @@ class EncodedClip:
 
 
 def read_decoded(spec: ClipSpec, *, size: tuple[int, int]) -> DecodedClip:
-    """Decode a clip with PyAV that will be scaled to `size` (height, width). Raises UnreadableVideo."""
-    index = index_video(spec.path)
-    shrink = _shrink(spec, index, size)
-    frames_THWC = decode_frames(spec.path, frame_numbers(spec, index=index), index=index, shrink=shrink)
-    return DecodedClip(frames_THWC, _region(spec, frames_THWC.shape[1:3]))
+    """Decode a clip with PyAV, its frames cropped, scaled to `size` (height, width) and flipped. Raises UnreadableVideo."""
+    return _read([spec], size=size)[0]
 
 
 def read_together(specs: Sequence[ClipSpec], *, size: tuple[int, int]) -> list[DecodedClip | UnreadableVideo]:
     """Clips of one file, decoded in one pass; where that fails, each on its own, so that each is judged by its own frames."""
     try:
-        index = index_video(specs[0].path)
-    except UnreadableVideo as error:
-        return [error] * len(specs)
-    shrink = min(_shrink(spec, index, size) for spec in specs)
-
-    def read(wanted: Sequence[ClipSpec]) -> list[DecodedClip]:
-        numbers = [frame_numbers(spec, index=index) for spec in wanted]
-        union = np.unique(np.concatenate(numbers))
-        frames_THWC = decode_frames(specs[0].path, union, index=index, shrink=shrink)
-        return [
-            DecodedClip(frames_THWC[np.searchsorted(union, numbers_T)], _region(spec, frames_THWC.shape[1:3]))
-            for spec, numbers_T in zip(wanted, numbers, strict=True)
-        ]
-
-    try:
-        return list(read(specs))
+        return list(_read(specs, size=size))
     except UnreadableVideo:
-        clips: list[DecodedClip | UnreadableVideo] = []
-        for spec in specs:
-            try:
-                clips += read([spec])
-            except UnreadableVideo as error:
-                clips.append(error)
-        return clips
+        return [_read_or_fail(spec, size) for spec in specs]
+
+
+def _read_or_fail(spec: ClipSpec, size: tuple[int, int]) -> DecodedClip | UnreadableVideo:
+    try:
+        return read_decoded(spec, size=size)
+    except UnreadableVideo as error:
+        return error
+
+
+def _read(specs: Sequence[ClipSpec], *, size: tuple[int, int]) -> list[DecodedClip]:
+    path = specs[0].path
+    index = index_video(path)
+    numbers = [frame_numbers(spec, index=index) for spec in specs]
+    croppers = [ClipCropper(numbers_T, spec.crop, index=index, size=size) for spec, numbers_T in zip(specs, numbers, strict=True)]
+
+    def take(number: int, frame: av.VideoFrame) -> None:
+        for cropper in croppers:
+            cropper.take(number, frame)
+
+    visit_frames(path, np.concatenate(numbers), index=index, take=take)
+    return [DecodedClip(cropper.frames()) for cropper in croppers]
 
 
 def read_for_device(spec: ClipSpec, *, codecs: frozenset[str], size: tuple[int, int]) -> EncodedClip | DecodedClip:
@@ -137,12 +136,6 @@ def device_can_decode(index: VideoIndex) -> bool:
         and min(index.width, index.height) >= smallest
         and max(index.width, index.height) <= largest
     )
-
-
-def _shrink(spec: ClipSpec, index: VideoIndex, size: tuple[int, int]) -> int:
-    """The whole number by which the picture can be divided first, its crop still being SPARE times as large as needed."""
-    _, _, height, width = spec.crop.box(*index.upright_size)
-    return max(1, min(height // (SPARE * size[0]), width // (SPARE * size[1])))
 
 
 def _region(spec: ClipSpec, picture: tuple[int, int]) -> Region:

@@ -3,7 +3,6 @@
 import csv
 import os
 
-import av
 import numpy as np
 import pytest
 
@@ -122,23 +121,6 @@ def test_the_memory_of_indices_is_bounded(write_video, tmp_path, monkeypatch):
     assert 1 <= len(cache._entries) < 6
     assert cache._num_bytes == sum(probe._size(entry) for entry in cache._entries.values()) <= 5000
     assert any("5.mp4" in identity[0] for identity in cache._entries)
-
-
-def test_reference_only_packets_of_vp9_are_not_counted():
-    """First bytes of VP9 packets: frame marker 10, profile bits, show_existing_frame, frame_type, show_frame."""
-
-    def shows(first: int, last: int = 0) -> bool:
-        return probe._shows(av.Packet(bytes([first, 0, 0, last])), "vp9")
-
-    assert shows(0b10_00_0_0_1_0)  # shown key frame
-    assert not shows(0b10_00_0_1_0_0)  # hidden inter frame
-    assert shows(0b10_00_1_0_0_0)  # shows a frame decoded before
-    assert shows(0b10_00_0_1_0_0, last=0b110_00_001)  # superframe
-    assert not shows(0b10_11_0_0_1_0)  # profile 3 has a reserved bit: frame_type 1, show_frame 0
-    assert shows(0b10_11_0_0_1_1)
-    assert probe._shows(av.Packet(bytes([0b0001_0000, 0, 0])), "vp8")
-    assert not probe._shows(av.Packet(bytes([0b0000_0000, 0, 0])), "vp8")
-    assert probe._shows(av.Packet(bytes([0])), "h264")
 
 
 @pytest.mark.slow

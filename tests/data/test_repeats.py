@@ -60,13 +60,13 @@ def test_neighbouring_positions_are_different_clips_of_one_video(videos):
 def test_frames_are_those_of_clips_read_one_by_one_and_each_video_is_decoded_once(videos, num_workers, monkeypatch):
     sampler = sampler_of(videos)
     passes = []
-    decode = routes.decode_frames
+    decode = routes.visit_frames
 
     def counting(path, numbers, **options):
         passes.append(path)
         return decode(path, numbers, **options)
 
-    monkeypatch.setattr(routes, "decode_frames", counting)
+    monkeypatch.setattr(routes, "visit_frames", counting)
     together = batches_of(sampler, 3, num_workers=num_workers)
     in_all = len(passes)
     monkeypatch.setattr(routes, "read_together", None)
@@ -92,7 +92,7 @@ def test_a_video_that_cannot_be_read_is_replaced_for_each_of_its_clips_and_named
 def test_one_unreadable_clip_does_not_take_its_neighbours_with_it(videos, monkeypatch):
     sampler = sampler_of(videos)
     specs = [sampler.spec(0), sampler.spec(1)]
-    decode = routes.decode_frames
+    decode = routes.visit_frames
     poisoned = routes.frame_numbers(specs[1], index=routes.index_video(specs[1].path))[-1]
 
     def fail(path, numbers, **options):
@@ -100,7 +100,7 @@ def test_one_unreadable_clip_does_not_take_its_neighbours_with_it(videos, monkey
             raise UnreadableVideo("a hole in it")
         return decode(path, numbers, **options)
 
-    monkeypatch.setattr(routes, "decode_frames", fail)
+    monkeypatch.setattr(routes, "visit_frames", fail)
     clips = routes.read_together(specs, size=(HEIGHT, WIDTH))
     failed = [isinstance(clip, UnreadableVideo) for clip in clips]
     assert failed[1] and failed[0] == bool(poisoned in routes.frame_numbers(specs[0], index=routes.index_video(specs[0].path)))
