@@ -42,6 +42,7 @@ MODEL_SIZES = {
 }
 MLP_RATIO = 4
 
+RECOMPUTE_LEVELS = ("none", "pointwise", "mlp")
 STRATEGIES = ("mats", "random_drop", "tube", "random", "running_cell")
 
 
@@ -50,12 +51,19 @@ class _Section(BaseModel):
 
 
 class ModelSection(_Section):
-    """The network. `decoder_depth` None takes the size's own; `checkpoint_blocks` trades recomputation for memory."""
+    """The network. `decoder_depth` None takes the size's own.
+
+    Two keys trade computation for memory and change no result: `recompute` is what every block computes again in backward
+    instead of keeping it (nothing; LayerNorm and GELU; the first layer of the MLP too), and
+    `checkpoint_blocks` are the blocks that keep nothing but their input. `compile` has torch compile the model.
+    """
 
     name: Literal["tiny", "small", "base", "large", "huge"] = "base"
     decoder_depth: int | None = Field(None, ge=1, le=64)
     drop_path: float = Field(0.0, ge=0, lt=1)
+    recompute: Literal["none", "pointwise", "mlp"] = "pointwise"
     checkpoint_blocks: Literal["none", "all"] | int = "none"
+    compile: bool = False
 
     @field_validator("checkpoint_blocks")
     @classmethod

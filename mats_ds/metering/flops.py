@@ -4,9 +4,10 @@ Published "GFLOPs" of this field are multiply-adds (MACs); one MAC is two FLOPs.
 activations and the softmax are left out, as is usual. Three figures are kept apart:
 - `forward_macs`: the method's forward pass counted as the papers do (every token embedded once): 19.8 G for MATS and 35.4 G
   for tube masking at ViT-B pre-training, 98.0 G and 180.3 G in fine-tuning;
-- `training_flops`: useful forward and backward FLOPs of this implementation (the basis of MFU);
-- `hardware_flops`: what the device executes, with everything that is computed twice: activation checkpointing, the visible
-  tokens' second embedding, and the attention backward, which recomputes its scores.
+- `training_flops`: useful forward and backward FLOPs of this implementation (the basis of MFU); the decoder's last block
+  has queries for the targets alone, which the published figure does not take off;
+- `hardware_flops`: what the device executes, with everything that is computed twice: what `recompute` and `checkpoint_blocks`
+  do not keep, the visible tokens' second embedding, and the attention backward, which recomputes its scores.
 Checked against torch's FlopCounterMode in tests/metering/test_flops.py.
 """
 
@@ -46,43 +47,61 @@ class StepFlops:
 
 
 @dataclass(frozen=True)
-class _Stack:
-    """MACs of a stack of blocks on a sequence: dense layers (`linear`) and attention products, for one block; `fc2` is
-    the last one.
-    """
+class _Block:
+    """MACs of one block: its dense layers (`linear`, of which `fc1` and `fc2` are the MLP's) and attention products."""
 
-    depth: int
     linear: int
     attention: int
+    fc1: int
     fc2: int
-    num_recomputed: int
+    recompute: str
+
+    @classmethod
+    def of(cls, width: int, *, length: int, queries: int, recompute: str) -> _Block:
+        """A block on `length` tokens that computes what becomes of `queries` of them."""
+        expand = queries * MLP_RATIO * width * width
+        return cls(
+            linear=2 * (length + queries) * width * width + 2 * expand,
+            attention=2 * queries * length * width,
+            fc1=expand,
+            fc2=expand,
+            recompute=recompute,
+        )
 
     @property
     def forward(self) -> int:
-        return self.depth * (self.linear + self.attention)
-
-    @property
-    def training(self) -> int:
-        """Backward of a product is two products of the same size."""
-        return 3 * self.forward
+        return self.linear + self.attention
 
     @property
     def hardware(self) -> int:
-        # A fused attention backward computes the scores again: five products where the forward has two, 2.5 times.
-        # Recomputation of a checkpointed block stops before fc2, whose output nobody needs.
-        executed = self.depth * (3 * self.linear + self.attention + self.attention * 5 // 2)
-        return executed + self.num_recomputed * (self.linear + self.attention - self.fc2)
+        # Backward of a product is two products of the same size. A fused attention backward computes the scores again: five
+        # products where the forward has two, 2.5 times. A checkpointed block is recomputed up to fc2, whose output nobody needs.
+        again = {"none": 0, "pointwise": 0, "mlp": self.fc1, "block": self.forward - self.fc2}
+        return 3 * self.linear + self.attention + self.attention * 5 // 2 + again[self.recompute]
 
 
-def _stack(*, depth: int, width: int, length: int, checkpoint_blocks: str | int) -> _Stack:
-    per_token = (4 + 2 * MLP_RATIO) * width * width
-    every = {"none": 0, "all": 1}.get(checkpoint_blocks, checkpoint_blocks)
+@dataclass(frozen=True)
+class _Stack:
+    """MACs of a stack of blocks."""
+
+    forward: int
+    training: int
+    hardware: int
+
+
+def _stack(
+    *, depth: int, width: int, length: int, recompute: str, checkpoint_blocks: str | int, num_outputs: int | None = None
+) -> _Stack:
+    """`depth` blocks on `length` tokens; the last one computes `num_outputs` of them only, if given."""
+    every = {"none": depth + 1, "all": 1}.get(checkpoint_blocks, checkpoint_blocks)
+    levels = ["block" if (place + 1) % int(every) == 0 else recompute for place in range(depth)]
+    queries = [length] * (depth - 1) + [num_outputs or length]
+    blocks = [_Block.of(width, length=length, queries=q, recompute=level) for q, level in zip(queries, levels, strict=True)]
+    whole = _Block.of(width, length=length, queries=length, recompute="none")
     return _Stack(
-        depth=depth,
-        linear=length * per_token,
-        attention=2 * length * length * width,
-        fc2=length * MLP_RATIO * width * width,
-        num_recomputed=depth // int(every) if every else 0,
+        forward=depth * whole.forward,
+        training=3 * sum(block.forward for block in blocks),
+        hardware=sum(block.hardware for block in blocks),
     )
 
 
@@ -96,6 +115,7 @@ def step_flops(
     task: str = "pretrain",
     decoder_depth: int | None = None,
     feature: str = "embedding",
+    recompute: str = "none",
     checkpoint_blocks: str | int = "none",
     candidate_grid: TokenGrid | None = None,
     num_classes: int = 0,
@@ -117,19 +137,20 @@ def step_flops(
     embed_token = grid.patch_values * size.width
     adaptive = candidates.tau > grid.tau
     by_motion = strategy == "mats" or adaptive
+    policy = {"recompute": recompute, "checkpoint_blocks": checkpoint_blocks}
     scored = candidates.num_tokens * embed_token if by_motion and feature == "embedding" else 0
 
     if task == "finetune":
         kept = count_tokens(keep_ratio, grid.num_tokens)
-        encoder = _stack(depth=size.depth, width=size.width, length=kept, checkpoint_blocks=checkpoint_blocks)
+        encoder = _stack(depth=size.depth, width=size.width, length=kept, **policy)
         if kept == grid.num_tokens and not adaptive:
             scored = 0  # nothing to choose
         stacks, dense, embedded = [encoder], size.width * num_classes, kept * embed_token
     else:
         counts = count_selection(grid, strategy=strategy, keep_ratio=keep_ratio, visible_ratio=visible_ratio)
         depth = size.decoder_depth if decoder_depth is None else decoder_depth
-        encoder = _stack(depth=size.depth, width=size.width, length=counts.visible, checkpoint_blocks=checkpoint_blocks)
-        decoder = _stack(depth=depth, width=size.decoder_width, length=counts.kept, checkpoint_blocks=checkpoint_blocks)
+        encoder = _stack(depth=size.depth, width=size.width, length=counts.visible, **policy)
+        decoder = _stack(depth=depth, width=size.decoder_width, length=counts.kept, num_outputs=counts.targets, **policy)
         to_decoder = counts.visible * size.width * size.decoder_width
         head = counts.targets * size.decoder_width * grid.patch_values
         stacks, dense, embedded = [encoder, decoder], to_decoder + head, counts.visible * embed_token
@@ -152,6 +173,7 @@ def recipe_flops(recipe: Recipe) -> StepFlops:
         strategy=recipe.selection.strategy,
         decoder_depth=recipe.model.decoder_depth,
         feature=recipe.selection.feature,
+        recompute=recipe.model.recompute,
         checkpoint_blocks=recipe.model.checkpoint_blocks,
         candidate_grid=recipe.candidate_grid(),
     )

@@ -2,25 +2,49 @@
 
 Pre-norm, bias on q and v and none on k, GELU, LayerNorm eps 1e-6 (VideoMAE, arXiv 2203.12602). Attention is
 `scaled_dot_product_attention`; no N x N matrix is ever kept.
+
+What a block keeps for backward is a choice (`RECOMPUTE_LEVELS`), in units of one [N, D] activation:
+- "none": 16, nothing is computed twice;
+- "pointwise": 10, LayerNorm and GELU are computed again, no matrix product is;
+- "mlp": 6, the first layer of the MLP too.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from typing import Any
+
 import torch
 import torch.nn.functional as F
 from einops import rearrange
-from timm.layers import DropPath, Mlp
+from timm.layers import DropPath
 from torch import nn
+from torch.utils.checkpoint import checkpoint
 
-from mats_ds.config import MLP_RATIO
+from mats_ds.config import MLP_RATIO, RECOMPUTE_LEVELS
 
 NORM_EPS = 1e-6
 
 
-class QueryKeyValue(nn.Module):
-    """One projection to queries, keys and values: [B, N, D] -> [B, N, 3D]; q and v have a bias, k's would cancel in
-    the softmax.
+def recompute_in_backward(part: Callable[..., Any], *inputs: torch.Tensor) -> Any:
+    """`part(*inputs)`, of which only the inputs are kept: backward runs it again, up to the last value that it needs.
+
+    So a matrix product at the end of `part` is not computed twice. `part` must draw no random numbers.
     """
+    return checkpoint(part, *inputs, use_reentrant=False, preserve_rng_state=False)
+
+
+def level_now(module: nn.Module, recompute: str) -> str:
+    """The level that counts in this forward pass: without gradient nothing is kept anyway, and a compiler recomputes
+    point-wise functions by itself.
+    """
+    if not (module.training and torch.is_grad_enabled()):
+        return "none"
+    return "none" if recompute == "pointwise" and torch.compiler.is_compiling() else recompute
+
+
+class QueryKeyValue(nn.Module):
+    """One projection to queries, keys and values; q and v have a bias, k's would cancel in the softmax."""
 
     def __init__(self, width: int) -> None:
         super().__init__()
@@ -29,9 +53,11 @@ class QueryKeyValue(nn.Module):
         self.v_bias = nn.Parameter(torch.zeros(width))
         nn.init.xavier_uniform_(self.weight)
 
-    def forward(self, tokens_BND: torch.Tensor) -> torch.Tensor:
+    def forward(self, tokens_BND: torch.Tensor, first: int = 0, last: int = 2) -> tuple[torch.Tensor, ...]:
+        """Of (query, key, value), each [B, N, D], those from number `first` to number `last`."""
         bias = torch.cat([self.q_bias, torch.zeros_like(self.q_bias), self.v_bias])
-        return F.linear(tokens_BND, self.weight, bias)
+        rows = slice(first * len(self.q_bias), (last + 1) * len(self.q_bias))
+        return F.linear(tokens_BND, self.weight[rows], bias[rows]).chunk(last + 1 - first, dim=-1)
 
 
 class Attention(nn.Module):
@@ -45,26 +71,76 @@ class Attention(nn.Module):
         self.qkv = QueryKeyValue(width)
         self.proj = nn.Linear(width, width)
 
-    def forward(self, tokens_BND: torch.Tensor) -> torch.Tensor:
-        query, key, value = rearrange(self.qkv(tokens_BND), "b n (three h d) -> three b h n d", three=3, h=self.heads)
+    def mix(self, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor) -> torch.Tensor:
+        """[B, Q, D]: for each query the values of all tokens, weighted, and the output projection."""
+        query, key, value = (rearrange(part, "b n (h d) -> b h n d", h=self.heads) for part in (query, key, value))
         mixed = F.scaled_dot_product_attention(query, key, value)
         return self.proj(rearrange(mixed, "b h n d -> b n (h d)"))
+
+    def forward(self, tokens_BND: torch.Tensor) -> torch.Tensor:
+        return self.mix(*self.qkv(tokens_BND))
+
+
+class Mlp(nn.Module):
+    """Two linear layers with GELU between them, [B, N, D] -> [B, N, D]."""
+
+    def __init__(self, width: int, hidden: int) -> None:
+        super().__init__()
+        self.fc1 = nn.Linear(width, hidden)
+        self.fc2 = nn.Linear(hidden, width)
+
+    def activate(self, hidden_BNH: torch.Tensor) -> torch.Tensor:
+        """The second half, from fc1's output on."""
+        return self.fc2(F.gelu(hidden_BNH))
+
+    def forward(self, tokens_BND: torch.Tensor) -> torch.Tensor:
+        return self.activate(self.fc1(tokens_BND))
 
 
 class Block(nn.Module):
     """Attention and MLP, each behind a LayerNorm and a residual connection."""
 
-    def __init__(self, width: int, heads: int, *, drop_path: float = 0.0) -> None:
+    def __init__(self, width: int, heads: int, *, drop_path: float = 0.0, recompute: str = "none") -> None:
         super().__init__()
+        if recompute not in RECOMPUTE_LEVELS:
+            raise ValueError(f"recompute is one of {', '.join(RECOMPUTE_LEVELS)}, got {recompute!r}")
         self.norm1 = nn.LayerNorm(width, eps=NORM_EPS)
         self.attn = Attention(width, heads)
         self.norm2 = nn.LayerNorm(width, eps=NORM_EPS)
         self.mlp = Mlp(width, MLP_RATIO * width)
         self.drop_path = DropPath(drop_path) if drop_path else nn.Identity()
+        self.recompute = recompute
 
-    def forward(self, tokens_BND: torch.Tensor) -> torch.Tensor:
-        tokens_BND = tokens_BND + self.drop_path(self.attn(self.norm1(tokens_BND)))
-        return tokens_BND + self.drop_path(self.mlp(self.norm2(tokens_BND)))
+    def forward(self, tokens_BND: torch.Tensor, num_queries: int | None = None) -> torch.Tensor:
+        """[B, Q, D]: what becomes of the last `num_queries` tokens (of all if None); every token is attended to."""
+        level = level_now(self, self.recompute)
+        if num_queries is None:
+            query, key, value = self._project(tokens_BND, level, 0, 2)
+        else:
+            key, value = self._project(tokens_BND, level, 1, 2)
+            tokens_BND = tokens_BND[:, -num_queries:]
+            (query,) = self._project(tokens_BND, level, 0, 0)
+        tokens_BND = tokens_BND + self.drop_path(self.attn.mix(query, key, value))
+        return tokens_BND + self.drop_path(self._expand_and_contract(tokens_BND, level))
+
+    def _project(self, tokens_BND: torch.Tensor, level: str, first: int, last: int) -> tuple[torch.Tensor, ...]:
+        def project(tokens: torch.Tensor) -> tuple[torch.Tensor, ...]:
+            return self.attn.qkv(self.norm1(tokens), first, last)
+
+        # What a compiler is told to recompute it recomputes to the end, the product included.
+        if level == "none" or torch.compiler.is_compiling():
+            return project(tokens_BND)
+        return recompute_in_backward(project, tokens_BND)
+
+    def _expand_and_contract(self, tokens_BND: torch.Tensor, level: str) -> torch.Tensor:
+        def expand(tokens: torch.Tensor) -> torch.Tensor:
+            return self.mlp.fc1(self.norm2(tokens))
+
+        if level == "none":
+            return self.mlp.activate(expand(tokens_BND))
+        if level == "pointwise":
+            return recompute_in_backward(self.mlp.activate, recompute_in_backward(expand, tokens_BND))
+        return recompute_in_backward(lambda tokens: self.mlp.activate(expand(tokens)), tokens_BND)
 
 
 def init_linear(module: nn.Module) -> None:

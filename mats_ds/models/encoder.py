@@ -6,6 +6,8 @@ patches. `Transformer` is a stack of blocks with a checkpointing policy, used fo
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
 import torch.nn.functional as F
 from einops import rearrange
@@ -13,7 +15,7 @@ from torch import nn
 from torch.utils.checkpoint import checkpoint
 
 from mats_ds.clips import RGB_CHANNELS, TokenGrid
-from mats_ds.models.blocks import NORM_EPS, Block
+from mats_ds.models.blocks import NORM_EPS, Block, level_now, recompute_in_backward
 
 # ImageNet's colour statistics, the normalisation that VideoMAE and MATS use.
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
@@ -81,19 +83,49 @@ class Transformer(nn.Module):
     """Blocks and a final LayerNorm, [B, N, D] -> [B, N, D]."""
 
     def __init__(
-        self, width: int, depth: int, heads: int, *, drop_path: float = 0.0, checkpoint_blocks: str | int = "none"
+        self,
+        width: int,
+        depth: int,
+        heads: int,
+        *,
+        drop_path: float = 0.0,
+        recompute: str = "none",
+        checkpoint_blocks: str | int = "none",
     ) -> None:
         super().__init__()
+        self.checkpointed = checkpointed_blocks(depth, checkpoint_blocks)
+        levels = ("none" if whole else recompute for whole in self.checkpointed)  # nothing is recomputed twice
         rates = torch.linspace(0, drop_path, depth).tolist()
-        self.blocks = nn.ModuleList(Block(width, heads, drop_path=rate) for rate in rates)
+        self.blocks = nn.ModuleList(
+            Block(width, heads, drop_path=rate, recompute=level) for rate, level in zip(rates, levels, strict=True)
+        )
         self.norm = nn.LayerNorm(width, eps=NORM_EPS)
-        self.recomputed = checkpointed_blocks(depth, checkpoint_blocks)
+        self.recompute = recompute
         self.is_random = drop_path > 0  # only then must recomputation find the random state of the forward pass
 
-    def forward(self, tokens_BND: torch.Tensor) -> torch.Tensor:
-        for block, recompute in zip(self.blocks, self.recomputed, strict=True):
-            if recompute and self.training and torch.is_grad_enabled():
-                tokens_BND = checkpoint(block, tokens_BND, use_reentrant=False, preserve_rng_state=self.is_random)
+    def forward(
+        self,
+        tokens_BND: torch.Tensor,
+        *,
+        num_outputs: int | None = None,
+        then: Callable[[torch.Tensor], torch.Tensor] | None = None,
+    ) -> torch.Tensor:
+        """The encoded tokens [B, N, D]; of the last `num_outputs` alone if given: the last block then has no other queries.
+
+        `then` is applied to them; what it needs of the LayerNorm is recomputed with it.
+        """
+        last = len(self.blocks) - 1
+        for place, (block, whole) in enumerate(zip(self.blocks, self.checkpointed, strict=True)):
+            num_queries = num_outputs if place == last else None
+            if whole and self.training and torch.is_grad_enabled():
+                tokens_BND = checkpoint(block, tokens_BND, num_queries, use_reentrant=False, preserve_rng_state=self.is_random)
             else:
-                tokens_BND = block(tokens_BND)
-        return self.norm(tokens_BND)
+                tokens_BND = block(tokens_BND, num_queries)
+
+        def read_out(tokens: torch.Tensor) -> torch.Tensor:
+            normed = self.norm(tokens)
+            return normed if then is None else then(normed)
+
+        if then is not None and level_now(self, self.recompute) != "none":
+            return recompute_in_backward(read_out, tokens_BND)
+        return read_out(tokens_BND)

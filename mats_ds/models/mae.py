@@ -12,19 +12,17 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-import torch.nn.functional as F
-from einops import rearrange
 from torch import nn
 
-from mats_ds.clips import RGB_CHANNELS, TokenGrid, TokenSelection
+from mats_ds.clips import TokenGrid, TokenSelection
 from mats_ds.config import MODEL_SIZES, Recipe
-from mats_ds.models.blocks import init_linear
+from mats_ds.models.blocks import init_linear, level_now, recompute_in_backward
 from mats_ds.models.choice import ChosenClip, choose_clip
 from mats_ds.models.encoder import UINT8_MAX, PatchEmbed, Transformer, gather_tokens, join_patches
 from mats_ds.models.positions import make_positions
+from mats_ds.models.targets import normalise_patches, reconstruction_loss
 
 MASK_TOKEN_STD = 0.02
-TARGET_EPS = 1e-6
 GREY = 0.5
 
 
@@ -66,6 +64,7 @@ class MaskedAutoencoder(nn.Module):
         candidate_grid: TokenGrid | None = None,
         position_grid: TokenGrid | None = None,
         drop_path: float = 0.0,
+        recompute: str = "none",
         checkpoint_blocks: str | int = "none",
     ) -> None:
         super().__init__()
@@ -77,10 +76,12 @@ class MaskedAutoencoder(nn.Module):
         self.strategy, self.distance, self.feature = strategy, distance, feature
         self.keep_ratio, self.visible_ratio = keep_ratio, visible_ratio
         self.patch_embed = PatchEmbed(grid, width)
-        self.encoder = Transformer(width, depth, heads, drop_path=drop_path, checkpoint_blocks=checkpoint_blocks)
+        policy = {"recompute": recompute, "checkpoint_blocks": checkpoint_blocks}
+        self.recompute = recompute
+        self.encoder = Transformer(width, depth, heads, drop_path=drop_path, **policy)
         self.to_decoder = nn.Linear(width, decoder_width, bias=False)
         self.mask_token = nn.Parameter(torch.zeros(1, 1, decoder_width))
-        self.decoder = Transformer(decoder_width, decoder_depth, decoder_heads, checkpoint_blocks=checkpoint_blocks)
+        self.decoder = Transformer(decoder_width, decoder_depth, decoder_heads, **policy)
         self.head = nn.Linear(decoder_width, grid.patch_values)
         self.register_buffer("positions_ND", make_positions(grid, width, made_for=position_grid), persistent=False)
         decoder_positions_ND = make_positions(grid, decoder_width, made_for=position_grid)
@@ -94,7 +95,7 @@ class MaskedAutoencoder(nn.Module):
         """A model of size "tiny", "small", "base", "large" or "huge" on `grid` (16 x 224 x 224 if None).
 
         `decoder_depth` None takes the size's own. `options` are the constructor's (strategy, keep_ratio, visible_ratio, distance,
-        feature, candidate_grid, position_grid: the grid that the weights' positions were made for, drop_path,
+        feature, candidate_grid, position_grid: the grid that the weights' positions were made for, drop_path, recompute,
         checkpoint_blocks). Raises ValueError for an unknown name.
         """
         if name not in MODEL_SIZES:
@@ -118,6 +119,7 @@ class MaskedAutoencoder(nn.Module):
             feature=recipe.selection.feature,
             candidate_grid=recipe.candidate_grid(),
             drop_path=recipe.model.drop_path,
+            recompute=recipe.model.recompute,
             checkpoint_blocks=recipe.model.checkpoint_blocks,
         )
 
@@ -128,9 +130,8 @@ class MaskedAutoencoder(nn.Module):
         mask and frames; None draws keys from torch's global generator. Raises ValueError for frames of another shape or type.
         """
         chosen = self.choose(frames_BTHWC, key_B)
-        predicted_BMP = self.predict(chosen)
-        target_BMP = normalise_targets(gather_tokens(chosen.patches_BNP, chosen.selection.target_BM))
-        return F.mse_loss(predicted_BMP.float(), target_BMP)
+        true_BMP = gather_tokens(chosen.patches_BNP, chosen.selection.target_BM)
+        return reconstruction_loss(self.predict(chosen), true_BMP)
 
     def choose(self, frames_BTHWC: torch.Tensor, key_B: torch.Tensor | None = None) -> ChosenClip:
         """Score the motion, then pick frames (where there are more candidates than frames) and tokens. No gradient."""
@@ -152,13 +153,21 @@ class MaskedAutoencoder(nn.Module):
 
     def predict(self, chosen: ChosenClip) -> torch.Tensor:
         """predicted_BMP: normalised pixels of the target tokens."""
+        num_targets = chosen.selection.target_BM.shape[1]
+        return self.decoder(self._encode(chosen), num_outputs=num_targets, then=self.head)
+
+    def _encode(self, chosen: ChosenClip) -> torch.Tensor:
+        """The decoder's tokens [B, V + M, D]: the encoded visible ones, then mask tokens for the targets, with positions."""
         visible_BV, target_BM = chosen.selection.visible_BV, chosen.selection.target_BM
-        tokens_BVD = self.patch_embed(gather_tokens(chosen.patches_BNP, visible_BV))
+        visible_BVP = gather_tokens(chosen.patches_BNP, visible_BV)
+        if level_now(self, self.recompute) == "none":
+            tokens_BVD = self.patch_embed(visible_BVP)
+        else:  # the pixels are kept as bytes
+            tokens_BVD = recompute_in_backward(self.patch_embed, visible_BVP)
         tokens_BVD = tokens_BVD + self.positions_ND[visible_BV].to(tokens_BVD.dtype)
-        encoded_BVD = self.to_decoder(self.encoder(tokens_BVD))
+        encoded_BVD = self.encoder(tokens_BVD, then=self.to_decoder)
         positions_ND = self.decoder_positions_ND.to(encoded_BVD.dtype)
-        decoder_tokens = torch.cat([encoded_BVD + positions_ND[visible_BV], self.mask_token + positions_ND[target_BM]], dim=1)
-        return self.head(self.decoder(decoder_tokens)[:, visible_BV.shape[1] :])
+        return torch.cat([encoded_BVD + positions_ND[visible_BV], self.mask_token + positions_ND[target_BM]], dim=1)
 
     @torch.no_grad()
     def reconstruct(self, frames_BTHWC: torch.Tensor, key_B: torch.Tensor | None = None) -> Reconstruction:
@@ -166,38 +175,20 @@ class MaskedAutoencoder(nn.Module):
         chosen = self.choose(frames_BTHWC, key_B)
         predicted_BMP = self.predict(chosen).float()
         true_BMP = gather_tokens(chosen.patches_BNP, chosen.selection.target_BM)
-        loss = F.mse_loss(predicted_BMP, normalise_targets(true_BMP))
-        mean, spread = colour_statistics(true_BMP)
-        colours = rearrange(predicted_BMP, "b m (p c) -> b m p c", c=RGB_CHANNELS) * spread + mean
+        restored_BMP = normalise_patches(true_BMP).restore(predicted_BMP)
         picture_BNP = torch.full(chosen.patches_BNP.shape, GREY, device=predicted_BMP.device)
         visible_BV = chosen.selection.visible_BV
         shown = gather_tokens(chosen.patches_BNP, visible_BV).float() / UINT8_MAX
         put_tokens(picture_BNP, visible_BV, shown)
-        put_tokens(picture_BNP, chosen.selection.target_BM, rearrange(colours, "b m p c -> b m (p c)").clamp(0, 1))
+        put_tokens(picture_BNP, chosen.selection.target_BM, restored_BMP.clamp(0, 1))
         return Reconstruction(
             frames_BTHWC=join_patches(chosen.patches_BNP, self.grid),
             motion_BN=chosen.motion_BN,
             selection=chosen.selection,
             tubelets_BT=chosen.tubelets_BT,
             predicted_BTHWC=join_patches(picture_BNP, self.grid),
-            loss=loss,
+            loss=reconstruction_loss(predicted_BMP, true_BMP),
         )
-
-
-def colour_statistics(patches_BMP: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    """(mean, spread) [B, M, 1, C] of each tubelet's pixels in 0 to 1; spread is the unbiased standard deviation + 1e-6
-    (METHOD 4).
-    """
-    pixels = rearrange(patches_BMP, "b m (p c) -> b m p c", c=RGB_CHANNELS).float() / UINT8_MAX
-    return pixels.mean(dim=2, keepdim=True), pixels.std(dim=2, keepdim=True, unbiased=True) + TARGET_EPS
-
-
-@torch.no_grad()
-def normalise_targets(patches_BMP: torch.Tensor) -> torch.Tensor:
-    """target_BMP float32: uint8 patches, each colour channel normalised by its own tubelet's mean and spread."""
-    pixels = rearrange(patches_BMP, "b m (p c) -> b m p c", c=RGB_CHANNELS).float() / UINT8_MAX
-    mean, spread = colour_statistics(patches_BMP)
-    return rearrange((pixels - mean) / spread, "b m p c -> b m (p c)")
 
 
 def put_tokens(values_BNX: torch.Tensor, index_BK: torch.Tensor, new_BKX: torch.Tensor) -> None:

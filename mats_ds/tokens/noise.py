@@ -29,10 +29,24 @@ def _mix(state: torch.Tensor) -> torch.Tensor:
 
 
 def random_bits(key_B: torch.Tensor, count: int, *, stream: int = 0) -> torch.Tensor:
-    """[B, count] int64, uniform over 0 ... 2**63 - 1. Different `stream` numbers give independent draws of one key."""
+    """[B, count] int64, uniform over 0 ... 2**63 - 1. Different `stream` numbers give independent draws of one key.
+
+    One operator to torch.compile, which so can neither change its bits nor break on it: the code that torch 2.15's compiler
+    makes of these integer products for a CPU writes beyond its memory.
+    """
+    return _random_bits(key_B, count, stream)
+
+
+@torch.library.custom_op("mats_ds::random_bits", mutates_args=())
+def _random_bits(key_B: torch.Tensor, count: int, stream: int) -> torch.Tensor:
     counter = torch.arange(1, count + 1, device=key_B.device, dtype=torch.int64)
     seed_B = _mix(_mix(key_B.to(torch.int64)) + _signed((stream * 0xD1342543DE82EF95 + 1) % (1 << 64)))
     return _mix(seed_B[:, None] + counter * _INCREMENT) & ((1 << 63) - 1)
+
+
+@_random_bits.register_fake
+def _shape_of_random_bits(key_B: torch.Tensor, count: int, stream: int) -> torch.Tensor:
+    return key_B.new_empty((len(key_B), count), dtype=torch.int64)
 
 
 def random_uniform(key_B: torch.Tensor, count: int, *, stream: int = 0) -> torch.Tensor:

@@ -7,6 +7,7 @@ import torch
 from torch.utils.flop_counter import FlopCounterMode, flop_registry
 
 from mats_ds import MaskedAutoencoder, TokenGrid, step_flops
+from mats_ds.config import RECOMPUTE_LEVELS
 
 GRID = TokenGrid()
 # torch 2.10 does not count the attention that it runs on a CPU
@@ -46,13 +47,15 @@ def test_finetuning_figures_as_published(model, keep_ratio, gigamacs):
 @counts_cpu_attention
 @pytest.mark.parametrize("strategy", ["mats", "random_drop", "tube", "running_cell"])
 @pytest.mark.parametrize("checkpoint_blocks", ["none", "all", 3])
-def test_hardware_flops_equal_what_torch_counts(strategy, checkpoint_blocks):
+@pytest.mark.parametrize("recompute", RECOMPUTE_LEVELS)
+def test_hardware_flops_equal_what_torch_counts(strategy, checkpoint_blocks, recompute):
     grid = TokenGrid(num_frames=8, height=32, width=48, tubelet=(2, 8, 8))
-    model = MaskedAutoencoder.from_name("tiny", grid=grid, strategy=strategy, checkpoint_blocks=checkpoint_blocks)
+    policy = {"recompute": recompute, "checkpoint_blocks": checkpoint_blocks}
+    model = MaskedAutoencoder.from_name("tiny", grid=grid, strategy=strategy, **policy)
     counter = FlopCounterMode(display=False)
     with counter:
         model(torch.randint(0, 256, (3, 8, 32, 48, 3), dtype=torch.uint8)).backward()
-    expected = step_flops("tiny", grid, strategy=strategy, checkpoint_blocks=checkpoint_blocks)
+    expected = step_flops("tiny", grid, strategy=strategy, **policy)
     assert counter.get_total_flops() == 3 * expected.hardware_flops
 
 

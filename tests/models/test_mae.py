@@ -8,10 +8,11 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from mats_ds import MaskedAutoencoder, TokenGrid
-from mats_ds.models.blocks import sine_cosine_positions
+from mats_ds import MaskedAutoencoder, TokenGrid, step_flops
+from mats_ds.config import RECOMPUTE_LEVELS
+from mats_ds.models.blocks import Block, sine_cosine_positions
 from mats_ds.models.encoder import checkpointed_blocks, join_patches, split_patches
-from mats_ds.models.mae import normalise_targets
+from mats_ds.models.targets import normalise_patches
 
 GRID = TokenGrid(num_frames=6, height=16, width=24, tubelet=(2, 4, 8))  # 3 tubelets of 4 x 3 places, 36 tokens
 KEYS = torch.tensor([11, 12])
@@ -112,9 +113,13 @@ def test_pixels_can_be_the_feature():
     torch.testing.assert_close(model.choose(frames, KEYS).motion_BN[:, 12:24], expected)
 
 
-@pytest.mark.parametrize("policy", ["all", 2])
-def test_checkpointing_changes_no_gradient(policy):
-    plain, recomputing, frames = make_model(), make_model(checkpoint_blocks=policy), random_frames()
+POLICIES = [{"checkpoint_blocks": "all"}, {"checkpoint_blocks": 2, "recompute": "pointwise"}]
+POLICIES += [{"recompute": "pointwise"}, {"recompute": "mlp"}]
+
+
+@pytest.mark.parametrize("policy", POLICIES)
+def test_recomputing_changes_no_gradient(policy):
+    plain, recomputing, frames = make_model(), make_model(**policy), random_frames()
     one, two = plain(frames, KEYS), recomputing(frames, KEYS)
     one.backward()
     two.backward()
@@ -123,11 +128,12 @@ def test_checkpointing_changes_no_gradient(policy):
         assert torch.equal(ours.grad, theirs.grad)
 
 
-def test_checkpointing_drops_the_same_paths_again():
+@pytest.mark.parametrize("policy", POLICIES)
+def test_recomputing_drops_the_same_paths_again(policy):
     frames = random_frames()
     losses = []
-    for policy in ("none", "all"):
-        model = make_model(drop_path=0.5, checkpoint_blocks=policy)
+    for options in ({}, policy):
+        model = make_model(drop_path=0.5, **options)
         torch.manual_seed(7)
         loss = model(frames, KEYS)
         loss.backward()
@@ -136,7 +142,7 @@ def test_checkpointing_drops_the_same_paths_again():
         assert torch.equal(one, other)
 
 
-def saved_bytes(model, frames):
+def saved_bytes(model, *inputs):
     """Bytes that autograd keeps for backward, every storage once, parameters and buffers apart."""
     own = {tensor.untyped_storage().data_ptr() for tensor in (*model.parameters(), *model.buffers())}
     storages = {}
@@ -148,7 +154,7 @@ def saved_bytes(model, frames):
         return tensor
 
     with torch.autograd.graph.saved_tensors_hooks(note, lambda tensor: tensor):
-        loss = model(frames, KEYS)
+        loss = model(*(inputs if len(inputs) > 1 else (*inputs, KEYS)))
     del loss
     return sum(size for size, _ in storages.values())
 
@@ -156,6 +162,45 @@ def saved_bytes(model, frames):
 def test_checkpointing_keeps_less_for_backward():
     frames = random_frames()
     assert saved_bytes(make_model(checkpoint_blocks="all"), frames) < 0.6 * saved_bytes(make_model(), frames)
+
+
+def test_every_level_keeps_less_than_the_one_before():
+    frames = random_frames()
+    kept = [saved_bytes(make_model(recompute=level), frames) for level in RECOMPUTE_LEVELS]
+    kept.append(saved_bytes(make_model(checkpoint_blocks="all", recompute="mlp"), frames))
+    assert kept == sorted(kept, reverse=True)
+    assert len(set(kept)) == len(kept)
+
+
+def test_a_block_keeps_as_many_activations_as_its_level_says():
+    tokens = torch.randn(1, 50, 24, requires_grad=True)  # the input is one of those that are kept
+    unit = tokens.untyped_storage().nbytes()
+    for level, activations in (("none", 16), ("pointwise", 10), ("mlp", 6)):
+        block = Block(24, 2, recompute=level)
+        small = 5 * 4 * 50 + 4 * 3 * 24  # means and spreads of the norms, the softmax's normaliser, a bias
+        assert activations * unit <= saved_bytes(block, tokens, None) <= activations * unit + small
+
+
+def test_an_unknown_level_is_told():
+    with pytest.raises(ValueError, match="recompute is one of none, pointwise, mlp, got 'all'"):
+        Block(24, 2, recompute="all")
+
+
+@pytest.mark.parametrize("num_queries", [1, 7, 20])
+def test_fewer_queries_give_the_same_tokens(num_queries):
+    torch.manual_seed(3)
+    block, tokens = Block(24, 2), torch.randn(2, 20, 24)
+    torch.testing.assert_close(block(tokens, num_queries), block(tokens)[:, -num_queries:])
+
+
+def test_the_published_small_model_keeps_little():
+    """Goals: at most 46 MB a clip with no product computed twice, 30 MB with 9% more (authors' code: 101 MB)."""
+    grid = TokenGrid()
+    frames, plain = random_frames(1, grid), step_flops("small", grid)
+    for level, megabytes, extra in (("none", 72, 0), ("pointwise", 46, 0), ("mlp", 29, 0.09)):
+        model = MaskedAutoencoder.from_name("small", recompute=level)
+        assert saved_bytes(model, frames, KEYS[:1]) <= megabytes * 1e6
+        assert step_flops("small", grid, recompute=level).hardware_flops <= (1 + extra) * plain.hardware_flops
 
 
 def test_dropped_tokens_leave_nothing_behind_for_backward():
@@ -217,9 +262,11 @@ def test_the_loss_does_not_depend_on_the_neighbours_in_the_batch():
 
 def test_targets_are_normalised_per_colour_of_each_tubelet():
     patches = torch.randint(0, 256, (1, 2, 30), dtype=torch.uint8)
-    target = normalise_targets(patches).view(1, 2, 10, 3)
+    normalised = normalise_patches(patches)
+    target = normalised.pixels_BMP.view(1, 2, 10, 3)
     torch.testing.assert_close(target.mean(dim=2), torch.zeros(1, 2, 3), atol=1e-5, rtol=0)
     torch.testing.assert_close(target.std(dim=2), torch.ones(1, 2, 3), atol=1e-3, rtol=0)
+    torch.testing.assert_close(normalised.restore(normalised.pixels_BMP), patches / 255)
 
 
 def test_a_static_clip_has_a_finite_loss():
