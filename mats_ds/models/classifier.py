@@ -19,7 +19,7 @@ from mats_ds.clips import TokenGrid
 from mats_ds.config import MODEL_SIZES
 from mats_ds.models.blocks import NORM_EPS, QueryKeyValue
 from mats_ds.models.choice import ChosenClip, choose_clip
-from mats_ds.models.encoder import UINT8_MAX, PatchEmbed, Transformer, gather_tokens
+from mats_ds.models.encoder import UINT8_MAX, PatchEmbed, Transformer, embed_chosen
 from mats_ds.models.positions import make_positions
 from mats_ds.tokens.frames import select_fullest_frames
 
@@ -61,7 +61,7 @@ class VideoClassifier(nn.Module):
         **encoder_options: Any,
     ) -> None:
         """strategy, distance, feature, candidate_grid, position_grid: as for the masked autoencoder; `keep_ratio` 1 keeps all
-        tokens and scores nothing. `encoder_options` are the Transformer's (drop_path, checkpoint_blocks, ...).
+        tokens and scores nothing. `encoder_options` are the Transformer's (drop_path, recompute, checkpoint_blocks).
         Raises ValueError for options that do not go together.
         """
         super().__init__()
@@ -113,8 +113,13 @@ class VideoClassifier(nn.Module):
         """
         chosen = self.choose(frames_BTHWC, key_B)
         index_BK = chosen.selection.visible_BV
-        tokens_BKD = self.patch_embed(gather_tokens(chosen.patches_BNP, index_BK))
-        tokens_BKD = tokens_BKD + self.positions_ND[index_BK].to(tokens_BKD.dtype)
+        tokens_BKD = embed_chosen(
+            self.patch_embed,
+            chosen.patches_BNP,
+            index_BK,
+            positions_ND=self.positions_ND,
+            recompute=self.encoder.recompute,
+        )
         return EncodedClip(self.encoder(tokens_BKD), index_BK, chosen.tubelets_BT)
 
     def choose(self, frames_BTHWC: torch.Tensor, key_B: torch.Tensor | None = None) -> ChosenClip:

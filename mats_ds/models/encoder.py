@@ -69,6 +69,20 @@ class PatchEmbed(nn.Module):
         return F.linear(patches_BKP.to(dtype), (weight * self.scale_P.float()).to(dtype), folded_bias.to(dtype))
 
 
+def embed_chosen(
+    patch_embed: PatchEmbed, patches_BNP: torch.Tensor, index_BK: torch.Tensor, *, positions_ND: torch.Tensor, recompute: str
+) -> torch.Tensor:
+    """tokens_BKD: the chosen patches embedded, with their positions. Unless `recompute` is "none", backward keeps their bytes
+    and not the floats they are turned into.
+    """
+    chosen_BKP = gather_tokens(patches_BNP, index_BK)
+    if level_now(patch_embed, recompute) == "none":
+        tokens_BKD = patch_embed(chosen_BKP)
+    else:
+        tokens_BKD = recompute_in_backward(patch_embed, chosen_BKP)
+    return tokens_BKD + positions_ND[index_BK].to(tokens_BKD.dtype)
+
+
 def checkpointed_blocks(depth: int, policy: str | int) -> tuple[bool, ...]:
     """For each of `depth` blocks whether its activations are recomputed in backward: "none", "all", or n for every n-th block."""
     if policy == "none":

@@ -16,9 +16,9 @@ from torch import nn
 
 from mats_ds.clips import TokenGrid, TokenSelection
 from mats_ds.config import MODEL_SIZES, Recipe
-from mats_ds.models.blocks import init_linear, level_now, recompute_in_backward
+from mats_ds.models.blocks import init_linear
 from mats_ds.models.choice import ChosenClip, choose_clip
-from mats_ds.models.encoder import UINT8_MAX, PatchEmbed, Transformer, gather_tokens, join_patches
+from mats_ds.models.encoder import UINT8_MAX, PatchEmbed, Transformer, embed_chosen, gather_tokens, join_patches
 from mats_ds.models.positions import make_positions
 from mats_ds.models.targets import normalise_patches, reconstruction_loss
 
@@ -77,7 +77,6 @@ class MaskedAutoencoder(nn.Module):
         self.keep_ratio, self.visible_ratio = keep_ratio, visible_ratio
         self.patch_embed = PatchEmbed(grid, width)
         policy = {"recompute": recompute, "checkpoint_blocks": checkpoint_blocks}
-        self.recompute = recompute
         self.encoder = Transformer(width, depth, heads, drop_path=drop_path, **policy)
         self.to_decoder = nn.Linear(width, decoder_width, bias=False)
         self.mask_token = nn.Parameter(torch.zeros(1, 1, decoder_width))
@@ -159,12 +158,13 @@ class MaskedAutoencoder(nn.Module):
     def _encode(self, chosen: ChosenClip) -> torch.Tensor:
         """The decoder's tokens [B, V + M, D]: the encoded visible ones, then mask tokens for the targets, with positions."""
         visible_BV, target_BM = chosen.selection.visible_BV, chosen.selection.target_BM
-        visible_BVP = gather_tokens(chosen.patches_BNP, visible_BV)
-        if level_now(self, self.recompute) == "none":
-            tokens_BVD = self.patch_embed(visible_BVP)
-        else:  # the pixels are kept as bytes
-            tokens_BVD = recompute_in_backward(self.patch_embed, visible_BVP)
-        tokens_BVD = tokens_BVD + self.positions_ND[visible_BV].to(tokens_BVD.dtype)
+        tokens_BVD = embed_chosen(
+            self.patch_embed,
+            chosen.patches_BNP,
+            visible_BV,
+            positions_ND=self.positions_ND,
+            recompute=self.encoder.recompute,
+        )
         encoded_BVD = self.encoder(tokens_BVD, then=self.to_decoder)
         positions_ND = self.decoder_positions_ND.to(encoded_BVD.dtype)
         return torch.cat([encoded_BVD + positions_ND[visible_BV], self.mask_token + positions_ND[target_BM]], dim=1)
