@@ -2,8 +2,9 @@
 
 A read that fails is followed by the sampler's substitute, up to MAX_ATTEMPTS files in all, then by a blank (clip None). A
 read that hangs is given up after the time limit: its thread is abandoned (it cannot be killed, and ends when the read
-returns), another takes its place, and the file is refused for as long as the old read still hangs. What is read never
-depends on the number of workers or on how far ahead they are.
+returns), another takes its place, and the file is refused for as long as the old read still hangs. More than MAX_HANGING reads
+that hang at once are no longer the files' fault: a disk is gone, and the run ends with one error that names them. What is read
+never depends on the number of workers or on how far ahead they are.
 """
 
 from __future__ import annotations
@@ -23,6 +24,8 @@ MAX_ATTEMPTS = 4  # the clip itself and three substitutes
 MAX_HELD_BYTES = 1 << 30  # decoded frames that wait to be used; the clip that is needed next is read in any case
 JOIN_SECONDS = 3.0
 MAX_WORKERS = 16
+MAX_HANGING = 16  # abandoned threads, each with a file, a decoder and a clip of its own
+MAX_NAMED = 8
 
 
 def default_workers() -> int:
@@ -35,6 +38,10 @@ def default_workers() -> int:
 
 class Closed(Exception):
     """The look-ahead was closed while somebody waited for a clip."""
+
+
+class ReadingStuck(RuntimeError):
+    """So many reads hang that no more threads are spent on them."""
 
 
 class _Clip(Protocol):
@@ -99,7 +106,7 @@ class LookAhead:
         return ticket
 
     def wait(self, ticket: Ticket) -> Ticket:
-        """The same ticket, done. Raises Closed."""
+        """The same ticket, done. Raises Closed, ReadingStuck, or what `read` raised as a fault of the program."""
         if self._inline and not ticket.done:
             self._queue.remove(ticket)
             self._work_on(ticket, worker=None)
@@ -210,6 +217,8 @@ class LookAhead:
         if ticket.spec is not None and isinstance(stuck, threading.Thread):
             self._hanging[ticket.spec.path] = stuck
             self._threads.remove(stuck)
+            if len(self._hanging) > MAX_HANGING:
+                raise ReadingStuck(self._describe_hanging())
             self._threads.append(self._start_worker())
         ticket.worker = None
         ticket.started_seconds = None
@@ -217,3 +226,11 @@ class LookAhead:
         if not ticket.done:
             ticket.started_seconds = None
             self._queue.appendleft(ticket)
+
+    def _describe_hanging(self) -> str:
+        paths = list(self._hanging)
+        more = f" and {len(paths) - MAX_NAMED} more" if len(paths) > MAX_NAMED else ""
+        return (
+            f"{len(paths)} videos were not read within {self._timeout_seconds:g} s and still hang: {', '.join(paths[:MAX_NAMED])}"
+            f"{more}. Check the disk or network share that they lie on, then start the run again: it resumes"
+        )

@@ -7,7 +7,8 @@ from dataclasses import dataclass
 import pytest
 
 from mats_ds.clips import ClipSpec
-from mats_ds.data.lookahead import MAX_ATTEMPTS, Closed, LookAhead
+from mats_ds.data import lookahead
+from mats_ds.data.lookahead import MAX_ATTEMPTS, Closed, LookAhead, ReadingStuck
 from mats_ds.data.probe import UnreadableVideo
 
 
@@ -82,6 +83,28 @@ def test_a_read_that_hangs_becomes_a_bad_clip(num_workers):
     while ahead._hanging and time.monotonic() < deadline:
         time.sleep(0.01)
     assert ahead.wait(ahead.ask(1)).clip.name == "1.0"  # the file answers again
+    ahead.close()
+
+
+def test_reads_that_never_return_are_replaced_up_to_a_bound_and_then_end_the_run(monkeypatch):
+    monkeypatch.setattr(lookahead, "MAX_HANGING", 3)
+    release = threading.Event()
+
+    def read(spec, on_cpu):
+        if spec.attempt == 0 and spec.path != "4.0":
+            release.wait(20)
+        return Clip(spec.path)
+
+    before = threading.active_count()
+    ahead = look_ahead(read, timeout_seconds=0.2)
+    tickets = [ahead.ask(position) for position in range(6)]
+    names = [ahead.wait(ticket).clip.name for ticket in tickets[:3]]
+    assert names == ["0.1", "1.1", "2.1"]  # each hangs once, and a substitute takes its place
+    assert threading.active_count() - before <= 3 + 2
+    with pytest.raises(ReadingStuck, match=r"4 videos were not read within 0.2 s and still hang: .*3\.0.*start the run again"):
+        for ticket in tickets[3:]:
+            ahead.wait(ticket)
+    release.set()
     ahead.close()
 
 

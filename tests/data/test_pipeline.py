@@ -202,6 +202,16 @@ def test_a_clip_that_hangs_becomes_a_bad_clip(videos, monkeypatch):
     assert all(videos[2] not in batch.paths for batch in batches)
 
 
+def test_a_disk_that_is_gone_ends_the_run_with_the_files_that_hang(videos, monkeypatch):
+    monkeypatch.setattr(lookahead, "MAX_HANGING", 2)
+    release = threading.Event()
+    monkeypatch.setattr(routes, "visit_frames", lambda *_, **__: release.wait(30))
+    with pytest.raises(lookahead.ReadingStuck, match="3 videos were not read within 0.2 s and still hang") as caught:
+        take(loader_of(videos, clip_timeout_seconds=0.2), 2)
+    release.set()
+    assert sum(path in str(caught.value) for path in videos) == 3
+
+
 def test_a_fault_of_the_program_reaches_the_training_loop(videos, monkeypatch):
     monkeypatch.setattr(routes, "frame_numbers", lambda *_, **__: 1 // 0)
     with pytest.raises(ZeroDivisionError):
