@@ -16,7 +16,6 @@ import av
 import numpy as np
 
 from mats_ds.clips import ClipSpec
-from mats_ds.data.cropping import ClipCropper
 from mats_ds.data.decode import frame_numbers, visit_frames
 from mats_ds.data.probe import READ_ERRORS, UnreadableVideo, VideoIndex, describe_error, index_video
 
@@ -98,6 +97,8 @@ def _read_or_fail(spec: ClipSpec, size: tuple[int, int]) -> DecodedClip | Unread
 
 
 def _read(specs: Sequence[ClipSpec], *, size: tuple[int, int]) -> list[DecodedClip]:
+    from mats_ds.data.cropping import ClipCropper  # loads torch, which the workers of a check do without
+
     path = specs[0].path
     index = index_video(path)
     numbers = [frame_numbers(spec, index=index) for spec in specs]
