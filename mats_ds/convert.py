@@ -86,7 +86,7 @@ def convert(options: argparse.Namespace) -> int:
     weights = describe_anew(weights, options)
     check_complete(weights)
     if target == "mats":
-        save_weights(dest, weights.spec, dict(weights.state), note=f"from {weights.source}")
+        save_weights(dest, weights.spec, weights.state, note=f"from {weights.source}")
     else:
         tell((write_hugging_face if target == "hf" else write_videomae)(dest, weights))
     print(f"wrote {dest}: {FORMATS[target]}")

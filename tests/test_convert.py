@@ -11,6 +11,7 @@ import torch
 
 from mats_ds import MaskedAutoencoder, TokenGrid, VideoClassifier, load_model
 from mats_ds.convert import DIFFERENT, DONE, UNUSABLE, main
+from mats_ds.data.synthetic import write_synthetic_set
 from mats_ds.interop.load import identify, weights_of
 from mats_ds.interop.plain import save_weights
 
@@ -42,6 +43,13 @@ def classifier_file(tmp_path):
 def store(model, path):
     weights = weights_of(model, "a test")
     return save_weights(path, weights.spec, dict(weights.state))
+
+
+def test_written_files_can_be_read_by_whom_the_umask_lets(tmp_path, source):
+    assert main([str(source), str(tmp_path / "copy.safetensors")]) == main([str(source), str(tmp_path / "hf")]) == DONE
+    (tmp_path / "plain").write_bytes(b"")
+    usual = (tmp_path / "plain").stat().st_mode
+    assert {file.stat().st_mode for file in (tmp_path / "copy.safetensors", *(tmp_path / "hf").iterdir())} == {usual}
 
 
 @pytest.mark.parametrize("through", ["mats", "hf", "videomae"])
@@ -138,3 +146,25 @@ def test_force_overwrites(tmp_path, classifier_file):
 def test_it_runs_as_a_file_and_as_a_module(command):
     done = subprocess.run([sys.executable, *command, "--help"], cwd=ROOT, capture_output=True, text=True)
     assert done.returncode == 0 and "say what a file holds" in " ".join(done.stdout.split()), done.stderr
+
+
+def pretrain(arguments):
+    from mats_ds.pretrain import main as train
+
+    return train(arguments)
+
+
+@pytest.mark.slow
+def test_a_run_of_the_trainer_becomes_a_file(ranks, tmp_path, capsys):
+    videos = write_synthetic_set(tmp_path / "set", num_videos=4, num_frames=12, height=48, width=80).parent
+    ds_config = str(ROOT / "ds_configs" / "zero2_tiny.json")
+    run = tmp_path / "run"
+    small = ["clip.num_frames=4", "clip.height=32", "clip.width=48", "optim.steps=2", "optim.warmup_steps=1"]
+    arguments = ["--recipe", "tiny", "--ds_config", ds_config, "--out", str(run), f"data.manifest={videos}", *small]
+    assert ranks(pretrain, 2, arguments) == [0, 0]
+    assert main([str(run), str(tmp_path / "w.safetensors"), "--verify"]) == DONE
+    assert "largest difference 0," in capsys.readouterr().out
+    model = load_model(tmp_path / "w.safetensors")
+    assert (model.strategy, model.grid) == ("mats", TokenGrid(4, 32, 48, (2, 8, 8)))
+    stored = torch.load(run / "checkpoints" / "step-00000002" / "mp_rank_00_model_states.pt", weights_only=True)["module"]
+    assert all(torch.equal(tensor, stored[name]) for name, tensor in model.state_dict().items())

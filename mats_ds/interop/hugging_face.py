@@ -15,11 +15,12 @@ from typing import Any
 
 import torch
 from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 
 from mats_ds.clips import RGB_CHANNELS, TokenGrid
 from mats_ds.config import MLP_RATIO
 from mats_ds.interop.names import PATCH_WEIGHT, from_convolution, reverse, to_convolution, translate
+from mats_ds.interop.plain import write_tensors
 from mats_ds.interop.videomae import unpickle
 from mats_ds.interop.weights import Weights, as_float32, check_exportable, measure
 from mats_ds.models.encoder import IMAGENET_MEAN, IMAGENET_STD, UINT8_MAX
@@ -201,7 +202,7 @@ def write_hugging_face(folder: str | Path, weights: Weights) -> list[str]:
     folder.mkdir(parents=True, exist_ok=True)
     (folder / CONFIG).write_text(json.dumps(make_config(spec), indent=2) + "\n", encoding="utf-8")
     (folder / "preprocessor_config.json").write_text(json.dumps(make_preprocessor(spec.grid), indent=2) + "\n", encoding="utf-8")
-    save_file({name: tensor.contiguous() for name, tensor in theirs.items()}, folder / WEIGHT_FILES[0], metadata={"format": "pt"})
+    write_tensors(folder / WEIGHT_FILES[0], theirs, {"format": "pt"})
     notes = []
     if spec.kind == "classifier" and spec.keep_ratio < 1:
         notes.append(

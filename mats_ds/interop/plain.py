@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import os
+from collections.abc import Mapping
 from pathlib import Path
 
 import torch
@@ -21,16 +22,24 @@ FORMAT_VERSION = 1
 SUFFIX = ".safetensors"
 
 
-def save_weights(path: str | Path, spec: ModelSpec, state: dict[str, torch.Tensor], *, note: str = "") -> Path:
+def save_weights(path: str | Path, spec: ModelSpec, state: Mapping[str, torch.Tensor], *, note: str = "") -> Path:
     """Write the file, aside first and renamed when it is whole. Returns its path. `note` says where the weights are from."""
     path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
     metadata = {"format": FORMAT, "format_version": str(FORMAT_VERSION), "model": json.dumps(dump_spec(spec)), "note": note}
-    aside = path.with_name(f".{path.name}.part")
-    # clones: safetensors refuses tensors that share memory
-    save_file({name: tensor.detach().cpu().clone() for name, tensor in state.items()}, aside, metadata=metadata)
-    os.replace(aside, path)
+    write_tensors(path, state, metadata)
     return path
+
+
+def write_tensors(path: Path, state: Mapping[str, torch.Tensor], metadata: dict[str, str]) -> None:
+    """Write a safetensors file aside and rename it when it is whole."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    aside = path.with_name(f".{path.name}.part")
+    aside.write_bytes(b"")
+    usual_mode = aside.stat().st_mode  # safetensors makes files that their owner alone can read
+    # clones: safetensors refuses tensors that share memory
+    save_file({name: tensor.detach().cpu().contiguous().clone() for name, tensor in state.items()}, aside, metadata=metadata)
+    os.chmod(aside, usual_mode)
+    os.replace(aside, path)
 
 
 def load_weights(path: str | Path) -> Weights:
