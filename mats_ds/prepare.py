@@ -127,10 +127,10 @@ def add_transcode(commands) -> None:
     parser.add_argument("--out", required=True, metavar="DIR", help="folder of the copies and their manifest.csv")
     parser.add_argument("--root", metavar="DIR", help="folder that relative paths start from (default: that of SOURCE)")
     parser.add_argument("--short-side", type=int, default=256, metavar="PIXELS", help="of the copies, never enlarged (256)")
-    parser.add_argument("--gop", type=int, default=12, metavar="FRAMES", help="frames from keyframe to keyframe at most (12)")
+    parser.add_argument("--gop", type=int, default=16, metavar="FRAMES", help="frames from keyframe to keyframe at most (16)")
     parser.add_argument("--codec", choices=["h264", "vp9"], default="h264", help="of the copies (h264)")
     parser.add_argument("--crf", type=int, metavar="N", help="quality, smaller is better (23 for h264, 32 for vp9)")
-    parser.add_argument("--preset", metavar="NAME", help="effort of the encoder (veryfast; for vp9 its cpu-used, 5)")
+    parser.add_argument("--preset", metavar="NAME", help="effort of the encoder (fast; for vp9 its cpu-used, 5)")
     parser.add_argument("--workers", type=int, metavar="N", help="processes (default: all cores)")
     parser.add_argument(
         "--timeout", type=float, default=300.0, metavar="SECONDS", help="give a file up when no frame comes for so long (300)"
