@@ -9,8 +9,9 @@ import pytest
 import torch
 
 from mats_ds.config import ClipSection
-from mats_ds.data import pipeline
+from mats_ds.data import assembly, pipeline
 from mats_ds.data.manifest import read_manifest
+from mats_ds.data.nvdec import choose_num_graphs
 from mats_ds.data.pipeline import ClipLoader
 from mats_ds.data.sampler import ClipSampler
 
@@ -47,7 +48,7 @@ def write_numbered(path, codec, options, *, num_frames=48, height=176, width=208
         container.mux(stream.encode())
 
 
-def loader_of(folder, device, *, micro_batch, **clip) -> ClipLoader:
+def loader_of(folder, device, *, micro_batch, num_graphs=None, **clip) -> ClipLoader:
     section = ClipSection(**{"num_frames": NUM_FRAMES, "stride": 3, "height": HEIGHT, "width": WIDTH, **clip})
     sampler = ClipSampler(read_manifest(folder), recipe_clip=section, num_frames=NUM_FRAMES, global_batch=micro_batch, seed=1)
     return ClipLoader(
@@ -60,6 +61,7 @@ def loader_of(folder, device, *, micro_batch, **clip) -> ClipLoader:
         height=HEIGHT,
         width=WIDTH,
         num_workers=2,
+        num_graphs=num_graphs,
     )
 
 
@@ -134,3 +136,35 @@ def test_a_chunk_that_nvdec_refuses_goes_through_pyav(tmp_path, monkeypatch, cap
     assert not batch.bad and batch.valid_B.all()
     difference = (batch.frames_BTHWC.cpu().float() - expected[0].frames_BTHWC.float()).abs().mean()
     assert difference < MAX_MEAN_DIFFERENCE
+
+
+def test_there_are_as_many_pipelines_as_the_card_has_engines(tmp_path):
+    for number in range(12):
+        write_numbered(tmp_path / f"{number:02d}.mp4", *FORMATS["h264.mp4"], num_frames=30)
+    made = []
+    build = pipeline.DaliGraph.__init__
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(assembly, "MAX_CHUNK_CLIPS", 1)  # every clip asks for a graph of its own
+        patch.setattr(pipeline.DaliGraph, "__init__", lambda self, **sizes: (made.append(self), build(self, **sizes))[1])
+        loader = loader_of(tmp_path, "cuda:0", micro_batch=12)
+        take(loader, 2)
+    assert 1 <= len(made) <= loader.num_graphs == choose_num_graphs(torch.device("cuda:0"))
+    assert f"{loader.num_graphs} DALI pipelines" in loader.describe() and "page-locked memory at most" in loader.describe()
+
+
+def test_the_number_of_pipelines_changes_no_bit(tmp_path):
+    for number in range(9):
+        write_numbered(tmp_path / f"{number}.mp4", *FORMATS["h264.mp4"], num_frames=30 + number)
+    one, five = (take(loader_of(tmp_path, "cuda:0", micro_batch=9, num_graphs=count), 2) for count in (1, 5))
+    for left, right in zip(one, five, strict=True):
+        assert torch.equal(left.frames_BTHWC, right.frames_BTHWC) and torch.equal(left.key_B, right.key_B)
+
+
+def test_what_pyav_decodes_for_a_gpu_is_what_it_decodes_for_a_cpu(tmp_path):
+    """Time stamps of AVI with B-frames are not trusted, so these go to PyAV on either device: no bit may differ."""
+    for number in range(4):
+        write_numbered(tmp_path / f"{number}.avi", "mpeg4", {"b": "3M", "bf": "2"}, num_frames=36)
+    for left, right in zip(
+        take(loader_of(tmp_path, "cpu", micro_batch=4), 2), take(loader_of(tmp_path, "cuda:0", micro_batch=4), 2), strict=True
+    ):
+        assert torch.equal(left.frames_BTHWC, right.frames_BTHWC.cpu())
