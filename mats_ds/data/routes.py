@@ -9,6 +9,7 @@ the upright picture.
 
 from __future__ import annotations
 
+import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -119,11 +120,11 @@ def read_for_device(spec: ClipSpec, *, codecs: frozenset[str], size: tuple[int, 
         return read_decoded(spec, size=size)
     numbers_T = frame_numbers(spec, index=index)
     try:
+        if os.path.getsize(spec.path) > MAX_ENCODED_BYTES:
+            return read_decoded(spec, size=size)
         encoded = np.fromfile(spec.path, np.uint8)
     except READ_ERRORS as error:
         raise UnreadableVideo(describe_error(error)) from None
-    if encoded.nbytes > MAX_ENCODED_BYTES:
-        return read_decoded(spec, size=size)
     return EncodedClip(encoded, numbers_T.astype(np.int32), _region(spec, index.upright_size), index.codec)
 
 

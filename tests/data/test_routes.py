@@ -8,8 +8,9 @@ import numpy as np
 import pytest
 
 from mats_ds.clips import ClipSpec, CropSpec
+from mats_ds.data import routes
 from mats_ds.data.probe import index_video
-from mats_ds.data.routes import device_can_decode, read_decoded
+from mats_ds.data.routes import DecodedClip, EncodedClip, device_can_decode, read_decoded, read_for_device
 
 
 @pytest.fixture(scope="module")
@@ -27,6 +28,15 @@ def test_decoded_clips_come_cropped_scaled_and_flipped(large_video, size, flip):
     clip = read_decoded(spec_of(large_video, height_scale=0.66, width_scale=0.5, flip=flip), size=size)
     assert clip.frames_THWC.shape == (2, *size, 3) and clip.frames_THWC.dtype == np.uint8
     assert clip.frames_THWC.flags.c_contiguous and clip.num_bytes == 2 * size[0] * size[1] * 3
+
+
+def test_a_file_too_long_for_the_device_is_not_read_whole(large_video, monkeypatch):
+    codecs = frozenset({"h264"})
+    spec = spec_of(large_video)
+    assert isinstance(read_for_device(spec, codecs=codecs, size=(32, 48)), EncodedClip)
+    monkeypatch.setattr(routes, "MAX_ENCODED_BYTES", 100)
+    monkeypatch.setattr(routes.np, "fromfile", lambda *_: pytest.fail("read whole"))
+    assert isinstance(read_for_device(spec, codecs=codecs, size=(32, 48)), DecodedClip)
 
 
 def test_hardware_decoders_get_plain_upright_files_only(large_video):
