@@ -34,12 +34,12 @@ class Balance:
     def text(self) -> str:
         """One sentence."""
         worst = self.worst_rank
-        start = f"ranks wait {100 * self.lost_share:.1f}% of a step for the last of them"
+        start = f"Ranks wait {100 * self.lost_share:.1f}% of a step for the last of them"
         if self.lost_share < NOTABLE_SHARE:
-            return f"{start}: well balanced"
+            return f"{start}: well balanced."
         return (
             f"{start}; rank {worst} is the last in {100 * self.last_shares[worst]:.0f}% of the steps, "
-            f"{1e3 * self.late_seconds[worst]:.3g} ms later than the average: look at its disk, its cores and its card's clocks"
+            f"{1e3 * self.late_seconds[worst]:.3g} ms later than the average: look at its disk, its cores and its card's clocks."
         )
 
 

@@ -105,7 +105,6 @@ def _cards(figures: Figures, budget: Budget) -> str:
     why_not = "peak of the card not known, no MFU" if figures.on_gpu else "no MFU on a CPU"
     mfu = why_not if utilization is None else f"{100 * utilization:.1f}% of the peak (MFU)"
     achieved = figures.model_flops_per_second
-    energy = () if figures.joules_per_clip is None else (_energy(figures),)
     cards = [
         card(
             "Peak memory",
@@ -124,14 +123,23 @@ def _cards(figures: Figures, budget: Budget) -> str:
             "?" if achieved is None else small_unit(f"{format_flops(achieved)}/s"),
             f"a rank; {mfu}",
         ),
-        *energy,
+        *_cards_of_some_runs(figures),
     ]
-    return f'<section class="cards">{"".join(cards)}</section>\n'
+    columns = next((columns for columns in (5, 4, 3) if len(cards) % columns == 0), 4)
+    return f'<section class="cards by{columns}">{"".join(cards)}</section>\n'
 
 
-def _energy(figures: Figures) -> str:
-    figure, _, note = describe_energy(figures).partition(" a clip, ")
-    return card("Energy of a clip", small_unit(figure), note)
+def _cards_of_some_runs(figures: Figures) -> list[str]:
+    """Energy where the driver tells it, balance where there are several ranks."""
+    cards = []
+    if figures.joules_per_clip is not None:
+        figure, _, note = describe_energy(figures).partition(" a clip, ")
+        cards.append(card("Energy of a clip", small_unit(figure), note))
+    if figures.balance is not None:
+        share = figures.balance.lost_share
+        note = f"of a step; rank {figures.balance.worst_rank} arrives last"
+        cards.append(card("Waiting for the last rank", f"{100 * share:.1f}%", note, share))
+    return cards
 
 
 def _charts(figures: Figures, budget: Budget) -> str:
@@ -178,20 +186,20 @@ def _reconstruction(path: Path) -> str:
 def _ranks(figures: Figures) -> str:
     names = ["rank", "steps", "peak"]
     if figures.on_gpu:
-        names += ["allocated", "reserved", "NVML", "fragments", "retries", "OOMs"]
+        names += ["allocated", "reserved", "NVML", "fragments", "retries, OOMs"]
     names += ["host RSS", "step, s", "waiting"]
     if figures.balance is not None:
         names += ["arrives", "last in"]
     rows = [[*_rank_row(rank, figures), str(rank.num_bad_clips)] for rank in figures.ranks]
-    text = "" if figures.balance is None else f'<p class="note">{escape(figures.balance.text.capitalize())}.</p>'
-    return f"<section><h2>Ranks</h2>{table([*names, 'bad clips'], rows, 'numbers')}{text}</section>\n"
+    text = "" if figures.balance is None else f'<p class="note">{escape(figures.balance.text)}</p>'
+    return f"<section><h2>Ranks</h2>{table([*names, 'bad'], rows, 'numbers')}{text}</section>\n"
 
 
 def _rank_row(rank: RankFigures, figures: Figures) -> list[str]:
     row = [str(rank.rank), str(rank.num_records), gib(rank.peak_bytes)]
     if figures.on_gpu:
         row += [gib(rank.peak_allocated_bytes), gib(rank.peak_reserved_bytes), gib(rank.nvml_used_bytes)]
-        row += [gib(rank.peak_inactive_bytes), str(rank.num_alloc_retries or 0), str(rank.num_ooms or 0)]
+        row += [gib(rank.peak_inactive_bytes), f"{rank.num_alloc_retries or 0}, {rank.num_ooms or 0}"]
     row += [gib(rank.peak_rss_bytes), number(rank.step_seconds), f"{100 * rank.waiting_share:.1f}%"]
     if figures.balance is not None:
         late_seconds = figures.balance.late_seconds.get(rank.rank)

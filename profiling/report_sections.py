@@ -47,7 +47,7 @@ def build_memory(figures: Figures, budget: Budget) -> str:
         text = "What the engine's tensors take for the whole run; the rest was not measured, as no GPU was there."
     return f"""<section><h2>Memory by kind</h2>
 <div class="wide"><div class="kinds">{bar}</div><p class="note">{escape(text)}</p></div>
-<div class="scroll"><table class="numbers"><thead><tr><th>kind</th><th>bytes</th><th>share</th></tr></thead>
+<div class="scroll"><table class="numbers named"><thead><tr><th>kind</th><th>bytes</th><th>share</th></tr></thead>
 <tbody>{rows}</tbody></table></div></section>
 """
 
@@ -86,8 +86,8 @@ def build_plan(figures: Figures) -> str:
     if figures.plan.memory_error is not None:
         notes.insert(0, f"the planner states its memory to within {100 * figures.plan.memory_error:.0f}%")
     text = f'<p class="note">{escape("; ".join(notes))}</p>' if notes else ""
-    names = ["", "planned", "measured", "measured / planned"]
-    return f"<section><h2>Planned and measured</h2>{table(names, rows, 'numbers')}{text}</section>\n"
+    names = ["", "planned", "measured", "ratio"]
+    return f"<section><h2>Planned and measured</h2>{table(names, rows, 'numbers named')}{text}</section>\n"
 
 
 def build_inputs(run_dir: Path) -> str:

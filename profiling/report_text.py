@@ -15,6 +15,7 @@ from mats_ds.metering.peaks import MEASURED
 WIDTH = 110
 LABEL_WIDTH = 18
 NUM_LISTED_VIDEOS = 5
+NOTABLE_DEVIATION = 0.1  # of what was measured from what was planned
 
 
 class Row(NamedTuple):
@@ -63,7 +64,7 @@ def describe(figures: Figures) -> list[Row]:
         Row("forward pass", _describe_forward(figures)),
         Row("training", _describe_training(figures)),
         Row("achieved", describe_achieved(figures)),
-        Row(f"ZeRO stage {info.zero_stage}", _describe_kinds(figures)),
+        Row("memory by kind", _describe_kinds(figures)),
         Row("bad videos", describe_bad_videos(figures)),
         Row("versions", ", ".join(f"{name} {version}" for name, version in info.versions.items()) or "not recorded"),
     ]
@@ -195,14 +196,19 @@ def _describe_kinds(figures: Figures) -> str:
         return "static bytes were not recorded"
     parts = ", ".join(f"{name} {format_bytes(size)}" for _, name, size in kinds)
     if not figures.memory_kinds:
-        return f"{format_bytes(sum(size for _, _, size in kinds))} a rank are static: {parts}"
-    return f"rank {figures.worst_rank.rank} at its peak: {parts}"
+        static = format_bytes(sum(size for _, _, size in kinds))
+        return f"{static} a rank are static under ZeRO stage {figures.run.info.zero_stage}: {parts}"
+    return f"rank {figures.worst_rank.rank} at its peak, ZeRO stage {figures.run.info.zero_stage}: {parts}"
 
 
 def _describe_plan(figures: Figures) -> str:
-    pairs = [pair for pair in compare_with_plan(figures) if pair.ratio is not None]
-    told = [f"{pair.name} {pair.planned_text}, measured {pair.measured_text} ({pair.ratio_text} x)" for pair in pairs]
-    return "; ".join(told) or "nothing of the plan could be measured"
+    """The peak, and what came out otherwise than planned; the page has all of it."""
+    peak, *others = [pair for pair in compare_with_plan(figures) if pair.ratio is not None] or [None]
+    if peak is None:
+        return "nothing of the plan could be measured"
+    told = [peak, *(pair for pair in others if abs(pair.ratio - 1) > NOTABLE_DEVIATION)]
+    words = [f"{pair.name} {pair.planned_text}, measured {pair.measured_text} ({pair.ratio_text} x)" for pair in told]
+    return "; ".join(words) + (f"; {len(others) + 1 - len(told)} more within {100 * NOTABLE_DEVIATION:.0f}%" if others else "")
 
 
 def _last_epoch(figures: Figures) -> int:

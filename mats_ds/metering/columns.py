@@ -44,6 +44,14 @@ class Columns:
         return Columns({name: column[chosen] for name, column in self.values.items()}, self.lost[chosen])
 
 
+def join_columns(parts: Sequence[Columns]) -> Columns:
+    """Parts of the same fields, one after the other."""
+    if len(parts) == 1:
+        return parts[0]
+    values = {name: np.concatenate([part.values[name] for part in parts]) for name in parts[0].values}
+    return Columns(values, np.concatenate([part.lost for part in parts]))
+
+
 def parse_lines(lines: Sequence[bytes], names: Sequence[str]) -> Iterator[Columns | int]:
     """The columns `names` (and "step", "loss") of some lines; for an unreadable line its number, from 0, in its place."""
     yield from _parse(lines, tuple(dict.fromkeys((*_ALWAYS, *names))), 0)
@@ -69,7 +77,7 @@ def _parse(lines: Sequence[bytes], names: tuple[str, ...], first: int) -> Iterat
 
 def _to_columns(trees: list[dict[str, float | None]], names: tuple[str, ...]) -> Columns:
     # The validator builds its dicts in the order of `names`; an older record lacks fields that may be missing.
-    whole = all(len(tree) == len(names) for tree in trees)
+    whole = set(map(len, trees)) == {len(names)}
     rows = map(dict.values, trees) if whole else (map(tree.get, names) for tree in trees)
     values = dict(zip(names, zip(*rows, strict=True), strict=True))
     losses = values["loss"]

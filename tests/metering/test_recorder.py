@@ -10,9 +10,11 @@ import torch
 
 from mats_ds.clips import BadClip
 from mats_ds.events import PhaseClock, PhaseTimes, RunInfo, StepEvent
+from mats_ds.metering import recorder as recorder_module
+from mats_ds.metering.memory import MemoryReading
 from mats_ds.metering.reader import read_records
 from mats_ds.metering.recorder import Recorder
-from mats_ds.metering.run_files import read_outcome, read_run
+from mats_ds.metering.run_files import Outcome, read_outcome, read_run, write_outcome
 
 CPU = torch.device("cpu")
 
@@ -177,13 +179,109 @@ def test_run_json_of_another_version_still_reads_and_a_broken_one_says_so(tmp_pa
         read_run(tmp_path / "elsewhere")
 
 
+class FakeMeter:
+    """A card of which every figure is known: step k peaks at 1000 + k bytes and has spent 50 k joules."""
+
+    def __init__(self):
+        self.num_read = 0
+        self.is_open = True
+
+    def read(self):
+        self.num_read += 1
+        return MemoryReading(
+            peak_allocated_bytes=1000 + self.num_read, peak_reserved_bytes=1500, nvml_used_bytes=2000, rss_bytes=1,
+            peak_rss_bytes=1, peak_active_bytes=1100, peak_inactive_bytes=30, num_alloc_retries=0, num_ooms=0,
+        )  # fmt: skip
+
+    def read_joules(self):
+        return 50.0 * self.num_read
+
+    def reset_peak(self):
+        pass
+
+    def close(self):
+        self.is_open = False
+
+
+def make_gpu_recorder(run_dir, rank=0, **changes):
+    recorder = Recorder(run_dir, CPU)
+    recorder._meter = FakeMeter()
+    static_bytes = {"weights": 300, "moments": 100, "host_moments": 9999}
+    recorder.on_start(make_run(run_dir, rank, static_bytes=static_bytes, peak_flops=10_000.0, peak_source="table", **changes))
+    return recorder
+
+
+def test_on_a_card_energy_utilisation_and_memory_by_kind_are_recorded(tmp_path):
+    recorder = make_gpu_recorder(tmp_path)
+    for step in (1, 2):
+        recorder.on_step(make_event(step, clip_bytes=60))
+    recorder.on_end("finished")
+    first, second = read_records(tmp_path)
+    assert (first.joules, second.joules) == (50.0, 50.0)
+    assert (first.clip_bytes, first.activation_bytes, second.activation_bytes) == (60, 1001 - 400 - 60, 1002 - 400 - 60)
+    assert (first.peak_active_bytes, first.peak_inactive_bytes) == (1100, 30)
+    assert first.mfu == pytest.approx(1800 / 0.65 / 10_000)
+    assert first.hfu == pytest.approx(2100 / 0.65 / 10_000)
+    assert not recorder._meter.is_open
+
+
+def test_on_a_cpu_there_is_no_utilisation_no_energy_and_no_activations(tmp_path):
+    record_run(tmp_path, [make_event(clip_bytes=60)])
+    (record,) = read_records(tmp_path)
+    assert (record.mfu, record.hfu, record.joules, record.activation_bytes, record.clip_bytes) == (None, None, None, None, 60)
+
+
+OUT_OF_MEMORY = "OutOfMemoryError: CUDA out of memory. Tried to allocate 2.00 GiB"
+
+
+def test_out_of_memory_keeps_the_records_and_leaves_a_snapshot_and_one_line_of_advice(tmp_path, monkeypatch, caplog):
+    dumped = []
+    monkeypatch.setattr(
+        recorder_module, "dump_snapshot", lambda run_dir, device, *, rank: dumped.append(rank) or str(run_dir / "x.pickle")
+    )
+    recorder = make_gpu_recorder(tmp_path, micro_batch=24)
+    for step in (1, 2, 3):
+        recorder.on_step(make_event(step))
+    recorder.on_end(OUT_OF_MEMORY)
+    outcome = read_outcome(tmp_path)
+    assert [record.step for record in read_records(tmp_path)] == [1, 2, 3]
+    assert (outcome.outcome, outcome.last_step, outcome.rank, dumped) == (OUT_OF_MEMORY, 3, 0, [0])
+    assert outcome.snapshot == str(tmp_path / "x.pickle")
+    assert "train_micro_batch_size_per_gpu" in outcome.advice and "now 24, try 12" in outcome.advice
+    assert caplog.text.count("ran out of memory after step 3: set PYTORCH_CUDA_ALLOC_CONF") == 1
+
+
+def test_out_of_memory_in_the_first_step_is_advised_on_too(tmp_path):
+    recorder = make_gpu_recorder(tmp_path)
+    recorder.on_end(OUT_OF_MEMORY)
+    assert read_outcome(tmp_path).last_step is None
+    assert read_outcome(tmp_path).advice.startswith("lower train_micro_batch_size_per_gpu")
+
+
+def test_another_rank_that_fails_tells_so_itself_and_the_first_failure_counts(tmp_path):
+    record_run(tmp_path, [make_event(1)], rank=3, outcome=OUT_OF_MEMORY)
+    assert (read_outcome(tmp_path).rank, read_outcome(tmp_path).last_step) == (3, 1)
+    write_outcome(tmp_path, Outcome("RuntimeError: NCCL: peer is gone", 1, time.time() + 5))
+    assert read_outcome(tmp_path).outcome == OUT_OF_MEMORY
+
+
+def test_a_rank_that_finishes_leaves_no_outcome_and_a_resume_clears_those_of_all_ranks(tmp_path):
+    record_run(tmp_path, [make_event(1)], rank=1)
+    assert not list(tmp_path.glob("outcome*"))
+    record_run(tmp_path, [make_event(1)], rank=2, outcome="killed")
+    record_run(tmp_path, [make_event(2)], outcome=None, first_step=1)
+    assert read_outcome(tmp_path) is None
+
+
 def test_recording_a_step_costs_less_than_a_hundredth_of_a_short_step(tmp_path, capsys):
     recorder = record_run(tmp_path, [], outcome=None)
     events = [make_event(step) for step in range(1, 301)]
-    begin = time.perf_counter()
-    for event in events:
-        recorder.on_step(event)
-    mean_seconds = (time.perf_counter() - begin) / len(events)
+    rounds = []
+    for place in range(0, 300, 60):
+        begin = time.process_time()
+        for event in events[place : place + 60]:
+            recorder.on_step(event)
+        rounds.append((time.process_time() - begin) / 60)
     with capsys.disabled():
-        print(f"\n  recording costs {mean_seconds * 1e6:.0f} microseconds a step on this CPU")
-    assert mean_seconds < 5e-3  # a hundredth of a step of half a second
+        print(f"\n  recording costs {min(rounds) * 1e6:.0f} microseconds of a CPU a step")
+    assert min(rounds) < 1e-3  # a hundredth of a step of a tenth of a second

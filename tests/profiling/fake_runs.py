@@ -4,10 +4,12 @@ import math
 import random
 
 from mats_ds.events import RunInfo
+from mats_ds.metering.plan_file import Plan
 from mats_ds.metering.records import SCHEMA, RecordWriter, StepRecord
 from mats_ds.metering.run_files import Outcome, write_outcome, write_run
 
 GIB = 2**30
+STATIC_BYTES, CLIP_BYTES = 3 * GIB, GIB // 16
 
 
 def make_run_info(run_dir, **changes):
@@ -16,8 +18,8 @@ def make_run_info(run_dir, **changes):
         num_parameters=3_000_000, precision="fp32", zero_stage=2, micro_batch=3, accumulation=1, global_batch=6, total_steps=9,
         steps_per_epoch=4, first_step=0, learning_rate=1e-3, num_tokens=1568, kept=470, visible=156, targets=314,
         forward_macs_per_clip=19_800_000_000, model_flops_per_clip=120_000_000_000, hardware_flops_per_clip=150_000_000_000,
-        static_bytes={"weights": 2 * GIB, "optimizer": GIB}, versions={"torch": "2.15"}, data_name="synthetic",
-        command="mats_ds/pretrain.py --recipe tiny", started="2026-01-05 10:00:00",
+        static_bytes={"weights": GIB, "gradients": GIB // 2, "moments": GIB, "buckets": GIB // 2},
+        versions={"torch": "2.15"}, data_name="synthetic", command="mats_ds/pretrain.py --recipe tiny", started="2026-01-05 10:00:00",
     )  # fmt: skip
     return RunInfo(**(fields | changes))
 
@@ -34,9 +36,21 @@ def make_record(step=1, rank=0, *, peak_reserved_bytes=None, **changes):
         fields |= dict(
             peak_allocated_bytes=peak_reserved_bytes - GIB // 2, peak_reserved_bytes=peak_reserved_bytes, allocated_bytes=GIB,
             reserved_bytes=peak_reserved_bytes, num_alloc_retries=0, num_ooms=0, nvml_used_bytes=peak_reserved_bytes + GIB,
-            nvml_utilization_percent=93.0, nvml_power_watts=300.0,
+            nvml_utilization_percent=93.0, nvml_power_watts=300.0, peak_active_bytes=peak_reserved_bytes - GIB // 2,
+            peak_inactive_bytes=GIB // 4, clip_bytes=CLIP_BYTES, joules=330.0, mfu=0.36, hfu=0.45,
+            activation_bytes=max(0, peak_reserved_bytes - GIB // 2 - STATIC_BYTES - CLIP_BYTES),
         )  # fmt: skip
     return StepRecord(**(fields | changes))
+
+
+def make_plan(**changes):
+    """A plan of the run that make_record makes up, with more activations and a shorter step."""
+    kinds = {"weights": GIB, "gradients": GIB // 2, "moments": GIB, "buckets": GIB // 2, "clips": CLIP_BYTES}
+    fields = dict(
+        world_size=2, micro_batch=3, bytes_by_kind=kinds | {"activations": 6 * GIB, "cache": GIB // 2, "outside": GIB},
+        model_flops_per_clip=120_000_000_000, hardware_flops_per_clip=150_000_000_000, clips_per_second=7.5, step_seconds=0.8,
+    )  # fmt: skip
+    return Plan(**(fields | changes))
 
 
 def write_records(run_dir, records, *, rank=0):
@@ -61,13 +75,15 @@ def write_fake_run(run_dir, *, num_steps=9, world_size=2, outcome="finished", re
 def make_lifelike_record(step, rank, *, num_steps=1200):
     """A record of a run that looks like one: noise, warm-up, a memory step, a slow loader now and then."""
     dice = random.Random(step * 64 + rank)
-    slow = 0.35 if step % 97 < 3 else 0.0
-    data, forward, backward = 0.01 + 0.01 * dice.random() + slow, 0.2 + 0.01 * dice.random(), 0.41 + 0.02 * dice.random()
-    total = data + forward + backward + 0.05
+    slow = 0.35 if step % 97 < 3 and rank == 5 else 0.0
+    data, forward = 0.01 + 0.01 * dice.random() + slow, 0.2 + 0.01 * dice.random() + (0.03 if rank == 3 else 0.0)
+    total = 0.7 + 0.02 * dice.random() + (0.35 if step % 97 < 3 else 0.0)  # all wait for the last in the backward pass
+    backward = total - data - forward - 0.05
     warmup = num_steps / 10
     rate = 6e-4 * (step / warmup if step < warmup else 0.5 + 0.5 * math.cos(math.pi * (step - warmup) / (num_steps - warmup)))
     return make_record(
         step, rank, loss=0.45 + 0.6 * math.exp(-4 * step / num_steps) + 0.02 * dice.random(), learning_rate=rate,
+        mfu=0.42 * 0.65 / total, joules=9 * 32 * (1 + 0.02 * dice.random()),
         grad_norm=0.3 + math.exp(-6 * step / num_steps) * dice.random(), data_seconds=data, forward_seconds=forward,
         backward_seconds=backward, optimizer_seconds=0.04, total_seconds=total, num_clips=32, clips_per_second=32 / total,
         peak_reserved_bytes=int((52 + rank * 0.7 + (6 if step > num_steps / 3 else 0)) * GIB),

@@ -7,12 +7,14 @@ from html.parser import HTMLParser
 import numpy as np
 import pytest
 import report_svg
-from fake_runs import GIB, make_record, write_fake_run
+from fake_runs import GIB, make_plan, make_record, write_fake_run
 from report_figures import read_figures
 from report_html import build_page
 from report_ranks import Span
 
 from mats_ds.metering.budget import Budget
+from mats_ds.metering.plan_file import write_plan
+from mats_ds.metering.run_files import Outcome, write_outcome
 
 BUDGET = Budget("8xcard", gpus=8, memory_per_gpu_bytes=24 * GIB)
 PNG = base64.b64decode("iVBORw0KGgoAAAANSUhEUgAAAAEAAAABCAYAAAAfFcSJAAAADUlEQVR42mNk+M9QDwADhgGAWjR9awAAAABJRU5ErkJggg==")
@@ -51,8 +53,14 @@ def check_tags(page):
 
 @pytest.mark.parametrize("num_steps", [1, 2, 9, 500])
 def test_every_tag_is_closed_and_every_plot_is_there(tmp_path, num_steps):
-    tags = check_tags(build(write_fake_run(tmp_path / "run", num_steps=num_steps)))
+    tags = check_tags(build(write_fake_run(tmp_path / "cpu", num_steps=num_steps)))
     assert tags.count("svg") == 6
+
+    def record(step, rank):
+        return make_record(step, rank, peak_reserved_bytes=9 * GIB)
+
+    tags = check_tags(build(write_fake_run(tmp_path / "gpu", num_steps=num_steps, record=record)))
+    assert tags.count("svg") == 8  # MFU and memory by kind
 
 
 def test_it_needs_no_network_and_no_script(tmp_path):
@@ -111,3 +119,34 @@ def test_plots_have_no_more_points_than_a_screen_can_show():
     assert span.num_buckets == 240
     assert span.buckets(np.array([1, 5_000_000, 10_000_000])).tolist() == [0, 119, 239]
     assert Span(5, 7).steps() == [5.0, 6.0, 7.0]
+
+
+def test_planned_figures_stand_beside_the_measured_ones_where_there_is_a_plan(tmp_path):
+    def record(step, rank):
+        return make_record(step, rank, peak_reserved_bytes=9 * GIB)
+
+    run_dir = write_fake_run(tmp_path / "run", record=record)
+    assert "Planned and measured" not in build(run_dir)
+    write_plan(run_dir, make_plan(assumptions=("<b>no</b> stalls",), memory_error=0.07))
+    page = build(run_dir)
+    check_tags(page)
+    assert "<td>activations and temporaries</td><td>6.00 GiB</td><td>5.44 GiB</td><td>0.91</td>" in page
+    assert "within 7%; &lt;b&gt;no&lt;/b&gt; stalls" in page
+
+
+def test_what_a_run_was_started_with_is_shown_folded(tmp_path):
+    run_dir = write_fake_run(tmp_path / "run")
+    assert "<details>" not in build(run_dir)
+    (run_dir / "recipe.yaml").write_text("name: <tiny>\n")
+    page = build(run_dir)
+    check_tags(page)
+    assert "<details><summary>Recipe, as resolved</summary><pre>name: &lt;tiny&gt;\n</pre></details>" in page
+
+
+def test_out_of_memory_is_told_with_what_would_help(tmp_path):
+    run_dir = write_fake_run(tmp_path / "run", outcome=None)
+    write_outcome(run_dir, Outcome("OutOfMemoryError: no room", 9, 1.7e9, 1, "lower <the> micro-batch", "a.pickle"))
+    page = build(run_dir)
+    check_tags(page)
+    assert "<b>What would help:</b> lower &lt;the&gt; micro-batch" in page
+    assert "the run stopped early on rank 1 after step 9: OutOfMemoryError: no room" in page
