@@ -11,16 +11,16 @@ from av.video.reformatter import Interpolation, VideoReformatter
 
 
 class RgbConverter:
-    """Converts pictures of one size to RGB of `height` x `width`, the same size or a smaller one."""
+    """Converts pictures of one size to RGB of `height` x `width`, the same size or smaller; to BGR if it reverses colours."""
 
-    def __init__(self, height: int, width: int, *, shrinks: bool = False) -> None:
+    def __init__(self, height: int, width: int, *, shrinks: bool = False, reverses_colours: bool = False) -> None:
         self._height, self._width = height, width
         self._reformatter = VideoReformatter()
-        self._options = _reformat_options(shrinks=shrinks)
+        self._options = {"format": "bgr24" if reverses_colours else "rgb24", **_reformat_options(shrinks=shrinks)}
 
     def __call__(self, frame: av.VideoFrame) -> np.ndarray:
-        """uint8 RGB [H, W, 3], a view of memory that lives as long as it does."""
-        picture = self._reformatter.reformat(frame, width=self._width, height=self._height, format="rgb24", **self._options)
+        """uint8 [H, W, 3], a view of memory that lives as long as it does."""
+        picture = self._reformatter.reformat(frame, width=self._width, height=self._height, **self._options)
         plane = picture.planes[0]
         lines = np.frombuffer(plane, np.uint8).reshape(self._height, plane.line_size)
         return lines[:, : 3 * self._width].reshape(self._height, self._width, 3)
