@@ -197,8 +197,8 @@ def pretrain(recipe: Recipe, ds_config: dict, precision: str, place: Place, opti
     schedule = make_schedule(recipe.optim, steps_per_epoch=sampler.steps_per_epoch, learning_rate_scale=plan.learning_rate_scale)
     torch.manual_seed(recipe.run.seed)
     model = MaskedAutoencoder.from_recipe(recipe)
-    engine = make_engine(model, parameter_groups(model, recipe.optim), ds_config, plan)
-
+    groups = parameter_groups(model, recipe.optim)
+    engine = make_engine(model, groups, ds_config, plan, compile_model=recipe.model.compile)
     found = find_checkpoint(folder / "checkpoints") if resume else None
     if resume and found is None:
         logger.warning("no checkpoint in %s yet: starting from the first step", folder / "checkpoints")

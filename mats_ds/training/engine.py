@@ -126,8 +126,19 @@ def precision_of(ds_config: Mapping[str, Any]) -> str:
     return "fp32"
 
 
-def make_engine(model: nn.Module, groups: list[dict[str, Any]], ds_config: Mapping[str, Any], plan: BatchPlan) -> Any:
-    """deepspeed.initialize with the JSON as it is, plus the derived accumulation where the JSON leaves it out."""
+def make_engine(
+    model: nn.Module,
+    groups: list[dict[str, Any]],
+    ds_config: Mapping[str, Any],
+    plan: BatchPlan,
+    *,
+    compile_model: bool = False,
+) -> Any:
+    """deepspeed.initialize with the JSON as it is, plus the derived accumulation where the JSON leaves it out.
+
+    `compile_model` has torch compile the whole model, in place (the names in checkpoints stay as they are), when the first
+    batch comes. Raises ValueError for a JSON without optimizer, and for compiling under ZeRO-3.
+    """
     import deepspeed
 
     if "optimizer" not in ds_config:
@@ -135,6 +146,11 @@ def make_engine(model: nn.Module, groups: list[dict[str, Any]], ds_config: Mappi
             'the DeepSpeed JSON has no "optimizer": add {"type": "AdamW", "params": {"torch_adam": true, "fused": true}}'
         )
     config = {**ds_config, ACCUMULATION_KEY: ds_config.get(ACCUMULATION_KEY, plan.accumulation)}
+    if compile_model:
+        if ds_config.get("zero_optimization", {}).get("stage", 0) == 3:
+            raise ValueError("model.compile does not go with ZeRO stage 3, which gathers weights in between: use stage 2, or false")
+        # Not `model.compile()`: it would take in DeepSpeed's own hooks, which break the graph.
+        model.forward = torch.compile(model.forward, fullgraph=True, dynamic=False)
     engine, *_ = deepspeed.initialize(model=model, model_parameters=groups, config=config)
     return engine
 

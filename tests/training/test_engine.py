@@ -48,3 +48,47 @@ def test_other_mistakes_are_one_clear_error(tmp_path):
         read_ds_config(tmp_path / "broken.json")
     with pytest.raises(ValueError, match="enables fp16"):
         precision_of({"fp16": {"enabled": True}})
+
+
+def losses_of_three_steps(compile_model):
+    import torch
+
+    from mats_ds import MaskedAutoencoder, TokenGrid
+    from mats_ds.training.batch import plan_batch
+    from mats_ds.training.engine import make_engine, start_distributed
+
+    start_distributed()
+    config = read_ds_config(FOLDER / "zero2_tiny.json")
+    plan = plan_batch(config, recipe_batch=config["train_micro_batch_size_per_gpu"], world_size=1)
+    torch.manual_seed(0)
+    grid = TokenGrid(num_frames=6, height=32, width=48, tubelet=(2, 8, 8))
+    model = MaskedAutoencoder.from_name("tiny", grid=grid, recompute="pointwise")
+    names = list(model.state_dict())
+    groups = [{"params": list(model.parameters()), "lr": 1e-3}]
+    engine = make_engine(model, groups, config, plan, compile_model=compile_model)
+    frames = torch.randint(0, 256, (2, 6, 32, 48, 3), dtype=torch.uint8)
+    losses = []
+    for step in range(3):
+        loss = engine(frames, torch.tensor([step, step + 100]))
+        engine.backward(loss)
+        engine.step()
+        losses.append(loss.item())
+    return losses, list(engine.module.state_dict()) == names
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(600)
+def test_a_compiled_model_trains_under_deepspeed_with_the_same_losses_and_names(ranks):
+    (eager, _), (compiled, same_names) = ranks(losses_of_three_steps, 1, False)[0], ranks(losses_of_three_steps, 1, True)[0]
+    assert compiled == pytest.approx(eager, rel=1e-4)
+    assert same_names
+
+
+def test_compiling_and_zero_3_are_told_apart():
+    from mats_ds.training.batch import plan_batch
+    from mats_ds.training.engine import make_engine
+
+    config = read_ds_config(FOLDER / "zero3.json")
+    plan = plan_batch(config, recipe_batch=config["train_micro_batch_size_per_gpu"], world_size=1)
+    with pytest.raises(ValueError, match="model.compile does not go with ZeRO stage 3"):
+        make_engine(None, [], config, plan, compile_model=True)
