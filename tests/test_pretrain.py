@@ -172,3 +172,11 @@ def test_a_mistake_is_one_clear_error(ranks, arguments, words, tmp_path):
     assert status == 2
     assert terminal.startswith("error: ") and "Traceback" not in terminal
     assert all(word in terminal for word in words), terminal
+
+
+def test_a_trace_is_written_on_any_run_and_a_cpu_says_that_snapshots_are_for_gpus(ranks, videos, tmp_path):
+    options = ["--out", str(tmp_path / "run"), "--trace", "--memory_snapshot", "--trace_steps", "2"]
+    [(status, terminal)] = ranks(pretrain, 1, [*ARGUMENTS, *options, f"data.manifest={videos}", *SMALL])
+    assert status == 0, terminal
+    assert (tmp_path / "run" / "traces" / "rank-00000.json.gz").stat().st_size > 1000
+    assert "trace: " in terminal and "--memory_snapshot is for GPUs" in terminal

@@ -46,15 +46,18 @@ def test_nothing_is_observed_unless_asked(tmp_path):
     assert make_deep_dives(parse("data.manifest=x"), tmp_path, CPU) == []
 
 
-def test_each_option_takes_a_number_of_steps_or_none(tmp_path):
-    trace, snapshot = make_deep_dives(parse("--trace", "--memory_snapshot=5"), tmp_path, CPU)
-    assert (trace.num_steps, snapshot.num_steps) == (3, 5)
+def test_both_cover_the_same_steps_and_leave_the_overrides_alone(tmp_path):
+    options = parse("--memory_snapshot", "data.manifest=x")
+    [snapshot] = make_deep_dives(options, tmp_path, CPU)
+    assert (options.overrides, snapshot.num_steps) == (["data.manifest=x"], 3)
+    trace, snapshot = make_deep_dives(parse("--trace", "--memory_snapshot", "--trace_steps", "5"), tmp_path, CPU)
+    assert (trace.num_steps, snapshot.num_steps) == (5, 5)
 
 
-@pytest.mark.parametrize("number", ["0", "-1", "data.manifest=x"])
+@pytest.mark.parametrize("number", ["0", "-1", "some"])
 def test_what_is_no_number_is_refused(number, capsys):
     with pytest.raises(SystemExit):
-        parse(f"--trace={number}")
+        parse("--trace", f"--trace_steps={number}")
     assert f"expected a number of steps of at least 1, got '{number}'" in capsys.readouterr().err
 
 

@@ -19,7 +19,8 @@ def make_run_info(run_dir, **changes):
         steps_per_epoch=4, first_step=0, learning_rate=1e-3, num_tokens=1568, kept=470, visible=156, targets=314,
         forward_macs_per_clip=19_800_000_000, model_flops_per_clip=120_000_000_000, hardware_flops_per_clip=150_000_000_000,
         static_bytes={"weights": GIB, "gradients": GIB // 2, "moments": GIB, "buckets": GIB // 2},
-        versions={"torch": "2.15"}, data_name="synthetic", command="mats_ds/pretrain.py --recipe tiny", started="2026-01-05 10:00:00",
+        versions={"torch": "2.15"}, data_name="synthetic", command="mats_ds/pretrain.py --recipe tiny",
+        started="2026-01-05 10:00:00",
     )  # fmt: skip
     return RunInfo(**(fields | changes))
 
