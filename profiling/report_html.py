@@ -10,6 +10,7 @@ import time
 from html import escape
 from pathlib import Path
 
+from report_balance import NOTABLE_SHARE
 from report_blocks import card, chart, gib, number, scale, small_unit, table, tick
 from report_figures import Figures
 from report_ranks import RankFigures
@@ -137,7 +138,8 @@ def _cards_of_some_runs(figures: Figures) -> list[str]:
         cards.append(card("Energy of a clip", small_unit(figure), note))
     if figures.balance is not None:
         share = figures.balance.lost_share
-        note = f"of a step; rank {figures.balance.worst_rank} arrives last"
+        late = share >= NOTABLE_SHARE
+        note = f"of a step; rank {figures.balance.worst_rank} arrives last" if late else "of a step: well balanced"
         cards.append(card("Waiting for the last rank", f"{100 * share:.1f}%", note, share))
     return cards
 
