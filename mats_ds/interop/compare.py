@@ -1,6 +1,6 @@
 """Do two sets of weights give the same outputs? Random clips through both models -> the largest difference.
 
-A classifier is compared by its logits with all tokens kept, a masked autoencoder by the pixels it predicts under a tube mask:
+A classifier is compared by its logits with all tokens kept, a masked autoencoder by the pixels it predicts under a random mask:
 what VideoMAE and transformers compute, too.
 """
 
@@ -49,7 +49,7 @@ def compute(weights: Weights) -> torch.Tensor:
     plain = {"num_candidate_frames": weights.spec.grid.num_frames}
     if weights.spec.kind == "classifier":
         return load_model(weights, keep_ratio=1.0, **plain)(frames)
-    model = load_model(weights, strategy="tube", **plain)
+    model = load_model(weights, strategy="random", **plain)
     return model.predict(model.choose(frames, key_B))
 
 
@@ -75,7 +75,7 @@ def compare_with_transformers(weights: Weights, folder: str | Path) -> Differenc
         return measure_difference(compute(weights), model(pixels_BTCHW).logits)
     model = transformers.VideoMAEForPreTraining.from_pretrained(folder).eval()
     model.decoder.norm.eps = spec.last_norm_eps
-    ours = load_model(weights, strategy="tube", num_candidate_frames=spec.grid.num_frames)
+    ours = load_model(weights, strategy="random", num_candidate_frames=spec.grid.num_frames)
     chosen = ours.choose(random_clips(spec), torch.arange(NUM_CLIPS))
     masked_BN = torch.ones(NUM_CLIPS, spec.grid.num_tokens, dtype=torch.bool)
     masked_BN.scatter_(1, chosen.selection.visible_BV, False)

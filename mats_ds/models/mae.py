@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from mats_ds.clips import TokenGrid, TokenSelection
+from mats_ds.clips import TokenGrid, TokenSelection, count_selection
 from mats_ds.config import MODEL_SIZES, Recipe
 from mats_ds.models.blocks import init_linear
 from mats_ds.models.choice import ChosenClip, choose_clip
@@ -70,6 +70,12 @@ class MaskedAutoencoder(nn.Module):
         super().__init__()
         if feature not in ("embedding", "pixels"):
             raise ValueError(f"feature is embedding or pixels, got {feature!r}")
+        counts = count_selection(grid, strategy=strategy, keep_ratio=keep_ratio, visible_ratio=visible_ratio)
+        if counts.visible < 1 or counts.targets < 1:
+            raise ValueError(
+                f"{strategy} with keep_ratio={keep_ratio} and visible_ratio={visible_ratio} of {grid.num_tokens} tokens leaves "
+                f"nothing to reconstruct: {counts.visible} tokens visible, {counts.targets} targets"
+            )
         self.grid = grid
         self.candidate_grid = candidate_grid or grid
         self.position_grid = position_grid or grid

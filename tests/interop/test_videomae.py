@@ -83,7 +83,7 @@ def test_half_precision_is_read_exactly(tmp_path, classifier):
 
 
 def test_heads_of_published_sizes_are_known(tmp_path):
-    model = MaskedAutoencoder.from_name("small", grid=TokenGrid(4, 32, 32), decoder_depth=1)
+    model = MaskedAutoencoder.from_name("small", grid=TokenGrid(4, 32, 32), decoder_depth=1, visible_ratio=0.2)
     torch.save({"model": videomae_names(model)}, tmp_path / "small.pth")
     spec = read_weights(tmp_path / "small.pth").spec
     assert (spec.size_name, spec.heads, spec.decoder_heads, spec.decoder_depth) == ("small", 6, 3, 1)

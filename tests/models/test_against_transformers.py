@@ -64,11 +64,12 @@ def compare_gradients(ours, theirs):
         )
 
 
+@pytest.mark.parametrize("recompute", ["none", "pointwise", "mlp"])
 @pytest.mark.parametrize("attention", ["eager", "sdpa"])
-def test_pretraining_has_their_loss_and_gradients(tmp_path, attention):
+def test_pretraining_has_their_loss_and_gradients(tmp_path, attention, recompute):
     theirs = make_theirs("PreTraining", attention, use_mean_pooling=False).train()
     theirs.save_pretrained(tmp_path)
-    ours = load_model(tmp_path, strategy="tube", visible_ratio=0.2).train()
+    ours = load_model(tmp_path, strategy="tube", visible_ratio=0.2, recompute=recompute).train()
     frames = random_frames()
     chosen = ours.choose(frames, torch.tensor([5, 6]))
     masked = torch.ones(2, GRID.num_tokens, dtype=torch.bool).scatter_(1, chosen.selection.visible_BV, False)
@@ -81,11 +82,12 @@ def test_pretraining_has_their_loss_and_gradients(tmp_path, attention):
     compare_gradients(ours, theirs)
 
 
+@pytest.mark.parametrize("recompute", ["none", "pointwise", "mlp"])
 @pytest.mark.parametrize("attention", ["eager", "sdpa"])
-def test_classification_of_all_tokens_has_their_logits_and_gradients(tmp_path, attention):
+def test_classification_of_all_tokens_has_their_logits_and_gradients(tmp_path, attention, recompute):
     theirs = make_theirs("VideoClassification", attention, use_mean_pooling=True, num_labels=7).train()
     theirs.save_pretrained(tmp_path)
-    ours = load_model(tmp_path).train()
+    ours = load_model(tmp_path, recompute=recompute).train()
     assert ours.keep_ratio == 1.0
     frames, labels = random_frames(), torch.tensor([2, 6])
     logits, expected = ours(frames), theirs(normalise(frames)).logits

@@ -90,8 +90,8 @@ def test_a_clip_does_not_depend_on_its_neighbours():
     torch.testing.assert_close(model(frames)[1:], model(frames[1:]))
 
 
-@pytest.mark.parametrize("options", [{"checkpoint_blocks": "all"}, {"checkpoint_blocks": 2}])
-def test_checkpointing_changes_no_gradient(options):
+@pytest.mark.parametrize("options", [{"checkpoint_blocks": "all"}, {"checkpoint_blocks": 2}, {"recompute": "mlp"}])
+def test_recomputing_changes_no_gradient(options):
     gradients = []
     for extra in ({}, options):
         model = make_model(**extra).train()
