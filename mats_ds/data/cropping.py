@@ -24,24 +24,26 @@ SPARE = 2  # large pictures are first shrunk to a crop that keeps at least twice
 class ClipCropper:
     """Collects the pictures of one clip (`take`), then gives its frames. Holds the crops only, never whole pictures.
 
-    numbers_T: frame numbers, ascending, repeats allowed; `crop` refers to the upright picture; `size` is (height, width).
+    numbers_T: frame numbers, repeats allowed; `crop` refers to the upright picture; `size` is (height, width).
     """
 
     def __init__(self, numbers_T: np.ndarray, crop: CropSpec, *, index: VideoIndex, size: tuple[int, int]) -> None:
         self._size, self._flip, self._quarters = size, crop.flip, index.rotation // 90
-        self._numbers_U, self._places_T = np.unique(numbers_T, return_inverse=True)
+        numbers = numbers_T.tolist()
+        self._place_of = {number: place for place, number in enumerate(dict.fromkeys(numbers))}  # U different frames
+        self._places_T = [self._place_of[number] for number in numbers]
         shrink = shrink_factor(crop, index.upright_size, size)
         height, width = max(1, index.height // shrink), max(1, index.width // shrink)
         self._convert = RgbConverter(height, width, shrinks=shrink > 1, reverses_colours=crop.flip)
         upright = (width, height) if self._quarters % 2 else (height, width)
         top, left, bottom, right = _coded_box(crop.box(*upright), (height, width), self._quarters)
         self._rows, self._columns = slice(top, bottom), slice(left, right)
-        self._crops_UHWC = np.empty((len(self._numbers_U), bottom - top, right - left, 3), np.uint8)
+        self._crops_UHWC = np.empty((len(self._place_of), bottom - top, right - left, 3), np.uint8)
 
     def take(self, number: int, frame: av.VideoFrame) -> None:
         """Keep the crop of a picture, if it belongs to the clip."""
-        place = np.searchsorted(self._numbers_U, number)
-        if place < len(self._numbers_U) and self._numbers_U[place] == number:
+        place = self._place_of.get(number)
+        if place is not None:
             self._crops_UHWC[place] = self._convert(frame)[self._rows, self._columns]
 
     def frames(self) -> np.ndarray:

@@ -93,7 +93,7 @@ def visit_frames(path: str, numbers: np.ndarray, *, index: VideoIndex, take: Tak
 
     Raises UnreadableVideo when one of them is missing, corrupt or cannot be decoded.
     """
-    wanted = np.unique(np.asarray(numbers, np.int64))
+    wanted = np.array(sorted(set(np.asarray(numbers).tolist())), np.int64)
     if len(wanted) == 0 or wanted[0] < 0 or wanted[-1] >= index.num_frames:
         raise UnreadableVideo(f"frames {np.asarray(numbers).tolist()} asked for, it has {index.num_frames}")
     ways = [_decode_packets] if index.packets is not None else []
