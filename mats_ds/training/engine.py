@@ -148,7 +148,7 @@ def make_engine(
     config = {**ds_config, ACCUMULATION_KEY: ds_config.get(ACCUMULATION_KEY, plan.accumulation)}
     if compile_model:
         if ds_config.get("zero_optimization", {}).get("stage", 0) == 3:
-            raise ValueError("model.compile does not go with ZeRO stage 3, which gathers weights in between: use stage 2, or false")
+            raise ValueError("model.compile does not go with ZeRO stage 3, which gathers weights in between: use stage 2")
         # Not `model.compile()`: it would take in DeepSpeed's own hooks, which break the graph.
         model.forward = torch.compile(model.forward, fullgraph=True, dynamic=False)
     engine, *_ = deepspeed.initialize(model=model, model_parameters=groups, config=config)
