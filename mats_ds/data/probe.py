@@ -105,7 +105,7 @@ def index_video(path: str) -> VideoIndex:
 
 def open_video(path: str, *, stream_index: int | None = None) -> tuple[av.container.InputContainer, av.VideoStream]:
     """Container and video stream, on one decoding thread. Raises what PyAV raises; UnreadableVideo without a video stream."""
-    container = av.open(path, metadata_errors="replace")
+    container = _open_container(path)
     try:
         stream = _choose_stream(container) if stream_index is None else container.streams[stream_index]
         if stream.codec_context is None:
@@ -116,6 +116,14 @@ def open_video(path: str, *, stream_index: int | None = None) -> tuple[av.contai
         container.close()
         raise
     return container, stream
+
+
+def _open_container(path: str) -> av.container.InputContainer:
+    """Tolerates metadata that is no text: up to PyAV 18 this must be asked for, PyAV 19 has no such argument any more."""
+    try:
+        return av.open(path, metadata_errors="replace")
+    except TypeError:
+        return av.open(path)
 
 
 def _choose_stream(container: av.container.InputContainer) -> av.VideoStream:

@@ -3,6 +3,7 @@
 import csv
 import os
 
+import av
 import numpy as np
 import pytest
 
@@ -121,6 +122,13 @@ def test_the_memory_of_indices_is_bounded(write_video, tmp_path, monkeypatch):
     assert 1 <= len(cache._entries) < 6
     assert cache._num_bytes == sum(probe._size(entry) for entry in cache._entries.values()) <= 5000
     assert any("5.mp4" in identity[0] for identity in cache._entries)
+
+
+def test_a_pyav_that_knows_no_metadata_errors_is_enough(write_video, tmp_path, monkeypatch):
+    """PyAV 19 dropped the argument."""
+    path, real = str(write_video(tmp_path / "a.mp4", num_frames=9)), av.open
+    monkeypatch.setattr(probe.av, "open", lambda file, mode="r", *, format=None: real(file, mode, format=format))
+    assert index_video(path).num_frames == 9
 
 
 @pytest.mark.slow
