@@ -89,3 +89,17 @@ def make_lifelike_record(step, rank, *, num_steps=1200):
         backward_seconds=backward, optimizer_seconds=0.04, total_seconds=total, num_clips=32, clips_per_second=32 / total,
         peak_reserved_bytes=int((52 + rank * 0.7 + (6 if step > num_steps / 3 else 0)) * GIB),
     )  # fmt: skip
+
+
+def gpu_record(step, rank):
+    """A step on a card: 21 GiB in use on rank 0, a GiB more on each further one."""
+    return make_record(step, rank, peak_reserved_bytes=(20 + rank) * GIB)
+
+
+def run_report(capsys, *arguments):
+    """Exit status, printed text, and errors of one report."""
+    import report
+
+    status = report.main([str(argument) for argument in arguments])
+    printed = capsys.readouterr()
+    return status, printed.out, printed.err

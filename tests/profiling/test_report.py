@@ -3,32 +3,27 @@
 import json
 import math
 import os
-import signal
 import subprocess
 import sys
-import time
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import report
-from fake_runs import GIB, make_lifelike_record, make_plan, make_record, make_run_info, write_fake_run, write_records
+from fake_runs import (
+    GIB,
+    gpu_record,
+    make_lifelike_record,
+    make_record,
+    make_run_info,
+    run_report,
+    write_fake_run,
+    write_records,
+)
 
-from mats_ds.metering.plan_file import write_plan
 from mats_ds.metering.run_files import Outcome, write_outcome, write_run
 
 SCRIPT = Path(report.__file__)
-
-
-def run_report(capsys, *arguments):
-    """Exit status, printed text, and errors of one report."""
-    status = report.main([str(argument) for argument in arguments])
-    printed = capsys.readouterr()
-    return status, printed.out, printed.err
-
-
-def gpu_record(step, rank):
-    return make_record(step, rank, peak_reserved_bytes=(20 + rank) * GIB)
 
 
 def test_a_finished_run_within_the_budget_passes_and_says_what_was_judged(tmp_path, capsys):
@@ -60,28 +55,6 @@ def test_a_budget_of_ones_own_limits_the_ranks(tmp_path, capsys):
     status, text, _ = run_report(capsys, write_fake_run(tmp_path / "run"), "--budget", budget)
     assert status == 1
     assert "2 ranks for 1 GPUs" in text.splitlines()[0]
-
-
-@pytest.mark.parametrize(
-    ("outcome", "words"),
-    [
-        (None, "was killed or hangs; its last record, of step 9, is"),
-        ("RuntimeError: CUDA out of memory\nmore", "stopped early after step 9: RuntimeError: CUDA out"),
-    ],
-)
-def test_a_run_that_did_not_finish_is_not_a_pass(tmp_path, capsys, outcome, words):
-    status, text, _ = run_report(capsys, write_fake_run(tmp_path / "run", outcome=outcome))
-    assert status == 1
-    assert words in text.splitlines()[0]
-    assert "memory was within the budget" in text.splitlines()[0]
-
-
-def test_a_run_that_still_writes_records_may_be_going_on(tmp_path, capsys):
-    def record(step, rank):
-        return make_record(step, rank, unix_seconds=time.time())
-
-    _, text, _ = run_report(capsys, write_fake_run(tmp_path / "run", outcome=None, record=record))
-    assert "it is still going on, or was killed; its last record, of step 9, is" in text.splitlines()[0]
 
 
 def test_a_missing_rank_and_missing_steps_are_named(tmp_path, capsys):
@@ -195,107 +168,6 @@ def test_a_measured_peak_is_said_to_be_measured(tmp_path, capsys):
     )
     words = " ".join(run_report(capsys, run_dir)[1].split())
     assert "1.0% of the bf16 rate of one large product, measured on this card, of 36 TFLOP/s (MFU)" in words
-
-
-@pytest.mark.parametrize(("late_seconds", "words"), [(0.001, "well balanced"), (0.3, "rank 1 is the last in 100% of the steps")])
-def test_the_rank_that_others_wait_for_is_named(tmp_path, capsys, late_seconds, words):
-    def record(step, rank):
-        late = late_seconds if rank == 1 else 0.0
-        return make_record(step, rank, forward_seconds=0.25 + late, backward_seconds=0.6 - late)
-
-    run_dir = write_fake_run(tmp_path / "run", world_size=3, record=record)
-    _, text, _ = run_report(capsys, run_dir)
-    assert words in " ".join(text.split())
-    balance = json.loads((run_dir / "report.json").read_text())["balance"]
-    assert balance["lost_share"] == pytest.approx(late_seconds * 2 / 3)
-    assert balance["worst_rank"] == 1
-    assert balance["late_seconds"]["1"] == pytest.approx(late_seconds * 2 / 3)
-
-
-def test_one_rank_has_nobody_to_wait_for(tmp_path, capsys):
-    run_dir = write_fake_run(tmp_path / "run", world_size=1)
-    assert "balance" not in run_report(capsys, run_dir)[1]
-    assert json.loads((run_dir / "report.json").read_text())["balance"] is None
-
-
-def test_a_plan_is_set_against_what_was_measured(tmp_path, capsys):
-    run_dir = write_fake_run(tmp_path / "run", record=lambda step, rank: make_record(step, rank, peak_reserved_bytes=9 * GIB))
-    assert "planned" not in run_report(capsys, run_dir)[1]
-    write_plan(run_dir, make_plan())
-    words = " ".join(run_report(capsys, run_dir)[1].split())
-    assert "peak memory of a card 10.56 GiB, measured 10.00 GiB (0.95 x)" in words
-    assert "step 0.8 s, measured 1 s (1.25 x)" in words
-    pairs = {pair["name"]: pair for pair in json.loads((run_dir / "report.json").read_text())["plan"]}
-    assert pairs["weights"]["ratio"] == 1.0
-    assert pairs["clips a second"] == {"name": "clips a second", "planned": 7.5, "measured": 6.0, "ratio": 0.8}
-    assert "MFU" not in pairs  # not planned
-
-
-def test_a_spoilt_plan_is_an_error_of_one_line(tmp_path, capsys):
-    run_dir = write_fake_run(tmp_path / "run")
-    (run_dir / "plan.json").write_text("{")
-    status, _, errors = run_report(capsys, run_dir)
-    assert (status, errors.count("\n")) == (2, 1)
-    assert "plan.json is not valid JSON" in errors
-
-
-def test_on_a_cpu_a_plan_is_still_shown(tmp_path, capsys):
-    run_dir = write_fake_run(tmp_path / "run")
-    write_plan(run_dir, make_plan())
-    assert run_report(capsys, run_dir)[0] == 0
-    pairs = {pair["name"]: pair for pair in json.loads((run_dir / "report.json").read_text())["plan"]}
-    assert pairs["peak memory of a card"]["measured"] is None
-    assert pairs["weights"]["measured"] == GIB  # exact, from the engine's tensors
-
-
-def test_two_runs_are_compared_with_ratios_and_settings(tmp_path, capsys):
-    a = write_fake_run(tmp_path / "a", record=gpu_record)
-    b = write_fake_run(
-        tmp_path / "b", kept=235, versions={"torch": "2.16"},
-        record=lambda step, rank: make_record(step, rank, total_seconds=0.5, peak_reserved_bytes=10 * GIB),
-    )  # fmt: skip
-    (a / "recipe.yaml").write_text("keep: 0.3\nseed: 0\n")
-    (b / "recipe.yaml").write_text("keep: 0.15\nseed: 0\n")
-    status, text, _ = run_report(capsys, "--compare", a, b)
-    rows = {line[:34].strip(): line[34:].split() for line in text.splitlines()}
-    assert status == 0
-    assert rows["clips a second"] == ["6", "12", "2.000"]
-    assert rows["step, s"] == ["1", "0.5", "0.500"]
-    assert rows["peak memory of the worst rank"] == ["22.00", "GiB", "11.00", "GiB", "0.500"]
-    assert rows["tokens kept"] == ["470", "235", "0.500"]
-    for line in ("- keep: 0.3", "+ keep: 0.15", "- torch 2.15", "+ torch 2.16"):
-        assert f"  {line}\n" in text + "\n"
-    assert "seed" not in text
-    tree = json.loads(run_report(capsys, "--compare", a, b, "--json")[1])
-    assert {"name": "step, s", "a": 1.0, "b": 0.5, "ratio": 0.5} in tree["figures"]
-    assert not (a / "report.html").exists()
-
-
-def test_a_comparison_with_something_that_is_no_run_is_status_2(tmp_path, capsys):
-    a = write_fake_run(tmp_path / "a")
-    status, _, errors = run_report(capsys, "--compare", a, tmp_path / "nowhere")
-    assert (status, errors.count("\n")) == (2, 1)
-
-
-def test_a_run_that_was_killed_in_mid_line_is_reported_up_to_there(tmp_path, capsys):
-    code = (
-        "import os, signal, sys; sys.path[:0] = sys.argv[2:]\n"
-        "import pathlib, fake_runs\n"
-        "run_dir = pathlib.Path(sys.argv[1])\n"
-        "fake_runs.write_fake_run(run_dir, num_steps=0, world_size=1, outcome=None)\n"
-        "writer = fake_runs.RecordWriter(run_dir, rank=0)\n"
-        "for step in range(1, 8): writer.append(fake_runs.make_record(step))\n"
-        'os.write(writer._file.fileno(), b\'{"schema":2,"step":8,"epo\')\n'
-        "os.kill(os.getpid(), signal.SIGKILL)\n"
-    )
-    folders = [str(Path(__file__).parent), str(SCRIPT.parents[1])]
-    run = subprocess.run([sys.executable, "-c", code, str(tmp_path / "run"), *folders], timeout=120)
-    assert run.returncode == -signal.SIGKILL
-    status, text, _ = run_report(capsys, tmp_path / "run")
-    assert status == 1
-    assert "its last record, of step 7, is" in text.splitlines()[0]
-    assert "1 unreadable line left out: rank-00000.jsonl line 8: torn" in " ".join(text.split())
-    assert (tmp_path / "run" / "report.html").exists()
 
 
 def test_an_unknown_card_has_no_mfu_and_it_is_said(tmp_path, capsys):
