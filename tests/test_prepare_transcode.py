@@ -69,7 +69,7 @@ def test_keep_shows_and_writes_nothing(folder, tmp_path, capsys):
     before = sorted(tmp_path.rglob("*"))
     assert transcode(folder, "--out", tmp_path / "out", "--keep") == 0
     text = capsys.readouterr().out
-    for words in ("3 files", "a.mp4", "short side at most 256", "every 12 frames", "crf=23", "estimated bytes: "):
+    for words in ("3 files", "a.mp4", "short side at most 256", "every 16 frames", "crf=23", "estimated bytes: "):
         assert words in text
     assert transcode(folder, "--out", tmp_path / "out", "--keep", "--segment", 0.7) == 0
     assert "can be cut" in capsys.readouterr().out
