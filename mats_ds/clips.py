@@ -201,7 +201,7 @@ class TokenCounts:
 def count_selection(grid: TokenGrid, *, strategy: str, keep_ratio: float, visible_ratio: float) -> TokenCounts:
     """The static token counts of a strategy.
 
-    mats, random_drop: int(keep_ratio N) kept, int(visible_ratio N) of them visible (METHOD).
+    mats, random_drop, run_length: int(keep_ratio N) kept, int(visible_ratio N) of them visible (METHOD).
     random: int(visible_ratio N) visible, all others are targets.
     tube: per tubelet all but int((1 - visible_ratio) places) visible, all others are targets (VideoMAE, arXiv 2203.12602).
     running_cell: visible as tube, targets are the half of the tokens that a running cell keeps, less the visible ones among
@@ -209,7 +209,7 @@ def count_selection(grid: TokenGrid, *, strategy: str, keep_ratio: float, visibl
     For tube, random and running_cell `keep_ratio` has no meaning.
     """
     num_tokens = grid.num_tokens
-    if strategy in ("mats", "random_drop"):
+    if strategy in ("mats", "random_drop", "run_length"):
         visible = count_tokens(visible_ratio, num_tokens)
         return TokenCounts(visible, count_tokens(keep_ratio, num_tokens) - visible)
     if strategy == "random":
@@ -220,4 +220,6 @@ def count_selection(grid: TokenGrid, *, strategy: str, keep_ratio: float, visibl
         return TokenCounts(visible, num_tokens - visible)
     if strategy == "running_cell":
         return TokenCounts(visible, num_tokens // 2 - visible // 2)
-    raise ValueError(f"unknown selection strategy {strategy!r}: choose mats, random_drop, tube, random or running_cell")
+    raise ValueError(
+        f"unknown selection strategy {strategy!r}: choose mats, random_drop, tube, random, running_cell or run_length"
+    )

@@ -23,13 +23,8 @@ def score_motion(embedding_BND: torch.Tensor, grid: TokenGrid, *, distance: str 
     scores, as the authors' code does. Differences are taken in float32.
     Raises ValueError for another N than the grid's, fewer than two tubelets, or an unknown distance.
     """
-    _, num_tokens, _ = embedding_BND.shape
-    if num_tokens != grid.num_tokens:
-        raise ValueError(f"embedding has {num_tokens} tokens but the grid has {grid.num_tokens}: {grid}")
-    if grid.tau < 2:
-        raise ValueError(f"motion needs at least two tubelets along time, the grid has {grid.tau}: use more frames")
-    steps = rearrange(embedding_BND.detach().float(), "b (t l) d -> b t l d", t=grid.tau)
-    later, earlier = steps[:, 1:], steps[:, :-1]
+    steps_BTLD = split_tubelets(embedding_BND, grid)
+    later, earlier = steps_BTLD[:, 1:], steps_BTLD[:, :-1]
     if distance == "l2":
         change = torch.linalg.vector_norm(later - earlier, ord=2, dim=-1)
     elif distance == "l1":
@@ -38,5 +33,19 @@ def score_motion(embedding_BND: torch.Tensor, grid: TokenGrid, *, distance: str 
         change = 1.0 - F.cosine_similarity(later, earlier, dim=-1)
     else:
         raise ValueError(f"unknown distance {distance!r}: choose one of {', '.join(DISTANCES)}")
-    motion = torch.cat([change[:, :1], change], dim=1)
-    return rearrange(motion, "b t l -> b (t l)")
+    return join_tubelets(change)
+
+
+def split_tubelets(embedding_BND: torch.Tensor, grid: TokenGrid) -> torch.Tensor:
+    """[B, T, L, D] float32, without gradient: the L places of each of the T tubelets. Errors as for `score_motion`."""
+    _, num_tokens, _ = embedding_BND.shape
+    if num_tokens != grid.num_tokens:
+        raise ValueError(f"embedding has {num_tokens} tokens but the grid has {grid.num_tokens}: {grid}")
+    if grid.tau < 2:
+        raise ValueError(f"motion needs at least two tubelets along time, the grid has {grid.tau}: use more frames")
+    return rearrange(embedding_BND.detach().float(), "b (t l) d -> b t l d", t=grid.tau)
+
+
+def join_tubelets(change_BTL: torch.Tensor) -> torch.Tensor:
+    """motion_BN of all tubelets from the changes of all but the first, which takes the second one's."""
+    return rearrange(torch.cat([change_BTL[:, :1], change_BTL], dim=1), "b t l -> b (t l)")

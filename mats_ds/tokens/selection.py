@@ -2,6 +2,7 @@
 
 `mats` is the method (arXiv 2211.10636, METHOD section 2). `tube` and `random` are VideoMAE's masks (arXiv 2203.12602),
 `running_cell` is VideoMAE V2's decoder mask (arXiv 2303.16727), and `random_drop` is the control: MATS's counts, drawn at random.
+`run_length` keeps the highest scores as `mats` does, but those of run-length tokenization (arXiv 2411.05222).
 Every strategy gives the same number of tokens for every clip, so batches need no padding and no attention mask.
 Each clip's draw depends on its key alone.
 """
@@ -29,7 +30,8 @@ def select_tokens(
 ) -> TokenSelection:
     """Visible and target token indices of each clip; int64, ascending, disjoint.
 
-    motion_BN: scores of `score_motion`, higher = more motion (strategies that ignore motion use only its shape and device).
+    motion_BN: scores of `score_motion`, for run_length of `score_runs`; higher = more motion (strategies that ignore motion use
+    only its shape and device).
     `keep_ratio` and `visible_ratio` are shares of all N tokens (0.3 and 0.1 keep 470 of 1568 and show 156); for tube, random
     and running_cell everything that is not visible may become a target and `keep_ratio` has no meaning. With equal ratios
     all kept tokens are visible and there are no targets (fine-tuning).
@@ -53,7 +55,7 @@ def select_tokens(
         )
     if key_B is None:
         key_B = draw_keys(batch, device=motion_BN.device, generator=generator)
-    if strategy == "mats":
+    if strategy in ("mats", "run_length"):
         return split_kept(rank_by_motion(motion_BN)[:, : counts.kept], counts, key_B)
     if strategy == "random_drop":
         return split_kept(random_order(key_B, num_tokens, stream=STREAM_KEPT)[:, : counts.kept], counts, key_B)
