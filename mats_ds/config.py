@@ -12,7 +12,7 @@ import contextlib
 import difflib
 from collections.abc import Iterable, Sequence
 from pathlib import Path
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal, NamedTuple, TypeVar
 
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
@@ -43,7 +43,9 @@ MODEL_SIZES = {
 MLP_RATIO = 4
 
 RECOMPUTE_LEVELS = ("none", "pointwise", "mlp")
-STRATEGIES = ("mats", "random_drop", "tube", "random", "running_cell")
+STRATEGIES = ("mats", "random_drop", "tube", "random", "running_cell", "run_length")
+# Run-length tokenization's published 0.1 of ImageNet-normalised pixels, times the mean of ImageNet's standard deviations.
+RUN_THRESHOLD = 0.0226
 
 
 class _Section(BaseModel):
@@ -105,22 +107,38 @@ class ClipSection(_Section):
 
 
 class SelectionSection(_Section):
-    """Which frames and tokens are kept (shares of all tokens of the clip)."""
+    """Which frames and tokens are kept (shares of all tokens of the clip).
 
-    strategy: Literal["mats", "random_drop", "tube", "random", "running_cell"] = "mats"
+    Beyond the paper, off by default: `compensate_camera` takes off each tubelet's median change; the strategy run_length ranks by
+    the change since a patch's run began, a run ending where the change passes `run_threshold` (of the range from black to white;
+    arXiv 2411.05222); `merge_dropped` averages dropped tokens into kept ones, in fine-tuning only (arXiv 2210.09461).
+    """
+
+    strategy: Literal["mats", "random_drop", "tube", "random", "running_cell", "run_length"] = "mats"
     keep_ratio: float = Field(0.3, gt=0, le=1)
     visible_ratio: float = Field(0.1, gt=0, lt=1)
     distance: Literal["l2", "l1", "cosine"] = "l2"
     feature: Literal["embedding", "pixels"] = "embedding"
     frame_candidates: float = Field(1.0, ge=1, le=8)
+    compensate_camera: bool = False
+    run_threshold: float = Field(RUN_THRESHOLD, gt=0, lt=1)
+    merge_dropped: bool = False
 
     @model_validator(mode="after")
     def _visible_below_kept(self) -> SelectionSection:
-        if self.strategy in ("mats", "random_drop") and self.visible_ratio >= self.keep_ratio:
+        if self.strategy in ("mats", "random_drop", "run_length") and self.visible_ratio >= self.keep_ratio:
             raise ValueError(
                 f"visible_ratio {self.visible_ratio} must be below keep_ratio {self.keep_ratio}: "
                 "nothing would be left to reconstruct"
             )
+        return self
+
+    @model_validator(mode="after")
+    def _camera_has_differences(self) -> SelectionSection:
+        if self.compensate_camera and self.distance == "cosine":
+            raise ValueError("compensate_camera subtracts differences, and distance cosine has none: choose l2 or l1")
+        if self.compensate_camera and self.strategy == "run_length":
+            raise ValueError("compensate_camera changes the score of mats, run_length has its own: choose one of the two")
         return self
 
 
@@ -211,10 +229,14 @@ class Recipe(_Section):
         return grid.with_tau(tau)
 
 
-def load_recipe(source: str | Path = "default", overrides: Sequence[str] = ()) -> Recipe:
+RecipeT = TypeVar("RecipeT", bound=Recipe)
+
+
+def load_recipe(source: str | Path = "default", overrides: Sequence[str] = (), *, schema: type[RecipeT] = Recipe) -> RecipeT:
     """The recipe of a YAML file, or of a name in this package's `recipes` folder, with `section.key=value` overrides on top.
 
-    Raises ValueError that lists every mistake, each with the nearest valid name.
+    schema: Recipe, or a class that adds sections to it. Raises ValueError that lists every mistake, each with the nearest valid
+    name, and for a recipe of another trainer than the schema's.
     """
     path = _find_recipe(source)
     try:
@@ -225,12 +247,16 @@ def load_recipe(source: str | Path = "default", overrides: Sequence[str] = ()) -
         tree = {}
     if not isinstance(tree, dict):
         raise ValueError(f"{path}: a recipe is a mapping of sections, got {type(tree).__name__}")
+    if ("finetune" in tree) != ("finetune" in schema.model_fields):
+        trainers = ("fine-tuning", "mats_ds/finetune.py"), ("pre-training", "mats_ds/pretrain.py")
+        (what, script), (other, _) = trainers if "finetune" in tree else trainers[::-1]
+        raise ValueError(f"{path} is a recipe for {what} (it is {script}'s), and this is {other}: choose another --recipe")
     tree.setdefault("name", path.stem)
     mistakes = [problem for override in overrides if (problem := _apply_override(tree, override))]
     try:
-        recipe = Recipe.model_validate(tree)
+        recipe = schema.model_validate(tree)
     except ValidationError as error:
-        mistakes += [_explain(problem) for problem in error.errors()]
+        mistakes += [_explain(problem, schema) for problem in error.errors()]
     if mistakes:
         lines = "\n".join(f"  - {mistake}" for mistake in mistakes)
         raise ValueError(f"{path}: {len(mistakes)} mistake{'s' if len(mistakes) > 1 else ''} in the recipe\n{lines}")
@@ -280,13 +306,13 @@ def _apply_override(tree: dict[str, Any], override: str) -> str | None:
     return None
 
 
-def _explain(problem: Any) -> str:
+def _explain(problem: Any, schema: type[BaseModel]) -> str:
     """One pydantic error in words, with the nearest valid name for an unknown key."""
     place = [str(part) for part in problem["loc"] if not str(part).startswith(("literal[", "constrained-", "function-"))]
     dotted = ".".join(place)
     if problem["type"] == "extra_forbidden":
-        names = list(_section_at(place[:-1]).model_fields)
-        elsewhere = sorted(full for full in _all_keys() if full.rsplit(".", 1)[-1] == place[-1])
+        names = list(_section_at(place[:-1], schema).model_fields)
+        elsewhere = sorted(full for full in _all_keys(schema) if full.rsplit(".", 1)[-1] == place[-1])
         hint = f"; did you mean {elsewhere[0]}?" if elsewhere else _nearest(place[-1], names)
         if not hint:
             hint = f"; valid here: {', '.join(names)}"
@@ -301,17 +327,17 @@ def _explain(problem: Any) -> str:
     return f"{dotted + ': ' if dotted else ''}{message}{got}{hint}"
 
 
-def _section_at(place: Iterable[str]) -> type[BaseModel]:
-    section: type[BaseModel] = Recipe
+def _section_at(place: Iterable[str], schema: type[BaseModel]) -> type[BaseModel]:
+    section = schema
     for name in place:
         section = section.model_fields[name].annotation  # type: ignore[assignment]
     return section
 
 
-def _all_keys() -> list[str]:
+def _all_keys(schema: type[BaseModel]) -> list[str]:
     return [
         f"{section}.{key}"
-        for section, info in Recipe.model_fields.items()
+        for section, info in schema.model_fields.items()
         if isinstance(info.annotation, type) and issubclass(info.annotation, BaseModel)
         for key in info.annotation.model_fields
     ]

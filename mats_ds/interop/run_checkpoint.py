@@ -93,6 +93,9 @@ def spec_of_recipe(text: str, state: Mapping[str, Any], step: Path) -> ModelSpec
         visible_ratio=selection.keep_ratio if sizes["kind"] == "classifier" else selection.visible_ratio,
         distance=selection.distance,
         feature=selection.feature,
+        compensate_camera=selection.compensate_camera,
+        run_threshold=selection.run_threshold,
+        merge_dropped=selection.merge_dropped and sizes["kind"] == "classifier",
         num_candidate_frames=recipe.candidate_grid().num_frames,
         **sizes,
     )

@@ -119,13 +119,14 @@ def step_flops(
     checkpoint_blocks: str | int = "none",
     candidate_grid: TokenGrid | None = None,
     num_classes: int = 0,
+    merge_dropped: bool = False,
 ) -> StepFlops:
     """FLOPs and multiply-adds of one clip, forward and training.
 
     task "pretrain": the masked autoencoder with `strategy`. task "finetune": the encoder on int(keep_ratio N) tokens (1.0: all)
     and a linear head; `visible_ratio` and the decoder have no part in it.
     `candidate_grid` is the larger grid of adaptive frame selection. Decoder depth None is the size's own (4 for S and B, 12 for
-    L and H): say it beside every figure of L and H.
+    L and H): say it beside every figure of L and H. `merge_dropped` compares every dropped token with every kept one.
     Raises ValueError for an unknown model, task or strategy.
     """
     if model_name not in MODEL_SIZES:
@@ -136,7 +137,8 @@ def step_flops(
     candidates = candidate_grid or grid
     embed_token = grid.patch_values * size.width
     adaptive = candidates.tau > grid.tau
-    by_motion = strategy == "mats" or adaptive
+    merge_dropped = merge_dropped and task == "finetune"
+    by_motion = strategy == "mats" or adaptive or merge_dropped
     policy = {"recompute": recompute, "checkpoint_blocks": checkpoint_blocks}
     scored = candidates.num_tokens * embed_token if by_motion and feature == "embedding" else 0
 
@@ -146,6 +148,8 @@ def step_flops(
         if kept == grid.num_tokens and not adaptive:
             scored = 0  # nothing to choose
         stacks, dense, embedded = [encoder], size.width * num_classes, kept * embed_token
+        compared = (grid.num_tokens - kept) * kept * (size.width if feature == "embedding" else grid.patch_values)
+        matching = compared if merge_dropped else 0
     else:
         counts = count_selection(grid, strategy=strategy, keep_ratio=keep_ratio, visible_ratio=visible_ratio)
         depth = size.decoder_depth if decoder_depth is None else decoder_depth
@@ -154,12 +158,13 @@ def step_flops(
         to_decoder = counts.visible * size.width * size.decoder_width
         head = counts.targets * size.decoder_width * grid.patch_values
         stacks, dense, embedded = [encoder, decoder], to_decoder + head, counts.visible * embed_token
+        matching = 0
 
-    forward = candidates.num_tokens * embed_token + sum(stack.forward for stack in stacks) + dense
+    forward = candidates.num_tokens * embed_token + sum(stack.forward for stack in stacks) + dense + matching
     # The embedding has a weight gradient but no input gradient; its scores have no gradient at all.
     embed_once = max(scored, embedded)
-    training = embed_once + embedded + sum(stack.training for stack in stacks) + 3 * dense
-    hardware = scored + 2 * embedded + sum(stack.hardware for stack in stacks) + 3 * dense
+    training = matching + embed_once + embedded + sum(stack.training for stack in stacks) + 3 * dense
+    hardware = matching + scored + 2 * embedded + sum(stack.hardware for stack in stacks) + 3 * dense
     return StepFlops(forward_macs=forward, training_macs=training, hardware_macs=hardware)
 
 

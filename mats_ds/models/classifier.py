@@ -16,11 +16,13 @@ import torch
 from torch import nn
 
 from mats_ds.clips import TokenGrid
-from mats_ds.config import MODEL_SIZES
+from mats_ds.config import MODEL_SIZES, RUN_THRESHOLD
 from mats_ds.models.blocks import NORM_EPS, QueryKeyValue
 from mats_ds.models.choice import ChosenClip, choose_clip
-from mats_ds.models.encoder import UINT8_MAX, PatchEmbed, Transformer, embed_chosen
+from mats_ds.models.encoder import UINT8_MAX, PatchEmbed, Transformer, embed_chosen, embed_patches
+from mats_ds.models.merging import pool_by_size
 from mats_ds.models.positions import make_positions
+from mats_ds.tokens.camera import check_compensation
 from mats_ds.tokens.frames import select_fullest_frames
 
 INIT_STD = 0.02  # VideoMAE's start of every linear layer in fine-tuning
@@ -30,12 +32,13 @@ HEAD_INIT_SCALE = 0.001  # VideoMAE's factor on the fresh head
 @dataclass(frozen=True)
 class EncodedClip:
     """The encoder's output: tokens_BKD, index_BK int64 (which tokens of the frames used they are), tubelets_BT int64 (which
-    tubelets of the candidates those frames are).
+    tubelets of the candidates those frames are). size_BK float32: how many tokens each stands for, where dropped ones are merged.
     """
 
     tokens_BKD: torch.Tensor
     index_BK: torch.Tensor
     tubelets_BT: torch.Tensor
+    size_BK: torch.Tensor | None = None
 
 
 class VideoClassifier(nn.Module):
@@ -58,18 +61,26 @@ class VideoClassifier(nn.Module):
         position_grid: TokenGrid | None = None,
         head_dropout: float = 0.0,
         head_init_scale: float = HEAD_INIT_SCALE,
+        compensate_camera: bool = False,
+        run_threshold: float = RUN_THRESHOLD,
+        merge_dropped: bool = False,
         **encoder_options: Any,
     ) -> None:
-        """strategy, distance, feature, candidate_grid, position_grid: as for the masked autoencoder; `keep_ratio` 1 keeps all
-        tokens and scores nothing. `encoder_options` are the Transformer's (drop_path, recompute, checkpoint_blocks).
+        """strategy, distance, feature, candidate_grid, position_grid, compensate_camera, run_threshold: as for the masked
+        autoencoder; `keep_ratio` 1 keeps all tokens and scores nothing. `merge_dropped` averages every dropped token into the
+        kept one that it resembles most (arXiv 2210.09461). `encoder_options` are the Transformer's (drop_path, recompute,
+        checkpoint_blocks).
         Raises ValueError for options that do not go together.
         """
         super().__init__()
         self.grid, self.candidate_grid, self.position_grid = grid, candidate_grid or grid, position_grid or grid
         check_options(num_classes, class_names, keep_ratio, feature, adaptive=self.candidate_grid.tau > grid.tau)
+        if compensate_camera:
+            check_compensation(distance=distance, strategy=strategy)
         self.num_classes, self.class_names = num_classes, tuple(class_names)
         self.strategy, self.keep_ratio = strategy, keep_ratio
         self.distance, self.feature = distance, feature
+        self.compensate_camera, self.run_threshold, self.merge_dropped = compensate_camera, run_threshold, merge_dropped
         self.patch_embed = PatchEmbed(grid, width)
         self.encoder = Transformer(width, depth, heads, **encoder_options)
         self.encoder.norm = nn.Identity()  # pre-training's last norm gives way to fc_norm, after the pooling
@@ -100,8 +111,13 @@ class VideoClassifier(nn.Module):
         return self.class_head(self.head_dropout(self.features(frames_BTHWC, key_B)))
 
     def features(self, frames_BTHWC: torch.Tensor, key_B: torch.Tensor | None = None) -> torch.Tensor:
-        """features_BD: what the head sees, the normalised mean of the kept tokens. Arguments and errors as for `encode`."""
-        return self.fc_norm(self.encode(frames_BTHWC, key_B).tokens_BKD.mean(dim=1))
+        """features_BD: what the head sees, the normalised mean of the kept tokens; with `merge_dropped` the mean of all, each
+        dropped one counted as the one that it was merged into. Arguments and errors as for `encode`.
+        """
+        encoded = self.encode(frames_BTHWC, key_B)
+        if encoded.size_BK is None:
+            return self.fc_norm(encoded.tokens_BKD.mean(dim=1))
+        return self.fc_norm(pool_by_size(encoded.tokens_BKD, encoded.size_BK))
 
     def encode(self, frames_BTHWC: torch.Tensor, key_B: torch.Tensor | None = None) -> EncodedClip:
         """All kept tokens after the encoder's blocks, and where they come from.
@@ -113,14 +129,12 @@ class VideoClassifier(nn.Module):
         """
         chosen = self.choose(frames_BTHWC, key_B)
         index_BK = chosen.selection.visible_BV
-        tokens_BKD = embed_chosen(
-            self.patch_embed,
-            chosen.patches_BNP,
-            index_BK,
-            positions_ND=self.positions_ND,
-            recompute=self.encoder.recompute,
-        )
-        return EncodedClip(self.encoder(tokens_BKD), index_BK, chosen.tubelets_BT)
+        how = {"positions_ND": self.positions_ND, "recompute": self.encoder.recompute}
+        if chosen.merged is None:
+            tokens_BKD = embed_chosen(self.patch_embed, chosen.patches_BNP, index_BK, **how)
+            return EncodedClip(self.encoder(tokens_BKD), index_BK, chosen.tubelets_BT)
+        tokens_BKD = embed_patches(self.patch_embed, chosen.merged.patches_BKP, index_BK, **how)
+        return EncodedClip(self.encoder(tokens_BKD), index_BK, chosen.tubelets_BT, chosen.merged.size_BK)
 
     def choose(self, frames_BTHWC: torch.Tensor, key_B: torch.Tensor | None = None) -> ChosenClip:
         """The frames and tokens that are used; all kept tokens are visible, what `selection` calls targets is dropped."""
@@ -137,6 +151,9 @@ class VideoClassifier(nn.Module):
             distance=self.distance,
             key_B=key_B,
             pick_frames=None if self.training else select_fullest_frames,
+            compensate_camera=self.compensate_camera,
+            run_threshold=self.run_threshold,
+            merge=self.merge_dropped and self.keep_ratio < 1,
         )
 
     def motion_feature(self, patches_BNP: torch.Tensor) -> torch.Tensor:

@@ -75,11 +75,19 @@ def embed_chosen(
     """tokens_BKD: the chosen patches embedded, with their positions. Unless `recompute` is "none", backward keeps their bytes
     and not the floats they are turned into.
     """
-    chosen_BKP = gather_tokens(patches_BNP, index_BK)
+    return embed_patches(
+        patch_embed, gather_tokens(patches_BNP, index_BK), index_BK, positions_ND=positions_ND, recompute=recompute
+    )
+
+
+def embed_patches(
+    patch_embed: PatchEmbed, patches_BKP: torch.Tensor, index_BK: torch.Tensor, *, positions_ND: torch.Tensor, recompute: str
+) -> torch.Tensor:
+    """As `embed_chosen`, of patches that stand for the tokens `index_BK`."""
     if level_now(patch_embed, recompute) == "none":
-        tokens_BKD = patch_embed(chosen_BKP)
+        tokens_BKD = patch_embed(patches_BKP)
     else:
-        tokens_BKD = recompute_in_backward(patch_embed, chosen_BKP)
+        tokens_BKD = recompute_in_backward(patch_embed, patches_BKP)
     return tokens_BKD + positions_ND[index_BK].to(tokens_BKD.dtype)
 
 

@@ -15,12 +15,13 @@ import torch
 from torch import nn
 
 from mats_ds.clips import TokenGrid, TokenSelection, count_selection
-from mats_ds.config import MODEL_SIZES, Recipe
+from mats_ds.config import MODEL_SIZES, RUN_THRESHOLD, Recipe
 from mats_ds.models.blocks import init_linear
 from mats_ds.models.choice import ChosenClip, choose_clip
 from mats_ds.models.encoder import UINT8_MAX, PatchEmbed, Transformer, embed_chosen, gather_tokens, join_patches
 from mats_ds.models.positions import make_positions
 from mats_ds.models.targets import normalise_patches, reconstruction_loss
+from mats_ds.tokens.camera import check_compensation
 
 MASK_TOKEN_STD = 0.02
 GREY = 0.5
@@ -66,8 +67,12 @@ class MaskedAutoencoder(nn.Module):
         drop_path: float = 0.0,
         recompute: str = "none",
         checkpoint_blocks: str | int = "none",
+        compensate_camera: bool = False,
+        run_threshold: float = RUN_THRESHOLD,
     ) -> None:
         super().__init__()
+        if compensate_camera:
+            check_compensation(distance=distance, strategy=strategy)
         if feature not in ("embedding", "pixels"):
             raise ValueError(f"feature is embedding or pixels, got {feature!r}")
         counts = count_selection(grid, strategy=strategy, keep_ratio=keep_ratio, visible_ratio=visible_ratio)
@@ -81,6 +86,7 @@ class MaskedAutoencoder(nn.Module):
         self.position_grid = position_grid or grid
         self.strategy, self.distance, self.feature = strategy, distance, feature
         self.keep_ratio, self.visible_ratio = keep_ratio, visible_ratio
+        self.compensate_camera, self.run_threshold = compensate_camera, run_threshold
         self.patch_embed = PatchEmbed(grid, width)
         policy = {"recompute": recompute, "checkpoint_blocks": checkpoint_blocks}
         self.encoder = Transformer(width, depth, heads, drop_path=drop_path, **policy)
@@ -101,7 +107,7 @@ class MaskedAutoencoder(nn.Module):
 
         `decoder_depth` None takes the size's own. `options` are the constructor's (strategy, keep_ratio, visible_ratio, distance,
         feature, candidate_grid, position_grid: the grid that the weights' positions were made for, drop_path, recompute,
-        checkpoint_blocks). Raises ValueError for an unknown name.
+        checkpoint_blocks, compensate_camera, run_threshold). Raises ValueError for an unknown name.
         """
         if name not in MODEL_SIZES:
             raise ValueError(f"unknown model {name!r}: choose one of {', '.join(MODEL_SIZES)}")
@@ -112,7 +118,14 @@ class MaskedAutoencoder(nn.Module):
 
     @classmethod
     def from_recipe(cls, recipe: Recipe) -> MaskedAutoencoder:
-        """The model that a recipe describes, with fresh weights from torch's global generator."""
+        """The model that a recipe describes, with fresh weights from torch's global generator.
+
+        Raises ValueError for a recipe that merges dropped tokens.
+        """
+        if recipe.selection.merge_dropped:
+            raise ValueError(
+                "selection.merge_dropped is for fine-tuning: pre-training has no use for what is dropped"
+            )
         return cls.from_name(
             recipe.model.name,
             grid=recipe.clip.grid(),
@@ -126,6 +139,8 @@ class MaskedAutoencoder(nn.Module):
             drop_path=recipe.model.drop_path,
             recompute=recipe.model.recompute,
             checkpoint_blocks=recipe.model.checkpoint_blocks,
+            compensate_camera=recipe.selection.compensate_camera,
+            run_threshold=recipe.selection.run_threshold,
         )
 
     def forward(self, frames_BTHWC: torch.Tensor, key_B: torch.Tensor | None = None) -> torch.Tensor:
@@ -150,6 +165,8 @@ class MaskedAutoencoder(nn.Module):
             visible_ratio=self.visible_ratio,
             distance=self.distance,
             key_B=key_B,
+            compensate_camera=self.compensate_camera,
+            run_threshold=self.run_threshold,
         )
 
     def motion_feature(self, patches_BNP: torch.Tensor) -> torch.Tensor:

@@ -13,7 +13,7 @@ from typing import Any
 from torch import nn
 
 from mats_ds.clips import TokenGrid
-from mats_ds.config import MODEL_SIZES, ModelSize
+from mats_ds.config import MODEL_SIZES, RUN_THRESHOLD, ModelSize
 from mats_ds.models.blocks import NORM_EPS
 from mats_ds.models.classifier import VideoClassifier
 from mats_ds.models.mae import MaskedAutoencoder
@@ -53,6 +53,9 @@ class ModelSpec:
     num_candidate_frames: int = 0
     norm_eps: float = NORM_EPS
     last_norm_eps: float = NORM_EPS
+    compensate_camera: bool = False
+    run_threshold: float = RUN_THRESHOLD
+    merge_dropped: bool = False
 
     @property
     def size_name(self) -> str | None:
@@ -116,6 +119,8 @@ def describe_model(model: nn.Module) -> ModelSpec:
         feature=model.feature,
         num_candidate_frames=model.candidate_grid.num_frames,
         norm_eps=first.norm1.eps,
+        compensate_camera=model.compensate_camera,
+        run_threshold=model.run_threshold,
     )
     if isinstance(model, VideoClassifier):
         return ModelSpec(
@@ -124,6 +129,7 @@ def describe_model(model: nn.Module) -> ModelSpec:
             class_names=model.class_names,
             visible_ratio=model.keep_ratio,
             last_norm_eps=model.fc_norm.eps,
+            merge_dropped=model.merge_dropped,
             **shared,
         )
     return ModelSpec(
@@ -152,10 +158,13 @@ def build_model(spec: ModelSpec, **options: Any) -> nn.Module:
         keep_ratio=spec.keep_ratio,
         distance=spec.distance,
         feature=spec.feature,
+        compensate_camera=spec.compensate_camera,
+        run_threshold=spec.run_threshold,
         **{name: getattr(spec, name) for name in ENCODER_SIZES},
     )
     if spec.kind == "classifier":
-        model = VideoClassifier(num_classes=spec.num_classes, class_names=spec.class_names, **shared, **options)
+        head = {"num_classes": spec.num_classes, "class_names": spec.class_names, "merge_dropped": spec.merge_dropped}
+        model = VideoClassifier(**head, **shared, **options)
         last = model.fc_norm
     else:
         decoder = {name: getattr(spec, name) for name in DECODER_SIZES}
