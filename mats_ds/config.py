@@ -63,7 +63,7 @@ class ModelSection(_Section):
     name: Literal["tiny", "small", "base", "large", "huge"] = "base"
     decoder_depth: int | None = Field(None, ge=1, le=64)
     drop_path: float = Field(0.0, ge=0, lt=1)
-    recompute: Literal["none", "pointwise", "mlp"] = "pointwise"
+    recompute: Literal["none", "pointwise", "mlp"] = "none"
     checkpoint_blocks: Literal["none", "all"] | int = "none"
     compile: bool = False
 
