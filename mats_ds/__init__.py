@@ -22,6 +22,7 @@ _HOMES = {
     "VideoClassifier": "mats_ds.models.classifier",
     "load_model": "mats_ds.interop.load",
     "load_classifier": "mats_ds.interop.load",
+    "load_encoder": "mats_ds.interop.load",
     "step_flops": "mats_ds.metering.flops",
 }
 __all__ = sorted(_HOMES)

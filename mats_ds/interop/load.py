@@ -2,6 +2,7 @@
 
 model = load_model("runs/k400")                                # a run, a file of ours, a .pth, a Hugging Face folder
 started = load_classifier("videomae.pth", num_classes=101)     # a classifier that starts from pre-trained weights
+encoder = load_encoder("videomae.pth")                         # the encoder of any of them, for features
 """
 
 from __future__ import annotations
@@ -20,6 +21,7 @@ from mats_ds.interop.run_checkpoint import find_steps, read_run
 from mats_ds.interop.videomae import read_videomae
 from mats_ds.interop.weights import Weights
 from mats_ds.models.classifier import VideoClassifier
+from mats_ds.models.features import VideoEncoder
 from mats_ds.models.fill import CLASSIFIER_ONLY, HEAD, PRETRAINING_ONLY, FillReport, fill_model
 from mats_ds.models.spec import ModelSpec, as_classifier, build_model, describe_model
 
@@ -29,6 +31,7 @@ FORMATS = {
     "hf": "a Hugging Face folder",
     "run": "a run of mats_ds, or one of its checkpoints",
 }
+NORM = "encoder.norm."
 SPEC_FIELDS = {field.name for field in fields(ModelSpec)}
 
 
@@ -106,6 +109,33 @@ def load_classifier(
     model = build_model(spec, **options)
     report = fill_model(model, state, fresh=fresh, unused=PRETRAINING_ONLY)
     return Started(model, report, weights.notes)
+
+
+def load_encoder(source: str | Path | Weights, *, grid: TokenGrid | None = None, **changes: Any) -> VideoEncoder:
+    """The encoder of any weights, in evaluation mode: `load_encoder(path)(frames)` gives features [B, D].
+
+    A classifier's keeps the share of tokens that it was trained with; a pre-trained one encodes all tokens, unless `keep_ratio` is
+    given: then those with most motion. Other arguments and errors as for `load_model`.
+    """
+    weights = source if isinstance(source, Weights) else read_weights(source)
+    if weights.spec.kind == "classifier":
+        spec, options = split_changes(weights.spec, grid, changes)
+        model = build_model(spec, **options)
+        fill_model(model, weights.state)
+        return VideoEncoder(model, token_norm=None).eval()
+    everything = {"keep_ratio": 1.0, "num_candidate_frames": 0} if changes.get("keep_ratio", 1.0) == 1 else {}
+    started = load_classifier(weights, num_classes=1, grid=grid, **{**everything, **changes})
+    return VideoEncoder(started.model, token_norm=read_token_norm(weights)).eval()
+
+
+def read_token_norm(weights: Weights) -> nn.Module:
+    """The norm that pre-training applies to every encoded token; none where the weights were saved without it."""
+    own = {name.removeprefix(NORM): tensor for name, tensor in weights.state.items() if name.startswith(NORM)}
+    if not own:
+        return nn.Identity()
+    norm = nn.LayerNorm(weights.spec.width, eps=weights.spec.norm_eps)
+    norm.load_state_dict(own)
+    return norm
 
 
 def split_changes(spec: ModelSpec, grid: TokenGrid | None, changes: Mapping[str, Any]) -> tuple[ModelSpec, dict[str, Any]]:

@@ -111,10 +111,13 @@ class VideoClassifier(nn.Module):
         return self.class_head(self.head_dropout(self.features(frames_BTHWC, key_B)))
 
     def features(self, frames_BTHWC: torch.Tensor, key_B: torch.Tensor | None = None) -> torch.Tensor:
-        """features_BD: what the head sees, the normalised mean of the kept tokens; with `merge_dropped` the mean of all, each
-        dropped one counted as the one that it was merged into. Arguments and errors as for `encode`.
+        """features_BD: what the head sees. Arguments and errors as for `encode`."""
+        return self.pool(self.encode(frames_BTHWC, key_B))
+
+    def pool(self, encoded: EncodedClip) -> torch.Tensor:
+        """features_BD: the normalised mean of the kept tokens; with `merge_dropped` the mean of all, each dropped one counted as
+        the one that it was merged into.
         """
-        encoded = self.encode(frames_BTHWC, key_B)
         if encoded.size_BK is None:
             return self.fc_norm(encoded.tokens_BKD.mean(dim=1))
         return self.fc_norm(pool_by_size(encoded.tokens_BKD, encoded.size_BK))
