@@ -114,8 +114,8 @@ def load_classifier(
 def load_encoder(source: str | Path | Weights, *, grid: TokenGrid | None = None, **changes: Any) -> VideoEncoder:
     """The encoder of any weights, in evaluation mode: `load_encoder(path)(frames)` gives features [B, D].
 
-    A classifier's keeps the share of tokens that it was trained with; a pre-trained one encodes all tokens, unless `keep_ratio` is
-    given: then those with most motion. Other arguments and errors as for `load_model`.
+    A classifier's keeps the share of tokens that it was trained with; a pre-trained one encodes all tokens, unless `keep_ratio`
+    is given: then those with most motion. Other arguments and errors as for `load_model`.
     """
     weights = source if isinstance(source, Weights) else read_weights(source)
     if weights.spec.kind == "classifier":
