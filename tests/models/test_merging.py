@@ -131,6 +131,16 @@ def test_recomputing_changes_no_gradient(recompute):
         torch.testing.assert_close(one, other)
 
 
+def test_bf16_weights_give_nearly_the_float32_logits():
+    frames = random_frames()
+    models = [
+        make_classifier(merge_dropped=True, strategy="random_drop").eval().to(dtype) for dtype in (torch.float32, torch.bfloat16)
+    ]
+    exact, close = (model(frames).detach() for model in models)
+    assert close.dtype == torch.bfloat16
+    torch.testing.assert_close(close.float(), exact, rtol=0.1, atol=0.03)
+
+
 def test_where_nothing_is_dropped_nothing_is_merged_or_scored():
     model = make_classifier(merge_dropped=True, keep_ratio=1.0).eval()
     model.motion_feature = lambda patches: pytest.fail("scored")
