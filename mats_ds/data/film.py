@@ -1,0 +1,108 @@
+"""Finished pictures (uint8 RGB [T, H, W, 3]) -> a file that people watch: .mp4, .gif, or one still .png.
+
+An .mp4 is H.264 (MPEG-4 part 2 where PyAV has no such encoder) with 4:2:0 pictures of even sides, which every player takes. Files
+appear at once: they are written aside and renamed.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+from collections.abc import Iterator
+from fractions import Fraction
+from pathlib import Path
+
+import av
+import numpy as np
+
+H264_ENCODERS = ("libx264", "libopenh264")
+CRF = "16"  # text and edges of tokens stay sharp
+SPARE_BIT_RATE = 4_000_000  # of encoders that know no constant quality
+MAX_RATE_DENOMINATOR = 1000
+GIF_MILLISECONDS = 10  # what a GIF can tell apart
+SUFFIXES = (".mp4", ".gif", ".png")
+
+
+def check_suffix(path: str | os.PathLike[str]) -> str:
+    """The suffix that tells the format, in lower case. Raises ValueError for another than SUFFIXES."""
+    suffix = Path(path).suffix.lower()
+    if suffix not in SUFFIXES:
+        got = f"{path} ends in {suffix!r}" if suffix else f"{path} has no suffix"
+        raise ValueError(f"{got}: give a name that ends in {', '.join(SUFFIXES[:-1])} or {SUFFIXES[-1]}")
+    return suffix
+
+
+def write_mp4(path: str | os.PathLike[str], pictures_THWC: np.ndarray, *, frames_per_second: float) -> None:
+    """One frame a picture; an odd side gains a line of the border's colour. Raises ValueError for no pictures."""
+    pictures_THWC = _even_sides(_check_pictures(pictures_THWC))
+    height, width = pictures_THWC.shape[1:3]
+    encoder = find_encoder()
+    options = {"crf": CRF, "preset": "medium"} if encoder == "libx264" else {}
+    rate = Fraction(frames_per_second).limit_denominator(MAX_RATE_DENOMINATOR)
+    with (
+        _written_aside(path) as aside,
+        av.open(str(aside), "w", format="mp4", options={"movflags": "faststart"}) as container,
+    ):
+        stream = container.add_stream(encoder, rate=rate, options=options)
+        stream.width, stream.height, stream.pix_fmt = width, height, "yuv420p"
+        stream.codec_context.thread_count = 1  # the same bytes on every machine
+        if encoder != "libx264":
+            stream.codec_context.bit_rate = SPARE_BIT_RATE
+        for picture_HWC in pictures_THWC:
+            container.mux(stream.encode(av.VideoFrame.from_ndarray(picture_HWC, format="rgb24")))
+        container.mux(stream.encode())
+
+
+def write_gif(path: str | os.PathLike[str], pictures_THWC: np.ndarray, *, frames_per_second: float) -> None:
+    """An endless loop, 256 colours a picture. Raises ValueError for no pictures."""
+    from PIL import Image
+
+    pictures = [
+        Image.fromarray(picture).quantize(256, method=Image.Quantize.MEDIANCUT, dither=Image.Dither.NONE)
+        for picture in _check_pictures(pictures_THWC)
+    ]
+    milliseconds = max(2, round(1000 / frames_per_second / GIF_MILLISECONDS)) * GIF_MILLISECONDS
+    with _written_aside(path) as aside:
+        pictures[0].save(aside, format="GIF", save_all=True, append_images=pictures[1:], duration=milliseconds, loop=0)
+
+
+def write_png(path: str | os.PathLike[str], picture_HWC: np.ndarray) -> None:
+    """One picture, uint8 RGB, without loss."""
+    from PIL import Image
+
+    (picture_HWC,) = _check_pictures(picture_HWC[None])
+    with _written_aside(path) as aside:
+        Image.fromarray(picture_HWC).save(aside, format="PNG", optimize=True)
+
+
+def find_encoder() -> str:
+    """The best encoder for .mp4 that this PyAV has."""
+    for name in H264_ENCODERS:
+        with contextlib.suppress(av.error.FFmpegError, ValueError):
+            av.codec.Codec(name, "w")
+            return name
+    return "mpeg4"
+
+
+def _check_pictures(pictures_THWC: np.ndarray) -> np.ndarray:
+    if pictures_THWC.ndim != 4 or pictures_THWC.shape[-1] != 3 or pictures_THWC.dtype != np.uint8 or not pictures_THWC.size:
+        raise ValueError(f"pictures are uint8 [T, H, W, 3], at least one, got {pictures_THWC.dtype} {list(pictures_THWC.shape)}")
+    return np.ascontiguousarray(pictures_THWC)
+
+
+def _even_sides(pictures_THWC: np.ndarray) -> np.ndarray:
+    height, width = pictures_THWC.shape[1:3]
+    return np.pad(pictures_THWC, ((0, 0), (0, height % 2), (0, width % 2), (0, 0)), mode="edge")
+
+
+@contextlib.contextmanager
+def _written_aside(path: str | os.PathLike[str]) -> Iterator[Path]:
+    """A path beside `path` that takes its place when all went well."""
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    aside = path.with_name(f".{path.name}.{os.getpid()}.part")
+    try:
+        yield aside
+        aside.replace(path)
+    finally:
+        aside.unlink(missing_ok=True)
