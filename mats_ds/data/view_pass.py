@@ -1,0 +1,97 @@
+"""One pass over the views of videos: Manifest -> batches that say which view each clip is, padding named."""
+
+from __future__ import annotations
+
+import logging
+import sys
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from itertools import islice
+
+import torch
+from tqdm import tqdm
+
+from mats_ds.clips import ClipBatch
+from mats_ds.config import ClipSection
+from mats_ds.data.manifest import Manifest
+from mats_ds.data.pipeline import ClipLoader
+from mats_ds.data.views import View, ViewSampler
+
+logger = logging.getLogger(__name__)
+
+LINE_SECONDS = 20.0
+
+
+@dataclass(frozen=True)
+class ViewBatch:
+    """A batch of whole size. `views`: which view each of its clips is, None for padding; `readable`: false where it is blank."""
+
+    clips: ClipBatch
+    views: tuple[View | None, ...]
+    readable: tuple[bool, ...]
+
+
+def read_views(
+    manifest: Manifest,
+    *,
+    recipe_clip: ClipSection,
+    num_clips: int,
+    num_crops: int,
+    num_frames: int,
+    micro_batch: int,
+    device: torch.device,
+    rank: int = 0,
+    world_size: int = 1,
+    num_workers: int | None = None,
+    label: str = "",
+) -> Iterator[ViewBatch]:
+    """This rank's share of the `num_clips` x `num_crops` views of every video, each once over all ranks, in batches of
+    `micro_batch`; all ranks have the same number of batches.
+
+    Arguments as for ViewSampler and ClipLoader. With a `label`, progress is shown: a bar on a terminal, elsewhere a line every
+    20 seconds.
+    """
+    sampler = ViewSampler(
+        manifest,
+        recipe_clip=recipe_clip,
+        num_clips=num_clips,
+        num_crops=num_crops,
+        micro_batch=micro_batch,
+        world_size=world_size,
+        num_frames=num_frames,
+    )
+    with ClipLoader(
+        sampler,
+        rank=rank,
+        world_size=world_size,
+        micro_batch=micro_batch,
+        accumulation=1,
+        device=device,
+        height=recipe_clip.height,
+        width=recipe_clip.width,
+        num_workers=num_workers,
+    ) as loader:
+        yield from show_progress(read_pass(loader), num_batches=sampler.steps_per_epoch, label=label)
+
+
+def read_pass(loader: ClipLoader) -> Iterator[ViewBatch]:
+    """One pass of a loader that has a ViewSampler."""
+    batches = loader.micro_batches(0)
+    for step, batch in enumerate(islice(batches, loader.sampler.steps_per_epoch)):
+        views = tuple(loader.sampler.view(position) for position in loader.positions(step, 0))
+        for view, sample in zip(views, batch.sample_B.tolist(), strict=True):
+            assert view is None or view.sample == sample, "a clip is not the view that was asked for"
+        yield ViewBatch(batch, views, tuple(batch.valid_B.tolist()))
+    batches.close()
+
+
+def show_progress(batches: Iterator[ViewBatch], *, num_batches: int, label: str) -> Iterator[ViewBatch]:
+    """The batches as they come; without a label nothing is shown."""
+    shown_seconds = time.monotonic()
+    bar = tqdm(batches, desc=label, total=num_batches, unit="batch", disable=None if label else True)
+    for number, batch in enumerate(bar, start=1):
+        yield batch
+        if label and not sys.stderr.isatty() and time.monotonic() - shown_seconds > LINE_SECONDS:
+            shown_seconds = time.monotonic()
+            logger.info("%s: %d of %d batches", label, number, num_batches)

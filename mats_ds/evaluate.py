@@ -1,0 +1,311 @@
+"""Test a classifier on videos: top-1, top-5, every class, at one or several shares of kept tokens; or classify one video.
+
+    bash launch.sh evaluate --model runs/ucf101 --manifest test.csv                  # all GPUs
+    python mats_ds/evaluate.py --model MODEL --manifest test.csv --keep_ratio 0.3 0.6 1.0
+    python mats_ds/evaluate.py --model MODEL --video clip.mp4
+
+Reads top to bottom: open model and videos, score every view, put the ranks together, write. The scores of a video are the mean
+of its views' softmax scores, as VideoMAE is tested; accuracy is over the videos that can be read, the others are listed.
+Exit status: 0 done, 2 unusable input or arguments.
+"""
+
+from __future__ import annotations
+
+import argparse
+import logging
+import os
+import sys
+import time
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+
+if __name__ == "__main__":  # run as a file, Python would look for modules in mats_ds/ itself
+    sys.path[0] = str(Path(__file__).resolve().parents[1])
+
+import numpy as np
+import torch
+
+from mats_ds.clips import BadClip, ClipBatch, count_tokens
+from mats_ds.config import ClipSection
+from mats_ds.data.importers.labels import read_class_list
+from mats_ds.data.manifest import Manifest, read_manifest
+from mats_ds.data.view_pass import read_views
+from mats_ds.interop.load import load_model
+from mats_ds.interop.model_options import SAMPLING, add_model_options, choose_batch, find_clip_section, read_model_weights
+from mats_ds.metering.accuracy import TOP, Accuracy, VideoScore, VideoScores, measure_accuracy, top_classes
+from mats_ds.metering.accuracy_files import describe_bad, describe_points, write_results
+from mats_ds.metering.accuracy_pictures import SweepPoint
+from mats_ds.metering.flops import step_flops
+from mats_ds.metering.forward_cost import count_macs, time_forwards
+from mats_ds.models.classifier import VideoClassifier, check_options
+from mats_ds.models.spec import describe_model
+from mats_ds.training.engine import Place
+from mats_ds.training.place import find_dtype, find_place, gather_on_first, leave
+from mats_ds.training.run_folder import collect_versions
+
+logger = logging.getLogger("mats_ds")
+
+DONE, UNUSABLE = 0, 2
+
+
+def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(
+        description="Test a classifier on labelled videos, or say what it makes of one video.",
+        epilog="Example: bash launch.sh evaluate --model runs/ucf101 --manifest test.csv --keep_ratio 0.3 0.6 1.0",
+    )
+    source = parser.add_mutually_exclusive_group(required=True)
+    source.add_argument("--manifest", help="labelled videos: a .csv, a list of `path label` lines, or a folder of class folders")
+    source.add_argument("--video", metavar="FILE", help="classify this one video and print its five likeliest classes")
+    parser.add_argument("--out", metavar="DIR", help="folder for the results (default: runs/evaluate-DATE-TIME)")
+    parser.add_argument(
+        "--keep_ratio",
+        type=float,
+        nargs="+",
+        metavar="R",
+        help="shares of tokens to keep; several: a sweep (the model's own)",
+    )
+    parser.add_argument("--class_names", metavar="FILE", help="names of the classes, one a line (the model's own)")
+    add_model_options(parser, num_clips=5, num_crops=3)  # METHOD: K400 and UCF101
+    return parser.parse_args(arguments)
+
+
+@dataclass(frozen=True)
+class Test:
+    """A model at several shares of kept tokens, and how it is shown videos."""
+
+    model: VideoClassifier
+    keep_ratios: tuple[float, ...]
+    section: ClipSection
+    names: tuple[str, ...]
+    place: Place
+    dtype: torch.dtype
+    options: argparse.Namespace
+
+
+@dataclass(frozen=True)
+class Seen:
+    """What the ranks saw. `videos`: one entry a video and its scores [ratios, classes]. `example`: a batch, to time."""
+
+    videos: list[VideoScore]
+    bad: list[BadClip]
+    example: ClipBatch
+
+
+def open_classifier(options: argparse.Namespace, place: Place) -> Test:
+    """Raises ValueError for weights that are no classifier, and for shares or names that do not fit it."""
+    weights = read_model_weights(options)
+    if weights.spec.kind != "classifier":
+        raise ValueError(
+            f"{options.model} is {weights.source} without a classification head: fine-tune it first, "
+            "or take its features with mats_ds/extract.py"
+        )
+    for note in weights.notes:
+        logger.info("note: %s", note)
+    model = load_model(weights)
+    keep_ratios = tuple(dict.fromkeys(options.keep_ratio or (model.keep_ratio,)))
+    for ratio in keep_ratios:
+        check_options(
+            model.num_classes, (), ratio, model.feature, adaptive=model.candidate_grid.num_frames > model.grid.num_frames
+        )
+        if count_tokens(ratio, model.grid.num_tokens) < 1:
+            raise ValueError(f"--keep_ratio {ratio} of {model.grid.num_tokens} tokens is no token at all")
+    names = tuple(read_class_list(Path(options.class_names)).names) if options.class_names else model.class_names
+    if names and len(names) != model.num_classes:
+        raise ValueError(f"{options.class_names} names {len(names)} classes, the model has {model.num_classes}")
+    names = names or tuple(str(label) for label in range(model.num_classes))
+    dtype = find_dtype(options.precision, place.device)
+    section = find_clip_section(options, model.grid)
+    return Test(model.to(place.device, dtype).eval(), keep_ratios, section, names, place, dtype, options)
+
+
+def check_labels(manifest: Manifest, num_classes: int) -> None:
+    """Raises ValueError for videos without a label, and for labels that the model does not know."""
+    for wrong_S, problem in (
+        (manifest.label_S < 0, "have no label: a test needs one for every video (mats_ds/extract.py needs none)"),
+        (manifest.label_S >= num_classes, f"have a label beyond the model's {num_classes} classes, 0 to {num_classes - 1}"),
+    ):
+        if wrong_S.any():
+            first = int(wrong_S.argmax())
+            raise ValueError(
+                f"{int(wrong_S.sum())} of {len(manifest)} videos of {manifest.name} {problem}; "
+                f"the first is {manifest.paths[first]} (label {int(manifest.label_S[first])})"
+            )
+
+
+def score_views(test: Test, manifest: Manifest, *, label: str) -> Seen | None:
+    """The softmax scores of all views of all videos, put together on rank 0 (None elsewhere)."""
+    options, place = test.options, test.place
+    scores, bad, example = VideoScores(options.clips * options.crops), [], None
+    for batch in read_views(
+        manifest,
+        recipe_clip=test.section,
+        num_clips=options.clips,
+        num_crops=options.crops,
+        num_frames=test.model.candidate_grid.num_frames,
+        micro_batch=choose_batch(options, on_gpu=place.device.type == "cuda"),
+        device=place.device,
+        rank=place.rank,
+        world_size=place.world_size,
+        num_workers=options.workers,
+        label=label if place.rank == 0 else "",
+    ):
+        example = example or batch.clips
+        bad += batch.clips.bad
+        for view, is_readable, scores_RC in zip(batch.views, batch.readable, score_batch(test, batch.clips), strict=True):
+            if view is not None:
+                scores.add(view.sample, view.clip * options.crops + view.crop, scores_RC if is_readable else None)
+    gathered = gather_on_first((scores, bad), place)
+    if gathered is None:
+        return None
+    merged, *others = [rank_scores for rank_scores, _ in gathered]
+    for other in others:
+        merged.merge(other)
+    named = {clip.sample: clip for _, rank_bad in gathered for clip in rank_bad}
+    return Seen(merged.finish(len(manifest)), [named[sample] for sample in sorted(named)], example)
+
+
+@torch.inference_mode()
+def score_batch(test: Test, batch: ClipBatch) -> np.ndarray:
+    """scores_BRC float64: the softmax scores of each clip at each share."""
+    scores = []
+    for ratio in test.keep_ratios:
+        test.model.keep_ratio = ratio
+        scores.append(test.model(batch.frames_BTHWC, batch.key_B).double().softmax(dim=-1))
+    return torch.stack(scores, dim=1).cpu().numpy()
+
+
+def view_macs(test: Test, ratio: float) -> tuple[int, str]:
+    """Multiply-adds of one view and where they are from: the closed form for published sizes, else PyTorch's count."""
+    model = test.model
+    spec = describe_model(model)
+    if spec.size_name:
+        flops = step_flops(
+            spec.size_name,
+            model.grid,
+            ratio,
+            strategy=model.strategy,
+            task="finetune",
+            feature=model.feature,
+            candidate_grid=model.candidate_grid,
+            num_classes=model.num_classes,
+            merge_dropped=model.merge_dropped,
+        )
+        return flops.forward_macs, "step_flops"
+    grid = model.candidate_grid
+    frames = torch.zeros(1, grid.num_frames, grid.height, grid.width, 3, dtype=torch.uint8, device=test.place.device)
+    model.keep_ratio = ratio
+    with torch.no_grad():
+        return count_macs(lambda: model(frames)), "counted by PyTorch"
+
+
+def measure_points(test: Test, accuracies: list[Accuracy], example: ClipBatch) -> list[SweepPoint]:
+    """What each share costs beside what it is worth; the speed of the model alone, only where there are several shares."""
+
+    @torch.inference_mode()
+    def forward(ratio: float) -> torch.Tensor:
+        test.model.keep_ratio = ratio
+        return test.model(example.frames_BTHWC, example.key_B)
+
+    speeds: list[float | None] = [None] * len(accuracies)
+    if len(accuracies) > 1:
+        seconds = time_forwards([partial(forward, ratio) for ratio in test.keep_ratios], test.place.device)
+        speeds = [len(example.frames_BTHWC) / value for value in seconds]
+    return [
+        SweepPoint(ratio, accuracy, *view_macs(test, ratio), speed)
+        for ratio, accuracy, speed in zip(test.keep_ratios, accuracies, speeds, strict=True)
+    ]
+
+
+def describe_speed(test: Test, example: ClipBatch) -> str:
+    """How speed is measured, in words."""
+    device = test.place.device
+    name = torch.cuda.get_device_name(device) if device.type == "cuda" else f"CPU, {torch.get_num_threads()} thread(s)"
+    dtype = str(test.dtype).removeprefix("torch.")
+    return f"model alone, {len(example.frames_BTHWC)} views at a time, {dtype}, one {name}"
+
+
+def evaluate(test: Test) -> None:
+    """A whole test, written into --out and told in words."""
+    began = time.monotonic()
+    manifest = read_manifest(test.options.manifest, root=test.options.root)
+    check_labels(manifest, test.model.num_classes)
+    seen = score_views(test, manifest, label="test")
+    if seen is None:
+        return
+    seconds, speed_note = time.monotonic() - began, describe_speed(test, seen.example)
+    readable = [sample for sample, video in enumerate(seen.videos) if video.mean is not None]
+    if not readable:
+        raise ValueError(f"not one of {len(manifest)} videos can be read; the first: {seen.bad[0].path}: {seen.bad[0].reason}")
+    scores_SRC = np.stack([seen.videos[sample].mean for sample in readable])
+    label_S = manifest.label_S[readable]
+    accuracies = [measure_accuracy(scores_SRC[:, number], label_S) for number in range(len(test.keep_ratios))]
+    points = measure_points(test, accuracies, seen.example)
+    write_results(
+        out := Path(test.options.out or f"runs/evaluate-{time.strftime('%Y%m%d-%H%M%S')}"),
+        points,
+        videos=seen.videos,
+        bad=seen.bad,
+        num_views=test.options.clips * test.options.crops,
+        label_S=manifest.label_S,
+        paths=manifest.paths,
+        names=test.names,
+        title=f"{Path(test.options.model).resolve().name} on {manifest.name}",
+        speed_note=speed_note,
+        about=describe_test(test, manifest),
+        run={"ranks": test.place.world_size, "seconds": seconds, "speed": speed_note, "versions": collect_versions()},
+    )
+    print(f"{len(readable)} of {len(manifest)} videos of {manifest.name} scored; accuracy is over these")
+    print(*describe_bad(seen.bad), *describe_points(points), f"written: {out}", sep="\n")
+
+
+def describe_test(test: Test, manifest: Manifest) -> dict[str, object]:
+    """What was tested, and how, for results.json."""
+    options = test.options
+    return {
+        "weights": str(options.model),
+        "model": describe_model(test.model).describe()[:-1],
+        "manifest": manifest.name,
+        "views": {"clips": options.clips, "crops": options.crops, **test.section.model_dump(include=set(SAMPLING))},
+    }
+
+
+def classify(test: Test) -> None:
+    """The likeliest classes of one video, best first, with their scores, at each share."""
+    path = test.options.video
+    if not Path(path).is_file():
+        raise ValueError(f"there is no video {path}")
+    manifest = Manifest([path], np.array([-1]), np.array([np.nan]), np.array([np.nan]), Path(path).name)
+    seen = score_views(test, manifest, label="")
+    if seen is None:
+        return
+    (video,) = seen.videos
+    if video.mean is None:
+        raise ValueError(f"{path} cannot be read: {seen.bad[0].reason}")
+    print(f"{path}: {video.num_read} views")
+    for ratio, scores_C in zip(test.keep_ratios, video.mean, strict=True):
+        if len(test.keep_ratios) > 1:
+            print(f"{ratio:g} of the tokens:")
+        print(*(f"  {scores_C[label]:.4f}  {test.names[label]}" for label in top_classes(scores_C, TOP)), sep="\n")
+
+
+def main(arguments: list[str] | None = None) -> int:
+    options = parse_arguments(arguments)
+    is_first = os.environ.get("RANK", "0") == "0"
+    logging.basicConfig(level=logging.WARNING if is_first else logging.ERROR, format="%(message)s", stream=sys.stderr)
+    if is_first:
+        logger.setLevel(logging.INFO)
+    try:
+        test = open_classifier(options, find_place(options.device))
+        (classify if options.video else evaluate)(test)
+    except ValueError as error:
+        if is_first:
+            print(f"error: {error}", file=sys.stderr)
+        return UNUSABLE
+    finally:
+        leave()
+    return DONE
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,150 @@
+"""What a test leaves on disk: results.json, per_class.csv, predictions.csv, unreadable.csv, confusion.png, sweep.csv and .png."""
+
+from __future__ import annotations
+
+import csv
+import json
+import math
+import os
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+
+import numpy as np
+
+from mats_ds.clips import BadClip
+from mats_ds.metering.accuracy import TOP, Accuracy, VideoScore, rank_labels, summarize_accuracy, top_classes
+from mats_ds.metering.accuracy_pictures import SweepPoint, draw_confusion, draw_sweep
+
+DIGITS = 6
+SHOWN_BAD = 5
+
+
+def write_table(path: Path, header: Sequence[str], rows: Iterable[Sequence[object]]) -> None:
+    """A CSV file, aside first and renamed when it is whole."""
+    aside = path.with_name(f".{path.name}.part")
+    with aside.open("w", newline="", encoding="utf-8") as stream:
+        writer = csv.writer(stream, lineterminator="\n")
+        writer.writerow(header)
+        writer.writerows(rows)
+    os.replace(aside, path)
+
+
+def write_json(path: Path, content: Mapping[str, object]) -> None:
+    """A JSON file, aside first and renamed when it is whole."""
+    aside = path.with_name(f".{path.name}.part")
+    aside.write_text(json.dumps(content, indent=2, allow_nan=False) + "\n", encoding="utf-8")
+    os.replace(aside, path)
+
+
+def write_per_class(path: Path, accuracy: Accuracy, names: Sequence[str]) -> None:
+    """Top-1 of every class with its interval, and the class that it is most often taken for."""
+
+    def row(label: int) -> list[object]:
+        share = accuracy.classes[label]
+        wrong_C = accuracy.confusion_CC[label].copy()
+        wrong_C[label] = 0
+        taken_for = names[int(wrong_C.argmax())] if wrong_C.any() else ""
+        numbers = ["" if math.isnan(value) else f"{value:.{DIGITS}f}" for value in (share.value, *share.interval)]
+        return [label, names[label], share.total, share.hits, *numbers, taken_for, int(wrong_C.max())]
+
+    header = ("class", "name", "videos", "correct", "accuracy", "low", "high", "most_taken_for", "times")
+    write_table(path, header, (row(label) for label in range(len(names))))
+
+
+def write_predictions(
+    path: Path, videos: Sequence[VideoScore], label_S: np.ndarray, paths: Sequence[str], names: Sequence[str]
+) -> None:
+    """One row a readable video: its class, the likeliest one and its score, the place of the true one (1 is right), the top 5."""
+
+    def row(sample: int, scores_C: np.ndarray, num_read: int) -> list[object]:
+        best, label = top_classes(scores_C), int(label_S[sample])
+        place = int(rank_labels(scores_C[None], label_S[sample : sample + 1])[0]) + 1
+        shown = " ".join(f"{guess}:{scores_C[guess]:.{DIGITS}f}" for guess in best)
+        top = [names[label], best[0], names[best[0]], f"{scores_C[best[0]]:.{DIGITS}f}"]
+        return [sample, paths[sample], label, *top, place, num_read, shown]
+
+    header = ("sample", "path", "label", "name", "predicted", "predicted_name", "score", "place", "views_read", f"top{TOP}")
+    rows = (row(sample, video.mean, video.num_read) for sample, video in enumerate(videos) if video.mean is not None)
+    write_table(path, header, rows)
+
+
+def write_sweep(path: Path, points: Sequence[SweepPoint]) -> None:
+    """One row a share of kept tokens: costs and accuracy."""
+
+    def row(point: SweepPoint) -> list[object]:
+        shares = point.accuracy.top1.value, *point.accuracy.top1.interval, point.accuracy.top5.value
+        return [*point.costs().values(), *(f"{value:.{DIGITS}f}" for value in shares)]
+
+    write_table(path, (*points[0].costs(), "top1", "top1_low", "top1_high", "top5"), map(row, points))
+
+
+def write_unreadable(path: Path, bad: Sequence[BadClip]) -> None:
+    """The files that could not be read, whole or in part, and why."""
+    write_table(path, ("sample", "path", "reason"), ((clip.sample, clip.path, clip.reason) for clip in bad))
+
+
+def write_results(
+    folder: Path,
+    points: Sequence[SweepPoint],
+    *,
+    videos: Sequence[VideoScore],
+    bad: Sequence[BadClip],
+    num_views: int,
+    label_S: np.ndarray,
+    paths: Sequence[str],
+    names: Sequence[str],
+    title: str,
+    speed_note: str,
+    about: Mapping[str, object],
+    run: Mapping[str, object],
+) -> None:
+    """Everything; the tables of each share in a folder of its own where there are several. `videos`: scores [points, classes].
+
+    results.json holds `about`, the counts of videos, the results and `run`; all but `run` is the same on any number of ranks.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    for number, point in enumerate(points):
+        own = folder / f"keep-{point.keep_ratio:g}" if len(points) > 1 else folder
+        own.mkdir(exist_ok=True)
+        of_point = [VideoScore(None if video.mean is None else video.mean[number], video.num_read) for video in videos]
+        write_per_class(own / "per_class.csv", point.accuracy, names)
+        write_predictions(own / "predictions.csv", of_point, label_S, paths, names)
+        draw_confusion(point.accuracy, names, own / "confusion.png", title=f"{title}, {point.keep_ratio:g} of the tokens kept")
+    if len(points) > 1:
+        write_sweep(folder / "sweep.csv", points)
+        draw_sweep(points, folder / "sweep.png", title=title, speed_note=speed_note)
+    write_unreadable(folder / "unreadable.csv", bad)
+    results = [{**point.costs(), **summarize_accuracy(point.accuracy)} for point in points]
+    counts = count_videos(videos, num_views=num_views)
+    write_json(folder / "results.json", {**about, "videos": counts, "results": results, "run": run})
+
+
+def count_videos(videos: Sequence[VideoScore], *, num_views: int) -> dict[str, int]:
+    """How many videos there are, how many count, and of how many of these some views are missing."""
+    read = [video.num_read for video in videos]
+    return {
+        "listed": len(read),
+        "scored": sum(number > 0 for number in read),
+        "scored_on_some_views": sum(0 < number < num_views for number in read),
+        "unreadable": read.count(0),
+    }
+
+
+def describe_bad(bad: Sequence[BadClip]) -> list[str]:
+    """The first unreadable files, and how many more there are."""
+    lines = [f"  unreadable: {clip.path}: {clip.reason}" for clip in bad[:SHOWN_BAD]]
+    return lines if len(bad) <= SHOWN_BAD else [*lines, f"  and {len(bad) - SHOWN_BAD} more, in unreadable.csv"]
+
+
+def describe_points(points: Sequence[SweepPoint]) -> list[str]:
+    """Costs and accuracy in words."""
+    lines = []
+    for point in points:
+        accuracy, gmacs = point.accuracy, point.macs / 1e9
+        speed = f", {point.views_per_second:.3g} views/s" if point.views_per_second else ""
+        lines += [
+            f"{point.keep_ratio:g} of the tokens: {gmacs:.3g} GMACs a view{speed}",
+            f"  top-1 {accuracy.top1.describe()}",
+            f"  top-{accuracy.num_top} {accuracy.top5.describe()}, mean of classes {100 * accuracy.mean_class:.2f}%",
+        ]
+    return lines

@@ -1,0 +1,99 @@
+"""Two pictures of a test: which class is taken for which, and accuracy against what it costs."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from mats_ds.metering.accuracy import Accuracy
+from mats_ds.metering.flops import FLOPS_PER_MAC
+
+MAX_NAMED = 60  # classes whose names can be read on the axes
+MAX_NUMBERED = 25  # classes for which every cell shows its number
+INK, ACCENT, MUTED = "#1f2933", "#0b6e99", "#7b8794"
+
+
+@dataclass(frozen=True)
+class SweepPoint:
+    """One share of kept tokens: what it is worth and what it costs. `macs`: multiply-adds of one view, `macs_from` says whose
+    count that is; `views_per_second` is None where it was not measured.
+    """
+
+    keep_ratio: float
+    accuracy: Accuracy
+    macs: int
+    macs_from: str
+    views_per_second: float | None
+
+    def costs(self) -> dict[str, float | str | None]:
+        """GMACs (what papers call GFLOPs), GFLOPs, and the measured speed."""
+        giga = self.macs / 1e9
+        return {
+            "keep_ratio": self.keep_ratio,
+            "gmacs_per_view": giga,
+            "gflops_per_view": FLOPS_PER_MAC * giga,
+            "counted_by": self.macs_from,
+            "views_per_second": self.views_per_second,
+        }
+
+
+def draw_confusion(accuracy: Accuracy, names: Sequence[str], path: Path, *, title: str) -> None:
+    """A PNG: rows are true classes, columns predicted ones, each row in parts of its own videos."""
+    figure = new_figure(*[max(4.5, min(14.0, 2.6 + 0.32 * len(names)))] * 2)
+    axis = figure.subplots()
+    total_C1 = accuracy.confusion_CC.sum(axis=1, keepdims=True)
+    part_CC = accuracy.confusion_CC / np.maximum(total_C1, 1)
+    image = axis.imshow(part_CC, cmap="Blues", vmin=0, vmax=1, interpolation="nearest")
+    if len(names) <= MAX_NAMED:
+        size = 9 if len(names) <= MAX_NUMBERED else 6
+        axis.set_xticks(range(len(names)), names, rotation=45, ha="right", rotation_mode="anchor", fontsize=size)
+        axis.set_yticks(range(len(names)), names, fontsize=size)
+    if len(names) <= MAX_NUMBERED:
+        for (row, column), count in np.ndenumerate(accuracy.confusion_CC):
+            if count:
+                colour = "white" if part_CC[row, column] > 0.55 else INK
+                axis.text(column, row, str(count), ha="center", va="center", color=colour, fontsize=8)
+    axis.set_xlabel("predicted class")
+    axis.set_ylabel("true class")
+    axis.set_title(f"{title}\ntop-1 {accuracy.top1.describe()}", fontsize=10)
+    figure.colorbar(image, ax=axis, label="part of the true class", shrink=0.7)
+    figure.savefig(path, dpi=120)
+
+
+def draw_sweep(points: Sequence[SweepPoint], path: Path, *, title: str, speed_note: str) -> None:
+    """A PNG: top-1 with its interval against multiply-adds of a view (left) and against measured views a second (right)."""
+    figure = new_figure(10.5, 4.4)
+    left, right = figure.subplots(1, 2, sharey=True)
+    ordered = sorted(points, key=lambda point: point.keep_ratio)
+    percent = [100 * point.accuracy.top1.value for point in ordered]
+    intervals = [point.accuracy.top1.interval for point in ordered]
+    spread = [
+        [value - 100 * low for value, (low, _) in zip(percent, intervals, strict=True)],
+        [100 * high - value for value, (_, high) in zip(percent, intervals, strict=True)],
+    ]
+    for axis, costs in ((left, [point.macs / 1e9 for point in ordered]), (right, [p.views_per_second for p in ordered])):
+        axis.errorbar(costs, percent, yerr=spread, color=ACCENT, ecolor=MUTED, marker="o", capsize=3, linewidth=1.5)
+        for point, cost, value in zip(ordered, costs, percent, strict=True):
+            axis.annotate(
+                f"{point.keep_ratio:g}", (cost, value), xytext=(6, 6), textcoords="offset points", color=INK, fontsize=9
+            )
+        axis.grid(alpha=0.25)
+        axis.margins(0.12)
+    left.set_xlabel("GMACs of one view (published “GFLOPs”; twice as many FLOPs)")
+    left.set_ylabel("top-1 accuracy, % (bars: 95% interval)")
+    right.set_xlabel(f"views a second, measured\n{speed_note}")
+    figure.suptitle(f"{title}: accuracy by share of tokens kept", fontsize=11)
+    figure.savefig(path, dpi=120)
+
+
+def new_figure(width_inches: float, height_inches: float):
+    """An empty figure that needs no display."""
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(width_inches, height_inches), layout="constrained")
+    FigureCanvasAgg(figure)
+    return figure

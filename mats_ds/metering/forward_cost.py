@@ -1,0 +1,49 @@
+"""What a forward pass costs: multiply-adds counted by PyTorch, clips a second measured with nothing else running."""
+
+from __future__ import annotations
+
+import statistics
+import time
+from collections.abc import Callable, Sequence
+
+import torch
+from torch.utils.flop_counter import FlopCounterMode
+
+from mats_ds.metering.flops import FLOPS_PER_MAC
+
+NUM_ROUNDS = 5
+LIMIT_SECONDS = 60.0
+
+
+def time_forwards(forwards: Sequence[Callable[[], object]], device: torch.device) -> list[float]:
+    """Median seconds of each of several calls.
+
+    They take turns, so that a slow moment of the machine hits all of them; the first turn warms up and is not counted. There are
+    five turns, fewer (at least one) where the limit of a minute is over before.
+    """
+    seconds: list[list[float]] = [[] for _ in forwards]
+    began = time.monotonic()
+    for turn in range(NUM_ROUNDS + 1):
+        if turn > 1 and time.monotonic() - began > LIMIT_SECONDS:
+            break
+        for forward, found in zip(forwards, seconds, strict=True):
+            wait_for(device)
+            start = time.perf_counter()
+            forward()
+            wait_for(device)
+            if turn:
+                found.append(time.perf_counter() - start)
+    return [statistics.median(found) for found in seconds]
+
+
+def wait_for(device: torch.device) -> None:
+    """Until the device has done all that it was given."""
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+
+
+def count_macs(forward: Callable[[], object]) -> int:
+    """Multiply-adds of the matrix products that a call executes."""
+    with FlopCounterMode(display=False) as counter:
+        forward()
+    return counter.get_total_flops() // FLOPS_PER_MAC

@@ -1,0 +1,72 @@
+"""Where a test or an extraction runs: one process by itself, or the ranks that a launcher has started; no engine."""
+
+from __future__ import annotations
+
+import os
+from typing import Any
+
+import torch
+import torch.distributed as dist
+
+from mats_ds.training.engine import Place, start_distributed
+
+DTYPES = {"bf16": torch.bfloat16, "fp32": torch.float32}
+
+
+def find_place(device: str | None = None) -> Place:
+    """Join the ranks of the launcher, or stand alone on `device` (None: the GPU if there is one, else the CPU).
+
+    DeepSpeed is only loaded where there is more than one rank. Raises ValueError for a device that does not exist, or a single
+    GPU for several ranks.
+    """
+    if int(os.environ.get("WORLD_SIZE", "1")) > 1:
+        if device == "cpu":
+            os.environ["DS_ACCELERATOR"] = "cpu"
+        elif device not in (None, "cuda"):
+            raise ValueError(f"--device {device} with {os.environ['WORLD_SIZE']} ranks: each takes its own, write cuda or cpu")
+        return start_distributed()
+    return Place(0, 0, 1, 1, find_device(device))
+
+
+def find_device(name: str | None) -> torch.device:
+    """The device of that name, with its number. Raises ValueError when it does not exist."""
+    num_gpus = torch.cuda.device_count() if torch.cuda.is_available() else 0
+    name = name or ("cuda" if num_gpus else "cpu")
+    try:
+        device = torch.device(name)
+    except RuntimeError:
+        raise ValueError(f"there is no device {name!r}: write cpu, cuda or cuda:NUMBER") from None
+    if device.type == "cuda":
+        if (device.index or 0) >= num_gpus:
+            raise ValueError(f"there is no device {name!r}: torch sees {num_gpus} GPU(s)")
+        device = torch.device("cuda", device.index or 0)
+        torch.cuda.set_device(device)
+    elif device.type != "cpu":
+        raise ValueError(f"device {name!r} is not supported: write cpu, cuda or cuda:NUMBER")
+    return device
+
+
+def find_dtype(precision: str | None, device: torch.device) -> torch.dtype:
+    """The type to compute in: bf16 or fp32 as asked for; None: bf16 on a GPU, fp32 on a CPU."""
+    return DTYPES[precision or ("bf16" if device.type == "cuda" else "fp32")]
+
+
+def gather_on_first(value: Any, place: Place) -> list[Any] | None:
+    """The values of all ranks in their order, on rank 0; None on the others. They travel by pickle."""
+    if place.world_size == 1:
+        return [value]
+    values = [None] * place.world_size if place.rank == 0 else None
+    dist.gather_object(value, values)
+    return values
+
+
+def wait_for_all(place: Place) -> None:
+    """Until every rank is here."""
+    if place.world_size > 1:
+        dist.barrier()
+
+
+def leave() -> None:
+    """Leave the ranks, if any were joined."""
+    if dist.is_initialized():
+        dist.destroy_process_group()
