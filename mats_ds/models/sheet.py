@@ -74,7 +74,8 @@ def draw_sheet(sheet: Sheet, frames: Sequence[int]) -> np.ndarray:
             page.paste(enlarge(panel.frames_THWC[frame], scale), (left, top))
     if strip:
         taken, candidates = int(sheet.strip.taken_K.sum()), len(sheet.strip.taken_K)
-        told = f"adaptive frames: the {taken} of {candidates} candidate tubelets with a border were taken"
+        now = "; orange: the one shown" if len(frames) == 1 else ""
+        told = f"adaptive frames: of {candidates} candidate tubelets the {taken} with a border were taken{now}"
         pen.text((MARGIN + GUTTER, below), fit_text(told, total_width - 2 * MARGIN - GUTTER), fill=FAINT, font=load_font())
         page.paste(strip, (MARGIN + GUTTER, below + LINE))
     pen.text(

@@ -1,0 +1,150 @@
+"""mats_ds/visualize.py from outside: what it writes for each kind of weights, and one clear error for what it cannot show."""
+
+from __future__ import annotations
+
+import json
+
+import av
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from mats_ds import MaskedAutoencoder, TokenGrid, VideoClassifier, visualize
+from mats_ds.data.synthetic import write_synthetic_set
+from mats_ds.interop.load import weights_of
+from mats_ds.interop.plain import save_weights
+
+GRID = TokenGrid(num_frames=4, height=32, width=32, tubelet=(2, 8, 8))
+SIZES = dict(width=12, depth=1, heads=3)
+DECODER = dict(decoder_width=6, decoder_heads=3, decoder_depth=1)
+
+
+@pytest.fixture(scope="module")
+def video(tmp_path_factory) -> str:
+    folder = tmp_path_factory.mktemp("videos")
+    write_synthetic_set(folder, num_videos=1, num_frames=40, height=48, width=64)
+    return str(next(folder.glob("*.mp4")))
+
+
+@pytest.fixture
+def save(tmp_path):
+    """Writes a model's weights; returns their path."""
+
+    def write(model) -> str:
+        weights = weights_of(model, "a test")
+        save_weights(tmp_path / "w.safetensors", weights.spec, weights.state)
+        return str(tmp_path / "w.safetensors")
+
+    return write
+
+
+@pytest.fixture
+def show(video, tmp_path, capsys):
+    """Runs it on the video; returns the status and what it printed and said went wrong."""
+
+    def run(*arguments: str, out: str = "x.png", source: str = video) -> tuple[int, str, str]:
+        status = visualize.main([source, "--out", str(tmp_path / out), "--device", "cpu", *arguments])
+        return status, *capsys.readouterr()
+
+    return run
+
+
+def make_autoencoder(**options):
+    torch.manual_seed(0)
+    return MaskedAutoencoder(grid=GRID, **SIZES, **DECODER, keep_ratio=0.5, visible_ratio=0.25, **options)
+
+
+def test_a_film_has_a_picture_for_every_frame_of_every_clip(show, save, tmp_path):
+    weights = save(make_autoencoder())
+    arguments = ("--weights", weights, "--stride", "3", "--start", "0", "--clips", "2")
+    status, printed, _ = show(*arguments, out="x.mp4")
+    assert status == 0 and f"wrote {tmp_path / 'x.mp4'}: w.safetensors" in printed
+    with av.open(str(tmp_path / "x.mp4")) as container:
+        pictures = [frame.to_ndarray(format="rgb24") for frame in container.decode(video=0)]
+        assert float(container.streams.video[0].average_rate) == pytest.approx(25 / 3, abs=0.02)
+    assert len(pictures) == 8
+    assert pictures[0].shape[1] > 5 * 224  # five panels
+    show(*arguments, out="x.gif")
+    with Image.open(tmp_path / "x.gif") as image:
+        assert image.n_frames == 8
+
+
+def test_the_same_seed_draws_the_same_picture(show, save, tmp_path):
+    weights = save(make_autoencoder())
+    pictures = []
+    for seed in ("1", "1", "2"):
+        assert show("--weights", weights, "--seed", seed)[0] == 0
+        pictures.append(np.asarray(Image.open(tmp_path / "x.png")))
+    assert np.array_equal(pictures[0], pictures[1]) and not np.array_equal(pictures[0], pictures[2])
+
+
+def test_adaptive_frames_add_their_strip(show, save, tmp_path):
+    weights = save(make_autoencoder())
+    show("--weights", weights)
+    plain = Image.open(tmp_path / "x.png").size
+    assert show("--weights", weights, "--frame_candidates", "2")[0] == 0
+    assert Image.open(tmp_path / "x.png").size[1] > plain[1] + 50
+    show("--weights", save(make_autoencoder(candidate_grid=GRID.with_tau(3))))  # as the weights say
+    assert Image.open(tmp_path / "x.png").size[1] > plain[1] + 50
+
+
+def test_without_weights_it_says_that_there_is_no_reconstruction(show, tmp_path):
+    status, printed, _ = show("--recipe", "tiny")
+    assert status == 0 and "no weights given" in printed and "no reconstruction" in printed
+    assert Image.open(tmp_path / "x.png").width < 5 * 256  # four panels of 256
+
+
+def test_a_classifier_shows_what_it_keeps_and_its_prediction(show, save, monkeypatch):
+    torch.manual_seed(0)
+    model = VideoClassifier(grid=GRID, **SIZES, num_classes=2, class_names=("left", "right"), keep_ratio=0.5)
+    sheets = []
+    monkeypatch.setattr(visualize, "write_sheets", lambda out, suffix, drawn, **_: sheets.extend(drawn))
+    status, printed, _ = show("--weights", save(model))
+    assert status == 0 and "a classifier: no reconstruction" in printed
+    assert len(sheets[0].panels) == 3
+    assert sheets[0].note.startswith("a classifier: no reconstruction; prediction: ") and "%" in sheets[0].note
+
+
+def test_the_recipe_of_a_run_spaces_the_frames(show, save, monkeypatch, tmp_path):
+    (tmp_path / "run").mkdir()
+    weights = save(make_autoencoder())
+    monkeypatch.setattr(visualize, "read_recipe_beside", lambda path: visualize.load_recipe("tiny", ["clip.stride=5"]))
+    sheets = []
+    monkeypatch.setattr(visualize, "write_sheets", lambda out, suffix, drawn, **_: sheets.extend(drawn))
+    show("--weights", weights, "--start", "0")
+    show("--weights", weights, "--start", "0", "--stride", "2")
+    assert [np.round(sheet.seconds_T * 25).tolist() for sheet in sheets] == [[0, 5, 10, 15], [0, 2, 4, 6]]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "out", "said"),
+    [
+        ((), "x.avi", "give a name that ends in .mp4, .gif or .png"),
+        (("--weights", "nowhere.safetensors"), "x.png", "there is no file or folder nowhere.safetensors"),
+        (("--start", "99"), "x.png", "the video lasts 1.60 s"),
+        (("--clips", "0"), "x.png", "at least 1 clip"),
+        (("--keep_ratio", "0.05"), "x.png", "must be below keep_ratio"),
+        (("--keep_ratio", "3"), "x.png", "keep_ratio: Input should be less than or equal to 1"),
+        (("--recipe", "tinny"), "x.png", "did you mean tiny?"),
+        (("--fps", "0"), "x.gif", "--fps is above 0"),
+        (("--device", "nonsense"), "x.png", "--device nonsense"),
+    ],
+)
+def test_one_clear_error_and_no_file(show, tmp_path, arguments, out, said):
+    status, printed, error = show("--recipe", "tiny", *arguments, out=out)
+    assert status == 2 and printed == ""
+    assert error.startswith("error: ") and said in error and "Traceback" not in error
+    assert error.count("\n") == 1
+    assert not (tmp_path / out).exists()
+
+
+def test_files_that_are_no_video_or_no_weights(show, tmp_path):
+    (tmp_path / "notes.mp4").write_text("not a video")
+    status, _, error = show("--recipe", "tiny", source=str(tmp_path / "notes.mp4"))
+    assert status == 2 and error.startswith(f"error: {tmp_path / 'notes.mp4'}: ")
+    status, _, error = show(source=str(tmp_path / "absent.mp4"))
+    assert status == 2 and "absent.mp4" in error
+    (tmp_path / "w.pth").write_text(json.dumps({"no": "weights"}))
+    status, _, error = show("--weights", str(tmp_path / "w.pth"))
+    assert status == 2 and "w.pth" in error and error.count("\n") == 1
