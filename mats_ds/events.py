@@ -70,7 +70,7 @@ class RunInfo:
     `learning_rate` is the peak one; `kept`, `visible`, `targets` are tokens of one clip out of `num_tokens`;
     `*_flops_per_clip` are training FLOPs (forward + backward); `static_bytes` are of this rank, exact, from the engine's
     tensors. The recorder fills in what it learns of the card: `device_memory_bytes`, and `peak_flops` (a second, dense bf16)
-    with `peak_source` "table" or "measured"; None on a CPU and where it is not known.
+    with `peak_source` "table" or "measured"; None on a CPU and where it is not known. `task` is "pretrain" or "finetune".
     """
 
     run_dir: str
@@ -105,6 +105,7 @@ class RunInfo:
     device_memory_bytes: int | None = None
     peak_flops: float | None = None
     peak_source: str = ""
+    task: str = "pretrain"
 
 
 @dataclass(frozen=True)

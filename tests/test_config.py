@@ -7,7 +7,7 @@ import yaml
 
 from mats_ds.config import MODEL_SIZES, RECIPE_FOLDER, dump_recipe, load_recipe
 
-RECIPES = sorted(path.stem for path in RECIPE_FOLDER.glob("*.yaml"))
+RECIPES = sorted(path.stem for path in RECIPE_FOLDER.glob("*.yaml") if not path.stem.startswith("finetune_"))
 
 
 def test_the_recipes_that_are_promised_exist():

@@ -8,6 +8,7 @@ import json
 from pathlib import Path
 
 import pytest
+import torch
 
 from mats_ds.data.synthetic import write_synthetic_set
 
@@ -59,6 +60,15 @@ def test_a_run_leaves_records_of_every_rank_its_inputs_a_picture_and_a_checkpoin
     assert json.loads((folder / "ds_config.json").read_text()) == json.loads(Path(ARGUMENTS[3]).read_text())
     assert (folder / "checkpoints" / "latest").read_text() == "step-00000006"
     assert json.loads((folder / "outcome.json").read_text())["outcome"] == "finished"
+
+
+def test_a_checkpoint_says_what_model_it_is_of(two_rank_run):
+    from mats_ds.interop.run_checkpoint import read_run
+
+    step = two_rank_run[0] / "checkpoints" / "step-00000006" / "mp_rank_00_model_states.pt"
+    stored = json.loads(torch.load(step, weights_only=False)["model_spec"])
+    assert (stored["kind"], stored["grid"]["width"], stored["decoder_depth"]) == ("pretrain", 48, 2)
+    assert read_run(two_rank_run[0]).spec.visible_ratio == 0.1
 
 
 def test_rank_0_says_what_happens_and_the_others_are_silent(two_rank_run):

@@ -12,7 +12,8 @@ import json
 import logging
 import os
 import shutil
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -39,10 +40,20 @@ class Found:
     world_size: int
 
 
-def save_checkpoint(engine: Any, folder: Path, *, step: int, recipe: str, keep: int) -> Path:
+@dataclass(frozen=True)
+class Resumed:
+    """Where a run goes on: `step` steps are finished, `state` is what was stored beside the engine."""
+
+    step: int = 0
+    state: Mapping[str, Any] = field(default_factory=dict)
+
+
+def save_checkpoint(
+    engine: Any, folder: Path, *, step: int, recipe: str, keep: int, extra: Mapping[str, Any] | None = None
+) -> Path:
     """Save the engine after `step` finished steps; called by every rank; the last `keep` checkpoints stay.
 
-    recipe: the resolved recipe as YAML, stored inside. Returns the checkpoint's folder.
+    recipe: the resolved recipe as YAML, stored inside, and with it what `extra` holds. Returns the checkpoint's folder.
     """
     tag = f"{PREFIX}{step:08d}"
     aside = f".{tag}.part"
@@ -53,6 +64,7 @@ def save_checkpoint(engine: Any, folder: Path, *, step: int, recipe: str, keep: 
     dist.barrier()
     state = {"step": step, "world_size": dist.get_world_size(), "format_version": FORMAT_VERSION, "recipe": recipe}
     state.update(UNIVERSAL_INFO)
+    state.update(extra or {})
     engine.save_checkpoint(str(folder), tag=aside, client_state=state, save_latest=False)
     dist.barrier()
     if first:
@@ -119,8 +131,20 @@ def find_checkpoint(folder: Path) -> Found | None:
     return None
 
 
-def load_checkpoint(engine: Any, found: Found) -> int:
-    """Load it into the engine on every rank; returns the number of finished steps.
+def resume_engine(engine: Any, folder: Path) -> Resumed:
+    """Load the newest whole checkpoint of `folder` into the engine; where there is none yet, say so and begin at the first step.
+
+    Raises ValueError as `find_checkpoint` and `load_checkpoint` do.
+    """
+    found = find_checkpoint(folder)
+    if found is None:
+        logger.warning("no checkpoint in %s yet: starting from the first step", folder)
+        return Resumed()
+    return load_checkpoint(engine, found)
+
+
+def load_checkpoint(engine: Any, found: Found) -> Resumed:
+    """Load it into the engine on every rank.
 
     Raises ValueError for another number of ranks than it was saved with.
     """
@@ -132,7 +156,7 @@ def load_checkpoint(engine: Any, found: Found) -> int:
     path, state = engine.load_checkpoint(str(found.folder), tag=found.tag)
     if path is None:
         raise ValueError(f"DeepSpeed could not load {found.folder / found.tag}")
-    return int(state["step"])
+    return Resumed(int(state["step"]), state)
 
 
 def prune(folder: Path, *, keep: int) -> None:

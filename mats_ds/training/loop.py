@@ -46,15 +46,16 @@ def fit(
     *,
     run: RunInfo,
     learning_rate: Callable[[int], float],
-    model_inputs: Callable[[ClipBatch], tuple],
+    loss_of: Callable[[Any, ClipBatch], torch.Tensor],
     observers: Sequence[Observer],
     num_videos: int,
     max_bad_fraction: float,
 ) -> None:
     """Train from `run.first_step` to `run.total_steps`.
 
-    engine: a DeepSpeed engine whose module returns the scalar loss of `model_inputs(batch)`. batches: endless, already at
-    the first step. learning_rate: of a step counted from 0. Observers' `on_end` is called on every rank however it ends.
+    engine: a DeepSpeed engine. loss_of(engine, batch): the scalar loss of a micro-batch, from one call of the engine. batches:
+    endless, already at the first step. learning_rate: of a step counted from 0; parameter groups multiply it by their
+    "lr_scale". Observers' `on_end` is called on every rank however it ends.
     Raises TrainingStopped on all ranks when a loss is not finite, or when more than `max_bad_fraction` of the
     `num_videos` videos are unreadable.
     """
@@ -62,7 +63,7 @@ def fit(
     for observer in observers:
         observer.on_start(run)
     try:
-        _train(engine, batches, run, learning_rate, model_inputs, observers, num_videos, max_bad_fraction)
+        _train(engine, batches, run, learning_rate, loss_of, observers, num_videos, max_bad_fraction)
         outcome = "finished"
     except KeyboardInterrupt:
         outcome = "interrupted by the user"
@@ -75,7 +76,7 @@ def fit(
             observer.on_end(outcome)
 
 
-def _train(engine, batches, run, learning_rate, model_inputs, observers, num_videos, max_bad_fraction) -> None:
+def _train(engine, batches, run, learning_rate, loss_of, observers, num_videos, max_bad_fraction) -> None:
     device = torch.device(run.device)
     clock = PhaseClock(device)
     known_bad: dict[int, BadClip] = {}
@@ -93,7 +94,7 @@ def _train(engine, batches, run, learning_rate, model_inputs, observers, num_vid
         for _ in range(run.accumulation):
             batch = next(batches)
             clock.mark("data")
-            loss = engine(*model_inputs(batch))
+            loss = loss_of(engine, batch)
             clock.mark("forward")
             engine.backward(loss)
             clock.mark("backward")

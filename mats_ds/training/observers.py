@@ -7,7 +7,7 @@ import math
 import os
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -88,13 +88,17 @@ def _columns(stream: Any) -> int:
 
 @dataclass
 class Checkpointer:
-    """Saves every `every_steps` steps (0: only at the end) and after the last one; never a loss that is not finite."""
+    """Saves every `every_steps` steps (0: only at the end) and after the last one; never a loss that is not finite.
+
+    `extra()` is stored in the checkpoint beside the engine. List it after observers whose state that is.
+    """
 
     engine: Any
     folder: Path
     every_steps: int
     keep: int
     recipe: str
+    extra: Callable[[], Mapping[str, Any]] = dict
 
     def on_start(self, run: RunInfo) -> None:
         self.run = run
@@ -102,7 +106,7 @@ class Checkpointer:
     def on_step(self, event: StepEvent) -> None:
         due = self.every_steps and event.step % self.every_steps == 0
         if (due or event.step == self.run.total_steps) and math.isfinite(float(event.loss)):  # the loss is the same on all ranks
-            save_checkpoint(self.engine, self.folder, step=event.step, recipe=self.recipe, keep=self.keep)
+            save_checkpoint(self.engine, self.folder, step=event.step, recipe=self.recipe, keep=self.keep, extra=self.extra())
 
     def on_end(self, outcome: str) -> None:
         """Nothing: whatever stopped the run, the last whole checkpoint is there."""

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import math
+import re
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -11,21 +13,40 @@ from torch import nn
 from mats_ds.config import OptimSection
 
 
-def parameter_groups(model: nn.Module, optim: OptimSection) -> list[dict[str, Any]]:
-    """Two AdamW groups: matrices decay; biases, norms and every other vector do not (as in VideoMAE and MAE).
+def parameter_groups(
+    model: nn.Module, optim: OptimSection, *, lr_scale_of: Callable[[str], float] = lambda name: 1.0
+) -> list[dict[str, Any]]:
+    """AdamW groups: matrices decay; biases, norms and every other vector do not (as in VideoMAE and MAE).
 
-    A vector is a parameter with at most one dimension longer than 1, so the mask token [1, 1, D] counts as one.
+    A vector is a parameter with at most one dimension longer than 1, so the mask token [1, 1, D] counts as one. `lr_scale_of`
+    gives the factor on the learning rate of the parameter of a name; each factor makes a group of its own, as "lr_scale".
     """
     shared = {"lr": optim.base_lr, "betas": tuple(optim.betas), "eps": optim.eps}
-    decayed, free = [], []
-    for _, parameter in sorted(model.named_parameters()):
-        if parameter.requires_grad:
-            (free if sum(size > 1 for size in parameter.shape) <= 1 else decayed).append(parameter)
-    groups = [
-        {"name": "decay", "params": decayed, "weight_decay": optim.weight_decay, **shared},
-        {"name": "no_decay", "params": free, "weight_decay": 0.0, **shared},
-    ]
-    return [group for group in groups if group["params"]]
+    groups: dict[tuple[float, str], dict[str, Any]] = {}
+    for name, parameter in sorted(model.named_parameters()):
+        if not parameter.requires_grad:
+            continue
+        kind = "no_decay" if sum(size > 1 for size in parameter.shape) <= 1 else "decay"
+        scale = lr_scale_of(name)
+        if (scale, kind) not in groups:
+            decay = optim.weight_decay if kind == "decay" else 0.0
+            label = kind if scale == 1 else f"{kind}, learning rate x {scale:.3g}"
+            groups[scale, kind] = {"name": label, "params": [], "weight_decay": decay, "lr_scale": scale, **shared}
+        groups[scale, kind]["params"].append(parameter)
+    return [groups[key] for key in sorted(groups)]
+
+
+def layer_scale(name: str, *, depth: int, layer_decay: float) -> float:
+    """The factor on the learning rate of a classifier's parameter: 1 for the head and its norm, `layer_decay` less for each block
+    below, least for the patch embedding (BEiT, arXiv 2106.08254, as VideoMAE uses it).
+    """
+    if name.startswith("patch_embed."):
+        layer = 0
+    elif match := re.match(r"encoder\.blocks\.(\d+)\.", name):
+        layer = int(match[1]) + 1
+    else:
+        layer = depth + 1
+    return layer_decay ** (depth + 1 - layer)
 
 
 @dataclass(frozen=True)

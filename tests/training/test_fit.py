@@ -108,7 +108,7 @@ def train(
     )
     engine = make_engine(model, parameter_groups(model, optim), config, plan)
     found = find_checkpoint(folder / "checkpoints") if resume else None
-    first_step = load_checkpoint(engine, found) if found else 0
+    first_step = load_checkpoint(engine, found).step if found else 0
     run = RunInfo(
         run_dir=str(folder), rank=place.rank, world_size=place.world_size, device="cpu", device_name="CPU", recipe_name="test",
         model_name="test", num_parameters=0, precision="fp32", zero_stage=2, micro_batch=micro_batch,
@@ -125,7 +125,7 @@ def train(
         endless_batches(plan, place.rank, first_step, bad_at),
         run=run,
         learning_rate=make_schedule(optim, steps_per_epoch=2, learning_rate_scale=plan.learning_rate_scale).learning_rate,
-        model_inputs=lambda batch: (batch.frames_BTHWC, batch.key_B),
+        loss_of=lambda engine, batch: engine(batch.frames_BTHWC, batch.key_B),
         observers=observers,
         num_videos=NUM_VIDEOS,
         max_bad_fraction=max_bad_fraction,

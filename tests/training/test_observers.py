@@ -67,7 +67,7 @@ def test_only_rank_0_speaks(stream):
 
 def test_checkpoints_are_saved_when_due_and_at_the_end_but_never_with_a_loss_that_is_not_finite(monkeypatch, tmp_path):
     saved = []
-    monkeypatch.setattr(observers, "save_checkpoint", lambda engine, folder, *, step, recipe, keep: saved.append(step))
+    monkeypatch.setattr(observers, "save_checkpoint", lambda engine, folder, *, step, **_: saved.append(step))
     for every_steps, losses, expected in (
         (2, [0.5, 0.5, 0.5, 0.5], [2, 4]),
         (3, [0.5, 0.5, 0.5, 0.5], [3, 4]),
@@ -80,3 +80,15 @@ def test_checkpoints_are_saved_when_due_and_at_the_end_but_never_with_a_loss_tha
         for step, loss in enumerate(losses, start=1):
             checkpointer.on_step(make_event(step, loss=loss))
         assert saved == expected
+
+
+def test_what_a_run_keeps_beside_the_engine_is_asked_for_when_it_is_saved(monkeypatch, tmp_path):
+    saved = []
+    monkeypatch.setattr(observers, "save_checkpoint", lambda engine, folder, *, extra, **_: saved.append(extra))
+    average = {"ema": 0}
+    checkpointer = Checkpointer(None, tmp_path, every_steps=1, keep=1, recipe="", extra=lambda: dict(average))
+    checkpointer.on_start(make_run())
+    for step in (1, 2):
+        average["ema"] = step
+        checkpointer.on_step(make_event(step, loss=0.5))
+    assert saved == [{"ema": 1}, {"ema": 2}]

@@ -1,0 +1,134 @@
+"""The recipe of a fine-tuning: a Recipe with three sections more, and another meaning of `selection`.
+
+Numbers of the paper are in METHOD section 5 of arXiv 2211.10636 and in `recipes/finetune_*.yaml`.
+"""
+
+from __future__ import annotations
+
+import re
+from typing import Literal, NamedTuple
+
+from pydantic import Field, field_validator, model_validator
+
+from mats_ds.clips import count_tokens
+from mats_ds.config import Recipe, SelectionSection, _Section
+
+DEFAULT_KEEP_RATIO = 0.6  # METHOD: rho_pre in fine-tuning
+
+
+class FinetuneSelection(SelectionSection):
+    """Which frames and tokens the encoder sees: int(keep_ratio N) of them, 1 for all. `visible_ratio` has no meaning here."""
+
+    strategy: Literal["mats", "random_drop", "run_length"] = "mats"
+    keep_ratio: float = Field(DEFAULT_KEEP_RATIO, gt=0, le=1)
+
+    @model_validator(mode="after")
+    def _visible_below_kept(self) -> FinetuneSelection:
+        return self  # all kept tokens are visible: the rule of pre-training does not hold
+
+
+class FinetuneSection(_Section):
+    """What the training starts from, and its loss.
+
+    `weights`: a run, a checkpoint, a .safetensors or .pth file, a Hugging Face folder; none: from scratch. A classifier's head is
+    kept unless `new_head`. `num_classes` None: as many as the labels (or the manifest's .classes.txt) say. `layer_decay` is the
+    factor on the learning rate from one block to the one below it (1: none). `ema_decay` None keeps no average of the weights.
+    """
+
+    weights: str | None = None
+    new_head: bool = False
+    num_classes: int | None = Field(None, ge=2)
+    label_smoothing: float = Field(0.1, ge=0, lt=1)
+    layer_decay: float = Field(0.75, gt=0, le=1)
+    head_dropout: float = Field(0.0, ge=0, lt=1)
+    ema_decay: float | None = Field(None, gt=0, lt=1)
+
+
+class RandAugmentPlan(NamedTuple):
+    """`num_operations` drawn per clip, each used with `probability` at `magnitude` (0 to 10, normally spread by `spread`)."""
+
+    magnitude: float
+    num_operations: int
+    spread: float
+    probability: float
+
+
+class AugmentSection(_Section):
+    """What is done to training clips beyond crop and flip; the same for all frames of a clip.
+
+    `rand_augment` is written as in timm, for example rand-m7-n4-mstd0.5-inc1; none: not used. `random_erasing` is the share of
+    clips with an erased box. `mixup` and `cutmix` are the parameters of their beta distributions (0: off); where both are on,
+    each micro-batch takes one of the two, cutmix with the probability `cutmix_share`.
+    """
+
+    rand_augment: str | None = None
+    random_erasing: float = Field(0.0, ge=0, le=1)
+    mixup: float = Field(0.0, ge=0)
+    cutmix: float = Field(0.0, ge=0)
+    cutmix_share: float = Field(0.5, ge=0, le=1)
+
+    @field_validator("rand_augment")
+    @classmethod
+    def _readable(cls, value: str | None) -> str | None:
+        if value is not None:
+            parse_rand_augment(value)
+        return value
+
+    @property
+    def mixes(self) -> bool:
+        return self.mixup > 0 or self.cutmix > 0
+
+
+class EvaluationSection(_Section):
+    """The test during training: every `every_epochs` and at the end, on `clips` x `crops` views of every video of `manifest`.
+
+    None: no test, and no best weights are kept.
+    """
+
+    manifest: str | None = None
+    root: str | None = None
+    clips: int = Field(1, ge=1, le=64)
+    crops: int = Field(1, ge=1, le=16)
+    every_epochs: float = Field(1.0, gt=0)
+
+
+class FinetuneRecipe(Recipe):
+    """One fine-tuning."""
+
+    selection: FinetuneSelection = FinetuneSelection()
+    finetune: FinetuneSection = FinetuneSection()
+    augment: AugmentSection = AugmentSection()
+    evaluation: EvaluationSection = EvaluationSection()
+
+    @model_validator(mode="after")
+    def _counts(self) -> FinetuneRecipe:
+        grid = self.clip.grid()
+        if count_tokens(self.selection.keep_ratio, grid.num_tokens) < 1:
+            raise ValueError(
+                f"selection.keep_ratio {self.selection.keep_ratio} of {grid.num_tokens} tokens is no token at all: raise it"
+            )
+        if self.selection.frame_candidates > 1 and grid.tau < 2:
+            raise ValueError("selection.frame_candidates needs a clip of at least two tubelets")
+        if self.selection.frame_candidates > 1 and self.selection.keep_ratio == 1:
+            raise ValueError("selection.frame_candidates goes by where the kept tokens lie, and keep_ratio 1 keeps all")
+        return self
+
+
+def parse_rand_augment(text: str) -> RandAugmentPlan:
+    """timm's notation: rand-m7-n4-mstd0.5-inc1, p for the probability (0.5). Raises ValueError for anything else.
+
+    Only the increasing variant (inc1), in which every operation grows stronger with the magnitude, is there.
+    """
+    first, *parts = text.split("-")
+    values = {"m": 10.0, "n": 2.0, "mstd": 0.0, "inc": 0.0, "p": 0.5}
+    for part in parts:
+        match = re.fullmatch(r"(mstd|inc|m|n|p)(\d+(?:\.\d+)?)", part)
+        if match is None:
+            raise ValueError(f"rand_augment knows no {part!r}: write m, n, mstd, inc1 and p as in rand-m7-n4-mstd0.5-inc1")
+        values[match[1]] = float(match[2])
+    plan = RandAugmentPlan(values["m"], int(values["n"]), values["mstd"], values["p"])
+    if first != "rand" or values["inc"] != 1:
+        raise ValueError("rand_augment begins with rand and has inc1, as in rand-m7-n4-mstd0.5-inc1")
+    if not (0 <= plan.magnitude <= 10 and plan.num_operations == values["n"] >= 1 and plan.probability <= 1):
+        raise ValueError("rand_augment: m is 0 to 10, n a whole number of at least 1, p at most 1")
+    return plan
