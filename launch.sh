@@ -9,7 +9,7 @@ set -euo pipefail
 ROOT="$(CDPATH='' cd -- "$(dirname -- "$(readlink -f -- "${BASH_SOURCE[0]}")")" && pwd -P)"
 VENV="$ROOT/.venv"
 STAMP="$VENV/.mats_ds-installed"
-COMMANDS=(demo test prepare pretrain convert report setup help)
+COMMANDS=(demo test prepare pretrain convert probe visualize report setup help)
 CPU_RANKS=2
 PYTHON="" # the interpreter that holds the packages; `setup` fills it in
 
@@ -25,6 +25,8 @@ Usage: bash launch.sh COMMAND [ARGUMENTS]
                           to pretrain.py; --ds_config is ds_configs/zero2.json unless given
   prepare TASK ...        python mats_ds/prepare.py: import annotations, check videos, transcode them (prepare --help)
   convert SOURCE [DEST]   python mats_ds/convert.py: weights of VideoMAE, EVEREST, Hugging Face and our runs (convert --help)
+  probe ...               python mats_ds/probe.py: k-NN, linear and attentive probe of frozen features (probe --help)
+  visualize VIDEO ...     python mats_ds/visualize.py: what a model sees of a video, as .mp4, .gif or .png (visualize --help)
   report [RUN_DIR ...]    python profiling/report.py
   setup                   only install
   help                    this page
@@ -424,6 +426,16 @@ convert() { # relative paths are the caller's
   run_last "$PYTHON" "$ROOT/mats_ds/convert.py" "$@"
 }
 
+probe() { # relative paths are the caller's
+  setup
+  run_last "$PYTHON" "$ROOT/mats_ds/probe.py" "$@"
+}
+
+visualize() { # relative paths are the caller's
+  setup
+  run_last "$PYTHON" "$ROOT/mats_ds/visualize.py" "$@"
+}
+
 report() {
   setup
   local argument
@@ -468,7 +480,7 @@ main() {
   local command="${1:-help}"
   (($# == 0)) || shift
   case "$command" in
-    demo | prepare | convert | report) "$command" "$@" ;;
+    demo | prepare | convert | probe | visualize | report) "$command" "$@" ;;
     test) run_tests "$@" ;;
     pretrain) pretrain "$@" ;;
     setup)

@@ -92,6 +92,8 @@ def test_help_names_every_command_and_variable(project, arguments):
         "prepare",
         "pretrain",
         "convert",
+        "probe",
+        "visualize",
         "report",
         "setup",
         "MATS_PYTHON",
@@ -232,6 +234,11 @@ class TestReportAndTests:
         assert command[1:] == [f"{project.root}/mats_ds/prepare.py", "check", "my videos", "--out", "m.csv"]
         (command,) = project.plan("convert", "runs/my run", "w.safetensors")
         assert command[1:] == [f"{project.root}/mats_ds/convert.py", "runs/my run", "w.safetensors"]
+
+    @pytest.mark.parametrize("name", ["probe", "visualize"])
+    def test_looking_at_a_model_stays_in_the_callers_folder(self, project, name):
+        (command,) = project.plan(name, "a b.mp4", "--weights", "runs/my run")
+        assert command[1:] == [f"{project.root}/mats_ds/{name}.py", "a b.mp4", "--weights", "runs/my run"]
 
     def test_the_default_leaves_out_what_is_slow_or_needs_a_gpu(self, project):
         assert project.plan("test")[0][1:] == ["-m", "pytest", "-m", "not slow and not gpu"]
