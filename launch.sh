@@ -9,7 +9,7 @@ set -euo pipefail
 ROOT="$(CDPATH='' cd -- "$(dirname -- "$(readlink -f -- "${BASH_SOURCE[0]}")")" && pwd -P)"
 VENV="$ROOT/.venv"
 STAMP="$VENV/.mats_ds-installed"
-COMMANDS=(demo test prepare pretrain convert probe visualize report setup help)
+COMMANDS=(demo test prepare pretrain evaluate extract convert probe visualize report setup help)
 CPU_RANKS=2
 PYTHON="" # the interpreter that holds the packages; `setup` fills it in
 
@@ -24,6 +24,9 @@ Usage: bash launch.sh COMMAND [ARGUMENTS]
                           --hostfile F and the other options of the deepspeed launcher go to the launcher, the rest
                           to pretrain.py; --ds_config is ds_configs/zero2.json unless given
   prepare TASK ...        python mats_ds/prepare.py: import annotations, check videos, transcode them (prepare --help)
+  evaluate ...            mats_ds/evaluate.py on all ranks, as pretrain: test a classifier on videos; with --video FILE,
+                          classify one (evaluate --help)
+  extract ...             mats_ds/extract.py on all ranks: the features of every video of a manifest (extract --help)
   convert SOURCE [DEST]   python mats_ds/convert.py: weights of VideoMAE, EVEREST, Hugging Face and our runs (convert --help)
   probe ...               python mats_ds/probe.py: k-NN, linear and attentive probe of frozen features (probe --help)
   visualize VIDEO ...     python mats_ds/visualize.py: what a model sees of a video, as .mp4, .gif or .png (visualize --help)
@@ -308,8 +311,9 @@ setup() { # setup [EXTRA]: fills in PYTHON, and installs only where nothing that
 # ---------------------------------------------------------------------------------------------- running
 free_port() { "$PYTHON" -c 'import socket; s = socket.socket(); s.bind(("127.0.0.1", 0)); print(s.getsockname()[1])'; }
 
-train() { # train [LAUNCHER OPTIONS] [-- the trainer's]: deepspeed mats_ds/pretrain.py with as many ranks as there are accelerators
-  local with=(env) launcher=() script=() num_gpus="" placed="" port="" config="" gpus=() cores
+launch() { # launch NAME [LAUNCHER OPTIONS] [its own]: deepspeed mats_ds/NAME.py with as many ranks as there are accelerators
+  local name="$1" with=(env) launcher=() script=() num_gpus="" placed="" port="" config="" gpus=() cores
+  shift
   while (($#)); do
     case "$1" in
       --num_gpus | --num_gpus=*)
@@ -337,7 +341,7 @@ train() { # train [LAUNCHER OPTIONS] [-- the trainer's]: deepspeed mats_ds/pretr
     esac
     shift
   done
-  [[ -n $config ]] || script=(--ds_config "$ROOT/ds_configs/zero2.json" ${script[@]+"${script[@]}"})
+  [[ -n $config || $name != pretrain ]] || script=(--ds_config "$ROOT/ds_configs/zero2.json" ${script[@]+"${script[@]}"})
 
   if [[ -n $placed ]]; then
     [[ -z $num_gpus ]] || launcher+=(--num_gpus "$num_gpus")
@@ -366,7 +370,7 @@ train() { # train [LAUNCHER OPTIONS] [-- the trainer's]: deepspeed mats_ds/pretr
     fi
   fi
   run_group "${with[@]}" "$PYTHON" -m deepspeed.launcher.runner ${launcher[@]+"${launcher[@]}"} \
-    "$ROOT/mats_ds/pretrain.py" "${script[@]}"
+    "$ROOT/mats_ds/$name.py" ${script[@]+"${script[@]}"}
 }
 
 # ---------------------------------------------------------------------------------------------- commands
@@ -389,23 +393,27 @@ demo() {
   cd -- "$ROOT"
   out="runs/demo-$(date +%Y%m%d-%H%M%S)"
   say "pre-training a tiny MATS into $out"
-  train --recipe mats_ds/recipes/tiny.yaml --ds_config ds_configs/zero2_tiny.json --out "$out" ${data[@]+"${data[@]}"} \
+  launch pretrain --recipe mats_ds/recipes/tiny.yaml --ds_config ds_configs/zero2_tiny.json --out "$out" ${data[@]+"${data[@]}"} \
     || { status=$? && fail "$status" "the training failed (status $status); its folder is $out"; }
   say "report"
   run_last "$PYTHON" profiling/report.py "$out"
 }
 
-pretrain() { # relative paths in its arguments are the caller's: it stays in the caller's folder
+launch_or_help() { # launch_or_help NAME [ARGUMENTS]: on all ranks, but its help (and one video) in one process
   local argument
   setup
-  for argument in "$@"; do
-    if [[ $argument == -h || $argument == --help ]]; then
-      run_last "$PYTHON" "$ROOT/mats_ds/pretrain.py" --help
-      return
-    fi
+  for argument in "${@:2}"; do
+    case "$argument" in
+      -h | --help | --video | --video=*) run_last "$PYTHON" "$ROOT/mats_ds/$1.py" "${@:2}" && return ;;
+    esac
   done
-  train "$@"
+  launch "$@"
 }
+
+# relative paths in their arguments are the caller's: they stay in the caller's folder
+pretrain() { launch_or_help pretrain "$@"; }
+evaluate() { launch_or_help evaluate "$@"; }
+extract() { launch_or_help extract "$@"; }
 
 run_tests() {
   setup test
@@ -482,7 +490,7 @@ main() {
   case "$command" in
     demo | prepare | convert | probe | visualize | report) "$command" "$@" ;;
     test) run_tests "$@" ;;
-    pretrain) pretrain "$@" ;;
+    pretrain | evaluate | extract) "$command" "$@" ;;
     setup)
       setup test
       say "ready: $PYTHON"

@@ -65,10 +65,11 @@ class Project:
         return [shlex.split(line)[1:] for line in done.stdout.splitlines() if line.startswith("+ ")]
 
     def launch_plan(self, *arguments: str, **environment: str) -> tuple[list[str], list[str], list[str]]:
-        """The one training command: its environment, the launcher's options, the trainer's arguments."""
+        """The one command on several ranks: its environment, the launcher's options, the script's arguments."""
         (command,) = [words for words in self.plan(*arguments, **environment) if "deepspeed.launcher.runner" in words]
         runner = command.index("deepspeed.launcher.runner")
-        script = command.index(f"{self.root}/mats_ds/pretrain.py")
+        name = arguments[0] if arguments[0] in ("evaluate", "extract") else "pretrain"
+        script = command.index(f"{self.root}/mats_ds/{name}.py")
         return command[1 : runner - 2], command[runner + 1 : script], command[script + 1 :]
 
 
@@ -91,6 +92,8 @@ def test_help_names_every_command_and_variable(project, arguments):
         "test",
         "prepare",
         "pretrain",
+        "evaluate",
+        "extract",
         "convert",
         "probe",
         "visualize",
@@ -219,9 +222,22 @@ class TestRanks:
         _, _, trainer = project.launch_plan("pretrain", *option)
         assert trainer == list(option)
 
-    def test_help_of_the_trainer_starts_no_ranks(self, project):
-        (command,) = project.plan("pretrain", "--help")
-        assert command[1:] == [f"{project.root}/mats_ds/pretrain.py", "--help"]
+    @pytest.mark.parametrize("name", ["pretrain", "evaluate", "extract"])
+    def test_help_starts_no_ranks(self, project, name):
+        (command,) = project.plan(name, "--help")
+        assert command[1:] == [f"{project.root}/mats_ds/{name}.py", "--help"]
+
+    @pytest.mark.parametrize("name", ["evaluate", "extract"])
+    def test_a_trained_model_runs_on_all_ranks_without_a_ds_config(self, project, name):
+        project.put_driver("13.0", 3)
+        environment, launcher, script = project.launch_plan(name, "--num_gpus", "2", "--model", "my run", "--manifest", "a.csv")
+        assert environment == [] and launcher[:2] == ["--num_gpus", "2"]
+        assert script == ["--model", "my run", "--manifest", "a.csv"]
+
+    @pytest.mark.parametrize("option", [["--video", "a b.mp4"], ["--video=a b.mp4"]])
+    def test_one_video_needs_one_process(self, project, option):
+        (command,) = project.plan("evaluate", "--model", "m", *option)
+        assert command[1:] == [f"{project.root}/mats_ds/evaluate.py", "--model", "m", *option]
 
 
 class TestReportAndTests:
