@@ -42,7 +42,8 @@ class SweepPoint:
 
 def draw_confusion(accuracy: Accuracy, names: Sequence[str], path: Path, *, title: str) -> None:
     """A PNG: rows are true classes, columns predicted ones, each row in parts of its own videos."""
-    figure = new_figure(*[max(4.5, min(14.0, 2.6 + 0.32 * len(names)))] * 2)
+    side = max(4.8, min(14.0, 2.6 + 0.32 * len(names)))
+    figure = new_figure(side + 1.6, side)
     axis = figure.subplots()
     total_C1 = accuracy.confusion_CC.sum(axis=1, keepdims=True)
     part_CC = accuracy.confusion_CC / np.maximum(total_C1, 1)
@@ -58,7 +59,7 @@ def draw_confusion(accuracy: Accuracy, names: Sequence[str], path: Path, *, titl
                 axis.text(column, row, str(count), ha="center", va="center", color=colour, fontsize=8)
     axis.set_xlabel("predicted class")
     axis.set_ylabel("true class")
-    axis.set_title(f"{title}\ntop-1 {accuracy.top1.describe()}", fontsize=10)
+    figure.suptitle(f"{title}\ntop-1 {accuracy.top1.describe()}", fontsize=10)
     figure.colorbar(image, ax=axis, label="part of the true class", shrink=0.7)
     figure.savefig(path, dpi=120)
 

@@ -1,0 +1,263 @@
+"""Write the features of every video of a manifest: shards of arrays and an index.
+
+    bash launch.sh extract --model runs/k400 --manifest videos.csv --out features                 # all GPUs
+    python mats_ds/extract.py --model MODEL --manifest videos.csv --out features --pool none      # every token and its place
+
+Reads top to bottom: settle what is asked for, write the shards that are missing, write the index. The same command goes on
+where an earlier one ended; shards are the same on any number of ranks. Labels are not needed.
+Exit status: 0 done, 2 unusable input or arguments.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import logging
+import os
+import sys
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+if __name__ == "__main__":  # run as a file, Python would look for modules in mats_ds/ itself
+    sys.path[0] = str(Path(__file__).resolve().parents[1])
+
+import numpy as np
+import torch
+
+from mats_ds.clips import BadClip, count_tokens
+from mats_ds.config import ClipSection
+from mats_ds.data.manifest import Manifest, read_manifest
+from mats_ds.data.view_pass import read_views
+from mats_ds.interop.feature_shards import SUFFIXES, Shard, digest, digest_weights, is_finished, read_shard, write_shard
+from mats_ds.interop.load import load_encoder
+from mats_ds.interop.model_options import SAMPLING, add_model_options, choose_batch, find_clip_section, read_model_weights
+from mats_ds.metering.accuracy_files import write_json, write_table, write_unreadable
+from mats_ds.models.features import VideoEncoder, average_tubelets
+from mats_ds.training.place import find_dtype, find_place, gather_on_all, leave, wait_for_all
+
+logger = logging.getLogger("mats_ds")
+
+DONE, UNUSABLE = 0, 2
+SETTINGS, INDEX, UNREADABLE = "features.json", "index.csv", "unreadable.csv"
+SHARD_VIDEOS = {"mean": 1000, "tubelet": 1000, "none": 32}  # all tokens of a ViT-B clip are 5 MB
+
+
+def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(
+        description="Write the features of every video of a manifest, in shards with an index; call it again to go on.",
+        epilog="Example: bash launch.sh extract --model runs/k400 --manifest videos.csv --out features --pool tubelet",
+    )
+    parser.add_argument("--manifest", required=True, help="a .csv, a list of `path label` lines, or a folder of videos")
+    parser.add_argument("--out", required=True, metavar="DIR", help="folder of the shards, index.csv and unreadable.csv")
+    parser.add_argument(
+        "--pool",
+        choices=("mean", "tubelet", "none"),
+        default="mean",
+        help="one vector a view (default), one a tubelet (time step), or every token with its place",
+    )
+    parser.add_argument("--keep_ratio", type=float, metavar="R", help="share of tokens to keep (a classifier's own; else all)")
+    parser.add_argument("--format", choices=tuple(SUFFIXES), default="safetensors", help="of the shards (default: %(default)s)")
+    parser.add_argument("--store", choices=("float32", "float16"), default="float32", help="type of the features (%(default)s)")
+    parser.add_argument("--shard_videos", type=int, metavar="N", help="videos of a shard (1000; 32 with --pool none)")
+    add_model_options(parser, num_clips=1, num_crops=1)
+    return parser.parse_args(arguments)
+
+
+@dataclass(frozen=True)
+class Extraction:
+    """All that a shard depends on but its videos; `settings` is the digest of it."""
+
+    encoder: VideoEncoder
+    section: ClipSection
+    settings: str
+    options: argparse.Namespace
+
+
+def settle(options: argparse.Namespace, manifest: Manifest, *, out: Path, device: torch.device, is_first: bool) -> Extraction:
+    """Load the encoder and write down what is asked for.
+
+    Raises ValueError when `out` holds features of something else, or the weights or numbers cannot be used.
+    """
+    weights = read_model_weights(options)
+    encoder = load_encoder(weights, **({} if options.keep_ratio is None else {"keep_ratio": options.keep_ratio}))
+    keep_ratio = encoder.trunk.keep_ratio
+    if count_tokens(keep_ratio, encoder.grid.num_tokens) < 1:
+        raise ValueError(f"--keep_ratio {keep_ratio} of {encoder.grid.num_tokens} tokens is no token at all")
+    section = find_clip_section(options, encoder.grid)
+    if options.shard_videos is None:
+        options.shard_videos = SHARD_VIDEOS[options.pool]
+    if options.shard_videos < 1:
+        raise ValueError(f"--shard_videos is at least 1, got {options.shard_videos}")
+    dtype = find_dtype(options.precision, device)
+    listed = [
+        [os.path.abspath(path) for path in manifest.paths],
+        manifest.first_seconds_S.tolist(),
+        manifest.last_seconds_S.tolist(),
+    ]
+    asked = {
+        "weights_sha256": digest_weights(weights),
+        "manifest_sha256": digest([json.dumps(listed).encode()]),
+        "num_videos": len(manifest),
+        "grid": {
+            "tubelets": encoder.grid.tau,
+            "rows": encoder.grid.rows,
+            "columns": encoder.grid.columns,
+            "tubelet": list(encoder.grid.tubelet),
+        },
+        "width": encoder.width,
+        "num_frames_read": encoder.num_frames,
+        "keep_ratio": keep_ratio,
+        "strategy": encoder.trunk.strategy,
+        "clips": options.clips,
+        "crops": options.crops,
+        **section.model_dump(include=set(SAMPLING)),
+        "pool": options.pool,
+        "format": options.format,
+        "store": options.store,
+        "precision": str(dtype).removeprefix("torch."),
+        "shard_videos": options.shard_videos,
+    }
+    refuse_other_settings(out / SETTINGS, asked)
+    if is_first:
+        out.mkdir(parents=True, exist_ok=True)
+        write_json(out / SETTINGS, {**asked, "weights": str(options.model), "manifest": manifest.name})
+    settings = digest([json.dumps(asked, sort_keys=True).encode()])
+    return Extraction(encoder.to(device, dtype), section, settings, options)
+
+
+def refuse_other_settings(path: Path, asked: Mapping[str, object]) -> None:
+    """Raises ValueError when a folder was begun with other settings, and says which."""
+    if not path.is_file():
+        return
+    there = json.loads(path.read_text(encoding="utf-8"))
+    other = [
+        f"{name} is {there.get(name)!r} there and {value!r} here" for name, value in asked.items() if there.get(name) != value
+    ]
+    if other:
+        raise ValueError(f"{path.parent} holds features made otherwise ({'; '.join(other)}): use another --out")
+
+
+def extract_shard(
+    extraction: Extraction, manifest: Manifest, *, first: int, device: torch.device, label: str
+) -> tuple[dict[str, np.ndarray], list[BadClip]]:
+    """The arrays of the shard that begins with video `first`, and its unreadable videos."""
+    options, encoder = extraction.options, extraction.encoder
+    rows: dict[str, list[np.ndarray]] = {name: [] for name in ("features", "sample", "clip", "crop", "tubelets")}
+    bad: dict[int, BadClip] = {}
+    for batch in read_views(
+        part_of(manifest, first, options.shard_videos),
+        recipe_clip=extraction.section,
+        num_clips=options.clips,
+        num_crops=options.crops,
+        num_frames=encoder.num_frames,
+        micro_batch=choose_batch(options, on_gpu=device.type == "cuda"),
+        device=device,
+        num_workers=options.workers,
+        label=label,
+    ):
+        bad |= {clip.sample: BadClip(clip.path, first + clip.sample, clip.reason) for clip in batch.clips.bad}
+        arrays = encode(encoder, batch.clips.frames_BTHWC, pool=options.pool, store=options.store)
+        for place, (view, is_readable) in enumerate(zip(batch.views, batch.readable, strict=True)):
+            if view is None or not is_readable:
+                continue
+            for name, number in (("sample", first + view.sample), ("clip", view.clip), ("crop", view.crop)):
+                rows[name].append(np.int64(number))
+            for name, array in arrays.items():
+                rows.setdefault(name, []).append(array[place])
+    width = {"features": (0, encoder.width)}  # a shard without a single readable video still has its arrays
+    stacked = {name: np.stack(found) if found else np.zeros(width.get(name, (0,)), options.store) for name, found in rows.items()}
+    return stacked, [bad[sample] for sample in sorted(bad)]
+
+
+def part_of(manifest: Manifest, first: int, count: int) -> Manifest:
+    """`count` videos from number `first` on."""
+    here = slice(first, first + count)
+    spans = manifest.first_seconds_S[here], manifest.last_seconds_S[here]
+    return Manifest(manifest.paths[here], manifest.label_S[here], *spans, manifest.name)
+
+
+def encode(encoder: VideoEncoder, frames_BTHWC: torch.Tensor, *, pool: str, store: str) -> dict[str, np.ndarray]:
+    """The arrays of a batch, first dimension B."""
+    tokens = encoder.tokens(frames_BTHWC)
+    arrays = {"tubelets": tokens.tubelets_BT}
+    if pool == "mean":
+        features = tokens.features_BD
+    elif pool == "tubelet":
+        means = average_tubelets(tokens, encoder.grid)
+        features, arrays["count"] = means.mean_BTD, means.count_BT
+    else:
+        features, arrays["position"] = tokens.tokens_BKD, tokens.position_BK3.to(torch.int16)
+    found = {name: tensor.cpu().numpy() for name, tensor in arrays.items()}
+    return {"features": features.float().cpu().numpy().astype(store), **found}
+
+
+def shard_paths(out: Path, num_videos: int, options: argparse.Namespace) -> list[Path]:
+    """The files of the shards, in their order."""
+    num_shards = -(-num_videos // options.shard_videos)
+    return [out / f"features-{number:05d}{SUFFIXES[options.format]}" for number in range(num_shards)]
+
+
+def write_index(out: Path, manifest: Manifest, shards: list[Path], encoder: VideoEncoder) -> str:
+    """index.csv: where the features of each view are; unreadable.csv. Returns what they hold, in words."""
+    rows, bad, grid = [], [], encoder.grid
+    for path in shards:
+        shard = read_shard(path)
+        bad += shard.bad
+        places = zip(*(shard.arrays[name].tolist() for name in ("sample", "clip", "crop")), strict=True)
+        for row, (sample, clip, crop) in enumerate(places):
+            labelled = [manifest.paths[sample], int(manifest.label_S[sample]), sample, clip, crop]
+            rows.append([*labelled, path.name, row, grid.tau, grid.rows, grid.columns])
+    header = ("path", "label", "sample", "clip", "crop", "shard", "row", "tubelets", "rows", "columns")
+    write_table(out / INDEX, header, rows)
+    write_unreadable(out / UNREADABLE, bad)
+    note = f"; {len(bad)} unreadable, in whole or in part: see {UNREADABLE}" if bad else ""
+    num_read = len({row[2] for row in rows})
+    return f"{len(rows)} views of {num_read} videos (of {len(manifest)}) in {len(shards)} shards below {out}{note}"
+
+
+def extract(options: argparse.Namespace) -> None:
+    """Everything on this rank; rank 0 writes the index."""
+    place = find_place(options.device)
+    manifest, out = read_manifest(options.manifest, root=options.root), Path(options.out)
+    extraction = settle(options, manifest, out=out, device=place.device, is_first=place.rank == 0)
+    wait_for_all(place)
+    shards = shard_paths(out, len(manifest), options)
+    checked = range(place.rank, len(shards), place.world_size)
+    found = gather_on_all([number for number in checked if not is_finished(shards[number], extraction.settings)], place)
+    missing = sorted(number for numbers in found for number in numbers)
+    if len(missing) < len(shards):
+        logger.info("%d of %d shards are there and whole", len(shards) - len(missing), len(shards))
+    for number in missing[place.rank :: place.world_size]:
+        arrays, bad = extract_shard(
+            extraction,
+            manifest,
+            first=number * options.shard_videos,
+            device=place.device,
+            label=f"shard {number + 1} of {len(shards)}" if place.rank == 0 else "",
+        )
+        write_shard(shards[number], Shard(arrays, extraction.settings, tuple(bad)))
+    wait_for_all(place)
+    if place.rank == 0:
+        print(write_index(out, manifest, shards, extraction.encoder))
+
+
+def main(arguments: list[str] | None = None) -> int:
+    options = parse_arguments(arguments)
+    is_first = os.environ.get("RANK", "0") == "0"
+    logging.basicConfig(level=logging.WARNING if is_first else logging.ERROR, format="%(message)s", stream=sys.stderr)
+    if is_first:
+        logger.setLevel(logging.INFO)
+    try:
+        extract(options)
+    except ValueError as error:
+        if is_first:
+            print(f"error: {error}", file=sys.stderr)
+        return UNUSABLE
+    finally:
+        leave()
+    return DONE
+
+
+if __name__ == "__main__":
+    sys.exit(main())

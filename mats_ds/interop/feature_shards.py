@@ -1,0 +1,108 @@
+"""Shards of features: named arrays <-> one .safetensors or .npz file, that says what it was made with and notices damage.
+
+Arrays of a shard, R rows, one a view that could be read: features [R, D], [R, T, D] or [R, K, D]; sample, clip, crop [R]: which
+view of which row of the manifest; tubelets [R, T]: which tubelets of the frames that were read; by pooling, count [R, T]: tokens
+behind each tubelet's mean, or position [R, K, 3]: (tubelet, row, column) of each token.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import zipfile
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from safetensors import SafetensorError, safe_open
+from safetensors.numpy import save_file
+
+from mats_ds.clips import BadClip
+from mats_ds.interop.weights import Weights
+
+SUFFIXES = {"safetensors": ".safetensors", "npz": ".npz"}
+ABOUT = "about"  # JSON: an entry of the metadata, or an array of one string
+
+
+@dataclass(frozen=True)
+class Shard:
+    """`settings`: digest of what it was made with. `bad`: the videos of this shard that could not be read."""
+
+    arrays: Mapping[str, np.ndarray]
+    settings: str
+    bad: tuple[BadClip, ...]
+
+
+def write_shard(path: Path, shard: Shard) -> None:
+    """Write the file aside and rename it when it is whole."""
+    about = json.dumps(
+        {
+            "settings": shard.settings,
+            "sha256": digest_arrays(shard.arrays),
+            "bad": [[clip.path, clip.sample, clip.reason] for clip in shard.bad],
+        }
+    )
+    aside = path.with_name(f".{path.name}.part")
+    aside.write_bytes(b"")
+    usual_mode = aside.stat().st_mode  # safetensors makes files that their owner alone can read
+    if path.suffix == SUFFIXES["npz"]:
+        with aside.open("wb") as stream:  # by name, numpy would add a suffix
+            np.savez(stream, **shard.arrays, **{ABOUT: np.array(about)})
+    else:
+        save_file({name: np.ascontiguousarray(array) for name, array in shard.arrays.items()}, aside, metadata={ABOUT: about})
+    os.chmod(aside, usual_mode)
+    os.replace(aside, path)
+
+
+def read_shard(path: Path) -> Shard:
+    """Raises ValueError for a file that is torn, damaged or of another program."""
+    try:
+        if path.suffix == SUFFIXES["npz"]:
+            with np.load(path, allow_pickle=False) as file:
+                arrays = {name: file[name] for name in file.files}
+            text = str(arrays.pop(ABOUT))
+        else:
+            with safe_open(path, framework="np") as file:
+                text = (file.metadata() or {})[ABOUT]
+                arrays = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (it is no dictionary)
+        about = json.loads(text)
+        stated, settings, bad = about["sha256"], about["settings"], about["bad"]
+    except (SafetensorError, zipfile.BadZipFile, KeyError, OSError, EOFError, ValueError) as error:
+        raise ValueError(f"{path} is no whole shard of features: {error}") from None
+    if digest_arrays(arrays) != stated:
+        raise ValueError(f"{path} does not hold the numbers that were written: it is damaged")
+    return Shard(arrays, settings, tuple(BadClip(*clip) for clip in bad))
+
+
+def is_finished(path: Path, settings: str) -> bool:
+    """Whether the file is there, whole, and made with these settings."""
+    if not path.is_file():
+        return False
+    try:
+        return read_shard(path).settings == settings
+    except ValueError:
+        return False
+
+
+def digest_arrays(arrays: Mapping[str, np.ndarray]) -> str:
+    """sha256 over names, types, shapes and bytes."""
+    return digest(
+        part
+        for name in sorted(arrays)
+        for part in (f"{name} {arrays[name].dtype} {arrays[name].shape}".encode(), np.ascontiguousarray(arrays[name]).data)
+    )
+
+
+def digest_weights(weights: Weights) -> str:
+    """sha256 over the names and values of the weights."""
+    return digest_arrays({name: tensor.numpy() for name, tensor in weights.state.items()})
+
+
+def digest(parts: Iterable[bytes | memoryview]) -> str:
+    """sha256 over all parts, one after the other."""
+    found = hashlib.sha256()
+    for part in parts:
+        found.update(part)
+    return found.hexdigest()
