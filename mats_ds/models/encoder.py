@@ -117,7 +117,7 @@ class Transformer(nn.Module):
         super().__init__()
         self.checkpointed = checkpointed_blocks(depth, checkpoint_blocks)
         levels = ("none" if whole else recompute for whole in self.checkpointed)  # nothing is recomputed twice
-        rates = torch.linspace(0, drop_path, depth).tolist()
+        rates = [drop_path * place / max(1, depth - 1) for place in range(depth)]
         self.blocks = nn.ModuleList(
             Block(width, heads, drop_path=rate, recompute=level) for rate, level in zip(rates, levels, strict=True)
         )
