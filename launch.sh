@@ -9,7 +9,7 @@ set -euo pipefail
 ROOT="$(CDPATH='' cd -- "$(dirname -- "$(readlink -f -- "${BASH_SOURCE[0]}")")" && pwd -P)"
 VENV="$ROOT/.venv"
 STAMP="$VENV/.mats_ds-installed"
-COMMANDS=(demo test prepare pretrain evaluate extract convert probe visualize report setup help)
+COMMANDS=(demo test prepare pretrain finetune evaluate extract convert probe visualize report setup help)
 CPU_RANKS=2
 PYTHON="" # the interpreter that holds the packages; `setup` fills it in
 
@@ -23,6 +23,7 @@ Usage: bash launch.sh COMMAND [ARGUMENTS]
   pretrain [OPTIONS]      deepspeed mats_ds/pretrain.py on all GPUs (two CPU ranks without one). --num_gpus N,
                           --hostfile F and the other options of the deepspeed launcher go to the launcher, the rest
                           to pretrain.py; --ds_config is ds_configs/zero2.json unless given
+  finetune [OPTIONS]      mats_ds/finetune.py on all ranks, as pretrain; --ds_config is ds_configs/zero2_finetune.json
   prepare TASK ...        python mats_ds/prepare.py: import annotations, check videos, transcode them (prepare --help)
   evaluate ...            mats_ds/evaluate.py on all ranks, as pretrain: test a classifier on videos; with --video FILE,
                           classify one (evaluate --help)
@@ -312,7 +313,7 @@ setup() { # setup [EXTRA]: fills in PYTHON, and installs only where nothing that
 free_port() { "$PYTHON" -c 'import socket; s = socket.socket(); s.bind(("127.0.0.1", 0)); print(s.getsockname()[1])'; }
 
 launch() { # launch NAME [LAUNCHER OPTIONS] [its own]: deepspeed mats_ds/NAME.py with as many ranks as there are accelerators
-  local name="$1" with=(env) launcher=() script=() num_gpus="" placed="" port="" config="" gpus=() cores
+  local name="$1" with=(env) launcher=() script=() num_gpus="" placed="" port="" config="" default_config="" gpus=() cores
   shift
   while (($#)); do
     case "$1" in
@@ -341,7 +342,12 @@ launch() { # launch NAME [LAUNCHER OPTIONS] [its own]: deepspeed mats_ds/NAME.py
     esac
     shift
   done
-  [[ -n $config || $name != pretrain ]] || script=(--ds_config "$ROOT/ds_configs/zero2.json" ${script[@]+"${script[@]}"})
+  case "$name" in
+    pretrain) default_config="$ROOT/ds_configs/zero2.json" ;;
+    finetune) default_config="$ROOT/ds_configs/zero2_finetune.json" ;;
+    *) config=none ;;
+  esac
+  [[ -n $config ]] || script=(--ds_config "$default_config" ${script[@]+"${script[@]}"})
 
   if [[ -n $placed ]]; then
     [[ -z $num_gpus ]] || launcher+=(--num_gpus "$num_gpus")
@@ -412,6 +418,7 @@ launch_or_help() { # launch_or_help NAME [ARGUMENTS]: on all ranks, but its help
 
 # relative paths in their arguments are the caller's: they stay in the caller's folder
 pretrain() { launch_or_help pretrain "$@"; }
+finetune() { launch_or_help finetune "$@"; }
 evaluate() { launch_or_help evaluate "$@"; }
 extract() { launch_or_help extract "$@"; }
 
@@ -490,7 +497,7 @@ main() {
   case "$command" in
     demo | prepare | convert | probe | visualize | report) "$command" "$@" ;;
     test) run_tests "$@" ;;
-    pretrain | evaluate | extract) "$command" "$@" ;;
+    pretrain | finetune | evaluate | extract) "$command" "$@" ;;
     setup)
       setup test
       say "ready: $PYTHON"

@@ -68,7 +68,7 @@ class Project:
         """The one command on several ranks: its environment, the launcher's options, the script's arguments."""
         (command,) = [words for words in self.plan(*arguments, **environment) if "deepspeed.launcher.runner" in words]
         runner = command.index("deepspeed.launcher.runner")
-        name = arguments[0] if arguments[0] in ("evaluate", "extract") else "pretrain"
+        name = arguments[0] if arguments[0] in ("finetune", "evaluate", "extract") else "pretrain"
         script = command.index(f"{self.root}/mats_ds/{name}.py")
         return command[1 : runner - 2], command[runner + 1 : script], command[script + 1 :]
 
@@ -92,6 +92,7 @@ def test_help_names_every_command_and_variable(project, arguments):
         "test",
         "prepare",
         "pretrain",
+        "finetune",
         "evaluate",
         "extract",
         "convert",
@@ -222,7 +223,13 @@ class TestRanks:
         _, _, trainer = project.launch_plan("pretrain", *option)
         assert trainer == list(option)
 
-    @pytest.mark.parametrize("name", ["pretrain", "evaluate", "extract"])
+    def test_fine_tuning_has_a_micro_batch_of_its_own(self, project):
+        _, _, trainer = project.launch_plan("finetune", "--out", "x")
+        assert trainer == ["--ds_config", f"{project.root}/ds_configs/zero2_finetune.json", "--out", "x"]
+        _, _, trainer = project.launch_plan("finetune", "--ds_config", "mine.json")
+        assert trainer == ["--ds_config", "mine.json"]
+
+    @pytest.mark.parametrize("name", ["pretrain", "finetune", "evaluate", "extract"])
     def test_help_starts_no_ranks(self, project, name):
         (command,) = project.plan(name, "--help")
         assert command[1:] == [f"{project.root}/mats_ds/{name}.py", "--help"]
