@@ -1,0 +1,104 @@
+"""Training clips of a fine-tuning: ClipBatch -> frames [B, T, H, W, 3] uint8 and target distributions [B, classes].
+
+The loader has cropped and mirrored; RandAugment, random erasing and mixup or cutmix follow, in this order, on the batch's device.
+All that is drawn of a clip derives from its key, and what is drawn of a micro-batch from its first clip's: so the same run, a
+resumed one and one on another number of ranks (with the same micro-batch) train on the same pixels.
+
+A clip that stands in for an unreadable one carries its own label and counts as any other. A blank one (nothing could be read)
+would teach that black is its class: it counts for nothing, and no clip is mixed with it.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from einops import rearrange
+
+from mats_ds.clips import ClipBatch
+from mats_ds.config_finetune import AugmentSection, parse_rand_augment
+from mats_ds.data.erasing import erase_box
+from mats_ds.data.mixing import draw_mixture, mix_clips
+from mats_ds.data.rand_augment import rand_augment
+
+_FOR_CLIP, _FOR_BATCH, _FOR_MODEL = range(3)  # what a stream of random numbers serves
+
+
+@dataclass(frozen=True)
+class TrainingClips:
+    """frames_BTHWC: uint8. target_BC: float32, sums to 1. weight_B: float32, 0 for a blank clip, else 1. `seed` is for what the
+    model draws itself (drop path, dropout) on this micro-batch.
+    """
+
+    frames_BTHWC: torch.Tensor
+    target_BC: torch.Tensor
+    weight_B: torch.Tensor
+    seed: int
+
+
+class Augmenter:
+    """Calls itself on the micro-batches of a training run.
+
+    Raises ValueError for mixing in micro-batches of one clip, which has no partner.
+    """
+
+    def __init__(self, section: AugmentSection, *, num_classes: int, micro_batch: int) -> None:
+        if section.mixes and micro_batch < 2:
+            raise ValueError(
+                "augment.mixup and augment.cutmix mix the clips of a micro-batch, and that of the DeepSpeed JSON is 1: take at "
+                "least 2, or set both to 0"
+            )
+        self.section = section
+        self.num_classes = num_classes
+        self.plan = parse_rand_augment(section.rand_augment) if section.rand_augment else None
+        self._stream: torch.cuda.Stream | None = None
+
+    def __call__(self, batch: ClipBatch) -> TrainingClips:
+        keys = self._read_keys(batch.key_B)
+        frames_BTHWC = batch.frames_BTHWC
+        if self.plan or self.section.random_erasing:
+            clips = [self.augment_clip(frames, key) for frames, key in zip(frames_BTHWC, keys, strict=True)]
+            frames_BTHWC = torch.stack(clips)
+        target_BC = F.one_hot(batch.label_B, self.num_classes).float()
+        readable = [path != "" for path in batch.paths]
+        if self.section.mixes:
+            mixes_B = [own and partner for own, partner in zip(readable, readable[::-1], strict=True)]
+            draws = make_draws(keys[0], _FOR_BATCH)
+            mixture = draw_mixture(self.section, *frames_BTHWC.shape[2:4], draws)
+            frames_BTHWC = mix_clips(frames_BTHWC, mixture, mixes_B=mixes_B)
+            share_B1 = self._floats([mixture.share if mixes else 1.0 for mixes in mixes_B], target_BC)[:, None]
+            target_BC = target_BC * share_B1 + target_BC.flip(0) * (1 - share_B1)
+        seed = int(make_draws(keys[0], _FOR_MODEL).integers(2**63))
+        return TrainingClips(frames_BTHWC, target_BC, self._floats(readable, target_BC), seed)
+
+    def augment_clip(self, frames_THWC: torch.Tensor, key: int) -> torch.Tensor:
+        """RandAugment and random erasing of one clip, the same for all of its frames."""
+        draws = make_draws(key, _FOR_CLIP)
+        if self.plan:
+            frames_TCHW = rand_augment(rearrange(frames_THWC, "t h w c -> t c h w"), self.plan, draws)
+            frames_THWC = rearrange(frames_TCHW, "t c h w -> t h w c")
+        if self.section.random_erasing and draws.random() < self.section.random_erasing:
+            frames_THWC = erase_box(frames_THWC, draws)
+        return frames_THWC
+
+    def _read_keys(self, key_B: torch.Tensor) -> list[int]:
+        """On a GPU through a stream of its own: on the model's the host would wait for all of the step before. The loader has
+        finished the batch when it hands it out.
+        """
+        if not key_B.is_cuda:
+            return key_B.tolist()
+        self._stream = self._stream or torch.cuda.Stream(key_B.device)
+        with torch.cuda.stream(self._stream):
+            return key_B.tolist()
+
+    @staticmethod
+    def _floats(values: list, like: torch.Tensor) -> torch.Tensor:
+        on_host = torch.tensor(values, dtype=torch.float32)
+        return on_host.pin_memory().to(like.device, non_blocking=True) if like.is_cuda else on_host
+
+
+def make_draws(key: int, purpose: int) -> np.random.Generator:
+    """Random numbers that are a function of a clip's key and what they are for."""
+    return np.random.Generator(np.random.Philox(np.random.SeedSequence((key, purpose))))

@@ -1,0 +1,58 @@
+"""Mixup and cutmix of the clips of a micro-batch: frames_BTHWC uint8 -> frames_BTHWC uint8 and what is left of each clip.
+
+Source: arXiv 1710.09412 and 1905.04899, used as timm does for whole batches: one draw a micro-batch, clip b with clip B - 1 - b.
+The box of cutmix is the same in all frames; bytes are rounded, so that the model gets uint8 as ever.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+
+from mats_ds.config_finetune import AugmentSection
+from mats_ds.data.erasing import Box
+
+
+@dataclass(frozen=True)
+class Mixture:
+    """What a micro-batch is mixed with: `share` of its own clip stays; `box` is what cutmix replaces, None for mixup."""
+
+    share: float
+    box: Box | None
+
+
+def draw_mixture(section: AugmentSection, height: int, width: int, draws: np.random.Generator) -> Mixture:
+    """One of the two, as the recipe has it. The share of a cutmix is that of the pixels that are left."""
+    cuts = section.cutmix > 0 and (section.mixup == 0 or draws.random() < section.cutmix_share)
+    alpha = section.cutmix if cuts else section.mixup
+    share = float(draws.beta(alpha, alpha))
+    if not cuts:
+        return Mixture(share, None)
+    side = math.sqrt(1 - share)
+    high, wide = int(height * side), int(width * side)
+    middle, centre = int(draws.integers(height)), int(draws.integers(width))
+    top, left = max(0, middle - high // 2), max(0, centre - wide // 2)
+    bottom, right = min(height, middle + high // 2), min(width, centre + wide // 2)
+    box = Box(top, left, bottom - top, right - left)
+    return Mixture(1 - box.height * box.width / (height * width), box)
+
+
+def mix_clips(frames_BTHWC: torch.Tensor, mixture: Mixture, *, mixes_B: list[bool]) -> torch.Tensor:
+    """Each clip with its partner, the B - 1 - b-th; clips with `mixes_B` false stay as they are."""
+    mixed_BTHWC = frames_BTHWC.clone()
+    for place, mixes in enumerate(mixes_B):
+        own_THWC, partner_THWC = frames_BTHWC[place], frames_BTHWC[len(mixes_B) - 1 - place]
+        if not mixes:
+            continue
+        if mixture.box is None:  # clip by clip: floats of a whole batch would take four times its bytes
+            mixed = torch.lerp(partner_THWC.float(), own_THWC.float(), mixture.share)
+            mixed_BTHWC[place] = mixed.round_().to(torch.uint8)
+        else:
+            top, left, height, width = mixture.box
+            mixed_BTHWC[place, :, top : top + height, left : left + width] = partner_THWC[
+                :, top : top + height, left : left + width
+            ]
+    return mixed_BTHWC

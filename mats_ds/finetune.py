@@ -1,0 +1,253 @@
+"""Fine-tune a video classifier with motion-aware token selection: recipe + DeepSpeed JSON (+ weights) -> a run folder.
+
+    deepspeed --num_gpus 8 mats_ds/finetune.py --recipe FILE --ds_config ds_configs/zero2_finetune.json finetune.weights=RUN
+
+Reads top to bottom: settle the recipe, join the other ranks, open the videos, build model and engine, train and test.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import logging
+import shlex
+import sys
+from contextlib import ExitStack
+from functools import partial
+from pathlib import Path
+
+if __name__ == "__main__":  # run as a file, Python would look for modules in mats_ds/ itself
+    sys.path[0] = str(Path(__file__).resolve().parents[1])
+
+import torch
+
+from mats_ds.clips import TokenCounts, count_tokens
+from mats_ds.config import dump_recipe, load_recipe
+from mats_ds.config_finetune import FinetuneRecipe
+from mats_ds.data.augment import Augmenter
+from mats_ds.data.classes import Classes, check_labels, settle_classes
+from mats_ds.data.manifest import Manifest, read_manifest
+from mats_ds.data.opening import open_loader, open_videos, read_once
+from mats_ds.data.sampler import ClipSampler
+from mats_ds.data.views import ViewSampler
+from mats_ds.interop.begin import build_classifier
+from mats_ds.interop.plain import save_weights
+from mats_ds.metering.deep_dives import add_deep_dive_options, make_deep_dives
+from mats_ds.metering.flops import StepFlops, step_flops
+from mats_ds.metering.recorder import Recorder
+from mats_ds.models.spec import describe_model, dump_spec
+from mats_ds.training.checkpoint import Resumed, resume_engine
+from mats_ds.training.classifying import make_loss
+from mats_ds.training.ema import WeightAverage
+from mats_ds.training.engine import full_parameters, make_engine
+from mats_ds.training.evaluation import Evaluation, Evaluator
+from mats_ds.training.loop import fit
+from mats_ds.training.observers import Checkpointer, Console, Monitor
+from mats_ds.training.optim import layer_scale, make_schedule, parameter_groups
+from mats_ds.training.run_folder import write_inputs
+from mats_ds.training.run_info import announce, describe_run
+from mats_ds.training.start import RunStart, add_run_options, run_command, start_run
+
+logger = logging.getLogger("mats_ds")
+
+BEST_FILE = "best.safetensors"
+
+
+def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(
+        description="Fine-tune a video classifier with motion-aware token selection, from pre-trained weights or from scratch.",
+        epilog="Example: deepspeed --num_gpus 8 mats_ds/finetune.py --recipe finetune_ucf101 --ds_config "
+        "ds_configs/zero2_finetune.json finetune.weights=runs/ucf101 data.manifest=train.csv evaluation.manifest=val.csv. "
+        "The weights are a run or checkpoint of ours, a .safetensors or .pth file (VideoMAE, EVEREST), or a Hugging Face folder. "
+        "The run folder gets evaluation.jsonl and best.safetensors, the weights with the best top-1.",
+    )
+    add_run_options(parser, default_recipe=None)
+    add_deep_dive_options(parser)
+    return parser.parse_args(arguments)
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Run it; returns the exit status: 0 finished, 1 stopped by a fault of the run, 2 wrong arguments or configuration."""
+    options = parse_arguments(arguments)
+    return run_command(lambda: finetune(load_recipe(options.recipe, options.overrides, schema=FinetuneRecipe), options))
+
+
+def finetune(recipe: FinetuneRecipe, options: argparse.Namespace) -> None:
+    """One run on this rank, from the weights to the last test."""
+    start = start_run(recipe, options)
+    place, plan, folder = start.place, start.plan, start.folder
+    manifest = open_videos(recipe.data)
+    classes = settle_classes(manifest, recipe.data.manifest, asked=recipe.finetune.num_classes)
+    test_set = open_test_set(recipe, classes)
+    sampler = ClipSampler(
+        manifest,
+        recipe_clip=recipe.clip,
+        num_frames=recipe.candidate_grid().num_frames,
+        global_batch=plan.global_batch,
+        seed=recipe.run.seed,
+        repeats=recipe.data.repeats,
+    )
+    augment = Augmenter(recipe.augment, num_classes=classes.count, micro_batch=plan.micro_batch)
+    schedule = make_schedule(recipe.optim, steps_per_epoch=sampler.steps_per_epoch, learning_rate_scale=plan.learning_rate_scale)
+
+    torch.manual_seed(recipe.run.seed)
+    model = build_classifier(recipe, num_classes=classes.count, class_names=classes.names)
+    spec = describe_model(model)
+    decay = recipe.finetune.ema_decay
+    average = WeightAverage(model, decay=decay, device=place.device) if decay else None
+    scale_of = partial(layer_scale, depth=len(model.encoder.blocks), layer_decay=recipe.finetune.layer_decay)
+    groups = parameter_groups(model, recipe.optim, lr_scale_of=scale_of)
+    engine = make_engine(model, groups, start.ds_config, plan, compile_model=recipe.model.compile)
+    resumed = resume_engine(engine, folder / "checkpoints") if start.resume else Resumed()
+    if average:
+        average.engine = engine
+        if resumed.step:
+            average.load(resumed.state)
+
+    flops = recipe_flops(recipe, classes)
+    kept = count_tokens(recipe.selection.keep_ratio, recipe.clip.grid().num_tokens)
+    run = describe_run(
+        recipe,
+        start,
+        engine=engine,
+        schedule=schedule,
+        steps_per_epoch=sampler.steps_per_epoch,
+        first_step=resumed.step,
+        counts=TokenCounts(visible=kept, targets=0),
+        flops=flops,
+        data_name=manifest.name,
+        script="mats_ds/finetune.py",
+        task="finetune",
+    )
+
+    def extra_state() -> dict:
+        return {"model_spec": json.dumps(dump_spec(spec)), **(average.state() if average else {})}
+
+    def keep_best(found: Evaluation) -> None:
+        """Write the weights that were tested; rank 0 alone, but under ZeRO-3 every rank has a part of them."""
+        with full_parameters(engine):
+            if place.rank == 0:
+                tested = average.model if average else engine.module
+                note = f"step {found.step} of {folder}: top-1 {100 * found.top1:.2f}% on {recipe.evaluation.manifest}"
+                save_weights(folder / BEST_FILE, spec, tested.state_dict(), note=note)
+
+    with ExitStack() as loaders:
+        loader = loaders.enter_context(
+            open_loader(
+                sampler,
+                recipe,
+                rank=place.rank,
+                world_size=place.world_size,
+                micro_batch=plan.micro_batch,
+                accumulation=plan.accumulation,
+                device=place.device,
+            )
+        )
+        if place.rank == 0:
+            write_inputs(folder, recipe=dump_recipe(recipe), ds_config=start.ds_config)
+            reading = f"{len(manifest)} videos of {manifest.name}, {classes.count} classes; {loader.describe()}"
+            announce(run, compute=describe_compute(recipe, classes), data=reading, batch=plan.note)
+        recorder = Recorder(folder, place.device)
+        observers = [
+            recorder,
+            *make_deep_dives(options, folder, place.device),
+            Console(log_steps=recipe.run.log_steps, memory_bytes=recorder.memory),
+            Monitor(engine, every_steps=recipe.run.log_steps, memory_bytes=recorder.memory),
+        ]
+        if average:
+            observers.append(average)
+        if test_set is not None:
+            test_loader = loaders.enter_context(open_test_loader(test_set, recipe, start))
+            observers.append(
+                Evaluator(
+                    engine,
+                    average.model if average else engine.module,
+                    batches=partial(read_once, test_loader),
+                    num_batches=test_loader.sampler.steps_per_epoch,
+                    label_S=torch.from_numpy(test_set.label_S),
+                    num_classes=classes.count,
+                    every_steps=max(1, round(recipe.evaluation.every_epochs * sampler.steps_per_epoch)),
+                    run_dir=folder,
+                    keep_best=keep_best,
+                )
+            )
+        observers.append(
+            Checkpointer(
+                engine,
+                folder / "checkpoints",
+                every_steps=recipe.run.checkpoint_steps,
+                keep=recipe.run.keep_checkpoints,
+                recipe=dump_recipe(recipe),
+                extra=extra_state,
+            )
+        )
+        fit(
+            engine,
+            loader.micro_batches(resumed.step),
+            run=run,
+            learning_rate=schedule.learning_rate,
+            loss_of=make_loss(augment, label_smoothing=recipe.finetune.label_smoothing),
+            observers=observers,
+            num_videos=len(manifest),
+            max_bad_fraction=recipe.data.max_bad_fraction,
+        )
+    logger.info("run folder: %s  (report: python profiling/report.py %s)", folder, shlex.quote(str(folder)))
+
+
+def open_test_set(recipe: FinetuneRecipe, classes: Classes) -> Manifest | None:
+    """The videos that the run is tested on; None, with a word, where the recipe names none. Raises ValueError for labels that are
+    none of the classes.
+    """
+    section = recipe.evaluation
+    if section.manifest is None:
+        logger.info("test: no evaluation.manifest given, so nothing is tested and no best weights are kept")
+        return None
+    manifest = read_manifest(section.manifest, root=section.root or recipe.data.root)
+    check_labels(manifest, classes.count)
+    return manifest
+
+
+def open_test_loader(manifest: Manifest, recipe: FinetuneRecipe, start: RunStart):
+    """The views of the test, in micro-batches of the training's size."""
+    section, place, micro_batch = recipe.evaluation, start.place, start.plan.micro_batch
+    sampler = ViewSampler(
+        manifest,
+        recipe_clip=recipe.clip,
+        num_clips=section.clips,
+        num_crops=section.crops,
+        micro_batch=micro_batch,
+        world_size=place.world_size,
+        num_frames=recipe.candidate_grid().num_frames,
+        seed=recipe.run.seed,
+    )
+    split = dict(rank=place.rank, world_size=place.world_size, micro_batch=micro_batch, accumulation=1)
+    return open_loader(sampler, recipe, **split, device=place.device)
+
+
+def recipe_flops(recipe: FinetuneRecipe, classes: Classes, *, keep_ratio: float | None = None) -> StepFlops:
+    """One training clip, with the recipe's share of the tokens or another."""
+    selection, model = recipe.selection, recipe.model
+    return step_flops(
+        model.name,
+        recipe.clip.grid(),
+        selection.keep_ratio if keep_ratio is None else keep_ratio,
+        task="finetune",
+        strategy=selection.strategy,
+        feature=selection.feature,
+        recompute=model.recompute,
+        checkpoint_blocks=model.checkpoint_blocks,
+        candidate_grid=recipe.candidate_grid(),
+        num_classes=classes.count,
+        merge_dropped=selection.merge_dropped,
+    )
+
+
+def describe_compute(recipe: FinetuneRecipe, classes: Classes) -> str:
+    """One line: GMACs of a clip beside those of all tokens."""
+    part, whole = (recipe_flops(recipe, classes, keep_ratio=ratio).forward_macs / 1e9 for ratio in (None, 1.0))
+    keep = recipe.selection.keep_ratio
+    return f"forward GMACs per clip: {part:.3g} with {keep:g} of the tokens by {recipe.selection.strategy}, {whole:.3g} with all"
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,43 @@
+"""How many classes a manifest has, and what is wrong with its labels."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from mats_ds.data.classes import check_labels, settle_classes
+from mats_ds.data.manifest import Manifest
+
+
+def make_manifest(labels):
+    nan = np.full(len(labels), np.nan)
+    return Manifest(
+        [f"{place}.mp4" for place in range(len(labels))], np.asarray(labels, np.int64), nan, nan, name="set/train.csv"
+    )
+
+
+def test_labels_names_and_the_recipe_tell_in_this_order(tmp_path):
+    manifest, source = make_manifest([0, 2, 1]), tmp_path / "train.csv"
+    assert settle_classes(manifest, source, asked=None).count == 3
+    (tmp_path / "train.csv.classes.txt").write_text("run\njump high\nsit\n3 point shot\n")
+    named = settle_classes(manifest, source, asked=None)
+    assert (named.count, named.names) == (4, ("run", "jump high", "sit", "3 point shot"))
+    assert settle_classes(manifest, source, asked=7) == type(named)(7, ())
+
+
+@pytest.mark.parametrize(
+    ("labels", "asked", "words"),
+    [
+        ([0, -1, 1], None, ["1 of 3 videos of set/train.csv have no label", "1.mp4"]),
+        ([0, 4, 5], 4, ["2 of 3", "none of the 4 classes 0 to 3", "1.mp4 (4)"]),
+        ([0, 0], None, ["at least two classes"]),
+    ],
+)
+def test_labels_that_do_not_fit_are_one_clear_error(labels, asked, words):
+    with pytest.raises(ValueError) as caught:
+        settle_classes(make_manifest(labels), None, asked=asked)
+    assert all(word in str(caught.value) for word in words), caught.value
+
+
+def test_a_test_set_may_lack_classes():
+    check_labels(make_manifest([0, 1]), 9)

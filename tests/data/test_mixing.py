@@ -1,0 +1,49 @@
+"""Mixup and cutmix: clips are mixed in pairs, and shares say how much is left of each."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+
+from mats_ds.config_finetune import AugmentSection
+from mats_ds.data.erasing import Box
+from mats_ds.data.mixing import Mixture, draw_mixture, mix_clips
+
+
+def make_clips():
+    """Three clips of one value each: 10, 100, 200."""
+    values = torch.tensor([10, 100, 200], dtype=torch.uint8)
+    return values[:, None, None, None, None].expand(3, 2, 8, 12, 3).clone()
+
+
+def test_mixup_rounds_to_bytes_and_the_middle_clip_meets_itself():
+    mixed = mix_clips(make_clips(), Mixture(0.75, None), mixes_B=[True] * 3)
+    assert mixed.dtype == torch.uint8
+    assert [clip.unique().tolist() for clip in mixed] == [[58], [100], [152]]  # 57.5 rounds to even
+
+
+def test_cutmix_replaces_the_same_box_of_all_frames():
+    mixed = mix_clips(make_clips(), Mixture(0.5, Box(1, 2, 4, 5)), mixes_B=[True] * 3)
+    expected = make_clips()
+    expected[0, :, 1:5, 2:7] = 200
+    expected[2, :, 1:5, 2:7] = 10
+    assert mixed.equal(expected)
+
+
+def test_a_clip_that_shall_not_be_mixed_stays_as_it_is():
+    mixed = mix_clips(make_clips(), Mixture(0.5, None), mixes_B=[False, True, False])
+    assert mixed.equal(make_clips())
+
+
+@pytest.mark.parametrize(("mixup", "cutmix", "boxes"), [(0.8, 0.0, {False}), (0.0, 1.0, {True}), (0.8, 1.0, {False, True})])
+def test_the_recipe_says_which_of_the_two(mixup, cutmix, boxes):
+    section, rng = AugmentSection(mixup=mixup, cutmix=cutmix), np.random.default_rng(0)
+    drawn = [draw_mixture(section, 40, 56, rng) for _ in range(60)]
+    assert {mixture.box is not None for mixture in drawn} == boxes
+    for mixture in drawn:
+        assert 0 <= mixture.share <= 1
+        if mixture.box is not None:
+            top, left, height, width = mixture.box
+            assert 0 <= top <= 40 - height and 0 <= left <= 56 - width
+            assert mixture.share == pytest.approx(1 - height * width / (40 * 56))
