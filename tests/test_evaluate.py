@@ -1,0 +1,267 @@
+"""evaluate.py as its users start it: exact over ranks, transformers' own scores, and one clear error for a wrong argument."""
+
+from __future__ import annotations
+
+import contextlib
+import csv
+import io
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from mats_ds import evaluate
+from mats_ds.data.manifest import read_manifest
+from mats_ds.data.view_pass import read_views
+from mats_ds.models.encoder import IMAGENET_MEAN, IMAGENET_STD, UINT8_MAX
+from mats_ds.training.place import find_place
+from tests.trained_models import CLASSES, GRID, save_autoencoder, save_classifier, write_manifest, write_videos
+
+ROOT = Path(__file__).resolve().parents[1]
+VIEWS = ["--clips", "2", "--crops", "2", "--workers", "1", "--device", "cpu"]
+NUM_VIDEOS = 7
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    return tmp_path_factory.mktemp("evaluate")
+
+
+@pytest.fixture(scope="module")
+def videos(folder):
+    return write_videos(folder / "set", num_videos=NUM_VIDEOS)
+
+
+@pytest.fixture(scope="module")
+def manifest(folder, videos):
+    """Seven readable videos, and in their middle one that is none."""
+    broken = folder / "broken.mp4"
+    broken.write_text("no video")
+    return write_manifest(folder / "test.csv", [*videos[:3], (broken, 1), *videos[3:]])
+
+
+@pytest.fixture(scope="module")
+def model(folder):
+    return save_classifier(folder / "classifier.safetensors")
+
+
+def run(*arguments):
+    """(status, stdout, stderr) of one rank."""
+    out, err = io.StringIO(), io.StringIO()
+    with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
+        try:
+            status = evaluate.main([str(argument) for argument in arguments])
+        except SystemExit as stop:
+            status = stop.code
+    return status, out.getvalue(), err.getvalue()
+
+
+def table(path):
+    with path.open(newline="") as stream:
+        return list(csv.DictReader(stream))
+
+
+@pytest.fixture(scope="module")
+def whole(folder, manifest, model):
+    """(folder, stdout) of a test with two shares of tokens."""
+    out = folder / "whole"
+    shares = ["--keep_ratio", "0.25", "1.0"]
+    status, told, err = run("--model", model, "--manifest", manifest, "--out", out, *shares, *VIEWS, "--batch", "4")
+    assert status == 0, err
+    return out, told
+
+
+class TestAWholeTest:
+    def test_counts_every_readable_video_once_and_lists_the_others(self, whole, videos):
+        out, told = whole
+        results = json.loads((out / "results.json").read_text())
+        assert results["videos"] == {"listed": 8, "scored": 7, "scored_on_some_views": 0, "unreadable": 1}
+        assert [row["sample"] for row in table(out / "keep-1" / "predictions.csv")] == ["0", "1", "2", "4", "5", "6", "7"]
+        assert [row["sample"] for row in table(out / "unreadable.csv")] == ["3"]
+        assert "7 of 8 videos" in told and "broken.mp4" in told
+
+    def test_the_files_agree_with_each_other(self, whole):
+        out, _ = whole
+        for result, name in zip(json.loads((out / "results.json").read_text())["results"], ("keep-0.25", "keep-1"), strict=True):
+            rows = table(out / name / "predictions.csv")
+            hits = sum(row["label"] == row["predicted"] for row in rows)
+            assert (result["top1"]["hits"], result["top1"]["total"]) == (hits, 7)
+            assert result["top1"]["low"] < result["top1"]["value"] < result["top1"]["high"] or hits in (0, 7)
+            assert result["top5"]["hits"] == sum(int(row["place"]) <= 5 for row in rows)
+            assert all((row["place"] == "1") == (row["label"] == row["predicted"]) for row in rows)
+            classes = table(out / name / "per_class.csv")
+            assert [row["name"] for row in classes] == list(CLASSES)
+            assert sum(int(row["videos"]) for row in classes) == 7 and sum(int(row["correct"]) for row in classes) == hits
+            assert (out / name / "confusion.png").read_bytes().startswith(b"\x89PNG")
+
+    def test_a_sweep_has_costs_that_fall_with_the_tokens_and_a_measured_speed(self, whole):
+        out, _ = whole
+        few, every = table(out / "sweep.csv")
+        assert (few["keep_ratio"], every["keep_ratio"]) == ("0.25", "1.0")
+        assert float(few["gmacs_per_view"]) < float(every["gmacs_per_view"])
+        assert float(few["gflops_per_view"]) == 2 * float(few["gmacs_per_view"])
+        assert float(few["views_per_second"]) > 0
+        assert (out / "sweep.png").read_bytes().startswith(b"\x89PNG")
+
+    def test_one_share_alone_is_what_the_sweep_says_of_it(self, folder, manifest, model, whole):
+        out = folder / "alone"
+        shares = ["--keep_ratio", "0.25"]
+        assert run("--model", model, "--manifest", manifest, "--out", out, *shares, *VIEWS, "--batch", "4")[0] == 0
+        assert (out / "predictions.csv").read_text() == (whole[0] / "keep-0.25" / "predictions.csv").read_text()
+        assert not (out / "sweep.png").exists()
+
+    @pytest.mark.slow
+    @pytest.mark.parametrize("batch", [4, 6])  # 6: the views of a video are on two ranks
+    def test_two_ranks_are_equal_to_the_digit(self, folder, manifest, model, ranks, batch):
+        found = []
+        arguments = ["--model", model, "--manifest", manifest, "--keep_ratio", "0.25", "1.0", *VIEWS, "--batch", batch]
+        for world_size in (1, 2):
+            out = folder / f"ranks-{world_size}-{batch}"
+            answers = ranks(run, world_size, *arguments, "--out", out)
+            assert [status for status, *_ in answers] == [0] * world_size, answers
+            results = json.loads((out / "results.json").read_text())
+            assert results.pop("run")["ranks"] == world_size
+            for result in results["results"]:
+                result.pop("views_per_second")
+            files = [f"keep-{share}/{name}.csv" for share in ("0.25", "1") for name in ("predictions", "per_class")]
+            found.append((results, [(out / name).read_text() for name in [*files, "unreadable.csv"]]))
+        assert found[0] == found[1]
+
+
+class TestOneVideo:
+    def test_prints_the_five_likeliest_classes(self, model, videos):
+        status, told, _ = run("--model", model, "--video", videos[2][0], *VIEWS)
+        first, *lines = told.splitlines()
+        assert status == 0 and first.endswith("4 views") and len(lines) == 5
+        scores, names = zip(*(line.split() for line in lines), strict=True)
+        assert list(scores) == sorted(scores, reverse=True) and set(names) < set(CLASSES)
+
+    def test_agrees_with_the_whole_test(self, whole, model, videos):
+        row = table(whole[0] / "keep-0.25" / "predictions.csv")[2]
+        _, told, _ = run("--model", model, "--video", videos[2][0], *VIEWS, "--keep_ratio", "0.25", "--batch", "4")
+        assert told.splitlines()[1].split() == [f"{float(row['score']):.4f}", row["predicted_name"]]
+
+    def test_names_from_a_list(self, folder, model, videos):
+        (folder / "names.txt").write_text("".join(f"{number} class {number}\n" for number in range(1, 7)))
+        _, told, _ = run("--model", model, "--video", videos[0][0], *VIEWS, "--class_names", folder / "names.txt")
+        assert "  class " in told
+
+    def test_a_file_that_is_no_video_is_one_error(self, folder, model, manifest):
+        status, told, err = run("--model", model, "--video", folder / "broken.mp4", *VIEWS)
+        assert (status, told) == (2, "") and "broken.mp4 cannot be read" in err
+
+
+def test_imported_weights_give_transformers_own_logits(folder, manifest):
+    transformers = pytest.importorskip("transformers")
+    config = transformers.VideoMAEConfig(
+        image_size=32,
+        patch_size=8,
+        num_frames=4,
+        hidden_size=24,
+        num_hidden_layers=2,
+        num_attention_heads=3,
+        intermediate_size=96,
+        num_labels=6,
+        initializer_range=0.2,
+        use_mean_pooling=True,
+    )
+    torch.manual_seed(7)
+    theirs = transformers.VideoMAEForVideoClassification(config).eval()
+    theirs.save_pretrained(folder / "theirs")
+    options = evaluate.parse_arguments(["--model", str(folder / "theirs"), "--manifest", manifest, *VIEWS, "--batch", "4"])
+    test = evaluate.open_classifier(options, find_place("cpu"))
+    seen = evaluate.score_views(test, read_manifest(manifest), label="")
+
+    views = dict(recipe_clip=test.section, num_clips=2, num_crops=2, num_frames=4, micro_batch=4, device=torch.device("cpu"))
+    num_compared = 0
+    for sample, batch in enumerate(read_views(read_manifest(manifest), **views)):  # a batch is a video
+        if sample == 3:
+            assert seen.videos[3].mean is None
+            continue
+        frames = batch.clips.frames_BTHWC
+        pixels = (frames / UINT8_MAX - torch.tensor(IMAGENET_MEAN)) / torch.tensor(IMAGENET_STD)
+        with torch.no_grad():
+            logits = theirs(pixels.movedim(-1, 2)).logits
+            torch.testing.assert_close(test.model(frames), logits, rtol=0, atol=1e-5)
+        wanted = logits.double().softmax(dim=-1).mean(dim=0).numpy()
+        np.testing.assert_allclose(seen.videos[sample].mean[0], wanted, rtol=0, atol=1e-6)
+        num_compared += 1
+    assert num_compared == NUM_VIDEOS
+
+
+def test_clips_are_taken_as_the_run_took_them(tmp_path, monkeypatch):
+    """Stride and sampling are in the recipe of a run folder; the command line wins."""
+    from mats_ds.interop import model_options
+
+    (tmp_path / "recipe.yaml").write_text("clip: {num_frames: 16, stride: 7, sampling: uniform, stride_seconds: null}\n")
+    monkeypatch.setattr(model_options, "find_steps", lambda path: [tmp_path / "checkpoints" / "step-00000001"])
+    arguments = ["--model", str(tmp_path), "--manifest", "x"]
+    section = model_options.find_clip_section(evaluate.parse_arguments(arguments), GRID)
+    assert (section.stride, section.sampling, section.num_frames, section.height) == (7, "uniform", 4, 32)
+    (tmp_path / "checkpoints").mkdir()
+    arguments = ["--model", str(tmp_path / "checkpoints"), "--manifest", "x", "--stride", "3"]
+    assert model_options.find_clip_section(evaluate.parse_arguments(arguments), GRID).stride == 3
+
+
+def test_a_published_size_has_the_closed_forms_cost(folder):
+    from mats_ds import VideoClassifier, step_flops
+    from tests.trained_models import save_model
+
+    path = save_model(VideoClassifier.from_name("tiny", grid=GRID, num_classes=3), folder / "tiny.safetensors")
+    options = evaluate.parse_arguments(["--model", path, "--video", "x", "--keep_ratio", "0.5", "1"])
+    test = evaluate.open_classifier(options, find_place("cpu"))
+    for ratio in (0.5, 1.0):
+        wanted = step_flops("tiny", GRID, ratio, task="finetune", num_classes=3).forward_macs
+        assert evaluate.view_macs(test, ratio) == (wanted, "step_flops")
+
+
+class TestErrors:
+    @pytest.mark.parametrize(
+        ("arguments", "message"),
+        [
+            (["--model", "nowhere", "--manifest", "{manifest}"], "there is no file or folder nowhere"),
+            (["--model", "{pretrained}", "--manifest", "{manifest}"], "without a classification head: fine-tune it first"),
+            (["--model", "{model}", "--manifest", "nowhere.csv"], "no manifest at nowhere.csv"),
+            (["--model", "{model}", "--manifest", "{unlabelled}"], "1 of 2 videos of"),
+            (["--model", "{model}", "--manifest", "{beyond}"], "have a label beyond the model's 6 classes, 0 to 5; the first is"),
+            (["--model", "{model}", "--video", "nowhere.mp4"], "there is no video nowhere.mp4"),
+            (["--model", "{model}", "--manifest", "{manifest}", "--keep_ratio", "1.5"], "at most 1, got 1.5"),
+            (["--model", "{model}", "--manifest", "{manifest}", "--keep_ratio", "0.001"], "is no token at all"),
+            (["--model", "{model}", "--manifest", "{manifest}", "--class_names", "{names}"], "names 2 classes, the model has 6"),
+            (["--model", "{model}", "--manifest", "{manifest}", "--num_frames", "8"], "tells its sizes itself"),
+            (["--model", "{model}", "--manifest", "{manifest}", "--clips", "0"], "--clips is at least 1, got 0"),
+            (["--model", "{model}", "--manifest", "{manifest}", "--stride", "2", "--stride_seconds", "1"], "give one"),
+            (["--model", "{model}", "--manifest", "{manifest}", "--stride", "0"], "clips cannot be taken so: stride"),
+            (["--model", "{model}", "--manifest", "{manifest}", "--device", "cuda:99"], "there is no device 'cuda:99'"),
+            (["--model", "{model}", "--manifest", "{manifest}", "--device", "abacus"], "there is no device 'abacus'"),
+        ],
+    )
+    def test_one_clear_error(self, folder, videos, manifest, model, arguments, message):
+        (folder / "names.txt").write_text("one\ntwo\n")
+        known = {
+            "manifest": manifest,
+            "model": model,
+            "names": folder / "names.txt",
+            "pretrained": save_autoencoder(folder / "pretrained.safetensors"),
+            "unlabelled": write_manifest(folder / "unlabelled.csv", [videos[0], (videos[1][0], "")]),
+            "beyond": write_manifest(folder / "beyond.csv", [videos[0], (videos[1][0], 6)]),
+        }
+        status, told, err = run(*(argument.format(**known) for argument in arguments))
+        assert status == 2 and told == "" and err.startswith("error: ") and message in err
+
+    def test_all_videos_unreadable(self, folder, model, manifest):
+        only = write_manifest(folder / "only.csv", [(folder / "broken.mp4", 0)])
+        status, _, err = run("--model", model, "--manifest", only, *VIEWS)
+        assert status == 2 and "not one of 1 videos can be read" in err
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["evaluate", "extract"])
+def test_is_reachable_as_a_module_and_as_a_file(name, tmp_path):
+    for command in (["-m", f"mats_ds.{name}"], [str(ROOT / "mats_ds" / f"{name}.py")]):
+        done = subprocess.run([sys.executable, *command, "--help"], cwd=ROOT, capture_output=True, text=True, timeout=120)
+        assert done.returncode == 0 and "--manifest" in done.stdout and "Example: " in done.stdout
