@@ -1,0 +1,231 @@
+"""Fine-tuning as its users start it, on real video files: synthetic ones that the tests write themselves."""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from mats_ds import TokenGrid, VideoClassifier, load_model
+from mats_ds.data.synthetic import write_synthetic_set
+from mats_ds.interop.plain import load_weights, save_weights
+from mats_ds.models.spec import describe_model
+
+ROOT = Path(__file__).resolve().parents[1]
+ARGUMENTS = ["--recipe", "finetune_tiny", "--ds_config", str(ROOT / "ds_configs" / "zero2_tiny.json")]
+CLIP = ["clip.num_frames=4", "clip.height=32", "clip.width=48"]
+SMALL = [*CLIP, "optim.steps=6", "optim.warmup_steps=2", "run.log_steps=2", "optim.global_batch=8"]
+EVERYTHING = [
+    "augment.rand_augment=rand-m7-n4-mstd0.5-inc1",
+    "augment.random_erasing=0.25",
+    "augment.mixup=0.8",
+    "augment.cutmix=1.0",
+    "finetune.ema_decay=0.5",
+    "finetune.head_dropout=0.2",
+    "data.repeats=2",
+    "evaluation.clips=2",
+]
+
+
+def run_script(module, arguments):
+    """(exit status, what was written to the terminal) of one rank."""
+    from importlib import import_module
+
+    terminal = io.StringIO()
+    with contextlib.redirect_stderr(terminal):
+        try:
+            status = import_module(module).main(arguments)
+        except SystemExit as stop:
+            status = stop.code
+    return status, terminal.getvalue()
+
+
+def finetune(arguments):
+    return run_script("mats_ds.finetune", arguments)
+
+
+@pytest.fixture(scope="module")
+def videos(tmp_path_factory):
+    """The manifest of a small synthetic set, 12 files of 4 classes."""
+    return write_synthetic_set(tmp_path_factory.mktemp("videos") / "set", num_videos=12, num_frames=24, height=48, width=80)
+
+
+def read_losses(run_dir, rank=0):
+    lines = (run_dir / "records" / f"rank-{rank:05d}.jsonl").read_text().splitlines()
+    return [json.loads(line)["loss"] for line in lines]
+
+
+def read_tests(run_dir):
+    lines = [json.loads(line) for line in (run_dir / "evaluation.jsonl").read_text().splitlines()]
+    return [{key: value for key, value in line.items() if key != "seconds"} for line in lines]
+
+
+def on_set(videos, *, every_epochs=3):
+    return [f"data.manifest={videos}", f"evaluation.manifest={videos}", f"evaluation.every_epochs={every_epochs}"]
+
+
+@pytest.fixture(scope="module")
+def two_rank_run(ranks, videos, tmp_path_factory):
+    """(run folder, terminal of rank 0, terminal of rank 1) of a finished run with every augmentation; a test every third step."""
+    folder = tmp_path_factory.mktemp("runs") / "two"
+    # 24 clips an epoch at 8 a step: three steps
+    results = ranks(finetune, 2, [*ARGUMENTS, "--out", str(folder), *on_set(videos, every_epochs=1), *SMALL, *EVERYTHING])
+    assert [status for status, _ in results] == [0, 0], results
+    return folder, *(terminal for _, terminal in results)
+
+
+def test_a_run_leaves_records_tests_the_best_weights_and_a_checkpoint(two_rank_run):
+    folder, *_ = two_rank_run
+    assert len(read_losses(folder, 0)) == len(read_losses(folder, 1)) == 6
+    tests = read_tests(folder)
+    assert [test["step"] for test in tests] == [3, 6] and tests[0]["is_best"] and tests[0]["num_videos"] == 12
+    assert json.loads((folder / "outcome.json").read_text())["outcome"] == "finished"
+    assert json.loads((folder / "run.json").read_text())["task"] == "finetune"
+    best = load_model(folder / "best.safetensors")
+    assert isinstance(best, VideoClassifier) and best.num_classes == 4 and best.keep_ratio == 0.6
+    assert "top-1" in load_weights(folder / "best.safetensors").notes[0]
+    assert load_model(folder).class_head.weight.shape == (4, 192), "the newest checkpoint is a classifier too"
+
+
+def test_rank_0_says_what_happens_and_the_others_are_silent(two_rank_run):
+    _, terminal, silent = two_rank_run
+    for words in (
+        "training from scratch",
+        "GMACs per clip",
+        "0.6 of the tokens by mats",
+        "12 videos of set/manifest.csv, 4 classes",
+        "2 ranks x micro-batch 2 x accumulation 2 = 8",
+        "step 6/6",
+        "test after step 3 (epoch 1.0): top-1",
+        "the best so far",
+    ):
+        assert words in terminal, terminal
+    assert silent == ""
+
+
+def test_the_report_judges_the_run(two_rank_run):
+    report = subprocess.run(
+        [sys.executable, ROOT / "profiling" / "report.py", two_rank_run[0]], capture_output=True, text=True, check=False
+    )
+    assert report.returncode == 0, report.stderr
+    assert report.stdout.startswith("PASS") and "28 of 48 kept" in report.stdout
+
+
+def test_a_run_that_ended_early_goes_on_to_the_bit(ranks, two_rank_run, videos, tmp_path):
+    """With drop path, dropout, mixing and an average of the weights."""
+    arguments = [*ARGUMENTS, "--out", str(tmp_path), *on_set(videos, every_epochs=1), *SMALL, *EVERYTHING]
+    ranks(finetune, 2, [*arguments, "run.max_steps=4"])
+    results = ranks(finetune, 2, [*arguments, "--resume", "auto"])
+    assert results[0][0] == 0, results
+    assert "steps: 5 to 6" in results[0][1]
+    assert read_losses(tmp_path) == read_losses(two_rank_run[0])
+    assert [test for test in read_tests(tmp_path) if test["step"] == 6][0]["loss"] == read_tests(two_rank_run[0])[1]["loss"]
+
+
+def test_one_rank_sees_the_same_clips_and_finds_the_same_losses(ranks, two_rank_run, videos, tmp_path):
+    arguments = [*ARGUMENTS, "--out", str(tmp_path), *on_set(videos, every_epochs=1), *SMALL, *EVERYTHING]
+    ranks(finetune, 1, arguments)
+    assert read_losses(tmp_path) == pytest.approx(read_losses(two_rank_run[0]), abs=1e-5)
+    for ours, theirs in zip(read_tests(tmp_path), read_tests(two_rank_run[0]), strict=True):
+        assert ours["loss"] == pytest.approx(theirs["loss"], abs=1e-4)
+
+
+def test_it_starts_from_a_run_of_pretraining(ranks, videos, tmp_path):
+    pretraining = [
+        *("--recipe", "tiny", "--ds_config", ARGUMENTS[3], "--out", str(tmp_path / "pre"), f"data.manifest={videos}"),
+        *(*CLIP, "optim.steps=2", "optim.warmup_steps=1", "optim.global_batch=4"),
+    ]
+    [(status, terminal)] = ranks(run_script, 1, "mats_ds.pretrain", pretraining)
+    assert status == 0, terminal
+    arguments = [*ARGUMENTS, "--out", str(tmp_path / "fine"), f"data.manifest={videos}", f"finetune.weights={tmp_path / 'pre'}"]
+    [(status, terminal)] = ranks(finetune, 1, [*arguments, *SMALL, "run.max_steps=1"])
+    assert status == 0, terminal
+    assert "tensors loaded; fresh: fc_norm, class_head; not used: " in terminal
+    assert "no evaluation.manifest given" in terminal
+    assert not (tmp_path / "fine" / "best.safetensors").exists()
+
+
+def test_unreadable_videos_are_replaced_in_training_and_counted_in_the_test(ranks, tmp_path):
+    manifest = write_synthetic_set(tmp_path / "set", num_videos=4, num_frames=24, height=48, width=80)
+    for name in ("synthetic_000_horizontal.mp4", "synthetic_003_vertical.webm"):
+        assert (manifest.parent / name).exists()
+        (manifest.parent / name).write_bytes(b"no video")
+    options = ["data.max_bad_fraction=0.9", "run.max_steps=2", "augment.mixup=0.8"]
+    results = ranks(finetune, 1, [*ARGUMENTS, "--out", str(tmp_path / "run"), *on_set(manifest), *SMALL, *options])
+    assert results[0][0] == 0, results
+    [test] = read_tests(tmp_path / "run")
+    assert (test["num_videos"], test["num_unreadable"]) == (2, 2)
+    assert "2 unreadable" in results[0][1]
+
+
+@pytest.fixture
+def nine_class_weights(tmp_path):
+    model = VideoClassifier.from_name("tiny", num_classes=9, grid=TokenGrid(4, 32, 48, (2, 8, 8)))
+    save_weights(tmp_path / "nine.safetensors", describe_model(model), model.state_dict())
+    return tmp_path / "nine.safetensors"
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["finetune.wieghts=1", "augmnt.mixup=1"], ["2 mistakes", "did you mean weights?", "did you mean augment?"]),
+        (["finetune.weights=/nowhere/run"], ["there is no file or folder /nowhere/run"]),
+        (["--recipe", "tiny"], ["is a recipe for pre-training"]),
+        (["finetune.num_classes=3"], ["none of the 3 classes 0 to 2"]),
+        (["finetune.weights=NINE"], ["head of 9 classes, and the data has 4", "finetune.new_head=true"]),
+        (["finetune.weights=NINE", "finetune.new_head=true", "clip.tubelet=[2,16,16]"], ["keep the tubelet"]),
+        (["evaluation.manifest=/nowhere/val.csv"], ["/nowhere/val.csv"]),
+    ],
+)
+def test_a_mistake_is_one_clear_error(ranks, arguments, words, videos, nine_class_weights, tmp_path):
+    arguments = [argument.replace("NINE", str(nine_class_weights)) for argument in arguments]
+    out = ["--out", str(tmp_path / "run"), f"data.manifest={videos}"]
+    [(status, terminal)] = ranks(finetune, 1, [*ARGUMENTS, *out, *SMALL, *arguments])
+    assert status == 2, terminal
+    assert "error: " in terminal and "Traceback" not in terminal
+    assert all(word in terminal for word in words), terminal
+
+
+@pytest.mark.slow
+def test_adaptive_frames_bf16_weights_and_all_tokens_train_on_video(ranks, videos, tmp_path):
+    config = json.loads(Path(ARGUMENTS[3]).read_text()) | {"bf16": {"enabled": True}}
+    (tmp_path / "bf16.json").write_text(json.dumps(config))
+    for name, options in (
+        ("adaptive", ["selection.frame_candidates=1.5", "finetune.ema_decay=0.9", "--ds_config", str(tmp_path / "bf16.json")]),
+        ("all", ["selection.keep_ratio=1", "model.checkpoint_blocks=all"]),
+        ("zero3", ["--ds_config", str(ROOT / "ds_configs" / "zero3.json"), "optim.global_batch=8"]),
+    ):
+        arguments = [*ARGUMENTS, "--out", str(tmp_path / name), *on_set(videos), *SMALL, "run.max_steps=2", *options]
+        results = ranks(finetune, 2, arguments)
+        assert [status for status, _ in results] == [0, 0], results
+        assert load_model(tmp_path / name / "best.safetensors").num_classes == 4
+
+
+@pytest.mark.slow
+def test_a_trace_is_written(ranks, videos, tmp_path):
+    options = ["--out", str(tmp_path), "--trace", "--trace_steps", "2", f"data.manifest={videos}"]
+    [(status, terminal)] = ranks(finetune, 1, [*ARGUMENTS, *options, *SMALL])
+    assert status == 0, terminal
+    assert (tmp_path / "traces" / "rank-00000.json.gz").stat().st_size > 1000
+
+
+@pytest.mark.slow
+def test_it_learns_classes_of_motion(ranks, tmp_path):
+    manifest = write_synthetic_set(tmp_path / "set", num_videos=16, num_frames=24, height=48, width=80)
+    options = [
+        *CLIP,
+        "optim.steps=60",
+        "optim.warmup_steps=5",
+        "optim.global_batch=8",
+        "finetune.layer_decay=1",
+        "clip.flip=false",
+    ]
+    results = ranks(finetune, 2, [*ARGUMENTS, "--out", str(tmp_path / "run"), *on_set(manifest, every_epochs=10), *options])
+    assert [status for status, _ in results] == [0, 0], results
+    losses = read_losses(tmp_path / "run")
+    assert sum(losses[-5:]) < 0.8 * sum(losses[:5]), losses
