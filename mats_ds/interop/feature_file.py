@@ -1,0 +1,73 @@
+"""Frozen features of a set of videos <-> one .safetensors file that knows what it was made from, so that it is used again.
+
+The key is a digest of all that the features depend on: every weight, every row of the manifest with its file's size and time, how
+clips are taken. A file with another key is passed over, and written anew.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+
+KEY, TOKENS = "key", "tokens_SKD"
+
+
+@dataclass(frozen=True)
+class FrozenSet:
+    """Features of S videos that could be read. pooled_SD float32: the mean over a video's views. tokens_SKD float16: normalised
+    tokens of all its views, None where nobody asked for them. label_S and sample_S (row of the manifest) int64.
+    """
+
+    pooled_SD: torch.Tensor
+    label_S: torch.Tensor
+    sample_S: torch.Tensor
+    tokens_SKD: torch.Tensor | None = None
+
+
+def make_key(state: Mapping[str, torch.Tensor], paths: Sequence[str], settings: Mapping[str, Any]) -> str:
+    """The digest. `settings`: anything that JSON can hold. A file that is missing counts as such."""
+    digest = hashlib.sha256(json.dumps(settings, sort_keys=True).encode())
+    for name in sorted(state):
+        digest.update(name.encode())
+        digest.update(state[name].detach().cpu().contiguous().flatten().view(torch.uint8).numpy())
+    for path in paths:
+        status = os.stat(path) if os.path.exists(path) else None
+        digest.update(f"{path}\0{status and (status.st_size, status.st_mtime_ns)}\0".encode())
+    return digest.hexdigest()
+
+
+def save_features(path: str | Path, features: FrozenSet, *, key: str) -> None:
+    """Write the file; it appears at once."""
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    named = {name: tensor.contiguous().cpu() for name, tensor in vars(features).items() if tensor is not None}
+    aside = path.with_name(f".{path.name}.{os.getpid()}")
+    try:
+        save_file(named, aside, metadata={KEY: key})
+        aside.replace(path)
+    finally:
+        aside.unlink(missing_ok=True)
+
+
+def load_features(path: str | Path, *, key: str, needs_tokens: bool) -> FrozenSet | None:
+    """The features of the file; None where there is none, it was made from something else, or lacks the tokens."""
+    if not Path(path).is_file():
+        return None
+    try:
+        with safe_open(path, framework="pt") as file:
+            stored = set(file.keys())
+            if (file.metadata() or {}).get(KEY) != key or (needs_tokens and TOKENS not in stored):
+                return None
+            names = stored if needs_tokens else stored - {TOKENS}
+            return FrozenSet(**{name: file.get_tensor(name) for name in names})
+    except SafetensorError:
+        return None  # torn: made anew
