@@ -25,7 +25,7 @@ from mats_ds.clips import TokenCounts, count_tokens
 from mats_ds.config import dump_recipe, load_recipe
 from mats_ds.config_finetune import FinetuneRecipe
 from mats_ds.data.augment import Augmenter
-from mats_ds.data.classes import Classes, check_labels, settle_classes
+from mats_ds.data.classes import Classes, check_test_set, settle_classes
 from mats_ds.data.manifest import Manifest, read_manifest
 from mats_ds.data.opening import open_loader, open_videos, read_once
 from mats_ds.data.sampler import ClipSampler
@@ -34,7 +34,10 @@ from mats_ds.interop.begin import build_classifier
 from mats_ds.interop.plain import save_weights
 from mats_ds.metering.deep_dives import add_deep_dive_options, make_deep_dives
 from mats_ds.metering.flops import StepFlops, step_flops
+from mats_ds.metering.forecast import Feed
 from mats_ds.metering.recorder import Recorder
+from mats_ds.metering.run_plan import PlanWatch
+from mats_ds.metering.workload import Workload
 from mats_ds.models.spec import describe_model, dump_spec
 from mats_ds.training.checkpoint import Resumed, resume_engine
 from mats_ds.training.classifying import make_loss
@@ -148,8 +151,12 @@ def finetune(recipe: FinetuneRecipe, options: argparse.Namespace) -> None:
             reading = f"{len(manifest)} videos of {manifest.name}, {classes.count} classes; {loader.describe()}"
             announce(run, compute=describe_compute(recipe, classes), data=reading, batch=plan.note)
         recorder = Recorder(folder, place.device)
+        feed = Feed(prefetch=recipe.data.prefetch, num_pipelines=loader.num_graphs)
+        planned = Workload.from_finetuning(recipe, num_classes=classes.count)
+        watch = PlanWatch(planned, start.ds_config, engine.module, feed, measures=not recipe.model.compile)
         observers = [
             recorder,
+            watch,
             *make_deep_dives(options, folder, place.device),
             Console(log_steps=recipe.run.log_steps, memory_bytes=recorder.memory),
             Monitor(engine, every_steps=recipe.run.log_steps, memory_bytes=recorder.memory),
@@ -196,14 +203,14 @@ def finetune(recipe: FinetuneRecipe, options: argparse.Namespace) -> None:
 
 def open_test_set(recipe: FinetuneRecipe, classes: Classes) -> Manifest | None:
     """The videos that the run is tested on; None, with a word, where the recipe names none. Raises ValueError for labels that are
-    none of the classes.
+    none of the classes, or others.
     """
     section = recipe.evaluation
     if section.manifest is None:
         logger.info("test: no evaluation.manifest given, so nothing is tested and no best weights are kept")
         return None
     manifest = read_manifest(section.manifest, root=section.root or recipe.data.root)
-    check_labels(manifest, classes.count)
+    check_test_set(manifest, section.manifest, classes)
     return manifest
 
 

@@ -27,7 +27,10 @@ from mats_ds.data.opening import open_loader, open_videos
 from mats_ds.data.sampler import ClipSampler
 from mats_ds.metering.deep_dives import add_deep_dive_options, make_deep_dives
 from mats_ds.metering.flops import describe_compute, recipe_flops
+from mats_ds.metering.forecast import Feed
 from mats_ds.metering.recorder import Recorder
+from mats_ds.metering.run_plan import PlanWatch
+from mats_ds.metering.workload import Workload
 from mats_ds.models.mae import MaskedAutoencoder
 from mats_ds.models.picture import draw_reconstruction
 from mats_ds.models.spec import describe_model, dump_spec
@@ -114,6 +117,9 @@ def pretrain(recipe: Recipe, options: argparse.Namespace) -> None:
             reading = f"{len(manifest)} videos of {manifest.name}; {loader.describe()}"
             announce(run, compute=describe_compute(recipe), data=reading, batch=plan.note)
         recorder = Recorder(folder, place.device)
+        feed = Feed(prefetch=recipe.data.prefetch, num_pipelines=loader.num_graphs)
+        planned = Workload.from_recipe(recipe)
+        watch = PlanWatch(planned, start.ds_config, engine.module, feed, measures=not recipe.model.compile)
         batches = loader.micro_batches(resumed.step)
         first_batch = next(batches)
         shown = few_clips(first_batch)
@@ -127,6 +133,7 @@ def pretrain(recipe: Recipe, options: argparse.Namespace) -> None:
             loss_of=lambda engine, batch: engine(batch.frames_BTHWC, batch.key_B),
             observers=[
                 recorder,
+                watch,
                 *make_deep_dives(options, folder, place.device),
                 Console(log_steps=recipe.run.log_steps, memory_bytes=recorder.memory),
                 Monitor(engine, every_steps=recipe.run.log_steps, memory_bytes=recorder.memory),

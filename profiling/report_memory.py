@@ -9,7 +9,7 @@ from report_words import format_flops, format_hours
 
 from mats_ds.metering.budget import format_bytes
 from mats_ds.metering.memory_kinds import WORDS, name_kind, on_device
-from mats_ds.metering.plan_file import Plan
+from mats_ds.metering.plan_file import Plan, read_measured_saved_bytes
 
 
 @dataclass(frozen=True)
@@ -49,7 +49,9 @@ def compare_with_plan(figures: Figures) -> list[Pair]:
     for kind in _in_order({**plan.bytes_by_kind, **measured_kinds}):
         measured = measured_kinds.get(kind, info.static_bytes.get(kind))
         pairs.append(_pair(name_kind(kind), plan.bytes_by_kind.get(kind), measured, format_bytes))
+    kept = None if plan.saved_bytes is None else read_measured_saved_bytes(figures.run_dir)
     return pairs + [
+        *([_pair("kept for backward by a micro-batch", plan.saved_bytes, kept, format_bytes)] if plan.saved_bytes else []),
         _pair("model FLOPs of a clip", plan.model_flops_per_clip, info.model_flops_per_clip, format_flops),
         _pair("hardware FLOPs of a clip", plan.hardware_flops_per_clip, info.hardware_flops_per_clip, format_flops),
         *(pair for pair in _time_pairs(plan, figures) if pair.planned is not None),

@@ -11,6 +11,7 @@ from pathlib import Path
 from mats_ds.metering.run_files import build_from, read_object, write_atomically
 
 PLAN_FILE = "plan.json"
+MEASURED_FILE = "plan-measured.json"
 PLAN_SCHEMA = 1
 
 
@@ -20,7 +21,8 @@ class Plan:
 
     `bytes_by_kind` add up to the peak of a card's used memory; `memory_error` is the share by which the planner has been seen
     to be off. FLOPs are of one clip, forward and backward; `step_seconds` of one optimizer step of all ranks together;
-    `hours` and `joules_per_clip` as in a budget. `assumptions` are sentences for a reader.
+    `hours` and `joules_per_clip` as in a budget. `saved_bytes`: what a micro-batch keeps for backward, a part of the
+    peak. `assumptions` are sentences for a reader.
     """
 
     world_size: int
@@ -35,6 +37,7 @@ class Plan:
     mfu: float | None = None
     hours: float | None = None
     joules_per_clip: float | None = None
+    saved_bytes: int | None = None
     assumptions: tuple[str, ...] = field(default=())
 
     @property
@@ -64,3 +67,21 @@ def read_plan(run_dir: str | Path) -> Plan | None:
     if not isinstance(plan.bytes_by_kind, dict) or not all(type(size) is int for size in plan.bytes_by_kind.values()):
         raise ValueError(f"{path}: bytes_by_kind maps kinds of memory to whole numbers, got {plan.bytes_by_kind!r}")
     return replace(plan, assumptions=tuple(map(str, plan.assumptions)))
+
+
+def write_measured(run_dir: str | Path, *, saved_bytes: int) -> Path:
+    """Write what rank 0's first forward pass kept for backward beside the plan; returns the file's path."""
+    path = Path(run_dir) / MEASURED_FILE
+    write_atomically(path, {"schema": PLAN_SCHEMA, "saved_bytes": saved_bytes})
+    return path
+
+
+def read_measured_saved_bytes(run_dir: str | Path) -> int | None:
+    """What `write_measured` wrote, None where nothing was measured. Raises ValueError where the file cannot be read."""
+    path = Path(run_dir) / MEASURED_FILE
+    if not path.exists():
+        return None
+    saved_bytes = read_object(path).get("saved_bytes")
+    if type(saved_bytes) is not int:
+        raise ValueError(f"{path}: saved_bytes is a whole number, got {saved_bytes!r}")
+    return saved_bytes

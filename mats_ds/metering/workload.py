@@ -73,6 +73,13 @@ class Workload:
             checkpoint_blocks=recipe.model.checkpoint_blocks,
         )
 
+    @classmethod
+    def from_finetuning(cls, recipe: Recipe, *, num_classes: int) -> Workload:
+        """Fine-tuning as a recipe for it says."""
+        return cls.from_recipe(recipe).for_finetuning(
+            keep_ratio=recipe.selection.keep_ratio, num_classes=num_classes, drop_path=recipe.model.drop_path
+        )
+
     def for_finetuning(
         self,
         *,

@@ -1,0 +1,78 @@
+"""How long a run lasts at a stated or measured share of a card's arithmetic: FLOPs, peak, MFU -> seconds a step, hours.
+
+MFU counts model FLOPs, what the model needs, against the dense bf16 peak of the cards. Stalls for data, checkpoints and tests are
+not in it.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from statistics import median
+
+from mats_ds.metering.flops import StepFlops
+from mats_ds.metering.peaks import find_peak
+from mats_ds.metering.reader import RankReader
+from mats_ds.metering.records import RECORDS_FOLDER
+
+ASSUMED_MFU = 0.35  # no run of this trainer has been timed on a GPU: an assumption, not a measurement
+SECONDS_PER_HOUR = 3600
+# Training clips of the data sets that the recipes are for. Kinetics-400 and Something-Something V2: VideoMAE's DATASET.md lists
+# about 240 k and 169 k; UCF101 split 1: 9 537; HMDB51 split 1: 3 570.
+KNOWN_CLIPS = {"k400": 240_000, "ssv2": 169_000, "ucf101": 9_537, "hmdb51": 3_570}
+
+
+@dataclass(frozen=True)
+class TimePlan:
+    """None: not known for this card or precision."""
+
+    num_clips: int
+    clips_per_step: int
+    total_steps: int
+    steps_per_epoch: int
+    mfu: float
+    step_seconds: float | None = None
+
+    @property
+    def hours(self) -> float | None:
+        return None if self.step_seconds is None else self.total_steps * self.step_seconds / SECONDS_PER_HOUR
+
+    @property
+    def clips_per_second(self) -> float | None:
+        return None if self.step_seconds is None else self.clips_per_step / self.step_seconds
+
+
+def plan_time(
+    flops: StepFlops,
+    *,
+    device_name: str,
+    world_size: int,
+    clips_per_step: int,
+    num_clips: int,
+    epochs: float,
+    steps: int | None,
+    mfu: float = ASSUMED_MFU,
+    in_bf16: bool = True,
+) -> TimePlan:
+    """A run of `epochs` over `num_clips`, or of `steps`. The time is None for a card that peaks.py does not list, and in fp32,
+    whose peak is another.
+    """
+    steps_per_epoch = max(1, num_clips // clips_per_step)
+    total = steps if steps is not None else max(1, round(epochs * steps_per_epoch))
+    peak = find_peak(device_name) if in_bf16 else None
+    seconds = None
+    if peak is not None:
+        seconds = flops.training_flops * clips_per_step / (peak.flops_per_second * world_size * mfu)
+    return TimePlan(num_clips, clips_per_step, total, steps_per_epoch, mfu, seconds)
+
+
+def measured_mfu(run_dir: str | Path) -> float:
+    """The median MFU of a run's first rank, its first fifth of steps apart. Raises ValueError where none was recorded."""
+    path = Path(run_dir) / RECORDS_FOLDER / "rank-00000.jsonl"
+    if not path.is_file():
+        raise ValueError(f"{run_dir} is not a run folder: it has no {RECORDS_FOLDER}/rank-00000.jsonl")
+    figures = [record.mfu for record in RankReader(path)]
+    known = [mfu for mfu in figures[len(figures) // 5 :] if mfu is not None]
+    if not known:
+        raise ValueError(f"{run_dir} recorded no MFU (a CPU, or a card whose peak is not known): state one with --mfu")
+    return median(known)
