@@ -25,7 +25,7 @@ def settle_classes(manifest: Manifest, source: str | Path | None, *, asked: int 
 
     Raises ValueError where videos have no label, or one that is none of the classes.
     """
-    names = read_class_names(source)
+    names = read_class_names(manifest, source)
     count = asked or len(names) or int(manifest.label_S.max()) + 1
     check_labels(manifest, count)
     if count < 2:
@@ -33,12 +33,30 @@ def settle_classes(manifest: Manifest, source: str | Path | None, *, asked: int 
     return Classes(count, names if len(names) == count else ())
 
 
-def read_class_names(source: str | Path | None) -> tuple[str, ...]:
-    """The names that lie beside a manifest file; empty if there are none."""
+def read_class_names(manifest: Manifest, source: str | Path | None) -> tuple[str, ...]:
+    """The names that lie beside a manifest file, or the class folders of a folder; empty if there are none."""
     if source is None:
         return ()
+    if Path(source).is_dir():
+        folders = {int(label): Path(path).parent.name for path, label in zip(manifest.paths, manifest.label_S, strict=True)}
+        return tuple(folders[label] for label in sorted(folders)) if min(folders) == 0 else ()
     place = Path(f"{source}{NAMES_SUFFIX}")
     return tuple(place.read_text(encoding="utf-8").split("\n")[:-1]) if place.is_file() else ()
+
+
+def check_test_set(manifest: Manifest, source: str | Path, classes: Classes) -> None:
+    """Raises ValueError where the labels of a test set are none of the classes, or have other names.
+
+    Folders are numbered in their own order, so that a class that is missing from one of two folders shifts all after it.
+    """
+    check_labels(manifest, classes.count)
+    names = read_class_names(manifest, source)
+    for label, (name, trained) in enumerate(zip(names, classes.names, strict=False)):
+        if name != trained:
+            raise ValueError(
+                f"class {label} is {name!r} in {manifest.name} and {trained!r} in the training set: number the classes of both "
+                "alike, with manifests of `path label` lines"
+            )
 
 
 def check_labels(manifest: Manifest, num_classes: int) -> None:

@@ -5,8 +5,8 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from mats_ds.data.classes import check_labels, settle_classes
-from mats_ds.data.manifest import Manifest
+from mats_ds.data.classes import Classes, check_labels, check_test_set, settle_classes
+from mats_ds.data.manifest import Manifest, read_manifest
 
 
 def make_manifest(labels):
@@ -41,3 +41,19 @@ def test_labels_that_do_not_fit_are_one_clear_error(labels, asked, words):
 
 def test_a_test_set_may_lack_classes():
     check_labels(make_manifest([0, 1]), 9)
+
+
+def make_folder(folder, names):
+    for name in names:
+        (folder / name).mkdir(parents=True)
+        (folder / name / "clip.mp4").touch()
+    return folder
+
+
+def test_folders_name_the_classes_and_a_test_set_that_numbers_them_otherwise_is_refused(tmp_path):
+    train, val = make_folder(tmp_path / "train", ["jump", "run", "sit"]), make_folder(tmp_path / "val", ["run", "sit"])
+    classes = settle_classes(read_manifest(train), train, asked=None)
+    assert classes == Classes(3, ("jump", "run", "sit"))
+    check_test_set(read_manifest(train), train, classes)
+    with pytest.raises(ValueError, match="class 0 is 'run' in val and 'jump' in the training set"):
+        check_test_set(read_manifest(val), val, classes)
