@@ -11,7 +11,9 @@ from __future__ import annotations
 
 import argparse
 import sys
+from collections.abc import Iterator
 from dataclasses import dataclass
+from itertools import chain
 from pathlib import Path
 
 if __name__ == "__main__":  # run as a file, Python would look for modules in mats_ds/ itself
@@ -22,6 +24,7 @@ import torch
 from pydantic import ValidationError
 from torch import nn
 
+from mats_ds.clips import ClipSpec
 from mats_ds.config import STRATEGIES, ClipSection, ModelSection, Recipe, load_recipe
 from mats_ds.data.excerpt import Excerpt, plan_excerpts, read_excerpt
 from mats_ds.data.film import check_suffix, write_gif, write_mp4, write_png
@@ -33,6 +36,7 @@ from mats_ds.models.mae import MaskedAutoencoder
 from mats_ds.models.panels import draw_panels
 from mats_ds.models.sheet import Sheet, Strip, draw_sheet
 from mats_ds.models.sight import Sight, look_with_decoder, look_without_decoder
+from mats_ds.training.place import find_device
 
 DONE, UNUSABLE = 0, 2
 PNG_ROWS = 12  # of all clips together
@@ -63,6 +67,7 @@ def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
     )
     parser.add_argument(
         "--weights",
+        "--model",
         metavar="PATH",
         help="run folder or checkpoint of ours, .safetensors, .pth, or Hugging Face folder; without it the patch embedding is "
         "untrained: motion and tokens are shown, and there is no reconstruction",
@@ -83,7 +88,7 @@ def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
     )
     parser.add_argument("--fps", type=float, help="frames a second of an .mp4 or .gif (default: as the video plays, 1 to 30)")
     parser.add_argument("--seed", type=int, default=0, help="of what is drawn at random: visible tokens, frames (0)")
-    parser.add_argument("--device", help="cpu, cuda, ... (default: cuda where there is one)")
+    parser.add_argument("--device", help="cpu, cuda or cuda:NUMBER (default: the GPU if there is one)")
     return parser.parse_args(arguments)
 
 
@@ -105,7 +110,7 @@ def visualize(options: argparse.Namespace) -> None:
     if Path(options.out).resolve() == Path(options.video).resolve():
         raise ValueError(f"--out {options.out} is the video itself: give another name")
     index = index_video(options.video)
-    device = choose_device(options.device)
+    device = find_device(options.device)
     viewer = open_viewer(options)
     viewer.model.to(device).eval()
     candidates = viewer.model.candidate_grid
@@ -116,27 +121,22 @@ def visualize(options: argparse.Namespace) -> None:
         num_clips=options.clips,
         start_seconds=options.start,
     )
-    sheets, rates = [], []
-    for number, spec in enumerate(specs):
-        excerpt = read_excerpt(options.video, spec, height=candidates.height, width=candidates.width)
-        frames_CHWC = torch.from_numpy(excerpt.frames_THWC).to(device)
-        look = look_with_decoder if viewer.decodes else look_without_decoder
-        sight = look(viewer.model, frames_CHWC, key=options.seed + number)
-        count = f", clip {number + 1} of {len(specs)}" if len(specs) > 1 else ""
-        note = viewer.note + (f"; prediction: {classify(viewer.model, frames_CHWC)}" if viewer.names_classes else "")
-        sheets.append(make_sheet(sight, excerpt, viewer.model, title=f"{Path(options.video).name}{count}", note=note))
-        rates.append(play_rate(excerpt.seconds_T[sight.frame_T]))
-    write_sheets(options.out, suffix, sheets, frames_per_second=options.fps or float(np.median(rates)))
+    write_sheets(options.out, suffix, look_at_clips(viewer, specs, options), frames_per_second=options.fps)
     told = f" ({len(specs)} clips: the video has no room for {options.clips})" if len(specs) < options.clips else ""
     print(f"wrote {options.out}{told}: {viewer.note}")
 
 
-def choose_device(name: str | None) -> torch.device:
-    """The device of that name, else a GPU where there is one. Raises ValueError for a name that is none."""
-    try:
-        return torch.empty(0, device=name or ("cuda" if torch.cuda.is_available() else "cpu")).device
-    except (RuntimeError, AssertionError) as error:
-        raise ValueError(f"--device {name}: {str(error).splitlines()[0]}") from None
+def look_at_clips(viewer: Viewer, specs: list[ClipSpec], options: argparse.Namespace) -> Iterator[Sheet]:
+    """One sheet a clip, read and computed when it is asked for: hours of video need no more memory than one clip."""
+    candidates = viewer.model.candidate_grid
+    look = look_with_decoder if viewer.decodes else look_without_decoder
+    for number, spec in enumerate(specs):
+        excerpt = read_excerpt(options.video, spec, height=candidates.height, width=candidates.width)
+        frames_CHWC = torch.from_numpy(excerpt.frames_THWC).to(viewer.model.positions_ND.device)
+        sight = look(viewer.model, frames_CHWC, key=options.seed + number)
+        count = f", clip {number + 1} of {len(specs)}" if len(specs) > 1 else ""
+        note = viewer.note + (f"; prediction: {classify(viewer.model, frames_CHWC)}" if viewer.names_classes else "")
+        yield make_sheet(sight, excerpt, viewer.model, title=f"{Path(options.video).name}{count}", note=note)
 
 
 def open_viewer(options: argparse.Namespace) -> Viewer:
@@ -153,9 +153,11 @@ def open_viewer(options: argparse.Namespace) -> Viewer:
         return Viewer(model, recipe, "no weights given: motion of an untrained patch embedding, no reconstruction")
     weights = read_weights(options.weights)
     spec = weights.spec
+    for note in weights.notes:
+        print(f"note: {note}")
     if "frame_candidates" in asked:
         chosen = change_selection(recipe, {"frame_candidates": asked.pop("frame_candidates")})
-        clip = chosen.clip.model_copy(update={"num_frames": spec.grid.num_frames, "tubelet": spec.grid.tubelet})
+        clip = chosen.clip.model_copy(update=vars(spec.grid))
         asked["num_candidate_frames"] = chosen.model_copy(update={"clip": clip}).candidate_grid().num_frames
     if spec.kind == "encoder":
         started = load_classifier(weights, num_classes=1, **asked)
@@ -219,15 +221,17 @@ def play_rate(seconds_T: np.ndarray) -> float:
     return min(MAX_FRAMES_PER_SECOND, max(MIN_FRAMES_PER_SECOND, 1 / mean))
 
 
-def write_sheets(out: str, suffix: str, sheets: list[Sheet], *, frames_per_second: float) -> None:
+def write_sheets(out: str, suffix: str, sheets: Iterator[Sheet], *, frames_per_second: float | None) -> None:
     """A film of all frames of all clips, or a still picture of a few frames of each, one clip below the other."""
     if suffix == ".png":
-        num_rows = max(MIN_ROWS, min(MAX_ROWS, PNG_ROWS // len(sheets)))
-        write_png(out, np.concatenate([draw_sheet(sheet, spread_frames(len(sheet.seconds_T), num_rows)) for sheet in sheets]))
+        drawn = list(sheets)
+        num_rows = max(MIN_ROWS, min(MAX_ROWS, PNG_ROWS // len(drawn)))
+        write_png(out, np.concatenate([draw_sheet(sheet, spread_frames(len(sheet.seconds_T), num_rows)) for sheet in drawn]))
         return
+    first = next(sheets)
+    pictures = (draw_sheet(sheet, [frame]) for sheet in chain([first], sheets) for frame in range(len(sheet.seconds_T)))
     write = write_mp4 if suffix == ".mp4" else write_gif
-    pictures = [draw_sheet(sheet, [frame]) for sheet in sheets for frame in range(len(sheet.seconds_T))]
-    write(out, np.stack(pictures), frames_per_second=frames_per_second)
+    write(out, pictures, frames_per_second=frames_per_second or play_rate(first.seconds_T))
 
 
 def spread_frames(num_frames: int, num_rows: int) -> list[int]:

@@ -128,7 +128,7 @@ def test_the_recipe_of_a_run_spaces_the_frames(show, save, monkeypatch, tmp_path
         (("--keep_ratio", "3"), "x.png", "keep_ratio: Input should be less than or equal to 1"),
         (("--recipe", "tinny"), "x.png", "did you mean tiny?"),
         (("--fps", "0"), "x.gif", "--fps is above 0"),
-        (("--device", "nonsense"), "x.png", "--device nonsense"),
+        (("--device", "nonsense"), "x.png", "there is no device 'nonsense'"),
     ],
 )
 def test_one_clear_error_and_no_file(show, tmp_path, arguments, out, said):

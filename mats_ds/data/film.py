@@ -1,4 +1,4 @@
-"""Finished pictures (uint8 RGB [T, H, W, 3]) -> a file that people watch: .mp4, .gif, or one still .png.
+"""Finished pictures (uint8 RGB [H, W, 3]) one after the other -> a file that people watch: .mp4, .gif, or one still .png.
 
 An .mp4 is H.264 (MPEG-4 part 2 where PyAV has no such encoder) with 4:2:0 pictures of even sides, which every player takes. Files
 appear at once: they are written aside and renamed.
@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import os
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from fractions import Fraction
 from pathlib import Path
 
@@ -32,10 +32,8 @@ def check_suffix(path: str | os.PathLike[str]) -> str:
     return suffix
 
 
-def write_mp4(path: str | os.PathLike[str], pictures_THWC: np.ndarray, *, frames_per_second: float) -> None:
-    """One frame a picture; an odd side gains a line of the border's colour. Raises ValueError for no pictures."""
-    pictures_THWC = _even_sides(_check_pictures(pictures_THWC))
-    height, width = pictures_THWC.shape[1:3]
+def write_mp4(path: str | os.PathLike[str], pictures: Iterable[np.ndarray], *, frames_per_second: float) -> None:
+    """One frame a picture, taken as they come; an odd side gains a line of the border's colour. Raises ValueError for none."""
     encoder = find_encoder()
     options = {"crf": CRF, "preset": "medium"} if encoder == "libx264" else {}
     rate = Fraction(frames_per_second).limit_denominator(MAX_RATE_DENOMINATOR)
@@ -44,33 +42,35 @@ def write_mp4(path: str | os.PathLike[str], pictures_THWC: np.ndarray, *, frames
         av.open(str(aside), "w", format="mp4", options={"movflags": "faststart"}) as container,
     ):
         stream = container.add_stream(encoder, rate=rate, options=options)
-        stream.width, stream.height, stream.pix_fmt = width, height, "yuv420p"
+        stream.pix_fmt = "yuv420p"
         stream.codec_context.thread_count = 1  # the same bytes on every machine
         if encoder != "libx264":
             stream.codec_context.bit_rate = SPARE_BIT_RATE
-        for picture_HWC in pictures_THWC:
+        for number, picture_HWC in enumerate(map(_even_sides, _check_pictures(pictures))):
+            if number == 0:
+                stream.height, stream.width = picture_HWC.shape[:2]
             container.mux(stream.encode(av.VideoFrame.from_ndarray(picture_HWC, format="rgb24")))
         container.mux(stream.encode())
 
 
-def write_gif(path: str | os.PathLike[str], pictures_THWC: np.ndarray, *, frames_per_second: float) -> None:
+def write_gif(path: str | os.PathLike[str], pictures: Iterable[np.ndarray], *, frames_per_second: float) -> None:
     """An endless loop, 256 colours a picture. Raises ValueError for no pictures."""
     from PIL import Image
 
-    pictures = [
+    reduced = [
         Image.fromarray(picture).quantize(256, method=Image.Quantize.MEDIANCUT, dither=Image.Dither.NONE)
-        for picture in _check_pictures(pictures_THWC)
+        for picture in _check_pictures(pictures)
     ]
     milliseconds = max(2, round(1000 / frames_per_second / GIF_MILLISECONDS)) * GIF_MILLISECONDS
     with _written_aside(path) as aside:
-        pictures[0].save(aside, format="GIF", save_all=True, append_images=pictures[1:], duration=milliseconds, loop=0)
+        reduced[0].save(aside, format="GIF", save_all=True, append_images=reduced[1:], duration=milliseconds, loop=0)
 
 
 def write_png(path: str | os.PathLike[str], picture_HWC: np.ndarray) -> None:
     """One picture, uint8 RGB, without loss."""
     from PIL import Image
 
-    (picture_HWC,) = _check_pictures(picture_HWC[None])
+    (picture_HWC,) = _check_pictures([picture_HWC])
     with _written_aside(path) as aside:
         Image.fromarray(picture_HWC).save(aside, format="PNG", optimize=True)
 
@@ -84,15 +84,21 @@ def find_encoder() -> str:
     return "mpeg4"
 
 
-def _check_pictures(pictures_THWC: np.ndarray) -> np.ndarray:
-    if pictures_THWC.ndim != 4 or pictures_THWC.shape[-1] != 3 or pictures_THWC.dtype != np.uint8 or not pictures_THWC.size:
-        raise ValueError(f"pictures are uint8 [T, H, W, 3], at least one, got {pictures_THWC.dtype} {list(pictures_THWC.shape)}")
-    return np.ascontiguousarray(pictures_THWC)
+def _check_pictures(pictures: Iterable[np.ndarray]) -> Iterator[np.ndarray]:
+    """The pictures as they come. Raises ValueError for one of another type or size than the first, and where none comes."""
+    shape = None
+    for picture in pictures:
+        shape = shape or picture.shape
+        if picture.ndim != 3 or picture.shape[-1] != 3 or picture.dtype != np.uint8 or picture.shape != shape:
+            raise ValueError(f"pictures are uint8 [H, W, 3], all of one size, got {picture.dtype} {list(picture.shape)}")
+        yield np.ascontiguousarray(picture)
+    if shape is None:
+        raise ValueError("there is no picture to write")
 
 
-def _even_sides(pictures_THWC: np.ndarray) -> np.ndarray:
-    height, width = pictures_THWC.shape[1:3]
-    return np.pad(pictures_THWC, ((0, 0), (0, height % 2), (0, width % 2), (0, 0)), mode="edge")
+def _even_sides(picture_HWC: np.ndarray) -> np.ndarray:
+    height, width = picture_HWC.shape[:2]
+    return np.pad(picture_HWC, ((0, height % 2), (0, width % 2), (0, 0)), mode="edge")
 
 
 @contextlib.contextmanager

@@ -59,12 +59,33 @@ def test_png_is_exact(tmp_path):
     assert np.array_equal(np.asarray(Image.open(tmp_path / "a.png")), picture)
 
 
-@pytest.mark.parametrize("bad", [np.zeros((0, 4, 6, 3), np.uint8), np.zeros((2, 4, 6), np.uint8), np.zeros((2, 4, 6, 3))])
-def test_what_is_no_picture_is_refused_and_leaves_no_file(tmp_path, bad):
+@pytest.mark.parametrize(
+    ("bad", "said"),
+    [
+        ([], "no picture to write"),
+        (np.zeros((2, 4, 6), np.uint8), r"pictures are uint8 \[H, W, 3\]"),
+        (np.zeros((2, 4, 6, 3)), "got float64"),
+        ([np.zeros((4, 6, 3), np.uint8), np.zeros((4, 8, 3), np.uint8)], r"all of one size, got uint8 \[4, 8, 3\]"),
+    ],
+)
+def test_what_is_no_film_is_refused_and_leaves_no_file(tmp_path, bad, said):
     for write in (write_mp4, write_gif):
-        with pytest.raises(ValueError, match=r"pictures are uint8 \[T, H, W, 3\]"):
+        with pytest.raises(ValueError, match=said):
             write(tmp_path / "a.mp4", bad, frames_per_second=5)
     assert list(tmp_path.iterdir()) == []
+
+
+def test_mp4_takes_pictures_as_they_come(tmp_path):
+    held = []
+
+    def draw():
+        for picture in draw_pictures():
+            held.append(picture)
+            yield picture
+
+    write_mp4(tmp_path / "a.mp4", draw(), frames_per_second=5)
+    with av.open(str(tmp_path / "a.mp4")) as container:
+        assert sum(1 for _ in container.decode(video=0)) == len(held) == 5
 
 
 def test_a_failure_leaves_the_old_file_and_nothing_else(tmp_path, monkeypatch):
