@@ -138,7 +138,7 @@ def _run(workload: Workload, ds_config: Mapping[str, Any], world_size: int, micr
 
     ds_config = {**ds_config, MICRO_BATCH_KEY: micro}
     plan = plan_batch(ds_config, recipe_batch=micro * world_size * accumulation, world_size=world_size)
-    with FakeTensorMode(allow_non_fake_inputs=True), LiveBytes() as live, _AnswerReads():
+    with FakeTensorMode(allow_non_fake_inputs=True), LiveBytes() as live, AnswerReads():
         model = build_model(workload)
         model.to = lambda *_, **__: model  # on a device already; a fake parameter cannot be swapped
         live.restart()
@@ -168,7 +168,7 @@ def _run_step(engine: Any, workload: Workload, live: LiveBytes, micro: int, accu
     return ExactMemory(rest, max(saved), 0, max(forward), max(backward), max(optimizer))
 
 
-class _AnswerReads(TorchDispatchMode):
+class AnswerReads(TorchDispatchMode):
     """Where a value of a fake tensor is asked for (a gradient norm, an overflow flag, whether a number lies outside of what a
     start allows): 1.0, or 0 for a whole number.
     """

@@ -186,5 +186,5 @@ def static_bytes(engine: Any) -> dict[str, int]:
         "gradients": (owned if stage >= 2 else total) * element,
         f"{host}master_weights": owned * BYTES_PER_FLOAT32 if partitions else 0,
         f"{host}moments": 2 * owned * BYTES_PER_FLOAT32,
-        "buckets": int(min(buckets, 2 * total * element)),
+        "buckets": int(buckets),
     }
