@@ -13,7 +13,6 @@ from __future__ import annotations
 
 import argparse
 import logging
-import os
 import sys
 import time
 from dataclasses import dataclass
@@ -28,6 +27,7 @@ import torch
 
 from mats_ds.clips import BadClip, ClipBatch, count_tokens
 from mats_ds.config import ClipSection
+from mats_ds.data.classes import Classes, check_test_set
 from mats_ds.data.importers.labels import read_class_list
 from mats_ds.data.manifest import Manifest, read_manifest
 from mats_ds.data.view_pass import read_views
@@ -37,16 +37,15 @@ from mats_ds.metering.accuracy import TOP, Accuracy, VideoScore, VideoScores, me
 from mats_ds.metering.accuracy_files import describe_bad, describe_points, write_results
 from mats_ds.metering.accuracy_pictures import SweepPoint
 from mats_ds.metering.flops import step_flops
-from mats_ds.metering.forward_cost import count_macs, time_forwards
+from mats_ds.metering.forward_cost import count_macs, describe_speed, time_forwards
 from mats_ds.models.classifier import VideoClassifier, check_options
 from mats_ds.models.spec import describe_model
 from mats_ds.training.engine import Place
-from mats_ds.training.place import find_dtype, find_place, gather_on_first, leave
+from mats_ds.training.place import find_dtype, find_place, gather_on_first
 from mats_ds.training.run_folder import collect_versions
+from mats_ds.training.start import run_command
 
 logger = logging.getLogger("mats_ds")
-
-DONE, UNUSABLE = 0, 2
 
 
 def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
@@ -54,19 +53,13 @@ def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
         description="Test a classifier on labelled videos, or say what it makes of one video.",
         epilog="Example: bash launch.sh evaluate --model runs/ucf101 --manifest test.csv --keep_ratio 0.3 0.6 1.0",
     )
+    add_model_options(parser, num_clips=5, num_crops=3)  # METHOD: K400 and UCF101
     source = parser.add_mutually_exclusive_group(required=True)
     source.add_argument("--manifest", help="labelled videos: a .csv, a list of `path label` lines, or a folder of class folders")
     source.add_argument("--video", metavar="FILE", help="classify this one video and print its five likeliest classes")
     parser.add_argument("--out", metavar="DIR", help="folder for the results (default: runs/evaluate-DATE-TIME)")
-    parser.add_argument(
-        "--keep_ratio",
-        type=float,
-        nargs="+",
-        metavar="R",
-        help="shares of tokens to keep; several: a sweep (the model's own)",
-    )
+    parser.add_argument("--keep_ratio", type=float, nargs="+", metavar="R", help="share of tokens to keep; several make a sweep")
     parser.add_argument("--class_names", metavar="FILE", help="names of the classes, one a line (the model's own)")
-    add_model_options(parser, num_clips=5, num_crops=3)  # METHOD: K400 and UCF101
     return parser.parse_args(arguments)
 
 
@@ -133,6 +126,14 @@ def check_labels(manifest: Manifest, num_classes: int) -> None:
             )
 
 
+def warn_of_names(manifest: Manifest, test: Test) -> None:
+    """Folders, and manifests with a list of names beside them, may number the classes otherwise than the model."""
+    try:
+        check_test_set(manifest, test.options.manifest, Classes(test.model.num_classes, test.model.class_names))
+    except ValueError as error:  # the labels are in order: it is about names, which may also be spelt otherwise
+        logger.warning("warning: %s", error)
+
+
 def score_views(test: Test, manifest: Manifest, *, label: str) -> Seen | None:
     """The softmax scores of all views of all videos, put together on rank 0 (None elsewhere)."""
     options, place = test.options, test.place
@@ -158,8 +159,8 @@ def score_views(test: Test, manifest: Manifest, *, label: str) -> Seen | None:
     gathered = gather_on_first((scores, bad), place)
     if gathered is None:
         return None
-    merged, *others = [rank_scores for rank_scores, _ in gathered]
-    for other in others:
+    merged = gathered[0][0]
+    for other, _ in gathered[1:]:
         merged.merge(other)
     named = {clip.sample: clip for _, rank_bad in gathered for clip in rank_bad}
     return Seen(merged.finish(len(manifest)), [named[sample] for sample in sorted(named)], example)
@@ -217,23 +218,17 @@ def measure_points(test: Test, accuracies: list[Accuracy], example: ClipBatch) -
     ]
 
 
-def describe_speed(test: Test, example: ClipBatch) -> str:
-    """How speed is measured, in words."""
-    device = test.place.device
-    name = torch.cuda.get_device_name(device) if device.type == "cuda" else f"CPU, {torch.get_num_threads()} thread(s)"
-    dtype = str(test.dtype).removeprefix("torch.")
-    return f"model alone, {len(example.frames_BTHWC)} views at a time, {dtype}, one {name}"
-
-
 def evaluate(test: Test) -> None:
     """A whole test, written into --out and told in words."""
     began = time.monotonic()
     manifest = read_manifest(test.options.manifest, root=test.options.root)
     check_labels(manifest, test.model.num_classes)
+    warn_of_names(manifest, test)
     seen = score_views(test, manifest, label="test")
     if seen is None:
         return
-    seconds, speed_note = time.monotonic() - began, describe_speed(test, seen.example)
+    seconds = time.monotonic() - began
+    speed_note = describe_speed(test.place.device, test.dtype, num_views=len(seen.example.frames_BTHWC))
     readable = [sample for sample, video in enumerate(seen.videos) if video.mean is not None]
     if not readable:
         raise ValueError(f"not one of {len(manifest)} videos can be read; the first: {seen.bad[0].path}: {seen.bad[0].reason}")
@@ -289,22 +284,16 @@ def classify(test: Test) -> None:
         print(*(f"  {scores_C[label]:.4f}  {test.names[label]}" for label in top_classes(scores_C, TOP)), sep="\n")
 
 
+def run(options: argparse.Namespace) -> None:
+    """A test, or one video."""
+    test = open_classifier(options, find_place(options.device))
+    (classify if options.video else evaluate)(test)
+
+
 def main(arguments: list[str] | None = None) -> int:
+    """Run it; returns the exit status: 0 done, 2 unusable input or arguments."""
     options = parse_arguments(arguments)
-    is_first = os.environ.get("RANK", "0") == "0"
-    logging.basicConfig(level=logging.WARNING if is_first else logging.ERROR, format="%(message)s", stream=sys.stderr)
-    if is_first:
-        logger.setLevel(logging.INFO)
-    try:
-        test = open_classifier(options, find_place(options.device))
-        (classify if options.video else evaluate)(test)
-    except ValueError as error:
-        if is_first:
-            print(f"error: {error}", file=sys.stderr)
-        return UNUSABLE
-    finally:
-        leave()
-    return DONE
+    return run_command(lambda: run(options))
 
 
 if __name__ == "__main__":

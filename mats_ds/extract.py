@@ -34,11 +34,11 @@ from mats_ds.interop.load import load_encoder
 from mats_ds.interop.model_options import SAMPLING, add_model_options, choose_batch, find_clip_section, read_model_weights
 from mats_ds.metering.accuracy_files import write_json, write_table, write_unreadable
 from mats_ds.models.features import VideoEncoder, average_tubelets
-from mats_ds.training.place import find_dtype, find_place, gather_on_all, leave, wait_for_all
+from mats_ds.training.place import find_dtype, find_place, gather_on_all, wait_for_all
+from mats_ds.training.start import run_command
 
 logger = logging.getLogger("mats_ds")
 
-DONE, UNUSABLE = 0, 2
 SETTINGS, INDEX, UNREADABLE = "features.json", "index.csv", "unreadable.csv"
 SHARD_VIDEOS = {"mean": 1000, "tubelet": 1000, "none": 32}  # all tokens of a ViT-B clip are 5 MB
 
@@ -48,6 +48,7 @@ def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
         description="Write the features of every video of a manifest, in shards with an index; call it again to go on.",
         epilog="Example: bash launch.sh extract --model runs/k400 --manifest videos.csv --out features --pool tubelet",
     )
+    add_model_options(parser, num_clips=1, num_crops=1)
     parser.add_argument("--manifest", required=True, help="a .csv, a list of `path label` lines, or a folder of videos")
     parser.add_argument("--out", required=True, metavar="DIR", help="folder of the shards, index.csv and unreadable.csv")
     parser.add_argument(
@@ -60,7 +61,6 @@ def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--format", choices=tuple(SUFFIXES), default="safetensors", help="of the shards (default: %(default)s)")
     parser.add_argument("--store", choices=("float32", "float16"), default="float32", help="type of the features (%(default)s)")
     parser.add_argument("--shard_videos", type=int, metavar="N", help="videos of a shard (1000; 32 with --pool none)")
-    add_model_options(parser, num_clips=1, num_crops=1)
     return parser.parse_args(arguments)
 
 
@@ -243,20 +243,9 @@ def extract(options: argparse.Namespace) -> None:
 
 
 def main(arguments: list[str] | None = None) -> int:
+    """Run it; returns the exit status: 0 done, 2 unusable input or arguments."""
     options = parse_arguments(arguments)
-    is_first = os.environ.get("RANK", "0") == "0"
-    logging.basicConfig(level=logging.WARNING if is_first else logging.ERROR, format="%(message)s", stream=sys.stderr)
-    if is_first:
-        logger.setLevel(logging.INFO)
-    try:
-        extract(options)
-    except ValueError as error:
-        if is_first:
-            print(f"error: {error}", file=sys.stderr)
-        return UNUSABLE
-    finally:
-        leave()
-    return DONE
+    return run_command(lambda: extract(options))
 
 
 if __name__ == "__main__":

@@ -207,6 +207,25 @@ def test_clips_are_taken_as_the_run_took_them(tmp_path, monkeypatch):
     assert model_options.find_clip_section(evaluate.parse_arguments(arguments), GRID).stride == 3
 
 
+def test_weights_in_a_run_folder_are_shown_clips_of_its_recipe(tmp_path):
+    from mats_ds.interop.model_options import read_run_clip
+
+    (tmp_path / "recipe.yaml").write_text("clip: {stride: 5, sampling: dense}\n")
+    (tmp_path / "best.safetensors").touch()
+    assert read_run_clip(tmp_path / "best.safetensors") == {"stride": 5, "sampling": "dense"}
+    assert read_run_clip(tmp_path / "checkpoint.pth") == read_run_clip(tmp_path) == {}
+
+
+def test_folders_that_number_the_classes_otherwise_are_told(folder, videos, model, caplog):
+    for name, (path, _) in zip(("down", "fall"), videos, strict=False):  # 0 and 1 here, 1 and 2 in the model
+        (folder / "by_class" / name).mkdir(parents=True)
+        (folder / "by_class" / name / path.name).symlink_to(path)
+    arguments = ["--model", model, "--manifest", folder / "by_class", "--out", folder / "named", *VIEWS]
+    with caplog.at_level("WARNING", "mats_ds"):
+        assert run(*arguments)[0] == 0
+    assert "class 0 is 'down' in by_class and 'along' in the training set" in caplog.text
+
+
 def test_a_published_size_has_the_closed_forms_cost(folder):
     from mats_ds import VideoClassifier, step_flops
     from tests.trained_models import save_model

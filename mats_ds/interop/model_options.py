@@ -16,6 +16,7 @@ from pydantic import ValidationError
 from mats_ds.clips import TokenGrid
 from mats_ds.config import ClipSection
 from mats_ds.interop.load import read_weights
+from mats_ds.interop.plain import SUFFIX
 from mats_ds.interop.run_checkpoint import find_steps
 from mats_ds.interop.weights import Weights
 
@@ -61,6 +62,8 @@ def find_clip_section(options: argparse.Namespace, grid: TokenGrid) -> ClipSecti
     for name in ("clips", "crops", "batch"):
         if (value := getattr(options, name)) is not None and value < 1:
             raise ValueError(f"--{name} is at least 1, got {value}")
+    if options.workers is not None and options.workers < 0:
+        raise ValueError(f"--workers is 0 (read in the same thread) or more, got {options.workers}")
     fields = read_run_clip(Path(options.model))
     given = {name: value for name in SAMPLING if (value := getattr(options, name)) is not None}
     if "stride" in given and "stride_seconds" in given:
@@ -76,11 +79,14 @@ def find_clip_section(options: argparse.Namespace, grid: TokenGrid) -> ClipSecti
 
 
 def read_run_clip(path: Path) -> dict[str, Any]:
-    """`stride`, `stride_seconds` and `sampling` of a run's recipe, from its folder or one of its checkpoints; else nothing."""
+    """`stride`, `stride_seconds` and `sampling` of a run's recipe; nothing where there is none.
+
+    `path`: a run folder, its folder of checkpoints, one of them, or a file of weights in the run folder.
+    """
     steps = find_steps(path) if path.is_dir() else []
-    for folder in (path, *(step.parent.parent for step in steps[:1])):
-        if steps and (folder / RECIPE).is_file():
-            clip = (yaml.safe_load((folder / RECIPE).read_text(encoding="utf-8")) or {}).get("clip") or {}
+    for folder in (path, *(step.parent.parent for step in steps[:1])) if steps else (path.parent,):
+        if (folder / RECIPE).is_file() and (steps or path.suffix == SUFFIX):
+            clip = yaml.safe_load((folder / RECIPE).read_text(encoding="utf-8")).get("clip") or {}
             return {name: clip[name] for name in SAMPLING if clip.get(name) is not None}
     return {}
 

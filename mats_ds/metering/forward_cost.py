@@ -36,6 +36,12 @@ def time_forwards(forwards: Sequence[Callable[[], object]], device: torch.device
     return [statistics.median(found) for found in seconds]
 
 
+def describe_speed(device: torch.device, dtype: torch.dtype, *, num_views: int) -> str:
+    """How speed is measured, in words."""
+    name = torch.cuda.get_device_name(device) if device.type == "cuda" else f"CPU, {torch.get_num_threads()} thread(s)"
+    return f"model alone, {num_views} views at a time, {str(dtype).removeprefix('torch.')}, one {name}"
+
+
 def wait_for(device: torch.device) -> None:
     """Until the device has done all that it was given."""
     if device.type == "cuda":

@@ -73,9 +73,3 @@ def wait_for_all(place: Place) -> None:
     """Until every rank is here."""
     if place.world_size > 1:
         dist.barrier()
-
-
-def leave() -> None:
-    """Leave the ranks, if any were joined."""
-    if dist.is_initialized():
-        dist.destroy_process_group()
