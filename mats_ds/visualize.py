@@ -167,7 +167,9 @@ def open_viewer(options: argparse.Namespace) -> Viewer:
     model = load_model(weights, **asked)
     if isinstance(model, VideoClassifier):
         return Viewer(model, recipe, "a classifier: no reconstruction", names_classes=True)
-    return Viewer(model, recipe, f"{Path(options.weights).name}: {weights.source}", decodes=True)
+    size = spec.size_name or f"width {spec.width}"
+    note = f"{Path(options.weights).name}: {size}, {model.strategy}, keep {model.keep_ratio:g}, visible {model.visible_ratio:g}"
+    return Viewer(model, recipe, note, decodes=True)
 
 
 def change_selection(recipe: Recipe, changes: dict) -> Recipe:
