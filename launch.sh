@@ -9,7 +9,7 @@ set -euo pipefail
 ROOT="$(CDPATH='' cd -- "$(dirname -- "$(readlink -f -- "${BASH_SOURCE[0]}")")" && pwd -P)"
 VENV="$ROOT/.venv"
 STAMP="$VENV/.mats_ds-installed"
-COMMANDS=(demo test prepare pretrain finetune evaluate extract convert probe visualize report setup help)
+COMMANDS=(demo test prepare pretrain finetune evaluate extract convert probe visualize plan report setup help)
 CPU_RANKS=2
 PYTHON="" # the interpreter that holds the packages; `setup` fills it in
 
@@ -31,6 +31,7 @@ Usage: bash launch.sh COMMAND [ARGUMENTS]
   convert SOURCE [DEST]   python mats_ds/convert.py: weights of VideoMAE, EVEREST, Hugging Face and our runs (convert --help)
   probe ...               python mats_ds/probe.py: k-NN, linear and attentive probe of frozen features (probe --help)
   visualize VIDEO ...     python mats_ds/visualize.py: what a model sees of a video, as .mp4, .gif or .png (visualize --help)
+  plan [OPTIONS]          python profiling/plan.py: memory, FLOPs and hours before a run, without a GPU (plan --help)
   report [RUN_DIR ...]    python profiling/report.py
   setup                   only install
   help                    this page
@@ -451,6 +452,11 @@ visualize() { # relative paths are the caller's
   run_last "$PYTHON" "$ROOT/mats_ds/visualize.py" "$@"
 }
 
+plan() { # relative paths are the caller's
+  setup
+  run_last "$PYTHON" "$ROOT/profiling/plan.py" "$@"
+}
+
 report() {
   setup
   local argument
@@ -495,7 +501,7 @@ main() {
   local command="${1:-help}"
   (($# == 0)) || shift
   case "$command" in
-    demo | prepare | convert | probe | visualize | report) "$command" "$@" ;;
+    demo | prepare | convert | probe | visualize | plan | report) "$command" "$@" ;;
     test) run_tests "$@" ;;
     pretrain | finetune | evaluate | extract) "$command" "$@" ;;
     setup)

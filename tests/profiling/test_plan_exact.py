@@ -71,7 +71,7 @@ def test_fake_tensors_predict_the_peak_of_real_ones(ranks, changes, precision):
     work = Workload(model_name="tiny", grid=GRID, candidate_grid=GRID, **changes)
     config = read("zero2_tiny", zero={"reduce_bucket_size": 500_000}, bf16={"enabled": precision == "bf16"})
     ((fake, real, whole),) = ranks(exact_and_real_peak, 1, work, config, 8, 24)
-    assert fake == pytest.approx(real, rel=0.02)
+    assert fake == pytest.approx(real, rel=0.03)
     planned = plan_memory(work, config, world_size=8, micro_batch=24)
     assert planned.peak_bytes == pytest.approx(whole, rel=0.05)
 
