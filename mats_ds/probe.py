@@ -74,7 +74,7 @@ def main(arguments: list[str] | None = None) -> int:
     logger.setLevel(logging.INFO)
     try:
         probe(options)
-    except ValueError as error:
+    except (ValueError, OSError) as error:  # OSError: --out cannot be written
         print(f"error: {error}", file=sys.stderr)
         return UNUSABLE
     return DONE

@@ -96,7 +96,7 @@ def main(arguments: list[str] | None = None) -> int:
     options = parse_arguments(arguments)
     try:
         visualize(options)
-    except (ValueError, UnreadableVideo) as error:
+    except (ValueError, UnreadableVideo, OSError) as error:  # OSError: --out cannot be written
         text = f"{options.video}: {error.reason}" if isinstance(error, UnreadableVideo) else error
         print(f"error: {text}", file=sys.stderr)
         return UNUSABLE

@@ -154,6 +154,12 @@ def test_one_clear_error(run, tmp_path, arguments, named, said):
     assert error.startswith("error: ") and not (tmp_path / "out" / "probe.json").exists()
 
 
+def test_a_place_that_cannot_be_written_is_one_error(run, tmp_path):
+    (tmp_path / "file").write_text("")
+    status, _, error = run("--probes", "knn", out="file/x")
+    assert status == 2 and error.startswith("error: ") and str(tmp_path / "file") in error
+
+
 def test_labels_that_do_not_fit_are_told_before_anything_is_decoded(run, videos):
     rows = (videos / "train.csv").read_text()
     (videos / "odd.csv").write_text(rows.replace(",0\n", ",7\n"))

@@ -139,6 +139,12 @@ def test_one_clear_error_and_no_file(show, tmp_path, arguments, out, said):
     assert not (tmp_path / out).exists()
 
 
+def test_a_place_that_cannot_be_written_is_one_error(show, tmp_path):
+    (tmp_path / "file").write_text("")
+    status, _, error = show("--recipe", "tiny", out="file/x.png")
+    assert status == 2 and error.startswith("error: ") and str(tmp_path / "file") in error
+
+
 def test_files_that_are_no_video_or_no_weights(show, tmp_path):
     (tmp_path / "notes.mp4").write_text("not a video")
     status, _, error = show("--recipe", "tiny", source=str(tmp_path / "notes.mp4"))
