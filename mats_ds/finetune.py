@@ -77,7 +77,7 @@ def main(arguments: list[str] | None = None) -> int:
 
 def finetune(recipe: FinetuneRecipe, options: argparse.Namespace) -> None:
     """One run on this rank, from the weights to the last test."""
-    start = start_run(recipe, options)
+    start = start_run(recipe, options, task="finetune")
     place, plan, folder = start.place, start.plan, start.folder
     manifest = open_videos(recipe.data)
     classes = settle_classes(manifest, recipe.data.manifest, asked=recipe.finetune.num_classes)
@@ -119,8 +119,6 @@ def finetune(recipe: FinetuneRecipe, options: argparse.Namespace) -> None:
         counts=TokenCounts(visible=kept, targets=0),
         flops=flops,
         data_name=manifest.name,
-        script="mats_ds/finetune.py",
-        task="finetune",
     )
 
     def extra_state() -> dict:

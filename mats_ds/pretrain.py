@@ -67,7 +67,7 @@ def main(arguments: list[str] | None = None) -> int:
 
 def pretrain(recipe: Recipe, options: argparse.Namespace) -> None:
     """One run on this rank, from the first byte of video to the picture."""
-    start = start_run(recipe, options)
+    start = start_run(recipe, options, task="pretrain")
     place, plan, folder = start.place, start.plan, start.folder
     manifest = open_videos(recipe.data)
     sampler = ClipSampler(
@@ -100,8 +100,6 @@ def pretrain(recipe: Recipe, options: argparse.Namespace) -> None:
         ),
         flops=recipe_flops(recipe),
         data_name=manifest.name,
-        script="mats_ds/pretrain.py",
-        task="pretrain",
     )
     with open_loader(
         sampler,

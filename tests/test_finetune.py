@@ -127,6 +127,12 @@ def test_a_run_that_ended_early_goes_on_to_the_bit(ranks, two_rank_run, videos, 
     assert [test for test in read_tests(tmp_path) if test["step"] == 6][0]["loss"] == read_tests(two_rank_run[0])[1]["loss"]
 
 
+def test_a_folder_of_the_other_trainer_is_not_gone_on_with(ranks, two_rank_run):
+    pretraining = ["--recipe", "tiny", "--ds_config", ARGUMENTS[3], "--out", str(two_rank_run[0]), "--resume", "auto", *CLIP]
+    [(status, terminal)] = ranks(run_script, 1, "mats_ds.pretrain", pretraining)
+    assert status == 2 and "holds a run of mats_ds/finetune.py" in terminal
+
+
 def test_one_rank_sees_the_same_clips_and_finds_the_same_losses(ranks, two_rank_run, videos, tmp_path):
     arguments = [*ARGUMENTS, "--out", str(tmp_path), *on_set(videos, every_epochs=1), *SMALL, *EVERYTHING]
     ranks(finetune, 1, arguments)

@@ -97,7 +97,8 @@ def judge(scores: Scores, label_S: torch.Tensor, *, step: int, epoch: float, sec
 class Evaluator:
     """Tests every `every_steps` steps and after the last one; what it finds goes to the console and into evaluation.jsonl.
 
-    model: what is tested (the engine's module, or the average of its weights); engine: put back into training afterwards.
+    model: what is tested (the engine's module, or the average of its weights); engine: put back into training afterwards,
+    and its monitors get the figures.
     batches: gives one pass of this rank. keep_best: called on every rank after a test that is better than all before it.
     List it before the Checkpointer, so that a run that is resumed does not test the same step twice.
     """
@@ -155,6 +156,10 @@ class Evaluator:
         if self.run.rank == 0:
             append_evaluation(self.run_dir, found)
             logger.info("%s", describe_evaluation(found, best=self.best))
+            if self.engine.monitor.enabled:
+                figures = {"mats/test_top1": found.top1, "mats/test_top5": found.top5, "mats/test_loss": found.loss}
+                clips = event.step * self.run.global_batch
+                self.engine.monitor.write_events([(name, value, clips) for name, value in figures.items()])
 
     def on_end(self, outcome: str) -> None:
         """Nothing: every test has been written."""

@@ -32,11 +32,9 @@ def describe_run(
     counts: TokenCounts,
     flops: Any,
     data_name: str,
-    script: str,
-    task: str,
 ) -> RunInfo:
-    """flops: per clip, with forward_macs, training_flops and hardware_flops (metering's StepFlops). script: the file that was
-    started. Raises ValueError when all steps have been done before.
+    """flops: per clip, with forward_macs, training_flops and hardware_flops (metering's StepFlops).
+    Raises ValueError when all steps have been done before.
     """
     total_steps = min(schedule.total_steps, recipe.run.max_steps or schedule.total_steps)
     if first_step >= total_steps:
@@ -73,9 +71,11 @@ def describe_run(
         static_bytes=static_bytes(engine),
         versions=collect_versions(),
         data_name=data_name,
-        command=shlex.join([script, *(argument for argument in sys.argv[1:] if "--local_rank" not in argument)]),
+        command=shlex.join(
+            [f"mats_ds/{start.task}.py", *(argument for argument in sys.argv[1:] if "--local_rank" not in argument)]
+        ),
         started=time.strftime("%Y-%m-%dT%H:%M:%S%z"),
-        task=task,
+        task=start.task,
     )
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import json
 import logging
 import os
 import sys
@@ -22,12 +23,17 @@ from mats_ds.training.run_folder import choose_run_folder
 logger = logging.getLogger("mats_ds")
 
 USAGE_ERROR, RUN_ERROR = 2, 1
+RUN_FILE = "run.json"  # written by the recorder
 
 
 @dataclass(frozen=True)
 class RunStart:
-    """Where a run takes place: its rank and device, its share of the batch, its folder, its DeepSpeed JSON."""
+    """Where a run takes place: its rank and device, its share of the batch, its folder, its DeepSpeed JSON.
 
+    `task` is "pretrain" or "finetune", the name of the script.
+    """
+
+    task: str
     place: Place
     plan: BatchPlan
     folder: Path
@@ -52,7 +58,7 @@ def add_run_options(parser: argparse.ArgumentParser, *, default_recipe: str | No
     parser.add_argument("overrides", nargs="*", metavar="section.key=value", help="changes to the recipe")
 
 
-def start_run(recipe: Recipe, options: argparse.Namespace) -> RunStart:
+def start_run(recipe: Recipe, options: argparse.Namespace, *, task: str) -> RunStart:
     """Read the JSON, join the other ranks, settle batch and folder. Raises ValueError for what does not fit together."""
     ds_config = read_ds_config(options.ds_config)
     precision = precision_of(ds_config)
@@ -60,7 +66,18 @@ def start_run(recipe: Recipe, options: argparse.Namespace) -> RunStart:
     plan = plan_batch(ds_config, recipe_batch=recipe.optim.global_batch, world_size=place.world_size)
     resume = options.resume is not None
     folder = choose_run_folder(options.out, recipe_name=recipe.name, resume=resume)
-    return RunStart(place, plan, folder, ds_config, precision, resume)
+    if resume:
+        check_task(folder, task)
+    return RunStart(task, place, plan, folder, ds_config, precision, resume)
+
+
+def check_task(folder: Path, task: str) -> None:
+    """Raises ValueError where the folder to go on in holds a run of another script."""
+    file = folder / RUN_FILE
+    found = json.loads(file.read_text(encoding="utf-8")).get("task", "pretrain") if file.is_file() else task
+    if found != task:
+        hint = f", and begin with its weights: finetune.weights={folder}" if task == "finetune" else ""
+        raise ValueError(f"{folder} holds a run of mats_ds/{found}.py, and this is mats_ds/{task}.py: name another --out{hint}")
 
 
 def run_command(work: Callable[[], None]) -> int:

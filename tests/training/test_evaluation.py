@@ -69,7 +69,9 @@ def test_ranks_find_together_what_one_rank_finds_alone(ranks):
 def run_evaluator(folder, *, first_step, wrong_until):
     """Tests after every second of 5 steps; before step `wrong_until` the model is wrong. Returns when weights were kept."""
     start_distributed()
-    engine = SimpleNamespace(module=PixelModel().train())
+    written = []
+    monitor = SimpleNamespace(enabled=True, write_events=written.extend)
+    engine = SimpleNamespace(module=PixelModel().train(), monitor=monitor)
     state = SimpleNamespace(step=0)
     kept = []
 
@@ -80,18 +82,21 @@ def run_evaluator(folder, *, first_step, wrong_until):
         engine, engine.module, batches, label_S=torch.tensor([1, 1]), num_classes=3, every_steps=2, run_dir=folder,
         num_batches=1, keep_best=lambda found: kept.append(found.step),
     )  # fmt: skip
-    evaluator.on_start(SimpleNamespace(rank=0, first_step=first_step, total_steps=5, steps_per_epoch=2, device="cpu"))
+    evaluator.on_start(
+        SimpleNamespace(rank=0, first_step=first_step, total_steps=5, steps_per_epoch=2, device="cpu", global_batch=8)
+    )
     for state.step in range(first_step + 1, 6):
         evaluator.on_step(SimpleNamespace(step=state.step))
-    return kept, engine.module.training
+    return kept, engine.module.training, written
 
 
 def test_tests_come_when_due_and_at_the_end_and_the_best_is_kept_once(ranks, tmp_path):
-    [(kept, is_training)] = ranks(run_evaluator_with, 1, {"folder": tmp_path, "first_step": 0, "wrong_until": 3})
+    [(kept, is_training, written)] = ranks(run_evaluator_with, 1, {"folder": tmp_path, "first_step": 0, "wrong_until": 3})
     found = read_evaluations(tmp_path)
     assert [each.step for each in found] == [2, 4, 5]
     assert [each.top1 for each in found] == [0.0, 1.0, 1.0] and [each.is_best for each in found] == [True, True, False]
     assert kept == [2, 4] and is_training
+    assert [(clips, value) for name, value, clips in written if name == "mats/test_top1"] == [(16, 0.0), (32, 1.0), (40, 1.0)]
 
 
 def run_evaluator_with(options):
@@ -100,7 +105,7 @@ def run_evaluator_with(options):
 
 def test_a_resumed_run_forgets_later_tests_and_remembers_the_best(ranks, tmp_path):
     ranks(run_evaluator_with, 1, {"folder": tmp_path, "first_step": 0, "wrong_until": 0})
-    [(kept, _)] = ranks(run_evaluator_with, 1, {"folder": tmp_path, "first_step": 2, "wrong_until": 0})
+    [(kept, *_)] = ranks(run_evaluator_with, 1, {"folder": tmp_path, "first_step": 2, "wrong_until": 0})
     assert [each.step for each in read_evaluations(tmp_path)] == [2, 4, 5]
     assert kept == [], "step 2 was as good"
 
