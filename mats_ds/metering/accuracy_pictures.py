@@ -14,6 +14,8 @@ from mats_ds.metering.flops import FLOPS_PER_MAC
 MAX_NAMED = 60  # classes whose names can be read on the axes
 MAX_NUMBERED = 25  # classes for which every cell shows its number
 INK, ACCENT, MUTED = "#1f2933", "#0b6e99", "#7b8794"
+PATCH = {"facecolor": "white", "edgecolor": "none", "alpha": 0.7, "pad": 0.8}  # so that no line crosses a number
+LABEL = {"xytext": (6, 6), "textcoords": "offset points", "color": INK, "fontsize": 9, "bbox": PATCH}
 
 
 @dataclass(frozen=True)
@@ -78,9 +80,7 @@ def draw_sweep(points: Sequence[SweepPoint], path: Path, *, title: str, speed_no
     for axis, costs in ((left, [point.macs / 1e9 for point in ordered]), (right, [p.views_per_second for p in ordered])):
         axis.errorbar(costs, percent, yerr=spread, color=ACCENT, ecolor=MUTED, marker="o", capsize=3, linewidth=1.5)
         for point, cost, value in zip(ordered, costs, percent, strict=True):
-            axis.annotate(
-                f"{point.keep_ratio:g}", (cost, value), xytext=(6, 6), textcoords="offset points", color=INK, fontsize=9
-            )
+            axis.annotate(f"{point.keep_ratio:g}", (cost, value), **LABEL)
         axis.grid(alpha=0.25)
         axis.margins(0.12)
     left.set_xlabel("GMACs of one view (published “GFLOPs”; twice as many FLOPs)")
