@@ -16,7 +16,8 @@ from typing import Any
 
 import torch
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
+
+from mats_ds.interop.plain import write_tensors
 
 KEY, TOKENS = "key", "tokens_SKD"
 
@@ -47,15 +48,8 @@ def make_key(state: Mapping[str, torch.Tensor], paths: Sequence[str], settings: 
 
 def save_features(path: str | Path, features: FrozenSet, *, key: str) -> None:
     """Write the file; it appears at once."""
-    path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    named = {name: tensor.contiguous().cpu() for name, tensor in vars(features).items() if tensor is not None}
-    aside = path.with_name(f".{path.name}.{os.getpid()}")
-    try:
-        save_file(named, aside, metadata={KEY: key})
-        aside.replace(path)
-    finally:
-        aside.unlink(missing_ok=True)
+    named = {name: tensor for name, tensor in vars(features).items() if tensor is not None}
+    write_tensors(Path(path), named, {KEY: key})
 
 
 def load_features(path: str | Path, *, key: str, needs_tokens: bool) -> FrozenSet | None:

@@ -51,15 +51,33 @@ class AttentivePool(nn.Module):
 
 
 class AttentiveProbe(nn.Module):
-    """tokens [B, K, D] -> logits [B, C]."""
+    """tokens [B, K, D] -> logits [B, C].
+
+    Channels are first standardised with mean_D and spread_D of the training set's tokens: what all tokens share would else hide
+    what tells videos apart.
+    """
 
     def __init__(self, width: int, heads: int, num_classes: int) -> None:
         super().__init__()
         self.pool = AttentivePool(width, heads)
         self.head = nn.Linear(width, num_classes)
+        self.register_buffer("mean_D", torch.zeros(width))
+        self.register_buffer("spread_D", torch.ones(width))
 
     def forward(self, tokens_BKD: torch.Tensor) -> torch.Tensor:
-        return self.head(self.pool(tokens_BKD))
+        return self.head(self.pool((tokens_BKD - self.mean_D) / self.spread_D))
+
+    def measure(self, tokens_SKD: torch.Tensor) -> None:
+        """Take mean and spread from these tokens, a batch of clips at a time."""
+        count = tokens_SKD.shape[0] * tokens_SKD.shape[1]
+        total_D, square_D = torch.zeros_like(self.mean_D).double(), torch.zeros_like(self.mean_D).double()
+        for part_BKD in tokens_SKD.split(BATCH):
+            part_BKD = part_BKD.to(self.mean_D.device).float()
+            total_D += part_BKD.sum(dim=(0, 1))
+            square_D += part_BKD.square().sum(dim=(0, 1))
+        mean_D = total_D / count
+        self.mean_D.copy_(mean_D)
+        self.spread_D.copy_((square_D / count - mean_D.square()).clamp(min=NORM_EPS).sqrt())
 
 
 def normalise_tokens(tokens_BKD: torch.Tensor) -> torch.Tensor:
@@ -80,6 +98,7 @@ def fit_attentive_probe(
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         probe = AttentiveProbe(tokens_SKD.shape[-1], heads, num_classes).to(device)
+    probe.measure(tokens_SKD)
     generator = torch.Generator().manual_seed(seed)
     batch = max(1, min(BATCH, num_clips // STEPS_PER_EPOCH))
     num_steps = max(MIN_STEPS, EPOCHS * (num_clips // batch))

@@ -115,6 +115,15 @@ class TestAttentiveProbe:
         first, again, other = (apply_attentive_probe(probe, tokens) for probe in probes)
         assert torch.equal(first, again) and not torch.equal(first, other)
 
+    def test_channels_are_standardised_over_all_tokens_of_the_training_set(self):
+        tokens = random(70, 3, 12) * torch.arange(1, 13) + 40  # more clips than are measured at a time
+        probe = attentive_probe.AttentiveProbe(12, 3, 5)
+        probe.measure(tokens.double())
+        torch.testing.assert_close(probe.mean_D, tokens.mean(dim=(0, 1)))
+        torch.testing.assert_close(probe.spread_D, tokens.std(dim=(0, 1), unbiased=False), rtol=1e-3, atol=1e-3)
+        scaled = (tokens[:2] - tokens.mean(dim=(0, 1))) / tokens.std(dim=(0, 1), unbiased=False)
+        torch.testing.assert_close(probe(tokens[:2]), probe.head(probe.pool(scaled)), rtol=1e-3, atol=1e-3)
+
     def test_the_learning_rate_warms_up_and_ends_near_zero(self):
         rates = [rate_at(step, 100) for step in range(100)]
         assert rates[:10] == [pytest.approx((step + 1) / 10) for step in range(10)]
