@@ -10,6 +10,7 @@ in the plan and how each part was checked: docs/memory.md.
 from __future__ import annotations
 
 import argparse
+import contextlib
 import json
 import logging
 import sys
@@ -37,7 +38,8 @@ def main(arguments: list[str] | None = None) -> int:
     options = parse_arguments(arguments)
     logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr)
     try:
-        question = settle_question(options)
+        with contextlib.redirect_stdout(sys.stderr):  # DeepSpeed says on stdout, before the answer, that there is no GPU
+            question = settle_question(options)
         return _sweep(question, options) if options.sweep else _plan(question, options)
     except (ValueError, OSError) as error:
         print(f"plan: {error}", file=sys.stderr)

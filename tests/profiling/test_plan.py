@@ -1,6 +1,8 @@
 """plan.py as a person runs it: verdicts, exit status, JSON, the sweep, and mistakes."""
 
 import json
+import subprocess
+import sys
 from pathlib import Path
 
 import plan as plan_script
@@ -27,6 +29,13 @@ def test_the_default_run_fits_and_the_page_says_how(capsys):
     assert out.startswith("FITS: base pretrain (mats, 4 decoder blocks), micro-batch 24, bf16, ZeRO-2 on 8 x a100-80g")
     for words in ("AdamW moments", "communication buckets", "CUDA context", "margin", "19.8 GMACs", "12 of ", "assumed"):
         assert words in out
+
+
+def test_nothing_but_the_answer_is_on_stdout():
+    command = [sys.executable, str(ROOT / "profiling" / "plan.py"), "--json"]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=300)
+    assert done.returncode == plan_script.FITS, done.stderr
+    assert json.loads(done.stdout)["fits"]
 
 
 def test_a_run_that_does_not_fit_names_the_micro_batch_that_would(capsys):
