@@ -251,12 +251,13 @@ def main(argv: list[str] | None = None) -> int:
     stem = f"model-{device_name.lower().replace(' ', '-') if on_gpu else 'cpu'}-{time.strftime('%Y-%m-%d')}"
     missing = missing_packages()
     packages = [f"{name} {metadata.version(name)}" for name in ("torch", "transformers") if name not in missing]
-    words = "".join(" " + word for word in (sys.argv[1:] if argv is None else argv))
+    flags = ["--rounds", str(arguments.rounds), "--threads", *map(str, arguments.threads), "--device", arguments.device]
+    words = " ".join(flags + ["--compile"] * arguments.compile)
     batches = ", ".join(f"{arguments.batch or DEFAULT_BATCH[task]} in {task}" for task in arguments.tasks)
     lines = [
         f"# Model against Hugging Face's VideoMAE, {time.strftime('%Y-%m-%d')}",
         "",
-        f"`python benchmarks/model.py{words}`; {device_name}, {'bfloat16' if on_gpu else 'float32'}, Python "
+        f"`python benchmarks/model.py {words}`; {device_name}, {'bfloat16' if on_gpu else 'float32'}, Python "
         f"{platform.python_version()}, {', '.join(packages)}. Best of {arguments.rounds} rounds in turn, ratios as medians over "
         f"them; clips a step: {batches}. The page is written by the program.",
     ]
