@@ -123,9 +123,7 @@ class MaskedAutoencoder(nn.Module):
         Raises ValueError for a recipe that merges dropped tokens.
         """
         if recipe.selection.merge_dropped:
-            raise ValueError(
-                "selection.merge_dropped is for fine-tuning: pre-training has no use for what is dropped"
-            )
+            raise ValueError("selection.merge_dropped is for fine-tuning: pre-training has no use for what is dropped")
         return cls.from_name(
             recipe.model.name,
             grid=recipe.clip.grid(),
