@@ -115,7 +115,7 @@ def _say_routes(facts: Sequence[FileFacts]) -> str:
     reasons = Counter(fact.cpu_reason for fact in facts if fact.cpu_reason)
     said = (
         "The table is for training with a GPU: DALI decodes the files of its NVDEC column there, PyAV the others on the CPU.\n"
-        "  Without a GPU, PyAV decodes all of them on the CPU. The frames are the same; DALI crops and scales them."
+        "  Without a GPU, PyAV decodes all of them on the CPU. The frames are the same."
     )
     if reasons:
         listed = ", ".join(f"{reason} ({num_files})" for reason, num_files in reasons.most_common())
