@@ -25,7 +25,7 @@ def test_shipped_files_are_known_to_deepspeed_and_have_buckets_for_these_models(
 
 def test_the_promised_files_are_there_with_their_stage_and_precision():
     stages = {path.stem: read_ds_config(path)["zero_optimization"]["stage"] for path in SHIPPED}
-    assert stages == {"zero1": 1, "zero2": 2, "zero2_offload": 2, "zero2_tiny": 2, "zero3": 3}
+    assert stages == {"zero1": 1, "zero2": 2, "zero2_finetune": 2, "zero2_offload": 2, "zero2_tiny": 2, "zero3": 3}
     assert precision_of(read_ds_config(FOLDER / "zero2.json")) == "bf16"
     assert precision_of(read_ds_config(FOLDER / "zero2_tiny.json")) == "fp32"
 
