@@ -46,7 +46,8 @@ def exact_and_real_peak(work, config, world_size, micro_batch):
     engine = make_engine(model, parameter_groups(model, OptimSection()), config, plan)
 
     def step():
-        engine.backward(plan_exact.run_loss(engine, work, plan_exact.blank_batch(work, micro_batch)))
+        batch = plan_exact.blank_batch(work, micro_batch)  # held for the whole step, as the training loop holds it
+        engine.backward(plan_exact.run_loss(engine, work, batch))
         engine.step()
 
     step()
@@ -71,7 +72,7 @@ def test_fake_tensors_predict_the_peak_of_real_ones(ranks, changes, precision):
     work = Workload(model_name="tiny", grid=GRID, candidate_grid=GRID, **changes)
     config = read("zero2_tiny", zero={"reduce_bucket_size": 500_000}, bf16={"enabled": precision == "bf16"})
     ((fake, real, whole),) = ranks(exact_and_real_peak, 1, work, config, 8, 24)
-    assert fake == pytest.approx(real, rel=0.03)
+    assert fake == pytest.approx(real, rel=0.005)
     planned = plan_memory(work, config, world_size=8, micro_batch=24)
     assert planned.peak_bytes == pytest.approx(whole, rel=0.05)
 
