@@ -123,12 +123,13 @@ def test_the_closed_form_follows_the_engine_through_settings_that_the_sweep_has_
 def test_flops_of_every_size_are_what_torch_counts(name, checkpoint_blocks):
     import plan_exact
 
-    pretraining = [
-        Workload(model_name=name, strategy=strategy, checkpoint_blocks=checkpoint_blocks)
-        for strategy in ("mats", "random_drop", "tube", "running_cell")
-    ]
+    # Strategies differ in numbers of tokens alone: the small model has all of them, the larger ones, which take long, two.
+    is_small = name == "small"
+    strategies = ("mats", "random_drop", "tube", "running_cell") if is_small else ("mats", "tube")
+    pretraining = [Workload(model_name=name, strategy=each, checkpoint_blocks=checkpoint_blocks) for each in strategies]
     # Without drop path: behind it, a checkpointed block computes its last product again, which the closed form leaves out.
-    finetuning = [pretraining[0].for_finetuning(keep_ratio=ratio, drop_path=0.0) for ratio in (0.6, 1.0)]
+    ratios = (0.6, 1.0) if is_small else (0.6,)
+    finetuning = [pretraining[0].for_finetuning(keep_ratio=ratio, drop_path=0.0) for ratio in ratios]
     for work in (*pretraining, *finetuning):
         with FakeTensorMode(allow_non_fake_inputs=True), plan_exact.AnswerReads():
             model = plan_exact.build_model(work)
