@@ -1,4 +1,4 @@
-"""Every model size on every node, MATS beside VideoMAE: what fits, memory, FLOPs and hours. Settings -> rows -> text."""
+"""Every model size on every node, MATS beside VideoMAE: what fits, memory, FLOPs and time. Settings -> rows -> text."""
 
 from __future__ import annotations
 
@@ -94,12 +94,12 @@ def format_sweep(cells: list[Cell], *, micro_batch: int, world_size: int, mfu: f
     """The table for a console: one line a size and node, both methods side by side."""
     lines = [
         f"Per GPU of {world_size}, ZeRO as in the JSON: GB in all at micro-batch {micro_batch} (* does not fit), the largest",
-        f"micro-batch that fits, training TFLOPs a clip, hours for an epoch of {EPOCH_CLIPS} clips at {100 * mfu:.0f}% MFU.",
+        f"micro-batch that fits, training TFLOPs a clip, minutes for an epoch of {EPOCH_CLIPS} clips at {100 * mfu:.0f}% MFU.",
     ]
     for task in TASKS:
         lines += ["", "pre-training" if task == "pretrain" else "fine-tuning (0.6 of the tokens with MATS, all with VideoMAE)"]
         lines.append(
-            f"{'model':6}{'node':14}" + "".join(f"| {method:10}{'GB':>7}{'max':>6}{'TFLOP':>8}{'h':>7} " for method in METHODS)
+            f"{'model':6}{'node':14}" + "".join(f"| {method:10}{'GB':>7}{'max':>6}{'TFLOP':>8}{'min':>7} " for method in METHODS)
         )
         rows = {}
         for cell in (cell for cell in cells if cell.task == task):
@@ -113,9 +113,9 @@ def format_sweep(cells: list[Cell], *, micro_batch: int, world_size: int, mfu: f
 def _format_cell(cell: Cell) -> str:
     mark = "" if cell.asked.fits else "*"
     total = f"{cell.asked.total_bytes / GB:.1f}{mark}"
-    hours = "-" if cell.time.hours is None else f"{cell.time.hours:.2f}"
+    minutes = "-" if cell.time.hours is None else f"{60 * cell.time.hours:.1f}"
     flops = f"{cell.asked.workload.flops().training_flops / 1e12:.3f}"
-    return f"| {'':10}{total:>7}{cell.largest:>6}{flops:>8}{hours:>7} "
+    return f"| {'':10}{total:>7}{cell.largest:>6}{flops:>8}{minutes:>7} "
 
 
 def compare_published(base: Workload, ds_config: Mapping[str, Any], *, world_size: int) -> list[str]:
