@@ -432,29 +432,9 @@ run_tests() {
   run_last "$PYTHON" -m pytest "$@"
 }
 
-prepare() { # relative paths are the caller's
+in_one_process() { # in_one_process SCRIPT [ARGUMENTS]: relative paths are the caller's
   setup
-  run_last "$PYTHON" "$ROOT/mats_ds/prepare.py" "$@"
-}
-
-convert() { # relative paths are the caller's
-  setup
-  run_last "$PYTHON" "$ROOT/mats_ds/convert.py" "$@"
-}
-
-probe() { # relative paths are the caller's
-  setup
-  run_last "$PYTHON" "$ROOT/mats_ds/probe.py" "$@"
-}
-
-visualize() { # relative paths are the caller's
-  setup
-  run_last "$PYTHON" "$ROOT/mats_ds/visualize.py" "$@"
-}
-
-plan() { # relative paths are the caller's
-  setup
-  run_last "$PYTHON" "$ROOT/profiling/plan.py" "$@"
+  run_last "$PYTHON" "$ROOT/$1" "${@:2}"
 }
 
 report() {
@@ -501,7 +481,9 @@ main() {
   local command="${1:-help}"
   (($# == 0)) || shift
   case "$command" in
-    demo | prepare | convert | probe | visualize | plan | report) "$command" "$@" ;;
+    demo | report) "$command" "$@" ;;
+    prepare | convert | probe | visualize) in_one_process "mats_ds/$command.py" "$@" ;;
+    plan) in_one_process profiling/plan.py "$@" ;;
     test) run_tests "$@" ;;
     pretrain | finetune | evaluate | extract) "$command" "$@" ;;
     setup)
