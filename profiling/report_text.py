@@ -15,7 +15,7 @@ from mats_ds.metering.peaks import MEASURED
 WIDTH = 110
 LABEL_WIDTH = 18
 NUM_LISTED_VIDEOS = 5
-NOTABLE_DEVIATION = 0.1  # of what was measured from what was planned
+NOTABLE_DEVIATION = 0.05  # of what was measured from what was planned: the bound that a plan is tested to
 
 
 class Row(NamedTuple):
