@@ -187,14 +187,17 @@ class OptimSection(_Section):
 
 
 class RunSection(_Section):
-    """Seeds and what is written. `max_steps` ends a run early, on an unchanged schedule; `checkpoint_steps` 0 saves only
-    at the end.
+    """Seeds, what is written, and how long to wait. `max_steps` ends a run early, on an unchanged schedule; `checkpoint_steps` 0
+    saves only at the end; the last `keep_checkpoints` stay, and those at multiples of `keep_every_steps` (0: none) for good.
+    A rank that waits `hang_seconds` for its clips or for the other ranks ends the run.
     """
 
     seed: int = Field(0, ge=0)
     max_steps: int | None = Field(None, ge=1)
     checkpoint_steps: int = Field(1000, ge=0)
     keep_checkpoints: int = Field(3, ge=1)
+    keep_every_steps: int = Field(0, ge=0)
+    hang_seconds: float = Field(1800.0, gt=0)
     log_steps: int = Field(10, ge=1)
 
 

@@ -13,6 +13,7 @@ import socket
 from collections.abc import Mapping
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
@@ -44,8 +45,11 @@ class Place:
     device: torch.device
 
 
-def start_distributed() -> Place:
-    """Join the process group that the launcher (deepspeed or torchrun) describes; without a launcher, be the only rank."""
+def start_distributed(*, timeout_seconds: float = 1800.0) -> Place:
+    """Join the process group that the launcher (deepspeed or torchrun) describes; without a launcher, be the only rank.
+
+    A rank that waits longer than `timeout_seconds` for the others raises RuntimeError.
+    """
     for name, value in {
         "RANK": "0",
         "LOCAL_RANK": "0",
@@ -73,7 +77,7 @@ def start_distributed() -> Place:
         device = torch.device("cpu")
         if "OMP_NUM_THREADS" not in os.environ:
             torch.set_num_threads(max(1, len(os.sched_getaffinity(0)) // local_world_size))
-    deepspeed.init_distributed(verbose=False)
+    deepspeed.init_distributed(verbose=False, timeout=timedelta(seconds=timeout_seconds))
     return Place(dist.get_rank(), local_rank, dist.get_world_size(), local_world_size, device)
 
 

@@ -62,7 +62,7 @@ def start_run(recipe: Recipe, options: argparse.Namespace, *, task: str) -> RunS
     """Read the JSON, join the other ranks, settle batch and folder. Raises ValueError for what does not fit together."""
     ds_config = read_ds_config(options.ds_config)
     precision = precision_of(ds_config)
-    place = start_distributed()
+    place = start_distributed(timeout_seconds=recipe.run.hang_seconds)
     plan = plan_batch(ds_config, recipe_batch=recipe.optim.global_batch, world_size=place.world_size)
     resume = options.resume is not None
     folder = choose_run_folder(options.out, recipe_name=recipe.name, resume=resume)
