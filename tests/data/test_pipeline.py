@@ -405,10 +405,14 @@ def test_the_interpreter_ends_without_waiting(videos, closes):
             time.sleep(0.2)
         print("done", flush=True)
     """
-    begun = time.monotonic()
-    run = subprocess.run([sys.executable, "-c", textwrap.dedent(code)], capture_output=True, text=True, timeout=60)
-    assert (run.returncode, run.stdout.strip()) == (0, "done"), run.stderr
-    assert run.stderr == "" and time.monotonic() - begun < 30
+    command = [sys.executable, "-c", textwrap.dedent(code)]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as run:
+        assert run.stdout.readline() == "done\n", run.stderr.read()
+        try:
+            assert run.wait(30) == 0  # what comes before depends on the machine: it imports torch
+        finally:
+            run.kill()
+        assert run.stderr.read() == ""
 
 
 def test_a_cpu_needs_no_dali(videos):
@@ -420,5 +424,5 @@ def test_a_cpu_needs_no_dali(videos):
         batches = t.take(t.loader_of({videos!r}), 2)
         print([int(batch.valid_B.sum()) for batch in batches])
     """
-    run = subprocess.run([sys.executable, "-c", textwrap.dedent(code)], capture_output=True, text=True, timeout=60)
+    run = subprocess.run([sys.executable, "-c", textwrap.dedent(code)], capture_output=True, text=True, timeout=300)
     assert (run.returncode, run.stdout.strip()) == (0, "[6, 6]"), run.stderr

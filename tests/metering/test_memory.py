@@ -111,26 +111,26 @@ def test_the_driver_is_asked_once_an_interval_however_often_the_meter_is_read():
 
 
 def test_the_driver_is_asked_in_the_background_and_a_slow_one_holds_nobody_up():
-    device = FakeDevice(wait_seconds=0.05)
+    device = FakeDevice(wait_seconds=0.2)
     meter = make_meter(device, 0.001)
     begin = time.perf_counter()
     for _ in range(20):
         meter.read()
-    assert time.perf_counter() - begin < 0.5  # twenty answers take a second
-    deadline = time.monotonic() + 10
+    assert time.perf_counter() - begin < 2.0  # twenty answers take four seconds
+    deadline = time.monotonic() + 30
     while device.num_asked < 3 and time.monotonic() < deadline:
         time.sleep(0.01)
     assert meter.read().nvml_used_bytes >= 2
     meter.close()
     num_asked = device.num_asked
-    time.sleep(0.1)
+    time.sleep(0.5)
     assert device.num_asked == num_asked
 
 
 def test_energy_grows_with_the_cards_power():
     meter = make_meter(FakeDevice(), 0.01)
     before, begin = meter.read_joules(), time.monotonic()
-    time.sleep(0.3)
+    time.sleep(1.0)  # a busy machine may ask a tenth of a second late
     spent, seconds = meter.read_joules() - before, time.monotonic() - begin
     meter.close()
     assert spent == pytest.approx(200.0 * seconds, rel=0.2)
