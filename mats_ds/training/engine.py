@@ -22,6 +22,7 @@ import torch.distributed as dist
 from torch import nn
 
 from mats_ds.training.batch import ACCUMULATION_KEY, BatchPlan
+from mats_ds.training.launchers import adopt_launcher
 
 logger = logging.getLogger(__name__)
 
@@ -46,10 +47,11 @@ class Place:
 
 
 def start_distributed(*, timeout_seconds: float = 1800.0) -> Place:
-    """Join the process group that the launcher (deepspeed or torchrun) describes; without a launcher, be the only rank.
+    """Join the process group that the launcher (deepspeed, torchrun, mpirun, srun) describes; without one, be the only rank.
 
     A rank that waits longer than `timeout_seconds` for the others raises RuntimeError.
     """
+    adopt_launcher()
     for name, value in {
         "RANK": "0",
         "LOCAL_RANK": "0",

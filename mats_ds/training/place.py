@@ -9,6 +9,7 @@ import torch
 import torch.distributed as dist
 
 from mats_ds.training.engine import Place, start_distributed
+from mats_ds.training.launchers import adopt_launcher
 
 DTYPES = {"bf16": torch.bfloat16, "fp32": torch.float32}
 
@@ -19,6 +20,7 @@ def find_place(device: str | None = None) -> Place:
     DeepSpeed is only loaded where there is more than one rank. Raises ValueError for a device that does not exist, or a single
     GPU for several ranks.
     """
+    adopt_launcher()
     if int(os.environ.get("WORLD_SIZE", "1")) > 1:
         if device == "cpu":
             os.environ["DS_ACCELERATOR"] = "cpu"

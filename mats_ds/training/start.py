@@ -6,6 +6,7 @@ import argparse
 import json
 import logging
 import os
+import socket
 import sys
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -17,6 +18,7 @@ import torch.distributed as dist
 from mats_ds.config import Recipe
 from mats_ds.training.batch import BatchPlan, plan_batch
 from mats_ds.training.engine import Place, precision_of, read_ds_config, start_distributed
+from mats_ds.training.launchers import adopt_launcher
 from mats_ds.training.loop import TrainingStopped
 from mats_ds.training.run_folder import choose_run_folder
 
@@ -82,21 +84,29 @@ def check_task(folder: Path, task: str) -> None:
 
 def run_command(work: Callable[[], None]) -> int:
     """Run a training script's work; returns the exit status: 0 finished, 1 stopped by a fault of the run, 2 wrong arguments or
-    configuration. Rank 0 alone speaks.
+    configuration. Rank 0 alone speaks; what ends a run is also told by the first rank of every other host, which may be the
+    only one to know.
     """
+    try:
+        adopt_launcher()
+    except ValueError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return USAGE_ERROR
     is_first = os.environ.get("RANK", "0") == "0"
+    is_first_here = os.environ.get("LOCAL_RANK", os.environ.get("RANK", "0")) == "0"
+    here = "" if is_first else f"{socket.gethostname()}: "
     logging.basicConfig(level=logging.WARNING if is_first else logging.ERROR, format="%(message)s", stream=sys.stderr)
     if is_first:
         logger.setLevel(logging.INFO)
     try:
         work()
     except ValueError as error:
-        if is_first:
-            print(f"error: {error}", file=sys.stderr)
+        if is_first_here:
+            print(f"{here}error: {error}", file=sys.stderr)
         return USAGE_ERROR
     except TrainingStopped as error:
-        if is_first:
-            print(f"stopped: {error}", file=sys.stderr)
+        if is_first_here:
+            print(f"{here}stopped: {error}", file=sys.stderr)
         return RUN_ERROR
     finally:
         if dist.is_initialized():

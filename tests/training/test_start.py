@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import socket
 
 import pytest
 
@@ -37,6 +38,14 @@ def test_other_ranks_are_silent(monkeypatch, capsys):
     monkeypatch.setenv("RANK", "1")
     assert run_command(lambda: fail_with(ValueError("wrong key"))) == 2
     assert capsys.readouterr().err == ""
+
+
+def test_the_first_rank_of_another_host_tells_why_it_ends(monkeypatch, capsys):
+    """Only its host may lack the videos; rank 0 then has nothing to tell."""
+    monkeypatch.setenv("RANK", "8")
+    monkeypatch.setenv("LOCAL_RANK", "0")
+    assert run_command(lambda: fail_with(ValueError("no manifest"))) == 2
+    assert capsys.readouterr().err == f"{socket.gethostname()}: error: no manifest\n"
 
 
 def test_a_recipe_must_be_named_where_there_is_no_default(capsys):
