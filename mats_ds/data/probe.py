@@ -19,6 +19,7 @@ import numpy as np
 from av.error import FFmpegError
 from av.format import Flags
 
+from mats_ds.data.containers import NotAVideoFormat, limit_pictures, open_container
 from mats_ds.data.packets import PacketLog, PacketTable
 from mats_ds.data.pictures import PictureCounter
 
@@ -105,25 +106,18 @@ def index_video(path: str) -> VideoIndex:
 
 def open_video(path: str, *, stream_index: int | None = None) -> tuple[av.container.InputContainer, av.VideoStream]:
     """Container and video stream, on one decoding thread. Raises what PyAV raises; UnreadableVideo without a video stream."""
-    container = _open_container(path)
+    container = open_container(path)
     try:
         stream = _choose_stream(container) if stream_index is None else container.streams[stream_index]
         if stream.codec_context is None:
             raise UnreadableVideo("no decoder for its video codec")
         stream.codec_context.thread_count = 1
         stream.codec_context.thread_type = "NONE"
+        limit_pictures(stream)
     except BaseException:
         container.close()
         raise
     return container, stream
-
-
-def _open_container(path: str) -> av.container.InputContainer:
-    """Tolerates metadata that is no text: up to PyAV 18 this must be asked for, PyAV 19 has no such argument any more."""
-    try:
-        return av.open(path, metadata_errors="replace")
-    except TypeError:
-        return av.open(path)
 
 
 def _choose_stream(container: av.container.InputContainer) -> av.VideoStream:
@@ -228,6 +222,8 @@ def describe_error(error: BaseException) -> str:
     """An error of PyAV or the system in words, without the path, which is told beside it."""
     if isinstance(error, UnreadableVideo):
         return error.reason
+    if isinstance(error, NotAVideoFormat):
+        return str(error)
     text = getattr(error, "strerror", None) or str(error)
     return f"{text} ({type(error).__name__})" if text else type(error).__name__
 

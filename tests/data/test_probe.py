@@ -127,7 +127,7 @@ def test_the_memory_of_indices_is_bounded(write_video, tmp_path, monkeypatch):
 def test_a_pyav_that_knows_no_metadata_errors_is_enough(write_video, tmp_path, monkeypatch):
     """PyAV 19 dropped the argument."""
     path, real = str(write_video(tmp_path / "a.mp4", num_frames=9)), av.open
-    monkeypatch.setattr(probe.av, "open", lambda file, mode="r", *, format=None: real(file, mode, format=format))
+    monkeypatch.setattr(av, "open", lambda file, mode="r", *, options=None: real(file, mode, options=options))
     assert index_video(path).num_frames == 9
 
 
