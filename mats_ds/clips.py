@@ -9,6 +9,7 @@ Source of the method: "Efficient Video Representation Learning via Motion-Aware 
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, field
 from fractions import Fraction
 from typing import TYPE_CHECKING
@@ -105,6 +106,10 @@ class CropSpec:
     left: float = 0.5
     flip: bool = False
 
+    def settle(self, height: int, width: int) -> CropSpec:
+        """Itself: this crop is the same part of frames of any size."""
+        return self
+
     def box(self, height: int, width: int) -> tuple[int, int, int, int]:
         """(top, left, height, width) in pixels for frames of `height` x `width` pixels; at least one pixel a side."""
         short = min(height, width)
@@ -115,6 +120,46 @@ class CropSpec:
             round(self.left * (width - crop_width)),
             crop_height,
             crop_width,
+        )
+
+
+@dataclass(frozen=True)
+class ResizedCropDraw:
+    """What is drawn for a random resized crop, whose size depends on that of the video: `settle` makes the crop of it.
+
+    Each of `tries_A` is a part of the picture's area and a ratio of width to height; the first that fits into the picture is
+    taken. `top`, `left` (0 to 1, without 1) choose one of the whole pixels where it can lie. Where none fits, the largest crop
+    from the middle is taken whose ratio is within `ratios`.
+    Source: Inception's crop (arXiv 1409.4842), with the rules of torchvision's RandomResizedCrop, which VideoMAE fine-tunes with.
+    """
+
+    tries_A: tuple[tuple[float, float], ...]
+    top: float
+    left: float
+    ratios: tuple[float, float]
+    flip: bool = False
+
+    def settle(self, height: int, width: int) -> CropSpec:
+        """The crop for frames of `height` x `width` pixels."""
+        for area, ratio in self.tries_A:
+            crop_width = round(math.sqrt(height * width * area * ratio))
+            crop_height = round(math.sqrt(height * width * area / ratio))
+            if 0 < crop_width <= width and 0 < crop_height <= height:
+                top, left = int(self.top * (height - crop_height + 1)), int(self.left * (width - crop_width + 1))
+                break
+        else:
+            narrowest, widest = self.ratios
+            crop_height = min(height, round(width / narrowest))
+            crop_width = min(width, round(height * widest))
+            top, left = (height - crop_height) // 2, (width - crop_width) // 2
+        # Half a pixel more: `CropSpec.box` cuts off what a division leaves behind the point.
+        short = min(height, width)
+        return CropSpec(
+            height_scale=(crop_height + 0.5) / short,
+            width_scale=(crop_width + 0.5) / short,
+            top=top / max(1, height - crop_height),
+            left=left / max(1, width - crop_width),
+            flip=self.flip,
         )
 
 
@@ -140,7 +185,7 @@ class ClipSpec:
     label: int = -1
     first_seconds: float | None = None
     last_seconds: float | None = None
-    crop: CropSpec = field(default_factory=CropSpec)
+    crop: CropSpec | ResizedCropDraw = field(default_factory=CropSpec)
     key: int = 0
     attempt: int = 0
     span: int = 0
@@ -165,7 +210,7 @@ class ClipBatch:
     valid_B: bool, false where a substitute stands in for an unreadable clip. key_B: int64 random key of each clip.
     bad: the videos found unreadable while this batch was read (on this rank), each named once per epoch.
     paths: the file that each clip was really read from ("" for a blank clip).
-    num_substitutes: how many entries of valid_B are false, known without asking the device.
+    num_substitutes: how many entries of valid_B are false; keys: those of key_B; both known without asking the device.
     """
 
     frames_BTHWC: torch.Tensor
@@ -176,6 +221,7 @@ class ClipBatch:
     bad: tuple[BadClip, ...] = ()
     paths: tuple[str, ...] = ()
     num_substitutes: int = 0
+    keys: tuple[int, ...] = ()
 
 
 @dataclass(frozen=True)

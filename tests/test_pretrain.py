@@ -116,6 +116,14 @@ def test_a_run_that_ended_early_goes_on_where_it_stopped(ranks, two_rank_run, vi
     assert read_losses(tmp_path) == read_losses(two_rank_run[0])
 
 
+def test_what_the_model_drops_is_the_same_after_a_resumption(ranks, videos, tmp_path):
+    arguments = [*ARGUMENTS, f"data.manifest={videos}", *SMALL, "model.drop_path=0.1"]
+    ranks(pretrain, 1, [*arguments, "--out", str(tmp_path / "whole")])
+    ranks(pretrain, 1, [*arguments, "--out", str(tmp_path / "parts"), "run.max_steps=3"])
+    ranks(pretrain, 1, [*arguments, "--out", str(tmp_path / "parts"), "--resume", "auto"])
+    assert read_losses(tmp_path / "parts") == read_losses(tmp_path / "whole")
+
+
 def test_a_finished_folder_is_not_written_over(ranks, two_rank_run, videos):
     [(status, terminal)] = ranks(pretrain, 1, [*ARGUMENTS, "--out", str(two_rank_run[0]), f"data.manifest={videos}", *SMALL])
     assert status == 2 and "holds a run already: add --resume auto" in terminal

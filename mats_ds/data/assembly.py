@@ -254,6 +254,7 @@ class Assembler:
                 bad=self._name_bad(tickets),
                 paths=tuple("" if empty else spec.path for spec, empty in zip(used, blank, strict=True)),
                 num_substitutes=sum(ticket.attempt != 0 for ticket in tickets),
+                keys=tuple(spec.key for spec in firsts),
             )
             self._synchronize()
         return batch
