@@ -54,18 +54,28 @@ class RandAugmentPlan(NamedTuple):
 
 
 class AugmentSection(_Section):
-    """What is done to training clips beyond crop and flip; the same for all frames of a clip.
+    """What is done to training clips beyond `clip.crop_scales` and `clip.flip`; the same for all frames of a clip.
 
+    `random_resized_crop` is the smallest and the largest part of the picture that a crop shows, which is 3/4 to 4/3 as wide as
+    high before it is scaled; it takes the place of `clip.crop_scales`. VideoMAE fine-tunes with [0.08, 1.0]; none: not used.
     `rand_augment` is written as in timm, for example rand-m7-n4-mstd0.5-inc1; none: not used. `random_erasing` is the share of
     clips with an erased box. `mixup` and `cutmix` are the parameters of their beta distributions (0: off); where both are on,
     each micro-batch takes one of the two, cutmix with the probability `cutmix_share`.
     """
 
+    random_resized_crop: tuple[float, float] | None = None
     rand_augment: str | None = None
     random_erasing: float = Field(0.0, ge=0, le=1)
     mixup: float = Field(0.0, ge=0)
     cutmix: float = Field(0.0, ge=0)
     cutmix_share: float = Field(0.5, ge=0, le=1)
+
+    @field_validator("random_resized_crop")
+    @classmethod
+    def _areas(cls, value: tuple[float, float] | None) -> tuple[float, float] | None:
+        if value is not None and not 0 < value[0] <= value[1] <= 1:
+            raise ValueError("random_resized_crop is [smallest, largest] part of the picture, above 0 and at most 1")
+        return value
 
     @field_validator("rand_augment")
     @classmethod

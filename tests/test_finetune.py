@@ -20,7 +20,8 @@ ROOT = Path(__file__).resolve().parents[1]
 ARGUMENTS = ["--recipe", "finetune_tiny", "--ds_config", str(ROOT / "ds_configs" / "zero2_tiny.json")]
 CLIP = ["clip.num_frames=4", "clip.height=32", "clip.width=48"]
 SMALL = [*CLIP, "optim.steps=6", "optim.warmup_steps=2", "run.log_steps=2", "optim.global_batch=8"]
-EVERYTHING = [
+AUGMENTED = [
+    "augment.random_resized_crop=[0.3, 1.0]",
     "augment.rand_augment=rand-m7-n4-mstd0.5-inc1",
     "augment.random_erasing=0.25",
     "augment.mixup=0.8",
@@ -70,11 +71,20 @@ def on_set(videos, *, every_epochs=3):
 
 
 @pytest.fixture(scope="module")
-def two_rank_run(ranks, videos, tmp_path_factory):
+def everything(tmp_path_factory):
+    """Arguments for a run with every augmentation, two clips of each of the two videos of a micro-batch."""
+    config = json.loads(Path(ARGUMENTS[3]).read_text()) | {"train_micro_batch_size_per_gpu": 4}
+    file = tmp_path_factory.mktemp("config") / "four_clips.json"
+    file.write_text(json.dumps(config))
+    return [*AUGMENTED, "--ds_config", str(file)]
+
+
+@pytest.fixture(scope="module")
+def two_rank_run(ranks, videos, everything, tmp_path_factory):
     """(run folder, terminal of rank 0, terminal of rank 1) of a finished run with every augmentation; a test every third step."""
     folder = tmp_path_factory.mktemp("runs") / "two"
     # 24 clips an epoch at 8 a step: three steps
-    results = ranks(finetune, 2, [*ARGUMENTS, "--out", str(folder), *on_set(videos, every_epochs=1), *SMALL, *EVERYTHING])
+    results = ranks(finetune, 2, [*ARGUMENTS, "--out", str(folder), *on_set(videos, every_epochs=1), *SMALL, *everything])
     assert [status for status, _ in results] == [0, 0], results
     return folder, *(terminal for _, terminal in results)
 
@@ -99,7 +109,7 @@ def test_rank_0_says_what_happens_and_the_others_are_silent(two_rank_run):
         "GMACs per clip",
         "0.6 of the tokens by mats",
         "12 videos of set/manifest.csv, 4 classes",
-        "2 ranks x micro-batch 2 x accumulation 2 = 8",
+        "2 ranks x micro-batch 4 x accumulation 1 = 8",
         "step 6/6",
         "test after step 3 (epoch 1.0): top-1",
         "the best so far",
@@ -116,9 +126,9 @@ def test_the_report_judges_the_run(two_rank_run):
     assert report.stdout.startswith("PASS") and "28 of 48 kept" in report.stdout
 
 
-def test_a_run_that_ended_early_goes_on_to_the_bit(ranks, two_rank_run, videos, tmp_path):
+def test_a_run_that_ended_early_goes_on_to_the_bit(ranks, two_rank_run, videos, everything, tmp_path):
     """With drop path, dropout, mixing and an average of the weights."""
-    arguments = [*ARGUMENTS, "--out", str(tmp_path), *on_set(videos, every_epochs=1), *SMALL, *EVERYTHING]
+    arguments = [*ARGUMENTS, "--out", str(tmp_path), *on_set(videos, every_epochs=1), *SMALL, *everything]
     ranks(finetune, 2, [*arguments, "run.max_steps=4"])
     results = ranks(finetune, 2, [*arguments, "--resume", "auto"])
     assert results[0][0] == 0, results
@@ -133,8 +143,8 @@ def test_a_folder_of_the_other_trainer_is_not_gone_on_with(ranks, two_rank_run):
     assert status == 2 and "holds a run of mats_ds/finetune.py" in terminal
 
 
-def test_one_rank_sees_the_same_clips_and_finds_the_same_losses(ranks, two_rank_run, videos, tmp_path):
-    arguments = [*ARGUMENTS, "--out", str(tmp_path), *on_set(videos, every_epochs=1), *SMALL, *EVERYTHING]
+def test_one_rank_sees_the_same_clips_and_finds_the_same_losses(ranks, two_rank_run, videos, everything, tmp_path):
+    arguments = [*ARGUMENTS, "--out", str(tmp_path), *on_set(videos, every_epochs=1), *SMALL, *everything]
     ranks(finetune, 1, arguments)
     assert read_losses(tmp_path) == pytest.approx(read_losses(two_rank_run[0]), abs=1e-5)
     for ours, theirs in zip(read_tests(tmp_path), read_tests(two_rank_run[0]), strict=True):

@@ -20,7 +20,7 @@ from einops import rearrange
 from mats_ds.clips import ClipBatch
 from mats_ds.config_finetune import AugmentSection, parse_rand_augment
 from mats_ds.data.erasing import erase_box
-from mats_ds.data.mixing import draw_mixture, mix_clips
+from mats_ds.data.mixing import choose_partners, draw_mixture, mix_clips
 from mats_ds.data.rand_augment import rand_augment
 
 _FOR_CLIP, _FOR_BATCH, _FOR_MODEL = range(3)  # what a stream of random numbers serves
@@ -39,24 +39,25 @@ class TrainingClips:
 
 
 class Augmenter:
-    """Calls itself on the micro-batches of a training run.
+    """Calls itself on the micro-batches of a training run, in which `repeats` neighbouring clips are of one video.
 
-    Raises ValueError for mixing in micro-batches of one clip, which has no partner.
+    Raises ValueError for mixing in micro-batches of one video, which has no partner.
     """
 
-    def __init__(self, section: AugmentSection, *, num_classes: int, micro_batch: int) -> None:
-        if section.mixes and micro_batch < 2:
+    def __init__(self, section: AugmentSection, *, num_classes: int, micro_batch: int, repeats: int = 1) -> None:
+        if section.mixes and micro_batch <= repeats:
             raise ValueError(
-                "augment.mixup and augment.cutmix mix the clips of a micro-batch, and that of the DeepSpeed JSON is 1: take at "
-                "least 2, or set both to 0"
+                "augment.mixup and augment.cutmix mix different videos of a micro-batch, and that of the DeepSpeed JSON, "
+                f"{micro_batch}, holds one video at data.repeats={repeats}: take at least {2 * repeats}, lower data.repeats, "
+                "or set both to 0"
             )
         self.section = section
+        self.repeats = repeats
         self.num_classes = num_classes
         self.plan = parse_rand_augment(section.rand_augment) if section.rand_augment else None
-        self._stream: torch.cuda.Stream | None = None
 
     def __call__(self, batch: ClipBatch) -> TrainingClips:
-        keys = self._read_keys(batch.key_B)
+        keys = batch.keys
         frames_BTHWC = batch.frames_BTHWC
         if self.plan or self.section.random_erasing:
             clips = [self.augment_clip(frames, key) for frames, key in zip(frames_BTHWC, keys, strict=True)]
@@ -64,12 +65,13 @@ class Augmenter:
         target_BC = F.one_hot(batch.label_B, self.num_classes).float()
         readable = [path != "" for path in batch.paths]
         if self.section.mixes:
-            mixes_B = [own and partner for own, partner in zip(readable, readable[::-1], strict=True)]
+            partner_B = choose_partners(len(readable), repeats=self.repeats)
+            mixes_B = [own and readable[partner] for own, partner in zip(readable, partner_B, strict=True)]
             draws = make_draws(keys[0], _FOR_BATCH)
             mixture = draw_mixture(self.section, *frames_BTHWC.shape[2:4], draws)
-            frames_BTHWC = mix_clips(frames_BTHWC, mixture, mixes_B=mixes_B)
+            frames_BTHWC = mix_clips(frames_BTHWC, mixture, partner_B=partner_B, mixes_B=mixes_B)
             share_B1 = self._floats([mixture.share if mixes else 1.0 for mixes in mixes_B], target_BC)[:, None]
-            target_BC = target_BC * share_B1 + target_BC.flip(0) * (1 - share_B1)
+            target_BC = target_BC * share_B1 + target_BC.roll(-self.repeats, 0) * (1 - share_B1)
         seed = int(make_draws(keys[0], _FOR_MODEL).integers(2**63))
         return TrainingClips(frames_BTHWC, target_BC, self._floats(readable, target_BC), seed)
 
@@ -82,16 +84,6 @@ class Augmenter:
         if self.section.random_erasing and draws.random() < self.section.random_erasing:
             frames_THWC = erase_box(frames_THWC, draws)
         return frames_THWC
-
-    def _read_keys(self, key_B: torch.Tensor) -> list[int]:
-        """On a GPU through a stream of its own: on the model's the host would wait for all of the step before. The loader has
-        finished the batch when it hands it out.
-        """
-        if not key_B.is_cuda:
-            return key_B.tolist()
-        self._stream = self._stream or torch.cuda.Stream(key_B.device)
-        with torch.cuda.stream(self._stream):
-            return key_B.tolist()
 
     @staticmethod
     def _floats(values: list, like: torch.Tensor) -> torch.Tensor:

@@ -14,7 +14,7 @@ import av
 import numpy as np
 import torch
 
-from mats_ds.clips import CropSpec
+from mats_ds.clips import CropSpec, ResizedCropDraw
 from mats_ds.data.colour import RgbConverter
 from mats_ds.data.probe import VideoIndex
 
@@ -27,7 +27,10 @@ class ClipCropper:
     numbers_T: frame numbers, repeats allowed; `crop` refers to the upright picture; `size` is (height, width).
     """
 
-    def __init__(self, numbers_T: np.ndarray, crop: CropSpec, *, index: VideoIndex, size: tuple[int, int]) -> None:
+    def __init__(
+        self, numbers_T: np.ndarray, crop: CropSpec | ResizedCropDraw, *, index: VideoIndex, size: tuple[int, int]
+    ) -> None:
+        crop = crop.settle(*index.upright_size)
         self._size, self._flip, self._quarters = size, crop.flip, index.rotation // 90
         numbers = numbers_T.tolist()
         self._place_of = {number: place for place, number in enumerate(dict.fromkeys(numbers))}  # U different frames

@@ -1,6 +1,7 @@
 """Mixup and cutmix of the clips of a micro-batch: frames_BTHWC uint8 -> frames_BTHWC uint8 and what is left of each clip.
 
-Source: arXiv 1710.09412 and 1905.04899, used as timm does for whole batches: one draw a micro-batch, clip b with clip B - 1 - b.
+Source: arXiv 1710.09412 and 1905.04899, used as timm does for whole batches: one draw a micro-batch. (timm mixes clip b with clip
+B - 1 - b; here it is the next video's clip, so that none meets another clip of its own video.)
 The box of cutmix is the same in all frames; bytes are rounded, so that the model gets uint8 as ever.
 """
 
@@ -40,11 +41,16 @@ def draw_mixture(section: AugmentSection, height: int, width: int, draws: np.ran
     return Mixture(1 - box.height * box.width / (height * width), box)
 
 
-def mix_clips(frames_BTHWC: torch.Tensor, mixture: Mixture, *, mixes_B: list[bool]) -> torch.Tensor:
-    """Each clip with its partner, the B - 1 - b-th; clips with `mixes_B` false stay as they are."""
+def choose_partners(micro_batch: int, *, repeats: int) -> list[int]:
+    """For each clip the one that it is mixed with: that of the next video, where `repeats` neighbouring clips are of one."""
+    return [(place + repeats) % micro_batch for place in range(micro_batch)]
+
+
+def mix_clips(frames_BTHWC: torch.Tensor, mixture: Mixture, *, partner_B: list[int], mixes_B: list[bool]) -> torch.Tensor:
+    """Each clip with its partner; clips with `mixes_B` false stay as they are."""
     mixed_BTHWC = frames_BTHWC.clone()
-    for place, mixes in enumerate(mixes_B):
-        own_THWC, partner_THWC = frames_BTHWC[place], frames_BTHWC[len(mixes_B) - 1 - place]
+    for place, (partner, mixes) in enumerate(zip(partner_B, mixes_B, strict=True)):
+        own_THWC, partner_THWC = frames_BTHWC[place], frames_BTHWC[partner]
         if not mixes:
             continue
         if mixture.box is None:  # clip by clip: floats of a whole batch would take four times its bytes

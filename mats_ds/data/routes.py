@@ -142,5 +142,5 @@ def device_can_decode(index: VideoIndex) -> bool:
 
 def _region(spec: ClipSpec, picture: tuple[int, int]) -> Region:
     """The crop in a picture of (height, width) pixels."""
-    top, left, height, width = spec.crop.box(*picture)
+    top, left, height, width = spec.crop.settle(*picture).box(*picture)
     return Region((top, left, top + height, left + width), spec.crop.flip)

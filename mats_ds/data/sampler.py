@@ -12,7 +12,7 @@ import math
 
 import numpy as np
 
-from mats_ds.clips import ClipSpec, CropSpec
+from mats_ds.clips import ClipSpec, CropSpec, ResizedCropDraw
 from mats_ds.config import ClipSection
 from mats_ds.data.manifest import Manifest
 
@@ -24,7 +24,10 @@ CROP_PLACES = (
     *((1, 1), (1, 3), (3, 1), (3, 3)),
 )
 KEY_BITS = 62
-_FOR_ORDER, _FOR_KEY, _FOR_CLIP = range(3)  # what a stream of random words serves
+_FOR_ORDER, _FOR_KEY, _FOR_CLIP, _FOR_CROP = range(4)  # what a stream of random words serves
+# torchvision's RandomResizedCrop, as VideoMAE fine-tunes with it (arXiv 2203.12602): width to height, and how often it tries.
+CROP_RATIOS = (3 / 4, 4 / 3)
+CROP_TRIES = 10
 
 
 class ClipSampler:
@@ -33,14 +36,23 @@ class ClipSampler:
     `num_frames` frames are read of each clip. Where that is more than `recipe_clip.num_frames` (candidates of the adaptive
     frame selection), they are spread evenly over the same span of recipe_clip.num_frames * recipe_clip.stride video frames
     (or recipe_clip.num_frames * recipe_clip.stride_seconds seconds). `repeats` neighbouring positions are clips of the same
-    video, which differ in everything else.
+    video, which differ in everything else. `crop_areas`, where given, are the smallest and largest part of the picture that a
+    random resized crop shows; it takes the place of recipe_clip.crop_scales.
     An epoch has max(1, len(manifest) * repeats // global_batch) steps; it takes no video more than `repeats` times unless
     all of them together are fewer than a global batch, in which case it goes round. Raises ValueError for an empty
     manifest or sizes below one.
     """
 
     def __init__(
-        self, manifest: Manifest, *, recipe_clip: ClipSection, num_frames: int, global_batch: int, seed: int, repeats: int = 1
+        self,
+        manifest: Manifest,
+        *,
+        recipe_clip: ClipSection,
+        num_frames: int,
+        global_batch: int,
+        seed: int,
+        repeats: int = 1,
+        crop_areas: tuple[float, float] | None = None,
     ) -> None:
         if len(manifest) == 0:
             raise ValueError(f"the manifest {manifest.name!r} is empty: there is nothing to sample from")
@@ -55,6 +67,7 @@ class ClipSampler:
         self.global_batch = global_batch
         self.seed = seed
         self.repeats = repeats
+        self.crop_areas = crop_areas
         self.steps_per_epoch = max(1, len(manifest) * repeats // global_batch)
         # Epochs overlap by no more than the clips that are read ahead: two orders in memory are enough.
         self._order_of = functools.lru_cache(maxsize=2)(self._draw_order)
@@ -78,20 +91,23 @@ class ClipSampler:
         hop = 1 + (shift + attempt - 1) % others if attempt and others else 0
         sample = int(order_S[(index // self.repeats + hop) % len(order_S)])
         start, scale, place, flip = self._words(4, _FOR_CLIP, epoch, index, attempt)
-        height_scale, width_scale = self._scale_pairs[scale % len(self._scale_pairs)]
+        mirrors = bool(self.recipe_clip.flip and flip >> 63)
+        if self.crop_areas is None:
+            crop = self._multi_scale_crop(scale, place, flip=mirrors)
+        else:
+            crop = self._resized_crop(self._words(2 * CROP_TRIES + 2, _FOR_CROP, epoch, index, attempt), flip=mirrors)
         seconds = self.recipe_clip.stride_seconds
-        top, left = CROP_PLACES[place % len(CROP_PLACES)]
         return ClipSpec(
             path=self.manifest.paths[sample],
             sample=sample,
             num_frames=self.num_frames,
             stride=self.recipe_clip.stride,
-            start=(start >> 11) / 2**53,
+            start=_to_share(start),
             sampling=self.recipe_clip.sampling,
             label=int(self.manifest.label_S[sample]),
             first_seconds=present_seconds(self.manifest.first_seconds_S[sample]),
             last_seconds=present_seconds(self.manifest.last_seconds_S[sample]),
-            crop=CropSpec(height_scale, width_scale, top / 4, left / 4, bool(self.recipe_clip.flip and flip >> 63)),
+            crop=crop,
             key=key >> (64 - KEY_BITS),
             attempt=attempt,
             position=position,
@@ -113,6 +129,21 @@ class ClipSampler:
             accumulation=accumulation,
             global_batch=self.global_batch,
         )
+
+    def _multi_scale_crop(self, scale: int, place: int, *, flip: bool) -> CropSpec:
+        height_scale, width_scale = self._scale_pairs[scale % len(self._scale_pairs)]
+        top, left = CROP_PLACES[place % len(CROP_PLACES)]
+        return CropSpec(height_scale, width_scale, top / 4, left / 4, flip)
+
+    def _resized_crop(self, words: list[int], *, flip: bool) -> ResizedCropDraw:
+        """Areas are drawn evenly, ratios evenly in their logarithm."""
+        (least, most), (narrowest, widest) = self.crop_areas, CROP_RATIOS
+        top, left, *shares = map(_to_share, words)
+        tries = tuple(
+            (least + (most - least) * area, narrowest * (widest / narrowest) ** ratio)
+            for area, ratio in zip(shares[::2], shares[1::2], strict=True)
+        )
+        return ResizedCropDraw(tries, top, left, CROP_RATIOS, flip)
 
     def _draw_order(self, epoch: int) -> np.ndarray:
         """The epoch's order of all videos, int64 [S]."""
@@ -142,6 +173,11 @@ def share_of_step(
         raise ValueError(f"rank {rank} of {world_size} or micro-step {micro} of {accumulation} does not exist")
     begin = step * global_batch + (micro * world_size + rank) * micro_batch
     return range(begin, begin + micro_batch)
+
+
+def _to_share(word: int) -> float:
+    """A word of 64 random bits as a number from 0 to 1, without 1."""
+    return (word >> 11) / 2**53
 
 
 def present_seconds(seconds: float) -> float | None:

@@ -21,12 +21,13 @@ def make_batch(keys=(11, 12, 13, 14), labels=(0, 1, 2, 0), blank=()):
         sample_B=torch.arange(len(keys)),
         valid_B=torch.tensor([place not in blank for place in range(len(keys))]),
         key_B=torch.tensor(keys),
+        keys=tuple(keys),
         paths=tuple("" if place in blank else f"{place}.mp4" for place in range(len(keys))),
     )
 
 
-def augment(section, batch):
-    return Augmenter(section, num_classes=5, micro_batch=4)(batch)
+def augment(section, batch, repeats=1):
+    return Augmenter(section, num_classes=5, micro_batch=4, repeats=repeats)(batch)
 
 
 def test_without_augmentation_clips_and_labels_stay_as_they_are():
@@ -64,17 +65,27 @@ def test_a_clip_is_augmented_the_same_in_any_company():
 def test_mixing_spreads_the_target_over_the_labels_of_both_clips():
     target_BC = augment(AugmentSection(mixup=0.8), make_batch()).target_BC
     assert target_BC.sum(dim=1).tolist() == pytest.approx([1, 1, 1, 1])
-    assert target_BC[0].tolist() == pytest.approx([1, 0, 0, 0, 0]), "both clips of the pair have label 0"
-    assert target_BC[1, 1] == pytest.approx(float(1 - target_BC[1, 2])) == pytest.approx(float(target_BC[2, 2]))
-    assert 0 < target_BC[1, 1] < 1
+    assert target_BC[3].tolist() == pytest.approx([1, 0, 0, 0, 0]), "the last meets the first, and both have label 0"
+    assert target_BC[0, 0] == pytest.approx(float(1 - target_BC[0, 1])) == pytest.approx(float(target_BC[1, 1]))
+    assert 0 < target_BC[0, 0] < 1
+
+
+def test_clips_of_one_video_are_never_mixed_with_each_other():
+    batch = make_batch(labels=(0, 0, 2, 2))
+    batch.frames_BTHWC = torch.tensor([10, 10, 200, 200], dtype=torch.uint8)[:, None, None, None, None].expand(4, 2, 16, 24, 3)
+    clips = augment(AugmentSection(mixup=0.8), batch, repeats=2)
+    values = [int(clip.unique()) for clip in clips.frames_BTHWC]
+    assert values[0] == values[1] and values[2] == values[3] and sum(values[::2]) in (209, 210, 211)
+    assert all(10 < value < 200 for value in values)
+    assert ((clips.target_BC > 0).sum(dim=1) == 2).all()
 
 
 def test_a_blank_clip_has_no_weight_and_is_mixed_into_no_other():
     batch = make_batch(blank=(1,))
     clips = augment(AugmentSection(mixup=0.8), batch)
     assert clips.weight_B.tolist() == [1, 0, 1, 1]
-    assert clips.frames_BTHWC[2].equal(batch.frames_BTHWC[2]) and clips.target_BC[2].tolist() == [0, 0, 1, 0, 0]
-    assert not clips.frames_BTHWC[0].equal(batch.frames_BTHWC[0])
+    assert clips.frames_BTHWC[0].equal(batch.frames_BTHWC[0]) and clips.target_BC[0].tolist() == [1, 0, 0, 0, 0]
+    assert not clips.frames_BTHWC[2].equal(batch.frames_BTHWC[2])
 
 
 def test_a_substitute_counts_with_its_own_label():
@@ -84,5 +95,7 @@ def test_a_substitute_counts_with_its_own_label():
 
 
 def test_mixing_needs_a_partner():
-    with pytest.raises(ValueError, match="that of the DeepSpeed JSON is 1"):
+    with pytest.raises(ValueError, match="that of the DeepSpeed JSON, 1, holds one video at data.repeats=1: take at least 2"):
         Augmenter(ALL, num_classes=5, micro_batch=1)
+    with pytest.raises(ValueError, match="4, holds one video at data.repeats=4: take at least 8, lower data.repeats"):
+        Augmenter(ALL, num_classes=5, micro_batch=4, repeats=4)

@@ -8,7 +8,7 @@ import torch
 
 from mats_ds.config_finetune import AugmentSection
 from mats_ds.data.erasing import Box
-from mats_ds.data.mixing import Mixture, draw_mixture, mix_clips
+from mats_ds.data.mixing import Mixture, choose_partners, draw_mixture, mix_clips
 
 
 def make_clips():
@@ -17,23 +17,33 @@ def make_clips():
     return values[:, None, None, None, None].expand(3, 2, 8, 12, 3).clone()
 
 
-def test_mixup_rounds_to_bytes_and_the_middle_clip_meets_itself():
-    mixed = mix_clips(make_clips(), Mixture(0.75, None), mixes_B=[True] * 3)
+NEXT = [1, 2, 0]
+
+
+def test_mixup_rounds_to_bytes():
+    mixed = mix_clips(make_clips(), Mixture(0.75, None), partner_B=NEXT, mixes_B=[True] * 3)
     assert mixed.dtype == torch.uint8
-    assert [clip.unique().tolist() for clip in mixed] == [[58], [100], [152]]  # 57.5 rounds to even
+    assert [clip.unique().tolist() for clip in mixed] == [[32], [125], [152]]  # 32.5 and 152.5 round to even
 
 
 def test_cutmix_replaces_the_same_box_of_all_frames():
-    mixed = mix_clips(make_clips(), Mixture(0.5, Box(1, 2, 4, 5)), mixes_B=[True] * 3)
+    mixed = mix_clips(make_clips(), Mixture(0.5, Box(1, 2, 4, 5)), partner_B=NEXT, mixes_B=[True, True, False])
     expected = make_clips()
-    expected[0, :, 1:5, 2:7] = 200
-    expected[2, :, 1:5, 2:7] = 10
+    expected[0, :, 1:5, 2:7] = 100
+    expected[1, :, 1:5, 2:7] = 200
     assert mixed.equal(expected)
 
 
 def test_a_clip_that_shall_not_be_mixed_stays_as_it_is():
-    mixed = mix_clips(make_clips(), Mixture(0.5, None), mixes_B=[False, True, False])
-    assert mixed.equal(make_clips())
+    mixed = mix_clips(make_clips(), Mixture(0.5, None), partner_B=NEXT, mixes_B=[False, True, False])
+    assert mixed[[0, 2]].equal(make_clips()[[0, 2]]) and mixed[1].unique().tolist() == [150]
+
+
+@pytest.mark.parametrize(("micro_batch", "repeats"), [(2, 1), (5, 1), (6, 2), (4, 2), (12, 4)])
+def test_each_clip_meets_one_of_another_video(micro_batch, repeats):
+    partners = choose_partners(micro_batch, repeats=repeats)
+    assert sorted(partners) == list(range(micro_batch)), "each is a partner once"
+    assert all(place // repeats != partner // repeats for place, partner in enumerate(partners))
 
 
 @pytest.mark.parametrize(("mixup", "cutmix", "boxes"), [(0.8, 0.0, {False}), (0.0, 1.0, {True}), (0.8, 1.0, {False, True})])
