@@ -177,6 +177,8 @@ def test_unreadable_videos_are_replaced_in_training_and_counted_in_the_test(rank
     [test] = read_tests(tmp_path / "run")
     assert (test["num_videos"], test["num_unreadable"]) == (2, 2)
     assert "2 unreadable" in results[0][1]
+    for name in ("synthetic_000_horizontal.mp4", "synthetic_003_vertical.webm"):
+        assert results[0][1].count(f"unreadable in the test: {manifest.parent / name}: ") == 1, results[0][1]
 
 
 @pytest.fixture

@@ -19,7 +19,7 @@ import torch.distributed as dist
 from torch import nn
 from tqdm import tqdm
 
-from mats_ds.clips import ClipBatch
+from mats_ds.clips import BadClip, ClipBatch
 from mats_ds.events import RunInfo, StepEvent
 
 logger = logging.getLogger("mats_ds")
@@ -48,10 +48,14 @@ class Evaluation:
 
 @dataclass(frozen=True)
 class Scores:
-    """sum_SC: float64, the sum of the softmax of a video's views; views_S: how many there are. The same on all ranks."""
+    """sum_SC: float64, the sum of the softmax of a video's views; views_S: how many there are. The same on all ranks.
+
+    bad: the videos of which a view could not be read, each once.
+    """
 
     sum_SC: torch.Tensor
     views_S: torch.Tensor
+    bad: tuple[BadClip, ...] = ()
 
 
 @torch.no_grad()
@@ -61,7 +65,9 @@ def score_videos(
     """One pass over a test set, each rank its share. `batches`: of a ViewSampler; padding and blank clips count nothing."""
     sum_SC = torch.zeros(num_videos, num_classes, dtype=torch.float64, device=device)
     views_S = torch.zeros(num_videos, dtype=torch.float64, device=device)
+    bad: list[BadClip] = []
     for batch in batches:
+        bad.extend(batch.bad)
         counts_B = (batch.valid_B & (batch.sample_B >= 0)).double()
         scores_BC = model(batch.frames_BTHWC, batch.key_B).double().softmax(dim=1)
         sample_B = batch.sample_B.clamp(min=0)
@@ -70,7 +76,17 @@ def score_videos(
         views_S.index_add_(0, sample_B, counts_B)
     dist.all_reduce(sum_SC)
     dist.all_reduce(views_S)
-    return Scores(sum_SC, views_S)
+    return Scores(sum_SC, views_S, _gather_bad(bad))
+
+
+def _gather_bad(bad: list[BadClip]) -> tuple[BadClip, ...]:
+    """Those of all ranks, each file once."""
+    gathered: list[list[BadClip]] = [[] for _ in range(dist.get_world_size())]
+    dist.all_gather_object(gathered, bad)
+    by_path: dict[str, BadClip] = {}
+    for each in (each for part in gathered for each in part):
+        by_path.setdefault(each.path, each)
+    return tuple(by_path.values())
 
 
 def judge(scores: Scores, label_S: torch.Tensor, *, step: int, epoch: float, seconds: float) -> Evaluation:
@@ -95,7 +111,8 @@ def judge(scores: Scores, label_S: torch.Tensor, *, step: int, epoch: float, sec
 
 @dataclass
 class Evaluator:
-    """Tests every `every_steps` steps and after the last one; what it finds goes to the console and into evaluation.jsonl.
+    """Tests every `every_steps` steps and after the last one; what it finds goes to the console and into evaluation.jsonl. Each
+    unreadable video is named once.
 
     model: what is tested (the engine's module, or the average of its weights); engine: put back into training afterwards,
     and its monitors get the figures.
@@ -116,6 +133,7 @@ class Evaluator:
     def on_start(self, run: RunInfo) -> None:
         """Forget the tests of steps that are now done again."""
         self.run = run
+        self._named: set[str] = set()
         best = [0.0]
         if run.rank == 0:
             past = [each for each in read_evaluations(self.run_dir) if each.step <= run.first_step]
@@ -154,12 +172,20 @@ class Evaluator:
             self.best = found.top1
             self.keep_best(found)
         if self.run.rank == 0:
+            self._name_bad(scores.bad)
             append_evaluation(self.run_dir, found)
             logger.info("%s", describe_evaluation(found, best=self.best))
             if self.engine.monitor.enabled:
                 figures = {"mats/test_top1": found.top1, "mats/test_top5": found.top5, "mats/test_loss": found.loss}
                 clips = event.step * self.run.global_batch
                 self.engine.monitor.write_events([(name, value, clips) for name, value in figures.items()])
+
+    def _name_bad(self, bad: tuple[BadClip, ...]) -> None:
+        """Every test finds them again; once is enough for a reader."""
+        for each in bad:
+            if each.path not in self._named:
+                logger.warning("unreadable in the test: %s: %s (it is left out)", each.path, each.reason)
+                self._named.add(each.path)
 
     def on_end(self, outcome: str) -> None:
         """Nothing: every test has been written."""

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
+import logging
 from types import SimpleNamespace
 
 import pytest
 import torch
 from torch import nn
 
-from mats_ds.clips import ClipBatch
+from mats_ds.clips import BadClip, ClipBatch
 from mats_ds.training.engine import start_distributed
 from mats_ds.training.evaluation import EVALUATION_FILE, Evaluation, Evaluator, Scores, judge, read_evaluations, score_videos
 
@@ -64,6 +66,39 @@ def test_ranks_find_together_what_one_rank_finds_alone(ranks):
     for sums, views in ranks(score_share, 2, 2):
         assert views == alone_S
         assert torch.allclose(torch.tensor(sums), torch.tensor(alone_SC), atol=1e-12)
+
+
+def name_bad_videos(folder):
+    """What rank 0 says of the unreadable videos of three tests; the second rank finds one more than the first."""
+    place = start_distributed()
+    said = []
+    handler = logging.Handler()
+    handler.emit = lambda record: said.append(record.getMessage())
+    logging.getLogger("mats_ds").addHandler(handler)
+    bad = tuple(BadClip(f"{name}.mp4", sample, "torn") for sample, name in enumerate("ab"[: place.rank + 1]))
+
+    def batches():
+        batch = make_batch([[255, 0, 0]] * 2, [0, 1], [False, False])
+        yield dataclasses.replace(batch, bad=bad)
+        yield make_batch([[0, 5, 0]], [2], [True])
+
+    engine = SimpleNamespace(module=PixelModel().train(), monitor=SimpleNamespace(enabled=False))
+    evaluator = Evaluator(
+        engine, engine.module, batches, label_S=torch.tensor([1, 1, 1]), num_classes=3, every_steps=1, run_dir=folder,
+        num_batches=2, keep_best=lambda found: None,
+    )  # fmt: skip
+    evaluator.on_start(
+        SimpleNamespace(rank=place.rank, first_step=0, total_steps=3, steps_per_epoch=1, device="cpu", global_batch=8)
+    )
+    for step in range(1, 4):
+        evaluator.on_step(SimpleNamespace(step=step))
+    return [line for line in said if line.startswith("unreadable")]
+
+
+def test_rank_0_names_each_unreadable_video_once(ranks, tmp_path):
+    first, second = ranks(name_bad_videos, 2, tmp_path)
+    assert [line.split(" (")[0] for line in first] == [f"unreadable in the test: {name}.mp4: torn" for name in "ab"]
+    assert second == []
 
 
 def run_evaluator(folder, *, first_step, wrong_until):
