@@ -79,7 +79,11 @@ def start_distributed(*, timeout_seconds: float = 1800.0) -> Place:
         device = torch.device("cpu")
         if "OMP_NUM_THREADS" not in os.environ:
             torch.set_num_threads(max(1, len(os.sched_getaffinity(0)) // local_world_size))
-    deepspeed.init_distributed(verbose=False, timeout=timedelta(seconds=timeout_seconds))
+    timeout = timedelta(seconds=timeout_seconds)
+    deepspeed.init_distributed(verbose=False, timeout=timeout)
+    # ZeRO's collectives run in a copy of the group of all ranks, which would wait as long as torch does by default: 30 minutes.
+    set_timeout = getattr(dist, "set_timeout", None) or dist.distributed_c10d._set_pg_timeout  # torch before 2.15
+    set_timeout(timeout, deepspeed.utils.groups._get_data_parallel_group())
     return Place(dist.get_rank(), local_rank, dist.get_world_size(), local_world_size, device)
 
 

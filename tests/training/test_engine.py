@@ -6,6 +6,7 @@ import json
 from pathlib import Path
 
 import pytest
+import torch
 
 from mats_ds.training.engine import precision_of, read_ds_config
 
@@ -48,6 +49,29 @@ def test_other_mistakes_are_one_clear_error(tmp_path):
         read_ds_config(tmp_path / "broken.json")
     with pytest.raises(ValueError, match="enables fp16"):
         precision_of({"fp16": {"enabled": True}})
+
+
+def waits_of_all_groups():
+    """Seconds that each group of ranks waits for the others, after an engine has made its own."""
+    import torch.distributed as dist
+
+    from mats_ds import MaskedAutoencoder, TokenGrid
+    from mats_ds.training.batch import plan_batch
+    from mats_ds.training.engine import make_engine, start_distributed
+
+    start_distributed(timeout_seconds=37.0)
+    config = read_ds_config(FOLDER / "zero2_tiny.json")
+    grid = TokenGrid(num_frames=4, height=32, width=48, tubelet=(2, 16, 16))
+    model = MaskedAutoencoder.from_name("tiny", grid=grid, keep_ratio=0.5, visible_ratio=0.25)
+    make_engine(model, [{"params": list(model.parameters())}], config, plan_batch(config, recipe_batch=4, world_size=2))
+    groups = dist.distributed_c10d._world.pg_map
+    return [group._get_backend(torch.device("cpu")).options._timeout.total_seconds() for group in groups]
+
+
+def test_no_group_of_ranks_waits_longer_than_the_run_allows(ranks):
+    """DeepSpeed's own group kept torch's limit of 30 minutes: that was how long a run hung after a host was cut off."""
+    for waits in ranks(waits_of_all_groups, 2):
+        assert len(waits) >= 2 and set(waits) == {37.0}, waits
 
 
 def losses_of_three_steps(compile_model):
