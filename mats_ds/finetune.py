@@ -49,6 +49,7 @@ from mats_ds.training.observers import Checkpointer, Console, Monitor
 from mats_ds.training.optim import layer_scale, make_schedule, parameter_groups
 from mats_ds.training.run_folder import write_inputs
 from mats_ds.training.run_info import announce, describe_run
+from mats_ds.training.same_everywhere import open_alike
 from mats_ds.training.start import RunStart, add_run_options, run_command, start_run
 
 logger = logging.getLogger("mats_ds")
@@ -79,9 +80,9 @@ def finetune(recipe: FinetuneRecipe, options: argparse.Namespace) -> None:
     """One run on this rank, from the weights to the last test."""
     start = start_run(recipe, options, task="finetune")
     place, plan, folder = start.place, start.plan, start.folder
-    manifest = open_videos(recipe.data)
+    manifest = open_alike(lambda: open_videos(recipe.data), recipe=recipe, ds_config=start.ds_config)
     classes = settle_classes(manifest, recipe.data.manifest, asked=recipe.finetune.num_classes)
-    test_set = open_test_set(recipe, classes)
+    test_set = open_alike(lambda: open_test_set(recipe, classes))
     sampler = ClipSampler(
         manifest,
         recipe_clip=recipe.clip,

@@ -42,6 +42,7 @@ from mats_ds.training.optim import make_schedule, parameter_groups
 from mats_ds.training.reconstructing import reconstruction_loss_of
 from mats_ds.training.run_folder import write_inputs
 from mats_ds.training.run_info import announce, describe_run
+from mats_ds.training.same_everywhere import open_alike
 from mats_ds.training.start import add_run_options, run_command, start_run
 
 logger = logging.getLogger("mats_ds")
@@ -70,7 +71,7 @@ def pretrain(recipe: Recipe, options: argparse.Namespace) -> None:
     """One run on this rank, from the first byte of video to the picture."""
     start = start_run(recipe, options, task="pretrain")
     place, plan, folder = start.place, start.plan, start.folder
-    manifest = open_videos(recipe.data)
+    manifest = open_alike(lambda: open_videos(recipe.data), recipe=recipe, ds_config=start.ds_config)
     sampler = ClipSampler(
         manifest,
         recipe_clip=recipe.clip,

@@ -21,6 +21,7 @@ from mats_ds.training.engine import Place, precision_of, read_ds_config, start_d
 from mats_ds.training.launchers import adopt_launcher
 from mats_ds.training.loop import TrainingStopped
 from mats_ds.training.run_folder import choose_run_folder
+from mats_ds.training.shared_folder import check_shared_folder
 
 logger = logging.getLogger("mats_ds")
 
@@ -68,6 +69,7 @@ def start_run(recipe: Recipe, options: argparse.Namespace, *, task: str) -> RunS
     plan = plan_batch(ds_config, recipe_batch=recipe.optim.global_batch, world_size=place.world_size)
     resume = options.resume is not None
     folder = choose_run_folder(options.out, recipe_name=recipe.name, resume=resume)
+    check_shared_folder(folder)
     if resume:
         check_task(folder, task)
     return RunStart(task, place, plan, folder, ds_config, precision, resume)
