@@ -25,7 +25,7 @@ logger = logging.getLogger(__name__)
 AXES = ("horizontal", "vertical", "falling", "rising")  # the labels 0 to 3; the last two are diagonals
 _DIRECTIONS = {"horizontal": (0, 1), "vertical": (1, 0), "falling": (1, 1), "rising": (-1, 1)}  # (down, right)
 MANIFEST_NAME, MOTION_NAME = "manifest.csv", "motion.json"
-FORMAT_VERSION = 2
+FORMAT_VERSION = 3  # 3: diagonals stay diagonals
 GOP_FRAMES = 12  # short enough that a clip from the middle costs little to decode
 _PAN_EVERY = 3  # every third video has a moving camera
 
@@ -205,17 +205,31 @@ def _draw(
     for _ in range(1 + int(rng.integers(2))):
         side = int(rng.integers(min(height, width) // 5, min(height, width) // 3))
         sprite = _texture(rng, side, side, low=10, high=250)
-        down, right = _DIRECTIONS[axis]
         speed = float(rng.uniform(1.5, 3.0))
-        begin_down, begin_right = rng.uniform(0, height - side), rng.uniform(0, width - side)
-        track = []
-        for frame in range(num_frames):
-            top = round(_there_and_back(begin_down + down * speed * frame, height - side))
-            left = round(_there_and_back(begin_right + right * speed * frame, width - side))
+        track = [(*corner, side, side) for corner in _walk(rng, axis, speed, num_frames, (height - side, width - side))]
+        for frame, (top, left, _, _) in enumerate(track):
             frames_THWC[frame, top : top + side, left : left + side] = sprite
-            track.append((top, left, side, side))
         boxes.append(track)
     return frames_THWC, boxes, shifts
+
+
+def _walk(rng: np.random.Generator, axis: str, speed: float, num_frames: int, room: tuple[int, int]) -> list[tuple[int, int]]:
+    """(top, left) in each frame of a sprite that goes there and back on one straight line; `room` is (down, right)."""
+    down, right = _DIRECTIONS[axis]
+    length = min(size for size, step in zip(room, (down, right), strict=True) if step)
+    begin_down, begin_right = (rng.uniform(0, size) for size in room)
+    # The corner where the line begins: anywhere if the sprite does not move that way, else so that the line fits.
+    top, left = begin_down, begin_right
+    if down:
+        top = (room[0] - length) * begin_down / room[0] + (length if down < 0 else 0)
+    if right:
+        left = (room[1] - length) * begin_right / room[1]
+    gone = begin_down if down else begin_right
+    corners = []
+    for frame in range(num_frames):
+        along = _there_and_back(gone + speed * frame, length)
+        corners.append((round(top + down * along), round(left + right * along)))
+    return corners
 
 
 def _there_and_back(distance: float, room: int) -> float:

@@ -56,6 +56,20 @@ def test_sprites_move_along_the_axis_of_their_label(synthetic):
             assert (down > 0) == (video.axis != "horizontal") and (right > 0) == (video.axis != "vertical")
 
 
+def test_a_diagonal_stays_the_same_diagonal_when_sprites_turn_round(tmp_path):
+    """A sprite that bounced off one side only would fall where it had risen, and the label would be wrong from there on."""
+    write_synthetic_set(tmp_path / "set", **(SMALL | {"num_videos": 8, "num_frames": 100}))
+    seen = set()
+    for video in read_motion(tmp_path / "set")[4:]:
+        for track in video.boxes:
+            top_T, left_T = np.array(track)[:, :2].T
+            offset_T = top_T - left_T if video.axis == "falling" else top_T + left_T
+            assert np.ptp(offset_T) <= 2, video.path  # rounding
+            assert {-1, 1} <= set(np.sign(np.diff(top_T)).tolist()), "it went both ways"
+            seen.add(video.axis)
+    assert seen == {"falling", "rising"}
+
+
 def test_some_videos_have_a_camera_that_pans(synthetic):
     pans = [len({tuple(shift) for shift in video.background_shifts}) > 1 for video in read_motion(synthetic)]
     assert pans == [False, False, True, False, False, True]
