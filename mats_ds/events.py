@@ -116,7 +116,8 @@ class StepEvent:
     same on every rank. `grad_norm` is the global gradient norm where the engine tells it (tensor or float), else None.
     `num_clips` are this rank's clips. `bad_clips` were found unreadable in this step on this rank.
     `num_substitutes` counts clips of the step that stand in for unreadable ones. `clip_bytes` are the frames of the largest
-    micro-batch of the step.
+    micro-batch of the step. `skipped`: its gradients were not finite and the weights stayed as they were. `is_last`: the run ends
+    after it, done or interrupted.
     """
 
     step: int
@@ -129,6 +130,8 @@ class StepEvent:
     bad_clips: tuple[BadClip, ...] = ()
     num_substitutes: int = 0
     clip_bytes: int | None = None
+    skipped: bool = False
+    is_last: bool = False
 
 
 class Observer(Protocol):

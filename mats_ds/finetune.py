@@ -39,7 +39,6 @@ from mats_ds.metering.recorder import Recorder
 from mats_ds.metering.run_plan import PlanWatch
 from mats_ds.metering.workload import Workload
 from mats_ds.models.spec import describe_model, dump_spec
-from mats_ds.training.checkpoint import Resumed, resume_engine
 from mats_ds.training.classifying import make_loss
 from mats_ds.training.ema import WeightAverage
 from mats_ds.training.engine import full_parameters, make_engine
@@ -47,10 +46,11 @@ from mats_ds.training.evaluation import Evaluation, Evaluator
 from mats_ds.training.loop import fit
 from mats_ds.training.observers import Checkpointer, Console, Monitor
 from mats_ds.training.optim import layer_scale, make_schedule, parameter_groups
+from mats_ds.training.resuming import resume
 from mats_ds.training.run_folder import write_inputs
 from mats_ds.training.run_info import announce, describe_run
 from mats_ds.training.same_everywhere import open_alike
-from mats_ds.training.start import RunStart, add_run_options, run_command, start_run
+from mats_ds.training.start import RunStart, add_run_options, leave, make_saver, run_command, start_run
 
 logger = logging.getLogger("mats_ds")
 
@@ -71,7 +71,7 @@ def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Run it; returns the exit status: 0 finished, 1 stopped by a fault of the run, 2 wrong arguments or configuration."""
+    """Run it; returns the exit status, as `run_command` has them."""
     options = parse_arguments(arguments)
     return run_command(lambda: finetune(load_recipe(options.recipe, options.overrides, schema=FinetuneRecipe), options))
 
@@ -102,8 +102,16 @@ def finetune(recipe: FinetuneRecipe, options: argparse.Namespace) -> None:
     average = WeightAverage(model, decay=decay, device=place.device) if decay else None
     scale_of = partial(layer_scale, depth=len(model.encoder.blocks), layer_decay=recipe.finetune.layer_decay)
     groups = parameter_groups(model, recipe.optim, lr_scale_of=scale_of)
-    engine = make_engine(model, groups, start.ds_config, plan, compile_model=recipe.model.compile)
-    resumed = resume_engine(engine, folder / "checkpoints") if start.resume else Resumed()
+    engine = make_engine(
+        model,
+        groups,
+        start.ds_config,
+        plan,
+        compile_model=recipe.model.compile,
+        load_universal=start.load_universal,
+    )
+    resumed = resume(engine, start.point)
+    saver = make_saver(engine, recipe, start)
     if average:
         average.engine = engine
         if resumed.step:
@@ -178,16 +186,7 @@ def finetune(recipe: FinetuneRecipe, options: argparse.Namespace) -> None:
                     keep_best=keep_best,
                 )
             )
-        observers.append(
-            Checkpointer(
-                engine,
-                folder / "checkpoints",
-                every_steps=recipe.run.checkpoint_steps,
-                keep=recipe.run.keep_checkpoints,
-                recipe=dump_recipe(recipe),
-                extra=extra_state,
-            )
-        )
+        observers.append(Checkpointer(saver, every_steps=recipe.run.checkpoint_steps, extra=extra_state))
         fit(
             engine,
             loader.micro_batches(resumed.step),
@@ -197,6 +196,7 @@ def finetune(recipe: FinetuneRecipe, options: argparse.Namespace) -> None:
             observers=observers,
             num_videos=len(manifest),
             max_bad_fraction=recipe.data.max_bad_fraction,
+            hang_seconds=recipe.run.hang_seconds,
         )
     logger.info("run folder: %s  (report: python profiling/report.py %s)", folder, shlex.quote(str(folder)))
 
@@ -257,4 +257,4 @@ def describe_compute(recipe: FinetuneRecipe, classes: Classes) -> str:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    leave(main())

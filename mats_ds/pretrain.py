@@ -34,16 +34,16 @@ from mats_ds.metering.workload import Workload
 from mats_ds.models.mae import MaskedAutoencoder
 from mats_ds.models.picture import draw_reconstruction
 from mats_ds.models.spec import describe_model, dump_spec
-from mats_ds.training.checkpoint import Resumed, resume_engine
 from mats_ds.training.engine import full_parameters, make_engine
 from mats_ds.training.loop import fit
 from mats_ds.training.observers import Checkpointer, Console, Monitor
 from mats_ds.training.optim import make_schedule, parameter_groups
 from mats_ds.training.reconstructing import reconstruction_loss_of
+from mats_ds.training.resuming import resume
 from mats_ds.training.run_folder import write_inputs
 from mats_ds.training.run_info import announce, describe_run
 from mats_ds.training.same_everywhere import open_alike
-from mats_ds.training.start import add_run_options, run_command, start_run
+from mats_ds.training.start import add_run_options, leave, make_saver, run_command, start_run
 
 logger = logging.getLogger("mats_ds")
 
@@ -62,7 +62,7 @@ def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Run it; returns the exit status: 0 finished, 1 stopped by a fault of the run, 2 wrong arguments or configuration."""
+    """Run it; returns the exit status, as `run_command` has them."""
     options = parse_arguments(arguments)
     return run_command(lambda: pretrain(load_recipe(options.recipe, options.overrides), options))
 
@@ -84,8 +84,16 @@ def pretrain(recipe: Recipe, options: argparse.Namespace) -> None:
     torch.manual_seed(recipe.run.seed)
     model = MaskedAutoencoder.from_recipe(recipe)
     model_spec = json.dumps(dump_spec(describe_model(model)))
-    engine = make_engine(model, parameter_groups(model, recipe.optim), start.ds_config, plan, compile_model=recipe.model.compile)
-    resumed = resume_engine(engine, folder / "checkpoints") if start.resume else Resumed()
+    engine = make_engine(
+        model,
+        parameter_groups(model, recipe.optim),
+        start.ds_config,
+        plan,
+        compile_model=recipe.model.compile,
+        load_universal=start.load_universal,
+    )
+    resumed = resume(engine, start.point)
+    saver = make_saver(engine, recipe, start)
     selection = recipe.selection
     run = describe_run(
         recipe,
@@ -137,17 +145,11 @@ def pretrain(recipe: Recipe, options: argparse.Namespace) -> None:
                 *make_deep_dives(options, folder, place.device),
                 Console(log_steps=recipe.run.log_steps, memory_bytes=recorder.memory),
                 Monitor(engine, every_steps=recipe.run.log_steps, memory_bytes=recorder.memory),
-                Checkpointer(
-                    engine,
-                    folder / "checkpoints",
-                    every_steps=recipe.run.checkpoint_steps,
-                    keep=recipe.run.keep_checkpoints,
-                    recipe=dump_recipe(recipe),
-                    extra=lambda: {"model_spec": model_spec},
-                ),
+                Checkpointer(saver, every_steps=recipe.run.checkpoint_steps, extra=lambda: {"model_spec": model_spec}),
             ],
             num_videos=len(manifest),
             max_bad_fraction=recipe.data.max_bad_fraction,
+            hang_seconds=recipe.run.hang_seconds,
         )
         draw(engine, shown, recipe, folder, rank=place.rank)
     logger.info("run folder: %s  (report: python profiling/report.py %s)", folder, shlex.quote(str(folder)))
@@ -171,4 +173,4 @@ def draw(engine, batch: ClipBatch, recipe: Recipe, folder: Path, *, rank: int) -
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    leave(main())

@@ -136,6 +136,11 @@ def precision_of(ds_config: Mapping[str, Any]) -> str:
     return "fp32"
 
 
+def zero_stage_of(ds_config: Mapping[str, Any]) -> int:
+    """0 to 3, as the JSON states it."""
+    return ds_config.get("zero_optimization", {}).get("stage", 0)
+
+
 def make_engine(
     model: nn.Module,
     groups: list[dict[str, Any]],
@@ -143,11 +148,13 @@ def make_engine(
     plan: BatchPlan,
     *,
     compile_model: bool = False,
+    load_universal: bool = False,
 ) -> Any:
     """deepspeed.initialize with the JSON as it is, plus the derived accumulation where the JSON leaves it out.
 
     `compile_model` has torch compile the whole model, in place (the names in checkpoints stay as they are), when the first
-    batch comes. Raises ValueError for a JSON without optimizer, and for compiling under ZeRO-3.
+    batch comes. `load_universal`: it will be given a checkpoint that was converted for another number of ranks.
+    Raises ValueError for a JSON without optimizer, and for compiling under ZeRO-3.
     """
     import deepspeed
 
@@ -156,8 +163,10 @@ def make_engine(
             'the DeepSpeed JSON has no "optimizer": add {"type": "AdamW", "params": {"torch_adam": true, "fused": true}}'
         )
     config = {**ds_config, ACCUMULATION_KEY: ds_config.get(ACCUMULATION_KEY, plan.accumulation)}
+    if load_universal:
+        config["checkpoint"] = {**ds_config.get("checkpoint", {}), "load_universal": True}
     if compile_model:
-        if ds_config.get("zero_optimization", {}).get("stage", 0) == 3:
+        if zero_stage_of(ds_config) == 3:
             raise ValueError("model.compile does not go with ZeRO stage 3, which gathers weights in between: use stage 2")
         # Not `model.compile()`: it would take in DeepSpeed's own hooks, which break the graph.
         model.forward = torch.compile(model.forward, fullgraph=True, dynamic=False)

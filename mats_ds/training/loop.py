@@ -1,16 +1,16 @@
 """The training loop: `fit` takes micro-batches to optimizer steps and tells observers. It knows nothing of motion,
 labels or profiling.
 
-All ranks agree after every step on three numbers, in one small all-reduce: the loss, whether any rank's loss is not
-finite, and how many unreadable videos were newly found. On a GPU the agreement of a step is read one step later, so
-that the host never waits.
+All ranks agree after every step on four numbers, in one small all-reduce: the loss, whether any rank's loss is not
+finite, how many unreadable videos were newly found, and whether a rank was asked to stop. On a GPU the agreement of a step is
+read one step later, so that the host never waits.
 """
 
 from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
@@ -18,14 +18,13 @@ import torch.distributed as dist
 
 from mats_ds.clips import BadClip, ClipBatch
 from mats_ds.events import Observer, PhaseClock, RunInfo, StepEvent
+from mats_ds.training.guard import Guard
+from mats_ds.training.stops import RanksLost, TrainingInterrupted, TrainingStopped
 
 logger = logging.getLogger(__name__)
 
 NAMED_CLIPS = 8  # how many paths an error message lists
-
-
-class TrainingStopped(RuntimeError):
-    """The run cannot go on, on any rank; the message says why and what to do."""
+STEPS_BETWEEN_SKIPS = 100  # a second step that is not finite within so many stops the run
 
 
 @dataclass
@@ -33,11 +32,12 @@ class _Agreement:
     """What the ranks told each other about one step, possibly still on its way from the device."""
 
     step: int
-    numbers: torch.Tensor  # [sum of losses, ranks with a loss that is not finite, newly found bad videos]
+    numbers: torch.Tensor  # [sum of losses, ranks with a loss that is not finite, newly found bad videos, ranks asked to stop]
     arrived: Any
     micro_losses: list[torch.Tensor]
     paths: list[tuple[str, ...]]
     new_bad: tuple[BadClip, ...]
+    skipped: bool
 
 
 def fit(
@@ -50,20 +50,32 @@ def fit(
     observers: Sequence[Observer],
     num_videos: int,
     max_bad_fraction: float,
+    hang_seconds: float = 1800.0,
 ) -> None:
     """Train from `run.first_step` to `run.total_steps`.
 
     engine: a DeepSpeed engine. loss_of(engine, batch): the scalar loss of a micro-batch, from one call of the engine. batches:
     endless, already at the first step. learning_rate: of a step counted from 0; parameter groups multiply it by their
-    "lr_scale". Observers' `on_end` is called on every rank however it ends.
-    Raises TrainingStopped on all ranks when a loss is not finite, or when more than `max_bad_fraction` of the
-    `num_videos` videos are unreadable.
+    "lr_scale". Observers' `on_end` is called on every rank however it ends. A step whose gradients are not finite is skipped;
+    a second one within STEPS_BETWEEN_SKIPS, or one that the engine could not skip, stops the run.
+    Raises TrainingStopped on all ranks for that, and when more than `max_bad_fraction` of the `num_videos` videos are
+    unreadable; TrainingInterrupted on all ranks when a signal asked to stop; RanksLost where other ranks do not answer. A rank
+    whose clips do not come within `hang_seconds` ends its process (see guard.py).
     """
     outcome = "interrupted"
-    for observer in observers:
-        observer.on_start(run)
+    started: list[Observer] = []
     try:
-        _train(engine, batches, run, learning_rate, loss_of, observers, num_videos, max_bad_fraction)
+        for observer in observers:
+            observer.on_start(run)
+            started.append(observer)
+        with Guard(run, hang_seconds=hang_seconds) as guard:
+            loop = _Loop(engine, batches, run, learning_rate, loss_of, observers, num_videos, max_bad_fraction, guard)
+            try:
+                loop.train()
+            except RuntimeError as error:
+                if not is_lost_contact(error):
+                    raise
+                raise RanksLost(_name_lost(guard, error)) from error
         outcome = "finished"
     except KeyboardInterrupt:
         outcome = "interrupted by the user"
@@ -72,32 +84,67 @@ def fit(
         outcome = f"{type(error).__name__}: {error}"
         raise
     finally:
-        for observer in observers:
+        for observer in started:
             observer.on_end(outcome)
 
 
-def _train(engine, batches, run, learning_rate, loss_of, observers, num_videos, max_bad_fraction) -> None:
-    device = torch.device(run.device)
-    clock = PhaseClock(device)
-    known_bad: dict[int, BadClip] = {}
-    waiting: list[_Agreement] = []
-    engine.train()
-    for step in range(run.first_step, run.total_steps):
-        rate = learning_rate(step)
+@dataclass
+class _Loop:
+    """One rank's way through the steps."""
+
+    engine: Any
+    batches: Iterator[ClipBatch]
+    run: RunInfo
+    learning_rate: Callable[[int], float]
+    loss_of: Callable[[Any, ClipBatch], torch.Tensor]
+    observers: Sequence[Observer]
+    num_videos: int
+    max_bad_fraction: float
+    guard: Guard
+    known_bad: dict[int, BadClip] = field(default_factory=dict)
+    last_skip: int | None = None
+
+    def train(self) -> None:
+        """All steps, or until all ranks agree to stop."""
+        is_cuda = torch.device(self.run.device).type == "cuda"
+        waiting: list[_Agreement] = []
+        self.engine.train()
+        for step in range(self.run.first_step, self.run.total_steps):
+            event, agreement = self.take_step(step)
+            waiting.append(agreement)
+            asked = [self.check(waiting.pop(0)) for _ in range(len(waiting) - (1 if is_cuda else 0))]
+            self.guard.enter("between")
+            for observer in self.observers:
+                observer.on_step(replace(event, is_last=any(asked) or step + 1 == self.run.total_steps))
+            if any(asked):
+                self.interrupt(step + 1)
+        for agreement in waiting:
+            self.check(agreement)
+
+    def take_step(self, step: int) -> tuple[StepEvent, _Agreement]:
+        """Forward, backward and optimizer for the micro-batches of a step (counted from 0)."""
+        engine, run, guard = self.engine, self.run, self.guard
+        clock = PhaseClock(torch.device(run.device))
+        rate = self.learning_rate(step)
         for group in engine.optimizer.param_groups:
             group["lr"] = rate * group.get("lr_scale", 1.0)
         micro_losses: list[torch.Tensor] = []
         paths: list[tuple[str, ...]] = []
         new_bad: list[BadClip] = []
         num_clips = num_substitutes = clip_bytes = 0
+        skips_before = engine.skipped_steps
         clock.start()
         for _ in range(run.accumulation):
-            batch = next(batches)
+            guard.enter("data")
+            batch = next(self.batches)
             clock.mark("data")
-            loss = loss_of(engine, batch)
+            guard.enter("forward")
+            loss = self.loss_of(engine, batch)
             clock.mark("forward")
+            guard.enter("backward")
             engine.backward(loss)
             clock.mark("backward")
+            guard.enter("optimizer")
             engine.step()
             clock.mark("optimizer")
             micro_losses.append(loss.detach())
@@ -109,12 +156,10 @@ def _train(engine, batches, run, learning_rate, loss_of, observers, num_videos, 
         local_loss = torch.stack(micro_losses).float().mean()
         # full_like fills on the device; a tensor made from a host number would wait for all the work before it
         num_new_bad = torch.full_like(local_loss, len(new_bad))
-        numbers = torch.stack([local_loss, (~local_loss.isfinite()).float(), num_new_bad])
+        is_asked = torch.full_like(local_loss, guard.request is not None)
+        numbers = torch.stack([local_loss, (~local_loss.isfinite()).float(), num_new_bad, is_asked])
         dist.all_reduce(numbers)
-        times = clock.stop()
-        waiting.append(_send(step, numbers, micro_losses, paths, tuple(new_bad)))
-        while len(waiting) > (1 if device.type == "cuda" else 0):
-            _check(waiting.pop(0), known_bad, num_videos, max_bad_fraction)
+        skipped = engine.skipped_steps > skips_before
         event = StepEvent(
             step=step + 1,
             epoch=step // run.steps_per_epoch,
@@ -122,18 +167,85 @@ def _train(engine, batches, run, learning_rate, loss_of, observers, num_videos, 
             learning_rate=rate,
             grad_norm=engine.get_global_grad_norm(),
             num_clips=num_clips,
-            times=times,
+            times=clock.stop(),
             bad_clips=tuple(new_bad),
             num_substitutes=num_substitutes,
             clip_bytes=clip_bytes,
+            skipped=skipped,
         )
-        for observer in observers:
-            observer.on_step(event)
-    for agreement in waiting:
-        _check(agreement, known_bad, num_videos, max_bad_fraction)
+        return event, _send(step, numbers, micro_losses, paths, tuple(new_bad), skipped)
+
+    def check(self, agreement: _Agreement) -> bool:
+        """Stop all ranks alike when the step went wrong; True when a rank was asked to stop."""
+        if agreement.arrived is not None:
+            agreement.arrived.synchronize()
+        _, ranks_not_finite, num_new_bad, ranks_asked = agreement.numbers.tolist()
+        if num_new_bad:
+            self.count_bad(agreement)
+        if ranks_not_finite or agreement.skipped:
+            self.skip_or_stop(agreement, int(ranks_not_finite))
+        return ranks_asked > 0
+
+    def count_bad(self, agreement: _Agreement) -> None:
+        """Name the videos that were newly found to be unreadable. Raises TrainingStopped when they are too many."""
+        for bad in _gather(agreement.new_bad):
+            if bad.sample not in self.known_bad:  # every epoch finds it again; once is enough for a reader
+                self.known_bad[bad.sample] = bad
+                logger.warning("unreadable: %s: %s (another video takes its place)", bad.path, bad.reason)
+        if len(self.known_bad) > self.max_bad_fraction * self.num_videos:
+            listed = "\n".join(f"  {bad.path}: {bad.reason}" for bad in list(self.known_bad.values())[:50])
+            raise TrainingStopped(
+                f"{len(self.known_bad)} of {self.num_videos} videos are unreadable, more than "
+                f"data.max_bad_fraction={self.max_bad_fraction} allows:\n{listed}\n"
+                "mend or remove them, or raise data.max_bad_fraction"
+            )
+
+    def skip_or_stop(self, agreement: _Agreement, ranks_not_finite: int) -> None:
+        """A loss or gradient that is not finite: go on once if the engine left the optimizer step out, else TrainingStopped."""
+        step, before = agreement.step, self.last_skip
+        what = f"the loss of step {step + 1} is not finite on {ranks_not_finite} rank(s)"
+        if not ranks_not_finite:
+            what = f"the gradients of step {step + 1} are not finite"
+        guilty = [
+            path
+            for loss, paths in zip(agreement.micro_losses, agreement.paths, strict=True)
+            if not ranks_not_finite or not bool(loss.isfinite())
+            for path in paths
+        ]
+        names = _gather(guilty)
+        listed = "\n".join(f"  {name or '(blank clip)'}" for name in names[:NAMED_CLIPS])
+        more = f"\n  and {len(names) - NAMED_CLIPS} more" if len(names) > NAMED_CLIPS else ""
+        if agreement.skipped and (before is None or step - before >= STEPS_BETWEEN_SKIPS):
+            self.last_skip = step
+            logger.warning("%s; the step is left out, and the weights stay as they were; its clips:\n%s%s", what, listed, more)
+            return
+        again = f", and so was step {before + 1}" if before is not None and agreement.skipped else ""
+        raise TrainingStopped(
+            f"{what}{again}; its clips:\n{listed}{more}\n"
+            "resume from the last checkpoint with a lower optim.base_lr or with gradient_clipping in the DeepSpeed JSON"
+        )
+
+    def interrupt(self, step: int) -> None:
+        """Raises TrainingInterrupted on all ranks, after `step` steps have been saved."""
+        who = next((request for request in _gather([self.guard.request]) if request), "a rank was asked to stop")
+        raise TrainingInterrupted(f"{who}: step {step} of {self.run.total_steps} is saved, go on with --resume auto")
 
 
-def _send(step, numbers, micro_losses, paths, new_bad) -> _Agreement:
+def is_lost_contact(error: RuntimeError) -> bool:
+    """Whether an error came out of a collective that the other ranks did not take part in."""
+    if isinstance(error, dist.DistError):
+        return True
+    text = str(error).lower()
+    return any(word in text for word in ("gloo", "nccl", "connection closed by peer", "connection reset by peer"))
+
+
+def _name_lost(guard: Guard, error: RuntimeError) -> str:
+    reason = str(error).strip().splitlines()[0].rpartition("] ")[2].partition(". ")[0]
+    who = guard.who_died() or "another rank has died, hangs or is cut off from the network"
+    return f"{who} ({reason[:160]}); see its message, then go on with --resume auto"
+
+
+def _send(step, numbers, micro_losses, paths, new_bad, skipped) -> _Agreement:
     """Start the copy of the agreed numbers to the host; on a CPU they are there already."""
     arrived = None
     if numbers.is_cuda:
@@ -141,41 +253,8 @@ def _send(step, numbers, micro_losses, paths, new_bad) -> _Agreement:
         on_host.copy_(numbers, non_blocking=True)
         arrived = torch.cuda.Event()
         arrived.record()
-        return _Agreement(step, on_host, arrived, micro_losses, paths, new_bad)
-    return _Agreement(step, numbers, arrived, micro_losses, paths, new_bad)
-
-
-def _check(agreement: _Agreement, known_bad: dict[int, BadClip], num_videos: int, max_bad_fraction: float) -> None:
-    """Stop all ranks alike when the step went wrong."""
-    if agreement.arrived is not None:
-        agreement.arrived.synchronize()
-    _, ranks_not_finite, num_new_bad = agreement.numbers.tolist()
-    if num_new_bad:
-        for bad in _gather(agreement.new_bad):
-            if bad.sample not in known_bad:  # every epoch finds it again; once is enough for a reader
-                known_bad[bad.sample] = bad
-                logger.warning("unreadable: %s: %s (another video takes its place)", bad.path, bad.reason)
-        if len(known_bad) > max_bad_fraction * num_videos:
-            listed = "\n".join(f"  {bad.path}: {bad.reason}" for bad in list(known_bad.values())[:50])
-            raise TrainingStopped(
-                f"{len(known_bad)} of {num_videos} videos are unreadable, more than data.max_bad_fraction={max_bad_fraction} "
-                f"allows:\n{listed}\nmend or remove them, or raise data.max_bad_fraction"
-            )
-    if ranks_not_finite:
-        guilty = [
-            path
-            for loss, paths in zip(agreement.micro_losses, agreement.paths, strict=True)
-            if not bool(loss.isfinite())
-            for path in paths
-        ]
-        names = _gather(guilty)
-        listed = "\n".join(f"  {name or '(blank clip)'}" for name in names[:NAMED_CLIPS])
-        more = f"\n  and {len(names) - NAMED_CLIPS} more" if len(names) > NAMED_CLIPS else ""
-        raise TrainingStopped(
-            f"the loss of step {agreement.step + 1} is not finite on {int(ranks_not_finite)} rank(s); its clips:\n"
-            f"{listed}{more}\n"
-            "resume from the last checkpoint with a lower optim.base_lr or with gradient_clipping in the DeepSpeed JSON"
-        )
+        return _Agreement(step, on_host, arrived, micro_losses, paths, new_bad, skipped)
+    return _Agreement(step, numbers, arrived, micro_losses, paths, new_bad, skipped)
 
 
 def _gather(items: Sequence[Any]) -> list[Any]:

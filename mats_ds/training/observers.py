@@ -9,14 +9,14 @@ import sys
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 from tqdm import tqdm
 from tqdm.contrib.logging import logging_redirect_tqdm
 
 from mats_ds.events import RunInfo, StepEvent
-from mats_ds.training.checkpoint import save_checkpoint
+from mats_ds.training.saving import CheckpointSaver
+from mats_ds.training.stops import TrainingStopped
 
 logger = logging.getLogger(__name__)
 
@@ -51,7 +51,7 @@ class Console:
 
     def on_step(self, event: StepEvent) -> None:
         self.clips += event.num_clips * self.run.world_size
-        last = event.step == self.run.total_steps
+        last = event.is_last
         if self.run.rank != 0 or (event.step % self.log_steps and not last and self.bar is None):
             return
         if self.bar is None:
@@ -88,28 +88,33 @@ def _columns(stream: Any) -> int:
 
 @dataclass
 class Checkpointer:
-    """Saves every `every_steps` steps (0: only at the end) and after the last one; never a loss that is not finite.
+    """Saves every `every_steps` steps (0: only at the end) while training goes on, and after the last one; never a loss that is
+    not finite, unless its step was skipped.
 
     `extra()` is stored in the checkpoint beside the engine. List it after observers whose state that is.
     """
 
-    engine: Any
-    folder: Path
+    saver: CheckpointSaver
     every_steps: int
-    keep: int
-    recipe: str
     extra: Callable[[], Mapping[str, Any]] = dict
 
     def on_start(self, run: RunInfo) -> None:
-        self.run = run
+        """Raises TrainingStopped where not even one checkpoint has room."""
+        self.saver.check_room(self.extra())
 
     def on_step(self, event: StepEvent) -> None:
+        self.saver.poll()
         due = self.every_steps and event.step % self.every_steps == 0
-        if (due or event.step == self.run.total_steps) and math.isfinite(float(event.loss)):  # the loss is the same on all ranks
-            save_checkpoint(self.engine, self.folder, step=event.step, recipe=self.recipe, keep=self.keep, extra=self.extra())
+        # The loss is the same on all ranks, so they decide alike; it is looked at only when a save is due.
+        if (due or event.is_last) and (event.skipped or math.isfinite(float(event.loss))):
+            self.saver.begin(event.step, self.extra())
+            if event.is_last:
+                self.saver.finish()
 
     def on_end(self, outcome: str) -> None:
-        """Nothing: whatever stopped the run, the last whole checkpoint is there."""
+        """Publish what is on its way where all ranks stopped alike; a rank that failed alone cannot."""
+        if outcome.startswith(TrainingStopped.__name__):
+            self.saver.finish()
 
 
 @dataclass

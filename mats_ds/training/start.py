@@ -8,24 +8,38 @@ import logging
 import os
 import socket
 import sys
+import threading
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import torch
 import torch.distributed as dist
 
-from mats_ds.config import Recipe
+from mats_ds.config import Recipe, dump_recipe
 from mats_ds.training.batch import BatchPlan, plan_batch
-from mats_ds.training.engine import Place, precision_of, read_ds_config, start_distributed
+from mats_ds.training.engine import Place, precision_of, read_ds_config, start_distributed, zero_stage_of
 from mats_ds.training.launchers import adopt_launcher
-from mats_ds.training.loop import TrainingStopped
+from mats_ds.training.resuming import ResumePoint, find_resume_point
 from mats_ds.training.run_folder import choose_run_folder
+from mats_ds.training.saving import CheckpointSaver
 from mats_ds.training.shared_folder import check_shared_folder
+from mats_ds.training.stops import (
+    FINISHED,
+    INTERRUPTED,
+    KILLED_BY_USER,
+    RUN_ERROR,
+    USAGE_ERROR,
+    RanksLost,
+    TrainingInterrupted,
+    TrainingStopped,
+)
 
 logger = logging.getLogger("mats_ds")
 
-USAGE_ERROR, RUN_ERROR = 2, 1
+EXIT_SECONDS = 10.0
+CHECKPOINTS = "checkpoints"
 RUN_FILE = "run.json"  # written by the recorder
 
 
@@ -33,7 +47,7 @@ RUN_FILE = "run.json"  # written by the recorder
 class RunStart:
     """Where a run takes place: its rank and device, its share of the batch, its folder, its DeepSpeed JSON.
 
-    `task` is "pretrain" or "finetune", the name of the script.
+    `task` is "pretrain" or "finetune", the name of the script; `point`: the checkpoint to go on from, None from the first step.
     """
 
     task: str
@@ -42,7 +56,12 @@ class RunStart:
     folder: Path
     ds_config: Mapping[str, Any]
     precision: str
-    resume: bool
+    point: ResumePoint | None
+
+    @property
+    def load_universal(self) -> bool:
+        """Whether the engine is to be given a checkpoint that was converted for another number of ranks."""
+        return self.point is not None and self.point.is_converted
 
 
 def add_run_options(parser: argparse.ArgumentParser, *, default_recipe: str | None) -> None:
@@ -70,9 +89,25 @@ def start_run(recipe: Recipe, options: argparse.Namespace, *, task: str) -> RunS
     resume = options.resume is not None
     folder = choose_run_folder(options.out, recipe_name=recipe.name, resume=resume)
     check_shared_folder(folder)
+    point = None
     if resume:
         check_task(folder, task)
-    return RunStart(task, place, plan, folder, ds_config, precision, resume)
+        stage = zero_stage_of(ds_config)
+        sizes = dict(world_size=place.world_size, global_batch=plan.global_batch)
+        point = find_resume_point(folder / CHECKPOINTS, **sizes, zero_stage=stage)
+    return RunStart(task, place, plan, folder, ds_config, precision, point)
+
+
+def make_saver(engine: Any, recipe: Recipe, start: RunStart) -> CheckpointSaver:
+    """What saves this run's engine, as often and as many as the recipe keeps."""
+    return CheckpointSaver(
+        engine,
+        start.folder / CHECKPOINTS,
+        recipe=dump_recipe(recipe),
+        global_batch=start.plan.global_batch,
+        keep=recipe.run.keep_checkpoints,
+        keep_every_steps=recipe.run.keep_every_steps,
+    )
 
 
 def check_task(folder: Path, task: str) -> None:
@@ -86,16 +121,16 @@ def check_task(folder: Path, task: str) -> None:
 
 def run_command(work: Callable[[], None]) -> int:
     """Run a training script's work; returns the exit status: 0 finished, 1 stopped by a fault of the run, 2 wrong arguments or
-    configuration. Rank 0 alone speaks; what ends a run is also told by the first rank of every other host, which may be the
-    only one to know.
+    configuration, 75 asked to stop and saved, 130 interrupted twice. Rank 0 speaks; what ends a run is also told by the first
+    rank of every other host, which may be the only one to know, and by a rank that fails alone.
     """
     try:
         adopt_launcher()
     except ValueError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return USAGE_ERROR
-    is_first = os.environ.get("RANK", "0") == "0"
-    is_first_here = os.environ.get("LOCAL_RANK", os.environ.get("RANK", "0")) == "0"
+        return _end(USAGE_ERROR, f"error: {error}")
+    rank = os.environ.get("RANK", "0")
+    is_first = rank == "0"
+    speaks = os.environ.get("LOCAL_RANK", rank) == "0"
     here = "" if is_first else f"{socket.gethostname()}: "
     logging.basicConfig(level=logging.WARNING if is_first else logging.ERROR, format="%(message)s", stream=sys.stderr)
     if is_first:
@@ -103,14 +138,46 @@ def run_command(work: Callable[[], None]) -> int:
     try:
         work()
     except ValueError as error:
-        if is_first_here:
-            print(f"{here}error: {error}", file=sys.stderr)
-        return USAGE_ERROR
+        return _end(USAGE_ERROR, f"{here}error: {error}" if speaks else None)
+    except TrainingInterrupted as error:
+        return _end(INTERRUPTED, f"{here}interrupted: {error}" if speaks else None)
     except TrainingStopped as error:
-        if is_first_here:
-            print(f"{here}stopped: {error}", file=sys.stderr)
-        return RUN_ERROR
-    finally:
-        if dist.is_initialized():
-            dist.destroy_process_group()
-    return 0
+        return _end(RUN_ERROR, f"{here}stopped: {error}" if speaks else None)
+    except RanksLost as error:
+        return _end(RUN_ERROR, f"{here}stopped: rank {rank}: {error}", in_order=False)
+    except KeyboardInterrupt:
+        return _end(KILLED_BY_USER, f"stopped: rank {rank} at once; the newest checkpoint stands", in_order=False)
+    except OSError as error:
+        advice = "make room or mend that disk, then go on with --resume auto"
+        return _end(RUN_ERROR, f"{here}stopped: rank {rank}: {error}; {advice}", in_order=False)
+    except (RuntimeError, MemoryError) as error:
+        if not is_out_of_memory(error):
+            raise
+        # The recorder has said what to lower.
+        return _end(RUN_ERROR, f"{here}stopped: rank {rank} is out of memory: {str(error).splitlines()[0]}", in_order=False)
+    return _end(FINISHED, None)
+
+
+def leave(status: int) -> None:
+    """End the process with this status, within EXIT_SECONDS: threads of a broken process group may not want to end."""
+    if status not in (FINISHED, USAGE_ERROR):
+        timer = threading.Timer(EXIT_SECONDS, os._exit, [status])
+        timer.daemon = True
+        timer.start()
+    sys.exit(status)
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Whether a device or the host had no memory left for a tensor."""
+    if isinstance(error, (torch.OutOfMemoryError, MemoryError)):
+        return True
+    return isinstance(error, RuntimeError) and "can't allocate memory" in str(error)
+
+
+def _end(status: int, line: str | None, *, in_order: bool = True) -> int:
+    """Say the line, and leave the process group where the other ranks do too."""
+    if line is not None:
+        print(line, file=sys.stderr, flush=True)
+    if in_order and dist.is_initialized():
+        dist.destroy_process_group()
+    return status

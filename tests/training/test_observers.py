@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import io
 import logging
+from dataclasses import replace
 
 import pytest
 import torch
 
 from mats_ds.events import PhaseClock, RunInfo, StepEvent
-from mats_ds.training import observers
 from mats_ds.training.observers import Checkpointer, Console
 
 
@@ -40,7 +40,7 @@ def watch(stream, **changes):
     console = Console(log_steps=2, memory_bytes=lambda: (3 << 30, "GPU reserved peak"), stream=stream)
     console.on_start(make_run(**changes))
     for step in range(1, 5):
-        console.on_step(make_event(step, loss=step / 10))
+        console.on_step(replace(make_event(step, loss=step / 10), is_last=step == 4))
     logging.getLogger("mats_ds").warning("a line in between")
     console.on_end("finished")
     return stream.getvalue()
@@ -65,30 +65,58 @@ def test_only_rank_0_speaks(stream):
     assert watch(stream(), rank=1) == ""
 
 
-def test_checkpoints_are_saved_when_due_and_at_the_end_but_never_with_a_loss_that_is_not_finite(monkeypatch, tmp_path):
-    saved = []
-    monkeypatch.setattr(observers, "save_checkpoint", lambda engine, folder, *, step, **_: saved.append(step))
-    for every_steps, losses, expected in (
-        (2, [0.5, 0.5, 0.5, 0.5], [2, 4]),
-        (3, [0.5, 0.5, 0.5, 0.5], [3, 4]),
-        (0, [0.5, 0.5, 0.5, 0.5], [4]),
-        (2, [0.5, 0.5, 0.5, float("nan")], [2]),
-    ):
-        saved.clear()
-        checkpointer = Checkpointer(None, tmp_path, every_steps=every_steps, keep=1, recipe="")
-        checkpointer.on_start(make_run())
-        for step, loss in enumerate(losses, start=1):
-            checkpointer.on_step(make_event(step, loss=loss))
-        assert saved == expected
+class Saver:
+    """Writes down what a CheckpointSaver is asked to do."""
+
+    def __init__(self):
+        self.saved, self.extras, self.done = [], [], []
+
+    def check_room(self, extra):
+        self.done.append("check_room")
+
+    def poll(self):
+        self.done.append("poll")
+
+    def begin(self, step, extra):
+        self.saved.append(step)
+        self.extras.append(extra)
+
+    def finish(self):
+        self.done.append("finish")
 
 
-def test_what_a_run_keeps_beside_the_engine_is_asked_for_when_it_is_saved(monkeypatch, tmp_path):
-    saved = []
-    monkeypatch.setattr(observers, "save_checkpoint", lambda engine, folder, *, extra, **_: saved.append(extra))
-    average = {"ema": 0}
-    checkpointer = Checkpointer(None, tmp_path, every_steps=1, keep=1, recipe="", extra=lambda: dict(average))
+@pytest.mark.parametrize(
+    ("every_steps", "events", "expected"),
+    [
+        (2, [{}, {}, {}, {"is_last": True}], [2, 4]),
+        (3, [{}, {}, {}, {"is_last": True}], [3, 4]),
+        (0, [{}, {}, {}, {"is_last": True}], [4]),
+        (2, [{}, {}, {}, {"is_last": True, "loss": float("nan")}], [2]),
+        (2, [{}, {"loss": float("nan"), "skipped": True}, {}, {"is_last": True}], [2, 4]),
+    ],
+)
+def test_checkpoints_are_saved_when_due_and_at_the_end_but_never_broken_weights(every_steps, events, expected):
+    saver = Saver()
+    checkpointer = Checkpointer(saver, every_steps=every_steps)
+    checkpointer.on_start(make_run())
+    for step, event in enumerate(events, start=1):
+        checkpointer.on_step(replace(make_event(step, loss=event.pop("loss", 0.5)), **event))
+    assert saver.saved == expected
+    assert saver.done == ["check_room", *["poll"] * 4, *["finish"] * (4 in expected)]
+
+
+@pytest.mark.parametrize(("outcome", "is_finished"), [("TrainingStopped: NaN", True), ("RuntimeError: gloo", False)])
+def test_a_save_on_its_way_is_ended_only_where_all_ranks_stop_alike(outcome, is_finished):
+    saver = Saver()
+    Checkpointer(saver, every_steps=1).on_end(outcome)
+    assert saver.done == ["finish"] * is_finished
+
+
+def test_what_a_run_keeps_beside_the_engine_is_asked_for_when_it_is_saved():
+    saver, average = Saver(), {"ema": 0}
+    checkpointer = Checkpointer(saver, every_steps=1, extra=lambda: dict(average))
     checkpointer.on_start(make_run())
     for step in (1, 2):
         average["ema"] = step
         checkpointer.on_step(make_event(step, loss=0.5))
-    assert saved == [{"ema": 1}, {"ema": 2}]
+    assert saver.extras == [{"ema": 1}, {"ema": 2}]

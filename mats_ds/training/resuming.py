@@ -1,0 +1,150 @@
+"""Go on from a checkpoint, on the same number of ranks or another one.
+
+ZeRO divides master weights and moments by the number of ranks. On another number, DeepSpeed's converter first writes them
+whole, a file a parameter, beside the checkpoint (as much disk again, for the time of the start), and every rank reads its part.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import logging
+import os
+import shutil
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.distributed as dist
+
+from mats_ds.training.checkpoint import Found, find_checkpoint, remove_unfinished
+
+logger = logging.getLogger(__name__)
+
+CONVERTED = ".universal"  # folder beside the checkpoints
+GROUP_SETTINGS = ("lr_scale", "weight_decay", "betas", "eps")
+
+
+@dataclass(frozen=True)
+class Resumed:
+    """Where a run goes on: `step` steps are finished, `state` is what was stored beside the engine."""
+
+    step: int = 0
+    state: Mapping[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class ResumePoint:
+    """A whole checkpoint to go on from. `is_converted`: the engine must be made with `load_universal`."""
+
+    found: Found
+    is_converted: bool = False
+
+
+def find_resume_point(folder: Path, *, world_size: int, global_batch: int, zero_stage: int) -> ResumePoint | None:
+    """The newest whole checkpoint below `folder`, converted where another number of ranks saved it; None if there is none yet.
+
+    Called by all ranks: rank 0 looks and converts. Raises ValueError on all of them for another ZeRO stage or another global
+    batch, and when all checkpoints are broken.
+    """
+
+    def find() -> ResumePoint | None:
+        remove_unfinished(folder)
+        shutil.rmtree(folder / CONVERTED, ignore_errors=True)
+        found = find_checkpoint(folder)
+        if found is None:
+            logger.warning("no checkpoint in %s yet: starting from the first step", folder)
+            return None
+        check_fit(found, world_size=world_size, global_batch=global_batch, zero_stage=zero_stage)
+        if found.world_size == world_size or zero_stage == 0:
+            return ResumePoint(found)
+        logger.info("step %d was saved by %d ranks, this run has %d: dividing it anew", found.step, found.world_size, world_size)
+        convert(found)
+        return ResumePoint(found, is_converted=True)
+
+    return _ask_first(find)
+
+
+def check_fit(found: Found, *, world_size: int, global_batch: int, zero_stage: int) -> None:
+    """Raises ValueError where a run of these settings would not go on as the one that saved."""
+    if found.zero_stage is not None and found.zero_stage != zero_stage:
+        raise ValueError(
+            f"{found.path} was saved under ZeRO stage {found.zero_stage} and the DeepSpeed JSON says {zero_stage}: "
+            "resume with the stage that it was saved under"
+        )
+    if found.global_batch is not None and found.global_batch != global_batch:
+        raise ValueError(
+            f"{found.path} was trained with {found.global_batch} clips a step and {world_size} ranks make {global_batch}: "
+            f"resume on a number of GPUs that divides {found.global_batch} into whole micro-batches, or lower "
+            f'"train_micro_batch_size_per_gpu" in the DeepSpeed JSON'
+        )
+
+
+def convert(found: Found) -> None:
+    """Write the checkpoint's optimizer state whole, into CONVERTED beside it. Raises ValueError where the disk has no room."""
+    from deepspeed.checkpoint import ds_to_universal
+
+    target = found.folder / CONVERTED / found.tag
+    target.mkdir(parents=True)
+    settings = argparse.Namespace(
+        input_folder=str(found.path),
+        output_folder=str(target),
+        num_extract_workers=1,  # in this process: a fork of one that has joined a process group may hang
+        num_merge_workers=1,
+        keep_temp_folder=False,
+        strict=True,
+        inject_missing_state=False,
+    )
+    try:
+        with open(os.devnull, "w") as nowhere, contextlib.redirect_stdout(nowhere), contextlib.redirect_stderr(nowhere):
+            ds_to_universal.main(settings)
+    except (OSError, RuntimeError) as error:
+        shutil.rmtree(found.folder / CONVERTED, ignore_errors=True)
+        raise ValueError(
+            f"{found.path} could not be divided anew: {error}; it needs about its own size on that disk for a moment, or resume "
+            f"with --num_gpus {found.world_size}"
+        ) from None
+
+
+def resume(engine: Any, point: ResumePoint | None) -> Resumed:
+    """Load it into the engine; called by all ranks. None: a fresh start. The settings of the parameter groups (weight decay,
+    betas) stay the recipe's.
+    """
+    if point is None:
+        return Resumed()
+    folder = point.found.folder / CONVERTED if point.is_converted else point.found.folder
+    settings = [{key: group[key] for key in GROUP_SETTINGS if key in group} for group in engine.optimizer.param_groups]
+    path, state = engine.load_checkpoint(str(folder), tag=point.found.tag)
+    if path is None:
+        raise ValueError(f"DeepSpeed could not load {point.found.path}")
+    # Where it converts ZeRO-3, DeepSpeed 0.19 gives every group the settings of the first one, and all of them one step counter.
+    for group, own in zip(engine.optimizer.param_groups, settings, strict=True):
+        group.update(own)
+    if point.is_converted:
+        _separate_counters(engine.optimizer.state)
+    dist.barrier()
+    if point.is_converted and dist.get_rank() == 0:
+        shutil.rmtree(folder, ignore_errors=True)
+    return Resumed(int(state["step"]), state)
+
+
+def _separate_counters(states: Mapping[Any, dict[str, Any]]) -> None:
+    for state in states.values():
+        if torch.is_tensor(state.get("step")):
+            state["step"] = state["step"].clone()
+
+
+def _ask_first(find: Callable[[], ResumePoint | None]) -> ResumePoint | None:
+    """Rank 0's answer on every rank, or its ValueError."""
+    answer: list[Any] = [None]
+    if dist.get_rank() == 0:
+        try:
+            answer = [find()]
+        except ValueError as error:
+            answer = [error]
+    dist.broadcast_object_list(answer, src=0)
+    if isinstance(answer[0], ValueError):
+        raise answer[0]
+    return answer[0]

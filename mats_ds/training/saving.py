@@ -1,0 +1,254 @@
+"""Save an engine while it trains on: copied to the host at once, written by a thread, published when all ranks are done.
+
+DeepSpeed decides what is saved; its writer is replaced by one that copies, queues and never raises in between collectives: a
+disk that fills up on one rank would otherwise leave the others waiting. Every method that is said to be called by all ranks
+ends in the same way on all of them.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import logging
+import os
+import shutil
+from collections.abc import Mapping
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.distributed as dist
+
+from mats_ds.training.checkpoint import PREFIX, FileSum, prune, publish, remove_unfinished, seal
+from mats_ds.training.stops import TrainingStopped
+
+logger = logging.getLogger(__name__)
+
+GIBIBYTE = 2**30
+SMALL_FILES_BYTES = 1 << 20  # what a checkpoint holds beside tensors, at most
+BYTES_OF_STATE = 12  # float32 master weight and two moments
+# What DeepSpeed's converter to world-size-independent checkpoints asks for.
+UNIVERSAL_INFO = {"universal_checkpoint_info": {"universal_checkpoint_version": 0.2}}
+
+
+@dataclass
+class CheckpointSaver:
+    """Saves one engine into `folder` (checkpoints/); one save at a time is on its way.
+
+    recipe: the resolved recipe as YAML, stored inside. The last `keep` checkpoints stay, and those at multiples of
+    `keep_every_steps`.
+    """
+
+    engine: Any
+    folder: Path
+    recipe: str
+    global_batch: int
+    keep: int
+    keep_every_steps: int = 0
+    _pending: _Pending | None = field(default=None, init=False)
+    _thread: ThreadPoolExecutor = field(default_factory=lambda: ThreadPoolExecutor(1, "checkpoint"), init=False)
+
+    def check_room(self, extra: Mapping[str, Any]) -> None:
+        """Before the first step; called by all ranks. Raises TrainingStopped where the folder cannot be written to or has no room
+        for one checkpoint; rank 0 warns where it has none for all that are to stay.
+        """
+        num_bytes = checkpoint_bytes(self.engine, extra)
+        self._make_room(num_bytes)
+        if dist.get_rank() == 0:
+            missing = self.keep + 1 - sum(1 for _ in self.folder.glob(f"{PREFIX}*"))
+            free = free_bytes(self.folder)
+            if free < missing * num_bytes:
+                logger.warning(
+                    "%s has %.2f GiB free, and run.keep_checkpoints=%d wants up to %d more checkpoints of %.2f GiB: older go",
+                    self.folder, free / GIBIBYTE, self.keep, missing, num_bytes / GIBIBYTE,
+                )  # fmt: skip
+
+    def begin(self, step: int, extra: Mapping[str, Any]) -> None:
+        """Copy the state after `step` finished steps and start to write it; called by all ranks.
+
+        `extra` is stored beside the engine. Raises TrainingStopped when there is no room for it, and what `finish` raises
+        for the save before.
+        """
+        self.finish()
+        self._make_room(checkpoint_bytes(self.engine, extra))
+        tag = f"{PREFIX}{step:08d}"
+        part = self.folder / f".{tag}.part"
+        self._on_first(lambda: _make_empty(part), f"no folder for the checkpoint of step {step}")
+        state = {"step": step, "world_size": dist.get_world_size(), "recipe": self.recipe, **UNIVERSAL_INFO, **extra}
+        writer = _BackgroundWriter(self.engine.checkpoint_engine, part, self._thread)
+        self.engine.checkpoint_engine = writer
+        try:
+            self.engine.save_checkpoint(str(self.folder), tag=part.name, client_state=state, save_latest=False)
+        finally:
+            self.engine.checkpoint_engine = writer.plain
+        self._pending = _Pending(step, tag, part, writer.files)
+
+    def poll(self) -> None:
+        """Publish the checkpoint that is on its way if every rank has written its part; called by all ranks, after any step."""
+        if self._pending is None:
+            return
+        is_done = torch.tensor([float(all(file.done() for file in self._pending.files))], device=self.engine.device)
+        dist.all_reduce(is_done, op=dist.ReduceOp.MIN)
+        if is_done.item():
+            self.finish()
+
+    def finish(self) -> None:
+        """Wait for the checkpoint that is on its way, if there is one, and publish it; called by all ranks.
+
+        Raises TrainingStopped when a rank could not write its part; the checkpoints before it stay as they were.
+        """
+        pending, self._pending = self._pending, None
+        if pending is None:
+            return
+        sums, problem = _collect(pending.files)
+        parts: list[Any] = [None] * dist.get_world_size()
+        dist.all_gather_object(parts, (sums, problem))
+        problems = [f"rank {rank}: {problem}" for rank, (_, problem) in enumerate(parts) if problem]
+        what = f"the checkpoint of step {pending.step} could not be written to {self.folder}"
+        if problems:
+            self._on_first(lambda: shutil.rmtree(pending.part, ignore_errors=True), what)
+            raise TrainingStopped(_explain(what, "; ".join(problems)))
+        known = [each for sums, _ in parts for each in sums]
+        self._on_first(lambda: self._publish(pending, known), what)
+
+    def _publish(self, pending: _Pending, known: list[FileSum]) -> None:
+        facts = {"zero_stage": self.engine.zero_optimization_stage(), "global_batch": self.global_batch}
+        seal(pending.part, step=pending.step, world_size=dist.get_world_size(), facts=facts, known=known)
+        publish(pending.part, self.folder, pending.tag)
+        prune(self.folder, keep=self.keep, keep_every_steps=self.keep_every_steps)
+
+    def _make_room(self, num_bytes: int) -> None:
+        """Raises TrainingStopped on all ranks where the disk has no room, even after older checkpoints have gone."""
+
+        def make() -> None:
+            self.folder.mkdir(parents=True, exist_ok=True)
+            remove_unfinished(self.folder)
+            for keep in range(self.keep, 0, -1):
+                if free_bytes(self.folder) >= num_bytes:
+                    return
+                logger.warning("little room in %s: of its checkpoints only the newest %d stay", self.folder, keep)
+                prune(self.folder, keep=keep, keep_every_steps=self.keep_every_steps)
+            free = free_bytes(self.folder)
+            if free < num_bytes:
+                raise OSError(f"it needs {num_bytes / GIBIBYTE:.2f} GiB and {free / GIBIBYTE:.2f} GiB are free")
+
+        self._on_first(make, f"no room for a checkpoint in {self.folder}")
+
+    def _on_first(self, work: Any, what: str) -> None:
+        """Do it on rank 0; every rank waits, and raises TrainingStopped where it failed."""
+        problem: list[str | None] = [None]
+        if dist.get_rank() == 0:
+            try:
+                work()
+            except OSError as error:
+                problem = [_explain(what, str(error))]
+        dist.broadcast_object_list(problem, src=0)
+        if problem[0] is not None:
+            raise TrainingStopped(problem[0])
+
+
+@dataclass(frozen=True)
+class _Pending:
+    step: int
+    tag: str
+    part: Path
+    files: list[Future[FileSum]]
+
+
+class _BackgroundWriter:
+    """Stands in for DeepSpeed's checkpoint engine during one save: copies what it is given and lets a thread write it."""
+
+    def __init__(self, plain: Any, part: Path, thread: ThreadPoolExecutor) -> None:
+        self.plain = plain
+        self.files: list[Future[FileSum]] = []
+        self._part = part
+        self._thread = thread
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self.plain, name)
+
+    def preserves_storage_sharing(self) -> bool:
+        """No: every tensor gets memory of its own, so DeepSpeed need not copy before."""
+        return False
+
+    def save(self, state_dict: Any, path: str) -> None:
+        file = Path(path)
+        self.files.append(self._thread.submit(_write, _copy_to_host(state_dict), file, str(file.relative_to(self._part))))
+
+
+class _HashingFile:
+    """A file for torch.save that hashes what passes through."""
+
+    def __init__(self, stream: Any) -> None:
+        self._stream, self.digest, self.num_bytes = stream, hashlib.sha256(), 0
+
+    def write(self, data: Any) -> int:
+        self.digest.update(data)
+        self.num_bytes += memoryview(data).nbytes
+        return self._stream.write(data)
+
+    def flush(self) -> None:
+        self._stream.flush()
+
+
+def _write(state: Any, path: Path, name: str) -> FileSum:
+    with path.open("wb") as stream:
+        hashing = _HashingFile(stream)
+        torch.save(state, hashing)
+        stream.flush()
+        os.fsync(stream.fileno())
+    return FileSum(name, hashing.num_bytes, hashing.digest.hexdigest())
+
+
+def _copy_to_host(value: Any) -> Any:
+    """Every tensor in host memory of its own, in the same containers."""
+    if isinstance(value, torch.Tensor):
+        return value.detach().to("cpu", copy=True)
+    if isinstance(value, Mapping):
+        return type(value)((key, _copy_to_host(item)) for key, item in value.items())
+    if type(value) in (list, tuple):
+        return type(value)(_copy_to_host(item) for item in value)
+    return value
+
+
+def _collect(files: list[Future[FileSum]]) -> tuple[list[FileSum], str | None]:
+    """The sums of this rank's files once all are written, or why one could not be."""
+    sums, problem = [], None
+    for file in files:
+        try:
+            sums.append(file.result())
+        except (OSError, RuntimeError) as error:  # torch's writer turns a full disk into a RuntimeError
+            problem = problem or str(error).splitlines()[0]
+    return sums, problem
+
+
+def _make_empty(part: Path) -> None:
+    shutil.rmtree(part, ignore_errors=True)
+    part.mkdir(parents=True)
+
+
+def _explain(what: str, why: str) -> str:
+    return f"{what}: {why}\nmake room or mend the folder, then go on with --resume auto"
+
+
+def free_bytes(folder: Path) -> int:
+    """Free bytes on the disk of a folder that need not exist yet."""
+    while not folder.exists():
+        folder = folder.parent
+    return shutil.disk_usage(folder).free
+
+
+def checkpoint_bytes(engine: Any, extra: Mapping[str, Any] | None = None) -> int:
+    """Bytes that a checkpoint of this engine takes, over all ranks: weights, float32 master weights and moments."""
+    parameters = list(engine.module.parameters())
+    numbers = sum(getattr(parameter, "ds_numel", parameter.numel()) for parameter in parameters)
+    buffers = sum(buffer.nbytes for buffer in engine.module.buffers())
+    beside = sum(_tensor_bytes(value) for value in (extra or {}).values())
+    return numbers * (parameters[0].element_size() + BYTES_OF_STATE) + buffers + beside + SMALL_FILES_BYTES
+
+
+def _tensor_bytes(value: Any) -> int:
+    if isinstance(value, torch.Tensor):
+        return value.nbytes
+    return sum(_tensor_bytes(item) for item in value.values()) if isinstance(value, Mapping) else 0
