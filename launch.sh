@@ -21,8 +21,8 @@ Usage: bash launch.sh COMMAND [ARGUMENTS]
                           written into data/synthetic/), on all GPUs or on two CPU ranks, and end with the report
   test [PYTEST_ARGS]      run the tests; without arguments, all that are not slow (and, without a GPU, not gpu)
   pretrain [OPTIONS]      deepspeed mats_ds/pretrain.py on all GPUs (two CPU ranks without one). --num_gpus N,
-                          --hostfile F and the other options of the deepspeed launcher go to the launcher, the rest
-                          to pretrain.py; --ds_config is ds_configs/zero2.json unless given
+                          --hostfile F (see below) and the other options of the deepspeed launcher go to the launcher,
+                          the rest to pretrain.py; --ds_config is ds_configs/zero2.json unless given
   finetune [OPTIONS]      mats_ds/finetune.py on all ranks, as pretrain; --ds_config is ds_configs/zero2_finetune.json
   prepare TASK ...        python mats_ds/prepare.py: import annotations, check videos, transcode them (prepare --help)
   evaluate ...            mats_ds/evaluate.py on all ranks, as pretrain: test a classifier on videos; with --video FILE,
@@ -38,6 +38,17 @@ Usage: bash launch.sh COMMAND [ARGUMENTS]
 
 The first command creates .venv next to launch.sh and installs into it (6 to 8 GB). An active environment that already
 holds the packages is used as it is and never changed. A CUDA 12 driver gets the CUDA 12 builds of torch and DALI.
+
+Several machines: pretrain, finetune, evaluate and extract take
+  --hostfile F            a line a machine, "NAME slots=GPUS"; this project, its .venv and the folder that you stand in must
+                          be at the same path on all of them, and --out on a disk that they share
+  --launcher L            what starts the ranks: pdsh (over ssh without a password; the default), openmpi (mpirun), or
+                          slurm (srun, inside a job; slurm.sbatch is a whole job)
+  --no_ssh --node_rank I --master_addr A    start only the ranks of machine I here: type it on every machine of the file
+  --num_nodes N, --num_gpus N, --include and --exclude HOST[:SLOT,...] take a part of the file (not with openmpi);
+  --master_addr A, --master_port P, --ssh_port P, --launcher_args "..." go to the launcher as they are
+  With pdsh, NCCL_* and PYTHON* variables reach the other machines; others, such as GLOO_SOCKET_IFNAME or
+  OMP_NUM_THREADS, where ~/.deepspeed_env or ./.deepspeed_env lists them, a NAME=VALUE a line.
 
 Environment variables
   MATS_PYTHON             the Python to use: as it is if it holds the packages, otherwise to create .venv (3.10 to 3.14)
@@ -313,8 +324,125 @@ setup() { # setup [EXTRA]: fills in PYTHON, and installs only where nothing that
 # ---------------------------------------------------------------------------------------------- running
 free_port() { "$PYTHON" -c 'import socket; s = socket.socket(); s.bind(("127.0.0.1", 0)); print(s.getsockname()[1])'; }
 
+read_hostfile() { # read_hostfile FILE: the names in it, one a line; its mistakes are errors, all at once
+  local line number=0 mistakes=() names=() name
+  [[ -f $1 ]] || fail 2 "there is no hostfile $1: it has a line a machine, such as:  node1 slots=8"
+  while IFS= read -r line || [[ -n $line ]]; do
+    number=$((number + 1))
+    line="${line%$'\r'}"
+    [[ $line =~ ^[[:space:]]*(#|$) ]] && continue
+    if [[ ! $line =~ ^[[:space:]]*([^[:space:]]+)[[:space:]]+slots=([1-9][0-9]*)[[:space:]]*(#.*)?$ ]]; then
+      mistakes+=("line $number: expected NAME slots=GPUS, got '$line'")
+      continue
+    fi
+    name="${BASH_REMATCH[1]}"
+    [[ " ${names[*]-} " != *" $name "* ]] || mistakes+=("line $number: $name is there twice")
+    names+=("$name")
+  done <"$1"
+  ((${#names[@]} || ${#mistakes[@]})) || mistakes=("it names no machine; a line of it looks like:  node1 slots=8")
+  if ((${#mistakes[@]})); then
+    printf 'launch.sh: %s: %s\n' "$1" "${mistakes[0]}" >&2
+    ((${#mistakes[@]} == 1)) || printf '  %s\n' "${mistakes[@]:1}" >&2
+    exit 2
+  fi
+  printf '%s\n' "${names[@]}"
+}
+
+choose_hosts() { # choose_hosts NUM_NODES INCLUDE EXCLUDE NAME...: those that take part, one a line
+  local count="$1" include="$2" exclude="$3" name part chosen=() wanted=()
+  shift 3
+  for part in ${include//@/ } ${exclude//@/ }; do
+    [[ " $* " == *" ${part%%:*} "* ]] || fail 2 "${part%%:*} is not in the hostfile, which names $*"
+  done
+  for part in ${include//@/ }; do wanted+=("${part%%:*}"); done
+  for name in "$@"; do
+    [[ -z $include || " ${wanted[*]-} " == *" $name "* ]] || continue
+    [[ "@$exclude@" != *"@$name@"* ]] || continue
+    chosen+=("$name")
+  done
+  ((${#chosen[@]})) || fail 2 "--include and --exclude leave no machine"
+  if [[ -n $count ]]; then
+    [[ $count =~ ^[1-9][0-9]*$ ]] || fail 2 "--num_nodes takes a number from 1 on, got '$count'"
+    ((count <= ${#chosen[@]})) || fail 2 "--num_nodes $count: the hostfile names only ${#chosen[@]}"
+    chosen=("${chosen[@]:0:count}")
+  fi
+  printf '%s\n' "${chosen[@]}"
+}
+
+check_launcher() { # check_launcher NAME: is the program here that starts ranks on other machines?
+  case "$1" in
+    pdsh) command -v pdsh >/dev/null || fail 1 "pdsh is not here. On Debian or Ubuntu, type:  sudo apt-get install pdsh
+  (or use --launcher openmpi or slurm, or --no_ssh on every machine: bash launch.sh help)" ;;
+    openmpi) command -v ompi_info >/dev/null || fail 1 "mpirun of Open MPI is not here. On Debian or Ubuntu, type:
+  sudo apt-get install openmpi-bin" ;;
+    slurm) command -v sinfo >/dev/null || fail 1 "srun and sinfo are not here: --launcher slurm works
+  on a machine of a SLURM cluster, inside a job (slurm.sbatch is one)" ;;
+    mpich | impi | mvapich) ;;
+    *) fail 2 "--launcher takes pdsh, openmpi or slurm, got '$1'" ;;
+  esac
+}
+
+check_hosts() { # check_hosts SCRIPT PORT HOST...: is every machine reached, with this project, its Python and this folder?
+  local script="$1" port="$2" answers host missing=() silent=() question append
+  shift 2
+  append="${PDSH_SSH_ARGS_APPEND:-} -o BatchMode=yes -o ConnectTimeout=10${port:+ -p $port}"
+  # shellcheck disable=SC2016 # expanded over there
+  printf -v question 'for f in %q %q %q; do [ -e "$f" ] || echo "lacks $f"; done; echo answered' "$script" "$PYTHON" "$PWD"
+  if is_dry; then return; fi
+  answers="$(PDSH_RCMD_TYPE=ssh PDSH_SSH_ARGS_APPEND="$append" pdsh -w "$(IFS=, && echo "$*")" "$question" 2>&1)" || true
+  for host in "$@"; do
+    grep -qF -- "$host: answered" <<<"$answers" || silent+=("$host")
+  done
+  if ((${#silent[@]})); then
+    fail 1 "cannot start anything on ${silent[*]}: ssh without a password must work (ssh-copy-id). It said:
+$(grep -vF -- ': answered' <<<"$answers" | head -n 8 | sed 's/^/  /')"
+  fi
+  mapfile -t missing < <(grep -F -- ': lacks ' <<<"$answers")
+  if ((${#missing[@]})); then
+    fail 1 "this project, its Python and this folder must be at the same path on all machines:
+$(printf '  %s\n' "${missing[@]:0:8}")"
+  fi
+}
+
+settle_hosts() { # settle_hosts SCRIPT: checks what launch has read, and adds to its launcher options and variables
+  local listed names hosts first
+  if [[ -n $no_ssh ]]; then
+    [[ $node_rank =~ ^[0-9]+$ ]] || fail 2 "--no_ssh needs --node_rank I, the place of this machine in the hostfile from 0 on"
+    [[ -n $address ]] || fail 2 "--no_ssh needs --master_addr A, the address of the first machine of the hostfile"
+  else
+    check_launcher "$method"
+  fi
+  listed="$(read_hostfile "$hostfile")" || exit
+  mapfile -t names <<<"$listed"
+  listed="$(choose_hosts "$num_nodes" "$include" "$exclude" "${names[@]}")" || exit
+  mapfile -t hosts <<<"$listed"
+  first="${hosts[0]}"
+  if [[ -n $no_ssh ]]; then
+    ((node_rank < ${#hosts[@]})) || fail 2 "--node_rank $node_rank: there are ${#hosts[@]} machines, counted from 0"
+    return
+  fi
+  case "$method" in
+    pdsh) check_hosts "$1" "$ssh_port" "${hosts[@]}" ;;
+    openmpi)
+      [[ -z $num_gpus$num_nodes$include$exclude ]] \
+        || fail 2 "--launcher openmpi takes the whole hostfile: leave the machines out there, not with --num_gpus, --num_nodes, \
+--include or --exclude"
+      # mpirun does not tell ranks where to meet
+      launcher+=(--launcher_args "-x MASTER_ADDR=${address:-$first} -x MASTER_PORT=${port:-29500}${launcher_args:+ $launcher_args}")
+      [[ -n $address ]] || launcher+=(--master_addr "$first")
+      ;;
+    slurm) # ranks know from srun where to meet; ssh may be forbidden
+      launcher+=(--no_ssh_check)
+      if [[ -n $address ]]; then with+=("MASTER_ADDR=$address"); else launcher+=(--master_addr "$first"); fi
+      [[ -z $port ]] || with+=("MASTER_PORT=$port")
+      ;;
+  esac
+}
+
 launch() { # launch NAME [LAUNCHER OPTIONS] [its own]: deepspeed mats_ds/NAME.py with as many ranks as there are accelerators
   local name="$1" with=(env) launcher=() script=() num_gpus="" placed="" port="" config="" default_config="" gpus=() cores
+  local hostfile="" method=pdsh no_ssh="" node_rank="" address="" num_nodes="" include="" exclude="" ssh_port="" launcher_args=""
+  local option value
   shift
   while (($#)); do
     case "$1" in
@@ -325,17 +453,33 @@ launch() { # launch NAME [LAUNCHER OPTIONS] [its own]: deepspeed mats_ds/NAME.py
       --hostfile | --include | --exclude | --num_nodes | --master_addr | --master_port | --launcher | --launcher_args | \
         --ssh_port | --node_rank | --hostfile=* | --include=* | --exclude=* | --num_nodes=* | --master_addr=* | \
         --master_port=* | --launcher=* | --launcher_args=* | --ssh_port=* | --node_rank=*)
-        case "$1" in
-          --hostfile* | --include* | --exclude* | --num_nodes*) placed=yes ;;
-          --master_port*) port=given ;;
-        esac
-        launcher+=("$1")
-        if [[ $1 != *=* ]]; then
+        option="${1%%=*}"
+        if [[ $1 == *=* ]]; then
+          value="${1#*=}"
+        else
           (($# > 1)) || fail 2 "$1 needs a value"
-          launcher+=("$2") && shift
+          value="$2" && shift
         fi
+        case "$option" in
+          --hostfile) placed=yes hostfile="$value" ;;
+          --include) placed=yes include="$value" ;;
+          --exclude) placed=yes exclude="$value" ;;
+          --num_nodes) placed=yes num_nodes="$value" ;;
+          --master_addr) address="$value" ;;
+          --master_port) port="$value" ;;
+          --launcher) method="${value,,}" ;;
+          --launcher_args) launcher_args="$value" ;;
+          --ssh_port) ssh_port="$value" ;;
+          --node_rank) node_rank="$value" ;;
+        esac
+        # openmpi's are put together below
+        [[ $option == --launcher_args ]] || launcher+=("$option" "$value")
         ;;
-      --no_ssh | --force_multi | --bind_cores_to_rank) launcher+=("$1") ;;
+      --no_ssh)
+        no_ssh=yes
+        launcher+=("$1")
+        ;;
+      --no_ssh_check | --force_multi | --bind_cores_to_rank) launcher+=("$1") ;;
       *)
         [[ $1 == --ds_config || $1 == --ds_config=* ]] && config=given
         script+=("$1")
@@ -350,6 +494,13 @@ launch() { # launch NAME [LAUNCHER OPTIONS] [its own]: deepspeed mats_ds/NAME.py
   esac
   [[ -n $config ]] || script=(--ds_config "$default_config" ${script[@]+"${script[@]}"})
 
+  if [[ -z $hostfile ]]; then
+    [[ -z $no_ssh$num_nodes && $method == pdsh ]] \
+      || fail 2 "--no_ssh, --num_nodes and --launcher are for several machines: name them with --hostfile F"
+  else
+    settle_hosts "$ROOT/mats_ds/$name.py"
+  fi
+  [[ -z $launcher_args || $method == openmpi ]] || launcher+=(--launcher_args "$launcher_args")
   if [[ -n $placed ]]; then
     [[ -z $num_gpus ]] || launcher+=(--num_gpus "$num_gpus")
   else

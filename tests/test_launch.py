@@ -205,14 +205,6 @@ class TestRanks:
         assert "DS_ACCELERATOR=cpu" in environment
         assert launcher[:2] == ["--num_gpus", "2"]
 
-    def test_a_hostfile_goes_to_the_launcher_and_adds_no_number(self, project):
-        project.put_driver("13.0", 3)
-        _, launcher, trainer = project.launch_plan("pretrain", "--hostfile", "my hosts", "--out", "x")
-        assert launcher == ["--hostfile", "my hosts"]
-        assert trainer[2:] == ["--out", "x"]
-        _, launcher, _ = project.launch_plan("pretrain", "--num_gpus", "2", "--hostfile=h")
-        assert launcher == ["--hostfile=h", "--num_gpus", "2"]
-
     def test_a_port_of_the_caller_is_kept(self, project):
         _, launcher, _ = project.launch_plan("pretrain", "--master_port", "1234")
         assert launcher.count("--master_port") == 1
@@ -245,6 +237,128 @@ class TestRanks:
     def test_one_video_needs_one_process(self, project, option):
         (command,) = project.plan("evaluate", "--model", "m", *option)
         assert command[1:] == [f"{project.root}/mats_ds/evaluate.py", "--model", "m", *option]
+
+
+class TestSeveralMachines:
+    """With stand-ins for the programs that reach other machines; tests/faults/hosts.py has real ones."""
+
+    @pytest.fixture
+    def hosts(self, project):
+        project.put_driver("13.0", 3)
+        for tool in ("pdsh", "ompi_info", "sinfo"):
+            write_script(project.tools / tool, "exit 0")
+        self.write(project, "my hosts", "alpha slots=2", "# spare", "", "beta\tslots=4  # the large one", "gamma slots=2")
+        return project
+
+    def write(self, project, name: str, *lines: str) -> None:
+        (project.caller / name).write_text("\n".join(lines))
+
+    def test_a_hostfile_goes_to_the_launcher_and_adds_no_number(self, hosts):
+        _, launcher, trainer = hosts.launch_plan("pretrain", "--hostfile", "my hosts", "--out", "x")
+        assert launcher == ["--hostfile", "my hosts"]
+        assert trainer[2:] == ["--out", "x"]
+        _, launcher, _ = hosts.launch_plan("pretrain", "--num_gpus", "2", "--hostfile=my hosts", "--num_nodes=2")
+        assert launcher == ["--hostfile", "my hosts", "--num_nodes", "2", "--num_gpus", "2"]
+
+    @pytest.mark.parametrize("name", ["finetune", "evaluate", "extract"])
+    def test_other_scripts_on_all_ranks_take_one_too(self, hosts, name):
+        _, launcher, script = hosts.launch_plan(name, "--hostfile", "my hosts", "--ssh_port", "2222", "--model", "m")
+        assert launcher == ["--hostfile", "my hosts", "--ssh_port", "2222"]
+        assert script[-2:] == ["--model", "m"]
+
+    def test_ranks_of_mpirun_are_told_where_to_meet(self, hosts):
+        arguments = ["--hostfile", "my hosts", "--launcher", "openmpi"]
+        _, launcher, _ = hosts.launch_plan("pretrain", *arguments)
+        assert launcher[4:] == ["--launcher_args", "-x MASTER_ADDR=alpha -x MASTER_PORT=29500", "--master_addr", "alpha"]
+        own = ["--master_addr", "10.0.0.1", "--master_port", "1234", "--launcher_args", "-x A=1"]
+        _, launcher, _ = hosts.launch_plan("pretrain", *arguments, *own)
+        assert "-x MASTER_ADDR=10.0.0.1 -x MASTER_PORT=1234 -x A=1" in launcher
+        assert launcher.count("--launcher_args") == launcher.count("--master_addr") == 1
+
+    def test_ranks_of_srun_know_from_srun_where_to_meet_unless_told(self, hosts):
+        arguments = ["--hostfile", "my hosts", "--launcher", "slurm"]
+        environment, launcher, _ = hosts.launch_plan("pretrain", *arguments)
+        assert environment == [] and "--no_ssh_check" in launcher
+        environment, _, _ = hosts.launch_plan("pretrain", *arguments, "--master_addr", "10.0.0.1", "--master_port", "1234")
+        assert environment == ["MASTER_ADDR=10.0.0.1", "MASTER_PORT=1234"]
+
+    def test_one_machine_can_start_its_own_ranks(self, hosts):
+        hosts.environment["PATH"] = f"{hosts.tools}:/bin"
+        (hosts.tools / "pdsh").unlink()
+        arguments = ["--hostfile", "my hosts", "--no_ssh", "--node_rank", "2", "--master_addr", "10.0.0.1"]
+        _, launcher, _ = hosts.launch_plan("pretrain", *arguments)
+        assert launcher == arguments
+
+    @pytest.mark.parametrize(
+        ("arguments", "words"),
+        [
+            (["--hostfile", "nowhere"], "there is no hostfile nowhere"),
+            (["--hostfile", "my hosts", "--launcher", "lsf"], "--launcher takes pdsh, openmpi or slurm, got 'lsf'"),
+            (["--hostfile", "my hosts", "--num_nodes", "4"], "the hostfile names only 3"),
+            (["--hostfile", "my hosts", "--num_nodes", "all"], "--num_nodes takes a number from 1 on, got 'all'"),
+            (["--hostfile", "my hosts", "--include", "delta:0@alpha"], "delta is not in the hostfile"),
+            (["--hostfile", "my hosts", "--exclude", "alpha@beta@gamma"], "leave no machine"),
+            (["--hostfile", "my hosts", "--launcher", "openmpi", "--num_nodes", "2"], "openmpi takes the whole hostfile"),
+            (["--hostfile", "my hosts", "--no_ssh", "--master_addr", "a"], "--no_ssh needs --node_rank"),
+            (["--hostfile", "my hosts", "--no_ssh", "--node_rank", "1"], "--no_ssh needs --master_addr"),
+            (
+                ["--hostfile", "my hosts", "--no_ssh", "--node_rank", "2", "--master_addr", "a", "--num_nodes", "2"],
+                "--node_rank 2: there are 2 machines, counted from 0",
+            ),
+            (["--launcher", "openmpi"], "name them with --hostfile"),
+            (["--num_nodes", "2"], "name them with --hostfile"),
+            (["--hostfile"], "--hostfile needs a value"),
+        ],
+    )
+    def test_a_mistake_is_one_error(self, hosts, arguments, words):
+        done = hosts.run("pretrain", *arguments)
+        assert done.returncode == 2 and words in done.stderr and done.stdout == ""
+
+    def test_all_mistakes_of_a_hostfile_are_told_with_their_lines(self, hosts):
+        self.write(hosts, "bad", "alpha slot=2", "beta slots=0", "gamma slots=1", "gamma slots=3")
+        done = hosts.run("pretrain", "--hostfile", "bad")
+        assert done.returncode == 2
+        assert done.stderr.splitlines() == [
+            "launch.sh: bad: line 1: expected NAME slots=GPUS, got 'alpha slot=2'",
+            "  line 2: expected NAME slots=GPUS, got 'beta slots=0'",
+            "  line 4: gamma is there twice",
+        ]
+        self.write(hosts, "empty", "# nobody")
+        assert "names no machine" in hosts.run("pretrain", "--hostfile", "empty").stderr
+
+    @pytest.mark.parametrize(
+        ("method", "tool", "package"), [("pdsh", "pdsh", "install pdsh"), ("openmpi", "ompi_info", "install openmpi-bin")]
+    )
+    def test_a_launcher_that_is_not_here_names_its_package(self, hosts, method, tool, package):
+        """On a PATH with nothing but what launch.sh itself calls."""
+        for name in ("bash", "dirname", "readlink", "timeout", "nproc", "cat", "sed", "env"):
+            (hosts.tools / name).symlink_to(shutil.which(name))
+        hosts.environment["PATH"] = str(hosts.tools)
+        (hosts.tools / tool).unlink()
+        done = hosts.run("pretrain", "--hostfile", "my hosts", "--launcher", method)
+        assert done.returncode == 1 and package in done.stderr
+
+    def test_machines_that_do_not_answer_are_named(self, hosts):
+        answers = 'echo "alpha: answered"; echo "gamma: ssh: no route" >&2; echo "beta: Permission denied" >&2; exit 255'
+        write_script(hosts.tools / "pdsh", answers)
+        done = hosts.run("pretrain", "--hostfile", "my hosts", MATS_DRY_RUN="")
+        assert done.returncode == 1 and "cannot start anything on beta gamma: ssh without a password" in done.stderr
+        assert "beta: Permission denied" in done.stderr and "alpha: answered" not in done.stderr
+
+    def test_machines_without_this_project_are_named_before_anything_starts(self, hosts):
+        """The stand-in answers for alpha and gamma as they are, and for beta from an empty disk."""
+        question = (
+            'for host in alpha gamma; do eval "$4" | sed "s/^/$host: /"; done; echo "beta: lacks /a b"; echo "beta: answered"'
+        )
+        write_script(hosts.tools / "pdsh", f'[ "$2" = alpha,beta,gamma ] || exit 9\nset -- "$1" "$2" "" "$3"\n{question}')
+        (hosts.root / "mats_ds").mkdir()
+        (hosts.root / "mats_ds" / "pretrain.py").write_text("")
+        done = hosts.run("pretrain", "--hostfile", "my hosts", MATS_DRY_RUN="")
+        assert done.returncode == 1
+        assert done.stderr.splitlines()[-1] == "  beta: lacks /a b" and "must be at the same path on all machines" in done.stderr
+        (hosts.root / "mats_ds" / "pretrain.py").unlink()
+        done = hosts.run("pretrain", "--hostfile", "my hosts", MATS_DRY_RUN="")
+        assert f"  alpha: lacks {hosts.root}/mats_ds/pretrain.py" in done.stderr.splitlines()
 
 
 class TestReportAndTests:
