@@ -18,6 +18,7 @@ import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
 from mats_ds.clips import TokenGrid, count_tokens
+from mats_ds.parsing import parse_yaml
 
 RECIPE_FOLDER = Path(__file__).parent / "recipes"
 
@@ -243,8 +244,8 @@ def load_recipe(source: str | Path = "default", overrides: Sequence[str] = (), *
     """
     path = _find_recipe(source)
     try:
-        tree = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except yaml.YAMLError as error:
+        tree = parse_yaml(path.read_text(encoding="utf-8"))
+    except ValueError as error:
         raise ValueError(f"{path} is not valid YAML: {error}") from None
     if tree is None:
         tree = {}
@@ -291,8 +292,8 @@ def _apply_override(tree: dict[str, Any], override: str) -> str | None:
     if not equals or not key.strip():
         return f"override {override!r}: expected section.key=value, for example optim.base_lr=1e-3"
     try:
-        value = yaml.safe_load(text)
-    except yaml.YAMLError:
+        value = parse_yaml(text)
+    except ValueError:
         return f"override {override!r}: {text!r} is not a YAML value"
     if isinstance(value, str):
         with contextlib.suppress(ValueError):  # YAML 1.1 reads 1e-3 (no dot) as a string

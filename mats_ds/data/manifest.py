@@ -132,7 +132,10 @@ def _read_file(place: Path, base: Path) -> _Rows:
     rows = _Rows(base)
     first = text.lstrip().partition("\n")[0]
     if "path" in [name.strip().strip('"').lower() for name in first.split(",")]:
-        _read_table(text, rows)
+        try:
+            _read_table(text, rows)
+        except csv.Error as error:
+            rows.mistakes.append(f"not a CSV from some line on: {error}")
     else:
         _read_list(text, rows)
     if not rows.paths and not rows.mistakes:
@@ -160,6 +163,9 @@ def _read_table(text: str, rows: _Rows) -> None:
         if header.count(name) > 1:
             rows.mistakes.append(f"line {reader.line_num}: {header.count(name)} columns are called {name!r}: keep one")
     places = {name: header.index(name) for name in COLUMNS if name in header}
+    if "path" not in places:
+        rows.mistakes.append(f"line {reader.line_num}: no column is called 'path', got {','.join(header)[:120]!r}")
+        return
     for fields in reader:
         if not any(field.strip() for field in fields):
             continue
@@ -184,18 +190,26 @@ def _read_list(text: str, rows: _Rows) -> None:
         line = line.strip()
         if not line:
             continue
-        split = re.fullmatch(r"(.*?\S)\s*[\s,]\s*(-?\d+)", line)
-        if split:
-            path, text = split.groups()
-        elif os.path.splitext(line)[1].lower() in VIDEO_EXTENSIONS:
+        path, text = _split_label(line)
+        if not path and os.path.splitext(line)[1].lower() in VIDEO_EXTENSIONS:
             path, text = line, ""
-        else:
+        elif not path:
             rows.mistakes.append(
                 f"line {number}: expected `path label` with a whole number as label, got {line[:120]!r} "
                 "(a table needs a first line that names its columns: path,label,start,end)"
             )
             continue
         rows.add(path.strip('"'), _label(text, f"line {number}", rows.mistakes))
+
+
+def _split_label(line: str) -> tuple[str, str]:
+    """The path and the whole number that ends a line, parted by spaces or one comma; two empty texts where there is none."""
+    text = line.rsplit(None, 1)[-1].rpartition(",")[2]
+    before = line[: len(line) - len(text)]
+    path = before.rstrip()
+    if not re.fullmatch(r"-?\d+", text) or (path == before and not before.endswith(",")):
+        return "", ""
+    return path.removesuffix(",").rstrip(), text
 
 
 def _label(text: str, where: str, mistakes: list[str]) -> int:

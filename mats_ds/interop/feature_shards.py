@@ -21,6 +21,7 @@ from safetensors.numpy import save_file
 
 from mats_ds.clips import BadClip
 from mats_ds.interop.weights import Weights
+from mats_ds.parsing import parse_json
 
 SUFFIXES = {"safetensors": ".safetensors", "npz": ".npz"}
 ABOUT = "about"  # JSON: an entry of the metadata, or an array of one string
@@ -67,13 +68,13 @@ def read_shard(path: Path) -> Shard:
             with safe_open(path, framework="np") as file:
                 text = (file.metadata() or {})[ABOUT]
                 arrays = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (it is no dictionary)
-        about = json.loads(text)
-        stated, settings, bad = about["sha256"], about["settings"], about["bad"]
-    except (SafetensorError, zipfile.BadZipFile, KeyError, OSError, EOFError, ValueError) as error:
+        about = parse_json(text)
+        stated, settings, bad = about["sha256"], about["settings"], tuple(BadClip(*clip) for clip in about["bad"])
+    except (SafetensorError, zipfile.BadZipFile, KeyError, TypeError, OSError, EOFError, MemoryError, ValueError) as error:
         raise ValueError(f"{path} is no whole shard of features: {error}") from None
     if digest_arrays(arrays) != stated:
         raise ValueError(f"{path} does not hold the numbers that were written: it is damaged")
-    return Shard(arrays, settings, tuple(BadClip(*clip) for clip in bad))
+    return Shard(arrays, settings, bad)
 
 
 def is_finished(path: Path, settings: str) -> bool:

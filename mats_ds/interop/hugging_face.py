@@ -25,6 +25,7 @@ from mats_ds.interop.videomae import unpickle
 from mats_ds.interop.weights import Weights, as_float32, check_exportable, measure
 from mats_ds.models.encoder import IMAGENET_MEAN, IMAGENET_STD, UINT8_MAX
 from mats_ds.models.spec import ModelSpec, dump_spec
+from mats_ds.parsing import parse_json
 
 CONFIG = "config.json"
 WEIGHT_FILES = ("model.safetensors", "model.safetensors.index.json", "pytorch_model.bin", "pytorch_model.bin.index.json")
@@ -101,7 +102,9 @@ def read_config(folder: Path) -> dict[str, Any]:
     path = folder / CONFIG
     if not path.is_file():
         raise ValueError(f"{folder} has no {CONFIG}: this is no Hugging Face model")
-    config = json.loads(path.read_text(encoding="utf-8"))
+    config = parse_json(path.read_text(encoding="utf-8"))
+    if not isinstance(config, dict):
+        raise ValueError(f"{path}: expected a JSON object, got {type(config).__name__}")
     if config.get("model_type") != "videomae":
         raise ValueError(f"{path} describes a {config.get('model_type')!r}, only videomae can be read")
     return config
@@ -114,7 +117,10 @@ def read_tensors(folder: Path) -> dict[str, torch.Tensor]:
         raise ValueError(f"{folder} has none of {', '.join(WEIGHT_FILES)}")
     files = [name]
     if name.endswith(".index.json"):
-        files = sorted(set(json.loads((folder / name).read_text(encoding="utf-8"))["weight_map"].values()))
+        named = parse_json((folder / name).read_text(encoding="utf-8"))["weight_map"].values()
+        if strangers := [file for file in named if not isinstance(file, str) or not file or Path(file).name != file or "\0" in file]:
+            raise ValueError(f"{folder / name} names a file that is not in this folder: {strangers[0]!r}")
+        files = sorted(set(named))
     tensors: dict[str, torch.Tensor] = {}
     for file in files:
         path = folder / file

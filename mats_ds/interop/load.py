@@ -19,7 +19,7 @@ from mats_ds.interop.hugging_face import CONFIG, read_hugging_face
 from mats_ds.interop.plain import SUFFIX, load_weights
 from mats_ds.interop.run_checkpoint import find_steps, read_run
 from mats_ds.interop.videomae import read_videomae
-from mats_ds.interop.weights import Weights
+from mats_ds.interop.weights import Weights, check_description
 from mats_ds.models.classifier import VideoClassifier
 from mats_ds.models.features import VideoEncoder
 from mats_ds.models.fill import CLASSIFIER_ONLY, HEAD, PRETRAINING_ONLY, FillReport, fill_model
@@ -32,6 +32,7 @@ FORMATS = {
     "run": "a run of mats_ds, or one of its checkpoints",
 }
 NORM = "encoder.norm."
+FAULTS = (TypeError, KeyError, IndexError, AttributeError, ArithmeticError, RecursionError, RuntimeError)
 SPEC_FIELDS = {field.name for field in fields(ModelSpec)}
 
 
@@ -68,7 +69,10 @@ def read_weights(path: str | Path, **hints: Any) -> Weights:
     if hints and format != "videomae":
         raise ValueError(f"{path} is {FORMATS[format]}, which tells its sizes itself: leave out {', '.join(hints)}")
     readers = {"mats": load_weights, "videomae": read_videomae, "hf": read_hugging_face, "run": read_run}
-    return readers[format](path, **hints)
+    try:
+        return check_description(readers[format](path, **hints))
+    except FAULTS as error:  # what a file says of itself may be anything
+        raise ValueError(f"{path} cannot be read as {FORMATS[format]}: {type(error).__name__}: {error}") from error
 
 
 def load_model(source: str | Path | Weights, *, grid: TokenGrid | None = None, **changes: Any) -> nn.Module:

@@ -10,7 +10,6 @@ import argparse
 from pathlib import Path
 from typing import Any
 
-import yaml
 from pydantic import ValidationError
 
 from mats_ds.clips import TokenGrid
@@ -19,6 +18,7 @@ from mats_ds.interop.load import read_weights
 from mats_ds.interop.plain import SUFFIX
 from mats_ds.interop.run_checkpoint import find_steps
 from mats_ds.interop.weights import Weights
+from mats_ds.parsing import parse_yaml
 
 RECIPE = "recipe.yaml"
 HINTS = ("num_frames", "height", "width", "heads")
@@ -86,7 +86,9 @@ def read_run_clip(path: Path) -> dict[str, Any]:
     steps = find_steps(path) if path.is_dir() else []
     for folder in (path, *(step.parent.parent for step in steps[:1])) if steps else (path.parent,):
         if (folder / RECIPE).is_file() and (steps or path.suffix == SUFFIX):
-            clip = yaml.safe_load((folder / RECIPE).read_text(encoding="utf-8")).get("clip") or {}
+            recipe = parse_yaml((folder / RECIPE).read_text(encoding="utf-8"))
+            clip = recipe.get("clip") if isinstance(recipe, dict) else None
+            clip = clip if isinstance(clip, dict) else {}
             return {name: clip[name] for name in SAMPLING if clip.get(name) is not None}
     return {}
 

@@ -16,6 +16,7 @@ from safetensors.torch import save_file
 
 from mats_ds.interop.weights import Weights
 from mats_ds.models.spec import ModelSpec, dump_spec, parse_spec
+from mats_ds.parsing import parse_json
 
 FORMAT = "mats_ds"
 FORMAT_VERSION = 1
@@ -50,10 +51,10 @@ def load_weights(path: str | Path) -> Weights:
             metadata = file.metadata() or {}
             if metadata.get("format") != FORMAT:
                 raise ValueError(f"{path} is a safetensors file of another program: it does not say what model it holds")
-            if int(metadata["format_version"]) > FORMAT_VERSION:
+            if int(metadata.get("format_version", FORMAT_VERSION)) > FORMAT_VERSION:
                 version = metadata["format_version"]
                 raise ValueError(f"{path} was written by a newer version (format {version}, this one reads {FORMAT_VERSION})")
-            spec = parse_spec(json.loads(metadata["model"]))
+            spec = parse_spec(parse_json(metadata["model"]))
             state = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (it is no dictionary)
     except SafetensorError as error:
         raise ValueError(f"{path} cannot be read, it may be torn: {error}") from None

@@ -7,18 +7,17 @@ weights are those that the model computes with, in the run's precision; the opti
 from __future__ import annotations
 
 import hashlib
-import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import yaml
 from pydantic import ValidationError
 
 from mats_ds.config import Recipe
 from mats_ds.interop.videomae import unpickle
 from mats_ds.interop.weights import Weights, as_float32, measure
 from mats_ds.models.spec import ModelSpec, parse_spec
+from mats_ds.parsing import parse_json, parse_yaml
 
 COMPLETE = "complete.json"
 PREFIX = "step-"
@@ -53,24 +52,28 @@ def read_run(path: str | Path) -> Weights:
 
 def what_is_wrong(step: Path) -> str | None:
     """Why the weights of a checkpoint cannot be read, or None when they are there with the bytes that were written."""
-    stated = json.loads((step / COMPLETE).read_text(encoding="utf-8"))["files"].get(WEIGHT_FILE)
+    try:
+        files = parse_json((step / COMPLETE).read_text(encoding="utf-8"))["files"]
+        stated = {**files[WEIGHT_FILE]} if WEIGHT_FILE in files else None
+    except (ValueError, TypeError, KeyError) as error:
+        return f"{COMPLETE} cannot be read: {error}"
     file = step / WEIGHT_FILE
     if stated is None:
         return f"it has no {WEIGHT_FILE}: ZeRO-3 keeps weights in parts; merge them with checkpoints/zero_to_fp32.py"
-    if not file.is_file() or file.stat().st_size != stated["bytes"]:
+    if not file.is_file() or file.stat().st_size != stated.get("bytes"):
         return f"{WEIGHT_FILE} is missing or torn"
     digest = hashlib.sha256()
     with file.open("rb") as stream:
         while chunk := stream.read(CHUNK_BYTES):
             digest.update(chunk)
-    return None if digest.hexdigest() == stated["sha256"] else f"{WEIGHT_FILE} does not match its checksum"
+    return None if digest.hexdigest() == stated.get("sha256") else f"{WEIGHT_FILE} does not match its checksum"
 
 
 def read_step(step: Path, notes: list[str]) -> Weights:
     content = unpickle(step / WEIGHT_FILE)
     state = {name.removeprefix("_orig_mod."): tensor for name, tensor in content["module"].items()}
     if isinstance(content.get(SPEC_KEY), str):
-        spec = parse_spec(json.loads(content[SPEC_KEY]))
+        spec = parse_spec(parse_json(content[SPEC_KEY]))
     else:
         spec = spec_of_recipe(content["recipe"], state, step)
     return Weights(spec, as_float32(state), f"step {content['step']} of one of our runs ({step})", tuple(notes))
@@ -79,7 +82,7 @@ def read_step(step: Path, notes: list[str]) -> Weights:
 def spec_of_recipe(text: str, state: Mapping[str, Any], step: Path) -> ModelSpec:
     """The model that a recipe (YAML) describes, with the sizes that the weights have."""
     try:
-        recipe = Recipe.model_validate(yaml.safe_load(text))
+        recipe = Recipe.model_validate(parse_yaml(text))
     except ValidationError as error:
         places = ", ".join(".".join(map(str, problem["loc"])) for problem in error.errors())
         raise ValueError(f"the recipe in {step} is of another version: {places}") from None

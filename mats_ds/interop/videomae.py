@@ -23,6 +23,7 @@ from mats_ds.interop.names import PATCH_WEIGHT, block_rows, from_convolution, re
 from mats_ds.interop.weights import Weights, as_float32, check_exportable, guess_grid, measure
 from mats_ds.models.blocks import NORM_EPS
 from mats_ds.models.spec import ModelSpec, dump_spec, parse_spec
+from mats_ds.parsing import parse_json
 
 PRETRAIN_ROWS = [
     ("patch_embed.proj.*", "encoder.patch_embed.proj.*"),
@@ -62,7 +63,7 @@ def read_videomae(
     content = unpickle(Path(path))
     state, tubelet = rename_state(content, path)
     if isinstance(content.get(SPEC_KEY), str):  # written by us
-        spec = parse_spec(json.loads(content[SPEC_KEY]))
+        spec = parse_spec(parse_json(content[SPEC_KEY]))
         sizes = measure(state, heads=spec.heads, decoder_heads=spec.decoder_heads)
         spec = replace(spec, **sizes, norm_eps=NORM_EPS, last_norm_eps=NORM_EPS)
         return Weights(spec, state, "a checkpoint for VideoMAE, written by mats_ds")
@@ -114,8 +115,11 @@ def unpickle(path: Path) -> Mapping[str, Any]:
             f"{path} holds more than tensors and numbers, and reading it would run code from the file ({reason.strip()}): "
             "load it where you trust it, and save the state dict alone"
         ) from None
-    except (RuntimeError, EOFError) as error:
-        raise ValueError(f"{path} cannot be read, it may be torn: {str(error).splitlines()[0]}") from None
+    except OSError:
+        raise
+    except Exception as error:  # damaged, it makes torch's reader fail in any way
+        reason = next(iter(str(error).splitlines()), type(error).__name__)
+        raise ValueError(f"{path} cannot be read, it may be torn: {reason}") from None
     if not isinstance(content, Mapping):
         raise ValueError(f"{path} holds a {type(content).__name__}, expected a dictionary of weights")
     return content
@@ -125,6 +129,8 @@ def strip_wrappers(state: Mapping[str, Any]) -> dict[str, Any]:
     """Names without what torch.compile, DataParallel and detection code put before them."""
     stripped = {}
     for name, value in state.items():
+        if not isinstance(name, str):
+            raise ValueError(f"a dictionary of weights has names, got the key {name!r}")
         while name.startswith(WRAPPERS):
             name = name.partition(".")[2]
         stripped[name] = value

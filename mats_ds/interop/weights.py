@@ -4,13 +4,18 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 
 import torch
 
 from mats_ds.clips import TokenGrid
 from mats_ds.config import MLP_RATIO, MODEL_SIZES
+from mats_ds.interop.names import PATCH_WEIGHT
 from mats_ds.models.spec import ModelSpec
+
+BYTES_PER_FLOAT32 = 4
+MAX_TABLE_BYTES = 1 << 31  # 500 times that of ViT-L with 32 frames of 224 x 224
+SPEC_TYPES = {"int": int, "float": (int, float), "str": str, "bool": bool, "tuple[str, ...]": tuple}
 
 
 @dataclass(frozen=True)
@@ -68,8 +73,50 @@ def heads_of(width: int, width_name: str, heads_name: str) -> int:
 
 
 def as_float32(state: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-    """The tensors in float32, which holds every value of bf16 and fp16 exactly."""
+    """The tensors in float32, which holds every value of bf16 and fp16 exactly.
+
+    Raises ValueError for what is no plain tensor of real numbers, and for one that is larger than the bytes that are stored of it
+    (spread over one number, a file of some bytes would fill any memory).
+    """
+    for name, tensor in state.items():
+        is_plain = isinstance(tensor, torch.Tensor) and tensor.layout == torch.strided and tensor.device.type == "cpu"
+        if not is_plain or tensor.is_quantized or not tensor.is_floating_point():
+            raise ValueError(f"{name} is no plain tensor of real numbers")
+        if tensor.numel() * tensor.element_size() > tensor.untyped_storage().nbytes():
+            raise ValueError(f"{name} {list(tensor.shape)} is larger than what is stored of it: make it contiguous before saving")
     return {name: tensor.float() for name, tensor in state.items()}
+
+
+def check_description(weights: Weights) -> Weights:
+    """The same weights. Raises ValueError where their description does not fit them, or would make a model without bounds.
+
+    A model is built from the description before the weights are put in: its sizes must be those of the tensors, and its grids,
+    which the tensors do not tell, such that a table of positions stays within MAX_TABLE_BYTES.
+    """
+    spec, state = weights.spec, weights.state
+    for field_ in fields(ModelSpec):
+        value, kind = getattr(spec, field_.name), SPEC_TYPES.get(str(field_.type))
+        if kind is not None and (not isinstance(value, kind) or (isinstance(value, bool) and kind is not bool)):
+            raise ValueError(f"the description of the model says {field_.name}={value!r:.80}, which is no {field_.type}")
+    measured = measure(state, heads=spec.heads, decoder_heads=spec.decoder_heads)
+    other = [f"{name}={getattr(spec, name)!r} ({found!r})" for name, found in measured.items() if getattr(spec, name) != found]
+    if other:
+        raise ValueError(f"the description of the model does not fit its weights (their own in brackets): {', '.join(other)}")
+    if spec.heads < 1 or spec.width % spec.heads:
+        raise ValueError(f"{spec.heads} heads do not divide a width of {spec.width}")
+    for name, grid in (("grid", spec.grid), ("position_grid", spec.position_grid)):
+        sides = (grid.num_frames, grid.height, grid.width, *grid.tubelet)
+        if any(type(side) is not int for side in sides):
+            raise ValueError(f"the sides of {name} are whole numbers, got {sides}")
+        if state[PATCH_WEIGHT].shape[1:] != (grid.patch_values,):
+            raise ValueError(f"{name} has tubelets of {grid.tubelet}, and {PATCH_WEIGHT} is {list(state[PATCH_WEIGHT].shape)}")
+    most_frames = max(spec.grid.num_frames, spec.num_candidate_frames)
+    num_tokens = max(spec.grid.num_tokens * most_frames // spec.grid.num_frames, spec.position_grid.num_tokens)
+    if num_tokens * max(spec.width, spec.decoder_width) * BYTES_PER_FLOAT32 > MAX_TABLE_BYTES:
+        raise ValueError(f"the description of the model says {num_tokens} tokens a clip: more than any memory holds")
+    if not all(isinstance(name, str) for name in spec.class_names) or len(spec.class_names) not in (0, spec.num_classes):
+        raise ValueError(f"the description of the model has {len(spec.class_names)} names for {spec.num_classes} classes")
+    return weights
 
 
 def check_exportable(spec: ModelSpec, program: str) -> None:

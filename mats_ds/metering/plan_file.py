@@ -61,8 +61,9 @@ def read_plan(run_dir: str | Path) -> Plan | None:
     if not path.exists():
         return None
     tree = read_object(path)
-    if tree.get("schema", PLAN_SCHEMA) > PLAN_SCHEMA:
-        raise ValueError(f"{path} has schema {tree['schema']}, but this version reads up to {PLAN_SCHEMA}: update mats_ds")
+    schema = tree.get("schema", PLAN_SCHEMA)
+    if not isinstance(schema, int) or schema > PLAN_SCHEMA:
+        raise ValueError(f"{path} has schema {schema!r}, but this version reads up to {PLAN_SCHEMA}: update mats_ds")
     plan = build_from(Plan, tree, path)
     if not isinstance(plan.bytes_by_kind, dict) or not all(type(size) is int for size in plan.bytes_by_kind.values()):
         raise ValueError(f"{path}: bytes_by_kind maps kinds of memory to whole numbers, got {plan.bytes_by_kind!r}")

@@ -12,6 +12,8 @@ import math
 from dataclasses import dataclass, fields
 from pathlib import Path
 
+from mats_ds.parsing import NESTED
+
 MAY_BE_NON_FINITE = ("loss", "learning_rate", "grad_norm")
 SCHEMA = 2  # 2 added the fields after peak_rss_bytes, all of which may be missing; older records still read
 RECORDS_FOLDER = "records"
@@ -122,7 +124,10 @@ def parse_record(line: str | bytes) -> StepRecord:
     Raises ValueError that says what is wrong with the line.
     """
     text = line if isinstance(line, str) else line.decode()
-    tree, end = _DECODER.raw_decode(text)  # json.loads does the same in about 1.4 times the time
+    try:
+        tree, end = _DECODER.raw_decode(text)  # json.loads does the same in about 1.4 times the time
+    except RecursionError:
+        raise ValueError(NESTED) from None
     if text[end:].strip():
         raise ValueError(f"more than one JSON value: {text[end:][:20]!r}")
     if not isinstance(tree, dict):

@@ -15,10 +15,12 @@ from typing import Any
 
 from mats_ds.events import RunInfo
 from mats_ds.metering.records import SCHEMA
+from mats_ds.parsing import parse_json
 
 RUN_FILE = "run.json"
 OUTCOME_FILE = "outcome.json"
 FINISHED = "finished"
+PLAIN_TYPES = {"int": int, "float": (int, float), "str": str, "bool": bool}
 
 
 @dataclass(frozen=True)
@@ -83,10 +85,10 @@ def read_run(run_dir: str | Path) -> RunFile:
     """
     path = Path(run_dir) / RUN_FILE
     tree = read_object(path)
-    return RunFile(
-        info=build_from(RunInfo, tree, path),
-        parts=tuple(build_from(RunPart, part, path) for part in tree.get("parts", ())),
-    )
+    parts = tree.get("parts", [])
+    if not isinstance(parts, list):
+        raise ValueError(f"{path}: parts is a list, got {parts!r}")
+    return RunFile(info=build_from(RunInfo, tree, path), parts=tuple(build_from(RunPart, part, path) for part in parts))
 
 
 def write_outcome(run_dir: str | Path, outcome: Outcome) -> None:
@@ -127,7 +129,7 @@ def write_atomically(path: Path, tree: dict[str, Any]) -> None:
 def read_object(path: Path) -> dict[str, Any]:
     """The JSON object of a file. Raises ValueError that says what is wrong with it."""
     try:
-        tree = json.loads(path.read_text(encoding="utf-8"))
+        tree = parse_json(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
         raise ValueError(f"{path.parent} is not a run folder: it has no {path.name}") from None
     except ValueError as error:
@@ -138,9 +140,20 @@ def read_object(path: Path) -> dict[str, Any]:
 
 
 def build_from(kind: type[Any], tree: Any, path: Path) -> Any:
-    """A dataclass from the keys that it knows. Raises ValueError where one that it needs is missing."""
-    names = [field.name for field in fields(kind)]
+    """A dataclass from the keys that it knows. Raises ValueError where one that it needs is missing or of another type."""
+    if not isinstance(tree, dict):
+        raise ValueError(f"{path} is not of this version: expected an object, got {tree!r}")
+    known = {field.name: str(field.type) for field in fields(kind) if field.name in tree}
+    wrong = [name for name, declared in known.items() if not _fits(tree[name], declared)]
+    if wrong:
+        raise ValueError(f"{path} is not of this version: {', '.join(wrong)} of another type")
     try:
-        return kind(**{name: tree[name] for name in names if name in tree})
+        return kind(**{name: tree[name] for name in known})
     except TypeError as error:
         raise ValueError(f"{path} is not of this version: {error}") from None
+
+
+def _fits(value: Any, declared: str) -> bool:
+    """Whether a value is of a declared type, as far as that is a plain one."""
+    kind, _, optional = declared.partition(" | ")
+    return isinstance(value, PLAIN_TYPES.get(kind, object)) or (optional == "None" and value is None)

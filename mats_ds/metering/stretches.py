@@ -58,7 +58,7 @@ def _read_steps(path: Path) -> Iterator[np.ndarray]:
             for place in np.flatnonzero(steps == NO_STEP):
                 line = block[starts[place] : ends[place] + 1]
                 match = _STEP.search(line, 0, 64)
-                if match and line.endswith(b"}\n"):
+                if match and len(match[1]) <= MAX_DIGITS and line.endswith(b"}\n"):
                     steps[place] = int(match[1])
             yield steps
 

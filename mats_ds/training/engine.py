@@ -6,7 +6,6 @@ The JSON reaches `deepspeed.initialize` as it is; only `gradient_accumulation_st
 from __future__ import annotations
 
 import difflib
-import json
 import logging
 import os
 import socket
@@ -21,6 +20,7 @@ import torch
 import torch.distributed as dist
 from torch import nn
 
+from mats_ds.parsing import parse_json
 from mats_ds.training.batch import ACCUMULATION_KEY, BatchPlan
 from mats_ds.training.launchers import adopt_launcher
 
@@ -28,6 +28,7 @@ logger = logging.getLogger(__name__)
 
 BYTES_PER_FLOAT32 = 4
 # Sections of the JSON whose names DeepSpeed keeps outside its module of constants.
+OBJECT_KEYS = ("bf16", "fp16", "zero_optimization", "optimizer", "checkpoint")
 SECTION_KEYS = """
 activation_checkpointing aio autotuning bf16 comet comms_logger compile compression_training csv_monitor elasticity
 flops_profiler fp16 nebula tensor_parallel tensorboard timers torch_autocast wandb zero_optimization
@@ -102,8 +103,8 @@ def read_ds_config(path: str | Path) -> dict[str, Any]:
     if not path.is_file():
         raise ValueError(f"no DeepSpeed JSON at {path}: try ds_configs/zero2.json")
     try:
-        config = json.loads(path.read_text(encoding="utf-8"))
-    except json.JSONDecodeError as error:
+        config = parse_json(path.read_text(encoding="utf-8"))
+    except ValueError as error:
         raise ValueError(f"{path} is not valid JSON: {error}") from None
     if not isinstance(config, dict):
         raise ValueError(f"{path}: expected a JSON object, got {type(config).__name__}")
@@ -115,6 +116,9 @@ def read_ds_config(path: str | Path) -> dict[str, Any]:
             close = difflib.get_close_matches(key, known, n=1, cutoff=0.6)
             hints.append(f"{key!r}" + (f" (did you mean {close[0]!r}?)" if close else ""))
         raise ValueError(f"{path}: DeepSpeed knows no key {', '.join(hints)} and would ignore it without a word")
+    flat = [key for key in OBJECT_KEYS if not isinstance(config.get(key, {}), dict)]
+    if flat:
+        raise ValueError(f"{path}: {', '.join(flat)} must be a JSON object, like {{...}}")
     return config
 
 

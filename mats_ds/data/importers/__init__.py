@@ -171,7 +171,7 @@ def _settle_split(name: str, split: str | int | None, subset: str | None) -> tup
 
 def _lie_in(folder: Path, rows: Rows) -> bool:
     step = max(1, len(rows.rows) // PROBED_ROWS)
-    return any((folder / row.path).exists() for row in rows.rows[::step])
+    return any(os.path.exists(folder / row.path) for row in rows.rows[::step])
 
 
 def _refuse_conflicts(rows: Rows) -> None:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import csv
 import io
+from collections.abc import Iterator
 
 from mats_ds.data.importers.labels import name_classes, read_class_list
 from mats_ds.data.importers.rows import MALFORMED, UNKNOWN_LABEL, Request, Rows
@@ -16,6 +17,14 @@ from mats_ds.data.importers.source import Source
 
 NEEDED = ("youtube_id", "time_start", "time_end")
 SUBSET_NAMES = {"validate": "val", "validation": "val", "training": "train", "testing": "test"}
+
+
+def read_fields(table: Iterator[list[str]], source: Source, rows: Rows) -> Iterator[list[str]]:
+    """The rows of a table up to one that is no CSV, which is a mistake."""
+    try:
+        yield from table
+    except csv.Error as error:
+        rows.refuse(source.where(table.line_num), MALFORMED, f"{error}: the rest is not read")
 
 
 def fits_kinetics(source: Source) -> str | None:
@@ -32,7 +41,7 @@ def read_kinetics(request: Request) -> Rows:
     table = csv.reader(io.StringIO(source.text, newline=""))
     header = [name.strip().lower() for name in next(fields for fields in table if any(fields))]
     entries = []
-    for fields in table:
+    for fields in read_fields(table, source, rows):
         where = source.where(table.line_num)
         if len(fields) >= len(header):
             entries.append((where, {name: field.strip() for name, field in zip(header, fields, strict=False)}))

@@ -13,6 +13,7 @@ from pathlib import Path
 
 from mats_ds.data.importers.source import open_source
 from mats_ds.data.importers.videos import normalise_name
+from mats_ds.parsing import parse_json
 
 MAX_MISTAKES_SHOWN = 5
 
@@ -55,9 +56,11 @@ def _read_lines(lines: list[tuple[int, str]]) -> list[tuple[int | None, str]]:
 
 def _read_json(text: str, place: Path) -> list[tuple[int | None, str]]:
     try:
-        content = json.loads(text)
+        content = parse_json(text)
     except json.JSONDecodeError as error:
         raise ValueError(f"{place}:{error.lineno}: broken JSON ({error.msg})") from None
+    except ValueError as error:
+        raise ValueError(f"{place}: no JSON that can be read: {error}") from None
     if isinstance(content, list) and all(isinstance(name, str) for name in content):
         return [(None, name) for name in content]
     try:

@@ -18,7 +18,8 @@ from mats_ds.data.importers.rows import FRAME_FOLDER, MALFORMED, SEVERAL_LABELS,
 from mats_ds.data.importers.source import Source
 from mats_ds.data.importers.videos import has_video_extension
 
-NUMBERS_AT_END = re.compile(r"(?<![\s,])(?:[\s,]+-?\d{1,18})+$")
+SEPARATORS = re.compile(r"([\s,]+)")
+NUMBER = re.compile(r"-?\d{1,18}")
 JUDGED_LINES = 5000  # of a longer list, that many evenly spaced ones tell what its columns mean
 FIRST_TOTAL = 1  # fewer frames than that cannot be a total
 WHOLE_VIDEO = -1  # VideoMAEv2's total for a video file
@@ -42,10 +43,11 @@ class Columns:
 
 def split_line(line: str) -> tuple[str, list[int]]:
     """`some path.mp4 0 -1 3` -> path and the whole numbers at the end."""
-    match = NUMBERS_AT_END.search(line)
-    if match is None:
-        return line.strip('"'), []
-    return line[: match.start()].strip('"'), [int(number) for number in match[0].replace(",", " ").split()]
+    parts = SEPARATORS.split(line)  # fields, and between them what parts them
+    first = len(parts)
+    while first > 2 and NUMBER.fullmatch(parts[first - 1]):
+        first -= 2
+    return "".join(parts[:first]).strip('"'), [int(number) for number in parts[first + 1 :: 2]]
 
 
 def judge_columns(source: Source) -> Columns | None:

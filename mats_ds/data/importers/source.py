@@ -9,6 +9,8 @@ from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 
+from mats_ds.parsing import parse_json
+
 
 @dataclass(frozen=True)
 class Source:
@@ -62,9 +64,11 @@ def _read_json_entries(text: str, place: Path) -> list[tuple[int, object]] | Non
     if text[start : start + 1] not in ("[", "{"):
         return None
     try:
-        whole = json.loads(text)
+        whole = parse_json(text)
     except json.JSONDecodeError as error:
         raise ValueError(f"{place}:{error.lineno}: broken JSON ({error.msg}): was the download cut off?") from None
+    except ValueError as error:
+        raise ValueError(f"{place}: no JSON that can be read: {error}") from None
     if isinstance(whole, dict):
         if not isinstance(whole.get("clips"), list):
             return None
