@@ -1,0 +1,345 @@
+"""Hurt real training runs in every way that `docs/reliability.md` promises to survive, and print what each lost.
+
+    bash tests/faults/run.sh [--short] [--out FOLDER] [--seed N]
+
+Every run is compared with one that nobody disturbed: after the fault it is started again with `--resume auto` until it has
+finished, and the losses of all its steps must be those of the undisturbed run, to the bit on the same number of ranks.
+Exit status 0 if every row is as it should be.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import random
+import resource
+import shutil
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
+
+from tests.faults.harness import (
+    CHECKPOINT_STEPS,
+    HANG_SECONDS,
+    NUM_STEPS,
+    Job,
+    find_ranks,
+    newest_step,
+    read_losses,
+    send,
+    start_launcher,
+    start_ranks,
+    wait_until,
+    write_videos,
+)
+
+END_SECONDS = 60.0  # no fault may keep a process alive for longer
+OTHER_RANKS_TOLERANCE = 1e-4
+SMALL_DISK = "size=6m"
+
+
+@dataclass
+class Row:
+    """What one fault did. `lost_steps`: done before it and to be done again; `difference`: the largest of any loss, None where
+    the run never began.
+    """
+
+    fault: str
+    status: str
+    end_seconds: float | None
+    lost_steps: int | None
+    difference: float | None
+    words: str
+    tolerance: float = 0.0
+    expected: str = ""
+
+    def problem(self) -> str | None:
+        """What is not as it should be."""
+        if self.end_seconds is None:
+            return f"a process was alive {END_SECONDS:.0f} s after it"
+        if self.difference is not None and not self.difference <= self.tolerance:
+            return f"after it, losses differ by {self.difference:.3g}"
+        if self.expected and self.expected not in self.words:
+            return f"nobody said {self.expected!r}"
+        return None
+
+
+class Scene:
+    """A place for runs, and the losses of the undisturbed one."""
+
+    def __init__(self, root: Path) -> None:
+        self.root, self.videos, self.number = root, write_videos(root), 0
+        job = start_ranks(root / "undisturbed", self.videos)
+        assert job.wait(300) is not None and job.statuses() == [0, 0], job.said()
+        self.losses = read_losses(root / "undisturbed")
+        assert len(self.losses) == NUM_STEPS
+
+    def new_folder(self) -> Path:
+        self.number += 1
+        return self.root / f"run-{self.number:02d}"
+
+    def resume(self, folder: Path, *, world_size: int = 2) -> float:
+        """Go on until the end; the largest difference of any step's loss to the undisturbed run."""
+        job = start_ranks(folder, self.videos, world_size=world_size)
+        seconds = job.wait(300)
+        assert seconds is not None and set(job.statuses()) == {0}, f"it could not go on:\n{job.said()}"
+        return self.difference(folder)
+
+    def difference(self, folder: Path) -> float:
+        losses = read_losses(folder)
+        assert list(losses) and len(losses) == NUM_STEPS, f"{len(losses)} of {NUM_STEPS} steps are recorded"
+        return max(abs(losses[step] - self.losses[step]) for step in self.losses)
+
+    def after(self, fault: str, job: Job, *, begun: int, expected: str = "") -> Row:
+        """The row of a fault that has just happened to a job that had done `begun` steps."""
+        seconds = job.wait(END_SECONDS)
+        words = " | ".join(dict.fromkeys(job.last_words()))
+        statuses = ", ".join(str(status) for status in dict.fromkeys(job.statuses()))
+        lost = max([begun, *read_losses(job.folder)]) - newest_step(job.folder)
+        return Row(fault, statuses, seconds, lost, self.resume(job.folder), words, expected=expected)
+
+
+def steps_done(folder: Path) -> int:
+    return max(read_losses(folder), default=0)
+
+
+def kill_at_random(scene: Scene, *, num_kills: int, chance: random.Random) -> Row:
+    """SIGKILL of a random rank, again and again in one run: at any moment, and every third time in the middle of a save."""
+    folder, rows, saves = scene.new_folder(), [], 0
+    for number in range(num_kills):
+        if newest_step(folder) >= NUM_STEPS - CHECKPOINT_STEPS:  # this one is nearly done: begin another
+            rows.append(scene.resume(folder))
+            folder = scene.new_folder()
+        before = newest_step(folder)
+        job = start_ranks(folder, scene.videos)
+        if number % 3 == 0:
+            wait_until(lambda folder=folder: list(folder.glob("checkpoints/.step-*")), job)
+            saves += 1
+        else:
+            time.sleep(chance.uniform(0.5, 9.0))
+        victim = chance.choice(job.processes)
+        is_late = steps_done(folder) >= NUM_STEPS
+        send(victim, signal.SIGKILL)
+        seconds, done = job.wait(END_SECONDS), steps_done(folder)
+        if is_late:
+            continue
+        rows.append((seconds, done - max(before, newest_step(folder)), " | ".join(dict.fromkeys(job.last_words()))))
+    difference = max([scene.resume(folder), *(row for row in rows if isinstance(row, float))])
+    kills = [row for row in rows if not isinstance(row, float)]
+    seconds = None if any(row[0] is None for row in kills) else max(row[0] for row in kills)
+    fault = f"SIGKILL of a rank, {len(kills)} random moments, {saves} of them while saving"
+    return Row(fault, "-9, 1", seconds, max(row[1] for row in kills), difference, kills[-1][2])
+
+
+def signal_to_ranks(scene: Scene, number: signal.Signals) -> Row:
+    job = start_ranks(scene.new_folder(), scene.videos)
+    wait_until(lambda: steps_done(job.folder) >= 6, job)
+    for process in job.processes:
+        send(process, number)
+    return scene.after(f"{number.name} to every rank", job, begun=6, expected="is saved, go on with --resume auto")
+
+
+def signal_to_launcher(scene: Scene, number: signal.Signals, what: str) -> Row:
+    job = start_launcher(scene.new_folder(), scene.videos)
+    find_ranks(job, 2)
+    begun = steps_done(job.folder)
+    send(job.processes[0], number)
+    return scene.after(what, job, begun=begun, expected="is saved, go on with --resume auto")
+
+
+def kill_node_launcher(scene: Scene) -> Row:
+    """The process between deepspeed's runner and the ranks."""
+    job = start_launcher(scene.new_folder(), scene.videos)
+    find_ranks(job, 2)
+    begun = steps_done(job.folder)
+    [launcher] = [process for process in job.processes if "deepspeed.launcher.launch" in " ".join(process.cmdline())]
+    send(launcher, signal.SIGKILL)
+    return scene.after("SIGKILL of the launcher of the node", job, begun=begun, expected="the launcher has died")
+
+
+def kill_under_launcher(scene: Scene) -> Row:
+    job = start_launcher(scene.new_folder(), scene.videos)
+    ranks = find_ranks(job, 2)
+    wait_until(lambda: newest_step(job.folder) > 0, job)
+    begun = steps_done(job.folder)
+    send(ranks[1], signal.SIGKILL)
+    return scene.after("SIGKILL of a rank under the launcher", job, begun=begun, expected="has died")
+
+
+def freeze_rank(scene: Scene) -> Row:
+    """A rank that stands still without dying, as one on a host that swaps or whose driver hangs."""
+    job = start_ranks(scene.new_folder(), scene.videos)
+    wait_until(lambda: steps_done(job.folder) >= 6, job)
+    send(job.processes[1], signal.SIGSTOP)
+    first = Job(job.folder, job.processes[:1], job.handles[:1], job.log)
+    seconds = first.wait(END_SECONDS)
+    send(job.processes[1], signal.SIGKILL)  # what the launcher does 30 s after the first rank's end
+    row = scene.after(
+        f"a rank stands still (run.hang_seconds={HANG_SECONDS:g})", job, begun=6, expected="go on with --resume auto"
+    )
+    row.end_seconds = seconds
+    return row
+
+
+def inject(scene: Scene, what: str, fault: dict, *, expected: str) -> Row:
+    job = start_ranks(scene.new_folder(), scene.videos, fault=fault)
+    at = fault.get("step", fault.get("steps", [0])[-1])
+    wait_until(lambda: steps_done(job.folder) >= at - 1, job)
+    return scene.after(what, job, begun=at - 1, expected=expected)
+
+
+def skip_one_step(scene: Scene) -> Row:
+    """A single loss that is not finite: the run goes on; only the steps before it can be equal to the undisturbed run."""
+    job = start_ranks(scene.new_folder(), scene.videos, fault={"kind": "nan", "steps": [6]})
+    seconds = job.wait(300)
+    assert seconds is not None and job.statuses() == [0, 0], job.said()
+    losses = read_losses(job.folder)
+    difference = max(abs(losses[step] - scene.losses[step]) for step in range(1, 6))
+    assert losses[6] != losses[6] and all(losses[step] == losses[step] for step in range(7, NUM_STEPS + 1))
+    words = next(line for line in job.said().splitlines() if "the step is left out" in line)
+    return Row("one loss is NaN", "0", 0.0, 1, difference, words, expected="the step is left out")
+
+
+def fill_disk(scene: Scene) -> Row:
+    """Checkpoints go to a disk of 6 MB, with room for one and a half; where nothing can be mounted, no file may exceed 1 MB."""
+    folder = scene.new_folder()
+    (folder / "checkpoints").mkdir(parents=True)
+    mount = ["mount", "-t", "tmpfs", "-o", SMALL_DISK, "tmpfs", str(folder / "checkpoints")]
+    is_mounted = subprocess.run(mount, capture_output=True, check=False).returncode == 0
+    job = start_ranks(folder, scene.videos)
+    if not is_mounted:
+        wait_until(lambda: newest_step(folder) > 0, job)
+        for process in job.processes:
+            resource.prlimit(process.pid, resource.RLIMIT_FSIZE, (1 << 20, resource.RLIM_INFINITY))
+    what = "disk full" if is_mounted else "disk full (a limit on the size of files)"
+    try:
+        seconds = job.wait(END_SECONDS)
+        words = " | ".join(dict.fromkeys(job.last_words()))
+        statuses = ", ".join(str(status) for status in dict.fromkeys(job.statuses()))
+        lost = steps_done(folder) - newest_step(folder)
+        if is_mounted:  # make room: the same files on a disk that has it
+            shutil.copytree(folder / "checkpoints", folder / "kept")
+    finally:
+        if is_mounted:
+            subprocess.run(["umount", str(folder / "checkpoints")], check=True)
+    if is_mounted:
+        shutil.rmtree(folder / "checkpoints")
+        (folder / "kept").rename(folder / "checkpoints")
+    return Row(what, statuses, seconds, lost, scene.resume(folder), words, expected="go on with --resume auto")
+
+
+def write_nowhere(scene: Scene) -> Row:
+    """--out below something that is no folder."""
+    file = scene.root / "a-file"
+    file.write_text("no folder")
+    job = start_ranks(scene.new_folder(), scene.videos, more=["--out", str(file / "run")])
+    seconds = job.wait(END_SECONDS)
+    words = " | ".join(dict.fromkeys(job.last_words()))
+    return Row("output folder cannot be written", str(job.statuses()[0]), seconds, 0, None, words, expected="cannot be written")
+
+
+def tear_newest(scene: Scene) -> Row:
+    """The newest checkpoint loses the end of a file, as after a power cut on a disk that lies about fsync."""
+    folder = scene.new_folder()
+    job = start_ranks(folder, scene.videos)
+    wait_until(lambda: newest_step(folder) >= 2 * CHECKPOINT_STEPS, job)
+    job.kill()
+    done, newest = steps_done(folder), folder / "checkpoints" / f"step-{newest_step(folder):08d}"
+    with next(newest.glob("*optim_states.pt")).open("r+b") as stream:
+        stream.truncate(1000)
+    lost = done - max(int(path.name[5:]) for path in newest.parent.glob("step-*") if path != newest)
+    difference = scene.resume(folder)
+    said = "".join(path.read_text() for path in sorted((folder.parent / f"{folder.name}-logs").iterdir())).splitlines()
+    words = next((line for line in said if "is passed over" in line), "")
+    return Row("newest checkpoint torn", "-9", 0.0, lost, difference, words, expected="is passed over")
+
+
+def change_ranks(scene: Scene, sizes: list[int]) -> Row:
+    """Interrupt and go on with another number of ranks, again and again."""
+    folder = scene.new_folder()
+    for place, world_size in enumerate(sizes[:-1]):
+        job = start_ranks(folder, scene.videos, world_size=world_size)
+        wait_until(lambda place=place: steps_done(folder) >= 8 * (place + 1), job)
+        send(job.processes[-1], signal.SIGTERM)
+        assert job.wait(END_SECONDS) is not None and set(job.statuses()) == {75}, job.said()
+    difference = scene.resume(folder, world_size=sizes[-1])
+    what = "other numbers of ranks: " + ", ".join(map(str, sizes))
+    return Row(what, "75", 0.0, 0, difference, " | ".join(job.last_words()), tolerance=OTHER_RANKS_TOLERANCE)
+
+
+def all_faults(scene: Scene, *, short: bool, chance: random.Random) -> Iterator[Callable[[], Row]]:
+    yield lambda: kill_at_random(scene, num_kills=3 if short else 20, chance=chance)
+    yield lambda: change_ranks(scene, [2, 1] if short else [8, 4, 1, 8])
+    yield lambda: signal_to_ranks(scene, signal.SIGUSR1)
+    yield lambda: tear_newest(scene)
+    if short:
+        return
+    yield lambda: signal_to_ranks(scene, signal.SIGTERM)
+    yield lambda: signal_to_launcher(scene, signal.SIGTERM, "SIGTERM to the launcher")
+    yield lambda: signal_to_launcher(scene, signal.SIGINT, "Ctrl-C")
+    yield lambda: kill_node_launcher(scene)
+    yield lambda: signal_to_launcher(scene, signal.SIGKILL, "SIGKILL of `deepspeed`")
+    yield lambda: kill_under_launcher(scene)
+    yield lambda: fill_disk(scene)
+    yield lambda: write_nowhere(scene)
+    hang = {"kind": "hang", "step": 7, "rank": 1}
+    yield lambda: inject(
+        scene, f"a loader hangs (run.hang_seconds={HANG_SECONDS:g})", hang, expected="for its next clips: reading hangs"
+    )
+    yield lambda: freeze_rank(scene)
+    yield lambda: inject(scene, "out of memory", {"kind": "memory", "step": 7, "rank": 1}, expected="rank 1 is out of memory")
+    yield lambda: skip_one_step(scene)
+    yield lambda: inject(
+        scene, "two losses are NaN", {"kind": "nan", "steps": [6, 9]}, expected="the loss of step 9 is not finite"
+    )
+
+
+def table(rows: list[Row]) -> str:
+    """Markdown."""
+    lines = [
+        "| fault | exit status | seconds to end | steps to do again | loss difference after resuming |",
+        "|---|---|---|---|---|",
+    ]
+    for row in rows:
+        end = "never" if row.end_seconds is None else f"{row.end_seconds:.1f}"
+        difference = "-" if row.difference is None else f"{row.difference:.2g}"
+        lines.append(f"| {row.fault} | {row.status} | {end} | {row.lost_steps} | {difference} |")
+    return "\n".join(lines)
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--short", action="store_true", help="four of the faults, for the test suite")
+    parser.add_argument("--out", type=Path, help="folder for faults.md and faults.json (default: nothing is written)")
+    parser.add_argument("--seed", type=int, default=0, help="of the random moments")
+    options = parser.parse_args()
+    began, rows = time.monotonic(), []
+    with tempfile.TemporaryDirectory() as root:
+        scene = Scene(Path(root))
+        for hurt in all_faults(scene, short=options.short, chance=random.Random(options.seed)):
+            row = hurt()
+            rows.append(row)
+            problem = row.problem()
+            print(f"{'FAIL' if problem else 'ok'}  {row.fault}: {problem or row.words[:200]}", flush=True)
+    seconds = time.monotonic() - began
+    text = (
+        f"{table(rows)}\n\n{len(rows)} kinds of faults in {seconds / 60:.1f} minutes, "
+        f"a checkpoint every {CHECKPOINT_STEPS} of {NUM_STEPS} steps.\n"
+    )
+    print("\n" + text)
+    if options.out:
+        options.out.mkdir(parents=True, exist_ok=True)
+        (options.out / "faults.md").write_text(text)
+        (options.out / "faults.json").write_text(json.dumps([asdict(row) for row in rows], indent=1) + "\n")
+    return 1 if any(row.problem() for row in rows) else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
