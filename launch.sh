@@ -12,6 +12,7 @@ STAMP="$VENV/.mats_ds-installed"
 COMMANDS=(demo test prepare pretrain finetune evaluate extract convert probe visualize plan report setup help)
 CPU_RANKS=2
 PYTHON="" # the interpreter that holds the packages; `setup` fills it in
+LOCKED="" # set by `setup --locked`
 
 print_help() {
   cat <<'HELP'
@@ -33,7 +34,7 @@ Usage: bash launch.sh COMMAND [ARGUMENTS]
   visualize VIDEO ...     python mats_ds/visualize.py: what a model sees of a video, as .mp4, .gif or .png (visualize --help)
   plan [OPTIONS]          python profiling/plan.py: memory, FLOPs and hours before a run, without a GPU (plan --help)
   report [RUN_DIR ...]    python profiling/report.py
-  setup                   only install
+  setup [--locked]        only install; --locked: into .venv, the very versions of requirements.lock, checked by their hashes
   help                    this page
 
 The first command creates .venv next to launch.sh and installs into it (6 to 8 GB). An active environment that already
@@ -291,8 +292,13 @@ install() {
   elif [[ -n ${MATS_PYTHON:-} && $(version_of "$VENV/bin/python") != $(version_of "$base") ]]; then
     fail 2 "$VENV holds Python $(version_of "$VENV/bin/python"), MATS_PYTHON is $(version_of "$base"): remove .venv first"
   fi
-  run_group "$UV" pip install --directory "$ROOT" --python "$VENV/bin/python" --compile-bytecode --editable ".[$build,test]" \
-    || fail 1 "the installation failed (see above). A network that needs a mirror: uv reads UV_DEFAULT_INDEX, not pip's settings"
+  local with=("$UV" pip install --directory "$ROOT" --python "$VENV/bin/python" --compile-bytecode) lock=requirements.lock
+  [[ $build == cuda13 ]] || lock="requirements-$build.lock"
+  if [[ -z $LOCKED ]]; then
+    run_group "${with[@]}" --editable ".[$build,test]"
+  else # the versions of the lock file, by their hashes; its setuptools then makes the editable package
+    run_group "${with[@]}" --require-hashes -r "$lock" && run_group "${with[@]}" --no-deps --no-build-isolation --editable .
+  fi || fail 1 "the installation failed (see above). A network that needs a mirror: uv reads UV_DEFAULT_INDEX, not pip's settings"
   is_dry && return
   case "$UV" in
     "$VENV"/* | "$(command -v uv || true)") ;;
@@ -304,6 +310,11 @@ install() {
 
 setup() { # setup [EXTRA]: fills in PYTHON, and installs only where nothing that exists will do
   local active="${VIRTUAL_ENV:-${CONDA_PREFIX:-}}" lacking=""
+  if [[ -n $LOCKED ]]; then
+    PYTHON="$VENV/bin/python"
+    install
+    return
+  fi
   if [[ -n ${MATS_PYTHON:-} ]] && ! lacks_packages "$MATS_PYTHON" "$@"; then
     PYTHON="$(command -v "$MATS_PYTHON")"
     return
@@ -638,6 +649,11 @@ main() {
     test) run_tests "$@" ;;
     pretrain | finetune | evaluate | extract) "$command" "$@" ;;
     setup)
+      case "${1:-}" in
+        "") ;;
+        --locked) LOCKED=yes ;;
+        *) fail 2 "setup takes --locked or nothing, got '$1'" ;;
+      esac
       setup test
       say "ready: $PYTHON"
       ;;

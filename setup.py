@@ -29,7 +29,7 @@ REQUIREMENTS = [
 EXTRAS = {
     "cuda13": ["nvidia-dali-cuda130>=1.52; sys_platform == 'linux'", "torch>=2.11"],
     "cuda12": ["nvidia-dali-cuda120>=1.52; sys_platform == 'linux'", "torch>=2.9,<2.11"],
-    "test": ["pytest>=8", "pytest-timeout>=2.3", "ruff>=0.14", "setuptools>=77", "transformers>=4.57"],
+    "test": ["pytest>=8", "pytest-timeout>=2.3", "hypothesis>=6.100", "ruff>=0.14", "setuptools>=77", "transformers>=4.57"],
 }
 
 

@@ -413,6 +413,15 @@ class TestInstalling:
         assert done.returncode == 1
         assert "CUDA 11.4" in done.stderr
 
+    @pytest.mark.parametrize(("cuda", "lock"), [("12.2", "requirements-cuda12.lock"), ("13.0", "requirements.lock")])
+    def test_locked_takes_the_versions_of_the_lock_file_and_nothing_else(self, project, cuda, lock):
+        project.put_driver(cuda, 1)
+        versions, package = [words for words in project.plan("setup", "--locked", MATS_PYTHON="") if "install" in words]
+        assert versions[-3:] == ["--require-hashes", "-r", lock]
+        assert package[-4:] == ["--no-deps", "--no-build-isolation", "--editable", "."]
+        done = project.run("setup", "--loked", MATS_PYTHON="")
+        assert done.returncode == 2 and "setup takes --locked" in done.stderr
+
     @pytest.mark.parametrize(("backend", "extra"), [("cpu", "cuda13"), ("cu128", "cuda12"), ("cu130", "cuda13")])
     def test_a_torch_backend_of_the_caller_wins_over_the_driver(self, project, backend, extra):
         project.put_driver("12.2" if extra == "cuda13" else "13.0", 1)
