@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import json
+import logging
 import os
 import platform
 import subprocess
+import tempfile
 import time
 from collections.abc import Mapping
 from importlib import metadata
@@ -13,8 +15,11 @@ from pathlib import Path
 from typing import Any
 
 import torch.distributed as dist
+import yaml
 
 from mats_ds import __version__
+
+logger = logging.getLogger(__name__)
 
 RUNS = Path("runs")
 PACKAGES = ("torch", "deepspeed", "timm", "av", "nvidia-dali-cuda130", "nvidia-dali-cuda120", "numpy", "pydantic", "nvidia-ml-py")
@@ -23,7 +28,8 @@ PACKAGES = ("torch", "deepspeed", "timm", "av", "nvidia-dali-cuda130", "nvidia-d
 def choose_run_folder(out: str | None, *, recipe_name: str, resume: bool) -> Path:
     """The folder that all ranks write to: `--out`, else the newest run of this recipe (to resume), else a new one below `runs/`.
 
-    Raises ValueError when --resume finds nothing to go on with, or when --out holds a run that is not being resumed.
+    Raises ValueError when --resume finds nothing to go on with, when --out holds a run that is not being resumed, and when the
+    folder cannot be written.
     """
     choice: list[Any] = [None]
     if dist.get_rank() == 0:
@@ -31,6 +37,8 @@ def choose_run_folder(out: str | None, *, recipe_name: str, resume: bool) -> Pat
             choice = [_choose(out, recipe_name, resume)]
         except ValueError as error:
             choice = [error]
+        except OSError as error:
+            choice = [ValueError(f"the run folder cannot be written: {error}: choose another --out")]
     dist.broadcast_object_list(choice, src=0)
     if isinstance(choice[0], ValueError):
         raise choice[0]
@@ -52,13 +60,29 @@ def _choose(out: str | None, recipe_name: str, resume: bool) -> Path:
         taken = sum(1 for _ in RUNS.glob(f"{name}*"))  # runs that start in the same second
         folder = RUNS / (f"{name}-{taken + 1}" if taken else name)
     folder.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryFile(dir=folder):  # the one way to know: permissions, quotas and read-only disks all speak up here
+        pass
     return folder
 
 
 def write_inputs(folder: Path, *, recipe: str, ds_config: Mapping[str, Any]) -> None:
-    """The resolved recipe and the DeepSpeed JSON, as this run uses them."""
-    (folder / "recipe.yaml").write_text(recipe, encoding="utf-8")
+    """The resolved recipe and the DeepSpeed JSON, as this run uses them; says what differs from those that it goes on with."""
+    file = folder / "recipe.yaml"
+    if file.exists():
+        changes = name_changes(yaml.safe_load(file.read_text(encoding="utf-8")), yaml.safe_load(recipe))
+        if changes:
+            logger.warning("going on with other settings than before: %s", "; ".join(changes))
+    file.write_text(recipe, encoding="utf-8")
     (folder / "ds_config.json").write_text(json.dumps(ds_config, indent=2) + "\n", encoding="utf-8")
+
+
+def name_changes(before: Any, after: Any, *, path: str = "") -> list[str]:
+    """What differs between two resolved recipes, as "optim.base_lr 0.001 -> 0.002"; all keys count, also those of one alone."""
+    if not (isinstance(before, dict) and isinstance(after, dict)):
+        return [] if before == after else [f"{path} {before} -> {after}"]
+    keys = [*after, *(key for key in before if key not in after)]
+    pairs = [(before.get(key), after.get(key), f"{path}.{key}" if path else str(key)) for key in keys]
+    return [change for old, new, name in pairs for change in name_changes(old, new, path=name)]
 
 
 def collect_versions() -> dict[str, str]:

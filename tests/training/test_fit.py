@@ -93,6 +93,7 @@ def train(
     seed=0,
     log=None,
     hang_seconds=60.0,
+    stop_saving_after=None,
 ):
     """One run as pretrain.py makes it, on clips from memory. Returns (LossLog, static bytes, plan)."""
     place = start_distributed()
@@ -121,6 +122,9 @@ def train(
     if folder is not None:
         kept = dict(keep=2, keep_every_steps=keep_every)
         saver = CheckpointSaver(engine, folder / "checkpoints", recipe="name: test", global_batch=plan.global_batch, **kept)
+        if stop_saving_after is not None:
+            begin = saver.begin
+            saver.begin = lambda step, extra: begin(step, extra) if step <= stop_saving_after else None
         observers.append(Checkpointer(saver, every_steps=checkpoint_steps))
     fit(
         engine,
@@ -242,6 +246,17 @@ def test_deepspeeds_own_monitors_receive_the_figures(ranks, tmp_path):
         rows = list(csv.reader(file))[1:]
     assert [float(value) for _, value in rows] == pytest.approx(losses)
     assert [int(clips) for clips, _ in rows] == [16, 32, 48]
+
+
+def test_a_resumed_run_goes_on_in_their_csv_files(ranks, tmp_path):
+    monitor = {"csv_monitor": {"enabled": True, "output_path": str(tmp_path), "job_name": "run"}}
+    options = {"extra": monitor, "folder": tmp_path / "run-folder", "checkpoint_steps": 2}
+    ranks(train_options, 1, {**options, "num_steps": 3, "stop_saving_after": 2})
+    ranks(train_options, 1, {**options, "num_steps": 4, "resume": True})
+    for name in ("mats_loss", "Train_Samples_lr"):
+        with (tmp_path / "run" / f"{name}.csv").open() as file:
+            header, *rows = list(csv.reader(file))
+        assert header[0] == "step" and [int(clips) for clips, _ in rows] == [16, 32, 48, 64]
 
 
 def test_the_checkpoint_says_what_it_is(ranks, tmp_path):
