@@ -17,7 +17,7 @@ import pytest
 
 from mats_ds.config import load_recipe
 from mats_ds.data.synthetic import write_synthetic_set
-from tests.faults.hosts import HOST_NAMES, TwoHosts, why_not
+from tests.faults.hosts import HOST_NAMES, NETWORK_CARD, TwoHosts, why_not
 
 ROOT = Path(__file__).resolve().parents[2]
 PRETRAIN = ROOT / "mats_ds" / "pretrain.py"
@@ -100,12 +100,10 @@ def test_another_recipe_on_one_host_is_an_error_on_both_before_the_first_step(ho
     )
     assert wait_for_end(launched, seconds=START_SECONDS, folder=folder) == [2, 2]
     base_lr = load_recipe("tiny").optim.base_lr
+    differing = [f"optim.base_lr: {base_lr} on alpha; 0.5 on beta", "run.seed: 0 on alpha; 7 on beta"]
     for said in said_on(folder):
         assert "error: the hosts of this run do not have the same:\n" in said and "Traceback" not in said
-        assert (
-            f"  the recipe: optim.base_lr: {base_lr} on alpha; 0.5 on beta\n  the recipe: run.seed: 0 on alpha; 7 on beta\n"
-            in said
-        )
+        assert "".join(f"  the recipe: {line}\n" for line in differing) in said
     assert not (folder / "run" / "records").exists()
 
 
@@ -121,15 +119,19 @@ def test_a_run_folder_that_is_not_shared_is_an_error_on_both(hosts, folder):
     assert list(own.iterdir()) == list((folder / "run").iterdir()) == []
 
 
-@pytest.mark.skipif(
-    not all(map(shutil.which, ("pdsh", "sshd", "ssh-keygen"))), reason="needs Debian's pdsh, openssh-server and openssh-client"
-)
-def test_launch_sh_starts_ranks_on_both_hosts_through_pdsh(hosts, folder):
+@pytest.mark.skipif(not all(map(shutil.which, ("sshd", "ssh-keygen"))), reason="needs Debian's openssh-server and -client")
+@pytest.mark.parametrize(("method", "tool"), [("pdsh", "pdsh"), ("openmpi", "ompi_info")])
+def test_launch_sh_starts_ranks_on_both_hosts(hosts, folder, method, tool):
+    if shutil.which(tool) is None:
+        pytest.skip(f"needs {tool} (Debian: pdsh, openmpi-bin)")
     variables = hosts.serve_ssh(folder / "ssh")
     (folder / "hosts").write_text("".join(f"{host.address} slots=2\n" for host in hosts.hosts))
-    (folder / ".deepspeed_env").write_text("GLOO_SOCKET_IFNAME=net0\nDS_ACCELERATOR=cpu\nOMP_NUM_THREADS=1\n")
-    command = ["bash", str(ROOT / "launch.sh"), "pretrain", "--hostfile", "hosts", *arguments_of(folder, "run.max_steps=2")]
-    launch = hosts[0].start(command, log=folder / "log", variables={**variables, "MATS_PYTHON": sys.executable}, folder=folder)
+    there = {"GLOO_SOCKET_IFNAME": NETWORK_CARD, "DS_ACCELERATOR": "cpu", "OMP_NUM_THREADS": "1"}
+    (folder / ".deepspeed_env").write_text("".join(f"{name}={value}\n" for name, value in there.items()))
+    variables |= {"MATS_PYTHON": sys.executable, "OMPI_ALLOW_RUN_AS_ROOT": "1", "OMPI_ALLOW_RUN_AS_ROOT_CONFIRM": "1"}
+    command = ["bash", str(ROOT / "launch.sh"), "pretrain", "--hostfile", "hosts", "--launcher", method]
+    command += arguments_of(folder, "run.max_steps=2")
+    launch = hosts[0].start(command, log=folder / "log", variables=variables, folder=folder)
     hosts.started.append(launch)
     assert launch.wait(START_SECONDS) == 0, (folder / "log").read_text()
     said = (folder / "log").read_text()
