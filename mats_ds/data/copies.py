@@ -29,6 +29,7 @@ from mats_ds.data.copy_plan import (
     check_out_folder,
     check_space,
     estimate_bytes,
+    is_inside,
     plan_copies,
     show_bytes,
 )
@@ -37,6 +38,7 @@ from mats_ds.data.decode_speed import DecodeSpeed, measure_decode_speed
 from mats_ds.data.manifest import Manifest
 from mats_ds.data.segment import Segment, check_seconds
 from mats_ds.data.transcode import CopySettings
+from mats_ds.parsing import parse_json
 
 logger = logging.getLogger(__name__)
 
@@ -176,14 +178,17 @@ def _needed_bytes(planned: Sequence[PlannedCopy], settings: CopySettings, segmen
 class _Journal:
     """The finished files of `out`, by source."""
 
-    def __init__(self, file, kind: dict[str, Any]) -> None:
+    def __init__(self, file, kind: dict[str, Any], out: Path) -> None:
         self._file, self._kind = file, kind
         self._entries: dict[str, dict[str, Any]] = {}
         file.seek(0)
         for line in file:
-            with contextlib.suppress(ValueError, KeyError, TypeError):  # the last line of a run that was killed
-                entry = json.loads(line)
-                self._entries[entry["source"]] = entry
+            with contextlib.suppress(ValueError, KeyError, TypeError):  # the last line of a run that was killed, or anybody's
+                entry = parse_json(line)
+                places = [Segment(**piece).path for piece in entry["pieces"]]
+                # No journal, whoever wrote it, has files outside of `out` compared or removed.
+                if {"kind", "file", "problem"} <= set(entry) and all(is_inside(place, out) for place in places):
+                    self._entries[entry["source"]] = entry
         file.seek(0, os.SEEK_END)
 
     def find(self, copy: PlannedCopy, *, keep_partial: bool, needed_seconds: float) -> CopyOutcome | None:
@@ -238,7 +243,7 @@ def _open_journal(out: Path, kind: dict[str, Any]) -> Iterator[_Journal]:
                 fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except OSError:
                 raise ValueError(f"another run is writing into {out}: wait for it, or give another --out") from None
-        yield _Journal(file, kind)
+        yield _Journal(file, kind, out)
 
 
 def _carry_rows(

@@ -57,9 +57,16 @@ def plan_copies(manifest: Manifest, out: Path, *, base: Path | None = None) -> l
     folders = {os.path.dirname(source) for source in originals}
     for copy in planned:
         place = os.path.realpath(copy.target)
+        if not is_inside(place, out):
+            raise ValueError(f"{copy.target} would be written to {place}: --out {out} holds a link that leads out of it")
         if place in originals or os.path.dirname(place) in folders:
             raise ValueError(f"--out {out} would put the copy {copy.target} among the originals: give a folder of its own")
     return planned
+
+
+def is_inside(path: str, folder: Path) -> bool:
+    """Whether a path leads below a folder, all links followed."""
+    return os.path.realpath(path).startswith(os.path.realpath(folder) + os.sep)
 
 
 def check_out_folder(out: Path, *, scanned: Path | None = None) -> None:
