@@ -46,7 +46,13 @@ def _be_rank(rank: int, world_size: int, port: int, function: Callable, argument
         os._exit(0)  # the launcher would end a rank as abruptly; waiting for gloo's threads at exit takes seconds
 
 
-def run_ranks(function: Callable, world_size: int, *arguments: Any, expect_errors: bool | None = False) -> list[Any]:
+def run_ranks(
+    function: Callable,
+    world_size: int,
+    *arguments: Any,
+    expect_errors: bool | None = False,
+    timeout_seconds: float = RANK_TIMEOUT_SECONDS,
+) -> list[Any]:
     """What `function(*arguments)` returns on each of `world_size` gloo ranks; with `expect_errors`, the errors' texts instead,
     and with None whatever came of each, a word for those that died.
 
@@ -64,13 +70,13 @@ def run_ranks(function: Callable, world_size: int, *arguments: Any, expect_error
         ranks.append((process, receiver))
     answers = []
     for rank, (_, receiver) in enumerate(ranks):
-        if receiver.poll(RANK_TIMEOUT_SECONDS):
+        if receiver.poll(timeout_seconds):
             try:
                 answers.append((rank, *receiver.recv()))
             except EOFError:
                 answers.append((rank, "died", "the process died without a word"))
         else:
-            answers.append((rank, "hung", f"no answer within {RANK_TIMEOUT_SECONDS} s"))
+            answers.append((rank, "hung", f"no answer within {timeout_seconds} s"))
     for process, _ in ranks:
         process.join(timeout=5)
         if process.is_alive():

@@ -114,6 +114,9 @@ def test_a_run_that_ended_early_goes_on_where_it_stopped(ranks, two_rank_run, vi
     assert results[0][0] == 0, results
     assert "steps: 5 to 6" in results[0][1]
     assert read_losses(tmp_path) == read_losses(two_rank_run[0])
+    again = ranks(pretrain, 2, [*arguments, "--resume", "auto"])
+    assert [status for status, _ in again] == [0, 0]
+    assert f"nothing to do: {tmp_path} has finished all 6 steps" in again[0][1] and again[1][1] == ""
 
 
 def test_what_the_model_drops_is_the_same_after_a_resumption(ranks, videos, tmp_path):

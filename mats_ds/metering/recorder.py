@@ -94,6 +94,8 @@ class Recorder:
         spent = None if joules is None or self._joules_before is None else joules - self._joules_before
         self._joules_before = joules
         self._pending = _Pending(event, memory, spent, time.time(), self._num_bad_clips_total)
+        if event.is_last:  # its checkpoint is published before another step comes
+            self._write_pending()
 
     def on_end(self, outcome: str) -> None:
         """Write the last step's record, close the file; rank 0, and every rank that failed, writes its outcome."""

@@ -134,7 +134,7 @@ class Monitor:
     def on_start(self, run: RunInfo) -> None:
         self.run = run
         self.clips = run.first_step * run.global_batch
-        if run.first_step and run.rank == 0 and self.engine.monitor.csv_monitor.enabled:
+        if run.first_step and run.rank == 0 and self.engine.monitor.csv_monitor is not None:
             continue_csv(self.engine.monitor.csv_monitor, clips=self.clips)
 
     def on_step(self, event: StepEvent) -> None:

@@ -17,6 +17,7 @@ from mats_ds.training.engine import static_bytes
 from mats_ds.training.optim import Schedule
 from mats_ds.training.run_folder import collect_versions
 from mats_ds.training.start import RunStart
+from mats_ds.training.stops import AlreadyFinished
 
 logger = logging.getLogger("mats_ds")
 
@@ -34,11 +35,11 @@ def describe_run(
     data_name: str,
 ) -> RunInfo:
     """flops: per clip, with forward_macs, training_flops and hardware_flops (metering's StepFlops).
-    Raises ValueError when all steps have been done before.
+    Raises AlreadyFinished when all steps have been done before.
     """
     total_steps = min(schedule.total_steps, recipe.run.max_steps or schedule.total_steps)
     if first_step >= total_steps:
-        raise ValueError(
+        raise AlreadyFinished(
             f"{start.folder} has finished all {total_steps} steps: raise optim.epochs (or run.max_steps), or use another --out"
         )
     place, plan = start.place, start.plan

@@ -31,6 +31,7 @@ from mats_ds.training.stops import (
     KILLED_BY_USER,
     RUN_ERROR,
     USAGE_ERROR,
+    AlreadyFinished,
     RanksLost,
     TrainingInterrupted,
     TrainingStopped,
@@ -139,6 +140,8 @@ def run_command(work: Callable[[], None]) -> int:
         work()
     except ValueError as error:
         return _end(USAGE_ERROR, f"{here}error: {error}" if speaks else None)
+    except AlreadyFinished as error:  # a job that is queued again after its end shall end well
+        return _end(FINISHED, f"nothing to do: {error}" if is_first else None)
     except TrainingInterrupted as error:
         return _end(INTERRUPTED, f"{here}interrupted: {error}" if speaks else None)
     except TrainingStopped as error:

@@ -15,5 +15,9 @@ class TrainingInterrupted(RuntimeError):
     """The run was asked to end and has saved the step that it was at; the message says who asked."""
 
 
+class AlreadyFinished(RuntimeError):
+    """All steps were done before, so there is nothing to do; the message says how to go further."""
+
+
 class RanksLost(RuntimeError):
     """Other ranks have died or do not answer; the message says which, if that is known."""
