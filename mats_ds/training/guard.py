@@ -6,6 +6,7 @@ status 75. What cannot be agreed on any more (a rank died, or its loader hangs) 
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import os
 import select
@@ -14,6 +15,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable
+from pathlib import Path
 from types import FrameType
 from typing import Any, NoReturn
 
@@ -26,7 +28,7 @@ from mats_ds.training.stops import RUN_ERROR
 logger = logging.getLogger(__name__)
 
 SIGNALS = (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT)
-LAUNCHERS = ("deepspeed", "torchrun", "torch.distributed.run", "torch/distributed/run")
+LAUNCHERS = {"deepspeed", "deepspeed.launcher.launch", "torchrun", "torch.distributed.run", "torch.distributed.launch"}
 POLL_SECONDS = 0.5
 # The deepspeed launcher kills a rank that lives 30 s after SIGTERM; what it could not say by then it never will.
 SIGTERM_SECONDS = 25.0
@@ -143,10 +145,10 @@ def find_launchers() -> list[psutil.Process]:
     found = []
     for process in psutil.Process().parents():
         try:
-            words = process.cmdline()[:4]
+            words = {Path(word).name for word in process.cmdline()[:4]}  # python [-u] [-m] launcher
         except psutil.Error:
             break
-        if not any(name in word for word in words for name in LAUNCHERS):
+        if not words & LAUNCHERS:
             break
         found.append(process)
     return found
@@ -154,13 +156,15 @@ def find_launchers() -> list[psutil.Process]:
 
 def find_others(run: RunInfo) -> dict[int, psutil.Process]:
     """The other ranks on this machine, by rank; every rank takes part."""
-    mine = (run.rank, os.uname().nodename, os.getpid())
+    me = psutil.Process()
     everyone: list[Any] = [None] * run.world_size
-    dist.all_gather_object(everyone, mine)
+    dist.all_gather_object(everyone, (run.rank, me.pid, me.create_time()))
     others = {}
-    for rank, host, pid in everyone:
-        if rank != run.rank and host == mine[1] and psutil.pid_exists(pid):
-            others[rank] = psutil.Process(pid)
+    for rank, pid, created in everyone:
+        with contextlib.suppress(psutil.Error):  # a number that is of no process here belongs to another machine
+            process = psutil.Process(pid)
+            if rank != run.rank and process.create_time() == created:
+                others[rank] = process
     return others
 
 

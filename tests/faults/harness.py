@@ -82,7 +82,7 @@ class Job:
 
     def last_words(self) -> list[str]:
         """The lines with which ranks ended: one each that says what happened."""
-        return [line for line in self.said().splitlines() if re.match(r"(\S+: )?(stopped|interrupted|error): ", line)]
+        return [line for line in self.said().splitlines() if re.match(r"error: |(\S+: )?(stopped|interrupted): ", line)]
 
 
 def start_ranks(

@@ -113,15 +113,15 @@ def steps_done(folder: Path) -> int:
 def kill_at_random(scene: Scene, *, num_kills: int, chance: random.Random) -> Row:
     """SIGKILL of a random rank, again and again in one run: at any moment, and every third time in the middle of a save."""
     folder, rows, saves = scene.new_folder(), [], 0
-    for number in range(num_kills):
+    while sum(isinstance(row, tuple) for row in rows) < num_kills:
         if newest_step(folder) >= NUM_STEPS - CHECKPOINT_STEPS:  # this one is nearly done: begin another
             rows.append(scene.resume(folder))
             folder = scene.new_folder()
         before = newest_step(folder)
         job = start_ranks(folder, scene.videos)
-        if number % 3 == 0:
+        is_saving = len(rows) % 3 == 0
+        if is_saving:
             wait_until(lambda folder=folder: list(folder.glob("checkpoints/.step-*")), job)
-            saves += 1
         else:
             time.sleep(chance.uniform(0.5, 9.0))
         victim = chance.choice(job.processes)
@@ -130,6 +130,7 @@ def kill_at_random(scene: Scene, *, num_kills: int, chance: random.Random) -> Ro
         seconds, done = job.wait(END_SECONDS), steps_done(folder)
         if is_late:
             continue
+        saves += is_saving
         rows.append((seconds, done - max(before, newest_step(folder)), " | ".join(dict.fromkeys(job.last_words()))))
     difference = max([scene.resume(folder), *(row for row in rows if isinstance(row, float))])
     kills = [row for row in rows if not isinstance(row, float)]
