@@ -27,10 +27,12 @@ JOB = "4711"
 SRUN = r"""
 import json, os, signal, subprocess, sys, time
 options, command = [], sys.argv[1:]
-while command and command[0].startswith("--"):
-    options.append(command.pop(0))
-open(os.environ["CALLS"], "a").write(json.dumps(["srun", *options]) + "\n")
 count = int(os.environ["NUM_TASKS"])
+while command and command[0].startswith("-"):
+    options.append(command.pop(0))
+    if options[-1] == "-n":
+        count = int(command.pop(0))
+open(os.environ["CALLS"], "a").write(json.dumps(["srun", *options]) + "\n")
 step = {"SLURM_STEP_ID": "0", "SLURM_STEP_NUM_TASKS": str(count), "SLURM_STEP_NODELIST": "localhost", "SLURM_NODEID": "0",
         "SLURM_STEP_TASKS_PER_NODE": str(count)}
 env_of = lambda task: {**os.environ, **step, "SLURM_PROCID": str(task), "SLURM_LOCALID": str(task)}
@@ -216,3 +218,20 @@ def test_two_real_ranks_save_at_the_signal_and_go_on_in_the_next_start(tmp_path)
     assert again.returncode == 0, again.stderr
     assert f"steps: {saved + 1} to {saved + 2}" in again.stderr and "start 2" in again.stdout
     assert len(cluster.asked("scontrol")) == 1
+
+
+@pytest.mark.slow
+def test_launch_sh_with_deepspeeds_slurm_launcher_joins_its_tasks(tmp_path):
+    """DeepSpeed asks srun for one task a slot of the hostfile; the ranks find each other by SLURM's variables."""
+    cluster = Cluster(tmp_path, project=ROOT, num_tasks=99)
+    (cluster.tools / "sinfo").write_text("#!/bin/sh\n")
+    (cluster.tools / "sinfo").chmod(0o755)
+    (tmp_path / "hosts").write_text("alpha slots=1\nbeta slots=1\n")
+    videos = write_synthetic_set(tmp_path / "set", num_videos=12, num_frames=24, height=48, width=80).parent
+    command = ["bash", str(ROOT / "launch.sh"), "pretrain", "--hostfile", "hosts", "--launcher", "slurm", "--recipe", "tiny"]
+    command += ["--ds_config", str(ROOT / "ds_configs" / "zero2_tiny.json"), "--out", "run", f"data.manifest={videos}"]
+    command += ["clip.num_frames=4", "clip.height=32", "clip.width=48", "run.max_steps=1"]
+    done = subprocess.run(command, cwd=tmp_path, env=cluster.environment, capture_output=True, text=True, timeout=240)
+    assert done.returncode == 0, done.stderr
+    assert "2 ranks x micro-batch 2" in done.stderr
+    assert len(list((tmp_path / "run" / "records").iterdir())) == 2
