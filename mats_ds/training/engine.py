@@ -23,10 +23,12 @@ from torch import nn
 from mats_ds.parsing import parse_json
 from mats_ds.training.batch import ACCUMULATION_KEY, BatchPlan
 from mats_ds.training.launchers import adopt_launcher
+from mats_ds.training.stops import RanksLost
 
 logger = logging.getLogger(__name__)
 
 BYTES_PER_FLOAT32 = 4
+JOIN_SECONDS = 600.0  # how long the first ranks wait for the last at the start: a machine whose command failed never comes
 # Sections of the JSON whose names DeepSpeed keeps outside its module of constants.
 OBJECT_KEYS = ("bf16", "fp16", "zero_optimization", "optimizer", "checkpoint")
 SECTION_KEYS = """
@@ -50,7 +52,8 @@ class Place:
 def start_distributed(*, timeout_seconds: float = 1800.0) -> Place:
     """Join the process group that the launcher (deepspeed, torchrun, mpirun, srun) describes; without one, be the only rank.
 
-    A rank that waits longer than `timeout_seconds` for the others raises RuntimeError.
+    A rank that waits longer than `timeout_seconds` for the others raises RuntimeError. Raises RanksLost where not all join within
+    JOIN_SECONDS, or `timeout_seconds` if they are fewer.
     """
     adopt_launcher()
     for name, value in {
@@ -80,11 +83,19 @@ def start_distributed(*, timeout_seconds: float = 1800.0) -> Place:
         device = torch.device("cpu")
         if "OMP_NUM_THREADS" not in os.environ:
             torch.set_num_threads(max(1, len(os.sched_getaffinity(0)) // local_world_size))
-    timeout = timedelta(seconds=timeout_seconds)
-    deepspeed.init_distributed(verbose=False, timeout=timeout)
+    join_seconds = min(JOIN_SECONDS, timeout_seconds)
+    try:
+        deepspeed.init_distributed(verbose=False, timeout=timedelta(seconds=join_seconds))
+    except (dist.DistStoreError, dist.DistNetworkError) as error:
+        where = f"{os.environ['MASTER_ADDR']}:{os.environ['MASTER_PORT']}"
+        raise RanksLost(
+            f"not all {os.environ['WORLD_SIZE']} ranks have come to {where} within {join_seconds:.0f} s "
+            f"({str(error).splitlines()[0]}): see what the others say, and whether their machines reach that address"
+        ) from None
     # ZeRO's collectives run in a copy of the group of all ranks, which would wait as long as torch does by default: 30 minutes.
     set_timeout = getattr(dist, "set_timeout", None) or dist.distributed_c10d._set_pg_timeout  # torch before 2.15
-    set_timeout(timeout, deepspeed.utils.groups._get_data_parallel_group())
+    for group in (None, deepspeed.utils.groups._get_data_parallel_group()):
+        set_timeout(timedelta(seconds=timeout_seconds), group)
     return Place(dist.get_rank(), local_rank, dist.get_world_size(), local_world_size, device)
 
 
