@@ -1,0 +1,82 @@
+"""Which card this is, which versions, and what its arithmetic really reaches: the denominator of every MFU of the other parts."""
+
+from __future__ import annotations
+
+import platform
+import sys
+import time
+from importlib import metadata
+from pathlib import Path
+
+sys.path[0] = str(Path(__file__).resolve().parents[2])
+
+from benchmarks.gpu.part import Part, begin_part  # noqa: E402
+from benchmarks.gpu.stand_in import import_or_stand_in  # noqa: E402
+
+PACKAGES = ("torch", "timm", "einops", "numpy", "pydantic", "PyYAML", "deepspeed", "av", "transformers", "nvidia-ml-py")
+SIDE, CPU_SIDE = 8192, 128
+COPY_BYTES, CPU_COPY_BYTES = 1 << 30, 1 << 24
+
+
+def main() -> int:
+    part = begin_part("card")
+    if absent := part.lacks("torch", "numpy"):
+        part.tell("card", f"not looked at without {', '.join(absent)}")
+        return part.finish()
+    part.lacks("pydantic", "yaml", "deepspeed", "av", "transformers", "pynvml", "safetensors", "nvidia.dali")
+    import_or_stand_in()
+    describe(part)
+    measure(part)
+    return part.finish()
+
+
+def describe(part: Part) -> None:
+    import torch
+
+    versions = {"python": platform.python_version(), "CUDA": torch.version.cuda}
+    for name in (*PACKAGES, "nvidia-dali-cuda130", "nvidia-dali-cuda120"):
+        try:
+            versions[name] = metadata.version(name)
+        except metadata.PackageNotFoundError:
+            continue
+    part.add(versions=versions)
+    if part.on_gpu:
+        found = torch.cuda.get_device_properties(0)
+        part.add(card=found.name, memory_bytes=found.total_memory, multiprocessors=found.multi_processor_count)
+        part.tell("card", f"{found.name}, {found.total_memory / 2**30:.0f} GiB")
+    part.tell("versions", ", ".join(f"{name} {version}" for name, version in versions.items()))
+
+
+def measure(part: Part) -> None:
+    """The best product of two large bf16 matrices, and the rate at which memory is copied within the device."""
+    import torch
+
+    from mats_ds.metering.peaks import find_peak, measure_peak
+
+    device = torch.device(part.device)
+    rate = measure_peak(device, side=SIDE if part.on_gpu else CPU_SIDE)
+    listed = find_peak(torch.cuda.get_device_name()) if part.on_gpu else None
+    part.add(matrix_flops_per_second=rate, listed_flops_per_second=listed and listed.flops_per_second)
+    share = f", {rate / listed.flops_per_second:.0%} of the data sheet's" if listed else ""
+    part.tell("bf16 matrix product", f"{rate / 1e12:.4g} TFLOP/s{share}")
+    source = torch.empty(COPY_BYTES if part.on_gpu else CPU_COPY_BYTES, dtype=torch.uint8, device=device)
+    target, best_seconds = torch.empty_like(source), float("inf")
+    for _ in range(5):
+        wait(device)
+        begin = time.perf_counter()
+        target.copy_(source)
+        wait(device)
+        best_seconds = min(best_seconds, time.perf_counter() - begin)
+    part.add(copy_bytes_per_second=2 * source.numel() / best_seconds)
+    part.tell("memory, read and written", f"{2 * source.numel() / best_seconds / 1e9:.4g} GB/s")
+
+
+def wait(device) -> None:
+    import torch
+
+    if device.type == "cuda":
+        torch.cuda.synchronize()
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())

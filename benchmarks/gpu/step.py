@@ -1,0 +1,284 @@
+"""A training step of the model alone, on one device: clips/s, MFU, memory, its two halves; beside Hugging Face's VideoMAE.
+
+bf16 weights (float32 on a CPU), synthetic frames that lie on the device, forward and backward: the optimizer is ZeRO's and
+measured in zero.py. Ours and the peer take turns in every round, and ratios are medians over rounds of one process. Cells come
+in the order of their worth; those that the time does not reach are named. Every cell's peak is compared with the plan's.
+"""
+
+from __future__ import annotations
+
+import gc
+import statistics
+import sys
+import time
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+
+sys.path[0] = str(Path(__file__).resolve().parents[2])
+
+from benchmarks.gpu.cells import TITLES, Cell, list_cells  # noqa: E402
+from benchmarks.gpu.part import Part, begin_part  # noqa: E402
+from benchmarks.gpu.stand_in import import_or_stand_in  # noqa: E402
+
+NUM_CLASSES = 400
+RATIOS = {"pretrain": (0.3, 0.1), "finetune": (0.6, 0.6)}
+MIB = 2**20
+GOAL_MFU, GOAL_SPEED, GOAL_MEMORY, GOAL_PLAN = 0.50, 4.0, 0.30, 0.05
+COMPILE_SECONDS = {"small": 40, "base": 45, "large": 80, "tiny": 30}  # a guess: a cell that cannot end in time is not begun
+
+
+def main() -> int:
+    part = begin_part("step")
+    if absent := part.lacks("torch", "timm", "einops", "numpy"):
+        part.tell("step", f"not measured without {', '.join(absent)}")
+        return part.finish()
+    stood_in = import_or_stand_in()
+    part.add(stood_in=stood_in)
+    import torch
+
+    torch.set_num_threads(min(2, torch.get_num_threads()))
+    rate = measure_rate(part) if part.on_gpu else None
+    left, has_peer = [], not part.lacks("transformers")
+    for cell in list_cells(part):
+        cell = cell if has_peer else replace(cell, peer=False)
+        if part.seconds_left() < (COMPILE_SECONDS[cell.size] if cell.compiled else 8 if part.on_gpu else 1):
+            left.append(str(cell))
+            continue
+        try:
+            report(part, cell, measure(cell, part), rate)
+        except torch.OutOfMemoryError:
+            part.tell(str(cell), "does not fit")
+        except Exception as error:  # of a compiler or a peer: the other cells go on
+            part.add(cell=str(cell), error=repr(error))
+            part.tell(str(cell), f"failed: {type(error).__name__}: {str(error).splitlines()[0][:120] if str(error) else ''}")
+        free(part)
+    find_largest(part)
+    judge_plan(part)
+    if left:
+        part.tell("not reached in time", "; ".join(left))
+    return part.finish()
+
+
+def measure_rate(part: Part) -> float:
+    """FLOP/s of a large bf16 product on this device."""
+    import torch
+
+    from mats_ds.metering.peaks import measure_peak
+
+    rate = measure_peak(torch.device(part.device))
+    part.add(matrix_flops_per_second=rate)
+    return rate
+
+
+def grid_of(part: Part):
+    from mats_ds import TokenGrid
+
+    return TokenGrid() if part.on_gpu else TokenGrid(num_frames=16, height=64, width=64, tubelet=(2, 8, 8))
+
+
+def build(cell: Cell, grid):
+    from mats_ds import MaskedAutoencoder, VideoClassifier
+
+    options = dict(grid=grid, recompute=cell.recompute, checkpoint_blocks=cell.checkpoint)
+    if cell.task == "pretrain":
+        return MaskedAutoencoder.from_name(cell.size, **options)
+    return VideoClassifier.from_name(cell.size, num_classes=NUM_CLASSES, **options)
+
+
+def make_step(cell: Cell, part: Part, *, of_peer: bool) -> tuple[Callable[[], object], int]:
+    """A function that computes the loss of the batch, and the bytes of the weights."""
+    import torch
+
+    grid, device = grid_of(part), torch.device(part.device)
+    dtype = torch.bfloat16 if part.on_gpu else torch.float32
+    generator = torch.Generator().manual_seed(0)
+    if of_peer:
+        from benchmarks.gpu.peer import build_peer
+
+        model, mask = build_peer(cell.task, cell.size, grid=grid, batch=cell.batch, num_classes=NUM_CLASSES)
+        some = torch.randn(1, grid.num_frames, 3, grid.height, grid.width, generator=generator)
+        pixels = some.to(device, dtype).repeat(cell.batch, 1, 1, 1, 1)
+        model = model.to(device, dtype).train()
+        if mask is None:
+            return lambda: model(pixel_values=pixels).logits.float().square().mean(), weight_bytes(model)
+        mask = mask.to(device)
+        return lambda: model(pixel_values=pixels, bool_masked_pos=mask).loss, weight_bytes(model)
+    shape = (1, grid.num_frames, grid.height, grid.width, 3)
+    some = torch.randint(0, 256, shape, dtype=torch.uint8, generator=generator)
+    frames = some.to(device).repeat(cell.batch, 1, 1, 1, 1)  # what they show changes no time
+    keys = torch.arange(cell.batch, device=device)
+    model = build(cell, grid).to(device, dtype).train()
+    if cell.compiled:
+        model.forward = torch.compile(model.forward, fullgraph=True, dynamic=False)
+    if cell.task == "pretrain":
+        return lambda: model(frames, keys), weight_bytes(model)
+    return lambda: model(frames, keys).float().square().mean(), weight_bytes(model)
+
+
+def weight_bytes(model) -> int:
+    return sum(parameter.numel() * parameter.element_size() for parameter in model.parameters())
+
+
+def time_step(step: Callable[[], object], part: Part) -> tuple[float, float]:
+    """Seconds of forward and of backward."""
+    wait(part)
+    begin = time.perf_counter()
+    loss = step()
+    wait(part)
+    middle = time.perf_counter()
+    loss.backward()
+    wait(part)
+    return middle - begin, time.perf_counter() - middle
+
+
+def wait(part: Part) -> None:
+    if part.on_gpu:
+        import torch
+
+        torch.cuda.synchronize()
+
+
+def free(part: Part) -> None:
+    gc.collect()
+    if part.on_gpu:
+        import torch
+
+        torch.compiler.reset()
+        torch.cuda.empty_cache()
+
+
+def measure(cell: Cell, part: Part, *, rounds: int = 5) -> dict:
+    """Figures of a cell; those of the peer under `peer_...`."""
+    import torch
+
+    steps, peaks = {}, {}
+    for name in ["ours"] + ["peer"] * cell.peer:
+        if part.on_gpu:
+            wait(part)
+            before = torch.cuda.memory_allocated()
+        steps[name], weights = make_step(cell, part, of_peer=name == "peer")
+        began_seconds = time.perf_counter()
+        for _ in range(2):  # kernels are chosen, gradients made
+            steps[name]().backward()
+        wait(part)
+        peaks[name] = {"weights_bytes": weights, "start_seconds": time.perf_counter() - began_seconds}
+        if part.on_gpu:
+            resting = torch.cuda.memory_allocated()
+            torch.cuda.reset_peak_memory_stats()
+            steps[name]().backward()
+            wait(part)
+            peak = torch.cuda.max_memory_allocated()
+            # Gradients are there before the step: what comes on top are activations and what backward needs for a moment.
+            peaks[name] |= {"peak_bytes": peak - before, "resting_bytes": resting - before, "extra_bytes": peak - resting}
+            peaks[name] |= {"reserved_bytes": torch.cuda.memory_reserved()}
+    times: dict[str, list[tuple[float, float]]] = {name: [] for name in steps}
+    for _ in range(rounds if part.on_gpu else 2):
+        for name, step in steps.items():
+            times[name].append(time_step(step, part))
+    figures = {}
+    for name, halves in times.items():
+        stem = "" if name == "ours" else "peer_"
+        forward, backward = (statistics.median(half) for half in zip(*halves, strict=True))
+        best = min(sum(pair) for pair in halves)
+        figures |= {f"{stem}forward_seconds": forward, f"{stem}backward_seconds": backward, f"{stem}best_seconds": best}
+        figures |= {f"{stem}clips_per_second": cell.batch / statistics.median(sum(pair) for pair in halves)}
+        figures |= {f"{stem}{key}": value for key, value in peaks[name].items()}
+    if cell.peer:
+        pairs = zip(times["ours"], times["peer"], strict=True)
+        figures["times_the_peers_speed"] = statistics.median(sum(theirs) / sum(ours) for ours, theirs in pairs)
+    return figures
+
+
+def report(part: Part, cell: Cell, figures: dict, rate: float | None) -> None:
+    from mats_ds import step_flops
+
+    flops = step_flops(
+        cell.size, grid_of(part), *RATIOS[cell.task], task=cell.task, num_classes=NUM_CLASSES,
+        recompute=cell.recompute, checkpoint_blocks=cell.checkpoint,
+    )  # fmt: skip
+    speed = figures["clips_per_second"]
+    figures["model_flops_per_second"] = 2 * flops.training_macs * speed
+    figures |= plan_of(part, cell)
+    share = figures["forward_seconds"] / (figures["forward_seconds"] + figures["backward_seconds"])
+    words = f"{speed:.4g} clips/s, forward {share:.0%} of the step"
+    if part.on_gpu:
+        figures["mfu"] = figures["model_flops_per_second"] / rate
+        words += f", MFU {figures['mfu']:.1%}, {figures['extra_bytes'] / cell.batch / MIB:.0f} MiB a clip"
+    part.add(cell=str(cell), **vars(cell), **figures)
+    if cell.compiled:
+        part.judge(str(cell), words, holds=figures.get("mfu", 0.0) >= GOAL_MFU)
+    else:
+        part.tell(str(cell), words)
+    if cell.peer:
+        ratio = figures["times_the_peers_speed"]
+        told = f"{ratio:.2f} x its clips/s ({figures['peer_clips_per_second']:.4g})"
+        memory = figures["extra_bytes"] / figures["peer_extra_bytes"] if part.on_gpu else None
+        told += f", {memory:.2f} x its memory" if memory else ""
+        title = f"{cell.task} {TITLES[cell.size]} against Hugging Face"
+        if cell.task == "pretrain":
+            part.judge(title, told, holds=ratio >= GOAL_SPEED and (memory is None or memory <= GOAL_MEMORY))
+        else:
+            part.tell(title, told)
+
+
+def plan_of(part: Part, cell: Cell) -> dict:
+    """The plan's peak of the same step without ZeRO and optimizer."""
+    from mats_ds.metering.plan_memory import plan_memory
+    from mats_ds.metering.workload import Workload
+
+    grid = grid_of(part)
+    work = Workload(
+        model_name=cell.size, grid=grid, candidate_grid=grid, recompute=cell.recompute, checkpoint_blocks=cell.checkpoint
+    )
+    work = work if cell.task == "pretrain" else work.for_finetuning(num_classes=NUM_CLASSES, drop_path=0.0)
+    ds_config = {"bf16": {"enabled": part.on_gpu}, "zero_optimization": {"stage": 0}}
+    planned = plan_memory(work, ds_config, world_size=1, micro_batch=cell.batch)
+    moments = {name: size for name, size in planned.moments.items() if name != "the optimizer"}
+    states = sum(size for kind, size in planned.bytes_by_kind.items() if kind in ("master_weights", "moments"))
+    return {"planned_peak_bytes": max(moments.values()) - states}
+
+
+def judge_plan(part: Part) -> None:
+    """Of all eager cells, how far the plan is off; a compiled step's memory is the compiler's."""
+    cells = [cell for cell in part.cells if cell.get("planned_peak_bytes") and not cell["compiled"]]
+    if not part.on_gpu:
+        part.judge("plan against peak", f"{len(cells)} cells planned", holds=False)
+        return
+    off = {cell["cell"]: cell["planned_peak_bytes"] / cell["peak_bytes"] - 1 for cell in cells}
+    if off:
+        worst = max(off, key=lambda name: abs(off[name]))
+        good = sum(abs(value) <= GOAL_PLAN for value in off.values())
+        words = f"{good} of {len(off)} cells within 5%, the worst {off[worst]:+.1%} ({worst})"
+        part.judge("plan against peak", words, holds=good == len(off))
+
+
+def find_largest(part: Part) -> None:
+    """The largest micro-batch of each size that fits, doubling, as far as the time goes."""
+    if not part.on_gpu:
+        part.tell("largest micro-batch", "doubling until memory ends", "needs a GPU")
+        return
+    import torch
+
+    for size in ("small", "base", "large"):
+        fits, batch = 0, 128
+        while part.seconds_left() > 6 and batch <= 2048:
+            try:
+                step, _ = make_step(Cell("pretrain", size, batch), part, of_peer=False)
+                step().backward()
+                wait(part)
+                fits = batch
+            except torch.OutOfMemoryError:
+                break
+            finally:
+                step = None
+                free(part)
+            batch *= 2
+        if fits:
+            part.add(largest=size, batch=fits)
+            words = f"{fits} fits" + (f", {batch} does not" if batch <= 2048 else "")
+            part.tell(f"largest micro-batch, pretrain {TITLES[size]}", words)
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())
