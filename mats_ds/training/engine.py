@@ -53,7 +53,7 @@ def start_distributed(*, timeout_seconds: float = 1800.0) -> Place:
     """Join the process group that the launcher (deepspeed, torchrun, mpirun, srun) describes; without one, be the only rank.
 
     A rank that waits longer than `timeout_seconds` for the others raises RuntimeError. Raises RanksLost where not all join within
-    JOIN_SECONDS, or `timeout_seconds` if they are fewer.
+    JOIN_SECONDS.
     """
     adopt_launcher()
     for name, value in {
@@ -83,13 +83,12 @@ def start_distributed(*, timeout_seconds: float = 1800.0) -> Place:
         device = torch.device("cpu")
         if "OMP_NUM_THREADS" not in os.environ:
             torch.set_num_threads(max(1, len(os.sched_getaffinity(0)) // local_world_size))
-    join_seconds = min(JOIN_SECONDS, timeout_seconds)
     try:
-        deepspeed.init_distributed(verbose=False, timeout=timedelta(seconds=join_seconds))
+        deepspeed.init_distributed(verbose=False, timeout=timedelta(seconds=JOIN_SECONDS))
     except (dist.DistStoreError, dist.DistNetworkError) as error:
         where = f"{os.environ['MASTER_ADDR']}:{os.environ['MASTER_PORT']}"
         raise RanksLost(
-            f"not all {os.environ['WORLD_SIZE']} ranks have come to {where} within {join_seconds:.0f} s "
+            f"not all {os.environ['WORLD_SIZE']} ranks have come to {where} within {JOIN_SECONDS:.0f} s "
             f"({str(error).splitlines()[0]}): see what the others say, and whether their machines reach that address"
         ) from None
     # ZeRO's collectives run in a copy of the group of all ranks, which would wait as long as torch does by default: 30 minutes.

@@ -120,15 +120,16 @@ def test_compiling_and_zero_3_are_told_apart():
         make_engine(None, [], config, plan, compile_model=True)
 
 
-def join_alone(timeout_seconds):
+def join_alone(join_seconds):
     """Rank 0 of two, the other of which never comes."""
     os.environ["WORLD_SIZE"] = "2"
-    from mats_ds.training.engine import start_distributed
+    from mats_ds.training import engine
     from mats_ds.training.stops import RanksLost
 
+    engine.JOIN_SECONDS = join_seconds
     begun = time.monotonic()
     try:
-        start_distributed(timeout_seconds=timeout_seconds)
+        engine.start_distributed()
     except RanksLost as error:
         return str(error), time.monotonic() - begun
     return "joined", 0.0
