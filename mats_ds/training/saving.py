@@ -182,11 +182,16 @@ class _HashingFile:
 
     def __init__(self, stream: Any) -> None:
         self._stream, self.digest, self.num_bytes = stream, hashlib.sha256(), 0
+        self.error: OSError | None = None
 
     def write(self, data: Any) -> int:
         self.digest.update(data)
         self.num_bytes += memoryview(data).nbytes
-        return self._stream.write(data)
+        try:
+            return self._stream.write(data)
+        except OSError as error:
+            self.error = error
+            raise
 
     def flush(self) -> None:
         self._stream.flush()
@@ -195,7 +200,12 @@ class _HashingFile:
 def _write(state: Any, path: Path, name: str) -> FileSum:
     with path.open("wb") as stream:
         hashing = _HashingFile(stream)
-        torch.save(state, hashing)
+        try:
+            torch.save(state, hashing)
+        except RuntimeError:  # torch's writer says where it stood, and not that the disk is full
+            if hashing.error is not None:
+                raise hashing.error from None
+            raise
         stream.flush()
         os.fsync(stream.fileno())
     return FileSum(name, hashing.num_bytes, hashing.digest.hexdigest())
@@ -218,7 +228,7 @@ def _collect(files: list[Future[FileSum]]) -> tuple[list[FileSum], str | None]:
     for file in files:
         try:
             sums.append(file.result())
-        except (OSError, RuntimeError) as error:  # torch's writer turns a full disk into a RuntimeError
+        except (OSError, RuntimeError) as error:
             problem = problem or str(error).splitlines()[0]
     return sums, problem
 
@@ -229,7 +239,7 @@ def _make_empty(part: Path) -> None:
 
 
 def _explain(what: str, why: str) -> str:
-    return f"{what}: {why}\nmake room or mend the folder, then go on with --resume auto"
+    return f"{what}: {why}; make room or mend the folder, then go on with --resume auto"
 
 
 def free_bytes(folder: Path) -> int:

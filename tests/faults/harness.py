@@ -197,7 +197,7 @@ def read_losses(folder: Path, rank: int = 0) -> dict[int, float]:
         for line in file.read_text().splitlines():
             with contextlib.suppress(json.JSONDecodeError):
                 record = json.loads(line)
-                losses[record["step"]] = record["loss"]
+                losses[record["step"]] = float(record["loss"])  # "NaN" is a text in JSON
     return losses
 
 
