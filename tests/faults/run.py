@@ -229,9 +229,7 @@ def fill_disk(scene: Scene) -> Row:
     wait_until(lambda: newest_step(job.folder) > 0, job)
     for process in job.processes:
         resource.prlimit(process.pid, resource.RLIMIT_FSIZE, (1 << 20, resource.RLIM_INFINITY))
-    return scene.after(
-        "disk full while saving", job, begun=0, expected="make room or mend the folder, then go on with --resume auto"
-    )
+    return scene.after("disk full while saving", job, begun=0, expected="File too large")
 
 
 def shrink_disk(scene: Scene) -> Row:
