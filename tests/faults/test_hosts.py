@@ -22,7 +22,7 @@ from tests.faults.hosts import HOST_NAMES, NETWORK_CARD, TwoHosts, why_not
 ROOT = Path(__file__).resolve().parents[2]
 PRETRAIN = ROOT / "mats_ds" / "pretrain.py"
 HANG_SECONDS = 20  # run.hang_seconds: how long a rank waits for the others
-START_SECONDS = 150  # four ranks on two cores import torch and DeepSpeed
+START_SECONDS = 240  # four ranks on two cores import torch and DeepSpeed
 
 pytestmark = [pytest.mark.slow, pytest.mark.skipif(bool(why_not()), reason=f"no network namespaces: {why_not()}")]
 
