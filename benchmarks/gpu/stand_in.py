@@ -1,7 +1,7 @@
-"""Lets the model be imported where pydantic or PyYAML is not installed: measuring a step needs no recipe.
+"""Lets the model be imported where pydantic is not installed: measuring a step needs no recipe.
 
 `mats_ds/config.py` declares recipes with pydantic. Here its names do nothing; reading a recipe then fails with words. Only for
-these benchmarks: the trainer wants the real packages.
+these benchmarks: the trainer wants the real package. PyYAML comes with timm.
 """
 
 from __future__ import annotations
@@ -16,8 +16,12 @@ class _Declared:
 
     model_fields: dict = {}
 
-    def __init__(self, **fields: object) -> None:
-        raise ImportError("recipes need pydantic and PyYAML: install them")
+    def __init__(self, *_: object, **fields: object) -> None:
+        self.__dict__.update(fields)
+
+    @classmethod
+    def model_validate(cls, tree: object) -> None:
+        raise ImportError("recipes need pydantic: install it")
 
 
 def _ignore(*_: object, **__: object):
@@ -35,9 +39,4 @@ def import_or_stand_in() -> list[str]:
         pydantic.field_validator = pydantic.model_validator = _ignore
         sys.modules["pydantic"] = pydantic
         stood_in.append("pydantic")
-    if importlib.util.find_spec("yaml") is None:
-        yaml = types.ModuleType("yaml")
-        yaml.SafeLoader, yaml.YAMLError, yaml.AliasEvent = _Declared, type("YAMLError", (Exception,), {}), _Declared
-        sys.modules["yaml"] = yaml
-        stood_in.append("PyYAML")
     return stood_in
