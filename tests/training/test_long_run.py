@@ -1,4 +1,4 @@
-"""Ten thousand steps of the real trainer: memory, step time, records and what is said stay as they were in the first thousand."""
+"""Ten thousand steps of the real trainer: memory, step time, records and what is said stay as they were at the beginning."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ def pretrain(arguments):
 def long_run(ranks, tmp_path_factory):
     """(run folder, terminal)"""
     folder = tmp_path_factory.mktemp("long")
-    videos = write_synthetic_set(folder / "set", num_videos=8, num_frames=8, height=16, width=24).parent
+    videos = write_synthetic_set(folder / "set", num_videos=8, num_frames=8, height=48, width=64).parent
     config = str(ROOT / "ds_configs" / "zero2_tiny.json")
     arguments = ["--recipe", "tiny", "--ds_config", config, "--out", str(folder / "run"), f"data.manifest={videos}", *SETTINGS]
     [(status, terminal)] = ranks(pretrain, 1, arguments, timeout_seconds=1500)
@@ -57,14 +57,16 @@ pytestmark = [pytest.mark.slow, pytest.mark.timeout(1800)]
 def test_memory_stays_flat(records):
     memory = [record["rss_bytes"] for record in records[1]]
     early, late = max(memory[WINDOW : 2 * WINDOW]), max(memory[-WINDOW:])
-    assert late < 1.03 * early, f"{early / 2**20:.1f} MiB in the second thousand steps, {late / 2**20:.1f} in the last"
+    print(f"{early / 2**20:.1f} MiB in the second thousand steps, {late / 2**20:.1f} in the last")
+    assert late < 1.03 * early
 
 
 def test_step_time_stays_flat(records):
     seconds = [record["total_seconds"] for record in records[1]]
     # The fastest tenth: a machine with other work disturbs the rest.
     early, late = (statistics.quantiles(part, n=10)[0] for part in (seconds[WINDOW : 2 * WINDOW], seconds[-WINDOW:]))
-    assert late < 1.25 * early, f"{1e3 * early:.2f} ms a step in the second thousand, {1e3 * late:.2f} in the last"
+    print(f"{1e3 * early:.2f} ms a step in the second thousand, {1e3 * late:.2f} in the last")
+    assert late < 1.25 * early
 
 
 def test_what_is_written_is_bounded(long_run, records):
@@ -75,6 +77,7 @@ def test_what_is_written_is_bounded(long_run, records):
     kept = sorted(int(path.name.removeprefix("step-")) for path in (folder / "checkpoints").glob("step-*"))
     assert kept == [5000, 9500, 10_000]
     beside = sum(file.stat().st_size for file in folder.rglob("*") if file.is_file() and "checkpoints" not in file.parts)
+    print(f"{sum(lengths) / NUM_STEPS:.0f} bytes a record, {len(terminal.splitlines())} lines, {beside / 2**20:.1f} MiB beside")
     assert beside < NUM_STEPS * 1500 + (4 << 20)
 
 
