@@ -24,6 +24,8 @@ from mats_ds.training.checkpoint import Found, find_checkpoint, remove_unfinishe
 logger = logging.getLogger(__name__)
 
 CONVERTED = ".universal"  # folder beside the checkpoints
+NAMED_MISMATCHES = 2
+MISMATCH_WORDS = ("state_dict", "full param numel")
 GROUP_SETTINGS = ("lr_scale", "weight_decay", "betas", "eps")
 
 
@@ -110,13 +112,23 @@ def convert(found: Found) -> None:
 
 def resume(engine: Any, point: ResumePoint | None) -> Resumed:
     """Load it into the engine; called by all ranks. None: a fresh start. The settings of the parameter groups (weight decay,
-    betas) stay the recipe's.
+    betas) stay the recipe's. Raises ValueError for a checkpoint of another model.
     """
     if point is None:
         return Resumed()
     folder = point.found.folder / CONVERTED if point.is_converted else point.found.folder
     settings = [{key: group[key] for key in GROUP_SETTINGS if key in group} for group in engine.optimizer.param_groups]
-    path, state = engine.load_checkpoint(str(folder), tag=point.found.tag)
+    try:
+        path, state = engine.load_checkpoint(str(folder), tag=point.found.tag)
+    except (RuntimeError, AssertionError) as error:  # torch's loader, DeepSpeed's universal one
+        if not any(words in str(error) for words in MISMATCH_WORDS):
+            raise
+        lines = [line.strip() for line in str(error).splitlines()[1:]] or [str(error)]
+        more = f" and {len(lines) - NAMED_MISMATCHES} more" if len(lines) > NAMED_MISMATCHES else ""
+        raise ValueError(
+            f"{point.found.path} is of another model than the recipe's: {' '.join(lines[:NAMED_MISMATCHES])}{more}\n"
+            "go on with the recipe that it was saved with (recipe.yaml in the run folder), or use another --out"
+        ) from None
     if path is None:
         raise ValueError(f"DeepSpeed could not load {point.found.path}")
     # Where it converts ZeRO-3, DeepSpeed 0.19 gives every group the settings of the first one, and all of them one step counter.

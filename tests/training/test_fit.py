@@ -220,6 +220,21 @@ def test_another_zero_stage_or_global_batch_is_told_what_to_do(ranks, tmp_path):
     assert "trained with 16 clips a step and 1 ranks make 15: resume on a number of GPUs that divides 16" in text
 
 
+class WiderModel(MaskedAutoencoder):
+    def __init__(self, *, width, **rest):
+        super().__init__(width=2 * width, **rest)
+
+
+@pytest.mark.parametrize("world_size", [1, 2])
+def test_a_checkpoint_of_another_model_is_told_apart(ranks, tmp_path, world_size):
+    ranks(train_options, 1, {"folder": tmp_path, "num_steps": 1})
+    for text in ranks(
+        train_options, world_size, {"folder": tmp_path, "resume": True, "model_class": WiderModel}, expect_errors=True
+    ):
+        assert "ValueError:" in text and "step-00000001 is of another model than the recipe's: " in text
+        assert "recipe.yaml in the run folder" in text
+
+
 def test_every_so_many_steps_one_is_kept_for_good(ranks, tmp_path):
     ranks(train_options, 1, {"folder": tmp_path, "checkpoint_steps": 1, "keep_every": 3, "num_steps": 8})
     kept = sorted(int(path.name.removeprefix("step-")) for path in (tmp_path / "checkpoints").glob("step-*"))
