@@ -137,6 +137,17 @@ def test_a_run_that_ended_early_goes_on_to_the_bit(ranks, two_rank_run, videos, 
     assert [test for test in read_tests(tmp_path) if test["step"] == 6][0]["loss"] == read_tests(two_rank_run[0])[1]["loss"]
 
 
+@pytest.mark.slow
+def test_fewer_ranks_go_on_with_weights_average_and_best(ranks, two_rank_run, videos, everything, tmp_path):
+    arguments = [*ARGUMENTS, "--out", str(tmp_path), *on_set(videos, every_epochs=1), *SMALL, *everything]
+    ranks(finetune, 2, [*arguments, "run.max_steps=4"])
+    [(status, terminal)] = ranks(finetune, 1, [*arguments, "--resume", "auto"])
+    assert status == 0 and "was saved by 2 ranks, this run has 1" in terminal
+    assert read_losses(tmp_path) == pytest.approx(read_losses(two_rank_run[0]), abs=1e-5)
+    ours, theirs = read_tests(tmp_path)[-1], read_tests(two_rank_run[0])[-1]
+    assert ours["step"] == theirs["step"] == 6 and ours["loss"] == pytest.approx(theirs["loss"], abs=1e-5)
+
+
 def test_a_folder_of_the_other_trainer_is_not_gone_on_with(ranks, two_rank_run):
     pretraining = ["--recipe", "tiny", "--ds_config", ARGUMENTS[3], "--out", str(two_rank_run[0]), "--resume", "auto", *CLIP]
     [(status, terminal)] = ranks(run_script, 1, "mats_ds.pretrain", pretraining)
