@@ -86,8 +86,8 @@ def build(cell: Cell, grid):
     return VideoClassifier.from_name(cell.size, num_classes=NUM_CLASSES, **options)
 
 
-def make_step(cell: Cell, part: Part, *, of_peer: bool) -> tuple[Callable[[], object], int]:
-    """A function that computes the loss of the batch, and the bytes of the weights."""
+def make_step(cell: Cell, part: Part, *, of_peer: bool) -> tuple[Callable[[], object], object]:
+    """A function that computes the loss of the batch, and the model."""
     import torch
 
     grid, device = grid_of(part), torch.device(part.device)
@@ -101,9 +101,9 @@ def make_step(cell: Cell, part: Part, *, of_peer: bool) -> tuple[Callable[[], ob
         pixels = some.to(device, dtype).repeat(cell.batch, 1, 1, 1, 1)
         model = model.to(device, dtype).train()
         if mask is None:
-            return lambda: model(pixel_values=pixels).logits.float().square().mean(), weight_bytes(model)
+            return lambda: model(pixel_values=pixels).logits.float().square().mean(), model
         mask = mask.to(device)
-        return lambda: model(pixel_values=pixels, bool_masked_pos=mask).loss, weight_bytes(model)
+        return lambda: model(pixel_values=pixels, bool_masked_pos=mask).loss, model
     shape = (1, grid.num_frames, grid.height, grid.width, 3)
     some = torch.randint(0, 256, shape, dtype=torch.uint8, generator=generator)
     frames = some.to(device).repeat(cell.batch, 1, 1, 1, 1)  # what they show changes no time
@@ -112,12 +112,8 @@ def make_step(cell: Cell, part: Part, *, of_peer: bool) -> tuple[Callable[[], ob
     if cell.compiled:
         model.forward = torch.compile(model.forward, fullgraph=True, dynamic=False)
     if cell.task == "pretrain":
-        return lambda: model(frames, keys), weight_bytes(model)
-    return lambda: model(frames, keys).float().square().mean(), weight_bytes(model)
-
-
-def weight_bytes(model) -> int:
-    return sum(parameter.numel() * parameter.element_size() for parameter in model.parameters())
+        return lambda: model(frames, keys), model
+    return lambda: model(frames, keys).float().square().mean(), model
 
 
 def time_step(step: Callable[[], object], part: Part) -> tuple[float, float]:
@@ -154,24 +150,15 @@ def measure(cell: Cell, part: Part, *, rounds: int = 5) -> dict:
 
     steps, peaks = {}, {}
     for name in ["ours"] + ["peer"] * cell.peer:
-        if part.on_gpu:
-            wait(part)
-            before = torch.cuda.memory_allocated()
-        steps[name], weights = make_step(cell, part, of_peer=name == "peer")
+        before = torch.cuda.memory_allocated() if part.on_gpu else 0
+        steps[name], model = make_step(cell, part, of_peer=name == "peer")
         began_seconds = time.perf_counter()
         for _ in range(2):  # kernels are chosen, gradients made
             steps[name]().backward()
         wait(part)
-        peaks[name] = {"weights_bytes": weights, "start_seconds": time.perf_counter() - began_seconds}
+        peaks[name] = {"start_seconds": time.perf_counter() - began_seconds}
         if part.on_gpu:
-            resting = torch.cuda.memory_allocated()
-            torch.cuda.reset_peak_memory_stats()
-            steps[name]().backward()
-            wait(part)
-            peak = torch.cuda.max_memory_allocated()
-            # Gradients are there before the step: what comes on top are activations and what backward needs for a moment.
-            peaks[name] |= {"peak_bytes": peak - before, "resting_bytes": resting - before, "extra_bytes": peak - resting}
-            peaks[name] |= {"reserved_bytes": torch.cuda.memory_reserved()}
+            peaks[name] |= measure_peaks(steps[name], model, before)
     times: dict[str, list[tuple[float, float]]] = {name: [] for name in steps}
     for _ in range(rounds if part.on_gpu else 2):
         for name, step in steps.items():
@@ -188,6 +175,23 @@ def measure(cell: Cell, part: Part, *, rounds: int = 5) -> dict:
         pairs = zip(times["ours"], times["peer"], strict=True)
         figures["times_the_peers_speed"] = statistics.median(sum(theirs) / sum(ours) for ours, theirs in pairs)
     return figures
+
+
+def measure_peaks(step: Callable[[], object], model, before: int) -> dict[str, int]:
+    """Bytes on top of what was allocated `before` the model: `extra` on top of weights, gradients and inputs; `peak` of a step
+    that makes the gradients, as a step of training does."""
+    import torch
+
+    peaks = {}
+    for name in ("extra", "peak"):
+        if name == "peak":
+            model.zero_grad(set_to_none=True)
+        resting = torch.cuda.memory_allocated()
+        torch.cuda.reset_peak_memory_stats()
+        step().backward()
+        torch.cuda.synchronize()
+        peaks[f"{name}_bytes"] = torch.cuda.max_memory_allocated() - (resting if name == "extra" else before)
+    return {**peaks, "reserved_bytes": torch.cuda.memory_reserved()}
 
 
 def report(part: Part, cell: Cell, figures: dict, rate: float | None) -> None:
@@ -261,10 +265,10 @@ def find_largest(part: Part) -> None:
     import torch
 
     for size in ("small", "base", "large"):
-        fits, batch = 0, 128
+        step, fits, batch = None, 0, 32
         while part.seconds_left() > 6 and batch <= 2048:
             try:
-                step, _ = make_step(Cell("pretrain", size, batch), part, of_peer=False)
+                step = make_step(Cell("pretrain", size, batch), part, of_peer=False)[0]
                 step().backward()
                 wait(part)
                 fits = batch

@@ -26,7 +26,7 @@ def run_tests(part: Part) -> None:
     """One process of pytest; where the time is up, its figures are those of the tests that were done."""
     # Options of pytest plug-ins that may be missing must not stop it.
     words = ["-o", "addopts=--import-mode=importlib", "-p", "no:cacheprovider", "-m", "gpu", "-q", "-rfE", "--maxfail=25"]
-    command = [sys.executable, "-m", "pytest", "tests/gpu", *words, "--tb=line"]
+    command = [sys.executable, "-m", "pytest", "tests/gpu", *words, "--tb=line", "--continue-on-collection-errors"]
     with subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True) as tests:
         text = []
         for line in tests.stdout:

@@ -145,31 +145,32 @@ def nvml_used_bytes() -> int | None:
         import pynvml
 
         pynvml.nvmlInit()
-        return pynvml.nvmlDeviceGetMemoryInfo(pynvml.nvmlDeviceGetHandleByIndex(torch.cuda.current_device())).used
+        first = os.environ.get("CUDA_VISIBLE_DEVICES", "0").split(",")[0]  # torch would make its context to tell
+        return pynvml.nvmlDeviceGetMemoryInfo(pynvml.nvmlDeviceGetHandleByIndex(int(first or 0))).used
     except Exception:  # of a driver that does not tell
         return None
 
 
 def check_ranks(question: dict) -> None:
     on_gpu, began_seconds = question["device"] == "cuda", time.monotonic()
-    context_bytes = None
+    others_bytes = context_bytes = None
     if on_gpu:
-        unused = nvml_used_bytes()
+        others_bytes = nvml_used_bytes()
         torch.zeros(1, device="cuda")
         wait(question)
-        used = nvml_used_bytes()
-        context_bytes = None if used is None else used - unused - torch.cuda.memory_reserved()
+        if others_bytes is not None:
+            context_bytes = nvml_used_bytes() - others_bytes - torch.cuda.memory_reserved()
     join(question, world_size=question["world_size"])
     for cell in question["cells"]:
         if time.monotonic() - began_seconds > question["seconds"]:
             return
-        measure_rank(question, dict(cell), context_bytes)
+        measure_rank(question, dict(cell), others_bytes, context_bytes)
         gc.collect()
         if on_gpu:
             torch.cuda.empty_cache()
 
 
-def measure_rank(question: dict, cell: dict, context_bytes: int | None) -> None:
+def measure_rank(question: dict, cell: dict, others_bytes: int | None, context_bytes: int | None) -> None:
     on_gpu, batch, world_size = question["device"] == "cuda", question["batch"], question["world_size"]
     grid, config, task = grid_of(question), settings_of(question), cell.pop("task")
     name = f"{task} {' '.join(map(str, cell.values()))} x {batch}"
@@ -201,11 +202,9 @@ def measure_rank(question: dict, cell: dict, context_bytes: int | None) -> None:
     figures["static_equal"] = all(abs(static[kind] - size) <= 0.01 * max(1, size) for kind, size in measured.items())
     if on_gpu:
         figures |= {"peak_bytes": torch.cuda.max_memory_allocated() - before, "before_bytes": before}
-        figures |= {
-            "reserved_bytes": torch.cuda.memory_reserved(),
-            "nvml_bytes": nvml_used_bytes(),
-            "context_bytes": context_bytes,
-        }
+        figures |= {"reserved_bytes": torch.cuda.memory_reserved(), "context_bytes": context_bytes}
+        if context_bytes is not None:
+            figures["nvml_bytes"] = nvml_used_bytes() - others_bytes
     answer(**figures)
 
 
