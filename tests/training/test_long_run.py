@@ -58,7 +58,7 @@ def test_memory_stays_flat(records):
     memory = [record["rss_bytes"] for record in records[1]]
     early, late = max(memory[WINDOW : 2 * WINDOW]), max(memory[-WINDOW:])
     print(f"{early / 2**20:.1f} MiB in the second thousand steps, {late / 2**20:.1f} in the last")
-    assert late < 1.03 * early
+    assert late < 1.05 * early
 
 
 def test_step_time_stays_flat(records):
@@ -66,7 +66,7 @@ def test_step_time_stays_flat(records):
     # The fastest tenth: a machine with other work disturbs the rest.
     early, late = (statistics.quantiles(part, n=10)[0] for part in (seconds[WINDOW : 2 * WINDOW], seconds[-WINDOW:]))
     print(f"{1e3 * early:.2f} ms a step in the second thousand, {1e3 * late:.2f} in the last")
-    assert late < 1.25 * early
+    assert late < 1.5 * early
 
 
 def test_what_is_written_is_bounded(long_run, records):
