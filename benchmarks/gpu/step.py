@@ -265,7 +265,7 @@ def find_largest(part: Part) -> None:
     import torch
 
     for size in ("small", "base", "large"):
-        step, fits, batch = None, 0, 32
+        step, fits, batch, ends = None, 0, 32, ""
         while part.seconds_left() > 6 and batch <= 2048:
             try:
                 step = make_step(Cell("pretrain", size, batch), part, of_peer=False)[0]
@@ -273,6 +273,7 @@ def find_largest(part: Part) -> None:
                 wait(part)
                 fits = batch
             except torch.OutOfMemoryError:
+                ends = f", {batch} does not"
                 break
             finally:
                 step = None
@@ -280,8 +281,7 @@ def find_largest(part: Part) -> None:
             batch *= 2
         if fits:
             part.add(largest=size, batch=fits)
-            words = f"{fits} fits" + (f", {batch} does not" if batch <= 2048 else "")
-            part.tell(f"largest micro-batch, pretrain {TITLES[size]}", words)
+            part.tell(f"largest micro-batch, pretrain {TITLES[size]}", f"{fits} fits{ends}")
 
 
 if __name__ == "__main__":
