@@ -28,6 +28,7 @@ from tests.ranks import PRELOADED, free_port
 ROOT = Path(__file__).resolve().parents[2]
 NUM_STEPS, CHECKPOINT_STEPS = 40, 4
 HANG_SECONDS = 15.0
+FAULT_FILE = "fault-began.txt"  # in the run folder: when an injected fault happened, seconds since 1970
 SETTINGS = [
     "clip.num_frames=4", "clip.height=32", "clip.width=48", f"optim.steps={NUM_STEPS}", "optim.warmup_steps=2",
     "run.log_steps=10", f"run.checkpoint_steps={CHECKPOINT_STEPS}", f"run.hang_seconds={HANG_SECONDS}",
@@ -142,7 +143,7 @@ def new_log(folder: Path) -> Path:
 
 
 def be_rank(place: Mapping[str, int], arguments: list[str], log: str, fault: Mapping[str, Any]) -> None:
-    """One rank. fault: {"kind": "nan", "steps": [...]}, {"kind": "hang" | "memory" | "write", "step": N, "rank": R}."""
+    """One rank. fault: {"kind": "nan", "steps": [...]}, {"kind": "hang" | "memory", "step": N, "rank": R}."""
     import torch
 
     os.environ.update({name: str(value) for name, value in place.items()}, MASTER_ADDR="127.0.0.1", OMP_NUM_THREADS="1")
@@ -174,9 +175,10 @@ def inject(fit: Callable, fault: Mapping[str, Any]) -> Callable:
             for batch in source:
                 micro["number"] += 1
                 step = micro["number"] // run.accumulation + 1
-                if fault["kind"] == "hang" and (step, run.rank) == (fault["step"], fault["rank"]):
-                    time.sleep(3600)
-                if fault["kind"] == "memory" and (step, run.rank) == (fault["step"], fault["rank"]):
+                if fault["kind"] != "nan" and (step, run.rank) == (fault["step"], fault["rank"]):
+                    Path(run.run_dir, FAULT_FILE).write_text(str(time.time()))
+                    if fault["kind"] == "hang":
+                        time.sleep(3600)
                     torch.empty(1 << 50)
                 yield batch
 

@@ -28,6 +28,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
 from tests.faults.harness import (
     CHECKPOINT_STEPS,
+    FAULT_FILE,
     HANG_SECONDS,
     NUM_STEPS,
     Job,
@@ -190,11 +191,11 @@ def freeze_rank(scene: Scene) -> Row:
     return row
 
 
-def inject(scene: Scene, what: str, fault: dict, *, expected: str) -> Row:
-    job = start_ranks(scene.new_folder(), scene.videos, fault=fault)
-    at = fault.get("step", fault.get("steps", [0])[-1])
-    wait_until(lambda: steps_done(job.folder) >= at - 1, job)
-    return scene.after(what, job, begun=at - 1, expected=expected)
+def inject(scene: Scene, what: str, kind: str, *, expected: str) -> Row:
+    """A fault of rank 1 before step 7."""
+    job = start_ranks(scene.new_folder(), scene.videos, fault={"kind": kind, "step": 7, "rank": 1})
+    wait_until((job.folder / FAULT_FILE).exists, job)
+    return scene.after(what, job, begun=6, expected=expected)
 
 
 def skip_one_step(scene: Scene) -> Row:
@@ -319,12 +320,10 @@ def all_faults(scene: Scene, *, short: bool, chance: random.Random) -> Iterator[
     if can_mount(scene.root):
         yield lambda: shrink_disk(scene)
     yield lambda: write_nowhere(scene)
-    hang = {"kind": "hang", "step": 7, "rank": 1}
-    yield lambda: inject(
-        scene, f"a loader hangs (run.hang_seconds={HANG_SECONDS:g})", hang, expected="for its next clips: reading hangs"
-    )
+    hangs = f"a loader hangs (run.hang_seconds={HANG_SECONDS:g})"
+    yield lambda: inject(scene, hangs, "hang", expected="for its next clips: reading hangs")
     yield lambda: freeze_rank(scene)
-    yield lambda: inject(scene, "out of memory", {"kind": "memory", "step": 7, "rank": 1}, expected="rank 1 is out of memory")
+    yield lambda: inject(scene, "out of memory", "memory", expected="rank 1 is out of memory")
     yield lambda: skip_one_step(scene)
     yield lambda: stop_at_second(scene)
 
