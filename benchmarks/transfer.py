@@ -71,7 +71,7 @@ SYNTHETIC_PLAN = Plan(
 )
 VIDEO_PLAN = Plan(
     pretrain_steps=300,
-    finetune_steps=200,
+    finetune_steps=300,
     num_views=5,
     clip=(*SMALL_CLIP, "clip.stride=4"),
     pretraining=PRETRAINING,

@@ -22,6 +22,7 @@ from mats_ds.metering.accuracy import Share
 PRETRAINED, SCRATCH = "pre-trained", "from scratch"
 NUM_RESAMPLES = 20_000
 BOUNDS = (2.5, 97.5)  # percent: a 95% interval
+ENOUGH_SEEDS = 5
 
 
 @dataclass(frozen=True)
@@ -120,6 +121,11 @@ def lines_of_set(result: SetResult) -> list[str]:
     for arm, estimate in estimates.items():
         lines.append(f"- {arm}: {estimate.describe()}%, {judge_chance(estimate, chance=chance)}")
     lines.append(f"- {PRETRAINED} minus {SCRATCH}: {difference.describe(sign='+')} points; {judge_difference(difference)}")
+    if num_seeds < ENOUGH_SEEDS:
+        lines += [
+            "",
+            f"With fewer than {ENOUGH_SEEDS} seeds these intervals are rather too narrow: how much seeds vary is hardly known.",
+        ]
     overrides = {"both recipes": plan.clip, "tiny": plan.pretraining, "finetune_tiny": plan.finetuning}
     lines += [
         "",

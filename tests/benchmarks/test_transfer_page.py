@@ -57,6 +57,11 @@ def test_the_page_says_what_the_interval_says(right_of, words):
     assert "chance 20%" in lines[2] and "77 training videos, 40 validation videos" in lines[2]
 
 
+def test_few_seeds_are_called_few():
+    of_two, of_five = ("\n".join(lines_of_set(make_result({PRETRAINED: [9] * k, SCRATCH: [8] * k}))) for k in (2, 5))
+    assert "rather too narrow" in of_two and "rather too narrow" not in of_five
+
+
 def test_page_and_figures_are_written_side_by_side(tmp_path):
     result = make_result({PRETRAINED: [3], SCRATCH: [2]}, num_videos=5)
     page = write_page(tmp_path / "out", [result], command="python x", versions={"torch": "2.15.0"})
