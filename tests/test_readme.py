@@ -1,13 +1,19 @@
-"""The README's lines for a notebook run as they stand, on a model and a video of the test's own."""
+"""The lines of the README run: those for a notebook on a model and a video of the test's own, the whole way on few clips."""
 
 from __future__ import annotations
 
+import os
 import re
+import subprocess
+import sys
 from pathlib import Path
+
+import pytest
 
 from tests.trained_models import GRID, save_autoencoder, write_videos
 
-README = Path(__file__).resolve().parents[1] / "README.md"
+ROOT = Path(__file__).resolve().parents[1]
+README = ROOT / "README.md"
 
 
 def python_blocks() -> list[str]:
@@ -30,3 +36,30 @@ def test_the_lines_that_select_tokens_run():
     names = {}
     exec(code.replace("torch.randint(0, 256, (2, 16,", "torch.randint(0, 256, (1, 16,"), names)
     assert names["loss"].ndim == 0 and names["kept"].visible_BV.shape == (2, 156)
+
+
+def whole_way() -> list[str]:
+    """The commands of the section of that name, one line each."""
+    section = README.read_text(encoding="utf-8").partition("## The whole way on a laptop")[2].partition("\n## ")[0]
+    block = re.search(r"```\n(.*?)```", section, flags=re.DOTALL)[1]
+    return block.replace("\\\n", " ").splitlines()
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(900)
+def test_the_whole_way_runs_word_by_word(tmp_path):
+    """Only with fewer videos and steps."""
+    for name in ("mats_ds", "ds_configs"):
+        (tmp_path / name).symlink_to(ROOT / name)
+    binaries = Path(sys.executable).parent
+    environment = {**os.environ, "PATH": f"{binaries}:{os.environ['PATH']}", "OMP_NUM_THREADS": "1", "DS_ACCELERATOR": "cpu"}
+    commands = whole_way()
+    scripts = [script for command in commands for script in re.findall(r"mats_ds/(\w+)\.py", command)]
+    assert scripts == ["pretrain", "finetune", "evaluate", "probe", "extract", "visualize"]
+    for command in commands:
+        command = command.replace("num_videos=512", "num_videos=8").replace("num_videos=128", "num_videos=6")
+        if "--recipe" in command:
+            command += " optim.steps=4 optim.warmup_steps=1 optim.global_batch=4"
+        done = subprocess.run(["bash", "-c", command], cwd=tmp_path, env=environment, capture_output=True, text=True)
+        assert done.returncode == 0, f"{command}\n{done.stdout}\n{done.stderr}"
+    assert (tmp_path / "runs" / "moving.png").read_bytes().startswith(b"\x89PNG")
