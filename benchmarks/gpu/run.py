@@ -70,12 +70,15 @@ def run_part(name: str, options: argparse.Namespace, *, seconds: float) -> dict:
     command = [sys.executable, str(HERE / f"{name}.py"), "--out", str(place), "--device", "cpu" if options.cpu else "cuda"]
     command += ["--seconds", f"{0.8 * seconds:.0f}"] + ["--quick"] * options.quick
     command += ["--videos", options.videos] if options.videos else []
+    # A rehearsal measures nothing: threads that spin would only take the cores from each other.
+    environment = {**os.environ, **({"OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""} if options.cpu else {})}
     print(f"== {name} (at most {seconds:.0f} s)", flush=True)
     began_seconds = time.monotonic()
     with open(log, "w", encoding="utf-8") as file:
         process = subprocess.Popen(
-            command, cwd=ROOT, stdout=file, stderr=subprocess.STDOUT, stdin=subprocess.DEVNULL, start_new_session=True
-        )
+            command, cwd=ROOT, env=environment, stdout=file, stderr=subprocess.STDOUT, stdin=subprocess.DEVNULL,
+            start_new_session=True,
+        )  # fmt: skip
         try:
             status = process.wait(seconds)
             ended = "" if status == 0 else f"ended with status {status}: {last_words(log)}"

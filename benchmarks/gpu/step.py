@@ -37,7 +37,6 @@ def main() -> int:
     part.add(stood_in=stood_in)
     import torch
 
-    torch.set_num_threads(min(2, torch.get_num_threads()))
     rate = measure_rate(part) if part.on_gpu else None
     left, has_peer = [], not part.lacks("transformers")
     for cell in list_cells(part):
