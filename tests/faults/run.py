@@ -12,6 +12,7 @@ from __future__ import annotations
 import argparse
 import json
 import math
+import os
 import random
 import resource
 import shutil
@@ -155,6 +156,15 @@ def signal_to_launcher(scene: Scene, number: signal.Signals, what: str) -> Row:
     begun = steps_done(job.folder)
     send(job.processes[0], number)
     return scene.after(what, job, begun=begun, expected="is saved, go on with --resume auto")
+
+
+def press_ctrl_c(scene: Scene) -> Row:
+    """A terminal sends SIGINT to everything that it runs: runner, launcher and ranks."""
+    job = start_launcher(scene.new_folder(), scene.videos)
+    find_ranks(job, 2)
+    begun = steps_done(job.folder)
+    os.killpg(job.processes[0].pid, signal.SIGINT)
+    return scene.after("Ctrl-C", job, begun=begun, expected="is saved, go on with --resume auto")
 
 
 def kill_node_launcher(scene: Scene) -> Row:
@@ -312,7 +322,7 @@ def all_faults(scene: Scene, *, short: bool, chance: random.Random) -> Iterator[
         return
     yield lambda: signal_to_ranks(scene, signal.SIGTERM)
     yield lambda: signal_to_launcher(scene, signal.SIGTERM, "SIGTERM to the launcher")
-    yield lambda: signal_to_launcher(scene, signal.SIGINT, "Ctrl-C")
+    yield lambda: press_ctrl_c(scene)
     yield lambda: kill_node_launcher(scene)
     yield lambda: signal_to_launcher(scene, signal.SIGKILL, "SIGKILL of `deepspeed`")
     yield lambda: kill_under_launcher(scene)
