@@ -41,8 +41,8 @@ def test_records(tmp_path, read_or_refuse, content):
     if reader is not None:
         records = list(reader)
         assert all(isinstance(record, StepRecord) for record in records)
-        columns = list(reader.by_rank[0].columns(["loss", "total_seconds", "num_clips"]))
-        assert sum(map(len, columns)) >= len(records)
+        for columns in reader.by_rank[0].columns(["loss", "total_seconds", "num_clips"]):
+            assert len(columns) == len(columns["loss"])
 
 
 WORDS = ["schema", "parts", "first_step", "world_size", "outcome", "last_step", "rank", "recipe_name", "versions", "static_bytes"]
