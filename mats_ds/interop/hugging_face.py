@@ -118,7 +118,9 @@ def read_tensors(folder: Path) -> dict[str, torch.Tensor]:
     files = [name]
     if name.endswith(".index.json"):
         named = parse_json((folder / name).read_text(encoding="utf-8"))["weight_map"].values()
-        if strangers := [file for file in named if not isinstance(file, str) or not file or Path(file).name != file or "\0" in file]:
+        if strangers := [
+            file for file in named if not isinstance(file, str) or Path(file).name != (file or None) or "\0" in file
+        ]:
             raise ValueError(f"{folder / name} names a file that is not in this folder: {strangers[0]!r}")
         files = sorted(set(named))
     tensors: dict[str, torch.Tensor] = {}
