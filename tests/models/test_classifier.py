@@ -114,7 +114,8 @@ def test_a_fresh_head_starts_near_zero_and_dropout_and_drop_path_are_options():
     fresh = VideoClassifier.from_name("tiny", grid=GRID, num_classes=400, head_dropout=0.5, drop_path=0.3)
     assert float(fresh.class_head.weight.detach().std()) == pytest.approx(0.02 * 0.001, rel=0.05)
     assert fresh.class_head.bias.abs().max() == 0 and fresh.encoder.blocks[0].mlp.fc1.bias.abs().max() == 0
-    assert float(fresh.encoder.blocks[0].attn.qkv.weight.detach().std()) == pytest.approx(0.02, rel=0.05)
+    qkv = fresh.encoder.blocks[0].attn.qkv.weight.detach()
+    assert float(qkv.std()) == pytest.approx((2 / sum(qkv.shape)) ** 0.5, rel=0.05)  # as pre-training begins
     frames = random_frames()
     assert not torch.equal(fresh(frames), fresh(frames))
     assert torch.equal(fresh.eval()(frames), fresh(frames))
@@ -145,3 +146,13 @@ def test_options_that_do_not_go_together_are_told(options, reason):
 def test_an_unknown_name_is_told():
     with pytest.raises(ValueError, match="choose one of tiny, small, base, large, huge"):
         VideoClassifier.from_name("bse", num_classes=3)
+
+
+@pytest.mark.parametrize("width", [24, 192])
+def test_a_run_from_scratch_begins_with_weights_that_fit_the_width(width):
+    torch.manual_seed(0)
+    model = VideoClassifier(grid=TokenGrid(4, 16, 24, (2, 4, 4)), width=width, depth=1, heads=2, num_classes=3)
+    for layer in (model.encoder.blocks[0].mlp.fc1, model.encoder.blocks[0].attn.proj):
+        fan = sum(layer.weight.shape)
+        assert layer.weight.std().item() == pytest.approx((2 / fan) ** 0.5, rel=0.1)  # Xavier's
+    assert model.class_head.weight.std().item() < 1e-4  # all classes alike at first
