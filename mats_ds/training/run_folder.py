@@ -15,9 +15,9 @@ from pathlib import Path
 from typing import Any
 
 import torch.distributed as dist
-import yaml
 
 from mats_ds import __version__
+from mats_ds.parsing import parse_yaml
 
 logger = logging.getLogger(__name__)
 
@@ -69,7 +69,7 @@ def write_inputs(folder: Path, *, recipe: str, ds_config: Mapping[str, Any]) -> 
     """The resolved recipe and the DeepSpeed JSON, as this run uses them; says what differs from those that it goes on with."""
     file = folder / "recipe.yaml"
     if file.exists():
-        changes = name_changes(yaml.safe_load(file.read_text(encoding="utf-8")), yaml.safe_load(recipe))
+        changes = name_changes(parse_yaml(file.read_text(encoding="utf-8")), parse_yaml(recipe))
         if changes:
             logger.warning("going on with other settings than before: %s", "; ".join(changes))
     file.write_text(recipe, encoding="utf-8")
