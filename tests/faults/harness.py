@@ -154,7 +154,10 @@ def be_rank(place: Mapping[str, int], arguments: list[str], log: str, fault: Map
     sys.stdout = sys.stderr = stream
 
     import mats_ds.pretrain as pretrain
+    from mats_ds.training import engine
     from mats_ds.training.start import leave
+
+    engine.JOIN_SECONDS = HANG_SECONDS  # no launcher is here to end the others of a rank that dies before it has joined
 
     if fault:
         pretrain.fit = inject(pretrain.fit, fault)

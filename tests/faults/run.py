@@ -45,6 +45,7 @@ from tests.faults.harness import (
 
 END_SECONDS = 60.0  # no fault may keep a process alive for longer
 OTHER_RANKS_TOLERANCE = 1e-4
+NOT_TIMED = -1.0  # for faults whose end was not timed
 SMALL_DISK = "54m"
 
 
@@ -134,12 +135,15 @@ def kill_at_random(scene: Scene, *, num_kills: int, chance: random.Random) -> Ro
         if is_late:
             continue
         saves += is_saving
-        rows.append((seconds, done - max(before, newest_step(folder)), " | ".join(dict.fromkeys(job.last_words()))))
+        rows.append(
+            (seconds, done - max(before, newest_step(folder)), " | ".join(dict.fromkeys(job.last_words())), job.statuses())
+        )
     difference = max([scene.resume(folder), *(row for row in rows if isinstance(row, float))])
     kills = [row for row in rows if not isinstance(row, float)]
     seconds = None if any(row[0] is None for row in kills) else max(row[0] for row in kills)
     fault = f"SIGKILL of a rank, {len(kills)} random moments, {saves} of them while saving"
-    return Row(fault, "-9, 1", seconds, max(row[1] for row in kills), difference, kills[-1][2])
+    statuses = sorted({status for row in kills for status in row[3]})
+    return Row(fault, ", ".join(map(str, statuses)), seconds, max(row[1] for row in kills), difference, kills[-1][2])
 
 
 def signal_to_ranks(scene: Scene, number: signal.Signals) -> Row:
@@ -217,7 +221,7 @@ def skip_one_step(scene: Scene) -> Row:
     assert [step for step in sorted(losses) if not math.isfinite(losses[step])] == [6] and len(losses) == NUM_STEPS
     words = next(line for line in job.said().splitlines() if "the step is left out" in line)
     difference = max(abs(losses[step] - scene.losses[step]) for step in range(1, 6))
-    return Row("one loss is NaN", "0", 0.0, 1, difference, words, expected="the step is left out")
+    return Row("one loss is NaN", "0", NOT_TIMED, 1, difference, words, expected="the step is left out")
 
 
 def stop_at_second(scene: Scene) -> Row:
@@ -231,7 +235,7 @@ def stop_at_second(scene: Scene) -> Row:
     losses = read_losses(job.folder)
     assert [step for step in sorted(losses) if not math.isfinite(losses[step])] == [6]  # 9 went well the second time
     difference = max(abs(losses[step] - scene.losses[step]) for step in range(1, 6))
-    return Row("two losses are NaN", "1", 0.0, lost, difference, words, expected="the loss of step 9 is not finite")
+    return Row("two losses are NaN", "1", NOT_TIMED, lost, difference, words, expected="the loss of step 9 is not finite")
 
 
 def fill_disk(scene: Scene) -> Row:
@@ -297,7 +301,7 @@ def tear_newest(scene: Scene) -> Row:
     difference = scene.resume(folder)
     said = "".join(path.read_text() for path in sorted((folder.parent / f"{folder.name}-logs").iterdir())).splitlines()
     words = next((line for line in said if "is passed over" in line), "")
-    return Row("newest checkpoint torn", "-9", 0.0, lost, difference, words, expected="is passed over")
+    return Row("newest checkpoint torn", "-9", NOT_TIMED, lost, difference, words, expected="is passed over")
 
 
 def change_ranks(scene: Scene, sizes: list[int]) -> Row:
@@ -310,7 +314,7 @@ def change_ranks(scene: Scene, sizes: list[int]) -> Row:
         assert job.wait(END_SECONDS) is not None and set(job.statuses()) == {75}, job.said()
     difference = scene.resume(folder, world_size=sizes[-1])
     what = "other numbers of ranks: " + ", ".join(map(str, sizes))
-    return Row(what, "75", 0.0, 0, difference, " | ".join(job.last_words()), tolerance=OTHER_RANKS_TOLERANCE)
+    return Row(what, "75", NOT_TIMED, 0, difference, " | ".join(job.last_words()), tolerance=OTHER_RANKS_TOLERANCE)
 
 
 def all_faults(scene: Scene, *, short: bool, chance: random.Random) -> Iterator[Callable[[], Row]]:
@@ -346,6 +350,7 @@ def table(rows: list[Row]) -> str:
     ]
     for row in rows:
         end = "never" if row.end_seconds is None else f"{row.end_seconds:.1f}"
+        end = "-" if row.end_seconds == NOT_TIMED else end
         difference = "-" if row.difference is None else f"{row.difference:.2g}"
         lines.append(f"| {row.fault} | {row.status} | {end} | {row.lost_steps} | {difference} |")
     return "\n".join(lines)

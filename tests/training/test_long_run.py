@@ -5,10 +5,10 @@ from __future__ import annotations
 import contextlib
 import io
 import json
+import resource
 import statistics
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import pytest
@@ -82,7 +82,7 @@ def test_what_is_written_is_bounded(long_run, records):
 
 
 def test_the_report_takes_seconds(long_run):
-    began = time.process_time()
+    before = resource.getrusage(resource.RUSAGE_CHILDREN).ru_utime
     subprocess.run([sys.executable, ROOT / "profiling" / "report.py", long_run[0]], capture_output=True, check=True, timeout=120)
     assert (long_run[0] / "report.html").stat().st_size < 4 << 20
-    assert time.process_time() - began < 60
+    assert resource.getrusage(resource.RUSAGE_CHILDREN).ru_utime - before < 60
