@@ -169,11 +169,13 @@ class ClipSpec:
 
     `sample` is the video's row in the manifest. `first_seconds`/`last_seconds` limit the part of the file that may be
     used (None: all of it). `num_frames` frames are taken `stride` frames apart (`sampling="dense"`), beginning at the
-    share `start` (0 to 1) of the possible beginnings, or spread evenly over the whole range (`"uniform"`). `span` is
-    the number of video frames that a dense clip stretches over: 0 stands for num_frames * stride, another number
-    spreads the frames evenly over that many; `span_seconds`, where given, is its length in time instead. `key` is the
-    clip's random number: masks and frame draws of this clip derive from it. `attempt` counts substitutes: 0 is the clip
-    first drawn. `position` counts the clips since the start of the training.
+    share `start` (0 to 1) of the possible beginnings, or one out of each of `num_frames` equal segments of the whole
+    range (`"uniform"`): the frame at the share `start` of every segment, or, where `segment_starts` is given, at a
+    share of its own in each (as many as `num_frames`). `span` is the number of video frames that a dense clip
+    stretches over: 0 stands for num_frames * stride, another number spreads the frames evenly over that many;
+    `span_seconds`, where given, is its length in time instead. `key` is the clip's random number: masks and frame draws
+    of this clip derive from it. `attempt` counts substitutes: 0 is the clip first drawn. `position` counts the clips
+    since the start of the training.
     """
 
     path: str
@@ -191,6 +193,7 @@ class ClipSpec:
     span: int = 0
     span_seconds: float | None = None
     position: int = 0
+    segment_starts: tuple[float, ...] = ()
 
 
 @dataclass(frozen=True)

@@ -36,22 +36,25 @@ def frame_numbers(spec: ClipSpec, *, index: VideoIndex) -> np.ndarray:
     Only frames whose time lies in [first_seconds, last_seconds) are used. Dense: T frames spread evenly over `span` frames,
     beginning at the share `start` of the possible beginnings; a range shorter than the span is used whole, the frames spread
     evenly over it (repeated if there are fewer than T). With `span_seconds` the same in time: at each of T moments the frame
-    that is shown then, so frame rates may differ or vary. Uniform: the range is cut into T equal segments; `start` says which
-    frame of each. Raises UnreadableVideo when no frame lies in the range.
+    that is shown then, so frame rates may differ or vary. Uniform: the range is cut into T equal segments, whose borders need
+    not fall on whole frames; `segment_starts` (or `start` for all) says which frame of each. Raises UnreadableVideo when no
+    frame lies in the range.
     """
     first, last = _allowed_range(spec, index)
     num_allowed = last - first
     steps_T = np.arange(spec.num_frames)
     if spec.sampling == "uniform":
-        # 2**20ths keep the arithmetic in whole numbers, hence the same everywhere.
-        shift = int(spec.start * 2**20)
-        offsets_T = (steps_T * 2**20 + shift) * num_allowed // (spec.num_frames * 2**20)
-        return first + np.minimum(offsets_T, num_allowed - 1)
+        # 2**20ths keep the arithmetic in whole numbers, hence the same everywhere; upwards, so that 0.9 of ten frames is 9.
+        shares_T = np.array(spec.segment_starts or spec.num_frames * (spec.start,))
+        assert len(shares_T) == spec.num_frames, "a uniform clip has a share for each of its segments"
+        shifts_T = np.minimum(np.ceil(shares_T * 2**20), 2**20 - 1).astype(np.int64)
+        return first + (steps_T * 2**20 + shifts_T) * num_allowed // (spec.num_frames * 2**20)
     if spec.span_seconds is not None:
         return first + _shown_at(index.seconds()[first:last], spec, last_seconds=_frame_seconds(index))
     span = min(spec.span or spec.num_frames * spec.stride, num_allowed)
     num_beginnings = num_allowed - span + 1
-    begin = first + min(int(spec.start * num_beginnings), num_beginnings - 1)
+    # a little more, so that 0.7 of ninety beginnings is 63
+    begin = first + min(int(spec.start * num_beginnings + 1e-9), num_beginnings - 1)
     return begin + steps_T * span // spec.num_frames
 
 

@@ -24,7 +24,7 @@ CROP_PLACES = (
     *((1, 1), (1, 3), (3, 1), (3, 3)),
 )
 KEY_BITS = 62
-_FOR_ORDER, _FOR_KEY, _FOR_CLIP, _FOR_CROP = range(4)  # what a stream of random words serves
+_FOR_ORDER, _FOR_KEY, _FOR_CLIP, _FOR_CROP, _FOR_SEGMENTS = range(5)  # what a stream of random words serves
 # torchvision's RandomResizedCrop, as VideoMAE fine-tunes with it (arXiv 2203.12602): width to height, and how often it tries.
 CROP_RATIOS = (3 / 4, 4 / 3)
 CROP_TRIES = 10
@@ -33,7 +33,8 @@ CROP_TRIES = 10
 class ClipSampler:
     """Draws the clips of a training run.
 
-    `num_frames` frames are read of each clip. Where that is more than `recipe_clip.num_frames` (candidates of the adaptive
+    `num_frames` frames are read of each clip; with uniform sampling each comes from a place of its own in its segment, so a video
+    of 48 frames gives 3**16 different clips of 16. Where that is more than `recipe_clip.num_frames` (candidates of the adaptive
     frame selection), they are spread evenly over the same span of recipe_clip.num_frames * recipe_clip.stride video frames
     (or recipe_clip.num_frames * recipe_clip.stride_seconds seconds). `repeats` neighbouring positions are clips of the same
     video, which differ in everything else. `crop_areas`, where given, are the smallest and largest part of the picture that a
@@ -113,6 +114,7 @@ class ClipSampler:
             position=position,
             span=self.recipe_clip.num_frames * self.recipe_clip.stride,
             span_seconds=None if seconds is None else self.recipe_clip.num_frames * seconds,
+            segment_starts=self._segment_starts(epoch, index, attempt) if self.recipe_clip.sampling == "uniform" else (),
         )
 
     def positions(self, step: int, micro: int, *, rank: int, world_size: int, micro_batch: int, accumulation: int) -> range:
@@ -129,6 +131,10 @@ class ClipSampler:
             accumulation=accumulation,
             global_batch=self.global_batch,
         )
+
+    def _segment_starts(self, *draw: int) -> tuple[float, ...]:
+        """A share for each segment of a uniform clip, drawn independently (temporal segment networks, arXiv 1608.00859)."""
+        return tuple(map(_to_share, self._words(self.num_frames, _FOR_SEGMENTS, *draw)))
 
     def _multi_scale_crop(self, scale: int, place: int, *, flip: bool) -> CropSpec:
         height_scale, width_scale = self._scale_pairs[scale % len(self._scale_pairs)]

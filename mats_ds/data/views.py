@@ -1,8 +1,9 @@
 """Manifest -> the views of a test: of every video the same `num_clips` temporal clips x `num_crops` spatial crops, each once.
 
-Nothing is drawn. The clips lie evenly over the video, the crops evenly along the longer side of the picture, whose shorter
-side they fill (as SlowFast is tested, arXiv 1812.03982, with 10 x 3); no mirroring. One is the centre. MATS is tested with
-5 x 3 on K400 and UCF101, 10 x 3 on HMDB51, 2 x 3 on SSv2 (METHOD of arXiv 2211.10636).
+Nothing is drawn. Dense clips lie evenly over the video, of the possible beginnings the first and the last too; uniform ones all
+reach over it and differ in the frame that they take from each segment. The crops lie evenly along the longer side of the
+picture, whose shorter side they fill (as SlowFast is tested, arXiv 1812.03982, with 10 x 3); no mirroring. One is the centre.
+MATS is tested with 5 x 3 on K400 and UCF101, 10 x 3 on HMDB51, 2 x 3 on SSv2 (METHOD of arXiv 2211.10636).
 """
 
 from __future__ import annotations
@@ -110,8 +111,7 @@ class ViewSampler:
             sample=PADDING if is_padding else sample,
             num_frames=self.num_frames,
             stride=section.stride,
-            # Of the possible beginnings the first and the last too; of a segment's frames the middle ones of n equal parts.
-            start=(shown.clip + 0.5) / self.num_clips if is_uniform else _spread(shown.clip, self.num_clips),
+            start=_phase(shown.clip, self.num_clips) if is_uniform else _spread(shown.clip, self.num_clips),
             sampling=section.sampling,
             label=PADDING if is_padding else int(self.manifest.label_S[sample]),
             first_seconds=present_seconds(self.manifest.first_seconds_S[sample]),
@@ -132,6 +132,14 @@ class ViewSampler:
     def _key(self, position: int) -> int:
         index = position % (self.steps_per_epoch * self.global_batch)
         return int(np.random.Philox(np.random.SeedSequence((self._seed, index))).random_raw()) >> (64 - KEY_BITS)
+
+
+def _phase(number: int, count: int) -> float:
+    """Where in each segment the `number`-th of `count` uniform clips takes its frame: at the beginning of the `number`-th of
+    `count` equal parts, so that two clips take the first and the middle frames, as VideoMAE tests SSv2 (arXiv 2203.12602 and its
+    code). One clip takes the middle ones.
+    """
+    return number / count if count > 1 else 0.5
 
 
 def _spread(number: int, count: int) -> float:

@@ -1,6 +1,7 @@
 """The frames that come are exactly the frames that were asked for."""
 
 import dataclasses
+from types import SimpleNamespace
 
 import av
 import numpy as np
@@ -184,6 +185,12 @@ def test_dense_frames_lie_a_stride_apart_and_start_picks_the_beginning(index):
     assert numbers_of(index, start=1.0) == [28, 31, 34, 37]
 
 
+def test_a_share_that_binary_numbers_miss_names_the_frame_that_it_means():
+    """Clip 7 of 11, and 9 of 10: in binary, 7 / 10 of 90 and 9 / 10 of 10 are a little less than 63 and 9."""
+    assert numbers_of(SimpleNamespace(num_frames=101), start=7 / 10)[0] == 63
+    assert numbers_of(SimpleNamespace(num_frames=40), start=9 / 10, sampling="uniform") == [9, 19, 29, 39]
+
+
 def test_more_frames_over_the_same_span(index):
     assert numbers_of(index, num_frames=6, span=12) == [0, 2, 4, 6, 8, 10]
     assert numbers_of(index, num_frames=5, span=12, start=1.0) == [28, 30, 32, 35, 37]
@@ -217,6 +224,16 @@ def test_uniform_frames_come_one_from_each_segment(index):
     assert numbers_of(index, sampling="uniform", start=0.5) == [5, 15, 25, 35]
     assert numbers_of(index, sampling="uniform", start=0.999999) == [9, 19, 29, 39]
     assert numbers_of(index, sampling="uniform", start=1.0)[-1] == 39
+
+
+def test_uniform_frames_at_a_place_of_their_own_in_each_segment(index):
+    own = dict(sampling="uniform", start=0.3)
+    assert numbers_of(index, **own, segment_starts=(0.0, 0.9, 0.5, 0.25)) == [0, 19, 25, 32]
+    # 14 frames from number 10 on, segments of 3.5
+    here = dict(**own, first_seconds=0.5, last_seconds=1.2)
+    assert numbers_of(index, **here, segment_starts=(0.999, 0.0, 0.999, 0.0)) == [13, 13, 20, 20]
+    with pytest.raises(AssertionError, match="share for each of its segments"):
+        numbers_of(index, **own, segment_starts=(0.5, 0.5))
 
 
 def test_only_the_allowed_seconds_are_used(index):

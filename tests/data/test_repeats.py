@@ -27,10 +27,11 @@ def videos(write_video, tmp_path_factory):
     return [str(write_video(folder / f"{number}.mp4", num_frames=30 + number)) for number in range(5)]
 
 
-def sampler_of(paths, *, repeats=REPEATS, global_batch=4):
+def sampler_of(paths, *, repeats=REPEATS, global_batch=4, sampling="dense"):
     nan_S = np.full(len(paths), np.nan)
     manifest = Manifest(list(paths), np.arange(len(paths)), nan_S, nan_S.copy(), "set")
-    return ClipSampler(manifest, recipe_clip=SECTION, num_frames=NUM_FRAMES, global_batch=global_batch, seed=1, repeats=repeats)
+    section = SECTION.model_copy(update={"sampling": sampling})
+    return ClipSampler(manifest, recipe_clip=section, num_frames=NUM_FRAMES, global_batch=global_batch, seed=1, repeats=repeats)
 
 
 def batches_of(sampler, count, **options):
@@ -56,9 +57,9 @@ def test_neighbouring_positions_are_different_clips_of_one_video(videos):
     assert sorted(epoch.count(path) for path in set(epoch)) == [2, 2, 2, 2]
 
 
-@pytest.mark.parametrize("num_workers", [0, 1, 3])
-def test_frames_are_those_of_clips_read_one_by_one_and_each_video_is_decoded_once(videos, num_workers, monkeypatch):
-    sampler = sampler_of(videos)
+@pytest.mark.parametrize(("num_workers", "sampling"), [(0, "dense"), (1, "dense"), (3, "dense"), (0, "uniform"), (3, "uniform")])
+def test_frames_are_those_of_clips_read_one_by_one_and_each_video_is_decoded_once(videos, num_workers, sampling, monkeypatch):
+    sampler = sampler_of(videos, sampling=sampling)
     passes = []
     decode = routes.visit_frames
 
@@ -70,7 +71,7 @@ def test_frames_are_those_of_clips_read_one_by_one_and_each_video_is_decoded_onc
     together = batches_of(sampler, 3, num_workers=num_workers)
     in_all = len(passes)
     monkeypatch.setattr(routes, "read_together", None)
-    alone = sampler_of(videos)
+    alone = sampler_of(videos, sampling=sampling)
     alone.repeats, steps_per_epoch = 1, alone.steps_per_epoch  # the same draw, without the reader of groups
     alone.spec = lambda position, attempt=0: sampler.spec(position, attempt)
     for one, other in zip(together, batches_of(alone, 3, num_workers=num_workers), strict=True):

@@ -1,11 +1,13 @@
 """What is drawn depends on the seed and the position alone."""
 
 from collections import Counter
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 
 from mats_ds.config import ClipSection
+from mats_ds.data.decode import frame_numbers
 from mats_ds.data.manifest import Manifest
 from mats_ds.data.sampler import CROP_PLACES, ClipSampler
 
@@ -61,6 +63,60 @@ def test_the_spec_carries_the_manifest_and_the_recipe():
     in_time = section.model_copy(update={"stride_seconds": 0.25})
     assert ClipSampler(manifest, recipe_clip=in_time, num_frames=6, global_batch=1, seed=0).spec(0).span_seconds == 1.0
     assert sampler_of().spec(0).first_seconds is None
+
+
+def uniform_draws(num_videos: int = 1, *, length: int, num_draws: int, num_frames: int = 16, repeats: int = 1) -> np.ndarray:
+    """Frame numbers of the first draws from videos of `length` frames, int64 [draws, num_frames]."""
+    section = ClipSection(num_frames=16, stride=2, height=32, width=48, sampling="uniform")
+    manifest = manifest_of(num_videos)
+    sampler = ClipSampler(manifest, recipe_clip=section, num_frames=num_frames, global_batch=1, seed=3, repeats=repeats)
+    file = SimpleNamespace(num_frames=length)
+    return np.stack([frame_numbers(sampler.spec(position), index=file) for position in range(num_draws)])
+
+
+@pytest.mark.parametrize(("length", "num_frames"), [(48, 16), (72, 24)])
+def test_uniform_training_clips_draw_one_frame_out_of_every_segment_on_its_own(length, num_frames):
+    """Segments of 3 frames, also of the 24 candidates: 3**16 and 3**24 clips, so that 2,000 draws hardly meet."""
+    draws = uniform_draws(length=length, num_draws=2000, num_frames=num_frames)
+    offsets = draws - 3 * np.arange(num_frames)
+    assert offsets.min() == 0 and offsets.max() == 2
+    assert len(np.unique(draws, axis=0)) >= 1990  # one offset for all segments gave 3
+    counts = np.stack([(offsets == offset).sum(axis=0) for offset in range(3)])
+    assert np.abs(counts - 2000 / 3).max() < 5 * (2000 * 2 / 9) ** 0.5  # five standard deviations of a binomial
+    # independent: the offsets of two segments agree in a third of the draws
+    agree = np.mean(offsets[:, :-1] == offsets[:, 1:])
+    assert abs(agree - 1 / 3) < 0.01
+
+
+@pytest.mark.parametrize("length", [50, 61, 11, 16])
+def test_uniform_training_clips_show_every_frame_alike_whatever_the_length(length):
+    draws = uniform_draws(length=length, num_draws=2000)
+    assert (np.diff(draws, axis=1) >= 0).all() and draws.max() < length
+    expected = 2000 * 16 / length
+    counts = np.bincount(draws.ravel(), minlength=length)
+    assert np.abs(counts / expected - 1).max() < 0.15
+    assert len(np.unique(draws, axis=0)) >= (1900 if length > 16 else 1)
+
+
+def test_the_segments_draws_are_stateless_and_differ_for_epochs_attempts_and_repeats():
+    section = ClipSection(num_frames=16, stride=2, height=32, width=48, sampling="uniform")
+
+    def spec(position, attempt=0, *, seed=3, repeats=1):
+        sampler = ClipSampler(manifest_of(4), recipe_clip=section, num_frames=16, global_batch=4, seed=seed, repeats=repeats)
+        return sampler.spec(position, attempt)
+
+    first = spec(0)
+    assert len(first.segment_starts) == len(set(first.segment_starts)) == 16
+    assert first == spec(0)
+    others = [spec(4), spec(1), spec(0, 1), spec(0, seed=4), spec(1, repeats=2)]
+    assert len({first.segment_starts, *(each.segment_starts for each in others)}) == 5  # (1, repeats=2) is (1) again
+    assert spec(0, repeats=2).sample == spec(1, repeats=2).sample
+    # frozen figures, as below: a change breaks the resumption of running trainings
+    assert [round(share, 6) for share in first.segment_starts[:3]] == [0.997223, 0.556058, 0.311567]
+
+
+def test_dense_clips_have_no_draws_of_segments():
+    assert sampler_of().spec(0).segment_starts == ()
 
 
 def test_keys_are_distinct_and_fit_62_bits():

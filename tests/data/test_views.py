@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from itertools import islice
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -107,7 +108,29 @@ def test_uniform_clips_share_the_segments_among_them(videos):
     sampler = sampler_of(videos[:1], num_clips=2, num_crops=1, sampling="uniform")
     index = index_video(str(videos[0]))
     numbers = [frame_numbers(sampler.spec(position), index=index).tolist() for position in range(2)]
-    assert numbers == [[2, 12, 22, 32], [7, 17, 27, 37]]  # segments of ten frames, at a quarter and at three quarters
+    assert numbers == [[0, 10, 20, 30], [5, 15, 25, 35]]  # segments of ten frames: their first frames, and their middle ones
+
+
+@pytest.mark.parametrize("num_frames", [7, 16, 29, 48, 97, 250])
+def test_two_uniform_clips_are_those_of_videomae_on_ssv2(num_frames):
+    """Its rule, in reals: tick = length / 16, clip 0 takes every tick, clip 1 lies half a tick later."""
+    sampler = sampler_of(["a.mp4"], num_clips=2, num_crops=1, num_frames=16, sampling="uniform")
+    file = SimpleNamespace(num_frames=num_frames)
+    tick = num_frames / 16
+    for clip in range(2):
+        expected = [int(clip * tick / 2 + tick * segment) for segment in range(16)]
+        assert frame_numbers(sampler.spec(clip), index=file).tolist() == expected
+
+
+def test_uniform_clips_of_a_test_have_one_phase_for_all_segments():
+    """Nothing is drawn in a test: one clip takes the middle of each segment, n clips take n equal steps."""
+    assert frame_numbers(
+        sampler_of(["a.mp4"], num_clips=5, num_crops=1, sampling="uniform").spec(1), index=SimpleNamespace(num_frames=40)
+    ).tolist() == [2, 12, 22, 32]
+    for num_clips, phases in ((1, [0.5]), (2, [0.0, 0.5]), (5, [0.0, 0.2, 0.4, 0.6, 0.8])):
+        sampler = sampler_of(["a.mp4"], num_clips=num_clips, num_crops=1, sampling="uniform")
+        specs = [sampler.spec(position) for position in range(num_clips)]
+        assert [(spec.start, spec.segment_starts) for spec in specs] == [(phase, ()) for phase in phases]
 
 
 def test_in_seconds_on_a_file_of_varying_rate(tmp_path):
