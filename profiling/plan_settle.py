@@ -56,7 +56,8 @@ def settle_question(options: argparse.Namespace) -> Question:
         ds_config = {key: value for key, value in ds_config.items() if key != ACCUMULATION_KEY}
         ds_config[MICRO_BATCH_KEY] = options.micro_batch
     card = find_card(options.gpu)
-    batch = plan_batch(ds_config, recipe_batch=recipe.optim.global_batch, world_size=options.gpus)
+    repeats = recipe.data.repeats
+    batch = plan_batch(ds_config, recipe_batch=recipe.optim.global_batch, world_size=options.gpus, repeats=repeats)
     notes = []
     num_clips, note = _count_clips(recipe, options.clips)
     notes += [note] if note else []
@@ -69,7 +70,8 @@ def settle_question(options: argparse.Namespace) -> Question:
         clips_per_step=batch.global_batch,
         num_clips=num_clips,
         epochs=recipe.optim.epochs,
-        steps=recipe.run.max_steps or recipe.optim.steps,
+        steps=recipe.optim.steps,
+        max_steps=recipe.run.max_steps,
         mfu=mfu,
         in_bf16=precision == "bf16",
     )
@@ -110,7 +112,8 @@ def _count_clips(recipe: Recipe, asked: int | None) -> tuple[int, str]:
     known = next((name for name in KNOWN_CLIPS if name in recipe.name), None)
     if known:
         return KNOWN_CLIPS[known] * recipe.data.repeats, f"an epoch of {KNOWN_CLIPS[known]} videos, as {known} is published"
-    return KNOWN_CLIPS[STAND_IN], f"an epoch of {KNOWN_CLIPS[STAND_IN]} videos, the size of {STAND_IN}: say --clips"
+    note = f"an epoch of {KNOWN_CLIPS[STAND_IN]} videos, the size of {STAND_IN}: say --clips"
+    return KNOWN_CLIPS[STAND_IN] * recipe.data.repeats, note
 
 
 def _settle_mfu(options: argparse.Namespace) -> tuple[float, str]:

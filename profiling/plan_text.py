@@ -58,6 +58,7 @@ def plan_to_json(question: Question, planned: Forecast, *, largest: int, exact: 
         "forward_macs_per_clip": flops.forward_macs,
         "model_flops_per_clip": flops.training_flops,
         "hardware_flops_per_clip": flops.hardware_flops,
+        "learning_rate": _peak_learning_rate(question),
         "steps": question.time.total_steps,
         "steps_per_epoch": question.time.steps_per_epoch,
         "mfu": question.time.mfu,
@@ -127,7 +128,7 @@ def _compute(question: Question) -> list[str]:
         f"{format_flops(flops.training_flops)} needed, {format_flops(flops.hardware_flops)} executed",
         f"  a step: {format_flops(flops.training_flops * time.clips_per_step)}; an epoch of {time.steps_per_epoch} steps: "
         f"{format_flops(flops.training_flops * epoch_clips)}",
-        f"  batch: {batch.note}",
+        f"  batch: {batch.note}; at its peak it is {_peak_learning_rate(question):.3g}",
     ]
     if time.step_seconds is not None:
         lines.append(
@@ -135,6 +136,10 @@ def _compute(question: Question) -> list[str]:
             f"{format_hours(time.hours)} for {time.total_steps} steps"
         )
     return lines
+
+
+def _peak_learning_rate(question: Question) -> float:
+    return question.recipe.optim.base_lr * question.batch.learning_rate_scale
 
 
 def _assumptions(question: Question) -> list[str]:

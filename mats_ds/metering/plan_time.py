@@ -6,6 +6,7 @@ not in it.
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from pathlib import Path
 from statistics import median
@@ -51,14 +52,16 @@ def plan_time(
     num_clips: int,
     epochs: float,
     steps: int | None,
+    max_steps: int | None = None,
     mfu: float = ASSUMED_MFU,
     in_bf16: bool = True,
 ) -> TimePlan:
-    """A run of `epochs` over `num_clips`, or of `steps`. The time is None for a card that peaks.py does not list, and in fp32,
-    whose peak is another.
+    """A run of `epochs` over `num_clips`, or of `steps`, ended early after `max_steps`. The time is None for a card that
+    peaks.py does not list, and in fp32, whose peak is another.
     """
     steps_per_epoch = max(1, num_clips // clips_per_step)
-    total = steps if steps is not None else max(1, round(epochs * steps_per_epoch))
+    total = steps if steps is not None else max(1, math.ceil(epochs * steps_per_epoch))
+    total = min(total, max_steps or total)
     peak = find_peak(device_name) if in_bf16 else None
     seconds = None
     if peak is not None:

@@ -6,36 +6,51 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-LINEAR_RULE_BATCH = 256  # learning rates are stated per 256 clips (METHOD section 5)
+LINEAR_RULE_BATCH = 256  # learning rates are stated per 256 videos (METHOD section 5)
 MICRO_BATCH_KEY = "train_micro_batch_size_per_gpu"
 ACCUMULATION_KEY = "gradient_accumulation_steps"
 
 
 @dataclass(frozen=True)
 class BatchPlan:
-    """`global_batch` = micro_batch * accumulation * world_size clips a step; `note` says in words how it came about."""
+    """`global_batch` = micro_batch * accumulation * world_size clips a step, `repeats` of each of its videos.
+
+    `note` says in words how it came about.
+    """
 
     micro_batch: int
     accumulation: int
     world_size: int
     global_batch: int
     note: str
+    repeats: int = 1
+
+    @property
+    def num_videos(self) -> int:
+        """Of a step. The published batch sizes count them: several clips of a video are one of it (repeated augmentation)."""
+        return self.global_batch // self.repeats
 
     @property
     def learning_rate_scale(self) -> float:
-        """The linear rule: factor from a learning rate per 256 clips to that of this batch."""
-        return self.global_batch / LINEAR_RULE_BATCH
+        """The linear rule: factor from a learning rate per 256 videos to that of this batch."""
+        return self.num_videos / LINEAR_RULE_BATCH
 
 
-def plan_batch(ds_config: Mapping[str, Any], *, recipe_batch: int, world_size: int) -> BatchPlan:
+def plan_batch(ds_config: Mapping[str, Any], *, recipe_batch: int, world_size: int, repeats: int = 1) -> BatchPlan:
     """Accumulate until the recipe's global batch is reached; where that cannot be, let the learning rate follow the batch.
 
-    The micro-batch is the JSON's. Where the JSON leaves `gradient_accumulation_steps` out it is derived; where it sets it, the
-    JSON wins. Raises ValueError when the JSON has no usable micro-batch or states a conflicting `train_batch_size`.
+    recipe_batch: clips, as the micro-batch, which is the JSON's; `repeats` of them show one video. Where the JSON leaves
+    `gradient_accumulation_steps` out it is derived; where it sets it, the JSON wins. Raises ValueError when the JSON has no
+    usable micro-batch, one that is no multiple of `repeats`, or states a conflicting `train_batch_size`.
     """
     micro = _whole_number(ds_config, MICRO_BATCH_KEY)
     if micro is None:
         raise ValueError(f'the DeepSpeed JSON must set "{MICRO_BATCH_KEY}", the number of clips that a GPU takes at once')
+    if micro % repeats:
+        raise ValueError(
+            f'a micro-batch of {micro} clips ("{MICRO_BATCH_KEY}") is no multiple of data.repeats={repeats}, and the clips of a '
+            f"video stay together: make it {max(1, round(micro / repeats)) * repeats}, or change data.repeats"
+        )
     stated = _whole_number(ds_config, ACCUMULATION_KEY)
     at_once = micro * world_size
     accumulation = stated or max(1, round(recipe_batch / at_once))
@@ -48,6 +63,8 @@ def plan_batch(ds_config: Mapping[str, Any], *, recipe_batch: int, world_size: i
         )
     ranks = f"{world_size} rank{'s' if world_size > 1 else ''}"
     sum_text = f"{ranks} x micro-batch {micro} x accumulation {accumulation} = {actual} clips a step"
+    if repeats > 1:
+        sum_text += f", {repeats} of each of {actual // repeats} videos (the learning rate counts videos, as do the epochs)"
     if actual == recipe_batch:
         how = "gradient accumulation keeps the recipe's global batch" if accumulation > 1 else "the recipe's global batch"
         note = f"{sum_text}: {how}; learning rate as in the recipe"
@@ -57,7 +74,7 @@ def plan_batch(ds_config: Mapping[str, Any], *, recipe_batch: int, world_size: i
             f"{sum_text} instead of the recipe's {recipe_batch} ({why}): the learning rate follows the linear rule, "
             f"x {actual / recipe_batch:.3g}"
         )
-    return BatchPlan(micro, accumulation, world_size, actual, note)
+    return BatchPlan(micro, accumulation, world_size, actual, note, repeats)
 
 
 def _whole_number(ds_config: Mapping[str, Any], key: str) -> int | None:

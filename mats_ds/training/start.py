@@ -86,7 +86,7 @@ def start_run(recipe: Recipe, options: argparse.Namespace, *, task: str) -> RunS
     ds_config = read_ds_config(options.ds_config)
     precision = precision_of(ds_config)
     place = start_distributed(timeout_seconds=recipe.run.hang_seconds)
-    plan = plan_batch(ds_config, recipe_batch=recipe.optim.global_batch, world_size=place.world_size)
+    plan = plan_batch(ds_config, recipe_batch=recipe.optim.global_batch, world_size=place.world_size, repeats=recipe.data.repeats)
     resume = options.resume is not None
     folder = choose_run_folder(options.out, recipe_name=recipe.name, resume=resume)
     check_shared_folder(folder)

@@ -5,12 +5,19 @@ import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import plan as plan_script
 import pytest
 from plan_judge import format_judged, judge_sweep, read_exact_sweep
 from plan_sweep import METHODS, PUBLISHED_GB, SIZES, SWEPT_CARDS, TASKS
 
+from mats_ds.config import load_recipe
+from mats_ds.config_finetune import FinetuneRecipe
+from mats_ds.data.manifest import Manifest
+from mats_ds.data.sampler import ClipSampler
 from mats_ds.metering.workload import Workload
+from mats_ds.training.batch import plan_batch
+from mats_ds.training.optim import make_schedule
 
 ROOT = Path(__file__).resolve().parents[2]
 ZERO2 = str(ROOT / "ds_configs" / "zero2.json")
@@ -53,6 +60,27 @@ def test_a_recipe_for_fine_tuning_is_planned_as_one(capsys):
     status, out, _ = run(capsys, "--recipe", str(recipe), "--json")
     assert status == plan_script.FITS
     assert json.loads(out)["forward_macs_per_clip"] > 3 * Workload().flops().forward_macs
+
+
+@pytest.mark.parametrize(
+    "overrides", [[], ["data.repeats=2"], ["data.repeats=4", "optim.epochs=1.3", "optim.warmup_epochs=0.1"], ["run.max_steps=7"]]
+)
+@pytest.mark.parametrize("gpus", [8, 3])
+def test_steps_and_learning_rate_are_those_that_the_trainer_would_take(capsys, overrides, gpus):
+    """By the trainer's own parts: 3,570 videos, repeats, ranks -> batch, steps an epoch, schedule."""
+    arguments = ["--recipe", "finetune_hmdb51", "--micro_batch", "8", "--gpus", str(gpus), *overrides, "--json"]
+    planned = json.loads(run(capsys, *arguments)[1])
+    recipe = load_recipe("finetune_hmdb51", overrides, schema=FinetuneRecipe)
+    config, repeats = {"train_micro_batch_size_per_gpu": 8}, recipe.data.repeats
+    batch = plan_batch(config, recipe_batch=recipe.optim.global_batch, world_size=gpus, repeats=repeats)
+    none_S = np.full(3570, np.nan)
+    manifest = Manifest(["a.mp4"] * 3570, np.zeros(3570, np.int64), none_S, none_S, "set")
+    sizes = dict(num_frames=16, global_batch=batch.global_batch, seed=0, repeats=repeats)
+    steps_per_epoch = ClipSampler(manifest, recipe_clip=recipe.clip, **sizes).steps_per_epoch
+    schedule = make_schedule(recipe.optim, steps_per_epoch=steps_per_epoch, learning_rate_scale=batch.learning_rate_scale)
+    assert planned["steps_per_epoch"] == steps_per_epoch
+    assert planned["steps"] == min(schedule.total_steps, recipe.run.max_steps or schedule.total_steps)
+    assert planned["learning_rate"] == pytest.approx(schedule.peak)
 
 
 def test_hours_follow_clips_and_mfu(capsys):

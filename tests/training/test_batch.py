@@ -33,6 +33,20 @@ def test_accumulation_in_the_json_wins():
     assert 'the JSON sets "gradient_accumulation_steps"' in plan.note and "x 0.75" in plan.note
 
 
+def test_several_clips_of_a_video_count_once_in_the_learning_rate():
+    """VideoMAE's rule: its lr x batch_size x GPUs / 256, where batch_size counts videos, whatever --num_sample is."""
+    config = {"train_micro_batch_size_per_gpu": 12}
+    plan = plan_batch(config, recipe_batch=768, world_size=64, repeats=2)
+    assert (plan.global_batch, plan.num_videos, plan.learning_rate_scale) == (768, 384, 6 * 64 / 256)
+    assert "2 of each of 384 videos" in plan.note
+    assert plan_batch(config, recipe_batch=768, world_size=64).learning_rate_scale == 3.0
+    follows = plan_batch(config, recipe_batch=200, world_size=8, repeats=4)
+    assert (follows.global_batch, follows.num_videos, follows.learning_rate_scale) == (192, 48, 48 / 256)
+    assert "4 of each of 48 videos" in follows.note and "linear rule, x 0.96" in follows.note
+    with pytest.raises(ValueError, match="12 clips .* no multiple of data.repeats=5.* make it 10"):
+        plan_batch(config, recipe_batch=768, world_size=64, repeats=5)
+
+
 def test_mistakes_are_told():
     with pytest.raises(ValueError, match="must set"):
         plan_batch({}, recipe_batch=16, world_size=1)
