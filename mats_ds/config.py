@@ -78,7 +78,8 @@ class ModelSection(_Section):
 
 class ClipSection(_Section):
     """What one training clip is, in frames and pixels. `stride_seconds`, where given, takes the place of `stride`: frames
-    then lie that far apart in time, whatever the frame rate.
+    then lie that far apart in time, whatever the frame rate. `flip` mirrors half of the clips, which pre-training does not do
+    (METHOD section 5).
     """
 
     num_frames: int = Field(16, ge=1)
@@ -89,7 +90,7 @@ class ClipSection(_Section):
     width: int = Field(224, ge=1)
     tubelet: tuple[int, int, int] = (2, 16, 16)
     crop_scales: tuple[float, ...] = (1.0, 0.875, 0.75, 0.66)
-    flip: bool = True
+    flip: bool = False
 
     @field_validator("crop_scales")
     @classmethod
@@ -161,9 +162,11 @@ class DataSection(_Section):
 
 
 class OptimSection(_Section):
-    """AdamW with linear warm-up and cosine decay. The three learning rates are per 256 clips of global batch.
+    """AdamW with linear warm-up and cosine decay. The three learning rates are per 256 videos of the global batch.
 
-    The length is `epochs`, of which `warmup_epochs` warm up; or, where `steps` is given, `steps` and `warmup_steps`.
+    `global_batch` counts clips, `data.repeats` of each video: 128 clips are 64 videos where every video gives two, and the
+    learning rates are then a quarter of what stands here. The length is `epochs` passes over the videos, of which
+    `warmup_epochs` warm up; or, where `steps` is given, `steps` and `warmup_steps`.
     """
 
     base_lr: float = Field(1.5e-4, gt=0)

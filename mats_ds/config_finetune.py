@@ -11,9 +11,15 @@ from typing import Literal, NamedTuple
 from pydantic import Field, field_validator, model_validator
 
 from mats_ds.clips import count_tokens
-from mats_ds.config import Recipe, SelectionSection, _Section
+from mats_ds.config import ClipSection, Recipe, SelectionSection, _Section
 
 DEFAULT_KEEP_RATIO = 0.6  # METHOD: rho_pre in fine-tuning
+
+
+class FinetuneClip(ClipSection):
+    """What one clip is, as in pre-training; half of the training clips are mirrored unless the recipe says otherwise."""
+
+    flip: bool = True
 
 
 class FinetuneSelection(SelectionSection):
@@ -105,6 +111,7 @@ class EvaluationSection(_Section):
 class FinetuneRecipe(Recipe):
     """One fine-tuning."""
 
+    clip: FinetuneClip = FinetuneClip()
     selection: FinetuneSelection = FinetuneSelection()
     finetune: FinetuneSection = FinetuneSection()
     augment: AugmentSection = AugmentSection()

@@ -33,8 +33,8 @@ def test_every_recipe_loads_opens_with_its_command_and_is_written_back_equal(nam
     [
         ("ucf101", 100, 1e-3, 4, 0, 0),
         ("hmdb51", 50, 1e-3, 2, 0, 0),
-        ("k400", 75, 1e-3, 4, 0.8, 1.0),
-        ("ssv2", 30, 5e-4, 2, 0.8, 1.0),
+        ("k400", 100, 1e-3, 4, 0.8, 1.0),
+        ("ssv2", 50, 5e-4, 2, 0.8, 1.0),
     ],
 )
 def test_data_set_recipes_carry_the_published_numbers(name, epochs, base_lr, stride, mixup, cutmix):

@@ -45,7 +45,7 @@ def manifest_of(paths: list[str]) -> Manifest:
 
 
 def loader_of(paths, *, global_batch=6, world_size=1, rank=0, accumulation=1, stride=2, **options) -> ClipLoader:
-    clip = ClipSection(num_frames=NUM_FRAMES, stride=stride, height=HEIGHT, width=WIDTH)
+    clip = ClipSection(num_frames=NUM_FRAMES, stride=stride, height=HEIGHT, width=WIDTH, flip=True)
     sampler = ClipSampler(manifest_of(paths), recipe_clip=clip, num_frames=NUM_FRAMES, global_batch=global_batch, seed=3)
     return ClipLoader(
         sampler,

@@ -25,7 +25,7 @@ NUM_DRAWS = 4000
 def sampler_of(num_videos=29, *, global_batch=8, areas=(0.08, 1.0), repeats=1, path="v.mp4", **clip) -> ClipSampler:
     nan_S = np.full(num_videos, np.nan)
     manifest = Manifest([path] * num_videos, np.arange(num_videos), nan_S, nan_S.copy(), "set")
-    section = ClipSection(**{"num_frames": 4, "stride": 2, "height": 32, "width": 48, **clip})
+    section = ClipSection(**{"num_frames": 4, "stride": 2, "height": 32, "width": 48, "flip": True, **clip})
     sizes = dict(num_frames=4, global_batch=global_batch, seed=5, repeats=repeats)
     return ClipSampler(manifest, recipe_clip=section, crop_areas=areas, **sizes)
 

@@ -18,7 +18,7 @@ def manifest_of(num_videos: int) -> Manifest:
 
 
 def sampler_of(num_videos: int = 29, *, global_batch: int = 8, seed: int = 5, num_frames: int = 4, **clip) -> ClipSampler:
-    section = ClipSection(**{"num_frames": 4, "stride": 3, "height": 32, "width": 48, **clip})
+    section = ClipSection(**{"num_frames": 4, "stride": 3, "height": 32, "width": 48, "flip": True, **clip})
     return ClipSampler(manifest_of(num_videos), recipe_clip=section, num_frames=num_frames, global_batch=global_batch, seed=seed)
 
 
@@ -155,6 +155,7 @@ def test_flip_can_be_switched_off_without_changing_anything_else():
     for position in range(20):
         one, other = with_flip.spec(position), without.spec(position)
         assert not other.crop.flip
+        assert one.crop.flip == (position in (0, 2, 3, 4, 5, 7, 9, 12, 19))
         assert (one.sample, one.start, one.key, one.crop.top) == (other.sample, other.start, other.key, other.crop.top)
 
 
