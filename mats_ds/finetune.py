@@ -29,7 +29,7 @@ from mats_ds.data.classes import Classes, check_test_set, settle_classes
 from mats_ds.data.manifest import Manifest, read_manifest
 from mats_ds.data.opening import open_loader, open_videos, read_once
 from mats_ds.data.sampler import ClipSampler
-from mats_ds.data.views import ViewSampler
+from mats_ds.data.views import ViewSampler, fit_micro_batch
 from mats_ds.interop.begin import build_classifier
 from mats_ds.interop.plain import save_weights
 from mats_ds.metering.deep_dives import add_deep_dive_options, make_deep_dives
@@ -215,8 +215,9 @@ def open_test_set(recipe: FinetuneRecipe, classes: Classes) -> Manifest | None:
 
 
 def open_test_loader(manifest: Manifest, recipe: FinetuneRecipe, start: RunStart):
-    """The views of the test, in micro-batches of the training's size."""
-    section, place, micro_batch = recipe.evaluation, start.place, start.plan.micro_batch
+    """The views of the test, in micro-batches of the training's size or a little less, so that few passes decode a video."""
+    section, place = recipe.evaluation, start.place
+    micro_batch = fit_micro_batch(section.clips * section.crops, at_most=start.plan.micro_batch)
     sampler = ViewSampler(
         manifest,
         recipe_clip=recipe.clip,

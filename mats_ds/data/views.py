@@ -134,6 +134,11 @@ class ViewSampler:
         return int(np.random.Philox(np.random.SeedSequence((self._seed, index))).random_raw()) >> (64 - KEY_BITS)
 
 
+def fit_micro_batch(num_views: int, *, at_most: int) -> int:
+    """The micro-batch of at most so many views that has most of a video's views decoded in one pass: 15 of 16 for 5 x 3 views."""
+    return max(range(1, at_most + 1), key=lambda size: (math.gcd(num_views, size), size))
+
+
 def _phase(number: int, count: int) -> float:
     """Where in each segment the `number`-th of `count` uniform clips takes its frame: at the beginning of the `number`-th of
     `count` equal parts, so that two clips take the first and the middle frames, as VideoMAE tests SSv2 (arXiv 2203.12602 and its

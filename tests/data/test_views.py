@@ -17,7 +17,7 @@ from mats_ds.data.pipeline import ClipLoader
 from mats_ds.data.probe import UnreadableVideo, index_video
 from mats_ds.data.sampler import ClipSampler
 from mats_ds.data.synthetic import write_synthetic_set
-from mats_ds.data.views import PADDING, View, ViewSampler
+from mats_ds.data.views import PADDING, View, ViewSampler, fit_micro_batch
 from tests.data.test_transcode import write_timed
 
 SIDE = 48  # of the clips; the files are 48 x 80, so that crops are not scaled
@@ -232,6 +232,15 @@ def test_as_many_views_as_fit_are_decoded_in_one_pass(videos, when_opened, micro
     when_opened(opened.append)
     batches_of(sampler, num_workers=0, num_steps=1)  # without workers nothing is read ahead
     assert opened.count(str(videos[0])) == min(micro_batch, 6) // repeats
+
+
+@pytest.mark.parametrize(
+    ("num_views", "at_most", "expected"),
+    [(15, 16, 15), (30, 16, 15), (6, 16, 12), (1, 16, 16), (30, 64, 60), (7, 1, 1)],
+)
+def test_a_micro_batch_for_whole_videos(num_views, at_most, expected):
+    """As many views as can be come out of one pass; of equal ones the largest batch."""
+    assert fit_micro_batch(num_views, at_most=at_most) == expected
 
 
 def test_candidates_of_the_frame_selection_are_spread_over_the_same_span(videos):
