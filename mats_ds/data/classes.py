@@ -72,3 +72,17 @@ def check_labels(manifest: Manifest, num_classes: int) -> None:
                 f"{int(wrong_S.sum())} of {len(manifest)} videos of {manifest.name} have {what}; the first is "
                 f"{manifest.paths[first]}{label}: mend the manifest, or set finetune.num_classes"
             )
+
+
+def check_labels_of_model(manifest: Manifest, num_classes: int) -> None:
+    """Raises ValueError for videos without a label, and for labels that the model does not know."""
+    for wrong_S, problem in (
+        (manifest.label_S < 0, "have no label: a test needs one for every video (mats_ds/extract.py needs none)"),
+        (manifest.label_S >= num_classes, f"have a label beyond the model's {num_classes} classes, 0 to {num_classes - 1}"),
+    ):
+        if wrong_S.any():
+            first = int(wrong_S.argmax())
+            raise ValueError(
+                f"{int(wrong_S.sum())} of {len(manifest)} videos of {manifest.name} {problem}; "
+                f"the first is {manifest.paths[first]} (label {int(manifest.label_S[first])})"
+            )
