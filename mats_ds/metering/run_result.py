@@ -8,9 +8,11 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from mats_ds.metering.accuracy import Share
+from mats_ds.metering.run_files import read_object
 
 RESULT_FILE = "result.json"
 
@@ -60,6 +62,7 @@ class RunResult:
                 "tests": self.num_tests,
                 "top1_where_chosen": best["top1"],
             },
+            "words": self.describe(),
         }
 
 
@@ -69,6 +72,18 @@ def conclude(tests: Sequence[Mapping[str, Any]], *, num_trained_on: int, best_fi
         return None
     best = max(tests, key=lambda test: test["top1"])  # of equal ones the first, as the file is written
     return RunResult(tests[-1], best, len(tests), num_trained_on, best_file)
+
+
+def read_result(run_dir: str | Path) -> dict[str, Any] | None:
+    """What result.json of a run folder holds; None where there is none. Raises ValueError where it is something else."""
+    path = Path(run_dir) / RESULT_FILE
+    if not path.is_file():
+        return None
+    tree = read_object(path)
+    words = tree.get("words")
+    if not isinstance(words, list) or not all(isinstance(line, str) for line in words):
+        raise ValueError(f"{path} is not of this version: words should be a list of lines, got {words!r:.80}")
+    return tree
 
 
 def top1_of(test: Mapping[str, Any]) -> Share:
