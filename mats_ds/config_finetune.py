@@ -95,9 +95,10 @@ class AugmentSection(_Section):
 class EvaluationSection(_Section):
     """The test: which videos, and how many views of each, clips along time x crops along the longer side.
 
-    `clips` x `crops` are the published protocol of a data set: what `evaluate.py --model RUN` takes (None: 5 x 3, as on UCF101
-    and K400). During the training, every `every_epochs` and at the end, `training_clips` x `training_crops` are enough to see
-    where it goes (None: as many as `clips` and `crops`, and one where these are not given either).
+    `clips` x `crops` are the published protocol of a data set: what `evaluate.py --model RUN` takes (neither given: 5 x 3, as on
+    UCF101 and K400; one of the two given: the other is 1). During the training, every `every_epochs` and at the end,
+    `training_clips` x `training_crops` are enough to see where it goes (None: as many as `clips` and `crops`, and one where these
+    are not given either).
 
     No `manifest`: no test, and no best weights are kept. Its videos choose best.safetensors; the result is that of the last
     weights. Videos that are trained on as well are refused, or warned of with `allow_overlap`.

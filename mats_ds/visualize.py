@@ -181,7 +181,7 @@ def change_selection(recipe: Recipe, changes: dict) -> Recipe:
     tree = recipe.model_dump()
     tree["selection"] |= changes
     try:
-        return Recipe.model_validate(tree)
+        return type(recipe).model_validate(tree)
     except ValidationError as error:
         problems = ((problem["loc"][-1:], problem["msg"].removeprefix("Value error, ")) for problem in error.errors())
         raise ValueError("; ".join(": ".join([*map(str, place), told]) for place, told in problems)) from None

@@ -273,6 +273,10 @@ class TestViews:
         (tmp_path / "recipe.yaml").write_text(self.V01.replace("CLIPS", clips))
         assert self.views_of(save_classifier(tmp_path / "best.safetensors"))[0] == views
 
+    def test_one_of_the_two_alone_leaves_the_other_at_1(self, tmp_path):
+        (tmp_path / "recipe.yaml").write_text("evaluation: {clips: 4}\n")
+        assert self.views_of(save_classifier(tmp_path / "best.safetensors"))[0] == (4, 1)
+
     def test_what_a_person_wrote_is(self, tmp_path):
         (tmp_path / "recipe.yaml").write_text("evaluation: {clips: 1, crops: 1}\n")
         assert self.views_of(save_classifier(tmp_path / "best.safetensors"))[0] == (1, 1)

@@ -85,13 +85,15 @@ def origin_of(recipe: Any, *, step: int | None, averaged: bool | None, is_best: 
 
 
 def views_of(test: Mapping[str, Any]) -> dict[str, int]:
-    """`clips` and `crops` of a recipe's section `evaluation`, where it says them.
+    """`clips` and `crops` of a recipe's section `evaluation`, where it says them; of the two, one alone leaves the other at 1.
 
     Version 0.1 wrote its default, one view during training, into every recipe.yaml: there nobody asked for it.
     """
     views = {name: test[name] for name in VIEW_KEYS if type(test.get(name)) is int}
     is_old = "every_epochs" in test and "training_clips" not in test
-    return {} if is_old and set(views.values()) == {1} else views
+    if not views or (is_old and set(views.values()) == {1}):
+        return {}
+    return {name: views.get(name, 1) for name in VIEW_KEYS}
 
 
 def _section(tree: Any, name: str) -> Mapping[str, Any]:
