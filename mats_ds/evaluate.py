@@ -5,9 +5,8 @@
     python mats_ds/evaluate.py --model MODEL --video clip.mp4
 
 Reads top to bottom: open model and videos, score every view, put the ranks together, write. The scores of a video are the mean
-of its views' softmax scores, as VideoMAE is tested; accuracy is over the videos that can be read, the others are listed. Views,
-frame spacing and sampling are those of the training's recipe; the weights of a run are its last ones, averaged where it keeps an
-average.
+of its views' softmax scores, as VideoMAE is tested; accuracy is over the videos that can be read, the others are listed. Views
+and frames are those of the training's recipe; the weights of a run are its last ones, averaged where it keeps an average.
 Exit status: 0 done, 2 unusable input or arguments.
 """
 
@@ -29,10 +28,10 @@ import torch
 
 from mats_ds.clips import BadClip, ClipBatch, count_tokens
 from mats_ds.config import ClipSection
-from mats_ds.data.classes import Classes, check_labels_of_model, check_test_set
+from mats_ds.data.classes import Classes, check_labels_of_model, warn_of_names
 from mats_ds.data.importers.labels import read_class_list
 from mats_ds.data.manifest import Manifest, read_manifest
-from mats_ds.data.shared_videos import count_known
+from mats_ds.data.shared_videos import count_known, is_list
 from mats_ds.data.view_pass import read_views
 from mats_ds.interop.load import load_model
 from mats_ds.interop.model_options import (
@@ -112,9 +111,7 @@ def open_classifier(options: argparse.Namespace, place: Place) -> Test:
     model = load_model(weights)
     keep_ratios = tuple(dict.fromkeys(options.keep_ratio or (model.keep_ratio,)))
     for ratio in keep_ratios:
-        check_options(
-            model.num_classes, (), ratio, model.feature, adaptive=model.candidate_grid.num_frames > model.grid.num_frames
-        )
+        check_options(model.num_classes, (), ratio, model.feature, adaptive=model.candidate_grid.tau > model.grid.tau)
         if count_tokens(ratio, model.grid.num_tokens) < 1:
             raise ValueError(f"--keep_ratio {ratio} of {model.grid.num_tokens} tokens is no token at all")
     names = tuple(read_class_list(Path(options.class_names)).names) if options.class_names else model.class_names
@@ -127,14 +124,6 @@ def open_classifier(options: argparse.Namespace, place: Place) -> Test:
     logger.info("%s; %s; %s", views, describe_clips(section), str(dtype).removeprefix("torch."))
     model = model.to(place.device, dtype).eval()
     return Test(model, weights.source, weights.origin, keep_ratios, section, names, place, dtype, options)
-
-
-def warn_of_names(manifest: Manifest, test: Test) -> None:
-    """Folders, and manifests with a list of names beside them, may number the classes otherwise than the model."""
-    try:
-        check_test_set(manifest, test.options.manifest, Classes(test.model.num_classes, test.model.class_names))
-    except ValueError as error:  # the labels are in order: it is about names, which may also be spelt otherwise
-        logger.warning("warning: %s", error)
 
 
 def score_views(test: Test, manifest: Manifest, *, label: str) -> Seen | None:
@@ -180,7 +169,7 @@ def score_batch(test: Test, batch: ClipBatch) -> np.ndarray:
 
 
 def view_macs(test: Test, ratio: float) -> tuple[int, str]:
-    """Multiply-adds of one view and where they are from: the closed form for published sizes, else PyTorch's count."""
+    """Multiply-adds of one view, and whose count that is."""
     size_name = describe_model(test.model).size_name
     return forward_macs(test.model, ratio, size_name=size_name, device=test.place.device)
 
@@ -208,12 +197,12 @@ def evaluate(test: Test) -> None:
     began = time.monotonic()
     manifest = read_manifest(test.options.manifest, root=test.options.root)
     check_labels_of_model(manifest, test.model.num_classes)
-    warn_of_names(manifest, test)
+    warn_of_names(manifest, test.options.manifest, Classes(test.model.num_classes, test.model.class_names))
     seen = score_views(test, manifest, label="test")
     if seen is None:
         return
     seconds = time.monotonic() - began
-    known = count_known(manifest, sources_of(test.origin))
+    known = count_known(manifest, sources_of(test))
     speed_note = describe_speed(test.place.device, test.dtype, num_views=len(seen.example.frames_BTHWC))
     readable = [sample for sample, video in enumerate(seen.videos) if video.mean is not None]
     if not readable:
@@ -239,15 +228,18 @@ def evaluate(test: Test) -> None:
     print(f"weights: {test.options.model}: {test.source}")
     views = f"{test.options.clips} x {test.options.crops} views"
     print(f"{len(readable)} of {len(manifest)} videos of {manifest.name} scored on {views}; accuracy is over these")
-    for name in (name for name, number in known.items() if number):
-        print(f"  {known[name]} of them {name}: no accuracy on unseen videos")
-    print(*describe_bad(seen.bad), *describe_points(points), f"written: {out}", sep="\n")
+    known_lines = [f"  {number} of them {name}: no accuracy on unseen videos" for name, number in known.items() if number]
+    print(*known_lines, *describe_bad(seen.bad), *describe_points(points), f"written: {out}", sep="\n")
 
 
-def sources_of(origin: Origin) -> dict[str, tuple[str | None, str | None]]:
-    """The manifests, and the roots of their paths, that the training of the weights knows."""
-    chosen = origin.chosen_on or None, origin.chosen_root
-    return {"were trained on": (origin.trained_on, origin.trained_root), "chose these weights": chosen}
+def sources_of(test: Test) -> dict[str, tuple[str, str | None]]:
+    """The manifests, and the roots of their paths, that the training of the weights knows. A file of weights may be somebody
+    else's and name any path: only a plain list of moderate size is believed, and of a run's own recipe a folder, too.
+    """
+    origin, may_be_folder = test.origin, Path(test.options.model).is_dir()
+    trained, chosen = (origin.trained_on, origin.trained_root), (origin.chosen_on, origin.chosen_root)
+    named = {"were trained on": trained, "chose these weights": chosen}
+    return {name: pair for name, pair in named.items() if is_list(pair[0] or "", may_be_folder=may_be_folder)}
 
 
 def title_of(test: Test, manifest: Manifest) -> str:

@@ -144,10 +144,8 @@ def finetune(recipe: FinetuneRecipe, options: argparse.Namespace) -> None:
         with full_parameters(engine):
             if place.rank == 0:
                 tested = average.model if average else engine.module
-                on = recipe.evaluation.manifest
-                note = f"chosen by its top-1 of {100 * found.top1:.2f}% on {on}: no result on the same videos"
-                tree = recipe.model_dump(mode="json")
-                origin = origin_of(tree, step=found.step, averaged=average is not None, is_best=True)
+                note = f"chosen by its top-1 of {100 * found.top1:.2f}% on {found.measured_on}: no result on the same videos"
+                origin = origin_of(recipe.model_dump(mode="json"), step=found.step, averaged=found.averaged, is_best=True)
                 save_weights(folder / BEST_FILE, spec, tested.state_dict(), note=note, origin=origin)
 
     with ExitStack() as loaders:
@@ -244,8 +242,7 @@ def check_unseen(test_set: Manifest | None, manifest: Manifest, recipe: Finetune
 def tell_result(folder: Path, recipe: FinetuneRecipe, *, num_trained_on: int) -> None:
     """The accuracy of the last weights on the console and in result.json, and how to test as the recipe says."""
     tests = [asdict(test) for test in read_evaluations(folder)]
-    result = conclude(tests, num_trained_on=num_trained_on, best_file=BEST_FILE)
-    if result is None:
+    if not (result := conclude(tests, num_trained_on=num_trained_on, best_file=BEST_FILE)):
         return
     write_json(folder / RESULT_FILE, result.as_json())
     for line in result.describe():

@@ -301,6 +301,16 @@ def test_a_figure_comes_with_its_weights_views_frames_and_what_chose_them(folder
         assert words in told, told
 
 
+def test_a_file_of_somebody_elses_cannot_have_any_path_read(tmp_path, videos, model):
+    """A folder is walked to its end, and a device has none."""
+    (tmp_path / "list.csv").write_text("path\n")
+    cases = {"/": False, "/dev/zero": False, str(tmp_path / "none"): False, str(tmp_path / "list.csv"): True}
+    for named, is_read in cases.items():
+        path = save_classifier(tmp_path / "other.safetensors", origin=Origin(trained_on=named, chosen_on=named))
+        options = evaluate.parse_arguments(["--model", path, "--video", "x"])
+        assert bool(evaluate.sources_of(evaluate.open_classifier(options, find_place("cpu")))) == is_read
+
+
 def test_folders_that_number_the_classes_otherwise_are_told(folder, videos, model, caplog):
     for name, (path, _) in zip(("down", "fall"), videos, strict=False):  # 0 and 1 here, 1 and 2 in the model
         (folder / "by_class" / name).mkdir(parents=True)

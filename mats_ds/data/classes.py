@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import logging
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 
 from mats_ds.data.manifest import Manifest
+
+logger = logging.getLogger("mats_ds")
 
 NAMES_SUFFIX = ".classes.txt"  # what `prepare.py import` writes beside a manifest: one name a line, in the order of the labels
 
@@ -86,3 +89,11 @@ def check_labels_of_model(manifest: Manifest, num_classes: int) -> None:
                 f"{int(wrong_S.sum())} of {len(manifest)} videos of {manifest.name} {problem}; "
                 f"the first is {manifest.paths[first]} (label {int(manifest.label_S[first])})"
             )
+
+
+def warn_of_names(manifest: Manifest, source: str | Path, classes: Classes) -> None:
+    """Folders, and manifests with a list of names beside them, may number the classes otherwise than a model."""
+    try:
+        check_test_set(manifest, source, classes)
+    except ValueError as error:  # the labels are in order: it is about names, which may also be spelt otherwise
+        logger.warning("warning: %s", error)

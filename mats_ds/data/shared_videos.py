@@ -24,6 +24,7 @@ SHOWN = 3
 THREADS = 16  # looking at files on a network disk is waiting
 PIECE_BYTES = 1 << 16  # what is read first, of files of equal size: their beginning, middle and end
 MOST_COMPARED_BYTES = 1 << 32  # files with equal pieces are read whole until so much has been read; then the pieces have to do
+MOST_LIST_BYTES = 1 << 28
 CHUNK_BYTES = 1 << 20
 Key = tuple[int | str, ...]
 
@@ -67,13 +68,22 @@ def refuse_shared(test: Manifest, train: Manifest, *, allowed: bool, fix: str) -
     return len(shared.same)
 
 
-def count_known(test: Manifest, sources: Mapping[str, tuple[str | None, str | None]]) -> dict[str, int]:
+def is_list(path: str, *, may_be_folder: bool) -> bool:
+    """Whether a path is a file that can be read as a manifest without end, or a folder where that may be one."""
+    try:
+        if os.path.isdir(path):
+            return may_be_folder
+        return os.path.isfile(path) and os.path.getsize(path) <= MOST_LIST_BYTES
+    except (OSError, ValueError):
+        return False
+
+
+def count_known(test: Manifest, sources: Mapping[str, tuple[str, str | None]]) -> dict[str, int]:
     """How many videos of the test are in each manifest of `sources` (name -> manifest, root), of those that are here."""
     counts = {}
     for name, (source, root) in sources.items():
-        with contextlib.suppress(ValueError):  # that manifest, or its videos, may be on another machine
-            if source:
-                counts[name] = len(find_shared(test, read_manifest(source, root=root)).same)
+        with contextlib.suppress(ValueError, OSError):  # that manifest, or its videos, may be on another machine
+            counts[name] = len(find_shared(test, read_manifest(source, root=root)).same)
     return counts
 
 
