@@ -121,7 +121,7 @@ def open_classifier(options: argparse.Namespace, place: Place) -> Test:
     dtype = find_dtype(options.precision, place.device)
     views = find_views(options, weights)
     section = find_clip_section(options, model.grid, weights)
-    logger.info("%s; %s; %s", views, describe_clips(section), str(dtype).removeprefix("torch."))
+    logger.info("%s; %s; %s", views, describe_clips(options, section, weights), str(dtype).removeprefix("torch."))
     model = model.to(place.device, dtype).eval()
     return Test(model, weights.source, weights.origin, keep_ratios, section, names, place, dtype, options)
 

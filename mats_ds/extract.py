@@ -101,7 +101,7 @@ def settle(options: argparse.Namespace, manifest: Manifest, *, out: Path, device
     if options.shard_videos < 1:
         raise ValueError(f"--shard_videos is at least 1, got {options.shard_videos}")
     dtype = find_dtype(options.precision, device)
-    logger.info("%d x %d views of a video; %s", options.clips, options.crops, describe_clips(section))
+    logger.info("%d x %d views of a video; %s", options.clips, options.crops, describe_clips(options, section, weights))
     listed = [
         [os.path.abspath(path) for path in manifest.paths],
         manifest.first_seconds_S.tolist(),

@@ -119,7 +119,7 @@ def probe(options: argparse.Namespace) -> None:
         heads = subject.spec.heads
         results += run_probes(fit_to, test_on, options, num_classes=num_classes, heads=heads, name=name, device=device)
     chance = Chance(num_classes, float(torch.bincount(test_on.label_S).max()) / len(test_on.label_S))
-    views = f"{options.clips} x {options.crops} views, {describe_clips(clips)}"
+    views = f"{options.clips} x {options.crops} views, {describe_clips(options, clips, weights)}"
     print(f"measured on {len(test_on.label_S)} videos of {val.name}: {views}")
     print(chance.describe(), *(result.describe() for result in results), sep="\n")
     if options.out:

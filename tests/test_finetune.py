@@ -150,6 +150,33 @@ def test_the_result_is_that_of_the_last_weights_and_says_what_chose_and_measured
     assert stored.views == {"clips": 2, "crops": 1} and stored.clip == {"stride": 2, "sampling": "dense"}
 
 
+def loss_of_predictions(folder, *, views):
+    """The mean cross-entropy of a test of 12 videos of 4 classes, from the scores in its predictions.csv."""
+    with (folder / "predictions.csv").open(newline="") as stream:
+        rows = list(csv.DictReader(stream))
+    assert len(rows) == 12 and {row["views_read"] for row in rows} == {views}
+    scores = [dict(pair.split(":") for pair in row["top5"].split()) for row in rows]
+    losses = [-math.log(float(of_video[row["label"]])) for of_video, row in zip(scores, rows, strict=True)]
+    return sum(losses) / len(losses)
+
+
+@pytest.mark.slow
+def test_evaluate_in_bf16_finds_what_the_bf16_engine_found(ranks, videos, tmp_path):
+    """To the digits of predictions.csv: parameters are rounded there, and nothing else is."""
+    (tmp_path / "bf16.json").write_text(json.dumps(json.loads(Path(ARGUMENTS[3]).read_text()) | {"bf16": {"enabled": True}}))
+    arguments = [*ARGUMENTS, "--ds_config", str(tmp_path / "bf16.json"), "--out", str(tmp_path / "run"), *on_set(videos), *SMALL]
+    [(status, terminal)] = ranks(finetune, 1, [*arguments, "evaluation.clips=1", "evaluation.crops=1"])
+    assert status == 0, terminal
+    found = {}
+    for precision in ("bf16", "fp32"):
+        out = tmp_path / precision
+        options = ["--model", tmp_path / "run", "--manifest", videos, "--out", out, "--precision", precision, "--device", "cpu"]
+        assert evaluate.main([*map(str, options), "--workers", "1"]) == 0
+        found[precision] = loss_of_predictions(out, views="1")
+    last = read_tests(tmp_path / "run")[-1]["loss"]
+    assert found["bf16"] == pytest.approx(last, abs=2e-6) and abs(found["fp32"] - last) > 2e-6, (found, last)
+
+
 def test_evaluate_finds_for_the_run_what_its_last_test_found(two_rank_run, videos, tmp_path, capsys):
     """The average of the weights, on the recipe's views: the loss of the last test, to the digits of predictions.csv."""
     folder, *_ = two_rank_run
@@ -175,12 +202,7 @@ def test_evaluate_finds_for_the_run_what_its_last_test_found(two_rank_run, video
         assert (
             f"step 6 of one of our runs, {'weights without averaging' if name == 'unaveraged' else 'the average of its'}" in told
         )
-        with (out / "predictions.csv").open(newline="") as stream:
-            rows = list(csv.DictReader(stream))
-        assert len(rows) == 12 and {row["views_read"] for row in rows} == {"2"}
-        scores = [dict(pair.split(":") for pair in row["top5"].split()) for row in rows]
-        losses = [-math.log(float(of_video[row["label"]])) for of_video, row in zip(scores, rows, strict=True)]
-        found[name] = sum(losses) / len(losses)
+        found[name] = loss_of_predictions(out, views="2")
     last = read_tests(folder)[-1]["loss"]
     assert found["last"] == found["average"] == pytest.approx(last, abs=5e-6)
     assert abs(found["unaveraged"] - last) > 1e-4, "six steps have moved the weights"

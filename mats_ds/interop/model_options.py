@@ -24,6 +24,7 @@ from mats_ds.parsing import parse_yaml
 
 RECIPE = "recipe.yaml"
 VIEWS = {"clips": 5, "crops": 3}  # of a test where no recipe says it; METHOD: UCF101 and K400
+RECIPE_WORDS, DEFAULT_WORDS = "the recipe of the training", "the default, no recipe says it"
 HINTS = ("num_frames", "height", "width", "heads")
 SAMPLING = CLIP_KEYS
 
@@ -88,7 +89,7 @@ def find_views(options: argparse.Namespace, weights: Weights) -> str:
             whence.append(f"--{name}")
             continue
         setattr(options, name, known.get(name, usual))
-        whence.append("the recipe of the training" if name in known else "the default, no recipe says it")
+        whence.append(RECIPE_WORDS if name in known else DEFAULT_WORDS)
     words = whence[0] if whence[0] == whence[1] else f"{whence[0]}; {whence[1]}"
     return f"{options.clips} x {options.crops} views of a video (clips x crops; {words})"
 
@@ -118,11 +119,14 @@ def find_clip_section(options: argparse.Namespace, grid: TokenGrid, weights: Wei
         raise ValueError(f"clips cannot be taken so: {problems}") from None
 
 
-def describe_clips(section: ClipSection) -> str:
-    """How frames are taken, in words."""
+def describe_clips(options: argparse.Namespace, section: ClipSection, weights: Weights) -> str:
+    """How frames are taken and whence that comes, in words."""
+    named = [f"--{name}" for name in SAMPLING if getattr(options, name) is not None]
+    is_known = weights.origin.clip or read_run_clip(Path(options.model))
+    whence = "; ".join([*named, RECIPE_WORDS if is_known else DEFAULT_WORDS])
     apart = f"{section.stride_seconds:g} s" if section.stride_seconds is not None else f"{section.stride} frames"
     spread = "spread evenly over the video" if section.sampling == "uniform" else f"{apart} apart"
-    return f"{section.num_frames} frames of {section.height} x {section.width}, {spread} ({section.sampling} sampling)"
+    return f"{section.num_frames} frames of {section.height} x {section.width}, {spread} ({section.sampling} sampling; {whence})"
 
 
 def read_run_clip(path: Path) -> dict[str, Any]:

@@ -54,9 +54,12 @@ class Origin:
 def parse_origin(tree: Any) -> Origin:
     """The inverse of `as_json`. Raises ValueError for anything else: a file may say of itself what it likes."""
     check_values(tree, [each.name for each in fields(Origin)])
+    known = {name: value for name, value in tree.items() if value is not None}
     for name, keys in (("clip", CLIP_KEYS), ("views", VIEW_KEYS)):
-        check_values(tree.get(name) or {}, keys)
-    return Origin(**{name: value for name, value in tree.items() if value is not None})
+        section = known.get(name, {})
+        check_values(section, keys)
+        known[name] = {key: value for key, value in section.items() if value is not None}
+    return Origin(**known)
 
 
 def check_values(tree: Any, names: Sequence[str]) -> None:
