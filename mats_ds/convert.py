@@ -23,6 +23,7 @@ from mats_ds.interop.compare import compare, compare_with_transformers
 from mats_ds.interop.hugging_face import CONFIG, write_hugging_face
 from mats_ds.interop.load import FORMATS, check_complete, identify, load_classifier, read_weights, weights_of
 from mats_ds.interop.model_options import add_weights_from
+from mats_ds.interop.origin import Origin
 from mats_ds.interop.plain import SUFFIX, save_weights
 from mats_ds.interop.videomae import write_videomae
 from mats_ds.interop.weights import Weights
@@ -83,16 +84,16 @@ def convert(options: argparse.Namespace) -> int:
     dest, target = Path(options.dest), options.to or guess_target(Path(options.dest))
     refuse_to_overwrite(Path(options.source), dest, force=options.force)
     weights = read_source(options)
-    print(f"{options.source}: {weights.source}")
     tell(weights.notes)
     weights = change_head(weights, options)
     weights = describe_anew(weights, options)
     check_complete(weights)
     if target == "mats":
-        save_weights(dest, weights.spec, weights.state, note=f"from {weights.source}", origin=weights.origin)
+        known = {} if weights.origin == Origin() else {"origin": weights.origin}
+        save_weights(dest, weights.spec, weights.state, note=f"from {weights.source}", **known)
     else:
         tell((write_hugging_face if target == "hf" else write_videomae)(dest, weights))
-    print(f"wrote {dest}: {FORMATS[target]}")
+    print(f"wrote {dest}: {FORMATS[target]}", f"from {options.source}: {weights.source}", sep="\n")
     print(*weights.spec.describe(), sep="\n")
     return verify(weights, options, dest) if options.verify else DONE
 
