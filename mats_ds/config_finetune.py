@@ -36,12 +36,15 @@ class FinetuneSelection(SelectionSection):
 class FinetuneSection(_Section):
     """What the training starts from, and its loss.
 
-    `weights`: a run, a checkpoint, a .safetensors or .pth file, a Hugging Face folder; none: from scratch. A classifier's head is
-    kept unless `new_head`. `num_classes` None: as many as the labels (or the manifest's .classes.txt) say. `layer_decay` is the
-    factor on the learning rate from one block to the one below it (1: none). `ema_decay` None keeps no average of the weights.
+    `weights`: a run, a checkpoint, a .safetensors or .pth file, a Hugging Face folder; none: from scratch. `weights_from`: which
+    weights of a run, as `--weights_from` of the other scripts (None: the last ones, averaged where the run keeps an average). A
+    classifier's head is kept unless `new_head`. `num_classes` None: as many as the labels (or the manifest's .classes.txt) say.
+    `layer_decay` is the factor on the learning rate from one block to the one below it (1: none). `ema_decay` None keeps no
+    average of the weights; where there is one, it is what is tested and what other scripts take of the run.
     """
 
     weights: str | None = None
+    weights_from: Literal["last", "average", "unaveraged", "best"] | None = None
     new_head: bool = False
     num_classes: int | None = Field(None, ge=2)
     label_smoothing: float = Field(0.1, ge=0, lt=1)
@@ -96,16 +99,30 @@ class AugmentSection(_Section):
 
 
 class EvaluationSection(_Section):
-    """The test during training: every `every_epochs` and at the end, on `clips` x `crops` views of every video of `manifest`.
+    """The test: which videos, and how many views of each, clips along time x crops along the longer side.
 
-    None: no test, and no best weights are kept.
+    `clips` x `crops` are the published protocol of a data set: what `evaluate.py --model RUN` takes (neither given: 5 x 3, as on
+    UCF101 and K400; one of the two given: the other is 1). During the training, every `every_epochs` and at the end,
+    `training_clips` x `training_crops` are enough to see where it goes (None: as many as `clips` and `crops`, and one where these
+    are not given either).
+
+    No `manifest`: no test, and no best weights are kept. Its videos choose best.safetensors; the result is that of the last
+    weights. Videos that are trained on as well are refused, or warned of with `allow_overlap`.
     """
 
     manifest: str | None = None
     root: str | None = None
-    clips: int = Field(1, ge=1, le=64)
-    crops: int = Field(1, ge=1, le=16)
+    clips: int | None = Field(None, ge=1, le=64)
+    crops: int | None = Field(None, ge=1, le=16)
+    training_clips: int | None = Field(None, ge=1, le=64)
+    training_crops: int | None = Field(None, ge=1, le=16)
     every_epochs: float = Field(1.0, gt=0)
+    allow_overlap: bool = False
+
+    @property
+    def training_views(self) -> tuple[int, int]:
+        """Clips and crops of a test during the training."""
+        return self.training_clips or self.clips or 1, self.training_crops or self.crops or 1
 
 
 class FinetuneRecipe(Recipe):

@@ -22,6 +22,8 @@ from mats_ds.config import STRATEGIES
 from mats_ds.interop.compare import compare, compare_with_transformers
 from mats_ds.interop.hugging_face import CONFIG, write_hugging_face
 from mats_ds.interop.load import FORMATS, check_complete, identify, load_classifier, read_weights, weights_of
+from mats_ds.interop.model_options import add_weights_from
+from mats_ds.interop.origin import Origin
 from mats_ds.interop.plain import SUFFIX, save_weights
 from mats_ds.interop.videomae import write_videomae
 from mats_ds.interop.weights import Weights
@@ -35,6 +37,7 @@ def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
         description="Convert weights between mats_ds, VideoMAE / EVEREST and Hugging Face, or say what a file holds.",
         epilog="Example: python mats_ds/convert.py runs/k400 k400.safetensors --verify",
     )
+    add_weights_from(parser)
     parser.add_argument("source", help="run folder or checkpoint of ours, .safetensors of ours, .pth, or Hugging Face folder")
     parser.add_argument("dest", nargs="?", help="file or folder to write; without it, only say what SOURCE holds")
     parser.add_argument(
@@ -86,17 +89,19 @@ def convert(options: argparse.Namespace) -> int:
     weights = describe_anew(weights, options)
     check_complete(weights)
     if target == "mats":
-        save_weights(dest, weights.spec, weights.state, note=f"from {weights.source}")
+        known = {} if weights.origin == Origin() else {"origin": weights.origin}
+        save_weights(dest, weights.spec, weights.state, note=f"from {weights.source}", **known)
     else:
         tell((write_hugging_face if target == "hf" else write_videomae)(dest, weights))
-    print(f"wrote {dest}: {FORMATS[target]}")
+    print(f"wrote {dest}: {FORMATS[target]}", f"from {options.source}: {weights.source}", sep="\n")
     print(*weights.spec.describe(), sep="\n")
     return verify(weights, options, dest) if options.verify else DONE
 
 
 def read_source(options: argparse.Namespace) -> Weights:
     names = ("num_frames", "height", "width", "heads", "decoder_heads")
-    return read_weights(options.source, **{name: getattr(options, name) for name in names if getattr(options, name)})
+    hints = {name: getattr(options, name) for name in names if getattr(options, name)}
+    return read_weights(options.source, weights_from=options.weights_from, **hints)
 
 
 def guess_target(dest: Path) -> str:
@@ -121,7 +126,7 @@ def change_head(weights: Weights, options: argparse.Namespace) -> Weights:
         return weights
     started = load_classifier(weights, num_classes=options.num_classes, new_head=options.new_head)
     print(started.report.describe())
-    return weights_of(started.model, weights.source)
+    return replace(weights_of(started.model, weights.source), origin=weights.origin)
 
 
 def describe_anew(weights: Weights, options: argparse.Namespace) -> Weights:

@@ -5,7 +5,8 @@
     python mats_ds/evaluate.py --model MODEL --video clip.mp4
 
 Reads top to bottom: open model and videos, score every view, put the ranks together, write. The scores of a video are the mean
-of its views' softmax scores, as VideoMAE is tested; accuracy is over the videos that can be read, the others are listed.
+of its views' softmax scores, as VideoMAE is tested; accuracy is over the videos that can be read, the others are listed. Views
+and frames are those of the training's recipe; the weights of a run are its last ones, averaged where it keeps an average.
 Exit status: 0 done, 2 unusable input or arguments.
 """
 
@@ -27,17 +28,27 @@ import torch
 
 from mats_ds.clips import BadClip, ClipBatch, count_tokens
 from mats_ds.config import ClipSection
-from mats_ds.data.classes import Classes, check_test_set
+from mats_ds.data.classes import Classes, check_labels_of_model, warn_of_names
 from mats_ds.data.importers.labels import read_class_list
 from mats_ds.data.manifest import Manifest, read_manifest
+from mats_ds.data.shared_videos import count_known, is_list
 from mats_ds.data.view_pass import read_views
 from mats_ds.interop.load import load_model
-from mats_ds.interop.model_options import SAMPLING, add_model_options, choose_batch, find_clip_section, read_model_weights
+from mats_ds.interop.model_options import (
+    SAMPLING,
+    add_model_options,
+    choose_batch,
+    describe_clips,
+    describe_weights,
+    find_clip_section,
+    find_views,
+    read_model_weights,
+)
+from mats_ds.interop.origin import Origin
 from mats_ds.metering.accuracy import TOP, Accuracy, VideoScore, VideoScores, measure_accuracy, top_classes
 from mats_ds.metering.accuracy_files import describe_bad, describe_points, write_results
 from mats_ds.metering.accuracy_pictures import SweepPoint
-from mats_ds.metering.flops import step_flops
-from mats_ds.metering.forward_cost import count_macs, describe_speed, time_forwards
+from mats_ds.metering.forward_cost import describe_speed, forward_macs, time_forwards
 from mats_ds.models.classifier import VideoClassifier, check_options
 from mats_ds.models.spec import describe_model
 from mats_ds.training.engine import Place
@@ -53,7 +64,7 @@ def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
         description="Test a classifier on labelled videos, or say what it makes of one video.",
         epilog="Example: bash launch.sh evaluate --model runs/ucf101 --manifest test.csv --keep_ratio 0.3 0.6 1.0",
     )
-    add_model_options(parser, num_clips=5, num_crops=3)  # METHOD: K400 and UCF101
+    add_model_options(parser, num_clips=None, num_crops=None)
     source = parser.add_mutually_exclusive_group(required=True)
     source.add_argument("--manifest", help="labelled videos: a .csv, a list of `path label` lines, or a folder of class folders")
     source.add_argument("--video", metavar="FILE", help="classify this one video and print its five likeliest classes")
@@ -65,9 +76,11 @@ def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
 
 @dataclass(frozen=True)
 class Test:
-    """A model at several shares of kept tokens, and how it is shown videos."""
+    """A model at several shares of kept tokens, and how it is shown videos. `source`: which weights these are, in words."""
 
     model: VideoClassifier
+    source: str
+    origin: Origin
     keep_ratios: tuple[float, ...]
     section: ClipSection
     names: tuple[str, ...]
@@ -93,14 +106,12 @@ def open_classifier(options: argparse.Namespace, place: Place) -> Test:
             f"{options.model} is {weights.source} without a classification head: fine-tune it first, "
             "or take its features with mats_ds/extract.py"
         )
-    for note in weights.notes:
-        logger.info("note: %s", note)
+    for line in describe_weights(options.model, weights):
+        logger.info("%s", line)
     model = load_model(weights)
     keep_ratios = tuple(dict.fromkeys(options.keep_ratio or (model.keep_ratio,)))
     for ratio in keep_ratios:
-        check_options(
-            model.num_classes, (), ratio, model.feature, adaptive=model.candidate_grid.num_frames > model.grid.num_frames
-        )
+        check_options(model.num_classes, (), ratio, model.feature, adaptive=model.candidate_grid.tau > model.grid.tau)
         if count_tokens(ratio, model.grid.num_tokens) < 1:
             raise ValueError(f"--keep_ratio {ratio} of {model.grid.num_tokens} tokens is no token at all")
     names = tuple(read_class_list(Path(options.class_names)).names) if options.class_names else model.class_names
@@ -108,30 +119,11 @@ def open_classifier(options: argparse.Namespace, place: Place) -> Test:
         raise ValueError(f"{options.class_names} names {len(names)} classes, the model has {model.num_classes}")
     names = names or tuple(str(label) for label in range(model.num_classes))
     dtype = find_dtype(options.precision, place.device)
-    section = find_clip_section(options, model.grid)
-    return Test(model.to(place.device, dtype).eval(), keep_ratios, section, names, place, dtype, options)
-
-
-def check_labels(manifest: Manifest, num_classes: int) -> None:
-    """Raises ValueError for videos without a label, and for labels that the model does not know."""
-    for wrong_S, problem in (
-        (manifest.label_S < 0, "have no label: a test needs one for every video (mats_ds/extract.py needs none)"),
-        (manifest.label_S >= num_classes, f"have a label beyond the model's {num_classes} classes, 0 to {num_classes - 1}"),
-    ):
-        if wrong_S.any():
-            first = int(wrong_S.argmax())
-            raise ValueError(
-                f"{int(wrong_S.sum())} of {len(manifest)} videos of {manifest.name} {problem}; "
-                f"the first is {manifest.paths[first]} (label {int(manifest.label_S[first])})"
-            )
-
-
-def warn_of_names(manifest: Manifest, test: Test) -> None:
-    """Folders, and manifests with a list of names beside them, may number the classes otherwise than the model."""
-    try:
-        check_test_set(manifest, test.options.manifest, Classes(test.model.num_classes, test.model.class_names))
-    except ValueError as error:  # the labels are in order: it is about names, which may also be spelt otherwise
-        logger.warning("warning: %s", error)
+    views = find_views(options, weights)
+    section = find_clip_section(options, model.grid, weights)
+    logger.info("%s; %s; %s", views, describe_clips(options, section, weights), str(dtype).removeprefix("torch."))
+    model = model.to(place.device, dtype).eval()
+    return Test(model, weights.source, weights.origin, keep_ratios, section, names, place, dtype, options)
 
 
 def score_views(test: Test, manifest: Manifest, *, label: str) -> Seen | None:
@@ -177,27 +169,9 @@ def score_batch(test: Test, batch: ClipBatch) -> np.ndarray:
 
 
 def view_macs(test: Test, ratio: float) -> tuple[int, str]:
-    """Multiply-adds of one view and where they are from: the closed form for published sizes, else PyTorch's count."""
-    model = test.model
-    spec = describe_model(model)
-    if spec.size_name:
-        flops = step_flops(
-            spec.size_name,
-            model.grid,
-            ratio,
-            strategy=model.strategy,
-            task="finetune",
-            feature=model.feature,
-            candidate_grid=model.candidate_grid,
-            num_classes=model.num_classes,
-            merge_dropped=model.merge_dropped,
-        )
-        return flops.forward_macs, "step_flops"
-    grid = model.candidate_grid
-    frames = torch.zeros(1, grid.num_frames, grid.height, grid.width, 3, dtype=torch.uint8, device=test.place.device)
-    model.keep_ratio = ratio
-    with torch.no_grad():
-        return count_macs(lambda: model(frames)), "counted by PyTorch"
+    """Multiply-adds of one view, and whose count that is."""
+    size_name = describe_model(test.model).size_name
+    return forward_macs(test.model, ratio, size_name=size_name, device=test.place.device)
 
 
 def measure_points(test: Test, accuracies: list[Accuracy], example: ClipBatch) -> list[SweepPoint]:
@@ -222,12 +196,13 @@ def evaluate(test: Test) -> None:
     """A whole test, written into --out and told in words."""
     began = time.monotonic()
     manifest = read_manifest(test.options.manifest, root=test.options.root)
-    check_labels(manifest, test.model.num_classes)
-    warn_of_names(manifest, test)
+    check_labels_of_model(manifest, test.model.num_classes)
+    warn_of_names(manifest, test.options.manifest, Classes(test.model.num_classes, test.model.class_names))
     seen = score_views(test, manifest, label="test")
     if seen is None:
         return
     seconds = time.monotonic() - began
+    known = count_known(manifest, sources_of(test))
     speed_note = describe_speed(test.place.device, test.dtype, num_views=len(seen.example.frames_BTHWC))
     readable = [sample for sample, video in enumerate(seen.videos) if video.mean is not None]
     if not readable:
@@ -245,13 +220,33 @@ def evaluate(test: Test) -> None:
         label_S=manifest.label_S,
         paths=manifest.paths,
         names=test.names,
-        title=f"{Path(test.options.model).resolve().name} on {manifest.name}",
+        title=title_of(test, manifest),
         speed_note=speed_note,
-        about=describe_test(test, manifest),
+        about={**describe_test(test, manifest), "also": known},
         run={"ranks": test.place.world_size, "seconds": seconds, "speed": speed_note, "versions": collect_versions()},
     )
-    print(f"{len(readable)} of {len(manifest)} videos of {manifest.name} scored; accuracy is over these")
-    print(*describe_bad(seen.bad), *describe_points(points), f"written: {out}", sep="\n")
+    print(f"weights: {test.options.model}: {test.source}")
+    views = f"{test.options.clips} x {test.options.crops} views"
+    print(f"{len(readable)} of {len(manifest)} videos of {manifest.name} scored on {views}; accuracy is over these")
+    known_lines = [f"  {number} of them {name}: no accuracy on unseen videos" for name, number in known.items() if number]
+    print(*known_lines, *describe_bad(seen.bad), *describe_points(points), f"written: {out}", sep="\n")
+
+
+def sources_of(test: Test) -> dict[str, tuple[str, str | None]]:
+    """The manifests, and the roots of their paths, that the training of the weights knows. A file of weights may be somebody
+    else's and name any path: only a plain list of moderate size is believed, and of a run's own recipe a folder, too.
+    """
+    origin, may_be_folder = test.origin, Path(test.options.model).is_dir()
+    trained, chosen = (origin.trained_on, origin.trained_root), (origin.chosen_on, origin.chosen_root)
+    named = {"were trained on": trained, "chose these weights": chosen}
+    return {name: pair for name, pair in named.items() if is_list(pair[0] or "", may_be_folder=may_be_folder)}
+
+
+def title_of(test: Test, manifest: Manifest) -> str:
+    """Of pictures: model, which weights of it, videos, views."""
+    options, described = test.options, test.origin.describe()
+    weights = f"\n{described}, " if described else ", "
+    return f"{Path(options.model).resolve().name} on {manifest.name}{weights}{options.clips} x {options.crops} views"
 
 
 def describe_test(test: Test, manifest: Manifest) -> dict[str, object]:
@@ -259,6 +254,9 @@ def describe_test(test: Test, manifest: Manifest) -> dict[str, object]:
     options = test.options
     return {
         "weights": str(options.model),
+        "source": test.source,
+        "origin": test.origin.as_json(),
+        "precision": str(test.dtype).removeprefix("torch."),
         "model": describe_model(test.model).describe()[:-1],
         "manifest": manifest.name,
         "views": {"clips": options.clips, "crops": options.crops, **test.section.model_dump(include=set(SAMPLING))},

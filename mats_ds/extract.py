@@ -31,7 +31,15 @@ from mats_ds.data.manifest import Manifest, read_manifest
 from mats_ds.data.view_pass import read_views
 from mats_ds.interop.feature_shards import SUFFIXES, Shard, digest, digest_weights, is_finished, read_shard, write_shard
 from mats_ds.interop.load import load_encoder
-from mats_ds.interop.model_options import SAMPLING, add_model_options, choose_batch, find_clip_section, read_model_weights
+from mats_ds.interop.model_options import (
+    SAMPLING,
+    add_model_options,
+    choose_batch,
+    describe_clips,
+    describe_weights,
+    find_clip_section,
+    read_model_weights,
+)
 from mats_ds.metering.accuracy_files import write_json, write_table, write_unreadable
 from mats_ds.models.features import VideoEncoder, average_tubelets
 from mats_ds.training.place import find_dtype, find_place, gather_on_all, wait_for_all
@@ -39,6 +47,7 @@ from mats_ds.training.start import run_command
 
 logger = logging.getLogger("mats_ds")
 
+VERSION = 2  # of what the same settings give; 1 (version 0.1 of mats_ds) rounded position tables under bf16
 SETTINGS, INDEX, UNREADABLE = "features.json", "index.csv", "unreadable.csv"
 SHARD_VIDEOS = {"mean": 1000, "tubelet": 1000, "none": 32}  # all tokens of a ViT-B clip are 5 MB
 
@@ -80,22 +89,26 @@ def settle(options: argparse.Namespace, manifest: Manifest, *, out: Path, device
     Raises ValueError when `out` holds features of something else, or the weights or numbers cannot be used.
     """
     weights = read_model_weights(options)
+    for line in describe_weights(options.model, weights):
+        logger.info("%s", line)
     encoder = load_encoder(weights, **({} if options.keep_ratio is None else {"keep_ratio": options.keep_ratio}))
     keep_ratio = encoder.trunk.keep_ratio
     if count_tokens(keep_ratio, encoder.grid.num_tokens) < 1:
         raise ValueError(f"--keep_ratio {keep_ratio} of {encoder.grid.num_tokens} tokens is no token at all")
-    section = find_clip_section(options, encoder.grid)
+    section = find_clip_section(options, encoder.grid, weights)
     if options.shard_videos is None:
         options.shard_videos = SHARD_VIDEOS[options.pool]
     if options.shard_videos < 1:
         raise ValueError(f"--shard_videos is at least 1, got {options.shard_videos}")
     dtype = find_dtype(options.precision, device)
+    logger.info("%d x %d views of a video; %s", options.clips, options.crops, describe_clips(options, section, weights))
     listed = [
         [os.path.abspath(path) for path in manifest.paths],
         manifest.first_seconds_S.tolist(),
         manifest.last_seconds_S.tolist(),
     ]
     asked = {
+        "version": VERSION,
         "weights_sha256": digest_weights(weights),
         "manifest_sha256": digest([json.dumps(listed).encode()]),
         "num_videos": len(manifest),
@@ -121,7 +134,8 @@ def settle(options: argparse.Namespace, manifest: Manifest, *, out: Path, device
     refuse_other_settings(out / SETTINGS, asked)
     if is_first:
         out.mkdir(parents=True, exist_ok=True)
-        write_json(out / SETTINGS, {**asked, "weights": str(options.model), "manifest": manifest.name})
+        told = {"weights": str(options.model), "source": weights.source, "origin": weights.origin.as_json()}
+        write_json(out / SETTINGS, {**asked, **told, "manifest": manifest.name})
     settings = digest([json.dumps(asked, sort_keys=True).encode()])
     return Extraction(encoder.to(device, dtype), section, settings, options)
 

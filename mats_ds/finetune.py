@@ -13,6 +13,7 @@ import logging
 import shlex
 import sys
 from contextlib import ExitStack
+from dataclasses import asdict
 from functools import partial
 from pathlib import Path
 
@@ -29,32 +30,34 @@ from mats_ds.data.classes import Classes, check_test_set, settle_classes
 from mats_ds.data.manifest import Manifest, read_manifest
 from mats_ds.data.opening import open_loader, open_videos, read_once
 from mats_ds.data.sampler import ClipSampler
+from mats_ds.data.shared_videos import refuse_shared
 from mats_ds.data.views import ViewSampler, fit_micro_batch
 from mats_ds.interop.begin import build_classifier
+from mats_ds.interop.origin import BEST_FILE, origin_of
 from mats_ds.interop.plain import save_weights
+from mats_ds.metering.accuracy_files import write_json
 from mats_ds.metering.deep_dives import add_deep_dive_options, make_deep_dives
 from mats_ds.metering.flops import StepFlops, step_flops
 from mats_ds.metering.forecast import Feed
 from mats_ds.metering.recorder import Recorder
 from mats_ds.metering.run_plan import PlanWatch
+from mats_ds.metering.run_result import RESULT_FILE, conclude
 from mats_ds.metering.workload import Workload
 from mats_ds.models.spec import describe_model, dump_spec
 from mats_ds.training.classifying import make_loss
 from mats_ds.training.ema import WeightAverage
 from mats_ds.training.engine import full_parameters, make_engine
-from mats_ds.training.evaluation import Evaluation, Evaluator
+from mats_ds.training.evaluation import Evaluation, Evaluator, read_evaluations
 from mats_ds.training.loop import fit
 from mats_ds.training.observers import Checkpointer, Console, Monitor
 from mats_ds.training.optim import layer_scale, make_schedule, parameter_groups
-from mats_ds.training.resuming import resume
+from mats_ds.training.resuming import ask_first, resume
 from mats_ds.training.run_folder import write_inputs
 from mats_ds.training.run_info import announce, describe_run
 from mats_ds.training.same_everywhere import open_alike
 from mats_ds.training.start import RunStart, add_run_options, leave, make_saver, run_command, start_run
 
 logger = logging.getLogger("mats_ds")
-
-BEST_FILE = "best.safetensors"
 
 
 def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
@@ -63,7 +66,8 @@ def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
         epilog="Example: deepspeed --num_gpus 8 mats_ds/finetune.py --recipe finetune_ucf101 --ds_config "
         "ds_configs/zero2_finetune.json finetune.weights=runs/ucf101 data.manifest=train.csv evaluation.manifest=val.csv. "
         "The weights are a run or checkpoint of ours, a .safetensors or .pth file (VideoMAE, EVEREST), or a Hugging Face folder. "
-        "The run folder gets evaluation.jsonl and best.safetensors, the weights with the best top-1.",
+        "The run folder gets evaluation.jsonl, result.json (the accuracy of the last weights) and best.safetensors (the weights "
+        "with the best top-1, chosen on evaluation.manifest).",
     )
     add_run_options(parser, default_recipe=None)
     add_deep_dive_options(parser)
@@ -83,6 +87,7 @@ def finetune(recipe: FinetuneRecipe, options: argparse.Namespace) -> None:
     manifest = open_alike(lambda: open_videos(recipe.data), recipe=recipe, ds_config=start.ds_config)
     classes = settle_classes(manifest, recipe.data.manifest, asked=recipe.finetune.num_classes)
     test_set = open_alike(lambda: open_test_set(recipe, classes))
+    num_trained_on = ask_first(lambda: check_unseen(test_set, manifest, recipe))
     sampler = ClipSampler(
         manifest,
         recipe_clip=recipe.clip,
@@ -139,8 +144,9 @@ def finetune(recipe: FinetuneRecipe, options: argparse.Namespace) -> None:
         with full_parameters(engine):
             if place.rank == 0:
                 tested = average.model if average else engine.module
-                note = f"step {found.step} of {folder}: top-1 {100 * found.top1:.2f}% on {recipe.evaluation.manifest}"
-                save_weights(folder / BEST_FILE, spec, tested.state_dict(), note=note)
+                note = f"chosen by its top-1 of {100 * found.top1:.2f}% on {found.measured_on}: no result on the same videos"
+                origin = origin_of(recipe.model_dump(mode="json"), step=found.step, averaged=found.averaged, is_best=True)
+                save_weights(folder / BEST_FILE, spec, tested.state_dict(), note=note, origin=origin)
 
     with ExitStack() as loaders:
         loader = loaders.enter_context(
@@ -155,6 +161,7 @@ def finetune(recipe: FinetuneRecipe, options: argparse.Namespace) -> None:
             )
         )
         if place.rank == 0:
+            (folder / RESULT_FILE).unlink(missing_ok=True)  # of a run that now goes on
             write_inputs(folder, recipe=dump_recipe(recipe), ds_config=start.ds_config)
             reading = f"{len(manifest)} videos of {manifest.name}, {classes.count} classes; {loader.describe()}"
             announce(run, compute=describe_compute(recipe, classes), data=reading, batch=plan.note)
@@ -172,6 +179,7 @@ def finetune(recipe: FinetuneRecipe, options: argparse.Namespace) -> None:
         if average:
             observers.append(average)
         if test_set is not None:
+            clips, crops = recipe.evaluation.training_views
             test_loader = loaders.enter_context(open_test_loader(test_set, recipe, start))
             observers.append(
                 Evaluator(
@@ -184,6 +192,10 @@ def finetune(recipe: FinetuneRecipe, options: argparse.Namespace) -> None:
                     every_steps=max(1, round(recipe.evaluation.every_epochs * sampler.steps_per_epoch)),
                     run_dir=folder,
                     keep_best=keep_best,
+                    measured_on=test_set.name,
+                    clips=clips,
+                    crops=crops,
+                    averaged=average is not None,
                 )
             )
         observers.append(Checkpointer(saver, every_steps=recipe.run.checkpoint_steps, extra=extra_state))
@@ -198,6 +210,8 @@ def finetune(recipe: FinetuneRecipe, options: argparse.Namespace) -> None:
             max_bad_fraction=recipe.data.max_bad_fraction,
             hang_seconds=recipe.run.hang_seconds,
         )
+    if place.rank == 0:
+        tell_result(folder, recipe, num_trained_on=num_trained_on)
     logger.info("run folder: %s  (report: python profiling/report.py %s)", folder, shlex.quote(str(folder)))
 
 
@@ -207,22 +221,47 @@ def open_test_set(recipe: FinetuneRecipe, classes: Classes) -> Manifest | None:
     """
     section = recipe.evaluation
     if section.manifest is None:
-        logger.info("test: no evaluation.manifest given, so nothing is tested and no best weights are kept")
+        logger.info("test: no evaluation.manifest given, so nothing is tested, there is no result and no best weights are kept")
         return None
     manifest = read_manifest(section.manifest, root=section.root or recipe.data.root)
     check_test_set(manifest, section.manifest, classes)
     return manifest
 
 
+def check_unseen(test_set: Manifest | None, manifest: Manifest, recipe: FinetuneRecipe) -> int:
+    """How many videos of the test are trained on as well. Raises ValueError for them unless the recipe allows it."""
+    if test_set is None:
+        return 0
+    section, (clips, crops) = recipe.evaluation, recipe.evaluation.training_views
+    what = "the average of the weights" if recipe.finetune.ema_decay else "the weights"
+    videos = f"{len(test_set)} videos of {test_set.name}, {clips} x {crops} views each"
+    logger.info("test: %s on %s, every %g epochs; it chooses %s and no result", what, videos, section.every_epochs, BEST_FILE)
+    return refuse_shared(test_set, manifest, allowed=section.allow_overlap, fix="set evaluation.allow_overlap=true")
+
+
+def tell_result(folder: Path, recipe: FinetuneRecipe, *, num_trained_on: int) -> None:
+    """The accuracy of the last weights on the console and in result.json, and how to test as the recipe says."""
+    tests = [asdict(test) for test in read_evaluations(folder)]
+    if not (result := conclude(tests, num_trained_on=num_trained_on, best_file=BEST_FILE)):
+        return
+    write_json(folder / RESULT_FILE, result.as_json())
+    for line in result.describe():
+        logger.info("%s", line)
+    test, command = recipe.evaluation, f"evaluate.py --model {shlex.quote(str(folder))}"
+    if test.clips and test.crops and test.training_views != (test.clips, test.crops):
+        where = shlex.quote(str(test.manifest))
+        logger.info("on %d x %d views, as the recipe tests: %s --manifest %s", test.clips, test.crops, command, where)
+
+
 def open_test_loader(manifest: Manifest, recipe: FinetuneRecipe, start: RunStart):
     """The views of the test, in micro-batches of the training's size or a little less, so that few passes decode a video."""
-    section, place = recipe.evaluation, start.place
-    micro_batch = fit_micro_batch(section.clips * section.crops, at_most=start.plan.micro_batch)
+    (clips, crops), place = recipe.evaluation.training_views, start.place
+    micro_batch = fit_micro_batch(clips * crops, at_most=start.plan.micro_batch)
     sampler = ViewSampler(
         manifest,
         recipe_clip=recipe.clip,
-        num_clips=section.clips,
-        num_crops=section.crops,
+        num_clips=clips,
+        num_crops=crops,
         micro_batch=micro_batch,
         world_size=place.world_size,
         num_frames=recipe.candidate_grid().num_frames,

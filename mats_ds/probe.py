@@ -27,10 +27,18 @@ from mats_ds.clips import count_tokens
 from mats_ds.config import ClipSection
 from mats_ds.data.manifest import Manifest, read_manifest
 from mats_ds.data.shared_classes import count_shared_classes
+from mats_ds.data.shared_videos import refuse_shared
 from mats_ds.data.view_pass import read_views
 from mats_ds.interop.feature_file import FrozenSet, load_features, make_key, save_features
 from mats_ds.interop.load import load_encoder
-from mats_ds.interop.model_options import add_model_options, choose_batch, find_clip_section, read_model_weights
+from mats_ds.interop.model_options import (
+    add_model_options,
+    choose_batch,
+    describe_clips,
+    describe_weights,
+    find_clip_section,
+    read_model_weights,
+)
 from mats_ds.interop.weights import Weights
 from mats_ds.metering.accuracy import Share
 from mats_ds.metering.probe_results import Chance, ProbeResult
@@ -46,6 +54,7 @@ logger = logging.getLogger("mats_ds")
 
 DONE, UNUSABLE = 0, 2
 PROBES = ("knn", "linear", "attentive")
+VERSION = 2  # of what the same settings give; 1 (version 0.1 of mats_ds) rounded position tables under bf16
 TOKEN_BYTES, GIB = 2, 2**30
 SHOWN_BAD = 5
 
@@ -62,6 +71,7 @@ def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--baseline", action="store_true", help="also probe the same model with fresh weights, to compare")
     parser.add_argument("--keep_ratio", type=float, metavar="R", help="share of tokens to encode (all; a classifier's own)")
     parser.add_argument("--neighbours", type=int, default=NUM_NEIGHBOURS, metavar="K", help="of k-NN (%(default)s)")
+    parser.add_argument("--allow_overlap", action="store_true", help="only warn of videos that are in both manifests")
     parser.add_argument("--seed", type=int, default=0, help="of the attentive probe and of fresh weights (0)")
     parser.add_argument("--token_gib", type=float, default=8.0, metavar="GIB", help="memory that tokens may take (%(default)s)")
     add_model_options(parser, num_clips=1, num_crops=1)
@@ -87,15 +97,16 @@ def probe(options: argparse.Namespace) -> None:
         raise ValueError(f"--neighbours is at least 1, got {options.neighbours}")
     train, val = read_manifest(options.train, root=options.root), read_manifest(options.val, root=options.root)
     num_classes = count_shared_classes(train, val)
+    num_shared = refuse_shared(val, train, allowed=options.allow_overlap, fix="give --allow_overlap")
     weights = read_model_weights(options)
     subjects = {"trained": weights}
     if options.baseline:
         subjects["fresh"] = draw_fresh(weights, seed=options.seed)
-    print(f"{options.model}: {weights.source}")
+    print(*describe_weights(options.model, weights), sep="\n")
     results: list[ProbeResult] = []
     for name, subject in subjects.items():
         encoder = open_encoder(subject, options, device)
-        clips = find_clip_section(options, encoder.grid)
+        clips = find_clip_section(options, encoder.grid, weights)
         began = time.monotonic()
         fit_to, test_on = (
             get_features(encoder, subject, manifest, clips, options, name=f"{part}-{name}")
@@ -108,10 +119,13 @@ def probe(options: argparse.Namespace) -> None:
         heads = subject.spec.heads
         results += run_probes(fit_to, test_on, options, num_classes=num_classes, heads=heads, name=name, device=device)
     chance = Chance(num_classes, float(torch.bincount(test_on.label_S).max()) / len(test_on.label_S))
+    views = f"{options.clips} x {options.crops} views, {describe_clips(options, clips, weights)}"
+    print(f"measured on {len(test_on.label_S)} videos of {val.name}: {views}")
     print(chance.describe(), *(result.describe() for result in results), sep="\n")
     if options.out:
         path = Path(options.out) / "probe.json"
-        path.write_text(json.dumps(as_json(options, weights, clips, results, chance), indent=2) + "\n", encoding="utf-8")
+        told = as_json(options, weights, clips, results, chance) | {"also_trained_on": num_shared}
+        path.write_text(json.dumps(told, indent=2) + "\n", encoding="utf-8")
         print(f"written: {path}")
 
 
@@ -146,6 +160,7 @@ def get_features(
             "--keep_ratio or the number of views, or leave the attentive probe out (--probes knn linear)"
         )
     settings = dict(
+        version=VERSION,
         clips=clips.model_dump(),
         views=[options.clips, options.crops],
         keep_ratio=encoder.trunk.keep_ratio,
@@ -255,6 +270,7 @@ def as_json(
     return {
         "model": str(options.model),
         "weights": weights.source,
+        "origin": weights.origin.as_json(),
         "train": str(options.train),
         "val": str(options.val),
         "num_classes": chance.num_classes,

@@ -30,6 +30,7 @@ from mats_ds.data.excerpt import Excerpt, plan_excerpts, read_excerpt
 from mats_ds.data.film import check_suffix, write_gif, write_mp4, write_png
 from mats_ds.data.probe import UnreadableVideo, index_video
 from mats_ds.interop.load import load_classifier, load_model, read_weights
+from mats_ds.interop.model_options import add_weights_from, describe_weights
 from mats_ds.interop.recipe_beside import read_recipe_beside
 from mats_ds.models.classifier import VideoClassifier
 from mats_ds.models.mae import MaskedAutoencoder
@@ -72,6 +73,7 @@ def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
         help="run folder or checkpoint of ours, .safetensors, .pth, or Hugging Face folder; without it the patch embedding is "
         "untrained: motion and tokens are shown, and there is no reconstruction",
     )
+    add_weights_from(parser)
     parser.add_argument(
         "--recipe", metavar="NAME", help="size and spacing of the frames (default: that of the run, else default)"
     )
@@ -151,10 +153,12 @@ def open_viewer(options: argparse.Namespace) -> Viewer:
         small = recipe.model_copy(update={"model": ModelSection(name="tiny")})  # only its patch embedding is used
         model = MaskedAutoencoder.from_recipe(small)
         return Viewer(model, recipe, "no weights given: motion of an untrained patch embedding, no reconstruction")
-    weights = read_weights(options.weights)
+    weights = read_weights(options.weights, weights_from=options.weights_from)
     spec = weights.spec
-    for note in weights.notes:
-        print(f"note: {note}")
+    print(*describe_weights(options.weights, weights), sep="\n")
+    if options.recipe is None:
+        shown = {**recipe.clip.model_dump(), **weights.origin.clip}
+        recipe = recipe.model_copy(update={"clip": ClipSection.model_validate(shown)})
     if "frame_candidates" in asked:
         chosen = change_selection(recipe, {"frame_candidates": asked.pop("frame_candidates")})
         clip = chosen.clip.model_copy(update=vars(spec.grid))
@@ -177,7 +181,7 @@ def change_selection(recipe: Recipe, changes: dict) -> Recipe:
     tree = recipe.model_dump()
     tree["selection"] |= changes
     try:
-        return Recipe.model_validate(tree)
+        return type(recipe).model_validate(tree)
     except ValidationError as error:
         problems = ((problem["loc"][-1:], problem["msg"].removeprefix("Value error, ")) for problem in error.errors())
         raise ValueError("; ".join(": ".join([*map(str, place), told]) for place, told in problems)) from None

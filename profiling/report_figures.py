@@ -10,6 +10,7 @@ import time
 from dataclasses import dataclass
 from functools import reduce
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from report_balance import Balance, find_balance
@@ -23,6 +24,7 @@ from mats_ds.metering.peaks import Peak, find_peak
 from mats_ds.metering.plan_file import Plan, read_plan
 from mats_ds.metering.reader import read_records
 from mats_ds.metering.run_files import Outcome, RunFile, read_outcome, read_run
+from mats_ds.metering.run_result import read_result
 
 
 @dataclass(frozen=True)
@@ -53,6 +55,7 @@ class Figures:
     balance: Balance | None
     bad_videos: list[BadVideo]
     silent_seconds: float | None
+    result: dict[str, Any] | None = None  # what a fine-tuning's last weights are worth
 
     @property
     def on_gpu(self) -> bool:
@@ -249,6 +252,7 @@ def read_figures(run_dir: str | Path) -> Figures:
         balance=find_balance(ranks),
         bad_videos=_read_bad_videos(run_dir),
         silent_seconds=max(0.0, time.time() - max(last_seconds)) if last_seconds else None,
+        result=read_result(run_dir),
     )
 
 

@@ -44,6 +44,7 @@ def to_json(figures: Figures, budget: Budget, verdict: Verdict) -> dict[str, Any
         "silent_seconds": figures.silent_seconds if figures.outcome is None else None,
         "loss_first": first_loss,
         "loss_last": last_loss,
+        "result": figures.result,
         "num_steps_loss_not_finite": figures.num_not_finite,
         "clips_per_second": figures.clips_per_second,
         "step_seconds_median": figures.step_seconds,

@@ -74,6 +74,8 @@ def describe(figures: Figures) -> list[Row]:
         rows.insert(8, Row("balance", figures.balance.text))
     if figures.plan is not None:
         rows.insert(-2, Row("planned", _describe_plan(figures)))
+    if figures.result is not None:
+        rows.insert(4, Row("accuracy", "; ".join(figures.result["words"])))
     return rows + [Row("note", text) for text in list_notes(figures)]
 
 

@@ -49,6 +49,19 @@ def test_data_set_recipes_carry_the_published_numbers(name, epochs, base_lr, str
     assert (plan.magnitude, plan.num_operations, plan.spread, plan.probability) == (7, 4, 0.5, 0.5)
 
 
+@pytest.mark.parametrize(
+    ("overrides", "test_views", "training_views"),
+    [
+        ([], (None, None), (1, 1)),
+        (["evaluation.clips=2"], (2, None), (2, 1)),  # as in version 0.1: what is asked for is also taken during the training
+        (["evaluation.clips=10", "evaluation.crops=3", "evaluation.training_clips=1"], (10, 3), (1, 3)),
+    ],
+)
+def test_views_of_the_test_are_those_of_the_training_unless_it_says_fewer(overrides, test_views, training_views):
+    test = load("finetune_tiny", overrides).evaluation
+    assert (test.clips, test.crops) == test_views and test.training_views == training_views
+
+
 def test_oscc_reads_24_candidate_frames_for_16():
     assert load("finetune_oscc").candidate_grid().num_frames == 24
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import subprocess
 import sys
 from pathlib import Path
@@ -13,15 +14,18 @@ from mats_ds import MaskedAutoencoder, TokenGrid, VideoClassifier, load_model
 from mats_ds.convert import DIFFERENT, DONE, UNUSABLE, main
 from mats_ds.data.synthetic import write_synthetic_set
 from mats_ds.interop.load import identify, weights_of
-from mats_ds.interop.plain import save_weights
+from mats_ds.interop.origin import Origin
+from mats_ds.interop.plain import load_weights, save_weights
+from mats_ds.models.spec import dump_spec
+from tests.interop.test_run_checkpoint import write_step
 
 ROOT = Path(__file__).resolve().parents[1]
 GRID = TokenGrid(4, 16, 16, (2, 8, 8))
 NAMES = {"mats": "model.safetensors", "hf": "folder", "videomae": "model.pth"}
 
 
-def make_model(kind):
-    torch.manual_seed(1)
+def make_model(kind, seed=1):
+    torch.manual_seed(seed)
     sizes = dict(width=24, depth=2, heads=3)
     if kind == "classifier":
         return VideoClassifier(grid=GRID, **sizes, num_classes=3, keep_ratio=0.5, head_init_scale=1.0)
@@ -50,6 +54,24 @@ def test_written_files_can_be_read_by_whom_the_umask_lets(tmp_path, source):
     (tmp_path / "plain").write_bytes(b"")
     usual = (tmp_path / "plain").stat().st_mode
     assert {file.stat().st_mode for file in (tmp_path / "copy.safetensors", *(tmp_path / "hf").iterdir())} == {usual}
+
+
+@pytest.mark.parametrize(("option", "seed"), [((), 3), (("--weights_from", "unaveraged"), 2), (("--weights-from", "best"), 4)])
+def test_any_of_the_weights_of_a_run_can_be_written(tmp_path, option, seed, capsys):
+    models = {seed: make_model("classifier", seed=seed) for seed in (2, 3, 4)}
+    spec = json.dumps(dump_spec(weights_of(models[2], "").spec))
+    clip = "clip: {stride: 3, sampling: uniform}\nevaluation: {clips: 10, crops: 3}\n"
+    write_step(tmp_path / "run", 5, models[2], ema=models[3].state_dict(), model_spec=spec, recipe=clip)
+    save_weights(
+        tmp_path / "run" / "best.safetensors", weights_of(models[4], "").spec, models[4].state_dict(), origin=Origin(step=4)
+    )
+    assert main([str(tmp_path / "run"), str(tmp_path / "copy.safetensors"), *option]) == DONE
+    written = load_weights(tmp_path / "copy.safetensors")
+    assert all(torch.equal(tensor, models[seed].state_dict()[name]) for name, tensor in written.state.items())
+    told = {2: "step 5 of one of our runs, weights without averaging", 3: "the average of its weights", 4: "best.safetensors"}
+    assert told[seed] in capsys.readouterr().out and told[seed] in written.notes[0]
+    if seed != 4:
+        assert written.origin.views == {"clips": 10, "crops": 3} and written.origin.clip == {"stride": 3, "sampling": "uniform"}
 
 
 @pytest.mark.parametrize("through", ["mats", "hf", "videomae"])

@@ -15,8 +15,11 @@ import pytest
 import torch
 
 from mats_ds import evaluate
+from mats_ds.config import dump_recipe, load_recipe
+from mats_ds.config_finetune import FinetuneRecipe
 from mats_ds.data.manifest import read_manifest
 from mats_ds.data.view_pass import read_views
+from mats_ds.interop.origin import Origin
 from mats_ds.models.encoder import IMAGENET_MEAN, IMAGENET_STD, UINT8_MAX
 from mats_ds.training.place import find_place
 from tests.trained_models import CLASSES, GRID, save_autoencoder, save_classifier, write_manifest, write_videos
@@ -214,6 +217,98 @@ def test_weights_in_a_run_folder_are_shown_clips_of_its_recipe(tmp_path):
     (tmp_path / "best.safetensors").touch()
     assert read_run_clip(tmp_path / "best.safetensors") == {"stride": 5, "sampling": "dense"}
     assert read_run_clip(tmp_path / "checkpoint.pth") == read_run_clip(tmp_path) == {}
+
+
+def test_one_checkpoint_named_from_within_its_folder_has_the_recipe_of_its_run(tmp_path, monkeypatch):
+    from mats_ds.interop.model_options import read_run_clip
+
+    step = tmp_path / "checkpoints" / "step-00000001"
+    step.mkdir(parents=True)
+    (step / "complete.json").touch()
+    (tmp_path / "recipe.yaml").write_text("clip: {stride: 5, sampling: uniform}\n")
+    monkeypatch.chdir(step.parent)
+    assert read_run_clip(Path("step-00000001")) == {"stride": 5, "sampling": "uniform"}
+
+
+class TestViews:
+    """How many views of a video make a test: the command line's, else the training's recipe's, else 5 x 3."""
+
+    V01 = "evaluation: {manifest: val.csv, root: null, clips: CLIPS, crops: 1, every_epochs: 5.0}\n"
+
+    def views_of(self, path, *arguments):
+        from mats_ds.interop.load import read_weights
+        from mats_ds.interop.model_options import find_views
+
+        options = evaluate.parse_arguments(["--model", str(path), "--video", "x", *arguments])
+        words = find_views(options, read_weights(path))
+        return (options.clips, options.crops), words
+
+    @pytest.mark.parametrize(
+        ("name", "views"), [("ucf101", (5, 3)), ("hmdb51", (10, 3)), ("k400", (5, 3)), ("ssv2", (2, 3)), ("oscc", (1, 1))]
+    )
+    def test_the_recipes_of_data_sets_are_tested_as_published(self, tmp_path, name, views):
+        """METHOD section 5 of arXiv 2211.10636."""
+        recipe = load_recipe(f"finetune_{name}", schema=FinetuneRecipe)
+        assert recipe.evaluation.training_views == (1, 1)
+        (tmp_path / "recipe.yaml").write_text(dump_recipe(recipe))
+        found, words = self.views_of(save_classifier(tmp_path / "best.safetensors"))
+        assert found == views and "recipe" in words
+
+    def test_the_file_itself_says_it_wherever_it_lies(self, tmp_path):
+        origin = Origin(views={"clips": 4, "crops": 2})
+        found, words = self.views_of(save_classifier(tmp_path / "moved.safetensors", origin=origin))
+        assert found == (4, 2) and "4 x 2 views" in words and "recipe" in words
+
+    def test_weights_from_outside_are_shown_5_by_3(self, model):
+        found, words = self.views_of(model)
+        assert found == (5, 3) and "default" in words
+
+    def test_the_command_line_wins_for_what_it_names(self, tmp_path):
+        path = save_classifier(tmp_path / "a.safetensors", origin=Origin(views={"clips": 4, "crops": 2}))
+        found, words = self.views_of(path, "--clips", "7")
+        assert found == (7, 2) and "--clips" in words and "recipe" in words
+
+    @pytest.mark.parametrize(("clips", "views"), [("1", (5, 3)), ("2", (2, 1))])
+    def test_what_version_0_1_wrote_unasked_is_not_taken_for_a_wish(self, tmp_path, clips, views):
+        (tmp_path / "recipe.yaml").write_text(self.V01.replace("CLIPS", clips))
+        assert self.views_of(save_classifier(tmp_path / "best.safetensors"))[0] == views
+
+    def test_one_of_the_two_alone_leaves_the_other_at_1(self, tmp_path):
+        (tmp_path / "recipe.yaml").write_text("evaluation: {clips: 4}\n")
+        assert self.views_of(save_classifier(tmp_path / "best.safetensors"))[0] == (4, 1)
+
+    def test_what_a_person_wrote_is(self, tmp_path):
+        (tmp_path / "recipe.yaml").write_text("evaluation: {clips: 1, crops: 1}\n")
+        assert self.views_of(save_classifier(tmp_path / "best.safetensors"))[0] == (1, 1)
+
+
+def test_a_figure_comes_with_its_weights_views_frames_and_what_chose_them(folder, videos, tmp_path):
+    """The weights were chosen on four of the seven videos, and trained on two of them."""
+    test = write_manifest(tmp_path / "test.csv", videos)
+    chosen, trained = write_manifest(tmp_path / "val.csv", videos[3:]), write_manifest(tmp_path / "train.csv", videos[:2])
+    clip, views = {"stride": 3, "sampling": "dense"}, {"clips": 2, "crops": 1}
+    origin = Origin(step=9, averaged=True, chosen_on=chosen, trained_on=trained, clip=clip, views=views)
+    model = save_classifier(tmp_path / "moved.safetensors", origin=origin)
+    status, told, err = run("--model", model, "--manifest", test, "--out", tmp_path / "out", "--workers", "1", "--device", "cpu")
+    assert status == 0, err
+    results = json.loads((tmp_path / "out" / "results.json").read_text())
+    assert results["views"] == {"clips": 2, "crops": 1, "stride": 3, "stride_seconds": None, "sampling": "dense"}
+    assert {key: results["origin"][key] for key in ("step", "averaged", "chosen_on")} == {
+        "step": 9, "averaged": True, "chosen_on": chosen,
+    }  # fmt: skip
+    assert results["also"] == {"were trained on": 2, "chose these weights": 4}
+    for words in (model, "step 9", "average", f"on {chosen}", "2 x 1 views", "2 of them were trained on", "4 of them chose"):
+        assert words in told, told
+
+
+def test_a_file_of_somebody_elses_cannot_have_any_path_read(tmp_path, videos, model):
+    """A folder is walked to its end, and a device has none."""
+    (tmp_path / "list.csv").write_text("path\n")
+    cases = {"/": False, "/dev/zero": False, str(tmp_path / "none"): False, str(tmp_path / "list.csv"): True}
+    for named, is_read in cases.items():
+        path = save_classifier(tmp_path / "other.safetensors", origin=Origin(trained_on=named, chosen_on=named))
+        options = evaluate.parse_arguments(["--model", path, "--video", "x"])
+        assert bool(evaluate.sources_of(evaluate.open_classifier(options, find_place("cpu")))) == is_read
 
 
 def test_folders_that_number_the_classes_otherwise_are_told(folder, videos, model, caplog):

@@ -16,6 +16,7 @@ from mats_ds import extract
 from mats_ds.data.manifest import read_manifest
 from mats_ds.data.view_pass import read_views
 from mats_ds.interop.feature_shards import read_shard
+from mats_ds.interop.origin import Origin
 from tests.trained_models import GRID, save_autoencoder, save_classifier, write_manifest, write_videos
 
 FEW = ["--workers", "1", "--device", "cpu"]
@@ -142,6 +143,16 @@ class TestResume:
         assert status == 2 and f"made otherwise ({name} is" in err and "another --out" in err
         assert all(shard.read_bytes() == content for shard, (content, _) in before.items())
 
+    def test_a_folder_of_version_0_1_is_not_gone_on_with(self, begun):
+        """Under bf16 that version rounded the position tables: its shards hold other numbers."""
+        arguments, before = begun
+        settings = next(iter(before)).parent / "features.json"
+        tree = json.loads(settings.read_text())
+        assert tree.pop("version") == 2
+        settings.write_text(json.dumps(tree))
+        status, _, err = run(*arguments)
+        assert status == 2 and "version is None there and 2 here" in err and "another --out" in err
+
     def test_other_weights_are_noticed(self, begun, tmp_path):
         arguments, _ = begun
         other = save_classifier(tmp_path / "other.safetensors", head_init_scale=1.0)
@@ -174,9 +185,14 @@ def test_one_clear_error(tmp_path, manifest, model, arguments, message):
     assert not (tmp_path / "out").exists()
 
 
-def test_settings_are_written_down(folder, manifest, model):
-    out = folder / "settings"
-    assert run("--model", model, "--manifest", manifest, "--out", out, *FEW)[0] == 0
+def test_settings_are_written_down(folder, manifest, model, tmp_path, caplog):
+    out, origin = folder / "settings", Origin(step=8, averaged=True, clip={"stride": 2, "sampling": "uniform"})
+    model = save_classifier(tmp_path / "of_a_run.safetensors", origin=origin)
+    with caplog.at_level("INFO", "mats_ds"):
+        assert run("--model", model, "--manifest", manifest, "--out", out, *FEW)[0] == 0
+    assert f"weights: {model}: " in caplog.text and "step 8, the average" in caplog.text and "uniform sampling" in caplog.text
     settings = json.loads((out / "features.json").read_text())
     assert settings["grid"] == {"tubelets": 2, "rows": 4, "columns": 6, "tubelet": [2, 8, 8]}
     assert (settings["width"], settings["keep_ratio"], settings["pool"]) == (24, 0.5, "mean")
+    assert (settings["origin"]["step"], settings["origin"]["averaged"]) == (8, True)
+    assert (settings["stride"], settings["sampling"]) == (2, "uniform")

@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import contextlib
+import csv
 import io
 import json
+import math
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 
-from mats_ds import TokenGrid, VideoClassifier, load_model
+from mats_ds import TokenGrid, VideoClassifier, evaluate, load_model
 from mats_ds.data.synthetic import write_synthetic_set
 from mats_ds.interop.plain import load_weights, save_weights
 from mats_ds.models.spec import describe_model
@@ -67,7 +69,9 @@ def read_tests(run_dir):
 
 
 def on_set(videos, *, every_epochs=3):
-    return [f"data.manifest={videos}", f"evaluation.manifest={videos}", f"evaluation.every_epochs={every_epochs}"]
+    """Tested on the training's own videos, for these tests are not of how well it learns."""
+    sets = [f"data.manifest={videos}", f"evaluation.manifest={videos}", "evaluation.allow_overlap=true"]
+    return [*sets, f"evaluation.every_epochs={every_epochs}"]
 
 
 @pytest.fixture(scope="module")
@@ -118,12 +122,113 @@ def test_rank_0_says_what_happens_and_the_others_are_silent(two_rank_run):
     assert silent == ""
 
 
+def test_the_result_is_that_of_the_last_weights_and_says_what_chose_and_measured_what(two_rank_run):
+    folder, terminal, _ = two_rank_run
+    tests = read_tests(folder)
+    about = {"measured_on": "set/manifest.csv", "clips": 2, "crops": 1, "averaged": True}
+    assert all({key: test[key] for key in about} == about for test in tests)
+    result = json.loads((folder / "result.json").read_text())
+    assert result["weights"] == {"from": "last", "step": 6, "averaged": True, "chosen_on": None}
+    assert result["top1"]["value"] == tests[-1]["top1"] and result["top1"]["total"] == 12
+    assert (result["measured_on"], result["views"]) == ("set/manifest.csv", {"clips": 2, "crops": 1})
+    best = max(tests, key=lambda test: test["top1"])
+    assert (result["best"]["step"], result["best"]["top1_where_chosen"]) == (best["step"], best["top1"])
+    assert result["best"]["chosen_on"] == "set/manifest.csv" and result["videos"]["trained_on"] == 12
+    (line,) = [line for line in terminal.splitlines() if line.startswith("result: ")]
+    for words in (
+        f"top-1 {100 * tests[-1]['top1']:.2f}%",
+        "12 videos of set/manifest.csv",
+        "2 x 1 views",
+        "last",
+        "step 6",
+        "average",
+    ):
+        assert words in line
+    assert "12 of 12 videos of set/manifest.csv are in set/manifest.csv as well" in terminal, "it was allowed, and is warned of"
+    stored = load_weights(folder / "best.safetensors").origin
+    assert (stored.step, stored.averaged) == (best["step"], True) and stored.chosen_on.endswith("set/manifest.csv")
+    assert stored.views == {"clips": 2, "crops": 1} and stored.clip == {"stride": 2, "sampling": "dense"}
+
+
+def loss_of_predictions(folder, *, views):
+    """The mean cross-entropy of a test of 12 videos of 4 classes, from the scores in its predictions.csv."""
+    with (folder / "predictions.csv").open(newline="") as stream:
+        rows = list(csv.DictReader(stream))
+    assert len(rows) == 12 and {row["views_read"] for row in rows} == {views}
+    scores = [dict(pair.split(":") for pair in row["top5"].split()) for row in rows]
+    losses = [-math.log(float(of_video[row["label"]])) for of_video, row in zip(scores, rows, strict=True)]
+    return sum(losses) / len(losses)
+
+
+@pytest.mark.slow
+def test_evaluate_in_bf16_finds_what_the_bf16_engine_found(ranks, videos, tmp_path):
+    """To the digits of predictions.csv: parameters are rounded there, and nothing else is."""
+    (tmp_path / "bf16.json").write_text(json.dumps(json.loads(Path(ARGUMENTS[3]).read_text()) | {"bf16": {"enabled": True}}))
+    arguments = [*ARGUMENTS, "--ds_config", str(tmp_path / "bf16.json"), "--out", str(tmp_path / "run"), *on_set(videos), *SMALL]
+    [(status, terminal)] = ranks(finetune, 1, [*arguments, "evaluation.clips=1", "evaluation.crops=1"])
+    assert status == 0, terminal
+    found = {}
+    for precision in ("bf16", "fp32"):
+        out = tmp_path / precision
+        options = ["--model", tmp_path / "run", "--manifest", videos, "--out", out, "--precision", precision, "--device", "cpu"]
+        assert evaluate.main([*map(str, options), "--workers", "1"]) == 0
+        found[precision] = loss_of_predictions(out, views="1")
+    last = read_tests(tmp_path / "run")[-1]["loss"]
+    assert found["bf16"] == pytest.approx(last, abs=2e-6) and abs(found["fp32"] - last) > 2e-6, (found, last)
+
+
+def test_evaluate_finds_for_the_run_what_its_last_test_found(two_rank_run, videos, tmp_path, capsys):
+    """The average of the weights, on the recipe's views: the loss of the last test, to the digits of predictions.csv."""
+    folder, *_ = two_rank_run
+    found = {}
+    for name in ("last", "average", "unaveraged"):
+        out = tmp_path / name
+        arguments = [
+            "--manifest",
+            videos,
+            "--out",
+            out,
+            "--crops",
+            "1",
+            "--device",
+            "cpu",
+            "--workers",
+            "1",
+            "--weights_from",
+            name,
+        ]
+        assert evaluate.main(["--model", str(folder), *map(str, arguments)]) == 0
+        told = capsys.readouterr().out
+        assert (
+            f"step 6 of one of our runs, {'weights without averaging' if name == 'unaveraged' else 'the average of its'}" in told
+        )
+        found[name] = loss_of_predictions(out, views="2")
+    last = read_tests(folder)[-1]["loss"]
+    assert found["last"] == found["average"] == pytest.approx(last, abs=5e-6)
+    assert abs(found["unaveraged"] - last) > 1e-4, "six steps have moved the weights"
+
+
+def test_videos_that_are_trained_on_are_no_test(ranks, videos, tmp_path):
+    own = tmp_path / "own.csv"
+    rows = videos.read_text().splitlines()
+    own.write_text("\n".join([rows[0], *(f"{videos.parent}/{row}" for row in rows[1:3])]) + "\n")
+    sets = [f"data.manifest={videos}", f"evaluation.manifest={own}"]
+    answers = ranks(finetune, 2, [*ARGUMENTS, "--out", str(tmp_path / "run"), *sets, *SMALL])
+    assert [status for status, _ in answers] == [2, 2], answers
+    said = answers[0][1]
+    words = ("error: 2 of 2 videos of", "/own.csv are in set/manifest.csv", "set evaluation.allow_overlap=true")
+    assert all(word in said for word in words) and "Traceback" not in said, said
+    assert answers[1][1] == ""
+    assert not (tmp_path / "run" / "records").exists()
+
+
 def test_the_report_judges_the_run(two_rank_run):
     report = subprocess.run(
         [sys.executable, ROOT / "profiling" / "report.py", two_rank_run[0]], capture_output=True, text=True, check=False
     )
     assert report.returncode == 0, report.stderr
     assert report.stdout.startswith("PASS") and "28 of 48 kept" in report.stdout
+    assert "result: top-1" in report.stdout and "the last weights" in " ".join(report.stdout.split())
 
 
 def test_a_run_that_ended_early_goes_on_to_the_bit(ranks, two_rank_run, videos, everything, tmp_path):

@@ -89,9 +89,20 @@ def test_all_probes_are_told_and_written_with_their_intervals(run, tmp_path):
 def test_what_was_fitted_to_is_known_by_heart_and_runs_repeat_themselves(run, tmp_path):
     """Tested on the training videos themselves, the nearest neighbour is the video itself."""
     for _ in range(2):
-        assert run("--neighbours", "1", "--probes", "knn", "linear", val="train.csv")[0] == 0
+        assert run("--neighbours", "1", "--probes", "knn", "linear", "--allow_overlap", val="train.csv")[0] == 0
         results = read_results(tmp_path)
         assert results["knn", "trained"]["value"] == 1 and results["linear", "trained"]["value"] == 1
+
+
+def test_videos_in_both_manifests_are_refused_unless_told_to_warn(run, videos, tmp_path, caplog):
+    rows = (videos / "val.csv").read_text() + (videos / "train.csv").read_text().splitlines()[1] + "\n"
+    (videos / "mixed.csv").write_text(rows)
+    status, printed, error = run("--probes", "knn", val="mixed.csv")
+    assert status == 2 and error.startswith("error: 1 of 5 videos of set/mixed.csv are in set/train.csv")
+    assert "--allow_overlap" in error and printed == "" and not (tmp_path / "out").exists()
+    status, printed, _ = run("--probes", "knn", "--allow_overlap", val="mixed.csv")
+    assert status == 0 and "1 of 5 videos" in caplog.text and "measured on 5 videos of set/mixed.csv: 1 x 1 views" in printed
+    assert json.loads((tmp_path / "out" / "probe.json").read_text())["also_trained_on"] == 1
 
 
 def test_features_are_made_once_for_the_same_weights_videos_and_clips(run, monkeypatch):

@@ -11,9 +11,12 @@ import torch
 from PIL import Image
 
 from mats_ds import MaskedAutoencoder, TokenGrid, VideoClassifier, visualize
+from mats_ds.config import dump_recipe, load_recipe
+from mats_ds.config_finetune import FinetuneRecipe
 from mats_ds.data.synthetic import write_synthetic_set
 from mats_ds.interop.load import weights_of
-from mats_ds.interop.plain import save_weights
+from mats_ds.interop.origin import Origin
+from mats_ds.interop.plain import load_weights, save_weights
 
 GRID = TokenGrid(num_frames=4, height=32, width=32, tubelet=(2, 8, 8))
 SIZES = dict(width=12, depth=1, heads=3)
@@ -68,6 +71,26 @@ def test_a_film_has_a_picture_for_every_frame_of_every_clip(show, save, tmp_path
     show(*arguments, out="x.gif")
     with Image.open(tmp_path / "x.gif") as image:
         assert image.n_frames == 8
+
+
+def test_frames_are_spaced_as_in_the_training_of_the_weights(show, save, tmp_path, monkeypatch):
+    """Of best.safetensors of a fine-tuning, in its folder and elsewhere."""
+    sections, plan = [], visualize.plan_excerpts
+    monkeypatch.setattr(visualize, "plan_excerpts", lambda *some, section, **named: (
+        sections.append(section), plan(*some, section=section, **named))[1])  # fmt: skip
+    torch.manual_seed(0)
+    path = save(VideoClassifier(grid=GRID, **SIZES, num_classes=3, keep_ratio=0.5))
+    (tmp_path / "recipe.yaml").write_text(dump_recipe(load_recipe("finetune_tiny", ["clip.stride=5"], schema=FinetuneRecipe)))
+    assert show("--weights", path)[0] == 0
+    assert show("--weights", path, "--keep_ratio", "0.25")[0] == 0
+    weights = load_weights(path)
+    (tmp_path / "away").mkdir()
+    away = save_weights(
+        tmp_path / "away" / "w.safetensors", weights.spec, weights.state, origin=Origin(step=8, clip={"stride": 6})
+    )
+    status, printed, _ = show("--weights", str(away))
+    assert status == 0 and f"weights: {away}: a weight file of mats_ds: step 8" in printed
+    assert [section.stride for section in sections] == [5, 5, 6]
 
 
 def test_the_same_seed_draws_the_same_picture(show, save, tmp_path):

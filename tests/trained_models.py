@@ -9,6 +9,7 @@ import torch
 from mats_ds import MaskedAutoencoder, TokenGrid, VideoClassifier
 from mats_ds.data.synthetic import write_synthetic_set
 from mats_ds.interop.load import weights_of
+from mats_ds.interop.origin import Origin
 from mats_ds.interop.plain import save_weights
 
 GRID = TokenGrid(num_frames=4, height=32, width=48, tubelet=(2, 8, 8))  # 2 tubelets of 4 x 6 places
@@ -16,16 +17,16 @@ SIZES = dict(grid=GRID, width=24, depth=2, heads=3)
 CLASSES = ("along", "down", "fall", "rise", "stand", "turn")  # the synthetic set has the first four
 
 
-def save_model(model, path: Path) -> str:
+def save_model(model, path: Path, *, origin: Origin | None = None) -> str:
     weights = weights_of(model, "a test")
-    return str(save_weights(path, weights.spec, weights.state))
+    return str(save_weights(path, weights.spec, weights.state, origin=origin))
 
 
-def save_classifier(path: Path, **options) -> str:
+def save_classifier(path: Path, *, origin: Origin | None = None, **options) -> str:
     """A classifier with random weights, large enough that it does not say the same of every clip."""
     torch.manual_seed(11)
     options = {"num_classes": len(CLASSES), "class_names": CLASSES, "keep_ratio": 0.5, "head_init_scale": 20.0, **options}
-    return save_model(VideoClassifier(**SIZES, **options), path)
+    return save_model(VideoClassifier(**SIZES, **options), path, origin=origin)
 
 
 def save_autoencoder(path: Path, **options) -> str:

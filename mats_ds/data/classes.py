@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import logging
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 
 from mats_ds.data.manifest import Manifest
+
+logger = logging.getLogger("mats_ds")
 
 NAMES_SUFFIX = ".classes.txt"  # what `prepare.py import` writes beside a manifest: one name a line, in the order of the labels
 
@@ -72,3 +75,25 @@ def check_labels(manifest: Manifest, num_classes: int) -> None:
                 f"{int(wrong_S.sum())} of {len(manifest)} videos of {manifest.name} have {what}; the first is "
                 f"{manifest.paths[first]}{label}: mend the manifest, or set finetune.num_classes"
             )
+
+
+def check_labels_of_model(manifest: Manifest, num_classes: int) -> None:
+    """Raises ValueError for videos without a label, and for labels that the model does not know."""
+    for wrong_S, problem in (
+        (manifest.label_S < 0, "have no label: a test needs one for every video (mats_ds/extract.py needs none)"),
+        (manifest.label_S >= num_classes, f"have a label beyond the model's {num_classes} classes, 0 to {num_classes - 1}"),
+    ):
+        if wrong_S.any():
+            first = int(wrong_S.argmax())
+            raise ValueError(
+                f"{int(wrong_S.sum())} of {len(manifest)} videos of {manifest.name} {problem}; "
+                f"the first is {manifest.paths[first]} (label {int(manifest.label_S[first])})"
+            )
+
+
+def warn_of_names(manifest: Manifest, source: str | Path, classes: Classes) -> None:
+    """Folders, and manifests with a list of names beside them, may number the classes otherwise than a model."""
+    try:
+        check_test_set(manifest, source, classes)
+    except ValueError as error:  # the labels are in order: it is about names, which may also be spelt otherwise
+        logger.warning("warning: %s", error)

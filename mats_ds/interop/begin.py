@@ -35,10 +35,14 @@ def build_classifier(recipe: FinetuneRecipe, *, num_classes: int, class_names: S
         checkpoint_blocks=model.checkpoint_blocks,
     )
     if section.weights is None:
+        if section.weights_from is not None:
+            raise ValueError(
+                f"finetune.weights_from={section.weights_from} says which weights of a run: name it, finetune.weights=RUN"
+            )
         logger.info("weights: none given, training from scratch")
         candidates = recipe.candidate_grid()
         return VideoClassifier.from_name(model.name, num_classes=num_classes, candidate_grid=candidates, **shared)
-    weights = read_weights(section.weights)
+    weights = read_weights(section.weights, weights_from=section.weights_from)
     check_weights(recipe, weights.spec, num_classes=num_classes, class_names=tuple(class_names))
     started = load_classifier(
         weights,

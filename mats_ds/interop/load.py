@@ -3,12 +3,16 @@
 model = load_model("runs/k400")                                # a run, a file of ours, a .pth, a Hugging Face folder
 started = load_classifier("videomae.pth", num_classes=101)     # a classifier that starts from pre-trained weights
 encoder = load_encoder("videomae.pth")                         # the encoder of any of them, for features
+
+Of a run, `weights_from` says which weights: last (the default; their average where the run keeps one), average, unaveraged, best.
 """
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Mapping
 from dataclasses import dataclass, fields, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +20,7 @@ from torch import nn
 
 from mats_ds.clips import TokenGrid
 from mats_ds.interop.hugging_face import CONFIG, read_hugging_face
+from mats_ds.interop.origin import BEST_FILE
 from mats_ds.interop.plain import SUFFIX, load_weights
 from mats_ds.interop.run_checkpoint import find_steps, read_run
 from mats_ds.interop.videomae import read_videomae
@@ -33,6 +38,7 @@ FORMATS = {
 }
 NORM = "encoder.norm."
 FAULTS = (TypeError, KeyError, IndexError, AttributeError, ArithmeticError, RecursionError, RuntimeError)
+logger = logging.getLogger(__name__)
 SPEC_FIELDS = {field.name for field in fields(ModelSpec)}
 
 
@@ -51,7 +57,7 @@ def identify(path: str | Path) -> str:
     if path.is_dir():
         if (path / CONFIG).is_file():
             return "hf"
-        if find_steps(path):
+        if find_steps(path) or (path / BEST_FILE).is_file():
             return "run"
         raise ValueError(f"{path} is neither a Hugging Face folder (no {CONFIG}) nor a run (no finished checkpoint)")
     if not path.exists():
@@ -59,30 +65,50 @@ def identify(path: str | Path) -> str:
     return "mats" if path.suffix == SUFFIX else "videomae"
 
 
-def read_weights(path: str | Path, **hints: Any) -> Weights:
+def read_weights(path: str | Path, *, weights_from: str | None = None, **hints: Any) -> Weights:
     """The weights and the model they are of, from any format.
 
-    `hints` (num_frames, height, width, heads, decoder_heads) are for `.pth` files, which may not tell. Raises ValueError for
-    anything that cannot be read, and for hints that the format has no use for.
+    `weights_from` says which weights of a run (see `read_run`; None: the last). `hints` (num_frames, height, width, heads,
+    decoder_heads) are for `.pth` files, which may not tell. Raises ValueError for anything that cannot be read, and for hints
+    or a `weights_from` that the format has no use for.
     """
     format = identify(path)
+    if weights_from is not None and format != "run":
+        raise ValueError(
+            f"{path} is {FORMATS[format]}, which holds one set of weights: leave out weights_from {weights_from} (it is for the "
+            "folder of a run)"
+        )
     if hints and format != "videomae":
         raise ValueError(f"{path} is {FORMATS[format]}, which tells its sizes itself: leave out {', '.join(hints)}")
-    readers = {"mats": load_weights, "videomae": read_videomae, "hf": read_hugging_face, "run": read_run}
+    read_our_run = partial(read_run, weights_from=weights_from)
+    readers = {"mats": load_weights, "videomae": read_videomae, "hf": read_hugging_face, "run": read_our_run}
     try:
         return check_description(readers[format](path, **hints))
     except FAULTS as error:  # what a file says of itself may be anything
         raise ValueError(f"{path} cannot be read as {FORMATS[format]}: {type(error).__name__}: {error}") from error
 
 
-def load_model(source: str | Path | Weights, *, grid: TokenGrid | None = None, **changes: Any) -> nn.Module:
+def open_weights(source: str | Path | Weights, weights_from: str | None) -> Weights:
+    """What a path names, with a word in the log of which weights that are; weights as they are."""
+    if isinstance(source, Weights):
+        return source
+    weights = read_weights(source, weights_from=weights_from)
+    logger.info("weights: %s (%s)", source, weights.source)
+    for note in weights.notes:
+        logger.info("weights: note: %s", note)
+    return weights
+
+
+def load_model(
+    source: str | Path | Weights, *, grid: TokenGrid | None = None, weights_from: str | None = None, **changes: Any
+) -> nn.Module:
     """The MaskedAutoencoder or VideoClassifier that was stored, with its weights, in evaluation mode.
 
     grid: another clip than the weights were trained on (positions are interpolated). `changes`: fields of ModelSpec
-    (keep_ratio, strategy, ...) and options of the model's constructor (drop_path, checkpoint_blocks, ...).
-    Raises ValueError that lists every tensor that does not fit.
+    (keep_ratio, strategy, ...) and options of the model's constructor (drop_path, checkpoint_blocks, ...). `weights_from`: which
+    weights of a run (see `read_run`). What was read is logged. Raises ValueError that lists every tensor that does not fit.
     """
-    weights = source if isinstance(source, Weights) else read_weights(source)
+    weights = open_weights(source, weights_from)
     spec, options = split_changes(weights.spec, grid, changes)
     model = build_model(spec, **options)
     fill_model(model, weights.state)
@@ -90,7 +116,13 @@ def load_model(source: str | Path | Weights, *, grid: TokenGrid | None = None, *
 
 
 def load_classifier(
-    source: str | Path | Weights, *, num_classes: int, new_head: bool = False, grid: TokenGrid | None = None, **changes: Any
+    source: str | Path | Weights,
+    *,
+    num_classes: int,
+    new_head: bool = False,
+    grid: TokenGrid | None = None,
+    weights_from: str | None = None,
+    **changes: Any,
 ) -> Started:
     """A classifier of `num_classes` from pre-trained weights (fresh fc_norm and head) or from a classifier's.
 
@@ -98,7 +130,7 @@ def load_classifier(
     kept unless `changes` or the classifier's file say otherwise.
     Raises ValueError when the file's head has another number of classes and `new_head` is not given.
     """
-    weights = source if isinstance(source, Weights) else read_weights(source)
+    weights = open_weights(source, weights_from)
     spec, state = weights.spec, dict(weights.state)
     if spec.kind == "classifier" and not new_head:
         if spec.num_classes != num_classes:
@@ -115,13 +147,15 @@ def load_classifier(
     return Started(model, report, weights.notes)
 
 
-def load_encoder(source: str | Path | Weights, *, grid: TokenGrid | None = None, **changes: Any) -> VideoEncoder:
+def load_encoder(
+    source: str | Path | Weights, *, grid: TokenGrid | None = None, weights_from: str | None = None, **changes: Any
+) -> VideoEncoder:
     """The encoder of any weights, in evaluation mode: `load_encoder(path)(frames)` gives features [B, D].
 
     A classifier's keeps the share of tokens that it was trained with; a pre-trained one encodes all tokens, unless `keep_ratio`
     is given: then those with most motion. Other arguments and errors as for `load_model`.
     """
-    weights = source if isinstance(source, Weights) else read_weights(source)
+    weights = open_weights(source, weights_from)
     if weights.spec.kind == "classifier":
         spec, options = split_changes(weights.spec, grid, changes)
         model = build_model(spec, **options)

@@ -1,7 +1,8 @@
 """What scripts that run a trained model ask for on the command line: which weights, and how clips are cut out of a video.
 
-A file of weights says the size of its clips, not how far apart their frames lie: that is in the recipe of a run folder, else 4
-frames (VideoMAE's and MATS's on Kinetics, arXiv 2211.10636), unless the command line says otherwise.
+A file of weights says the size of its clips, not how far apart their frames lie, nor how many views of a video make a test: a run
+and a file of ours say what the recipe of the training had. For others it is 4 frames (VideoMAE's and MATS's on Kinetics, arXiv
+2211.10636) and what the script takes by default, unless the command line says otherwise.
 """
 
 from __future__ import annotations
@@ -15,25 +16,33 @@ from pydantic import ValidationError
 from mats_ds.clips import TokenGrid
 from mats_ds.config import ClipSection
 from mats_ds.interop.load import read_weights
+from mats_ds.interop.origin import BEST_FILE, CLIP_KEYS, WEIGHTS_FROM, origin_of
 from mats_ds.interop.plain import SUFFIX
 from mats_ds.interop.run_checkpoint import find_steps
 from mats_ds.interop.weights import Weights
 from mats_ds.parsing import parse_yaml
 
 RECIPE = "recipe.yaml"
+VIEWS = {"clips": 5, "crops": 3}  # of a test where no recipe says it; METHOD: UCF101 and K400
+RECIPE_WORDS, DEFAULT_WORDS = "the recipe of the training", "the default, no recipe says it"
 HINTS = ("num_frames", "height", "width", "heads")
-SAMPLING = ("stride", "stride_seconds", "sampling")
+SAMPLING = CLIP_KEYS
 
 
-def add_model_options(parser: argparse.ArgumentParser, *, num_clips: int, num_crops: int) -> None:
-    """Arguments that `read_model_weights` and `find_clip_section` read, the number of views, the device."""
+def add_model_options(parser: argparse.ArgumentParser, *, num_clips: int | None, num_crops: int | None) -> None:
+    """Arguments that `read_model_weights` and `find_clip_section` read, the number of views, the device.
+
+    Numbers of views that are None are those of the training's recipe (see `find_views`).
+    """
     parser.add_argument(
         "--model", required=True, help="run folder or checkpoint of ours, .safetensors of ours, .pth, or Hugging Face folder"
     )
+    add_weights_from(parser)
     parser.add_argument("--root", metavar="DIR", help="folder that relative paths of the manifest start from")
     views = parser.add_argument_group("views of a video")
-    views.add_argument("--clips", type=int, default=num_clips, metavar="N", help="clips along time (%(default)s)")
-    views.add_argument("--crops", type=int, default=num_crops, metavar="N", help="crops along the longer side (%(default)s)")
+    for name, number, text in (("clips", num_clips, "clips along time"), ("crops", num_crops, "crops along the longer side")):
+        default = f"the recipe's evaluation.{name}; else {VIEWS[name]}" if number is None else str(number)
+        views.add_argument(f"--{name}", type=int, default=number, metavar="N", help=f"{text} ({default})")
     views.add_argument("--stride", type=int, metavar="N", help="video frames from one frame to the next (the run's; else 4)")
     views.add_argument("--stride_seconds", type=float, metavar="S", help="the same in seconds, whatever the frame rate")
     views.add_argument("--sampling", choices=("dense", "uniform"), help="uniform: spread over the whole video (the run's)")
@@ -49,13 +58,44 @@ def add_model_options(parser: argparse.ArgumentParser, *, num_clips: int, num_cr
     trained.add_argument("--heads", type=int, metavar="N", help="attention heads, for a width that no published size has")
 
 
+def add_weights_from(parser: argparse.ArgumentParser) -> None:
+    """Which weights of a run; scripts with hyphens in their options take it with one, too."""
+    parser.add_argument(
+        "--weights_from",
+        "--weights-from",
+        choices=WEIGHTS_FROM,
+        help="which weights of a run: last (default; averaged where the run keeps an average, finetune.ema_decay), average, "
+        f"unaveraged, or best ({BEST_FILE}: chosen with the videos of evaluation.manifest, so no result on them)",
+    )
+
+
 def read_model_weights(options: argparse.Namespace) -> Weights:
     """The weights that --model names. Raises ValueError for a wrong path or file."""
-    return read_weights(options.model, **{name: value for name in HINTS if (value := getattr(options, name)) is not None})
+    hints = {name: value for name in HINTS if (value := getattr(options, name)) is not None}
+    return read_weights(options.model, weights_from=options.weights_from, **hints)
 
 
-def find_clip_section(options: argparse.Namespace, grid: TokenGrid) -> ClipSection:
-    """How clips of `grid` are taken: what the command line says, else the recipe of the run, else the default.
+def describe_weights(path: str | Path, weights: Weights) -> list[str]:
+    """Lines that say which weights of which file a number belongs to, and what should be known about their reading."""
+    return [f"weights: {path}: {weights.source}", *(f"note: {note}" for note in weights.notes)]
+
+
+def find_views(options: argparse.Namespace, weights: Weights) -> str:
+    """Fill in --clips and --crops where they were left out; returns the views and whence they come, in words."""
+    known = weights.origin.views or read_run_views(Path(options.model))
+    whence = []
+    for name, usual in VIEWS.items():
+        if getattr(options, name) is not None:
+            whence.append(f"--{name}")
+            continue
+        setattr(options, name, known.get(name, usual))
+        whence.append(RECIPE_WORDS if name in known else DEFAULT_WORDS)
+    words = whence[0] if whence[0] == whence[1] else f"{whence[0]}; {whence[1]}"
+    return f"{options.clips} x {options.crops} views of a video (clips x crops; {words})"
+
+
+def find_clip_section(options: argparse.Namespace, grid: TokenGrid, weights: Weights | None = None) -> ClipSection:
+    """How clips of `grid` are taken: what the command line says, else the recipe of the training, else the default.
 
     Raises ValueError for values that cannot be, and for numbers of views below one.
     """
@@ -64,7 +104,8 @@ def find_clip_section(options: argparse.Namespace, grid: TokenGrid) -> ClipSecti
             raise ValueError(f"--{name} is at least 1, got {value}")
     if options.workers is not None and options.workers < 0:
         raise ValueError(f"--workers is 0 (read in the same thread) or more, got {options.workers}")
-    fields = read_run_clip(Path(options.model))
+    fields = dict(weights.origin.clip) if weights is not None else {}
+    fields = fields or read_run_clip(Path(options.model))
     given = {name: value for name in SAMPLING if (value := getattr(options, name)) is not None}
     if "stride" in given and "stride_seconds" in given:
         raise ValueError("--stride and --stride_seconds say the same thing: give one")
@@ -78,19 +119,36 @@ def find_clip_section(options: argparse.Namespace, grid: TokenGrid) -> ClipSecti
         raise ValueError(f"clips cannot be taken so: {problems}") from None
 
 
+def describe_clips(options: argparse.Namespace, section: ClipSection, weights: Weights) -> str:
+    """How frames are taken and whence that comes, in words."""
+    named = [f"--{name}" for name in SAMPLING if getattr(options, name) is not None]
+    is_known = weights.origin.clip or read_run_clip(Path(options.model))
+    whence = "; ".join([*named, RECIPE_WORDS if is_known else DEFAULT_WORDS])
+    apart = f"{section.stride_seconds:g} s" if section.stride_seconds is not None else f"{section.stride} frames"
+    spread = "spread evenly over the video" if section.sampling == "uniform" else f"{apart} apart"
+    return f"{section.num_frames} frames of {section.height} x {section.width}, {spread} ({section.sampling} sampling; {whence})"
+
+
 def read_run_clip(path: Path) -> dict[str, Any]:
-    """`stride`, `stride_seconds` and `sampling` of a run's recipe; nothing where there is none.
+    """`stride`, `stride_seconds` and `sampling` of a run's recipe; nothing where there is none. `path`: see `read_beside`."""
+    return dict(origin_of(read_beside(path), step=None, averaged=None).clip)
+
+
+def read_run_views(path: Path) -> dict[str, int]:
+    """`clips` and `crops` that a run's recipe tests with; nothing where it does not say. `path`: see `read_beside`."""
+    return dict(origin_of(read_beside(path), step=None, averaged=None).views)
+
+
+def read_beside(path: Path) -> Any:
+    """What recipe.yaml of a run holds; None where there is none.
 
     `path`: a run folder, its folder of checkpoints, one of them, or a file of weights in the run folder.
     """
     steps = find_steps(path) if path.is_dir() else []
-    for folder in (path, *(step.parent.parent for step in steps[:1])) if steps else (path.parent,):
+    for folder in (path, *(step.resolve().parent.parent for step in steps[:1])) if steps else (path.parent,):
         if (folder / RECIPE).is_file() and (steps or path.suffix == SUFFIX):
-            recipe = parse_yaml((folder / RECIPE).read_text(encoding="utf-8"))
-            clip = recipe.get("clip") if isinstance(recipe, dict) else None
-            clip = clip if isinstance(clip, dict) else {}
-            return {name: clip[name] for name in SAMPLING if clip.get(name) is not None}
-    return {}
+            return parse_yaml((folder / RECIPE).read_text(encoding="utf-8"))
+    return None
 
 
 def choose_batch(options: argparse.Namespace, *, on_gpu: bool) -> int:

@@ -1,6 +1,7 @@
 """Our own file: one safetensors file of float32 or bf16 tensors under our names, and the model's description in its metadata.
 
-Metadata (all strings, as safetensors wants it): format "mats_ds", format_version, model: JSON of a ModelSpec, note.
+Metadata (all strings, as safetensors wants it): format "mats_ds", format_version, model: JSON of a ModelSpec, note, and origin:
+JSON of an Origin (which step of a training, averaged or not, chosen on what; how the training took its clips).
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 
+from mats_ds.interop.origin import Origin, parse_origin
 from mats_ds.interop.weights import Weights
 from mats_ds.models.spec import ModelSpec, dump_spec, parse_spec
 from mats_ds.parsing import parse_json
@@ -23,10 +25,14 @@ FORMAT_VERSION = 1
 SUFFIX = ".safetensors"
 
 
-def save_weights(path: str | Path, spec: ModelSpec, state: Mapping[str, torch.Tensor], *, note: str = "") -> Path:
+def save_weights(
+    path: str | Path, spec: ModelSpec, state: Mapping[str, torch.Tensor], *, note: str = "", origin: Origin | None = None
+) -> Path:
     """Write the file, aside first and renamed when it is whole. Returns its path. `note` says where the weights are from."""
     path = Path(path)
     metadata = {"format": FORMAT, "format_version": str(FORMAT_VERSION), "model": json.dumps(dump_spec(spec)), "note": note}
+    if origin is not None:
+        metadata["origin"] = json.dumps(origin.as_json())
     write_tensors(path, state, metadata)
     return path
 
@@ -55,7 +61,10 @@ def load_weights(path: str | Path) -> Weights:
                 version = metadata["format_version"]
                 raise ValueError(f"{path} was written by a newer version (format {version}, this one reads {FORMAT_VERSION})")
             spec = parse_spec(parse_json(metadata["model"]))
+            origin = parse_origin(parse_json(metadata.get("origin", "{}")))
             state = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (it is no dictionary)
     except SafetensorError as error:
         raise ValueError(f"{path} cannot be read, it may be torn: {error}") from None
-    return Weights(spec, state, "a weight file of mats_ds", (metadata["note"],) if metadata.get("note") else ())
+    described = origin.describe()
+    source = "a weight file of mats_ds" + (f": {described}" if described else "")
+    return Weights(spec, state, source, (metadata["note"],) if metadata.get("note") else (), origin)

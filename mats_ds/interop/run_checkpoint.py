@@ -1,19 +1,24 @@
-"""Checkpoints of our own runs: the weights that DeepSpeed wrote (ZeRO-1 and -2), with the recipe that lies beside them.
+"""The weights of one of our runs: those that DeepSpeed wrote into its checkpoints (ZeRO-1 and -2), their running average, or
+best.safetensors.
 
 Layout, as `training/checkpoint.py` writes it: RUN/checkpoints/step-00001000/{mp_rank_00_model_states.pt, ..., complete.json}. The
-weights are those that the model computes with, in the run's precision; the optimizer's float32 copies are not read.
+weights are those that the model computes with, in the run's precision; the optimizer's float32 copies are not read. The average
+(`finetune.ema_decay`) is float32; where a run keeps one, it is what the run tests, and what is read unless one asks for another.
 """
 
 from __future__ import annotations
 
 import hashlib
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from pydantic import ValidationError
 
 from mats_ds.config import Recipe
+from mats_ds.interop.origin import BEST_FILE, WEIGHTS_FROM, Origin, origin_of
+from mats_ds.interop.plain import load_weights
 from mats_ds.interop.videomae import unpickle
 from mats_ds.interop.weights import Weights, as_float32, measure
 from mats_ds.models.spec import ModelSpec, parse_spec
@@ -23,6 +28,7 @@ COMPLETE = "complete.json"
 PREFIX = "step-"
 WEIGHT_FILE = "mp_rank_00_model_states.pt"
 SPEC_KEY = "model_spec"  # JSON of a ModelSpec, where the run stored one
+AVERAGE_KEY = "ema"  # the running average of the weights, where the run keeps one
 CHUNK_BYTES = 1 << 22
 
 
@@ -35,19 +41,50 @@ def find_steps(path: str | Path) -> list[Path]:
     return sorted((step for step in folder.glob(f"{PREFIX}*") if (step / COMPLETE).is_file()), reverse=True)
 
 
-def read_run(path: str | Path) -> Weights:
-    """The weights of the newest whole checkpoint. A torn one is passed over and noted.
+def read_run(path: str | Path, *, weights_from: str | None = None) -> Weights:
+    """The weights of the newest whole checkpoint: `last` (the default) are their average where the run keeps one, else the
+    weights themselves; `average` and `unaveraged` insist on one of the two; `best` are those of best.safetensors.
+    A torn checkpoint is passed over and noted.
 
-    Raises ValueError when there is no whole one, when its recipe is of another version, or when it is of ZeRO-3, which leaves
-    no rank with whole weights.
+    Raises ValueError when there is no whole one, when its recipe is of another version, when it is of ZeRO-3, which leaves
+    no rank with whole weights, and when the run has no such weights.
     """
+    if weights_from not in (None, *WEIGHTS_FROM):
+        raise ValueError(f"weights_from is one of {', '.join(WEIGHTS_FROM)}, got {weights_from!r}")
+    if weights_from == "best":
+        return read_best(Path(path))
     steps, notes = find_steps(path), []
     for step in steps:
         problem = what_is_wrong(step)
         if problem is None:
-            return read_step(step, notes)
+            return read_step(step, notes, weights_from or "last")
         notes.append(f"{step.name} is passed over: {problem}")
-    raise ValueError(f"{path} has no whole checkpoint" + "".join(f"\n  - {note}" for note in notes))
+    best = find_best(Path(path))
+    hint = "" if best is None else f"; {best} is there: weights_from best"
+    raise ValueError(f"{path} has no whole checkpoint{hint}" + "".join(f"\n  - {note}" for note in notes))
+
+
+def find_best(path: Path) -> Path | None:
+    """best.safetensors of a run folder, or of the run that a folder `checkpoints` or one of its checkpoints belongs to."""
+    path = path.resolve()
+    if (path / COMPLETE).is_file():
+        path = path.parent
+    folder = path.parent if path.name == "checkpoints" else path
+    return folder / BEST_FILE if (folder / BEST_FILE).is_file() else None
+
+
+def read_best(path: Path) -> Weights:
+    """The weights with the best top-1 of all tests during the training."""
+    best = find_best(path)
+    if best is None:
+        raise ValueError(
+            f"{path} has no {BEST_FILE}: a run keeps it where it is tested during the training (evaluation.manifest); "
+            "take its last weights: weights_from last"
+        )
+    if (path / COMPLETE).is_file():
+        raise ValueError(f"{path} is one checkpoint, and {BEST_FILE} is of the whole run: name {best.parent}")
+    weights = load_weights(best)
+    return replace(weights, source=f"{BEST_FILE} of one of our runs, {weights.origin.describe() or 'of no known step'} ({best})")
 
 
 def what_is_wrong(step: Path) -> str | None:
@@ -69,14 +106,35 @@ def what_is_wrong(step: Path) -> str | None:
     return None if digest.hexdigest() == stated.get("sha256") else f"{WEIGHT_FILE} does not match its checksum"
 
 
-def read_step(step: Path, notes: list[str]) -> Weights:
+def read_step(step: Path, notes: list[str], weights_from: str) -> Weights:
+    """The weights of a whole checkpoint, averaged or not."""
     content = unpickle(step / WEIGHT_FILE)
-    state = {name.removeprefix("_orig_mod."): tensor for name, tensor in content["module"].items()}
+    has_average = AVERAGE_KEY in content
+    if weights_from == "average" and not has_average:
+        best = find_best(step)
+        raise ValueError(
+            f"{step} holds no average of the weights (finetune.ema_decay was not set): it has last and unaveraged, which are the "
+            f"same here{'' if best is None else ', and the run has best'}"
+        )
+    averaged = has_average and weights_from != "unaveraged"
+    stored = content[AVERAGE_KEY if averaged else "module"]
+    state = {name.removeprefix("_orig_mod."): tensor for name, tensor in stored.items()}
     if isinstance(content.get(SPEC_KEY), str):
         spec = parse_spec(parse_json(content[SPEC_KEY]))
     else:
         spec = spec_of_recipe(content["recipe"], state, step)
-    return Weights(spec, as_float32(state), f"step {content['step']} of one of our runs ({step})", tuple(notes))
+    origin = read_origin(content, averaged=averaged)
+    kind = "the average of its weights" if averaged else "weights without averaging" if has_average else "its last weights"
+    return Weights(spec, as_float32(state), f"step {content['step']} of one of our runs, {kind} ({step})", tuple(notes), origin)
+
+
+def read_origin(content: Mapping[str, Any], *, averaged: bool) -> Origin:
+    """From the recipe that a checkpoint holds, if it can be read."""
+    try:
+        recipe = parse_yaml(content["recipe"])
+    except (KeyError, ValueError, TypeError, AttributeError):
+        recipe = None
+    return origin_of(recipe, step=int(content["step"]), averaged=averaged)
 
 
 def spec_of_recipe(text: str, state: Mapping[str, Any], step: Path) -> ModelSpec:

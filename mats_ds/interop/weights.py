@@ -11,6 +11,7 @@ import torch
 from mats_ds.clips import TokenGrid
 from mats_ds.config import MLP_RATIO, MODEL_SIZES
 from mats_ds.interop.names import PATCH_WEIGHT
+from mats_ds.interop.origin import Origin
 from mats_ds.models.spec import ModelSpec
 
 BYTES_PER_FLOAT32 = 4
@@ -21,13 +22,14 @@ SPEC_TYPES = {"int": int, "float": (int, float), "str": str, "bool": bool, "tupl
 @dataclass(frozen=True)
 class Weights:
     """`state`: tensors under our names. `source`: the format, in words. `notes`: what a person should know about the reading,
-    such as what was assumed because the file does not say it.
+    such as what was assumed because the file does not say it. `origin`: which weights of a training they are.
     """
 
     spec: ModelSpec
     state: Mapping[str, torch.Tensor]
     source: str
     notes: tuple[str, ...] = field(default=())
+    origin: Origin = field(default=Origin())
 
 
 def measure(state: Mapping[str, torch.Tensor], *, heads: int | None = None, decoder_heads: int | None = None) -> dict:

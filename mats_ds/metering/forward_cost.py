@@ -5,11 +5,12 @@ from __future__ import annotations
 import statistics
 import time
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
-from mats_ds.metering.flops import FLOPS_PER_MAC
+from mats_ds.metering.flops import FLOPS_PER_MAC, step_flops
 
 NUM_ROUNDS = 5
 LIMIT_SECONDS = 60.0
@@ -53,3 +54,27 @@ def count_macs(forward: Callable[[], object]) -> int:
     with FlopCounterMode(display=False) as counter:
         forward()
     return counter.get_total_flops() // FLOPS_PER_MAC
+
+
+def forward_macs(model: Any, keep_ratio: float, *, size_name: str | None, device: torch.device) -> tuple[int, str]:
+    """Multiply-adds of one clip through a classifier at a share of kept tokens, and where they are from: the closed form for
+    published sizes, else PyTorch's count.
+    """
+    if size_name:
+        flops = step_flops(
+            size_name,
+            model.grid,
+            keep_ratio,
+            strategy=model.strategy,
+            task="finetune",
+            feature=model.feature,
+            candidate_grid=model.candidate_grid,
+            num_classes=model.num_classes,
+            merge_dropped=model.merge_dropped,
+        )
+        return flops.forward_macs, "step_flops"
+    grid = model.candidate_grid
+    frames = torch.zeros(1, grid.num_frames, grid.height, grid.width, 3, dtype=torch.uint8, device=device)
+    model.keep_ratio = keep_ratio
+    with torch.no_grad():
+        return count_macs(lambda: model(frames)), "counted by PyTorch"

@@ -22,6 +22,7 @@ from mats_ds.models.choice import ChosenClip, choose_clip
 from mats_ds.models.encoder import UINT8_MAX, PatchEmbed, Transformer, embed_chosen, embed_patches
 from mats_ds.models.merging import pool_by_size
 from mats_ds.models.positions import make_positions
+from mats_ds.models.tables import KeepsTables
 from mats_ds.tokens.camera import check_compensation
 from mats_ds.tokens.frames import select_fullest_frames
 
@@ -41,7 +42,7 @@ class EncodedClip:
     size_BK: torch.Tensor | None = None
 
 
-class VideoClassifier(nn.Module):
+class VideoClassifier(KeepsTables):
     """Classifier of one size on one token grid; build it with `from_name`."""
 
     def __init__(

@@ -16,6 +16,7 @@ from torch.utils.checkpoint import checkpoint
 
 from mats_ds.clips import RGB_CHANNELS, TokenGrid
 from mats_ds.models.blocks import NORM_EPS, Block, level_now, recompute_in_backward
+from mats_ds.models.tables import KeepsTables
 
 # ImageNet's colour statistics, the normalisation that VideoMAE and MATS use.
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
@@ -47,7 +48,7 @@ def gather_tokens(values_BNX: torch.Tensor, index_BK: torch.Tensor) -> torch.Ten
     return values_BNX.gather(1, index_BK[..., None].expand(-1, -1, values_BNX.shape[-1]))
 
 
-class PatchEmbed(nn.Module):
+class PatchEmbed(KeepsTables):
     """patches [B, K, P] uint8 -> embedding [B, K, D].
 
     Dividing by 255 and ImageNet's normalisation are folded into the weights: pixels stay exact in bf16 and no normalised copy

@@ -20,6 +20,7 @@ from mats_ds.models.blocks import init_linear
 from mats_ds.models.choice import ChosenClip, choose_clip
 from mats_ds.models.encoder import UINT8_MAX, PatchEmbed, Transformer, embed_chosen, gather_tokens, join_patches
 from mats_ds.models.positions import make_positions
+from mats_ds.models.tables import KeepsTables
 from mats_ds.models.targets import normalise_patches, reconstruction_loss
 from mats_ds.tokens.camera import check_compensation
 
@@ -44,7 +45,7 @@ class Reconstruction:
     loss: torch.Tensor
 
 
-class MaskedAutoencoder(nn.Module):
+class MaskedAutoencoder(KeepsTables):
     """Masked autoencoder of one size on one token grid; build it with `from_name` or `from_recipe`."""
 
     def __init__(

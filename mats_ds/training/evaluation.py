@@ -33,6 +33,8 @@ class Evaluation:
     """One test, a line of evaluation.jsonl. Shares are of the `num_videos` videos that could be read; `num_unreadable` could not.
 
     `loss` is the mean cross-entropy of the videos' mean softmax, without label smoothing. `is_best`: no test before was as good.
+    `measured_on`: the manifest; `clips` x `crops` views of each video; `averaged`: whether the average of the weights was tested.
+    None: the line is of version 0.1, which did not say it.
     """
 
     step: int
@@ -44,6 +46,10 @@ class Evaluation:
     num_unreadable: int
     seconds: float
     is_best: bool = False
+    measured_on: str | None = None
+    clips: int | None = None
+    crops: int | None = None
+    averaged: bool | None = None
 
 
 @dataclass(frozen=True)
@@ -117,6 +123,7 @@ class Evaluator:
     model: what is tested (the engine's module, or the average of its weights); engine: put back into training afterwards,
     and its monitors get the figures.
     batches: gives one pass of this rank. keep_best: called on every rank after a test that is better than all before it.
+    measured_on, clips, crops, averaged: what an Evaluation says of itself.
     List it before the Checkpointer, so that a run that is resumed does not test the same step twice.
     """
 
@@ -129,6 +136,10 @@ class Evaluator:
     run_dir: Path
     num_batches: int
     keep_best: Callable[[Evaluation], None]
+    measured_on: str = ""
+    clips: int = 1
+    crops: int = 1
+    averaged: bool = False
 
     def on_start(self, run: RunInfo) -> None:
         """Forget the tests of steps that are now done again."""
@@ -138,7 +149,8 @@ class Evaluator:
         if run.rank == 0:
             past = [each for each in read_evaluations(self.run_dir) if each.step <= run.first_step]
             write_evaluations(self.run_dir, past)
-            best = [max((each.top1 for each in past), default=-1.0)]
+            same = [each for each in past if each.measured_on in (None, self.measured_on)]  # another test is no comparison
+            best = [max((each.top1 for each in same), default=-1.0)]
         dist.broadcast_object_list(best, src=0)
         self.best = best[0]
 
@@ -167,7 +179,8 @@ class Evaluator:
             seconds=time.perf_counter() - began,
         )
         is_best = found.top1 > self.best
-        found = replace(found, is_best=is_best)
+        views = {"clips": self.clips, "crops": self.crops}
+        found = replace(found, is_best=is_best, measured_on=self.measured_on, averaged=self.averaged, **views)
         if is_best:
             self.best = found.top1
             self.keep_best(found)
@@ -196,7 +209,7 @@ def describe_evaluation(found: Evaluation, *, best: float) -> str:
     ending = "the best so far" if found.is_best else f"best {100 * best:.2f}%"
     return (
         f"test after step {found.step} (epoch {found.epoch:.1f}): top-1 {100 * found.top1:.2f}%, top-5 {100 * found.top5:.2f}%, "
-        f"loss {found.loss:.3f} on {found.num_videos} videos{unreadable}, {found.seconds:.1f} s; {ending}"
+        f"loss {found.loss:.3f} on {found.num_videos} videos of {found.measured_on}{unreadable}, {found.seconds:.1f} s; {ending}"
     )
 
 

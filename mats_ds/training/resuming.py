@@ -14,7 +14,7 @@ import shutil
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 import torch.distributed as dist
@@ -26,6 +26,7 @@ logger = logging.getLogger(__name__)
 CONVERTED = ".universal"  # folder beside the checkpoints
 NAMED_MISMATCHES = 2
 MISMATCH_WORDS = ("state_dict", "full param numel")
+T = TypeVar("T")
 GROUP_SETTINGS = ("lr_scale", "weight_decay", "betas", "eps")
 
 
@@ -66,7 +67,7 @@ def find_resume_point(folder: Path, *, world_size: int, global_batch: int, zero_
         convert(found)
         return ResumePoint(found, is_converted=True)
 
-    return _ask_first(find)
+    return ask_first(find)
 
 
 def check_fit(found: Found, *, world_size: int, global_batch: int, zero_stage: int) -> None:
@@ -148,8 +149,8 @@ def _separate_counters(states: Mapping[Any, dict[str, Any]]) -> None:
             state["step"] = state["step"].clone()
 
 
-def _ask_first(find: Callable[[], ResumePoint | None]) -> ResumePoint | None:
-    """Rank 0's answer on every rank, or its ValueError."""
+def ask_first(find: Callable[[], T]) -> T:
+    """Rank 0's answer on every rank, or its ValueError; called by all ranks."""
     answer: list[Any] = [None]
     if dist.get_rank() == 0:
         try:

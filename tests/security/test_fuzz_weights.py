@@ -1,5 +1,6 @@
 """Weights of other people: read or refused, without running code, and without memory that the file itself does not fill."""
 
+import dataclasses
 import json
 import os
 import pickle
@@ -15,6 +16,7 @@ from mats_ds import MaskedAutoencoder, TokenGrid
 from mats_ds.interop.feature_file import load_features
 from mats_ds.interop.feature_shards import read_shard
 from mats_ds.interop.load import load_model, read_weights, weights_of
+from mats_ds.interop.origin import Origin, parse_origin
 from mats_ds.interop.plain import save_weights
 from mats_ds.models.spec import dump_spec
 from tests.security.json_values import SCALARS, mutations, objects, values
@@ -25,6 +27,7 @@ SIZES = dict(width=12, depth=1, heads=3, decoder_width=6, decoder_depth=1, decod
 MODEL = MaskedAutoencoder(grid=GRID, keep_ratio=0.7, **SIZES)
 SPEC = dump_spec(weights_of(MODEL, "a test").spec)
 GRID_WORDS = ["num_frames", "height", "width", "tubelet"]
+ORIGIN_WORDS = [field.name for field in dataclasses.fields(Origin)]
 HUGE = st.sampled_from([0, -1, 1, 3, 10**6, 10**9, 2**62, 10**30, 1.5, "12", None, True, [], {}])
 HEADER_WORDS = ["__metadata__", "dtype", "shape", "data_offsets", "format", "model", "patch_embed.proj.weight", "F32"]
 
@@ -88,6 +91,19 @@ def test_a_description_that_does_not_belong_to_the_weights(tmp_path, read_or_ref
     metadata = {"format": "mats_ds", "format_version": "1", "model": json.dumps(tree), "note": ""}
     save_file(dict(MODEL.state_dict()), path, metadata=metadata)
     read_or_refuse(load, path)
+
+
+@given(tree=st.one_of(objects([*ORIGIN_WORDS, "stride", "sampling", "clips", "crops"]), SCALARS, st.lists(SCALARS, max_size=2)))
+@example(tree={"step": True})
+@example(tree={"views": {"clips": "5"}})
+@example(tree={"views": {"stride": 5}})
+@example(tree={"clip": []})
+@example(tree={"chosen_on": ["a"]})
+def test_an_origin_of_any_content(read_or_refuse, tree):
+    origin = read_or_refuse(parse_origin, tree)
+    if origin is not None:
+        assert isinstance(origin.describe(), str) and parse_origin(json.loads(json.dumps(origin.as_json()))) == origin
+        assert all(type(number) is int for number in origin.views.values() if number is not None)
 
 
 @pytest.mark.parametrize("others", [None, {}, {"format_version": "x"}, {"format_version": "1", "model": "["}])

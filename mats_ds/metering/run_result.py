@@ -1,0 +1,94 @@
+"""The accuracy that a training ends with: that of its last weights, which nothing has chosen, beside the best one of its tests.
+
+The best of many tests on the same videos is too good: for UCF101 and HMDB51 the recipes' `evaluation.manifest` is the test split.
+So it is written down with what chose it, and is no result.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from mats_ds.metering.accuracy import Share
+from mats_ds.metering.run_files import read_object
+
+RESULT_FILE = "result.json"
+
+
+@dataclass(frozen=True)
+class RunResult:
+    """`last` and `best`: tests of the run (lines of evaluation.jsonl), which had `num_tests` of them; `best_file` holds the
+    weights of the best one. `num_trained_on`: how many of the test's videos were trained on as well.
+    """
+
+    last: Mapping[str, Any]
+    best: Mapping[str, Any]
+    num_tests: int
+    num_trained_on: int
+    best_file: str
+
+    def describe(self) -> list[str]:
+        """Lines for the console."""
+        last, best = self.last, self.best
+        where = f"{last['num_videos']} videos of {last['measured_on']}, {last['clips']} x {last['crops']} views each"
+        lines = [
+            f"result: top-1 {top1_of(last).describe()} on {where}: the last weights (step {last['step']}{_average(last)}), "
+            "chosen on nothing"
+        ]
+        if self.num_trained_on:
+            lines.append(f"  {self.num_trained_on} of these videos were trained on as well: this is no accuracy on unseen videos")
+        lines.append(
+            f"{self.best_file}: step {best['step']}{_average(best)}, chosen as the best of {self.num_tests} tests on "
+            f"{best['measured_on'] or last['measured_on']}: its top-1 of {100 * best['top1']:.2f}% there is no result"
+        )
+        return lines
+
+    def as_json(self) -> dict[str, Any]:
+        last, best = self.last, self.best
+        return {
+            "weights": {"from": "last", "step": last["step"], "averaged": last["averaged"], "chosen_on": None},
+            "top1": top1_of(last).as_json(),
+            "top5": Share(round(last["top5"] * last["num_videos"]), last["num_videos"]).as_json(),
+            "measured_on": last["measured_on"],
+            "views": {"clips": last["clips"], "crops": last["crops"]},
+            "videos": {"scored": last["num_videos"], "unreadable": last["num_unreadable"], "trained_on": self.num_trained_on},
+            "best": {
+                "file": self.best_file,
+                "step": best["step"],
+                "averaged": best["averaged"],
+                "chosen_on": best["measured_on"],
+                "tests": self.num_tests,
+                "top1_where_chosen": best["top1"],
+            },
+            "words": self.describe(),
+        }
+
+
+def conclude(tests: Sequence[Mapping[str, Any]], *, num_trained_on: int, best_file: str) -> RunResult | None:
+    """From all tests of a finished run, oldest first; None where there is none."""
+    if not tests:
+        return None
+    best = max(tests, key=lambda test: test["top1"])  # of equal ones the first, as the file is written
+    return RunResult(tests[-1], best, len(tests), num_trained_on, best_file)
+
+
+def read_result(run_dir: str | Path) -> dict[str, Any] | None:
+    """What result.json of a run folder holds; None where there is none. Raises ValueError where it is something else."""
+    path = Path(run_dir) / RESULT_FILE
+    if not path.is_file():
+        return None
+    tree = read_object(path)
+    words = tree.get("words")
+    if not isinstance(words, list) or not all(isinstance(line, str) for line in words):
+        raise ValueError(f"{path} is not of this version: words should be a list of lines, got {words!r:.80}")
+    return tree
+
+
+def top1_of(test: Mapping[str, Any]) -> Share:
+    return Share(round(test["top1"] * test["num_videos"]), test["num_videos"])
+
+
+def _average(test: Mapping[str, Any]) -> str:
+    return ", the average of the weights" if test["averaged"] else ""
