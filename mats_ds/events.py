@@ -69,8 +69,11 @@ class RunInfo:
     `first_step` steps were done before (0 unless resumed): the first StepEvent has step `first_step` + 1.
     `learning_rate` is the peak one; `kept`, `visible`, `targets` are tokens of one clip out of `num_tokens`;
     `*_flops_per_clip` are training FLOPs (forward + backward); `static_bytes` are of this rank, exact, from the engine's
-    tensors. The recorder fills in what it learns of the card: `device_memory_bytes`, and `peak_flops` (a second, dense bf16)
-    with `peak_source` "table" or "measured"; None on a CPU and where it is not known. `task` is "pretrain" or "finetune".
+    tensors. The recorder fills in what it learns of the card: `device_memory_bytes`, and `peak_flops`
+    (a second, dense, in `peak_arithmetic`: "bf16", "tf32" or "fp32") with `peak_source` "table" or
+    "measured"; None on a CPU and where it is not known. `task` is "pretrain" or "finetune".
+    `precision`, `zero_stage`, batch and `gradient_clipping` (the largest norm, 0 for any; None in older
+    files) are what the engine says it does; `optimizer` is the class that updates the weights.
     """
 
     run_dir: str
@@ -106,6 +109,9 @@ class RunInfo:
     peak_flops: float | None = None
     peak_source: str = ""
     task: str = "pretrain"
+    gradient_clipping: float | None = None
+    optimizer: str = ""
+    peak_arithmetic: str = ""
 
 
 @dataclass(frozen=True)

@@ -8,6 +8,8 @@ any memory holds. Both are refused.
 from __future__ import annotations
 
 import json
+import math
+from collections import Counter
 from typing import Any
 
 import yaml
@@ -16,12 +18,21 @@ NESTED = "it is nested too deeply"
 
 
 class _PlainLoader(yaml.SafeLoader):
-    """The safe loader without references to earlier values."""
+    """The safe loader without references to earlier values, and without a key of which the last one would count."""
 
     def compose_node(self, parent: Any, index: Any) -> Any:
         if self.check_event(yaml.AliasEvent):
             raise yaml.YAMLError(f"line {self.peek_event().start_mark.line + 1}: *names of earlier values are not supported")
         return super().compose_node(parent, index)
+
+    def construct_mapping(self, node: Any, deep: bool = False) -> dict[Any, Any]:
+        seen = set()
+        for key, _ in node.value:
+            name = (key.tag, key.value) if isinstance(key, yaml.ScalarNode) else None
+            if name is not None and name in seen:
+                raise yaml.YAMLError(f"line {key.start_mark.line + 1}: {key.value!r} is given more than once: keep one of them")
+            seen.add(name)
+        return super().construct_mapping(node, deep)
 
 
 def parse_json(text: str | bytes) -> Any:
@@ -30,6 +41,36 @@ def parse_json(text: str | bytes) -> Any:
         return json.loads(text)
     except RecursionError:
         raise ValueError(NESTED) from None
+
+
+def parse_strict_json(text: str | bytes) -> Any:
+    """The value of a JSON document in which no object has a key twice and every number is finite. Raises ValueError.
+
+    For what a person writes and a program obeys: Python's reader takes the last of two values, and NaN, which JSON has not.
+    """
+    try:
+        return json.loads(text, object_pairs_hook=_make_object, parse_constant=_refuse_constant, parse_float=_make_float)
+    except RecursionError:
+        raise ValueError(NESTED) from None
+
+
+def _make_object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    tree = dict(pairs)
+    if len(tree) < len(pairs):
+        twice = [repr(name) for name, times in Counter(name for name, _ in pairs).items() if times > 1]
+        raise ValueError(f"{', '.join(twice)} is given more than once in one object: keep one of them")
+    return tree
+
+
+def _refuse_constant(word: str) -> Any:
+    raise ValueError(f"{word} is no number of JSON: write a finite one, or leave the key out")
+
+
+def _make_float(text: str) -> float:
+    number = float(text)
+    if math.isinf(number):
+        raise ValueError(f"{text[:40]} is beyond what a number can hold: write a finite one, or leave the key out")
+    return number
 
 
 def parse_yaml(text: str) -> Any:

@@ -19,7 +19,7 @@ from mats_ds.metering.plan_memory import ZeroSettings, padded_elements
 from mats_ds.metering.plan_time import KNOWN_CLIPS, TimePlan, plan_time
 from mats_ds.metering.workload import Workload
 from mats_ds.training.batch import MICRO_BATCH_KEY, BatchPlan, plan_batch
-from mats_ds.training.engine import precision_of
+from mats_ds.training.ds_config import precision_of
 
 GB = 1e9
 STATE_BYTES = 12  # of an element in the optimizer's part of a checkpoint: float32 master weight and two moments
@@ -141,7 +141,7 @@ def plan_scale(model: str, world_size: int, *, card: Card, ds_config: Mapping[st
         epochs=recipe.optim.epochs,
         steps=None,
         mfu=mfu,
-        in_bf16=precision_of(ds_config) == "bf16",
+        precision=precision_of(ds_config),
     )
     if time.step_seconds is None:
         raise ValueError(

@@ -25,7 +25,7 @@ from mats_ds.data.nvdec import num_engines  # noqa: E402
 from mats_ds.metering.cards import find_card  # noqa: E402
 from mats_ds.metering.memory_kinds import name_kind  # noqa: E402
 from mats_ds.metering.plan_time import ASSUMED_MFU  # noqa: E402
-from mats_ds.training.engine import read_ds_config  # noqa: E402
+from mats_ds.training.ds_config import read_ds_config  # noqa: E402
 
 MB, MIB = 1e6, 2**20
 # Milliseconds of one core for a clip of 16 frames at stride 4, from the file to crops: benchmarks/results/loader-2026-11-22.md.

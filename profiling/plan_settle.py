@@ -22,7 +22,7 @@ from mats_ds.metering.forecast import Feed
 from mats_ds.metering.plan_time import ASSUMED_MFU, KNOWN_CLIPS, TimePlan, measured_mfu, plan_time
 from mats_ds.metering.workload import DEFAULT_CLASSES, Workload
 from mats_ds.training.batch import ACCUMULATION_KEY, MICRO_BATCH_KEY, BatchPlan, plan_batch
-from mats_ds.training.engine import precision_of, read_ds_config
+from mats_ds.training.ds_config import notes_on, precision_of, read_ds_config
 
 STAND_IN = "k400"
 
@@ -58,7 +58,7 @@ def settle_question(options: argparse.Namespace) -> Question:
     card = find_card(options.gpu)
     repeats = recipe.data.repeats
     batch = plan_batch(ds_config, recipe_batch=recipe.optim.global_batch, world_size=options.gpus, repeats=repeats)
-    notes = []
+    notes = notes_on(ds_config)
     num_clips, note = _count_clips(recipe, options.clips)
     notes += [note] if note else []
     mfu, note = _settle_mfu(options)
@@ -73,7 +73,7 @@ def settle_question(options: argparse.Namespace) -> Question:
         steps=recipe.optim.steps,
         max_steps=recipe.run.max_steps,
         mfu=mfu,
-        in_bf16=precision == "bf16",
+        precision=precision,
     )
     if time.step_seconds is None:
         notes.append(f"no hours: the peak of {card.name} in {precision} is not in the table of peaks")

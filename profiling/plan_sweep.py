@@ -12,6 +12,7 @@ from mats_ds.metering.forecast import Feed, Forecast, forecast, largest_micro_ba
 from mats_ds.metering.plan_memory import plan_memory
 from mats_ds.metering.plan_time import KNOWN_CLIPS, TimePlan, plan_time
 from mats_ds.metering.workload import Workload
+from mats_ds.training.ds_config import precision_of
 
 SIZES = {"small": "S", "base": "B", "large": "L", "huge": "H"}
 SWEPT_CARDS = ("a100-80g", "a100-40g", "a6000-48g", "3090-24g", "h100-80g")
@@ -83,7 +84,7 @@ def sweep(
                                 epochs=1,
                                 steps=None,
                                 mfu=mfu,
-                                in_bf16=bool(ds_config.get("bf16", {}).get("enabled")),
+                                precision=precision_of(ds_config),
                             ),
                         )
                     )

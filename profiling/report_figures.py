@@ -20,7 +20,7 @@ from report_ranks import CURVES, Curve, RankFigures, Span, summarize_ranks
 from mats_ds.events import PHASES
 from mats_ds.metering.budget import Budget, Measured, Verdict, judge
 from mats_ds.metering.memory_kinds import split_peak
-from mats_ds.metering.peaks import Peak, find_peak
+from mats_ds.metering.peaks import BF16, FP32, Peak, find_peak
 from mats_ds.metering.plan_file import Plan, read_plan
 from mats_ds.metering.reader import read_records
 from mats_ds.metering.run_files import Outcome, RunFile, read_outcome, read_run
@@ -137,15 +137,19 @@ class Figures:
 
     @property
     def peak(self) -> Peak | None:
-        """The card's peak, as the run recorded it, else from the table."""
-        if not self.on_gpu:
-            return None
+        """The card's peak in the run's arithmetic, as the run recorded it, else from the table."""
         info = self.run.info
-        return Peak(info.peak_flops, info.peak_source) if info.peak_flops else find_peak(info.device_name)
+        if not self.on_gpu or info.precision not in (BF16, FP32):
+            return None
+        # Before there was `peak_arithmetic`, every run recorded the peak in bf16.
+        recorded = info.peak_arithmetic or BF16
+        if info.peak_flops and (info.peak_arithmetic or info.precision == BF16):
+            return Peak(info.peak_flops, info.peak_source, recorded)
+        return find_peak(info.device_name, info.precision)
 
     @property
     def model_flops_utilization(self) -> float | None:
-        """MFU: useful FLOP/s over the card's dense bf16 peak."""
+        """MFU: useful FLOP/s over the card's dense peak in the run's arithmetic."""
         if self.model_flops_per_second is None or self.peak is None:
             return None
         return self.model_flops_per_second / self.peak.flops_per_second

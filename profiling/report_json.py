@@ -54,6 +54,7 @@ def to_json(figures: Figures, budget: Budget, verdict: Verdict) -> dict[str, Any
         "model_flops_per_second_per_rank": figures.model_flops_per_second,
         "peak_flops_per_second": None if figures.peak is None else figures.peak.flops_per_second,
         "peak_flops_source": None if figures.peak is None else figures.peak.source,
+        "peak_arithmetic": None if figures.peak is None else figures.peak.arithmetic,
         "model_flops_utilization": figures.model_flops_utilization,
         "hardware_flops_utilization": figures.hardware_flops_utilization,
         "joules_per_clip": figures.joules_per_clip,

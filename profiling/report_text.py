@@ -105,7 +105,8 @@ def describe_achieved(figures: Figures) -> str:
     if mfu is None or hfu is None or peak is None:
         name = figures.run.info.device_name
         return f"{text}; no MFU, as {f'the peak of {name} is not known here' if figures.on_gpu else 'this was a run on a CPU'}"
-    whose = "bf16 rate of one large product, measured on this card," if peak.source == MEASURED else "dense bf16 peak"
+    how = peak.arithmetic
+    whose = f"{how} rate of one large product, measured on this card," if peak.source == MEASURED else f"dense {how} peak"
     again = f"; {100 * hfu:.1f}% with what is computed twice (HFU)" if hfu > mfu else ""
     return f"{text}, {100 * mfu:.1f}% of the {whose} of {format_flops(peak.flops_per_second)}/s (MFU){again}"
 

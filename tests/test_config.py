@@ -103,3 +103,12 @@ def test_every_size_divides_into_its_heads():
     for size in MODEL_SIZES.values():
         assert size.width % size.heads == 0
         assert size.decoder_width % size.decoder_heads == 0
+
+
+@pytest.mark.parametrize(
+    "override", ["optim.base_lr=.inf", "optim.betas=[.nan, 0.9]", "optim.weight_decay=.inf", "optim.epochs=.inf"]
+)
+def test_numbers_are_finite(override):
+    with pytest.raises(ValueError, match="finite") as caught:
+        load_recipe("default", [override])
+    assert override.partition("=")[0].partition(".")[2] in str(caught.value)

@@ -10,7 +10,7 @@ from dataclasses import dataclass, fields
 from pathlib import Path
 
 from mats_ds.metering.run_files import FINISHED
-from mats_ds.parsing import parse_json
+from mats_ds.parsing import parse_strict_json
 
 GIB = 2**30
 SILENCE_SECONDS, SILENT_STEPS = 600, 20  # a checkpoint or an evaluation may take that long
@@ -80,7 +80,7 @@ def load_budget(source: str | Path, *, folder: str | Path | None = None) -> Budg
     """
     path = _find(source, None if folder is None else Path(folder))
     try:
-        tree = parse_json(path.read_text(encoding="utf-8"))
+        tree = parse_strict_json(path.read_text(encoding="utf-8"))
     except ValueError as error:
         raise ValueError(f"{path} is not valid JSON: {error}") from None
     if not isinstance(tree, dict):

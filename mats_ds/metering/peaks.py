@@ -1,12 +1,15 @@
 """Peak arithmetic of a card, the denominator of MFU: from a table of NVIDIA's figures, else measured once and cached.
 
-The table holds dense (no sparsity) tensor-core FLOP/s in bf16 with fp32 accumulation, V100's in fp16 (it has no bf16). Sources:
-NVIDIA's data sheets of V100, A100, A10, A30, L4, L40, L40S, H100, H200, RTX A6000 and B200 (HGX, 1000 W); where a sheet gives
-the figure "with sparsity" it is halved (H100 SXM 1979 -> 989.4, H100 PCIe 1513 -> 756.5, A6000 309.7 -> 154.8, L4 242 -> 121,
-B200 4500 -> 2250). GeForce cards accumulate in fp32 at half their fp16 rate: GA102 white paper, appendix A (RTX 3090: 71); Ada
-white paper, appendix A (RTX 4090: 165.2).
-A card that is not listed is timed with one large bf16 product: less than a data sheet would say, so that its MFU comes out
-higher; reports say so.
+The table holds dense (no sparsity) FLOP/s in the three ways that a run multiplies: bf16 and TF32 on tensor cores with fp32
+accumulation, and fp32 on the ordinary cores, which is what float32 tensors get unless torch is told to use TF32. Sources:
+NVIDIA's data sheets of V100, A100, A10, A30, L4, L40, L40S, H100, H200, RTX A6000 and B200 (HGX, 1000 W), and the H100 white
+paper for H100 (tables "Comparison of NVIDIA A100 and H100": SXM5 66.9, 494.7, 989.4; PCIe 51.2, 378, 756); where a sheet
+gives the figure "with sparsity" it is halved (H100 PCIe bf16 1513 -> 756.5, A6000 309.7 -> 154.8 and 154.8 -> 77.4, L4 242 -> 121
+and 120 -> 60, B200 4500 -> 2250). GeForce cards accumulate in fp32 at half their fp16 rate: GA102 white paper, appendix A (RTX
+3090: 35.6, 35.6, 71); Ada white paper, appendix A (RTX 4090: 82.6, 82.6, 165.2). V100 has neither bf16 nor TF32; B200's sheets
+disagree on the two others.
+What is not listed is timed with one large product: less than a data sheet would say, so that its MFU comes out higher; reports
+say so.
 """
 
 from __future__ import annotations
@@ -18,7 +21,7 @@ import re
 import time
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 if TYPE_CHECKING:
     import torch
@@ -28,72 +31,112 @@ MATRIX_SIDE = 8192
 NUM_TIMED = 10
 _log = logging.getLogger(__name__)
 
-# The name as the driver gives it -> FLOP/s. Variants with other clocks (Ti, D, laptop, MIG slices) do not match: unknown.
-PEAK_FLOPS_PER_SECOND = {
-    r"A100": 312e12,
-    r"A10": 125e12,
-    r"A30": 165e12,
-    r"H100 80GB HBM3|H100 SXM": 989.4e12,
-    r"H100 PCIe": 756.5e12,
-    r"H200(?! NVL)": 989.4e12,
-    r"B200": 2250e12,
-    r"L4": 121e12,
-    r"L40": 181.05e12,
-    r"L40S": 362.05e12,
-    r"RTX A6000": 154.8e12,
-    r"RTX 3090(?! (Ti|Laptop))": 71e12,
-    r"RTX 4090(?! (D|Laptop))": 165.2e12,
-    r"V100": 125e12,
+BF16, TF32, FP32 = "bf16", "tf32", "fp32"
+TF32_CAPABILITY = 8  # Ampere
+
+
+class Rates(NamedTuple):
+    """TFLOP/s of a card in each arithmetic; None: it has it not, or the figure is not known."""
+
+    fp32: float | None
+    tf32: float | None
+    bf16: float | None
+
+
+# The name as the driver gives it. Variants with other clocks (Ti, D, laptop, MIG slices) do not match: unknown.
+TERAFLOPS = {
+    r"A100": Rates(19.5, 156, 312),
+    r"A10": Rates(31.2, 62.5, 125),
+    r"A30": Rates(10.3, 82, 165),
+    r"H100 80GB HBM3|H100 SXM": Rates(66.9, 494.7, 989.4),
+    r"H100 PCIe": Rates(51.2, 378, 756.5),
+    r"H200(?! NVL)": Rates(66.9, 494.7, 989.4),
+    r"B200": Rates(None, None, 2250),
+    r"L4": Rates(30.3, 60, 121),
+    r"L40": Rates(90.5, 90.5, 181.05),
+    r"L40S": Rates(91.6, 183, 362.05),
+    r"RTX A6000": Rates(38.7, 77.4, 154.8),
+    r"RTX 3090(?! (Ti|Laptop))": Rates(35.6, 35.6, 71),
+    r"RTX 4090(?! (D|Laptop))": Rates(82.6, 82.6, 165.2),
+    r"V100-SXM2": Rates(15.7, None, None),
+    r"V100-PCIE": Rates(14, None, None),
+    r"V100S-PCIE": Rates(16.4, None, None),
 }
 
 
 @dataclass(frozen=True)
 class Peak:
-    """FLOP/s of one card, and whether the figure is "table" or "measured"."""
+    """FLOP/s of one card in one arithmetic ("bf16", "tf32" or "fp32"), and whether the figure is "table" or "measured"."""
 
     flops_per_second: float
     source: str
+    arithmetic: str = BF16
 
 
-def find_peak(device_name: str) -> Peak | None:
+def arithmetic_of(precision: str, device: torch.device) -> str | None:
+    """How a run of this precision multiplies matrices on this device: "bf16", "tf32" or "fp32"; None for another precision.
+
+    Float32 tensors go through TF32 only where torch is told so (it is not by default, and containers may do it by
+    TORCH_ALLOW_TF32_CUBLAS_OVERRIDE=1), the card has it, and the driver's libraries are not told otherwise.
+    """
+    if precision != FP32:
+        return BF16 if precision == BF16 else None
+    import torch
+
+    matmul = torch.backends.cuda.matmul
+    # `fp32_precision` came with torch 2.9; once it has been set, `allow_tf32` only raises.
+    allowed = matmul.fp32_precision == TF32 if hasattr(matmul, "fp32_precision") else matmul.allow_tf32
+    if not allowed or os.environ.get("NVIDIA_TF32_OVERRIDE") == "0":
+        return FP32
+    has_it = device.type == "cuda" and torch.cuda.get_device_capability(device)[0] >= TF32_CAPABILITY
+    return TF32 if has_it else FP32
+
+
+def find_peak(device_name: str, arithmetic: str = BF16) -> Peak | None:
     """The peak of the card in the table; None where it is not listed. A slice of a card (MIG) is not the card."""
     if re.search(r"\bMIG\b", device_name):
         return None
-    for pattern, flops_per_second in PEAK_FLOPS_PER_SECOND.items():
+    for pattern, rates in TERAFLOPS.items():
         if re.search(rf"\b(?:{pattern})(?!\w)", device_name):
-            return Peak(flops_per_second, IN_TABLE)
+            teraflops = getattr(rates, arithmetic)
+            return None if teraflops is None else Peak(teraflops * 1e12, IN_TABLE, arithmetic)
     return None
 
 
-def settle_peak(device: torch.device, device_name: str, *, cache: Path | None = None) -> Peak | None:
+def settle_peak(
+    device: torch.device, device_name: str, arithmetic: str | None = BF16, *, cache: Path | None = None
+) -> Peak | None:
     """The card's peak from the table, the cache (None: in the user's cache folder), or a measurement that is then cached; None
-    on a CPU, and where it cannot be measured."""
-    if device.type != "cuda":
+    on a CPU, where it cannot be measured, and for no known arithmetic."""
+    if device.type != "cuda" or arithmetic is None:
         return None
-    found = find_peak(device_name)
+    found = find_peak(device_name, arithmetic)
     if found is not None:
         return found
     path = cache or Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "mats_ds" / "peaks.json"
     known = _read_cache(path)
-    if device_name not in known:
+    name = device_name if arithmetic == BF16 else f"{device_name}, {arithmetic}"
+    if name not in known:
         try:
-            known[device_name] = measure_peak(device)
+            known[name] = measure_peak(device, arithmetic)
         except RuntimeError as error:  # no bf16 on this card, or no room
-            _log.warning("the peak of %s is not known and could not be measured: %s", device_name, error)
+            _log.warning("the peak of %s in %s is not known and could not be measured: %s", device_name, arithmetic, error)
             return None
         _write_cache(path, known)
-    return Peak(known[device_name], MEASURED)
+    return Peak(known[name], MEASURED, arithmetic)
 
 
-def measure_peak(device: torch.device, *, side: int = MATRIX_SIDE) -> float:
-    """FLOP/s of the best of some products of two bf16 matrices on this device; their memory is given back.
+def measure_peak(device: torch.device, arithmetic: str = BF16, *, side: int = MATRIX_SIDE) -> float:
+    """FLOP/s of the best of some products of two large matrices on this device; their memory is given back. Whether float32
+    goes through TF32 is torch's setting, as in the run.
 
     Raises RuntimeError where the device has no room or no bf16.
     """
     import torch
 
-    left = torch.randn(side, side, device=device, dtype=torch.bfloat16)
-    right = torch.randn(side, side, device=device, dtype=torch.bfloat16)
+    dtype = torch.bfloat16 if arithmetic == BF16 else torch.float32
+    left = torch.randn(side, side, device=device, dtype=dtype)
+    right = torch.randn(side, side, device=device, dtype=dtype)
     product = torch.empty_like(left)
     best_seconds = float("inf")
     for attempt in range(2 + NUM_TIMED):

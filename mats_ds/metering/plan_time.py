@@ -1,6 +1,7 @@
 """How long a run lasts at a stated or measured share of a card's arithmetic: FLOPs, peak, MFU -> seconds a step, hours.
 
-MFU counts model FLOPs, what the model needs, against the dense bf16 peak of the cards. Stalls for data, checkpoints and tests are
+MFU counts model FLOPs, what the model needs, against the dense peak of the cards in the run's precision (fp32: of the
+ordinary cores, as torch multiplies unless it is told to use TF32). Stalls for data, checkpoints and tests are
 not in it.
 """
 
@@ -12,9 +13,10 @@ from pathlib import Path
 from statistics import median
 
 from mats_ds.metering.flops import StepFlops
-from mats_ds.metering.peaks import find_peak
+from mats_ds.metering.peaks import BF16, find_peak
 from mats_ds.metering.reader import RankReader
 from mats_ds.metering.records import RECORDS_FOLDER
+from mats_ds.metering.run_files import RUN_FILE, read_run
 
 ASSUMED_MFU = 0.35  # no run of this trainer has been timed on a GPU: an assumption, not a measurement
 SECONDS_PER_HOUR = 3600
@@ -54,15 +56,15 @@ def plan_time(
     steps: int | None,
     max_steps: int | None = None,
     mfu: float = ASSUMED_MFU,
-    in_bf16: bool = True,
+    precision: str = BF16,
 ) -> TimePlan:
-    """A run of `epochs` over `num_clips`, or of `steps`, ended early after `max_steps`. The time is None for a card that
-    peaks.py does not list, and in fp32, whose peak is another.
+    """A run of `epochs` over `num_clips`, or of `steps`, in "bf16" or "fp32", ended early after `max_steps`. The time is None
+    for a card that peaks.py does not list in it.
     """
     steps_per_epoch = max(1, num_clips // clips_per_step)
     total = steps if steps is not None else max(1, math.ceil(epochs * steps_per_epoch))
     total = min(total, max_steps or total)
-    peak = find_peak(device_name) if in_bf16 else None
+    peak = find_peak(device_name, precision)
     seconds = None
     if peak is not None:
         seconds = flops.training_flops * clips_per_step / (peak.flops_per_second * world_size * mfu)
@@ -74,6 +76,11 @@ def measured_mfu(run_dir: str | Path) -> float:
     path = Path(run_dir) / RECORDS_FOLDER / "rank-00000.jsonl"
     if not path.is_file():
         raise ValueError(f"{run_dir} is not a run folder: it has no {RECORDS_FOLDER}/rank-00000.jsonl")
+    info = read_run(run_dir).info if (Path(run_dir) / RUN_FILE).is_file() else None
+    if info is not None and info.precision != BF16 and not info.peak_arithmetic:
+        raise ValueError(
+            f"{run_dir} ran in {info.precision} and recorded its MFU of the bf16 peak, as it did then: state one with --mfu"
+        )
     figures = [record.mfu for record in RankReader(path)]
     known = [mfu for mfu in figures[len(figures) // 5 :] if mfu is not None]
     if not known:

@@ -23,7 +23,7 @@ from mats_ds.events import RunInfo, StepEvent
 from mats_ds.metering.advice import advise_on_memory, is_out_of_memory
 from mats_ds.metering.memory import DeviceMeter, MemoryReading
 from mats_ds.metering.memory_kinds import left_for_activations, split_peak
-from mats_ds.metering.peaks import settle_peak
+from mats_ds.metering.peaks import arithmetic_of, settle_peak
 from mats_ds.metering.records import SCHEMA, RecordWriter, StepRecord
 from mats_ds.metering.run_files import FINISHED, Outcome, write_outcome, write_run
 from mats_ds.metering.snapshots import dump_snapshot
@@ -130,12 +130,13 @@ def _add_card(run: RunInfo, device: torch.device) -> RunInfo:
         return run
     import torch
 
-    peak = settle_peak(device, run.device_name)
+    peak = settle_peak(device, run.device_name, arithmetic_of(run.precision, device))
     return replace(
         run,
         device_memory_bytes=torch.cuda.get_device_properties(device).total_memory,
         peak_flops=None if peak is None else peak.flops_per_second,
         peak_source="" if peak is None else peak.source,
+        peak_arithmetic="" if peak is None else peak.arithmetic,
     )
 
 

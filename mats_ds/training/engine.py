@@ -1,11 +1,10 @@
-"""The only room that knows DeepSpeed: starts the process group, reads the JSON, builds the ZeRO engine.
+"""DeepSpeed at work: starts the process group, builds the ZeRO engine, and asks it what it really does.
 
-The JSON reaches `deepspeed.initialize` as it is; only `gradient_accumulation_steps` is filled in where it was left out.
+What of the JSON reaches `deepspeed.initialize` is in ds_config.py.
 """
 
 from __future__ import annotations
 
-import difflib
 import logging
 import os
 import socket
@@ -13,15 +12,14 @@ from collections.abc import Mapping
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from datetime import timedelta
-from pathlib import Path
 from typing import Any
 
 import torch
 import torch.distributed as dist
 from torch import nn
 
-from mats_ds.parsing import parse_json
-from mats_ds.training.batch import ACCUMULATION_KEY, BatchPlan
+from mats_ds.training.batch import BatchPlan
+from mats_ds.training.ds_config import clipping_of, hand_over, precision_of, zero_stage_of
 from mats_ds.training.launchers import adopt_launcher
 from mats_ds.training.stops import RanksLost
 
@@ -29,13 +27,6 @@ logger = logging.getLogger(__name__)
 
 BYTES_PER_FLOAT32 = 4
 JOIN_SECONDS = 600.0  # how long the first ranks wait for the last at the start: a machine whose command failed never comes
-# Sections of the JSON whose names DeepSpeed keeps outside its module of constants.
-OBJECT_KEYS = ("bf16", "fp16", "zero_optimization", "optimizer", "checkpoint")
-SECTION_KEYS = """
-activation_checkpointing aio autotuning bf16 comet comms_logger compile compression_training csv_monitor elasticity
-flops_profiler fp16 nebula tensor_parallel tensorboard timers torch_autocast wandb zero_optimization
-zero_allow_untested_optimizer zero_force_ds_cpu_optimizer
-"""
 
 
 @dataclass(frozen=True)
@@ -104,55 +95,15 @@ def _free_port() -> int:
         return listener.getsockname()[1]
 
 
-def read_ds_config(path: str | Path) -> dict[str, Any]:
-    """The DeepSpeed JSON as a dictionary. Raises ValueError for a missing file, broken JSON or a misspelt top-level key.
+@dataclass(frozen=True)
+class InForce:
+    """What weights are trained by. `gradient_clipping`: the largest norm of the gradients, 0 for any."""
 
-    DeepSpeed ignores unknown top-level keys without a word, so they are looked up here among the words it knows.
-    """
-    path = Path(path)
-    if not path.is_file():
-        raise ValueError(f"no DeepSpeed JSON at {path}: try ds_configs/zero2.json")
-    try:
-        config = parse_json(path.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise ValueError(f"{path} is not valid JSON: {error}") from None
-    if not isinstance(config, dict):
-        raise ValueError(f"{path}: expected a JSON object, got {type(config).__name__}")
-    known = known_ds_keys()
-    unknown = [key for key in config if key not in known and not key.startswith("_")]
-    if unknown:
-        hints = []
-        for key in unknown:
-            close = difflib.get_close_matches(key, known, n=1, cutoff=0.6)
-            hints.append(f"{key!r}" + (f" (did you mean {close[0]!r}?)" if close else ""))
-        raise ValueError(f"{path}: DeepSpeed knows no key {', '.join(hints)} and would ignore it without a word")
-    flat = [key for key in OBJECT_KEYS if not isinstance(config.get(key, {}), dict)]
-    if flat:
-        raise ValueError(f"{path}: {', '.join(flat)} must be a JSON object, like {{...}}")
-    return config
-
-
-def known_ds_keys() -> set[str]:
-    """Every word that the installed DeepSpeed uses for a section or a key: a superset of its top-level keys."""
-    from deepspeed.runtime import constants
-
-    words = {value for value in vars(constants).values() if isinstance(value, str)}
-    return words | set(SECTION_KEYS.split())
-
-
-def precision_of(ds_config: Mapping[str, Any]) -> str:
-    """bf16, fp16 or fp32, as the JSON switches it on. Raises ValueError for fp16, which masked video pre-training overflows."""
-    for name in ("bf16", "fp16"):
-        if ds_config.get(name, {}).get("enabled", False) is True:
-            if name == "fp16":
-                raise ValueError('the DeepSpeed JSON enables fp16: use "bf16": {"enabled": true}, or neither for fp32')
-            return name
-    return "fp32"
-
-
-def zero_stage_of(ds_config: Mapping[str, Any]) -> int:
-    """0 to 3, as the JSON states it."""
-    return ds_config.get("zero_optimization", {}).get("stage", 0)
+    precision: str
+    gradient_clipping: float
+    zero_stage: int
+    micro_batch: int
+    accumulation: int
 
 
 def make_engine(
@@ -164,11 +115,12 @@ def make_engine(
     compile_model: bool = False,
     load_universal: bool = False,
 ) -> Any:
-    """deepspeed.initialize with the JSON as it is, plus the derived accumulation where the JSON leaves it out.
+    """deepspeed.initialize with the JSON of `read_ds_config`, the batch of `plan`, and nothing left to DeepSpeed's defaults.
 
     `compile_model` has torch compile the whole model, in place (the names in checkpoints stay as they are), when the first
     batch comes. `load_universal`: it will be given a checkpoint that was converted for another number of ranks.
-    Raises ValueError for a JSON without optimizer, and for compiling under ZeRO-3.
+    Raises ValueError for a JSON without optimizer, for compiling under ZeRO-3, for what DeepSpeed refuses, and where it does
+    something else than the JSON says.
     """
     import deepspeed
 
@@ -176,16 +128,57 @@ def make_engine(
         raise ValueError(
             'the DeepSpeed JSON has no "optimizer": add {"type": "AdamW", "params": {"torch_adam": true, "fused": true}}'
         )
-    config = {**ds_config, ACCUMULATION_KEY: ds_config.get(ACCUMULATION_KEY, plan.accumulation)}
+    config = hand_over(ds_config, accumulation=plan.accumulation, micro_batch=plan.micro_batch)
     if load_universal:
-        config["checkpoint"] = {**ds_config.get("checkpoint", {}), "load_universal": True}
+        config["checkpoint"] = {**config.get("checkpoint", {}), "load_universal": True}
     if compile_model:
         if zero_stage_of(ds_config) == 3:
             raise ValueError("model.compile does not go with ZeRO stage 3, which gathers weights in between: use stage 2")
         # Not `model.compile()`: it would take in DeepSpeed's own hooks, which break the graph.
         model.forward = torch.compile(model.forward, fullgraph=True, dynamic=False)
-    engine, *_ = deepspeed.initialize(model=model, model_parameters=groups, config=config)
+    try:
+        engine, *_ = deepspeed.initialize(model=model, model_parameters=groups, config=config)
+    except AssertionError as error:
+        if not _is_refusal(error):
+            raise
+        raise ValueError(f"DeepSpeed refuses the JSON: {' '.join(str(error).split())[:400]}") from error
+    asked = InForce(
+        precision_of(ds_config), clipping_of(ds_config), zero_stage_of(ds_config), plan.micro_batch, plan.accumulation
+    )
+    found = in_force(engine)
+    if found != asked:
+        words = [f"{name} {value!r} instead of {getattr(asked, name)!r}" for name, value in vars(found).items()]
+        differs = [text for text, name in zip(words, vars(found), strict=True) if getattr(found, name) != getattr(asked, name)]
+        raise ValueError(f"DeepSpeed trains with another setting than the JSON says: {'; '.join(differs)}")
     return engine
+
+
+def in_force(engine: Any) -> InForce:
+    """What a live engine does: read off its weights and its optimizer where they tell it, else off its settings."""
+    names = {torch.float32: "fp32", torch.bfloat16: "bf16", torch.float16: "fp16"}
+    weights = names[next(engine.module.parameters()).dtype]
+    settings = "fp16" if engine.fp16_enabled() else "bf16" if engine.bfloat16_enabled() else "fp32"
+    return InForce(
+        precision=weights if weights == settings else f"{settings} with weights in {weights}",
+        gradient_clipping=float(getattr(engine.optimizer, "clip_grad", engine.gradient_clipping())),
+        zero_stage=int(engine.zero_optimization_stage()),
+        micro_batch=engine.train_micro_batch_size_per_gpu(),
+        accumulation=engine.gradient_accumulation_steps(),
+    )
+
+
+def optimizer_name(engine: Any) -> str:
+    """The class that updates the weights: torch's AdamW, or DeepSpeed's FusedAdam or DeepSpeedCPUAdam."""
+    return type(engine.basic_optimizer).__name__
+
+
+def _is_refusal(error: BaseException) -> bool:
+    """Whether DeepSpeed itself says, in a sentence of its own, why it will not start."""
+    frame = error.__traceback__
+    while frame is not None and frame.tb_next is not None:
+        frame = frame.tb_next
+    module = frame.tb_frame.f_globals.get("__name__", "") if frame is not None else ""
+    return bool(str(error)) and module.startswith("deepspeed.")
 
 
 def full_parameters(engine: Any) -> AbstractContextManager:

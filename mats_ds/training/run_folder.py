@@ -17,7 +17,7 @@ from typing import Any
 import torch.distributed as dist
 
 from mats_ds import __version__
-from mats_ds.parsing import parse_yaml
+from mats_ds.parsing import parse_json, parse_yaml
 
 logger = logging.getLogger(__name__)
 
@@ -73,7 +73,12 @@ def write_inputs(folder: Path, *, recipe: str, ds_config: Mapping[str, Any]) -> 
         if changes:
             logger.warning("going on with other settings than before: %s", "; ".join(changes))
     file.write_text(recipe, encoding="utf-8")
-    (folder / "ds_config.json").write_text(json.dumps(ds_config, indent=2) + "\n", encoding="utf-8")
+    file = folder / "ds_config.json"
+    if file.exists():
+        changes = name_changes(parse_json(file.read_text(encoding="utf-8")), dict(ds_config))
+        if changes:
+            logger.warning("going on with another DeepSpeed JSON than before: %s", "; ".join(changes))
+    file.write_text(json.dumps(ds_config, indent=2) + "\n", encoding="utf-8")
 
 
 def name_changes(before: Any, after: Any, *, path: str = "") -> list[str]:

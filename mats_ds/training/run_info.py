@@ -13,7 +13,7 @@ import torch
 from mats_ds.clips import TokenCounts
 from mats_ds.config import Recipe
 from mats_ds.events import RunInfo
-from mats_ds.training.engine import static_bytes
+from mats_ds.training.engine import in_force, optimizer_name, static_bytes
 from mats_ds.training.optim import Schedule
 from mats_ds.training.run_folder import collect_versions
 from mats_ds.training.start import RunStart
@@ -42,7 +42,7 @@ def describe_run(
         raise AlreadyFinished(
             f"{start.folder} has finished all {total_steps} steps: raise optim.epochs (or run.max_steps), or use another --out"
         )
-    place, plan = start.place, start.plan
+    place, plan, forced = start.place, start.plan, in_force(engine)
     parameters = engine.module.parameters()
     return RunInfo(
         run_dir=str(start.folder),
@@ -53,10 +53,10 @@ def describe_run(
         recipe_name=recipe.name,
         model_name=recipe.model.name,
         num_parameters=sum(getattr(parameter, "ds_numel", parameter.numel()) for parameter in parameters),
-        precision=start.precision,
-        zero_stage=engine.zero_optimization_stage(),
-        micro_batch=plan.micro_batch,
-        accumulation=plan.accumulation,
+        precision=forced.precision,
+        zero_stage=forced.zero_stage,
+        micro_batch=forced.micro_batch,
+        accumulation=forced.accumulation,
         global_batch=plan.global_batch,
         total_steps=total_steps,
         steps_per_epoch=steps_per_epoch,
@@ -77,11 +77,13 @@ def describe_run(
         ),
         started=time.strftime("%Y-%m-%dT%H:%M:%S%z"),
         task=start.task,
+        gradient_clipping=forced.gradient_clipping,
+        optimizer=optimizer_name(engine),
     )
 
 
 def announce(run: RunInfo, *, compute: str, data: str, batch: str) -> None:
-    """What is about to happen, in five lines."""
+    """What is about to happen, in six lines."""
     logger.info(
         "model: %s, %.1f M parameters, %s, ZeRO-%d on %d x %s",
         run.model_name,
@@ -91,6 +93,8 @@ def announce(run: RunInfo, *, compute: str, data: str, batch: str) -> None:
         run.world_size,
         run.device_name,
     )
+    clipped = f"clipped at a norm of {run.gradient_clipping:g}" if run.gradient_clipping else "not clipped"
+    logger.info("optimizer: %s, gradients are %s", run.optimizer, clipped)
     logger.info("%s", compute)
     logger.info("data: %s", data)
     logger.info("batch: %s", batch)

@@ -19,7 +19,8 @@ import torch.distributed as dist
 
 from mats_ds.config import Recipe, dump_recipe
 from mats_ds.training.batch import BatchPlan, plan_batch
-from mats_ds.training.engine import Place, precision_of, read_ds_config, start_distributed, zero_stage_of
+from mats_ds.training.ds_config import check_monitors, notes_on, read_ds_config, state_clipping, zero_stage_of
+from mats_ds.training.engine import Place, start_distributed
 from mats_ds.training.launchers import adopt_launcher
 from mats_ds.training.resuming import ResumePoint, find_resume_point
 from mats_ds.training.run_folder import choose_run_folder
@@ -56,7 +57,6 @@ class RunStart:
     plan: BatchPlan
     folder: Path
     ds_config: Mapping[str, Any]
-    precision: str
     point: ResumePoint | None
 
     @property
@@ -84,7 +84,10 @@ def add_run_options(parser: argparse.ArgumentParser, *, default_recipe: str | No
 def start_run(recipe: Recipe, options: argparse.Namespace, *, task: str) -> RunStart:
     """Read the JSON, join the other ranks, settle batch and folder. Raises ValueError for what does not fit together."""
     ds_config = read_ds_config(options.ds_config)
-    precision = precision_of(ds_config)
+    check_monitors(ds_config)
+    for note in notes_on(ds_config):
+        logger.info("%s", note)
+    ds_config = state_clipping(ds_config)
     place = start_distributed(timeout_seconds=recipe.run.hang_seconds)
     plan = plan_batch(ds_config, recipe_batch=recipe.optim.global_batch, world_size=place.world_size, repeats=recipe.data.repeats)
     resume = options.resume is not None
@@ -96,7 +99,7 @@ def start_run(recipe: Recipe, options: argparse.Namespace, *, task: str) -> RunS
         stage = zero_stage_of(ds_config)
         sizes = dict(world_size=place.world_size, global_batch=plan.global_batch)
         point = find_resume_point(folder / CHECKPOINTS, **sizes, zero_stage=stage)
-    return RunStart(task, place, plan, folder, ds_config, precision, point)
+    return RunStart(task, place, plan, folder, ds_config, point)
 
 
 def make_saver(engine: Any, recipe: Recipe, start: RunStart) -> CheckpointSaver:

@@ -80,6 +80,8 @@ def test_the_budgets_that_ship_are_valid_and_named_like_their_file(path):
         ('{"gpus": 0, "memory_per_gpu_bytes": 1}', "gpus is a whole number above 0, got 0"),
         ('{"gpus": 8, "memory_per_gpu_bytes": "80g"}', "got '80g'"),
         ('{"gpus": 8, "memory_per_gpu_bytes": 1, "hour": 3}', "did you mean hours?"),
+        ('{"gpus": 8, "memory_per_gpu_bytes": 1, "gpus": 9}', "'gpus' is given more than once"),
+        ('{"gpus": 8, "memory_per_gpu_bytes": 1, "hours": Infinity}', "Infinity is no number of JSON"),
         ('{"gpus": 8, "memory_per_gpu_bytes": 1, "hours": -1}', "hours is a number above 0"),
     ],
 )

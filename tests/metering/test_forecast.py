@@ -70,11 +70,34 @@ def test_time_is_work_over_speed():
     assert time.hours == pytest.approx(30 * time.step_seconds / 3600)
 
 
-@pytest.mark.parametrize("change", [{"device_name": "CPU"}, {"in_bf16": False}])
+@pytest.mark.parametrize("change", [{"device_name": "CPU"}, {"precision": "fp32", "device_name": "NVIDIA B200"}])
 def test_no_time_where_the_peak_is_not_known(change):
     how = dict(device_name="NVIDIA L4", world_size=1, clips_per_step=8, num_clips=80, epochs=1, steps=5) | change
     time = plan_time(Workload().flops(), **how)
     assert time.total_steps == 5 and time.step_seconds is time.hours is time.clips_per_second is None
+
+
+@pytest.mark.parametrize(("precision", "peak"), [("bf16", 312e12), ("fp32", 19.5e12)])
+def test_the_peak_is_that_of_the_precision(precision, peak):
+    """An A100 multiplies float32 on its ordinary cores, a sixteenth of its bf16 rate, unless torch is told to use TF32."""
+    flops = Workload().flops()
+    batch = dict(world_size=8, clips_per_step=192, num_clips=1920, epochs=3, steps=None, mfu=0.5)
+    time = plan_time(flops, device_name="NVIDIA A100-SXM4-80GB", precision=precision, **batch)
+    assert time.step_seconds == pytest.approx(192 * flops.training_flops / (8 * peak * 0.5))
+
+
+def test_an_mfu_of_another_precisions_peak_is_not_taken(tmp_path):
+    """Runs in fp32 recorded it of the bf16 peak before they said which."""
+    from tests.profiling.fake_runs import make_record, write_fake_run
+
+    def record(step, rank):
+        return make_record(step, rank, mfu=0.25)
+
+    old = write_fake_run(tmp_path / "old", record=record)
+    with pytest.raises(ValueError, match="of the bf16 peak.*--mfu"):
+        measured_mfu(old)
+    for name, facts in (("fp32", dict(peak_arithmetic="fp32")), ("bf16", dict(precision="bf16"))):
+        assert measured_mfu(write_fake_run(tmp_path / name, record=record, **facts)) == 0.25
 
 
 def test_an_mfu_that_nobody_recorded_says_so(tmp_path):

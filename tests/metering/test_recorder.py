@@ -4,6 +4,7 @@ import csv
 import json
 import math
 import time
+import types
 
 import pytest
 import torch
@@ -223,6 +224,14 @@ def test_on_a_card_energy_utilisation_and_memory_by_kind_are_recorded(tmp_path):
     assert first.mfu == pytest.approx(1800 / 0.65 / 10_000)
     assert first.hfu == pytest.approx(2100 / 0.65 / 10_000)
     assert not recorder._meter.is_open
+
+
+@pytest.mark.parametrize(("precision", "peak"), [("bf16", 312e12), ("fp32", 19.5e12), ("fp16", None)])
+def test_the_peak_is_recorded_in_the_runs_arithmetic(tmp_path, monkeypatch, precision, peak):
+    monkeypatch.setattr(torch.cuda, "get_device_properties", lambda device: types.SimpleNamespace(total_memory=7))
+    run = make_run(tmp_path, precision=precision, device_name="NVIDIA A100-SXM4-80GB")
+    run = recorder_module._add_card(run, types.SimpleNamespace(type="cuda"))
+    assert (run.peak_flops, run.peak_arithmetic) == (peak, precision if peak else "")
 
 
 def test_on_a_cpu_there_is_no_utilisation_no_energy_and_no_activations(tmp_path):

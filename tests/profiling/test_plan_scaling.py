@@ -10,7 +10,7 @@ from mats_ds.config import load_recipe
 from mats_ds.metering.cards import find_card
 from mats_ds.metering.plan_memory import padded_elements
 from mats_ds.metering.workload import Workload
-from mats_ds.training.engine import read_ds_config
+from mats_ds.training.ds_config import read_ds_config
 
 ROOT = Path(__file__).resolve().parents[2]
 ZERO2 = read_ds_config(ROOT / "ds_configs" / "zero2.json")

@@ -137,8 +137,8 @@ def test_figures_follow_from_the_records(tmp_path, capsys):
     assert tree["peak_memory_bytes"] == 22 * GIB
     assert tree["forward_gmacs_per_clip"] == 19.8
     assert tree["model_flops_per_second_per_rank"] == pytest.approx(3 * 120e9)
-    assert tree["model_flops_utilization"] == pytest.approx(3 * 120e9 / 312e12)
-    assert tree["hardware_flops_utilization"] == pytest.approx(3 * 150e9 / 312e12)
+    assert tree["model_flops_utilization"] == pytest.approx(3 * 120e9 / 19.5e12)
+    assert tree["hardware_flops_utilization"] == pytest.approx(3 * 150e9 / 19.5e12)
     assert tree["joules_per_clip"] == pytest.approx(110.0)
     assert tree["watts_per_card"] == pytest.approx(330.0)
     kinds = tree["memory_bytes_by_kind"]
@@ -162,12 +162,19 @@ def test_records_of_the_first_schema_are_reported_with_power_for_energy(tmp_path
     assert json.loads(text)["joules_per_clip"] == pytest.approx(100.0)  # 300 W, a second, 3 clips
 
 
-def test_a_measured_peak_is_said_to_be_measured(tmp_path, capsys):
-    run_dir = write_fake_run(
-        tmp_path / "run", record=gpu_record, device_name="NVIDIA Foo 9000", peak_flops=36e12, peak_source="measured"
-    )
+@pytest.mark.parametrize("arithmetic", ["fp32", "tf32"])
+def test_a_measured_peak_is_said_to_be_measured(tmp_path, capsys, arithmetic):
+    facts = dict(device_name="NVIDIA Foo 9000", peak_flops=36e12, peak_source="measured", peak_arithmetic=arithmetic)
+    run_dir = write_fake_run(tmp_path / "run", record=gpu_record, **facts)
     words = " ".join(run_report(capsys, run_dir)[1].split())
-    assert "1.0% of the bf16 rate of one large product, measured on this card, of 36 TFLOP/s (MFU)" in words
+    assert f"1.0% of the {arithmetic} rate of one large product, measured on this card, of 36 TFLOP/s (MFU)" in words
+
+
+def test_an_older_run_in_fp32_is_judged_by_the_peak_of_fp32(tmp_path, capsys):
+    """It recorded the bf16 peak of its A100: 0.36 TFLOP/s of 312 were said to be 0.1%."""
+    facts = dict(device_name="NVIDIA A100-SXM4-80GB", peak_flops=312e12, peak_source="table")
+    words = " ".join(run_report(capsys, write_fake_run(tmp_path / "run", record=gpu_record, **facts))[1].split())
+    assert "1.8% of the dense fp32 peak of 19.5 TFLOP/s (MFU)" in words
 
 
 def test_an_unknown_card_has_no_mfu_and_it_is_said(tmp_path, capsys):

@@ -90,7 +90,7 @@ DS_WORDS += ["gradient_accumulation_steps", "train_batch_size", "gradient_clippi
 @example(tree={"zero_optimization": 2})
 def test_a_deepspeed_json(tmp_path, read_or_refuse, tree):
     from mats_ds.training.batch import plan_batch
-    from mats_ds.training.engine import precision_of, read_ds_config
+    from mats_ds.training.ds_config import precision_of, read_ds_config
 
     path = tmp_path / "ds.json"
     path.write_text(json.dumps(tree))
@@ -104,7 +104,7 @@ def test_a_deepspeed_json(tmp_path, read_or_refuse, tree):
     "content", [b"\xff\xfe", b"[" * 100_000, b"", b"[]", b'{"train_batch_size": ' + b"9" * 5000 + b"}", b'{"a": NaN}']
 )
 def test_a_deepspeed_json_that_is_none(tmp_path, read_or_refuse, content):
-    from mats_ds.training.engine import read_ds_config
+    from mats_ds.training.ds_config import read_ds_config
 
     path = tmp_path / "ds.json"
     path.write_bytes(content)

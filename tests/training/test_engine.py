@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from mats_ds.training.engine import precision_of, read_ds_config
+from mats_ds.training.ds_config import precision_of, read_ds_config
 
 FOLDER = Path(__file__).resolve().parents[2] / "ds_configs"
 SHIPPED = sorted(FOLDER.glob("*.json"))

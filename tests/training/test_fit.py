@@ -16,7 +16,8 @@ from mats_ds.config import OptimSection
 from mats_ds.events import RunInfo
 from mats_ds.models.mae import MaskedAutoencoder
 from mats_ds.training.batch import plan_batch
-from mats_ds.training.engine import make_engine, read_ds_config, start_distributed, static_bytes, zero_stage_of
+from mats_ds.training.ds_config import read_ds_config, zero_stage_of
+from mats_ds.training.engine import make_engine, start_distributed, static_bytes
 from mats_ds.training.loop import fit
 from mats_ds.training.observers import Checkpointer, Console, Monitor
 from mats_ds.training.optim import make_schedule, parameter_groups

@@ -30,5 +30,16 @@ def test_what_changed_since_the_run_began_is_said(tmp_path, caplog):
     assert "going on with other settings than before: optim.base_lr 1.0 -> 2.0; data None -> {'root': 'x'}" in caplog.text
 
 
+def test_another_deepspeed_json_than_before_is_said(tmp_path, caplog):
+    """A run that was begun when a silent JSON meant clipping at 1 goes on without."""
+    before = {"bf16": {"enabled": True}, "train_micro_batch_size_per_gpu": 24}
+    write_inputs(tmp_path, recipe="name: a\n", ds_config=before)
+    with caplog.at_level(logging.WARNING):
+        write_inputs(tmp_path, recipe="name: a\n", ds_config=before)
+        assert caplog.text == ""
+        write_inputs(tmp_path, recipe="name: a\n", ds_config={"gradient_clipping": 0.0, **before})
+    assert "another DeepSpeed JSON than before: gradient_clipping None -> 0.0" in caplog.text
+
+
 def test_keys_of_one_side_count():
     assert name_changes({"a": 1, "b": {"c": 2}}, {"b": {"c": 2, "d": 3}}) == ["b.d None -> 3", "a 1 -> None"]
