@@ -15,11 +15,12 @@ from typing import Any
 from torch import nn
 
 from mats_ds.clips import TokenGrid
+from mats_ds.interop.file_content import check_content
 from mats_ds.interop.hugging_face import CONFIG, read_hugging_face
-from mats_ds.interop.plain import SUFFIX, load_weights
+from mats_ds.interop.plain import SUFFIX, is_foreign, load_weights
 from mats_ds.interop.run_checkpoint import find_steps, read_run
 from mats_ds.interop.videomae import read_videomae
-from mats_ds.interop.weights import Weights, check_description
+from mats_ds.interop.weights import Weights, check_description, name_nonfinite
 from mats_ds.models.classifier import VideoClassifier
 from mats_ds.models.features import VideoEncoder
 from mats_ds.models.fill import CLASSIFIER_ONLY, HEAD, PRETRAINING_ONLY, FillReport, fill_model
@@ -56,7 +57,10 @@ def identify(path: str | Path) -> str:
         raise ValueError(f"{path} is neither a Hugging Face folder (no {CONFIG}) nor a run (no finished checkpoint)")
     if not path.exists():
         raise ValueError(f"there is no file or folder {path}")
-    return "mats" if path.suffix == SUFFIX else "videomae"
+    content = check_content(path)
+    if content == "safetensors":
+        return "videomae" if is_foreign(path) else "mats"
+    return "mats" if path.suffix == SUFFIX and content != "zip" else "videomae"
 
 
 def read_weights(path: str | Path, **hints: Any) -> Weights:
@@ -70,9 +74,10 @@ def read_weights(path: str | Path, **hints: Any) -> Weights:
         raise ValueError(f"{path} is {FORMATS[format]}, which tells its sizes itself: leave out {', '.join(hints)}")
     readers = {"mats": load_weights, "videomae": read_videomae, "hf": read_hugging_face, "run": read_run}
     try:
-        return check_description(readers[format](path, **hints))
+        weights = check_description(readers[format](path, **hints))
     except FAULTS as error:  # what a file says of itself may be anything
         raise ValueError(f"{path} cannot be read as {FORMATS[format]}: {type(error).__name__}: {error}") from error
+    return replace(weights, notes=(*weights.notes, *name_nonfinite(weights.state)))
 
 
 def load_model(source: str | Path | Weights, *, grid: TokenGrid | None = None, **changes: Any) -> nn.Module:
