@@ -19,6 +19,7 @@ if __name__ == "__main__":  # run as a file, Python would look for modules in ma
     sys.path[0] = str(Path(__file__).resolve().parents[1])
 
 from mats_ds.config import STRATEGIES
+from mats_ds.data.terminal import run_program
 from mats_ds.interop.compare import compare, compare_with_transformers
 from mats_ds.interop.hugging_face import CONFIG, write_hugging_face
 from mats_ds.interop.load import FORMATS, check_complete, identify, load_classifier, read_weights, weights_of
@@ -166,4 +167,4 @@ def tell(notes) -> None:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(run_program(main))

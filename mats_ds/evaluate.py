@@ -30,6 +30,7 @@ from mats_ds.config import ClipSection
 from mats_ds.data.classes import Classes, check_test_set
 from mats_ds.data.importers.labels import read_class_list
 from mats_ds.data.manifest import Manifest, read_manifest
+from mats_ds.data.terminal import run_program
 from mats_ds.data.view_pass import read_views
 from mats_ds.interop.load import load_model
 from mats_ds.interop.model_options import SAMPLING, add_model_options, choose_batch, find_clip_section, read_model_weights
@@ -297,4 +298,4 @@ def main(arguments: list[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(run_program(main))

@@ -29,6 +29,7 @@ from mats_ds.data.classes import Classes, check_test_set, settle_classes
 from mats_ds.data.manifest import Manifest, read_manifest
 from mats_ds.data.opening import open_loader, open_videos, read_once
 from mats_ds.data.sampler import ClipSampler
+from mats_ds.data.terminal import run_program
 from mats_ds.data.views import ViewSampler
 from mats_ds.interop.begin import build_classifier
 from mats_ds.interop.plain import save_weights
@@ -257,4 +258,4 @@ def describe_compute(recipe: FinetuneRecipe, classes: Classes) -> str:
 
 
 if __name__ == "__main__":
-    leave(main())
+    leave(run_program(main))

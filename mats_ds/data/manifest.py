@@ -24,6 +24,7 @@ import numpy as np
 
 from mats_ds.data.class_names import merge_names, normalise_name
 from mats_ds.data.list_text import VIDEO_EXTENSIONS, column_names, decode_text, find_delimiter, split_line
+from mats_ds.data.terminal import explain_locale
 
 logger = logging.getLogger(__name__)
 
@@ -90,10 +91,13 @@ def read_manifest(source: str | os.PathLike[str], *, root: str | os.PathLike[str
         name=place.resolve().name if place.is_dir() else f"{place.resolve().parent.name}/{place.name}",
     )
     if not any(os.path.exists(path) for path in manifest.paths):
+        why = next(filter(None, map(explain_locale, manifest.paths)), "")
         raise ValueError(
-            f"{place}: not one of its {len(manifest)} files exists; the first would be {manifest.paths[0]}. "
+            f"{place}: not one of its {len(manifest)} files exists; the first would be {manifest.paths[0]}{why}. "
             "Set data.root to the folder that the paths start from"
         )
+    if unnamed := [why for path in manifest.paths if (why := explain_locale(path)) and not os.path.exists(path)]:
+        raise ValueError(f"{place}: {len(unnamed)} files are not found{unnamed[0]}")
     return manifest
 
 
@@ -179,6 +183,8 @@ def _read_table(text: str, rows: _Rows) -> None:
             rows.mistakes.append(f"{where}: {len(fields)} fields, the header has {len(header)}: {','.join(fields)!r}")
             continue
         values = {name: fields[index].strip() for name, index in places.items()}
+        if fields[places["path"]] != values["path"] and os.path.exists(os.path.join(rows.base, fields[places["path"]])):
+            values["path"] = fields[places["path"]]  # blanks that belong to the name
         if not values["path"]:
             rows.mistakes.append(f"{where}: the path is empty")
             continue

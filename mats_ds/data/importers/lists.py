@@ -191,7 +191,7 @@ def _note_labels(rows: Rows, meaning: str) -> None:
         rows.notes.append("all labels are 0, which VideoMAEv2 writes where there is none: fine for pre-training alone")
     if labelled and len(labelled) < len(labels):
         rows.notes.append(f"{len(labels) - len(labelled)} of {len(labels)} rows have no label: -1 (unknown)")
-    if labelled and min(labelled) == 1 and sorted(set(labelled)) == list(range(1, max(labelled) + 1)):
+    if len(set(labelled)) > 1 and min(labelled) == 1 and sorted(set(labelled)) == list(range(1, max(labelled) + 1)):
         rows.notes.append(f"the labels run from 1 to {max(labelled)} and none is 0: if the list counts from 1, take 1 from each")
 
 
