@@ -289,16 +289,21 @@ def _find_recipe(source: str | Path) -> Path:
     raise ValueError(f"no recipe at {source}: give a YAML file or one of {', '.join(names)}{_nearest(path.stem, names)}")
 
 
+PATH_KEYS = ("manifest", "root", "weights")
+
+
 def _apply_override(tree: dict[str, Any], override: str) -> str | None:
     """Write one `a.b=value` into the tree; returns what is wrong with it, if anything."""
     key, equals, text = override.partition("=")
     if not equals or not key.strip():
         return f"override {override!r}: expected section.key=value, for example optim.base_lr=1e-3"
-    try:
-        value = parse_yaml(text)
+    leaf = key.strip().rpartition(".")[2]
+    is_path = leaf in PATH_KEYS and text.strip() not in ("", "null", "~") and text[0] not in "\"'"
+    try:  # a path is what it says: YAML would take `12:30` for a number and what follows ` #` for a comment
+        value = text if is_path else parse_yaml(text)
     except ValueError:
         return f"override {override!r}: {text!r} is not a YAML value"
-    if isinstance(value, str):
+    if isinstance(value, str) and not is_path:
         with contextlib.suppress(ValueError):  # YAML 1.1 reads 1e-3 (no dot) as a string
             value = float(value)
     node = tree

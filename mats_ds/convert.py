@@ -4,7 +4,7 @@
     python mats_ds/convert.py SOURCE DEST [--verify]          # write it in DEST's format
 
 Reads top to bottom: read the source, change what was asked for, write, compare outputs.
-Exit status: 0 done, 1 written but the outputs differ, 2 unusable input or arguments, nothing written.
+Exit status: 0 done, 1 done but the weights hold NaN or the outputs differ, 2 unusable input or arguments, nothing written.
 """
 
 from __future__ import annotations
@@ -19,6 +19,7 @@ if __name__ == "__main__":  # run as a file, Python would look for modules in ma
     sys.path[0] = str(Path(__file__).resolve().parents[1])
 
 from mats_ds.config import STRATEGIES
+from mats_ds.data.terminal import run_program
 from mats_ds.interop.compare import compare, compare_with_transformers
 from mats_ds.interop.hugging_face import CONFIG, write_hugging_face
 from mats_ds.interop.load import FORMATS, check_complete, identify, load_classifier, read_weights, weights_of
@@ -26,7 +27,7 @@ from mats_ds.interop.model_options import add_weights_from
 from mats_ds.interop.origin import Origin
 from mats_ds.interop.plain import SUFFIX, save_weights
 from mats_ds.interop.videomae import write_videomae
-from mats_ds.interop.weights import Weights
+from mats_ds.interop.weights import Weights, name_nonfinite
 
 DONE, DIFFERENT, UNUSABLE = 0, 1, 2
 TARGETS = ("mats", "hf", "videomae")
@@ -77,7 +78,7 @@ def inspect(options: argparse.Namespace) -> int:
     print(*weights.spec.describe(), f"{len(weights.state)} tensors, {num_values / 1e6:.1f} M values", sep="\n")
     tell(weights.notes)
     check_complete(weights)
-    return DONE
+    return DIFFERENT if name_nonfinite(weights.state) else DONE
 
 
 def convert(options: argparse.Namespace) -> int:
@@ -95,6 +96,8 @@ def convert(options: argparse.Namespace) -> int:
         tell((write_hugging_face if target == "hf" else write_videomae)(dest, weights))
     print(f"wrote {dest}: {FORMATS[target]}", f"from {options.source}: {weights.source}", sep="\n")
     print(*weights.spec.describe(), sep="\n")
+    if name_nonfinite(weights.state):
+        return DIFFERENT  # said among the notes; outputs that are NaN cannot be compared
     return verify(weights, options, dest) if options.verify else DONE
 
 
@@ -169,4 +172,4 @@ def tell(notes) -> None:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(run_program(main))

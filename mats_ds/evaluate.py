@@ -32,6 +32,7 @@ from mats_ds.data.classes import Classes, check_labels_of_model, warn_of_names
 from mats_ds.data.importers.labels import read_class_list
 from mats_ds.data.manifest import Manifest, read_manifest
 from mats_ds.data.shared_videos import count_known, is_list
+from mats_ds.data.terminal import run_program
 from mats_ds.data.view_pass import read_views
 from mats_ds.interop.load import load_model
 from mats_ds.interop.model_options import (
@@ -295,4 +296,4 @@ def main(arguments: list[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(run_program(main))

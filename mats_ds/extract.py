@@ -28,6 +28,7 @@ import torch
 from mats_ds.clips import BadClip, count_tokens
 from mats_ds.config import ClipSection
 from mats_ds.data.manifest import Manifest, read_manifest
+from mats_ds.data.terminal import run_program
 from mats_ds.data.view_pass import read_views
 from mats_ds.interop.feature_shards import SUFFIXES, Shard, digest, digest_weights, is_finished, read_shard, write_shard
 from mats_ds.interop.load import load_encoder
@@ -263,4 +264,4 @@ def main(arguments: list[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(run_program(main))

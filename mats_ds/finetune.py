@@ -31,6 +31,7 @@ from mats_ds.data.manifest import Manifest, read_manifest
 from mats_ds.data.opening import open_loader, open_videos, read_once
 from mats_ds.data.sampler import ClipSampler
 from mats_ds.data.shared_videos import refuse_shared
+from mats_ds.data.terminal import run_program
 from mats_ds.data.views import ViewSampler, fit_micro_batch
 from mats_ds.interop.begin import build_classifier
 from mats_ds.interop.origin import BEST_FILE, origin_of
@@ -297,4 +298,4 @@ def describe_compute(recipe: FinetuneRecipe, classes: Classes) -> str:
 
 
 if __name__ == "__main__":
-    leave(main())
+    leave(run_program(main))

@@ -19,6 +19,7 @@ if __name__ == "__main__":  # run as a file, Python would look for modules in ma
 
 from mats_ds.data.importers import FORMATS, import_annotations
 from mats_ds.data.importers.output import describe_imported, refuse_to_overwrite, train_arguments, write_imported
+from mats_ds.data.terminal import run_program
 
 DONE, LEFT_OUT, UNUSABLE = 0, 1, 2
 INTERRUPTED = 130  # as shells count SIGINT
@@ -206,4 +207,4 @@ def main(arguments: list[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(run_program(main))

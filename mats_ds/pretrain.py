@@ -25,6 +25,7 @@ from mats_ds.clips import ClipBatch, count_selection
 from mats_ds.config import Recipe, dump_recipe, load_recipe
 from mats_ds.data.opening import open_loader, open_videos
 from mats_ds.data.sampler import ClipSampler
+from mats_ds.data.terminal import run_program
 from mats_ds.metering.deep_dives import add_deep_dive_options, make_deep_dives
 from mats_ds.metering.flops import describe_compute, recipe_flops
 from mats_ds.metering.forecast import Feed
@@ -173,4 +174,4 @@ def draw(engine, batch: ClipBatch, recipe: Recipe, folder: Path, *, rank: int) -
 
 
 if __name__ == "__main__":
-    leave(main())
+    leave(run_program(main))

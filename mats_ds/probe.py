@@ -28,6 +28,7 @@ from mats_ds.config import ClipSection
 from mats_ds.data.manifest import Manifest, read_manifest
 from mats_ds.data.shared_classes import count_shared_classes
 from mats_ds.data.shared_videos import refuse_shared
+from mats_ds.data.terminal import run_program
 from mats_ds.data.view_pass import read_views
 from mats_ds.interop.feature_file import FrozenSet, load_features, make_key, save_features
 from mats_ds.interop.load import load_encoder
@@ -284,4 +285,4 @@ def as_json(
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(run_program(main))

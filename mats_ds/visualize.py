@@ -29,6 +29,7 @@ from mats_ds.config import STRATEGIES, ClipSection, ModelSection, Recipe, load_r
 from mats_ds.data.excerpt import Excerpt, plan_excerpts, read_excerpt
 from mats_ds.data.film import check_suffix, write_gif, write_mp4, write_png
 from mats_ds.data.probe import UnreadableVideo, index_video
+from mats_ds.data.terminal import run_program
 from mats_ds.interop.load import load_classifier, load_model, read_weights
 from mats_ds.interop.model_options import add_weights_from, describe_weights
 from mats_ds.interop.recipe_beside import read_recipe_beside
@@ -247,4 +248,4 @@ def spread_frames(num_frames: int, num_rows: int) -> list[int]:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(run_program(main))

@@ -25,6 +25,7 @@ from plan_settle import Question, settle_question  # noqa: E402
 from plan_sweep import compare_published, format_sweep, sweep, sweep_to_json  # noqa: E402
 from plan_text import format_plan, plan_to_json  # noqa: E402
 
+from mats_ds.data.terminal import run_program  # noqa: E402
 from mats_ds.metering.cards import CARDS  # noqa: E402
 from mats_ds.metering.forecast import Feed, forecast, largest_micro_batch  # noqa: E402
 from mats_ds.metering.plan_time import ASSUMED_MFU  # noqa: E402
@@ -111,4 +112,4 @@ def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
 
 
 if __name__ == "__main__":
-    raise SystemExit(main())
+    raise SystemExit(run_program(main))

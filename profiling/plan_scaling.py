@@ -22,6 +22,7 @@ from plan_scale import GB, Scale, Site, plan_scale  # noqa: E402
 
 from mats_ds.config import MODEL_SIZES  # noqa: E402
 from mats_ds.data.nvdec import num_engines  # noqa: E402
+from mats_ds.data.terminal import run_program  # noqa: E402
 from mats_ds.metering.cards import find_card  # noqa: E402
 from mats_ds.metering.memory_kinds import name_kind  # noqa: E402
 from mats_ds.metering.plan_time import ASSUMED_MFU  # noqa: E402
@@ -171,4 +172,4 @@ def _table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
 
 
 if __name__ == "__main__":
-    raise SystemExit(main())
+    raise SystemExit(run_program(main))

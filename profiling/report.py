@@ -25,6 +25,7 @@ from report_html import write_html  # noqa: E402
 from report_json import to_json  # noqa: E402
 from report_text import format_report  # noqa: E402
 
+from mats_ds.data.terminal import run_program  # noqa: E402
 from mats_ds.metering.budget import load_budget  # noqa: E402
 
 BUDGETS = HERE / "budgets"
@@ -105,4 +106,4 @@ def _parse(arguments: list[str] | None) -> argparse.Namespace:
 
 
 if __name__ == "__main__":
-    raise SystemExit(main())
+    raise SystemExit(run_program(main))

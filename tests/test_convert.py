@@ -74,6 +74,20 @@ def test_any_of_the_weights_of_a_run_can_be_written(tmp_path, option, seed, caps
         assert written.origin.views == {"clips": 10, "crops": 3} and written.origin.clip == {"stride": 3, "sampling": "uniform"}
 
 
+@pytest.mark.parametrize("verify", [[], ["--verify"]])
+def test_nan_weights_are_named(tmp_path, capsys, verify):
+    model = make_model("classifier")
+    with torch.no_grad():
+        model.fc_norm.bias[3:5] = float("nan")
+        model.class_head.weight[0, 7] = float("inf")
+    path = store(model, tmp_path / "source.safetensors")
+    for arguments in ([], [str(tmp_path / "copy.pth"), *verify]):
+        assert main([str(path), *arguments]) == DIFFERENT
+        said = capsys.readouterr().out
+        assert "in 2 of" in said and "3 of their 96 values: class_head.weight (1 of 72), fc_norm.bias (2 of 24)" in said
+    assert (tmp_path / "copy.pth").is_file()
+
+
 @pytest.mark.parametrize("through", ["mats", "hf", "videomae"])
 def test_every_direction_and_back_gives_the_same_file(tmp_path, source, through, capsys):
     there, back = tmp_path / "there" / NAMES[through], tmp_path / "back.safetensors"

@@ -25,6 +25,7 @@ from mats_ds.data.check import FileFacts
 from mats_ds.data.check_workers import Outcome, check_files, facts_from_json
 from mats_ds.data.manifest import Manifest
 from mats_ds.data.probe import describe_error
+from mats_ds.data.terminal import why_not_utf8
 
 JOURNAL_VERSION = 2  # counted up when facts of an older check can no longer be used
 FACT_COLUMNS = tuple(
@@ -237,11 +238,7 @@ def _name_problem(path: str) -> str:
     """Why a manifest cannot hold this path, if it cannot."""
     if path != path.strip() or "\r" in path:
         return "its name begins or ends with a space, or holds a line break: rename it"
-    try:
-        path.encode("utf-8")
-    except UnicodeEncodeError:
-        return "its name is not UTF-8: rename it"
-    return ""
+    return why_not_utf8(path) or ""
 
 
 def _cell(value: object) -> object:

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import numpy as np
 
+from mats_ds.data.class_names import merge_names, normalise_name
 from mats_ds.data.manifest import Manifest
 
 logger = logging.getLogger("mats_ds")
@@ -41,8 +42,9 @@ def read_class_names(manifest: Manifest, source: str | Path | None) -> tuple[str
     if source is None:
         return ()
     if Path(source).is_dir():
-        folders = {int(label): Path(path).parent.name for path, label in zip(manifest.paths, manifest.label_S, strict=True)}
-        return tuple(folders[label] for label in sorted(folders)) if min(folders) == 0 else ()
+        if manifest.label_S.min() < 0:
+            return ()
+        return tuple(merge_names(Path(path).parent.name for path in manifest.paths).names)
     place = Path(f"{source}{NAMES_SUFFIX}")
     return tuple(place.read_text(encoding="utf-8").split("\n")[:-1]) if place.is_file() else ()
 
@@ -55,7 +57,7 @@ def check_test_set(manifest: Manifest, source: str | Path, classes: Classes) -> 
     check_labels(manifest, classes.count)
     names = read_class_names(manifest, source)
     for label, (name, trained) in enumerate(zip(names, classes.names, strict=False)):
-        if name != trained:
+        if normalise_name(name) != normalise_name(trained):
             raise ValueError(
                 f"class {label} is {name!r} in {manifest.name} and {trained!r} in the training set: number the classes of both "
                 "alike, with manifests of `path label` lines"

@@ -2,10 +2,13 @@
 
 FFmpeg judges a file by its bytes. One that is called .mp4 and holds a playlist (HLS, DASH, SDP) or a concat script would make it
 read whatever that names, and a path like `concat:a|b` or `http://...` is an address to it. So only formats that hold their
-pictures themselves are let in, and no protocol but `file`. External references inside a MOV are off by FFmpeg's default.
+pictures themselves are let in, no protocol but `file`, and every path is given as one of it: any name is the name of a file.
+External references inside a MOV are off by FFmpeg's default.
 """
 
 from __future__ import annotations
+
+import os
 
 import av
 from av.error import ArgumentError
@@ -29,6 +32,11 @@ class NotAVideoFormat(ValueError):
     """FFmpeg knows the format and it is not one of FORMATS, or the path is an address of another protocol."""
 
 
+def file_url(path: str | os.PathLike[str]) -> str:
+    """A path as FFmpeg takes it for a file, whatever its name: without this `co:lon.mp4` would be of a protocol `co`."""
+    return f"file:{os.fspath(path)}"
+
+
 def open_container(path: str) -> av.container.InputContainer:
     """The container of a local file. Raises what PyAV raises, and NotAVideoFormat.
 
@@ -36,9 +44,9 @@ def open_container(path: str) -> av.container.InputContainer:
     """
     try:
         try:
-            return av.open(path, options=dict(ONLY_THE_FILE), metadata_errors="replace")
+            return av.open(file_url(path), options=dict(ONLY_THE_FILE), metadata_errors="replace")
         except TypeError:
-            return av.open(path, options=dict(ONLY_THE_FILE))
+            return av.open(file_url(path), options=dict(ONLY_THE_FILE))
     except ArgumentError:  # the answer of FFmpeg to a format or protocol that is not in the lists
         raise NotAVideoFormat(NOT_LET_IN) from None
 

@@ -37,6 +37,7 @@ from mats_ds.data.copy_workers import CopyOutcome, CopyTask, copy_all
 from mats_ds.data.decode_speed import DecodeSpeed, measure_decode_speed
 from mats_ds.data.manifest import Manifest
 from mats_ds.data.segment import Segment, check_seconds
+from mats_ds.data.terminal import why_not_utf8
 from mats_ds.data.transcode import CopySettings
 from mats_ds.parsing import parse_json
 
@@ -122,8 +123,11 @@ def make_copies(
             for copy in planned
             if (done := journal.find(copy, keep_partial=keep_partial, needed_seconds=needed_seconds[copy.source])) is not None
         }
+        for copy in planned:
+            if problem := why_not_utf8(copy.source):  # neither journal nor manifest could hold it
+                outcomes[copy.source] = CopyOutcome(copy.source, (), problem)
         remaining = [copy for copy in planned if copy.source not in outcomes]
-        num_reused = len(outcomes)
+        num_reused = sum(bool(outcome.pieces) for outcome in outcomes.values())
         check_space(out, _needed_bytes(remaining, settings, segment_seconds))
         tasks = [
             CopyTask(copy.source, copy.target, settings, segment_seconds, reencode, keep_partial, needed_seconds[copy.source])
@@ -273,7 +277,7 @@ def _show_seconds(seconds: float) -> str:
 def _write_table(path: Path, header: Sequence[str], rows: Sequence[tuple]) -> None:
     """A CSV that appears at once."""
     part = path.with_name(path.name + ".part")
-    with open(part, "w", newline="", encoding="utf-8") as file:
+    with open(part, "w", newline="", encoding="utf-8", errors="backslashreplace") as file:
         writer = csv.writer(file, lineterminator="\n")
         writer.writerow(header)
         writer.writerows(rows)

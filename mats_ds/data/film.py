@@ -15,6 +15,8 @@ from pathlib import Path
 import av
 import numpy as np
 
+from mats_ds.data.containers import file_url
+
 H264_ENCODERS = ("libx264", "libopenh264")
 CRF = "16"  # text and edges of tokens stay sharp
 SPARE_BIT_RATE = 4_000_000  # of encoders that know no constant quality
@@ -39,7 +41,7 @@ def write_mp4(path: str | os.PathLike[str], pictures: Iterable[np.ndarray], *, f
     rate = Fraction(frames_per_second).limit_denominator(MAX_RATE_DENOMINATOR)
     with (
         _written_aside(path) as aside,
-        av.open(str(aside), "w", format="mp4", options={"movflags": "faststart"}) as container,
+        av.open(file_url(aside), "w", format="mp4", options={"movflags": "faststart"}) as container,
     ):
         stream = container.add_stream(encoder, rate=rate, options=options)
         stream.pix_fmt = "yuv420p"

@@ -4,8 +4,8 @@ Three kinds of source:
 - CSV with a header that names `path` and, in any order, optionally `label`, `start`, `end` (seconds); other columns are ignored;
 - a list without a header, one `path label` a line, space or comma separated, as VideoMAE's annotation files are: the label
   is the last field, so that a path may hold spaces and commas; a line that ends in a video extension has no label;
-- a folder: all video files below it, sorted. The label is the number of the class folder (sorted by name) if every video
-  lies exactly one level down and there are at least two such folders, else -1.
+- a folder: all video files below it, sorted. The label is the number of the class folder (sorted by name; two spellings of one
+  name are one class) if every video lies exactly one level down and there are at least two classes, else -1.
 No video is opened here. A file that is missing becomes a bad clip when its turn comes.
 """
 
@@ -14,17 +14,20 @@ from __future__ import annotations
 import csv
 import difflib
 import io
+import logging
 import math
 import os
-import re
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 
-VIDEO_EXTENSIONS = frozenset(
-    (".mp4", ".m4v", ".mov", ".avi", ".mkv", ".webm", ".mpg", ".mpeg", ".wmv", ".flv", ".3gp", ".ts", ".mts", ".m2ts", ".ogv")
-)
+from mats_ds.data.class_names import merge_names, normalise_name
+from mats_ds.data.list_text import VIDEO_EXTENSIONS, column_names, decode_text, find_delimiter, split_line
+from mats_ds.data.terminal import explain_locale
+
+logger = logging.getLogger(__name__)
+
 COLUMNS = ("path", "label", "start", "end")
 MAX_MISTAKES_SHOWN = 20
 
@@ -88,10 +91,13 @@ def read_manifest(source: str | os.PathLike[str], *, root: str | os.PathLike[str
         name=place.resolve().name if place.is_dir() else f"{place.resolve().parent.name}/{place.name}",
     )
     if not any(os.path.exists(path) for path in manifest.paths):
+        why = next(filter(None, map(explain_locale, manifest.paths)), "")
         raise ValueError(
-            f"{place}: not one of its {len(manifest)} files exists; the first would be {manifest.paths[0]}. "
+            f"{place}: not one of its {len(manifest)} files exists; the first would be {manifest.paths[0]}{why}. "
             "Set data.root to the folder that the paths start from"
         )
+    if unnamed := [why for path in manifest.paths if (why := explain_locale(path)) and not os.path.exists(path)]:
+        raise ValueError(f"{place}: {len(unnamed)} files are not found{unnamed[0]}")
     return manifest
 
 
@@ -115,23 +121,26 @@ def list_videos(root: Path) -> list[str]:
 def _read_folder(folder: Path) -> _Rows:
     rows = _Rows(folder)
     found = sorted((Path(path) for path in list_videos(folder)), key=lambda path: path.parts)
-    classes = sorted({path.parts[0] for path in found})
-    labelled = len(classes) > 1 and all(len(path.parts) == 2 for path in found)
+    classes = merge_names(path.parts[0] for path in found)
+    numbers = {normalise_name(name): number for number, name in enumerate(classes.names)}
+    labelled = len(numbers) > 1 and all(len(path.parts) == 2 for path in found)
     for path in found:
-        rows.add(str(path), classes.index(path.parts[0]) if labelled else -1)
+        rows.add(str(path), numbers[normalise_name(path.parts[0])] if labelled else -1)
+    for sentence in classes.describe() if labelled else []:
+        logger.warning("%s: %s", folder, sentence)
     return rows
 
 
 def _read_file(place: Path, base: Path) -> _Rows:
     try:
-        text = place.read_bytes().decode("utf-8-sig")
+        text = decode_text(place.read_bytes())
     except UnicodeDecodeError as error:
         raise ValueError(f"{place} is not UTF-8 text (byte {error.start}): save it as UTF-8, or give a video folder") from None
-    if "\0" in text:
-        raise ValueError(f"{place} holds binary data: give a .csv, a list of `path label` lines, or a folder of videos")
+    except ValueError as error:
+        raise ValueError(f"{place} {error}: give a .csv, a list of `path label` lines, or a folder of videos") from None
     rows = _Rows(base)
     first = text.lstrip().partition("\n")[0]
-    if "path" in [name.strip().strip('"').lower() for name in first.split(",")]:
+    if "path" in column_names(first):
         try:
             _read_table(text, rows)
         except csv.Error as error:
@@ -151,7 +160,7 @@ def _read_file(place: Path, base: Path) -> _Rows:
 
 def _read_table(text: str, rows: _Rows) -> None:
     """A CSV with a header."""
-    reader = csv.reader(io.StringIO(text, newline=""))
+    reader = csv.reader(io.StringIO(text, newline=""), delimiter=find_delimiter(text.lstrip().partition("\n")[0]))
     header: list[str] = []
     while not any(header):
         header = [name.strip().lower() for name in next(reader)]
@@ -174,6 +183,8 @@ def _read_table(text: str, rows: _Rows) -> None:
             rows.mistakes.append(f"{where}: {len(fields)} fields, the header has {len(header)}: {','.join(fields)!r}")
             continue
         values = {name: fields[index].strip() for name, index in places.items()}
+        if fields[places["path"]] != values["path"] and os.path.exists(os.path.join(rows.base, fields[places["path"]])):
+            values["path"] = fields[places["path"]]  # blanks that belong to the name
         if not values["path"]:
             rows.mistakes.append(f"{where}: the path is empty")
             continue
@@ -186,30 +197,24 @@ def _read_table(text: str, rows: _Rows) -> None:
 
 def _read_list(text: str, rows: _Rows) -> None:
     """One `path label` a line; the label is the last field."""
-    for number, line in enumerate(text.split("\n"), start=1):
-        line = line.strip()
-        if not line:
+    for number, text_line in enumerate(text.split("\n"), start=1):
+        if not text_line.strip():
             continue
-        path, text = _split_label(line)
-        if not path and os.path.splitext(line)[1].lower() in VIDEO_EXTENSIONS:
-            path, text = line, ""
-        elif not path:
+        where, line = f"line {number}", split_line(text_line)
+        if line.path and not line.problem and (len(line.numbers) == 1 or (line.is_video and not line.numbers)):
+            rows.add(line.path, _label("".join(map(str, line.numbers)), where, rows.mistakes))
+        elif line.problem:
+            rows.mistakes.append(f"{where}: expected `path label`, but {line.problem}; name the columns: path,label,start,end")
+        elif len(line.numbers) > 1:
             rows.mistakes.append(
-                f"line {number}: expected `path label` with a whole number as label, got {line[:120]!r} "
+                f"{where}: {len(line.numbers)} numbers stand behind {line.path[:120]!r}, and which is the label is not known: "
+                "`prepare.py import` reads the lists of VideoMAEv2 and mmaction2, or name the columns: path,label,start,end"
+            )
+        else:
+            rows.mistakes.append(
+                f"{where}: expected `path label` with a whole number as label, got {text_line.strip()[:120]!r} "
                 "(a table needs a first line that names its columns: path,label,start,end)"
             )
-            continue
-        rows.add(path.strip('"'), _label(text, f"line {number}", rows.mistakes))
-
-
-def _split_label(line: str) -> tuple[str, str]:
-    """The path and the whole number that ends a line, parted by spaces or one comma; two empty texts where there is none."""
-    text = line.rsplit(None, 1)[-1].rpartition(",")[2]
-    before = line[: len(line) - len(text)]
-    path = before.rstrip()
-    if not re.fullmatch(r"-?\d+", text) or (path == before and not before.endswith(",")):
-        return "", ""
-    return path.removesuffix(",").rstrip(), text
 
 
 def _label(text: str, where: str, mistakes: list[str]) -> int:

@@ -17,6 +17,7 @@ from pathlib import Path
 import av
 import numpy as np
 
+from mats_ds.data.containers import file_url
 from mats_ds.data.probe import READ_ERRORS, UnreadableVideo, VideoIndex, describe_error, index_video, open_video
 from mats_ds.data.transcode import CopyFailed, CopySettings, publish, transcode_file
 
@@ -220,7 +221,7 @@ def _copy_packets(index: VideoIndex, cuts: _Cuts, parts: list[Path], on_beat: Ca
 def _open_part(part: Path, template: av.VideoStream, index: VideoIndex):
     """An output file with one stream like the source's."""
     kind = "matroska" if part.suffixes[-2] == ".mkv" else "mp4"
-    output = av.open(str(part), "w", format=kind)
+    output = av.open(file_url(part), "w", format=kind)
     stream = output.add_stream_from_template(template, opaque=True)
     stream.time_base = index.time_base
     return output, stream

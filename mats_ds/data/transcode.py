@@ -28,6 +28,7 @@ import av
 import numpy as np
 from av.video.reformatter import ColorRange
 
+from mats_ds.data.containers import file_url
 from mats_ds.data.ffmpeg_words import in_words
 from mats_ds.data.header_length import describe_torn_end
 from mats_ds.data.probe import READ_ERRORS, UnreadableVideo, VideoIndex, describe_error, index_video, open_video
@@ -187,7 +188,7 @@ def _encode(index: VideoIndex, part: Path, settings: CopySettings, on_beat: Call
         time_base = _copy_time_base(stream.time_base if index.trusts_pts else 1 / Fraction(rate))
         written = _Written(width, height, time_base, array("q"))
         try:
-            with av.open(str(part), "w", format="mp4") as output:
+            with av.open(file_url(part), "w", format="mp4") as output:
                 encoder = output.add_stream(ENCODERS[settings.codec], rate=rate, options=settings.encoder_options())
                 encoder.width, encoder.height, encoder.pix_fmt = width, height, "yuv420p"
                 context = encoder.codec_context

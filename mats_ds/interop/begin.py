@@ -7,6 +7,7 @@ from collections.abc import Sequence
 
 from mats_ds.config_finetune import FinetuneRecipe
 from mats_ds.interop.load import load_classifier, read_weights
+from mats_ds.interop.weights import name_nonfinite
 from mats_ds.models.classifier import VideoClassifier
 from mats_ds.models.spec import ModelSpec
 
@@ -43,6 +44,8 @@ def build_classifier(recipe: FinetuneRecipe, *, num_classes: int, class_names: S
         candidates = recipe.candidate_grid()
         return VideoClassifier.from_name(model.name, num_classes=num_classes, candidate_grid=candidates, **shared)
     weights = read_weights(section.weights, weights_from=section.weights_from)
+    if spoilt := name_nonfinite(weights.state):
+        raise ValueError(f"{section.weights} cannot be trained from: {spoilt[0]}; take another checkpoint")
     check_weights(recipe, weights.spec, num_classes=num_classes, class_names=tuple(class_names))
     started = load_classifier(
         weights,

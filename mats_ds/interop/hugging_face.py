@@ -10,6 +10,7 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -19,9 +20,10 @@ from safetensors.torch import load_file
 
 from mats_ds.clips import RGB_CHANNELS, TokenGrid
 from mats_ds.config import MLP_RATIO
+from mats_ds.interop.file_content import check_content
 from mats_ds.interop.names import PATCH_WEIGHT, from_convolution, reverse, to_convolution, translate
-from mats_ds.interop.plain import write_tensors
-from mats_ds.interop.videomae import unpickle
+from mats_ds.interop.pickles import unpickle
+from mats_ds.interop.plain import is_foreign, write_tensors
 from mats_ds.interop.weights import Weights, as_float32, check_exportable, measure
 from mats_ds.models.encoder import IMAGENET_MEAN, IMAGENET_STD, UINT8_MAX
 from mats_ds.models.spec import ModelSpec, dump_spec
@@ -87,26 +89,34 @@ def read_hugging_face(folder: str | Path) -> Weights:
     selection = selection or {"strategy": "mats", "keep_ratio": 1.0, "visible_ratio": 1.0}
     ours = config.get(SPEC_KEY) or {}
     fields = {"last_norm_eps": LAST_NORM_EPS, **selection, **{name: ours[name] for name in KEPT_FIELDS if name in ours}}
+    labels = read_labels(config, sizes["num_classes"]) if sizes["kind"] == "classifier" else Labels()
     spec = ModelSpec(
         grid=grid,
         position_grid=grid,
-        class_names=class_names(config) if sizes["kind"] == "classifier" else (),
+        class_names=labels.names,
         norm_eps=config.get("layer_norm_eps", 1e-12),
         **sizes,
         **fields,
     )
-    return Weights(spec, state, f"a Hugging Face folder ({ARCHITECTURES[spec.kind]})", tuple(suspicions(state)))
+    return Weights(spec, state, f"a Hugging Face folder ({ARCHITECTURES[spec.kind]})", (*labels.notes, *suspicions(state)))
 
 
 def read_config(folder: Path) -> dict[str, Any]:
     path = folder / CONFIG
     if not path.is_file():
         raise ValueError(f"{folder} has no {CONFIG}: this is no Hugging Face model")
-    config = parse_json(path.read_text(encoding="utf-8"))
+    text = path.read_text(encoding="utf-8", errors="replace")
+    try:
+        config = parse_json(text)
+    except ValueError:
+        check_content(path)  # a Git LFS pointer, a web page: says so
+        raise ValueError(f"{path} is no JSON: download it again") from None
     if not isinstance(config, dict):
         raise ValueError(f"{path}: expected a JSON object, got {type(config).__name__}")
     if config.get("model_type") != "videomae":
-        raise ValueError(f"{path} describes a {config.get('model_type')!r}, only videomae can be read")
+        file = folder / WEIGHT_FILES[0]
+        hint = f": its weights may have VideoMAE's own names, give {file}" if file.is_file() and is_foreign(file) else ""
+        raise ValueError(f"{path} describes a {config.get('model_type')!r}, only videomae can be read{hint}")
     return config
 
 
@@ -126,9 +136,12 @@ def read_tensors(folder: Path) -> dict[str, torch.Tensor]:
     tensors: dict[str, torch.Tensor] = {}
     for file in files:
         path = folder / file
+        if not path.is_file():
+            raise ValueError(f"{folder / name} names {file}, which is not there: download the whole folder")
+        check_content(path)
         try:
             tensors |= load_file(path) if path.suffix == ".safetensors" else unpickle(path)
-        except (SafetensorError, FileNotFoundError) as error:
+        except SafetensorError as error:
             raise ValueError(f"{path} cannot be read, it may be torn: {error}") from None
     return tensors
 
@@ -159,11 +172,41 @@ def pair(value: Any) -> tuple[int, int]:
     return (value, value) if isinstance(value, int) else (value[0], value[1])
 
 
-def class_names(config: Mapping[str, Any]) -> tuple[str, ...]:
-    """Names in the order of the labels; none where they are transformers' LABEL_0, LABEL_1, ..."""
-    names = config.get("id2label") or {}
-    ordered = tuple(name for _, name in sorted(names.items(), key=lambda item: int(item[0])))
-    return () if all(re.fullmatch(r"LABEL_\d+", name) for name in ordered) else ordered
+@dataclass(frozen=True)
+class Labels:
+    """`names` in the order of the head's rows, none where they are not known, and what is odd about them."""
+
+    names: tuple[str, ...] = ()
+    notes: tuple[str, ...] = ()
+
+
+def read_labels(config: Mapping[str, Any], num_classes: int) -> Labels:
+    """The names of the head's rows by their ids; rows without one are called `LABEL_3` as transformers does, and noted.
+
+    No names where all are LABEL_0, LABEL_1, ..., or where the ids are no numbers.
+    """
+    table = config.get("id2label") or {}
+    if not isinstance(table, Mapping):
+        return Labels((), (f"id2label is a {type(table).__name__}, expected an object: the classes have no names",))
+    named = {int(key): str(name) for key, name in table.items() if re.fullmatch(r"-?\d{1,9}", str(key).strip())}
+    notes = []
+    if len(named) < len(table):
+        strange = next(key for key in table if not re.fullmatch(r"-?\d{1,9}", str(key).strip()))
+        notes.append(f"id2label has {len(table) - len(named)} ids that are no whole numbers, such as {strange!r}: left out")
+    outside = sorted(label for label in named if not 0 <= label < num_classes)
+    if outside:
+        notes.append(
+            f"id2label names {len(outside)} classes that the head of {num_classes} has not, such as {outside[0]}: left out"
+        )
+    missing = [label for label in range(num_classes) if label not in named]
+    if missing and len(missing) < num_classes:
+        notes.append(
+            f"id2label has no name for {len(missing)} of {num_classes} classes, such as {missing[0]}: called LABEL_{missing[0]}"
+        )
+    names = tuple(named.get(label, f"LABEL_{label}") for label in range(num_classes))
+    if all(re.fullmatch(r"LABEL_\d+", name) for name in names):
+        return Labels((), tuple(notes))
+    return Labels(names, tuple(notes))
 
 
 def join_projections(state: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:

@@ -19,12 +19,13 @@ from typing import Any
 from torch import nn
 
 from mats_ds.clips import TokenGrid
+from mats_ds.interop.file_content import check_content
 from mats_ds.interop.hugging_face import CONFIG, read_hugging_face
 from mats_ds.interop.origin import BEST_FILE
-from mats_ds.interop.plain import SUFFIX, load_weights
+from mats_ds.interop.plain import SUFFIX, is_foreign, load_weights
 from mats_ds.interop.run_checkpoint import find_steps, read_run
 from mats_ds.interop.videomae import read_videomae
-from mats_ds.interop.weights import Weights, check_description
+from mats_ds.interop.weights import Weights, check_description, name_nonfinite
 from mats_ds.models.classifier import VideoClassifier
 from mats_ds.models.features import VideoEncoder
 from mats_ds.models.fill import CLASSIFIER_ONLY, HEAD, PRETRAINING_ONLY, FillReport, fill_model
@@ -62,7 +63,10 @@ def identify(path: str | Path) -> str:
         raise ValueError(f"{path} is neither a Hugging Face folder (no {CONFIG}) nor a run (no finished checkpoint)")
     if not path.exists():
         raise ValueError(f"there is no file or folder {path}")
-    return "mats" if path.suffix == SUFFIX else "videomae"
+    content = check_content(path)
+    if content == "safetensors":
+        return "videomae" if is_foreign(path) else "mats"
+    return "mats" if path.suffix == SUFFIX and content != "zip" else "videomae"
 
 
 def read_weights(path: str | Path, *, weights_from: str | None = None, **hints: Any) -> Weights:
@@ -83,9 +87,10 @@ def read_weights(path: str | Path, *, weights_from: str | None = None, **hints: 
     read_our_run = partial(read_run, weights_from=weights_from)
     readers = {"mats": load_weights, "videomae": read_videomae, "hf": read_hugging_face, "run": read_our_run}
     try:
-        return check_description(readers[format](path, **hints))
+        weights = check_description(readers[format](path, **hints))
     except FAULTS as error:  # what a file says of itself may be anything
         raise ValueError(f"{path} cannot be read as {FORMATS[format]}: {type(error).__name__}: {error}") from error
+    return replace(weights, notes=(*weights.notes, *name_nonfinite(weights.state)))
 
 
 def open_weights(source: str | Path | Weights, weights_from: str | None) -> Weights:

@@ -23,6 +23,7 @@ from mats_ds.parsing import parse_json
 FORMAT = "mats_ds"
 FORMAT_VERSION = 1
 SUFFIX = ".safetensors"
+CONVOLUTIONS = ("patch_embed.proj.weight", "patch_embed.projection.weight")
 
 
 def save_weights(
@@ -47,6 +48,18 @@ def write_tensors(path: Path, state: Mapping[str, torch.Tensor], metadata: dict[
     save_file({name: tensor.detach().cpu().contiguous().clone() for name, tensor in state.items()}, aside, metadata=metadata)
     os.chmod(aside, usual_mode)
     os.replace(aside, path)
+
+
+def is_foreign(path: str | Path) -> bool:
+    """Whether a safetensors file is of another program and holds a model with VideoMAE's patch embedding, a Conv3d."""
+    try:
+        with safe_open(path, framework="pt") as file:
+            if (file.metadata() or {}).get("format") == FORMAT:
+                return False
+            names = [name for name in file.keys() if name.endswith(CONVOLUTIONS)]  # noqa: SIM118 (it is no dictionary)
+            return any(len(file.get_slice(name).get_shape()) == 5 for name in names)
+    except SafetensorError:
+        return False
 
 
 def load_weights(path: str | Path) -> Weights:

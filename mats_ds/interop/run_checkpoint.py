@@ -18,8 +18,8 @@ from pydantic import ValidationError
 
 from mats_ds.config import Recipe
 from mats_ds.interop.origin import BEST_FILE, WEIGHTS_FROM, Origin, origin_of
+from mats_ds.interop.pickles import unpickle
 from mats_ds.interop.plain import load_weights
-from mats_ds.interop.videomae import unpickle
 from mats_ds.interop.weights import Weights, as_float32, measure
 from mats_ds.models.spec import ModelSpec, parse_spec
 from mats_ds.parsing import parse_json, parse_yaml

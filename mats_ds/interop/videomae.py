@@ -1,25 +1,29 @@
 """The `.pth` files of VideoMAE (arXiv 2203.12602) and EVEREST (arXiv 2211.10636), which bear the same names.
 
 Pre-training: `encoder.patch_embed`, `encoder.blocks`, `encoder.norm`, `encoder_to_decoder`, `mask_token`, `decoder.blocks`,
-`decoder.norm`, `decoder.head`. Fine-tuning: `patch_embed`, `blocks`, `fc_norm`, `head`. The tensors lie under the key `model` or
-`module`, or at the top; `args` (an argparse.Namespace), where it is there, tells the clip and the masking.
-Pickles are read without running any code of theirs (`weights_only`), or not at all.
+`decoder.norm`, `decoder.head`. Fine-tuning: `patch_embed`, `blocks`, `fc_norm`, `head`. `args` (an argparse.Namespace), where it
+is there, tells the clip and the masking. Relatives of theirs are read, too (foreign.py).
 """
 
 from __future__ import annotations
 
-import argparse
 import json
+import math
 import os
-import pickle
 from collections.abc import Mapping
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file
 
+from mats_ds.clips import TokenGrid
+from mats_ds.interop.file_content import check_content
+from mats_ds.interop.foreign import read_foreign
 from mats_ds.interop.names import PATCH_WEIGHT, block_rows, from_convolution, reverse, to_convolution, translate
+from mats_ds.interop.pickles import unpickle
 from mats_ds.interop.weights import Weights, as_float32, check_exportable, guess_grid, measure
 from mats_ds.models.blocks import NORM_EPS
 from mats_ds.models.spec import ModelSpec, dump_spec, parse_spec
@@ -42,9 +46,18 @@ FINETUNE_ROWS = [
     ("fc_norm.*", "fc_norm.*"),
     ("class_head.*", "head.*"),
 ]
-STATE_KEYS = ("model", "module")
-WRAPPERS = ("_orig_mod.", "module.", "backbone.")  # torch.compile, DataParallel, detection code
 SPEC_KEY = "mats_ds"
+UMT_FRAMES = 8  # of the published models with tubelets of one frame: Unmasked Teacher, arXiv 2303.16058
+
+
+@dataclass(frozen=True)
+class Renamed:
+    """`state`: float32 tensors under our names. `num_positions`: rows of a saved table of positions, None without one."""
+
+    state: dict[str, torch.Tensor]
+    tubelet: tuple[int, int, int]
+    num_positions: int | None
+    notes: list[str]
 
 
 def read_videomae(
@@ -60,8 +73,9 @@ def read_videomae(
 
     Raises ValueError for a file that cannot be read without running its code, or that holds weights of another model.
     """
-    content = unpickle(Path(path))
-    state, tubelet = rename_state(content, path)
+    content = read_content(Path(path))
+    renamed = rename_state(content, path)
+    state = renamed.state
     if isinstance(content.get(SPEC_KEY), str):  # written by us
         spec = parse_spec(parse_json(content[SPEC_KEY]))
         sizes = measure(state, heads=spec.heads, decoder_heads=spec.decoder_heads)
@@ -72,8 +86,9 @@ def read_videomae(
     arguments = as_dict(content.get("args"))
     frames = arguments.get("num_frames") and arguments["num_frames"] * arguments.get("num_segments", 1)
     side = arguments.get("input_size")
-    grid = guess_grid(tubelet, num_frames=num_frames or frames, height=height or side, width=width or side)
-    notes = []
+    known = {"num_frames": num_frames or frames, "height": height or side, "width": width or side}
+    grid = guess_clip(renamed, known, path)
+    notes = list(renamed.notes)
     if not arguments and not (num_frames and height and width):
         notes.append(f"the file does not tell its clip: {grid.num_frames} frames of {grid.height} x {grid.width} are assumed")
     if not arguments:
@@ -82,59 +97,60 @@ def read_videomae(
     return Weights(spec, state, source, tuple(notes))
 
 
-def rename_state(content: Mapping[str, Any], path: str | Path) -> tuple[dict[str, torch.Tensor], tuple[int, int, int]]:
-    """(float32 tensors under our names, tubelet) of a checkpoint's content."""
-    key = next((key for key in STATE_KEYS if isinstance(content.get(key), Mapping)), None)
-    theirs = strip_wrappers(content[key] if key else content)
-    tensors = {name: value for name, value in theirs.items() if isinstance(value, torch.Tensor)}
-    is_pretraining = any(name.startswith("encoder.") for name in tensors)
-    renamed = translate(tensors, reverse(PRETRAIN_ROWS if is_pretraining else FINETUNE_ROWS))
+def read_content(path: Path) -> Mapping[str, Any]:
+    """What the file holds: of a pickle the dictionary, of a safetensors file the tensors."""
+    if check_content(path) != "safetensors":
+        return unpickle(path)
+    try:
+        return load_file(path)
+    except SafetensorError as error:
+        raise ValueError(f"{path} cannot be read, it may be torn: {error}") from None
+
+
+def rename_state(content: Mapping[str, Any], path: str | Path) -> Renamed:
+    """A checkpoint's content under our names. Raises ValueError for what is no model that ours can be."""
+    found = read_foreign(content, path)
+    is_pretraining = any(name.startswith("encoder.") for name in found.tensors)
+    renamed = translate(found.tensors, reverse(PRETRAIN_ROWS if is_pretraining else FINETUNE_ROWS))
     if not renamed.state:
-        raise ValueError(f"{path} holds no weights of VideoMAE: its keys are {', '.join(map(str, list(content)[:12]))}")
+        keys = ", ".join(map(str, list(content)[:12]))
+        hint = f": it is a part of a Hugging Face folder, give the folder {Path(path).parent}" if "videomae.emb" in keys else ""
+        raise ValueError(f"{path} holds no weights of VideoMAE{hint}: its keys are {keys}")
     if renamed.unknown:
         names = ", ".join(renamed.unknown)
         raise ValueError(f"{path} has {len(renamed.unknown)} tensors that VideoMAE's models have not: {names}")
     state = as_float32(renamed.state)
     if "class_head.weight" in state and "fc_norm.weight" not in state:
         raise ValueError(f"{path} classifies its first token (--use_cls); only mean pooling (fc_norm) is supported")
+    if PATCH_WEIGHT in state and state[PATCH_WEIGHT].ndim == 4:
+        raise ValueError(f"{path} embeds patches of single pictures (a Conv2d): it is an image model, expected a video model")
     if PATCH_WEIGHT not in state or state[PATCH_WEIGHT].ndim != 5:
         raise ValueError(f"{path} has no patch embedding of a Conv3d")
     tubelet = tuple(state[PATCH_WEIGHT].shape[2:])
     state[PATCH_WEIGHT] = from_convolution(state[PATCH_WEIGHT])
-    return state, tubelet
+    return Renamed(state, tubelet, found.num_positions, found.notes)
 
 
-def unpickle(path: Path) -> Mapping[str, Any]:
-    """The dictionary in a `.pth` file; no code in it is run. Raises ValueError when that cannot be done."""
-    try:
-        with torch.serialization.safe_globals([argparse.Namespace]):
-            content = torch.load(path, map_location="cpu", weights_only=True)
-    except pickle.UnpicklingError as error:
-        reason = next((line for line in str(error).splitlines() if "GLOBAL" in line), str(error).splitlines()[0])
-        raise ValueError(
-            f"{path} holds more than tensors and numbers, and reading it would run code from the file ({reason.strip()}): "
-            "load it where you trust it, and save the state dict alone"
-        ) from None
-    except OSError:
-        raise
-    except Exception as error:  # damaged, it makes torch's reader fail in any way
-        reason = next(iter(str(error).splitlines()), type(error).__name__)
-        raise ValueError(f"{path} cannot be read, it may be torn: {reason}") from None
-    if not isinstance(content, Mapping):
-        raise ValueError(f"{path} holds a {type(content).__name__}, expected a dictionary of weights")
-    return content
-
-
-def strip_wrappers(state: Mapping[str, Any]) -> dict[str, Any]:
-    """Names without what torch.compile, DataParallel and detection code put before them."""
-    stripped = {}
-    for name, value in state.items():
-        if not isinstance(name, str):
-            raise ValueError(f"a dictionary of weights has names, got the key {name!r}")
-        while name.startswith(WRAPPERS):
-            name = name.partition(".")[2]
-        stripped[name] = value
-    return stripped
+def guess_clip(renamed: Renamed, sizes: Mapping[str, int | None], path: str | Path) -> TokenGrid:
+    """The grid of the sizes that are known, with as many tokens as the file has positions, where it has any."""
+    frames, height, width = sizes["num_frames"], sizes["height"], sizes["width"]
+    if frames is None and renamed.tubelet[0] == 1:
+        frames = UMT_FRAMES
+    grid = guess_grid(renamed.tubelet, num_frames=frames, height=height, width=width)
+    count = renamed.num_positions
+    if count in (None, grid.num_tokens):
+        return grid
+    if sizes["num_frames"] is None and count % grid.tokens_per_tubelet == 0:
+        return guess_grid(
+            renamed.tubelet, num_frames=count // grid.tokens_per_tubelet * grid.tubelet[0], height=height, width=width
+        )
+    side = math.isqrt(count // grid.tau)
+    if height is None and width is None and side * side * grid.tau == count:
+        return guess_grid(renamed.tubelet, num_frames=frames, height=side * grid.tubelet[1], width=side * grid.tubelet[2])
+    raise ValueError(
+        f"{path} has {count} positions, and {grid.num_frames} frames of {grid.height} x {grid.width} are {grid.num_tokens} "
+        "tokens: give --num-frames, --height and --width of its clip"
+    )
 
 
 def as_dict(arguments: Any) -> dict[str, Any]:

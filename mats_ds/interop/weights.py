@@ -16,6 +16,8 @@ from mats_ds.models.spec import ModelSpec
 
 BYTES_PER_FLOAT32 = 4
 MAX_TABLE_BYTES = 1 << 31  # 500 times that of ViT-L with 32 frames of 224 x 224
+MAX_NAMED = 8
+NONFINITE = "NaN or infinite weights"
 SPEC_TYPES = {"int": int, "float": (int, float), "str": str, "bool": bool, "tuple[str, ...]": tuple}
 
 
@@ -74,18 +76,21 @@ def heads_of(width: int, width_name: str, heads_name: str) -> int:
     )
 
 
-def as_float32(state: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-    """The tensors in float32, which holds every value of bf16 and fp16 exactly.
-
-    Raises ValueError for what is no plain tensor of real numbers, and for one that is larger than the bytes that are stored of it
-    (spread over one number, a file of some bytes would fill any memory).
+def check_plain(name: str, tensor: torch.Tensor) -> None:
+    """Raises ValueError for what is no plain tensor of real numbers, and for one that is larger than the bytes that are stored of
+    it (spread over one number, a file of some bytes would fill any memory).
     """
+    is_plain = isinstance(tensor, torch.Tensor) and tensor.layout == torch.strided and tensor.device.type == "cpu"
+    if not is_plain or tensor.is_quantized or not tensor.is_floating_point():
+        raise ValueError(f"{name} is no plain tensor of real numbers")
+    if tensor.numel() * tensor.element_size() > tensor.untyped_storage().nbytes():
+        raise ValueError(f"{name} {list(tensor.shape)} is larger than what is stored of it: make it contiguous before saving")
+
+
+def as_float32(state: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    """The tensors in float32, which holds every value of bf16 and fp16 exactly. Raises ValueError as `check_plain` does."""
     for name, tensor in state.items():
-        is_plain = isinstance(tensor, torch.Tensor) and tensor.layout == torch.strided and tensor.device.type == "cpu"
-        if not is_plain or tensor.is_quantized or not tensor.is_floating_point():
-            raise ValueError(f"{name} is no plain tensor of real numbers")
-        if tensor.numel() * tensor.element_size() > tensor.untyped_storage().nbytes():
-            raise ValueError(f"{name} {list(tensor.shape)} is larger than what is stored of it: make it contiguous before saving")
+        check_plain(name, tensor)
     return {name: tensor.float() for name, tensor in state.items()}
 
 
@@ -119,6 +124,17 @@ def check_description(weights: Weights) -> Weights:
     if not all(isinstance(name, str) for name in spec.class_names) or len(spec.class_names) not in (0, spec.num_classes):
         raise ValueError(f"the description of the model has {len(spec.class_names)} names for {spec.num_classes} classes")
     return weights
+
+
+def name_nonfinite(state: Mapping[str, torch.Tensor]) -> list[str]:
+    """A sentence that names the tensors with NaN or infinite values, if there are any."""
+    spoilt = {name: count for name, tensor in state.items() if (count := int((~tensor.isfinite()).sum()))}
+    if not spoilt:
+        return []
+    num_values, num_spoilt = sum(state[name].numel() for name in spoilt), sum(spoilt.values())
+    shown = ", ".join(f"{name} ({count} of {state[name].numel()})" for name, count in list(spoilt.items())[:MAX_NAMED])
+    more = f", and {len(spoilt) - MAX_NAMED} more tensors" if len(spoilt) > MAX_NAMED else ""
+    return [f"{NONFINITE} in {len(spoilt)} of {len(state)} tensors, {num_spoilt} of their {num_values} values: {shown}{more}"]
 
 
 def check_exportable(spec: ModelSpec, program: str) -> None:

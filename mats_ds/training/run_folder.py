@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import logging
 import os
@@ -18,6 +19,7 @@ import torch.distributed as dist
 
 from mats_ds import __version__
 from mats_ds.parsing import parse_json, parse_yaml
+from mats_ds.training.run_claim import claim_new_run
 
 logger = logging.getLogger(__name__)
 
@@ -28,8 +30,8 @@ PACKAGES = ("torch", "deepspeed", "timm", "av", "nvidia-dali-cuda130", "nvidia-d
 def choose_run_folder(out: str | None, *, recipe_name: str, resume: bool) -> Path:
     """The folder that all ranks write to: `--out`, else the newest run of this recipe (to resume), else a new one below `runs/`.
 
-    Raises ValueError when --resume finds nothing to go on with, when --out holds a run that is not being resumed, and when the
-    folder cannot be written.
+    Raises ValueError when --resume finds nothing to go on with, when --out holds a run that is not being resumed or in which
+    another process is starting one, and when the folder cannot be written.
     """
     choice: list[Any] = [None]
     if dist.get_rank() == 0:
@@ -48,21 +50,31 @@ def choose_run_folder(out: str | None, *, recipe_name: str, resume: bool) -> Pat
 def _choose(out: str | None, recipe_name: str, resume: bool) -> Path:
     if out is not None:
         folder = Path(out)
-        if not resume and (folder / "run.json").exists():
-            raise ValueError(f"{folder} holds a run already: add --resume auto to go on with it, or choose another --out")
     elif resume:
         runs = sorted(RUNS.glob(f"{recipe_name}-*/run.json"), key=lambda path: path.stat().st_mtime)
         if not runs:
             raise ValueError(f"--resume auto found no run of {recipe_name} below {RUNS}/: name its folder with --out")
         folder = runs[-1].parent
     else:
-        name = f"{recipe_name}-{time.strftime('%Y%m%d-%H%M%S')}"
-        taken = sum(1 for _ in RUNS.glob(f"{name}*"))  # runs that start in the same second
-        folder = RUNS / (f"{name}-{taken + 1}" if taken else name)
+        folder = _make_new(f"{recipe_name}-{time.strftime('%Y%m%d-%H%M%S')}")
     folder.mkdir(parents=True, exist_ok=True)
+    claim_new_run(folder, resume=resume)
     with tempfile.TemporaryFile(dir=folder):  # the one way to know: permissions, quotas and read-only disks all speak up here
         pass
     return folder
+
+
+def _make_new(name: str) -> Path:
+    """A folder below RUNS that nobody else has made: of runs that start in the same second, the later ones get a number."""
+    RUNS.mkdir(parents=True, exist_ok=True)
+    for number in itertools.count(1):
+        folder = RUNS / (name if number == 1 else f"{name}-{number}")
+        try:
+            folder.mkdir()
+        except FileExistsError:
+            continue
+        return folder
+    raise AssertionError
 
 
 def write_inputs(folder: Path, *, recipe: str, ds_config: Mapping[str, Any]) -> None:

@@ -86,6 +86,42 @@ def test_frame_folders_become_the_video_of_their_name_or_a_mistake(write, videos
     assert "from frame 61 on" in str(imported.mistakes[0])
 
 
+@pytest.mark.parametrize(
+    "text, words",
+    [
+        ("video.mp4 0 30 2\nvideo.mp4 1 60 3\n", "first frame, last frame and label"),
+        ("a.mp4 1 60\nb.mp4 5 90\n", "first and last frame"),
+        ("a.mp4,0,120\nb.mp4,1,98\n", "one line says 0 frames"),
+        ("run/a 0 120\nrun/b 1 98\n", "one line says 0 frames"),
+    ],
+)
+def test_numbers_that_can_be_read_in_two_ways_are_read_in_none(write, videos, text, words):
+    source = write("list.txt", text)
+    with pytest.raises(ValueError, match=words):
+        import_annotations(source, root=videos("video.mp4", "a.mp4", "b.mp4", "run/a.mp4", "run/b.mp4"))
+
+
+@pytest.mark.parametrize("name", ["mmaction2", "videomaev2"])
+def test_a_part_of_a_video_is_never_taken_for_the_whole(write, videos, name):
+    root = videos("video.mp4", "clip.mp4", "whole.mp4")
+    text = "video.mp4 0 30 2\nclip 1 30 0\nclip 31 60 1\nwhole 1 80 3\n"
+    imported = import_annotations(write("list.txt", text), root=root, format=name)
+    assert paths_and_labels(imported) == [("whole.mp4", 3)]
+    assert places_and_kinds(imported) == [("1", FRAME_FOLDER), ("2", FRAME_FOLDER), ("3", FRAME_FOLDER)]
+
+
+def test_a_source_of_two_formats_is_read_in_none(write):
+    write("both/trainlist01.txt", "A/a.avi 1\n")
+    source = write("both/wave_test_split1.txt", "a_wave_0.avi 1\n").parent
+    with pytest.raises(ValueError, match="ucf101.*hmdb51.*--format"):
+        import_annotations(source)
+
+
+def test_what_is_odd_about_labels_is_said(write):
+    notes = "\n".join(import_annotations(write("list.txt", "a.mp4 1\nb.mp4 2\nc.mp4\n")).notes)
+    assert "run from 1 to 2 and none is 0" in notes and "1 of 3 rows have no label" in notes
+
+
 def test_a_row_has_one_label(write):
     source = write("list.txt", "a.mp4 0\nb.mp4 1\nc.mp4 0 1\n")
     imported = import_annotations(source)

@@ -85,7 +85,7 @@ def test_a_file_that_is_missing_is_no_mistake_but_a_set_without_any_is(folder):
 
 @pytest.mark.parametrize(
     ("content", "message"),
-    [(b"", "lists no video"), (b"path,label\n", "lists no video"), (b"\xff\xfe\x00a", "UTF-8"), (b"a\0b.mp4 1", "binary")],
+    [(b"", "lists no video"), (b"path,label\n", "lists no video"), (b"caf\xe9.mp4 0", "UTF-8"), (b"a\0b.mp4 1", "binary")],
 )
 def test_files_that_are_no_manifest(folder, content, message):
     with pytest.raises(ValueError, match=message):

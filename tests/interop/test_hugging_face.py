@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 
 import pytest
 import torch
@@ -103,6 +104,31 @@ def test_classes_keep_their_names_and_pictures_their_normalisation(write):
     config["id2label"] = {str(label): f"LABEL_{label}" for label in range(4)}
     (folder / "config.json").write_text(json.dumps(config))
     assert read_weights(folder).spec.class_names == ()
+
+
+@pytest.mark.parametrize(
+    "table, names, words",
+    [
+        ({"3": "d", "0": "a"}, ("a", "LABEL_1", "LABEL_2", "d"), "no name for 2 of 4 classes.*LABEL_1"),
+        (
+            {"0": "a", "1": "b", "2": "c", "3": "d", "4": "e", "7": "f"},
+            ("a", "b", "c", "d"),
+            r"2 classes that the head of 4 has not",
+        ),
+        ({"1": "a", "2": "b", "3": "c", "4": "d"}, ("LABEL_0", "a", "b", "c"), "no name for 1 of 4"),
+        ({"run": "a", "0": "b"}, ("b", "LABEL_1", "LABEL_2", "LABEL_3"), "1 ids that are no whole numbers, such as 'run'"),
+        ({"run": 0, "sit": 1}, (), "2 ids that are no whole numbers"),
+        ({"0": 5, "1": None, "2": "c", "3": "d"}, ("5", "None", "c", "d"), None),
+        (["a", "b"], (), "id2label is a list"),
+    ],
+)
+def test_names_belong_to_their_ids(write, table, names, words):
+    _, folder, _ = write("classifier")
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps(config | {"id2label": table}))
+    weights = read_weights(folder)
+    assert weights.spec.class_names == names
+    assert words is None and not weights.notes or re.search(words, "\n".join(weights.notes))
 
 
 @pytest.mark.parametrize(

@@ -136,8 +136,8 @@ def without(state, *names):
     "change, reason",
     [
         (
-            lambda state: state | {"pos_embed": torch.zeros(1, 9, 24), "blocks.0.gamma_1": torch.zeros(24)},
-            "2 tensors .*pos_embed, bl",
+            lambda state: state | {"tokens": torch.zeros(1, 9, 24), "blocks.0.gamma_3": torch.zeros(24)},
+            "2 tensors .*tokens, bl",
         ),
         (lambda state: without(state, "fc_norm.weight", "fc_norm.bias"), "only mean pooling"),
         (lambda state: {"weight": torch.zeros(3)}, "holds no weights of VideoMAE: its keys are weight"),

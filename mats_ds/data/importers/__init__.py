@@ -10,16 +10,19 @@ from __future__ import annotations
 
 import difflib
 import os
+from collections import defaultdict
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
 
+from mats_ds.data.class_names import merge_names, normalise_name
 from mats_ds.data.importers.class_folders import fits_class_folders, read_class_folders
 from mats_ds.data.importers.ego4d import fits_ego4d, read_ego4d
 from mats_ds.data.importers.hmdb51 import fits_hmdb51, read_hmdb51
 from mats_ds.data.importers.kinetics import fits_kinetics, read_kinetics
 from mats_ds.data.importers.lists import (
+    PART_ADVICE,
     fits_mmaction2,
     fits_videomae,
     fits_videomaev2,
@@ -33,11 +36,17 @@ from mats_ds.data.importers.source import Source, open_source
 from mats_ds.data.importers.ssv2 import fits_ssv2, read_ssv2
 from mats_ds.data.importers.ucf101 import fits_ucf101, read_ucf101
 from mats_ds.data.importers.videos import VideoFiles
+from mats_ds.data.list_text import column_names, split_line
 
 __all__ = ["FORMATS", "Imported", "Mistake", "Row", "Source", "import_annotations", "open_source", "recognise"]
 
 SUBSETS = ("train", "val", "test")
 SAME_COLUMNS = ("videomae", "videomaev2", "mmaction2")  # where two of them fit a list, both read it alike
+NAMED = {  # by the names of the files, or of the columns: what else fits such a source reads less of it
+    "ucf101": (*SAME_COLUMNS, "class-folders"),
+    "hmdb51": (*SAME_COLUMNS, "class-folders"),
+    "kinetics": (*SAME_COLUMNS, "ssv2"),
+}
 PROBED_ROWS = 100
 
 
@@ -50,7 +59,7 @@ class Format(NamedTuple):
     takes_folders: bool = False
 
 
-FORMATS = {  # the particular before the general: where two fit, the first is taken
+FORMATS = {
     "ucf101": Format(fits_ucf101, read_ucf101, ("number", "subset"), True),
     "hmdb51": Format(fits_hmdb51, read_hmdb51, ("number", "subset"), True),
     "kinetics": Format(fits_kinetics, read_kinetics, ("subset",)),
@@ -78,18 +87,27 @@ def recognise(source: str | os.PathLike[str] | Source) -> str:
 
 
 def weigh_formats(source: Source) -> Recognised:
-    """Every format that fits, the best first. Raises ValueError that says what the source is instead, where none fits."""
-    if source.lines and "path" in [field.strip().strip('"').lower() for field in source.lines[0][1].split(",")]:
+    """The format that fits, and others that read the source alike or less of it.
+
+    Raises ValueError where none fits, and says what the source is instead, or where two fit that read it differently.
+    """
+    if source.lines and "path" in column_names(source.lines[0][1]):
         raise ValueError(f"{source.place} is a manifest already: train with data.manifest={source.place}")
     reasons = {name: why for name, form in FORMATS.items() if (why := form.fits(source))}
     columns = judge_columns(source)
     if "mmaction2" in reasons and columns.meaning not in ("label", "start total"):  # frame folders are its own format first
         reasons = {name: reasons[name] for name in sorted(reasons, key=lambda name: name in SAME_COLUMNS[:2])}
-    if "kinetics" in reasons:
-        reasons = {"kinetics": reasons["kinetics"]}  # a first line of column names leaves no doubt
     if not reasons:
         raise ValueError(_explain_stranger(source))
     first, *others = reasons
+    differing = [name for name in others if name not in NAMED.get(first, ()) and not {first, name} <= set(SAME_COLUMNS)]
+    if differing:
+        fitting = "; ".join(f"{name}, as {reasons[name]}" for name in (first, *differing))
+        raise ValueError(f"{source.place} fits several formats that read it differently ({fitting}): choose one with --format")
+    if columns and columns.doubt and set(reasons) <= set(SAME_COLUMNS):
+        forced = f"; if they are `path {columns.meaning}`, force --format {first}" if columns.meaning == "total label" else ""
+        ways = f"its numbers can be read in several ways: {columns.doubt}"
+        raise ValueError(f"{source.place}: {ways}. None is taken: {PART_ADVICE}{forced}")
     return Recognised(first, reasons[first], tuple(others))
 
 
@@ -198,9 +216,13 @@ def _place_of(mistake: Mistake) -> tuple[str, int]:
 
 def _name_by_folders(rows: Rows) -> None:
     """Class names from the folders, where every label from 0 on belongs to exactly one folder."""
-    pairs = {(row.label, os.path.basename(os.path.dirname(row.path))) for row in rows.rows}
-    names = dict(pairs)
-    if rows.classes or not pairs or len(pairs) != len(names) or len({name for _, name in pairs}) != len(pairs):
+    folders: dict[int, list[str]] = defaultdict(list)
+    for row in rows.rows:
+        folders[row.label].append(os.path.basename(os.path.dirname(row.path)))
+    spelt = {label: merge_names(names) for label, names in folders.items()}
+    names = {label: found.names[0] for label, found in spelt.items()}
+    distinct = {normalise_name(name) for name in names.values()}
+    if rows.classes or not names or len(distinct) != len(names) or any(len(found.names) > 1 for found in spelt.values()):
         return
     if sorted(names) == list(range(len(names))) and all(names.values()):
         rows.classes = [names[label] for label in sorted(names)]
@@ -224,6 +246,13 @@ def _explain_stranger(source: Source) -> str:
             "a folder of videos without classes needs no import: train with data.manifest=FOLDER"
         )
     first = source.lines[0][1]
+    if problems := [(number, problem) for number, line in source.lines if (problem := split_line(line).problem)]:
+        number, problem = problems[0]
+        return (
+            f"{place}: no format fits: in {len(problems)} of {len(source.lines)} lines, first in line {number}, {problem}. "
+            "Write a CSV with the columns path,label,start,end (labels are whole numbers from 0, start and end seconds), "
+            "or import the folder of the class folders"
+        )
     if first[0] in "[{":
         return (
             f"{place}: JSON of no known shape: expected Something-Something V2 entries with id and template, or Ego4D clips with "

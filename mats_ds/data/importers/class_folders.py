@@ -5,6 +5,7 @@ Classes are numbered in the order of their names, over all subsets, unless a cla
 
 from __future__ import annotations
 
+from mats_ds.data.class_names import normalise_name
 from mats_ds.data.importers.labels import name_classes, read_class_list
 from mats_ds.data.importers.rows import MALFORMED, UNKNOWN_LABEL, Request, Rows
 from mats_ds.data.importers.source import Source
@@ -18,7 +19,7 @@ def fits_class_folders(source: Source) -> str | None:
     if source.text is not None:
         return None
     paths = list_videos(source.place)
-    classes = {_split_path(path, _has_subsets(paths))[1] for path in paths} - {None}
+    classes = {normalise_name(name) for path in paths if (name := _split_path(path, _has_subsets(paths))[1])}
     if len(classes) < MIN_CLASSES or any("/" not in path for path in paths):
         return None
     subsets = " in subset folders" if _has_subsets(paths) else ""
@@ -37,10 +38,8 @@ def read_class_folders(request: Request) -> Rows:
         raise ValueError(f"{folder} has no folder for {request.subset}: it has {', '.join(subsets) or 'class folders only'}")
     if request.subset is None and len(subsets) > 1:
         raise ValueError(f"{folder} holds the subsets {', '.join(subsets)}: choose one with --subset {'|'.join(subsets)}")
-    classes = name_classes({name for _, name in split.values() if name})
-    if request.labels:
-        classes = read_class_list(request.labels)
-    rows = Rows(classes=classes.names)
+    classes = read_class_list(request.labels) if request.labels else name_classes(name for _, name in split.values() if name)
+    rows = Rows(classes=classes.names, notes=list(classes.notes))
     if not request.labels:
         over = f", over {' and '.join(subsets)} together" if len(subsets) > 1 else ""
         rows.notes.append(f"classes numbered in the order of their names{over}; --labels FILE sets another order")

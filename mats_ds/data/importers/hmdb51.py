@@ -49,7 +49,7 @@ def read_hmdb51(request: Request) -> Rows:
         raise ValueError(f"{source.place} holds the splits {offered}: choose one with --split {offered} (got {number})")
     names = {name for name, _ in splits}
     classes = read_class_list(request.labels) if request.labels else name_classes(names)
-    rows = Rows(classes=classes.names)
+    rows = Rows(classes=classes.names, notes=list(classes.notes))
     if not request.labels:
         rows.notes.append(f"{len(names)} classes numbered in the order of their names; --labels FILE sets another order")
     for file in files:

@@ -14,6 +14,7 @@ from collections.abc import Iterator
 from mats_ds.data.importers.labels import name_classes, read_class_list
 from mats_ds.data.importers.rows import MALFORMED, UNKNOWN_LABEL, Request, Rows
 from mats_ds.data.importers.source import Source
+from mats_ds.data.list_text import column_names, find_delimiter
 
 NEEDED = ("youtube_id", "time_start", "time_end")
 SUBSET_NAMES = {"validate": "val", "validation": "val", "training": "train", "testing": "test"}
@@ -30,7 +31,7 @@ def read_fields(table: Iterator[list[str]], source: Source, rows: Rows) -> Itera
 def fits_kinetics(source: Source) -> str | None:
     if not source.lines:
         return None
-    header = [name.strip().strip('"').lower() for name in source.lines[0][1].split(",")]
+    header = column_names(source.lines[0][1])
     return "its first line names youtube_id, time_start and time_end" if set(NEEDED) <= set(header) else None
 
 
@@ -38,7 +39,7 @@ def read_kinetics(request: Request) -> Rows:
     rows, source = Rows(), request.source
     if fits_kinetics(source) is None:
         raise ValueError(f"{source.place}: expected a first line label,youtube_id,time_start,time_end,split")
-    table = csv.reader(io.StringIO(source.text, newline=""))
+    table = csv.reader(io.StringIO(source.text, newline=""), delimiter=find_delimiter(source.lines[0][1]))
     header = [name.strip().lower() for name in next(fields for fields in table if any(fields))]
     entries = []
     for fields in read_fields(table, source, rows):
@@ -53,7 +54,8 @@ def read_kinetics(request: Request) -> Rows:
     if request.labels:
         classes = read_class_list(request.labels)
     elif labelled:
-        classes = name_classes({entry["label"] for _, entry in entries if entry["label"]})
+        classes = name_classes(entry["label"] for _, entry in entries if entry["label"])
+        rows.notes += classes.notes
         rows.notes.append(f"{len(classes.names)} classes numbered in the order of their names; --labels FILE sets another order")
     else:
         rows.notes.append("there is no label column: all labels are -1 (unknown)")

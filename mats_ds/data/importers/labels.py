@@ -7,12 +7,13 @@ from __future__ import annotations
 
 import json
 import re
+from collections.abc import Iterable
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 
+from mats_ds.data.class_names import merge_names, normalise_name
 from mats_ds.data.importers.source import open_source
-from mats_ds.data.importers.videos import normalise_name
 from mats_ds.parsing import parse_json
 
 MAX_MISTAKES_SHOWN = 5
@@ -20,14 +21,17 @@ MAX_MISTAKES_SHOWN = 5
 
 @dataclass(frozen=True)
 class ClassList:
+    """names: by number. notes: sentences on what was merged."""
+
     names: list[str]
+    notes: tuple[str, ...] = ()
 
     @cached_property
     def _numbers(self) -> dict[str, int]:
         return {normalise_name(name): number for number, name in enumerate(self.names)}
 
     def number_of(self, name: str) -> int | None:
-        """Its number from 0; case does not count, nor spaces for underscores."""
+        """Its number from 0; its spelling does not count (class_names.py)."""
         return self._numbers.get(normalise_name(name))
 
 
@@ -40,9 +44,10 @@ def read_class_list(place: Path) -> ClassList:
     return ClassList(_settle(numbered, place))
 
 
-def name_classes(names: set[str]) -> ClassList:
-    """Classes numbered in the order of their names."""
-    return ClassList(sorted(names))
+def name_classes(names: Iterable[str]) -> ClassList:
+    """Classes numbered in the order of their names; give a name as often as it occurs, for the usual spelling to stand."""
+    found = merge_names(names)
+    return ClassList(found.names, tuple(found.describe()))
 
 
 def _read_lines(lines: list[tuple[int, str]]) -> list[tuple[int | None, str]]:

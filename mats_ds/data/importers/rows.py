@@ -9,6 +9,7 @@ from pathlib import Path
 
 from mats_ds.data.importers.source import Source
 from mats_ds.data.importers.videos import VideoFiles
+from mats_ds.data.terminal import explain_locale
 
 MALFORMED = "malformed"
 UNKNOWN_LABEL = "label not in the class list"
@@ -77,7 +78,7 @@ class Rows:
         self.mistakes.append(Mistake(where, kind, words))
 
     def refuse_missing(self, where: str, request: Request, wanted: str) -> None:
-        self.refuse(where, NOT_FOUND, f"no video {wanted} below {request.videos.root}")
+        self.refuse(where, NOT_FOUND, f"no video {wanted} below {request.videos.root}{explain_locale(wanted)}")
 
 
 def _fits_manifest(path: str) -> bool:

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 
+from mats_ds.data.list_text import decode_text
 from mats_ds.parsing import parse_json
 
 
@@ -47,16 +48,16 @@ def open_source(place: str | os.PathLike[str]) -> Source:
     if not place.exists():
         raise ValueError(f"nothing at {place}: give an annotation file, a folder of class folders, or a folder of split files")
     try:
-        text = place.read_bytes().decode("utf-8-sig")
+        text = decode_text(place.read_bytes())
     except OSError as error:
         raise ValueError(f"cannot read {place}: {error.strerror}") from None
     except UnicodeDecodeError as error:
         raise ValueError(f"{place} is not UTF-8 text (byte {error.start}): give an annotation file, saved as UTF-8") from None
-    if "\0" in text:
-        raise ValueError(f"{place} holds binary data: give an annotation file (.csv, .txt, .json) or a folder")
+    except ValueError as error:
+        raise ValueError(f"{place} {error}: give an annotation file (.csv, .txt, .json) or a folder") from None
     if not text.strip():
         raise ValueError(f"{place} is empty: give an annotation file that lists videos")
-    return Source(place, text.replace("\r\n", "\n").replace("\r", "\n"))
+    return Source(place, text)
 
 
 def _read_json_entries(text: str, place: Path) -> list[tuple[int, object]] | None:

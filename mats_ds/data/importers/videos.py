@@ -11,14 +11,11 @@ from collections import defaultdict
 from collections.abc import Iterable
 from pathlib import Path
 
-from mats_ds.data.manifest import VIDEO_EXTENSIONS, list_videos
+from mats_ds.data.class_names import normalise_name
+from mats_ds.data.list_text import has_video_extension
+from mats_ds.data.manifest import list_videos
 
 OTHER_FOLDERS, OTHER_EXTENSION, SEVERAL_PLACES = "other folders", "other extension", "several places"
-
-
-def normalise_name(name: str) -> str:
-    """A class name as data sets vary it: case, and spaces for underscores."""
-    return " ".join(name.replace("_", " ").casefold().split())
 
 
 class VideoFiles:
@@ -95,10 +92,6 @@ class VideoFiles:
             asked, found = pairs[0]
             sentences.append(f"{len(pairs)} {'file was' if len(pairs) == 1 else 'files were'} {words[how]}: {asked} -> {found}")
         return sentences
-
-
-def has_video_extension(path: str) -> bool:
-    return os.path.splitext(path)[1].lower() in VIDEO_EXTENSIONS
 
 
 def _spell_folders(parts: list[str]) -> list[str]:

@@ -1,0 +1,96 @@
+"""Names of files in terminals and locales that cannot hold them; what a program prints never ends its work.
+
+    if __name__ == "__main__":
+        sys.exit(run_program(main))
+
+Characters that the terminal's encoding has not are printed as escapes. When nobody reads any more (`| head`), or the file that
+the output is sent to cannot grow, the rest of the output is dropped, and the program goes on to its own exit status.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import sys
+from collections.abc import Callable
+from typing import Any, TextIO
+
+
+class TolerantStream:
+    """A text stream that drops its output from the first failing write on. Everything else is the stream's own."""
+
+    def __init__(self, stream: TextIO) -> None:
+        self._stream = stream
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._stream, name)
+
+    def __iter__(self) -> Any:
+        return iter(self._stream)
+
+    def write(self, text: str) -> int:
+        try:
+            return self._stream.write(text)
+        except OSError:
+            self._drop()
+            return len(text)
+
+    def writelines(self, lines: Any) -> None:
+        for line in lines:
+            self.write(line)
+
+    def flush(self) -> None:
+        try:
+            self._stream.flush()
+        except OSError:
+            self._drop()
+
+    def _drop(self) -> None:
+        """Send this and all later output to nowhere, what lies in the buffer included."""
+        with contextlib.suppress(OSError, ValueError):
+            nowhere = os.open(os.devnull, os.O_WRONLY)
+            os.dup2(nowhere, self._stream.fileno())
+            os.close(nowhere)
+            self._stream.flush()
+
+
+def make_tolerant() -> None:
+    """Make standard output and errors show any name and survive their reader."""
+    for name in ("stdout", "stderr"):
+        stream = getattr(sys, name)
+        if stream is None or isinstance(stream, TolerantStream):
+            continue
+        if hasattr(stream, "reconfigure"):
+            stream.reconfigure(errors="backslashreplace")
+        setattr(sys, name, TolerantStream(stream))
+
+
+def run_program(main: Callable[[], int]) -> int:
+    """The exit status of a program's `main`, whatever became of its output."""
+    make_tolerant()
+    try:
+        return main()
+    finally:
+        sys.stdout.flush()
+        sys.stderr.flush()
+
+
+def why_not_utf8(path: str) -> str | None:
+    """Why a name cannot be written into a table, which is UTF-8: the locale, or the name itself; None where it can."""
+    try:
+        path.encode()
+    except UnicodeEncodeError:
+        return "its name is not UTF-8: rename it" if not (why := explain_locale(path)) else f"its name cannot be read{why}"
+    return None
+
+
+def explain_locale(path: str) -> str:
+    """What a person should know where a file of this name is not found: that the locale is why. Empty where it is not."""
+    encoding = sys.getfilesystemencoding()
+    if encoding.lower() in ("utf-8", "utf8") or path.isascii():
+        return ""
+    setting = next((f"{name}={os.environ[name]}" for name in ("LC_ALL", "LC_CTYPE", "LANG") if os.environ.get(name)), "no LANG")
+    return (
+        f" (the locale, {setting}, has file names encoded as {encoding}, and {ascii(path)} may be stored in UTF-8: set "
+        "LC_ALL=C.UTF-8 or PYTHONUTF8=1)"
+    )

@@ -1,0 +1,76 @@
+"""Terminals, pipes and locales that cannot take what a program prints: the work is done all the same."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[2]
+PREPARE = [sys.executable, str(ROOT / "mats_ds" / "prepare.py")]
+
+
+@pytest.fixture
+def videos(tmp_path):
+    """A folder of two classes, and a list whose last line names a file that is not there."""
+    for name in ("größe/a.mp4", "run/b.mp4", "run/c\u00df.mp4"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).touch()
+    lines = "größe/a.mp4 0\nrun/b.mp4 1\nrun/cß.mp4 1\nrun/löst.mp4 1\n"
+    (tmp_path / "list.txt").write_text(lines, encoding="utf-8")
+    return tmp_path
+
+
+def run(folder, *arguments, **variables):
+    environment = {name: value for name, value in os.environ.items() if name not in ("LC_ALL", "LANG", "PYTHONIOENCODING")}
+    command = [*PREPARE, *arguments]
+    return subprocess.run(command, cwd=folder, env=environment | variables, capture_output=True)
+
+
+def test_a_terminal_that_cannot_show_a_name(videos):
+    done = run(videos, "import", "list.txt", "--root", ".", "--out", "out.csv", PYTHONIOENCODING="ascii")
+    assert done.returncode == 1, done.stderr  # one file is missing, and nothing else
+    assert rb"l\xf6st.mp4" in done.stdout
+    assert (videos / "out.csv.classes.txt").read_text(encoding="utf-8") == "größe\nrun\n"
+    assert len((videos / "out.csv").read_text(encoding="utf-8").splitlines()) == 4
+
+
+@pytest.mark.parametrize("locale", ["C", "POSIX"])
+def test_the_locale_is_named_where_it_is_the_reason(videos, locale):
+    variables = {"LC_ALL": locale, "PYTHONUTF8": "0"}
+    done = run(videos, "import", "list.txt", "--root", ".", "--out", "out.csv", **variables)
+    assert done.returncode == 1 and f"LC_ALL={locale}".encode() in done.stdout and b"PYTHONUTF8=1" in done.stdout
+    done = run(videos, "check", "list.txt", "--out", "checked.csv", "--workers", "1", **variables)
+    assert done.returncode == 2 and f"LC_ALL={locale}".encode() in done.stderr and b"Traceback" not in done.stderr
+    fine = run(videos, "import", "list.txt", "--root", ".", "--out", "out.csv", "--force", LC_ALL=locale)
+    assert fine.returncode == 1 and b"LC_ALL" not in fine.stdout  # Python's UTF-8 mode, which the C locale switches on
+
+
+def test_a_reader_that_is_gone_ends_nothing(videos):
+    with subprocess.Popen(
+        [*PREPARE, "import", "list.txt", "--root", ".", "--out", "out.csv"],
+        cwd=videos,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+    ) as process:
+        process.stdout.close()
+        said = process.stderr.read()
+    assert process.returncode == 1 and said == b""
+    assert len((videos / "out.csv").read_text(encoding="utf-8").splitlines()) == 4
+
+
+@pytest.mark.skipif(not os.path.exists("/dev/full"), reason="no /dev/full on this system")
+def test_a_full_disk_behind_the_output_ends_nothing(videos):
+    with open("/dev/full", "w") as full:
+        command = [*PREPARE, "import", "list.txt", "--root", ".", "--out", "out.csv"]
+        assert subprocess.run(command, cwd=videos, stdout=full, stderr=full).returncode == 1
+    assert (videos / "out.csv").is_file()
+
+
+@pytest.mark.parametrize("name", ["pretrain", "finetune", "evaluate", "extract", "probe", "convert", "prepare", "visualize"])
+def test_every_program_runs_so(name):
+    source = (ROOT / "mats_ds" / f"{name}.py").read_text(encoding="utf-8")
+    assert "(run_program(main))" in source.rpartition('if __name__ == "__main__":')[2]
