@@ -1,9 +1,10 @@
 """A video file -> its training copy: small, upright, quick to seek in, with the original's time stamps.
 
 The copy has 8-bit 4:2:0 pictures with even sides whose shorter one is `short_side` (never more than the original's), a keyframe
-at least every `gop` frames with nothing referring across it, no audio, and the same frames at the same seconds as the original,
-so that `start` and `end` in a manifest stay valid. Frames stream through one by one. The file appears at once: it is written
-aside, decoded again, compared with what was put in, flushed to the disk and renamed. The original is only read.
+at least every `gop` frames with nothing referring across it, no audio, and the same frames at the same distances in time. Its
+clock shows 0 at its first frame; an original whose sound begins earlier counts from there, and `first_seconds` says the
+difference, by which `start` and `end` in a manifest must be moved. Frames stream through one by one. The file appears at once: it
+is written aside, decoded again, compared with what was put in, flushed to the disk and renamed. The original is only read.
 
 Why these H.264 options (all with tune fastdecode: no CABAC, no loop filter; crf 23; B-frames always, none of them referred to, so
 that the reader skips those that it does not want). Six real clips at 340 x 256, CPU ms to decode 16 frames at stride 4, bytes
@@ -97,13 +98,17 @@ class CopySettings:
 
 @dataclass(frozen=True)
 class Transcoded:
-    """A finished copy. `problem`: where the original breaks off, if only its readable part was kept."""
+    """A finished copy. first_seconds: when its first frame is shown on the original's clock; on its own, at 0.
+
+    `problem`: where the original breaks off, if only its readable part was kept.
+    """
 
     source: str
     target: str
     num_frames: int
     width: int
     height: int
+    first_seconds: float
     duration_seconds: float
     source_bytes: int
     num_bytes: int
@@ -148,7 +153,8 @@ def transcode_file(
         num_frames=len(written.pts),
         width=written.width,
         height=written.height,
-        duration_seconds=written.last_seconds() + 1 / index.frame_rate,
+        first_seconds=float(index.seconds()[0]),
+        duration_seconds=written.last_seconds() + index.frame_seconds(),
         source_bytes=os.path.getsize(source),
         num_bytes=os.path.getsize(target),
         problem=written.problem,
@@ -171,10 +177,11 @@ class _Written:
 
 
 def _reaches(written: _Written, index: VideoIndex, needed_seconds: float) -> bool:
-    """Whether no frame before `needed_seconds` is missing at the end."""
-    last_seconds, seconds_F = written.last_seconds(), index.seconds()
+    """Whether no frame before `needed_seconds` of the original's clock is missing at the end."""
+    seconds_F = index.seconds()
+    last_seconds = float(seconds_F[0]) + written.last_seconds()
     following = int(np.searchsorted(seconds_F, last_seconds + SAME_TIME_SECONDS))
-    next_seconds = seconds_F[following] if following < len(seconds_F) else last_seconds + 1 / index.frame_rate
+    next_seconds = seconds_F[following] if following < len(seconds_F) else last_seconds + index.frame_seconds()
     return needed_seconds <= next_seconds + SAME_TIME_SECONDS
 
 
@@ -213,7 +220,7 @@ def _copy_time_base(time_base: Fraction) -> Fraction:
 
 def _pictures(container, stream: av.VideoStream, index: VideoIndex, written: _Written) -> Iterator[av.VideoFrame]:
     """Upright pictures of the copy's size, timed from 0 on. Stops at the first fault and notes it in `written.problem`."""
-    upright = UprightScaler(written.height, written.width, rotation=index.rotation)
+    upright = UprightScaler(written.height, written.width, orientation=index.orientation)
     for number, frame in enumerate(_decoded(container, stream, written)):
         pts = number
         if index.trusts_pts:
@@ -247,7 +254,7 @@ def _what_is_missing(container, stream: av.VideoStream, index: VideoIndex, writt
         return f"only {num_frames} of {index.num_frames} frames decode"
     if num_frames > index.num_frames:
         return f"{num_frames} frames decode, its packets hold {index.num_frames}"
-    return describe_torn_end(container, stream, held_seconds=written.last_seconds())
+    return describe_torn_end(container, stream, last_seconds=float(index.seconds()[0]) + written.last_seconds())
 
 
 def verify_copy(path: Path, written: _Written, *, gop: int, on_beat: Callable[[], None] = lambda: None) -> None:
