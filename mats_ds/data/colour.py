@@ -27,7 +27,7 @@ class RgbConverter:
         return picture_HWC
 
     def _view(self, frame: av.VideoFrame, options: dict[str, object]) -> np.ndarray | None:
-        """None for a picture stored from the bottom up (8-bit and BGR AVI) that needs no conversion: its memory begins elsewhere."""
+        """None for a picture that needs no conversion and is stored from the bottom up (BGR AVI): its memory begins elsewhere."""
         picture = self._reformatter.reformat(frame, width=self._width, height=self._height, **options)
         plane = picture.planes[0]
         if plane.line_size < 0:

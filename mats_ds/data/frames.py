@@ -75,7 +75,7 @@ def read_frames(path: str | os.PathLike[str], numbers: Iterable[int]) -> np.ndar
 
 
 def video_facts(path: str | os.PathLike[str]) -> VideoFacts:
-    """What a video file holds; reads all of its packets and decodes one picture. Raises ValueError for one that cannot be read."""
+    """What a video file holds; reads its packets and decodes one picture. Raises ValueError for a file that cannot be read."""
     name, index = _index(path)
     height, width = index.upright_size
     seconds_F = index.seconds()

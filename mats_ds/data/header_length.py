@@ -11,6 +11,7 @@ import av
 
 # A file whose header promises this much more than it holds is taken for torn; headers are often off by a frame or two.
 TORN_SHARE, TORN_SECONDS = 0.1, 1.0
+TELL_THE_END = ("matroska,webm", "asf")
 
 
 def describe_torn_end(container: av.container.InputContainer, stream: av.VideoStream, *, last_seconds: float) -> str:
@@ -25,18 +26,17 @@ def promised_seconds(container: av.container.InputContainer, stream: av.VideoStr
     """The length of the video stream by the header, from its first packet on; 0 where it says nothing of this stream.
 
     Matroska tells, in its segment and in the tag that FFmpeg writes for each track, when the last frame ends and not how long
-    all of them last: pictures from 2 s to 5 s have a DURATION of 5 s.
+    all of them last: pictures from 2 s to 5 s have a DURATION of 5 s. So does ASF.
     """
-    if stream.duration:
-        return float(stream.duration * stream.time_base)
-    ends_seconds = _tagged_seconds(stream)
     alone = all(other is stream for other in container.streams)  # sound may go on for longer than the picture
-    if ends_seconds is None and container.duration and alone:
-        length_seconds = container.duration / av.time_base
-        if not container.format.name.startswith("matroska"):
-            return length_seconds
-        ends_seconds = length_seconds
-    return 0.0 if ends_seconds is None else max(0.0, ends_seconds - _begin(stream))
+    promised = _tagged_seconds(stream)
+    if stream.duration:
+        promised = float(stream.duration * stream.time_base)
+    elif promised is None and container.duration and alone:
+        promised = container.duration / av.time_base
+    if promised is None:
+        return 0.0
+    return max(0.0, promised - _begin(stream)) if container.format.name in TELL_THE_END else promised
 
 
 def _tagged_seconds(stream: av.VideoStream) -> float | None:

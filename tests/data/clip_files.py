@@ -64,7 +64,7 @@ KINDS = (
     ClipFile("mjpeg.mov", "mjpeg", "yuvj444p"),
     ClipFile("ffv1.mkv", "ffv1", "yuv422p"),
     ClipFile("huffyuv.avi", "huffyuv", "yuv422p"),
-    ClipFile("utvideo.mkv", "utvideo", "gbrp"),
+    ClipFile("utvideo.avi", "utvideo", "gbrp"),
     ClipFile("prores.mov", "prores_ks", "yuv422p10le"),
     ClipFile("png.mov", "png", "rgb24"),
     ClipFile("qtrle.mov", "qtrle", "rgb24"),
@@ -143,3 +143,28 @@ def decode_in_order(path: str | Path) -> list[np.ndarray]:
         stream = container.streams.best("video")
         stream.codec_context.thread_count = 1
         return [frame.to_ndarray(format="rgb24") for packet in container.demux(stream) for frame in packet.decode()]
+
+
+def write_with_sound(
+    path: Path, *, pictures_begin_seconds: float, sound_begins_seconds: float = 0.0, num_frames: int = NUM_FRAMES, gop: int = 8
+) -> Path:
+    """H.264 at 25 frames a second and silence (AAC), each beginning at its own time; the sound lasts as long as the pictures."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    samples, rate, size = 1024, 16000, dict(height=48, width=80)
+    with av.open(str(path), "w") as container:
+        video = container.add_stream("libx264", rate=25, options=X264 | {"bf": "2"})
+        video.pix_fmt, video.codec_context.gop_size, video.codec_context.thread_count = "yuv420p", gop, 1
+        video.height, video.width = size["height"], size["width"]
+        audio = container.add_stream("aac", rate=rate)
+        num_blocks = int((pictures_begin_seconds + num_frames / 25 - sound_begins_seconds) * rate / samples)
+        for number in range(max(1, num_blocks)):
+            sound = av.AudioFrame.from_ndarray(np.zeros((1, samples), np.float32), format="fltp", layout="mono")
+            sound.sample_rate, sound.time_base = rate, Fraction(1, rate)
+            sound.pts = number * samples + round(sound_begins_seconds * rate)
+            container.mux(audio.encode(sound))
+        for number in range(num_frames):
+            frame = av.VideoFrame.from_ndarray(picture(number, **size), format="rgb24")
+            frame.pts, frame.time_base = number + round(pictures_begin_seconds * 25), Fraction(1, 25)
+            container.mux(video.encode(frame))
+        container.mux([*video.encode(), *audio.encode()])
+    return path
