@@ -9,6 +9,7 @@ from __future__ import annotations
 from fractions import Fraction
 
 import av
+import numpy as np
 
 TICK = Fraction(1, av.time_base)  # FFmpeg tells the container's start in microseconds, rounded
 
@@ -42,6 +43,17 @@ def clock_start_of_counted(container: av.container.InputContainer, stream: av.Vi
     """The same for a stream whose frames are counted instead, the first one being at 0: not positive."""
     begin = _begin(stream)
     return Fraction(0) if begin is None else clock_start(container, begin) - begin
+
+
+def slot_times(container: av.container.InputContainer, slots: list[int | None], num_frames: int) -> np.ndarray | None:
+    """int64 [F]: when the frames of an AVI file are shown whose order differs from that of their packets; None where unknown.
+
+    `slots`: the decoding times of the packets that show something. An AVI file knows no others, but every frame is shown in the
+    slot of some packet, and a slot may be left empty: the frame before it lasts longer.
+    """
+    if container.format.name != "avi" or None in slots or len(slots) < num_frames or sorted(set(slots)) != slots:
+        return None
+    return np.asarray(slots[:num_frames], np.int64)
 
 
 def _begin(stream: av.stream.Stream) -> Fraction | None:

@@ -19,7 +19,7 @@ import numpy as np
 from av.error import FFmpegError
 from av.format import Flags
 
-from mats_ds.data.clock import clock_start, clock_start_of_counted, guessed_delay
+from mats_ds.data.clock import clock_start, clock_start_of_counted, guessed_delay, slot_times
 from mats_ds.data.containers import NotAVideoFormat, limit_pictures, open_container
 from mats_ds.data.orientation import Orientation, orientation_of
 from mats_ds.data.packets import PacketLog, PacketTable
@@ -46,9 +46,10 @@ class VideoIndex:
     pts_F: int64 time stamps in `time_base`, ascending; the frames' numbers where `trusts_pts` is false (frame numbers are
     then found by counting from the start: AVI stores no presentation times). keyframe_pts_K with keyframe_seek_K: where to
     seek to for each. width, height: of the coded picture. orientation: how the decoded picture is mirrored and turned to stand
-    upright. clock_start: the time stamp in seconds at which the file's clock shows 0. plain: every packet is one visible frame,
-    so that any decoder numbers them alike. from_start: decoding must begin with the first packet, because later ones do not
-    tell the colours. packets: where each frame's packet lies, for files that can be read without their container.
+    upright. clock_start: the time stamp in seconds at which the file's clock shows 0. slot_F: int64 time stamps of frames that
+    are counted, where there are some. plain: every packet is one visible frame, so that any decoder numbers them alike.
+    from_start: decoding must begin with the first packet, because later ones do not tell the colours. packets: where each
+    frame's packet lies, for files that can be read without their container.
     """
 
     path: str
@@ -67,6 +68,7 @@ class VideoIndex:
     trusts_pts: bool
     plain: bool
     clock_start: Fraction
+    slot_F: np.ndarray | None = None
     from_start: bool = False
     packets: PacketTable | None = None
 
@@ -81,12 +83,13 @@ class VideoIndex:
 
     def seconds(self) -> np.ndarray:
         """Time of each frame on the file's clock, as players show it, float64 [F]."""
-        if not self.trusts_pts:
+        times_F = self.pts_F if self.trusts_pts else self.slot_F
+        if times_F is None:
             return np.arange(self.num_frames) / self.frame_rate - float(self.clock_start)
-        base, start = self.time_base, self.clock_start / self.time_base
+        start = self.clock_start / self.time_base
         if start.denominator == 1:  # in whole numbers as long as can be: time stamps may be large
-            return (self.pts_F - int(start)) * float(base)
-        return self.pts_F * float(base) - float(self.clock_start)
+            return (times_F - int(start)) * float(self.time_base)
+        return times_F * float(self.time_base) - float(self.clock_start)
 
     def frame_seconds(self) -> float:
         """How long a frame usually lasts: the median of the times between frames."""
@@ -165,6 +168,7 @@ def _scan(path: str, container: av.container.InputContainer, stream: av.VideoStr
     pts: list[int | None] = []
     pts_P: list[int | None] = []  # None: not shown
     keys: list[tuple[int, int]] = []
+    slots: list[int | None] = []
     num_packets = 0
     picture, problem = None, ""
     packets = container.demux(stream)
@@ -192,6 +196,8 @@ def _scan(path: str, container: av.container.InputContainer, stream: av.VideoStr
         data = bytes(packet)
         pieces = pictures.split(data, is_hidden=packet.is_corrupt or packet.is_discard)
         log.add(packet, data, pieces)
+        if not pieces or any(piece.is_shown for piece in pieces):
+            slots.append(packet.dts)
         pts_P += [packet.pts if piece.is_shown else None for piece in pieces]
         shown = [packet.pts] * sum(piece.is_shown for piece in pieces)
         if shown and packet.is_keyframe and packet.pts is not None:
@@ -215,6 +221,7 @@ def _scan(path: str, container: av.container.InputContainer, stream: av.VideoStr
         start = clock_start(container, pts_F[0].item() * stream.time_base, late_seconds=late_seconds)
     else:
         start = clock_start_of_counted(container, stream)
+    slot_F = None if trusts_pts else slot_times(container, slots, len(pts_F))
     return VideoIndex(
         path=path,
         container=container.format.name,
@@ -232,6 +239,7 @@ def _scan(path: str, container: av.container.InputContainer, stream: av.VideoStr
         trusts_pts=trusts_pts,
         plain=trusts_pts and pictures.is_certain and num_packets == len(pts) and len(container.streams.video) == 1,
         clock_start=start,
+        slot_F=slot_F,
         from_start=palettes.needs_start(picture),
         packets=log.table(number_P),
     )
@@ -281,7 +289,7 @@ def _size(entry: VideoIndex | str) -> int:
     if isinstance(entry, str):
         return 1024
     table = entry.packets.num_bytes if entry.packets else 0
-    return 1024 + entry.pts_F.nbytes + 2 * entry.keyframe_pts_K.nbytes + table
+    return 1024 + (1 if entry.slot_F is None else 2) * entry.pts_F.nbytes + 2 * entry.keyframe_pts_K.nbytes + table
 
 
 _CACHE = _Cache(MAX_CACHE_BYTES)

@@ -190,8 +190,9 @@ def _encode(index: VideoIndex, part: Path, settings: CopySettings, on_beat: Call
     container, stream = open_video(index.path, stream_index=index.stream_index)
     with container:
         rate = stream.average_rate or stream.guessed_rate or Fraction(25)
-        # Where time stamps cannot be trusted, frames are numbered, as everywhere in this package.
-        time_base = _copy_time_base(stream.time_base if index.trusts_pts else 1 / Fraction(rate))
+        # Where there are no time stamps at all, frames are numbered, as everywhere in this package.
+        has_times = index.trusts_pts or index.slot_F is not None
+        time_base = _copy_time_base(stream.time_base if has_times else 1 / Fraction(rate))
         written = _Written(width, height, time_base, array("q"))
         try:
             with av.open(str(part), "w", format="mp4") as output:
@@ -222,9 +223,7 @@ def _pictures(container, stream: av.VideoStream, index: VideoIndex, written: _Wr
     """Upright pictures of the copy's size, timed from 0 on. Stops at the first fault and notes it in `written.problem`."""
     upright = UprightScaler(written.height, written.width, orientation=index.orientation)
     for number, frame in enumerate(_decoded(container, stream, written)):
-        pts = number
-        if index.trusts_pts:
-            pts = None if frame.pts is None else round((frame.pts - int(index.pts_F[0])) * stream.time_base / written.time_base)
+        pts = _copied_time(frame, number, index, time_base=written.time_base)
         if frame.is_corrupt:
             written.problem = f"frame {number} of {index.num_frames} is corrupt"
         elif pts is None or pts <= (written.pts[-1] if number else -1):
@@ -237,6 +236,17 @@ def _pictures(container, stream: av.VideoStream, index: VideoIndex, written: _Wr
         picture.pts, picture.time_base = pts, written.time_base
         written.pts.append(pts)
         yield picture
+
+
+def _copied_time(frame: av.VideoFrame, number: int, index: VideoIndex, *, time_base: Fraction) -> int | None:
+    """The time stamp of a frame in the copy, counted from the first one; None where the original has none for it."""
+    if index.trusts_pts:
+        time, first = frame.pts, index.pts_F[0]
+    elif index.slot_F is None:
+        return number
+    else:
+        time, first = index.slot_F[number] if number < index.num_frames else None, index.slot_F[0]
+    return None if time is None else round((int(time) - int(first)) * index.time_base / time_base)
 
 
 def _decoded(container, stream: av.VideoStream, written: _Written) -> Iterator[av.VideoFrame]:

@@ -229,3 +229,35 @@ def test_pictures_two_seconds_after_the_sound():
     first, last = numbers_of(path, 2.5, 3.5)
     assert (first, last) == (12, 36)  # at 2.503 s and 3.463 s
     np.testing.assert_array_equal(read_frames(path, [first])[0], coded[12])
+
+
+def write_with_gaps(path: Path, numbers: list[int]) -> Path:
+    """MPEG-4 with B-frames in AVI, which leaves the slots of other numbers empty: the frame before is shown for longer."""
+    from tests.data.clip_files import picture
+
+    with av.open(str(path), "w") as container:
+        stream = container.add_stream("mpeg4", rate=25, options={"bf": "2"})
+        stream.height, stream.width, stream.pix_fmt, stream.codec_context.bit_rate = 48, 80, "yuv420p", 2_000_000
+        packets = []
+        for number in range(len(numbers)):
+            packets += stream.encode(av.VideoFrame.from_ndarray(picture(number, height=48, width=80), format="rgb24"))
+        packets += stream.encode()
+        for packet, slot in zip(packets, numbers, strict=True):
+            packet.pts = packet.dts = slot
+            packet.time_base = Fraction(1, 25)
+            container.mux(packet)
+    return path
+
+
+def test_frames_of_an_avi_file_with_b_frames_keep_their_slots_also_in_a_copy(tmp_path):
+    slots = [*range(5), *range(9, 20), *range(40, 54)]
+    path = write_with_gaps(tmp_path / "a.avi", slots)
+    index = index_video(str(path))
+    assert not index.trusts_pts
+    np.testing.assert_allclose(index.seconds(), np.array(slots) / 25)
+    assert numbers_of(path, 0.36, 1.6) == [5, 15]
+    (tmp_path / "list.csv").write_text("path,label,start,end\na.avi,0,0.36,1.6\n")
+    summary = make_copies(read_manifest(tmp_path / "list.csv"), tmp_path / "out")
+    [copy] = read_manifest(summary.manifest).paths
+    np.testing.assert_allclose(index_video(copy).seconds(), np.array(slots) / 25)
+    assert numbers_of(copy, 0.36, 1.6) == [5, 15]
