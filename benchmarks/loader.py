@@ -124,7 +124,7 @@ def choose_videos(folder: Path | None, scratch: Path) -> list[str]:
             index = index_video(str(path))
         except UnreadableVideo:
             continue
-        if index.num_frames >= MIN_FRAMES and max(index.upright_size) <= MAX_SIDE and index.rotation == 0:
+        if index.num_frames >= MIN_FRAMES and max(index.upright_size) <= MAX_SIDE and index.orientation.is_plain:
             chosen.append(str(path))
     if not chosen:
         raise SystemExit(f"no video of at least {MIN_FRAMES} frames below {folder}")

@@ -14,6 +14,8 @@ _HOMES = {
     "TokenGrid": "mats_ds.clips",
     "TokenSelection": "mats_ds.clips",
     "load_recipe": "mats_ds.config",
+    "read_frames": "mats_ds.data.frames",
+    "video_facts": "mats_ds.data.frames",
     "score_motion": "mats_ds.tokens.motion",
     "select_tokens": "mats_ds.tokens.selection",
     "select_frames": "mats_ds.tokens.frames",

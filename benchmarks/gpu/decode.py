@@ -39,7 +39,6 @@ def main() -> int:
 
 def check_frames(part: Part, folder: Path) -> None:
     """PSNR of the device's frames against PyAV's, the worst frame of each format."""
-    import numpy as np
 
     from benchmarks.gpu.video_files import FORMATS, write_format
     from mats_ds.data.decode import decode_frames
@@ -64,8 +63,8 @@ def check_frames(part: Part, folder: Path) -> None:
             part.add(format=name, route=route, error=str(error)[-300:])
             part.tell(f"frames, {name}", f"refused by DALI; the loader would give it to {route}")
             continue
-        if index.rotation:
-            turned = np.rot90(found, index.rotation // 90, axes=(1, 2))
+        if not index.orientation.is_plain:
+            turned = index.orientation.apply(found, axes=(1, 2))
             part.tell(
                 "DALI ignores rotation", str(bool(psnr(expected, turned).min() > GOAL_PSNR)), "" if part.on_gpu else NEEDS_GPU
             )

@@ -43,11 +43,12 @@ class FileFacts:
     """What a readable file holds.
 
     num_frames, duration_seconds, fps are of the frames that may be used, those in [start_seconds, end_seconds) (None: all).
+    first_frame_seconds: when the first of them is shown on the file's clock, which also start_seconds and end_seconds refer to.
     fps is of the usual gap between frames, whatever the header says; vfr: more than 2% of the gaps differ from it by 10%.
-    gop, gop_max: frames from one keyframe to the next, median and longest. rotation: degrees counter-clockwise; width and
-    height are of the upright picture. decode_seconds: CPU seconds of decoding the whole file once; clip_seconds: of decoding
-    one clip of 16 frames at stride 4 from its middle, as the loader does before it scales. cpu_reason: why NVDEC is not
-    asked; "" if it is.
+    gop, gop_max: frames from one keyframe to the next, median and longest. mirrored, rotation: to stand upright the coded
+    picture is mirrored left to right, then turned by so many degrees counter-clockwise; width and height are those of the
+    upright picture. decode_seconds: CPU seconds of decoding the whole file once; clip_seconds: of decoding one clip of 16
+    frames at stride 4 from its middle, as the loader does before it scales. cpu_reason: why NVDEC is not asked; "" if it is.
     """
 
     num_frames: int
@@ -58,9 +59,11 @@ class FileFacts:
     pixel_format: str
     gop: int
     gop_max: int
+    mirrored: bool
     rotation: int
     width: int
     height: int
+    first_frame_seconds: float
     duration_seconds: float
     decode_seconds: float
     clip_seconds: float
@@ -140,9 +143,11 @@ def _check(path: str, on_beat: Callable[[], None]) -> FileFacts:
         pixel_format=index.pixel_format,
         gop=int(np.median(distances)),
         gop_max=int(np.max(distances)),
-        rotation=index.rotation,
+        mirrored=index.orientation.mirrored,
+        rotation=90 * index.orientation.quarters,
         width=width,
         height=height,
+        first_frame_seconds=float(seconds_F[first]),
         duration_seconds=float(seconds_F[last - 1] - seconds_F[first]) + 1 / fps,
         decode_seconds=decode_seconds,
         clip_seconds=_time_clip(index, start_seconds, end_seconds),
@@ -166,7 +171,7 @@ def _decode_all(path: str, index: VideoIndex, on_beat: Callable[[], None]) -> _D
         decoded.header_rate = float(stream.average_rate or 0)
         decoded.profile = stream.profile or ""
         decoded.num_video_streams = len(container.streams.video)
-        decoded.torn = describe_torn_end(container, stream, held_seconds=float(index.seconds()[-1]))
+        decoded.torn = describe_torn_end(container, stream, last_seconds=float(index.seconds()[-1]))
         packets = container.demux(stream)
         broken, sound_from_pts = False, None
         beat_seconds = time.monotonic()
@@ -284,6 +289,8 @@ def _warnings(index: VideoIndex, decoded: _Decoded, part: tuple[int, int], secon
             said.append(f"header says {decoded.header_rate:g} frames/s, {mean_rate:.3g} decode")
     if not index.trusts_pts:
         said.append("time stamps cannot be trusted: frames are counted from the start")
+    if odd := index.orientation.odd_degrees:
+        said.append(f"its display matrix asks for {odd:.0f} degrees more than a quarter turn, which is not done")
     if decoded.num_video_streams > 1:
         said.append(f"{decoded.num_video_streams} video streams, number {index.stream_index} is used")
     if last - first < MIN_FRAMES:

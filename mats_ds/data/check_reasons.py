@@ -111,8 +111,8 @@ def why_on_cpu(index: VideoIndex, *, num_video_streams: int, num_bytes: int) -> 
         return "" if num_bytes <= MAX_ENCODED_BYTES else f"larger than {MAX_ENCODED_BYTES >> 20} MiB"
     if not largest:
         return f"codec {index.codec}"
-    if index.rotation:
-        return "rotation"
+    if not index.orientation.is_plain:
+        return "mirrored" if index.orientation.mirrored else "rotation"
     if index.pixel_format != "yuv420p":
         return next((words for mark, words in PIXEL_FORMAT_WORDS if mark in index.pixel_format), index.pixel_format)
     if not index.trusts_pts:

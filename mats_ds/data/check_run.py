@@ -27,13 +27,14 @@ from mats_ds.data.manifest import Manifest
 from mats_ds.data.probe import describe_error
 from mats_ds.data.terminal import why_not_utf8
 
-JOURNAL_VERSION = 2  # counted up when facts of an older check can no longer be used
+JOURNAL_VERSION = 3  # counted up when facts of an older check can no longer be used
 FACT_COLUMNS = tuple(
     field.name for field in dataclasses.fields(FileFacts) if field.name not in ("start_seconds", "end_seconds", "warnings")
 )
 COLUMNS = ("path", "label", "start", "end", *FACT_COLUMNS, "warnings")
 BAD_COLUMNS = ("path", "label", "reason")
 SAVE_SECONDS = 30.0
+SAME_TIME_SECONDS = 1e-6  # as the loader compares
 Identity = tuple[int, int]  # bytes, time of modification in nanoseconds
 
 
@@ -219,10 +220,13 @@ def _usable_part(facts: FileFacts, first: float, last: float) -> tuple[float, fl
 
 def _part_problem(facts: FileFacts, start: float, end: float) -> str:
     begins = 0.0 if math.isnan(start) else start
-    last_frame = (facts.start_seconds or 0.0) + facts.duration_seconds - 1 / facts.fps
-    if begins > last_frame + 0.5 / facts.fps or end <= begins:
+    first_frame = facts.first_frame_seconds
+    last_frame = first_frame + facts.duration_seconds - 1 / facts.fps
+    if begins > last_frame + SAME_TIME_SECONDS or end <= first_frame + SAME_TIME_SECONDS or end <= begins:
         until = "the end" if math.isnan(end) else f"{end:g} s"
-        return f"no frame decodes between {begins:g} s and {until}; the last one is at {last_frame:.3f} s"
+        is_early = end <= first_frame + SAME_TIME_SECONDS
+        nearest = f"the first one is at {first_frame:.3f} s" if is_early else f"the last one is at {last_frame:.3f} s"
+        return f"no frame decodes between {begins:g} s and {until}; {nearest}"
     return ""
 
 

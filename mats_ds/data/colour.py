@@ -20,8 +20,18 @@ class RgbConverter:
 
     def __call__(self, frame: av.VideoFrame) -> np.ndarray:
         """uint8 [H, W, 3], a view of memory that lives as long as it does."""
-        picture = self._reformatter.reformat(frame, width=self._width, height=self._height, **self._options)
+        picture_HWC = self._view(frame, self._options)
+        if picture_HWC is None:
+            other = {"format": "rgb24" if self._options["format"] == "bgr24" else "bgr24"}
+            picture_HWC = self._view(frame, self._options | other)[..., ::-1]
+        return picture_HWC
+
+    def _view(self, frame: av.VideoFrame, options: dict[str, object]) -> np.ndarray | None:
+        """None for a picture that needs no conversion and is stored from the bottom up (BGR AVI): its memory begins elsewhere."""
+        picture = self._reformatter.reformat(frame, width=self._width, height=self._height, **options)
         plane = picture.planes[0]
+        if plane.line_size < 0:
+            return None
         lines = np.frombuffer(plane, np.uint8).reshape(self._height, plane.line_size)
         return lines[:, : 3 * self._width].reshape(self._height, self._width, 3)
 

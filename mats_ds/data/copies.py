@@ -45,7 +45,7 @@ logger = logging.getLogger(__name__)
 
 MANIFEST, FAILED, PARTIAL = "manifest.csv", "failed.csv", "partial.csv"
 HEADER = ("path", "label", "start", "end")
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2  # counted up when copies of an older program are no longer right
 MIN_TIMEOUT_SECONDS = 1.0
 LINE_SECONDS = 30.0  # between two lines of progress where there is no terminal
 
@@ -253,7 +253,7 @@ def _open_journal(out: Path, kind: dict[str, Any]) -> Iterator[_Journal]:
 def _carry_rows(
     manifest: Manifest, outcomes: dict[str, CopyOutcome], out: Path, *, is_cut: bool
 ) -> tuple[list[tuple], list[tuple[str, str]]]:
-    """The rows of the new manifest, and (path, reason) of rows that fall between all segments."""
+    """The rows of the new manifest, on the clocks of the copies, and (path, reason) of rows that hold no frame of any."""
     rows, lost = [], []
     for path, label, start, end in zip(
         manifest.paths, manifest.label_S, manifest.first_seconds_S, manifest.last_seconds_S, strict=True
@@ -261,7 +261,7 @@ def _carry_rows(
         pieces = outcomes[os.path.abspath(path)].pieces
         found = []
         for piece in pieces:
-            times = piece.time_range(start, end) if is_cut else (start, end)
+            times = piece.time_range(start, end) if is_cut else piece.moved_range(start, end)
             if times is not None:
                 found.append((os.path.relpath(piece.path, out), "" if label < 0 else int(label), *map(_show_seconds, times)))
         if pieces and not found:

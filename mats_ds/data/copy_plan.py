@@ -9,8 +9,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+import av
 import numpy as np
 
+from mats_ds.data.header_length import promised_seconds
 from mats_ds.data.manifest import Manifest
 from mats_ds.data.probe import READ_ERRORS, UnreadableVideo, open_video
 from mats_ds.data.segment import can_cut
@@ -109,7 +111,7 @@ def _pixels_by_header(path: str, short_side: int) -> float:
         return 0.0
     with container:
         width, height = stream.codec_context.width, stream.codec_context.height
-        seconds = float(stream.duration * stream.time_base) if stream.duration else (container.duration or 0) / 1e6
+        seconds = promised_seconds(container, stream) or (container.duration or 0) / av.time_base
         num_frames = stream.frames or seconds * float(stream.average_rate or stream.guessed_rate or 25)
     if not width or not height or num_frames <= 0:
         return 0.0

@@ -85,7 +85,8 @@ def copy_one(task: CopyTask, *, on_beat: Callable[[], None] = lambda: None) -> C
         return CopyOutcome(task.source, problem=failure.reason)
     except OSError as error:  # no room, no permission
         return CopyOutcome(task.source, problem=f"cannot be written: {error}")
-    piece = Segment(done.target, 0, done.num_frames, 0.0, done.duration_seconds, done.num_bytes)
+    last_seconds = done.first_seconds + done.duration_seconds
+    piece = Segment(done.target, 0, done.num_frames, done.first_seconds, last_seconds, done.num_bytes)
     return CopyOutcome(task.source, (piece,), done.problem)
 
 

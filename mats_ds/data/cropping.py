@@ -31,15 +31,15 @@ class ClipCropper:
         self, numbers_T: np.ndarray, crop: CropSpec | ResizedCropDraw, *, index: VideoIndex, size: tuple[int, int]
     ) -> None:
         crop = crop.settle(*index.upright_size)
-        self._size, self._flip, self._quarters = size, crop.flip, index.rotation // 90
+        self._size, self._flip, self._orientation = size, crop.flip, index.orientation
         numbers = numbers_T.tolist()
         self._place_of = {number: place for place, number in enumerate(dict.fromkeys(numbers))}  # U different frames
         self._places_T = [self._place_of[number] for number in numbers]
         shrink = shrink_factor(crop, index.upright_size, size)
         height, width = max(1, index.height // shrink), max(1, index.width // shrink)
         self._convert = RgbConverter(height, width, shrinks=shrink > 1, reverses_colours=crop.flip)
-        upright = (width, height) if self._quarters % 2 else (height, width)
-        top, left, bottom, right = _coded_box(crop.box(*upright), (height, width), self._quarters)
+        upright = (width, height) if self._orientation.swaps_sides else (height, width)
+        top, left, bottom, right = self._orientation.coded_box(crop.box(*upright), (height, width))
         self._rows, self._columns = slice(top, bottom), slice(left, right)
         self._crops_UHWC = np.empty((len(self._place_of), bottom - top, right - left, 3), np.uint8)
 
@@ -51,10 +51,9 @@ class ClipCropper:
 
     def frames(self) -> np.ndarray:
         """uint8 RGB [T, height, width, 3], once all pictures were taken."""
-        size = self._size[::-1] if self._quarters % 2 else self._size
+        size = self._size[::-1] if self._orientation.swaps_sides else self._size
         frames_UHWC = scale_pictures(self._crops_UHWC, size=size)
-        if self._quarters:
-            frames_UHWC = np.rot90(frames_UHWC, self._quarters, axes=(1, 2))
+        frames_UHWC = self._orientation.apply(frames_UHWC, axes=(1, 2))
         if self._flip:
             frames_UHWC = reverse_rows(np.ascontiguousarray(frames_UHWC))
         if len(self._places_T) > len(frames_UHWC):
@@ -91,20 +90,3 @@ def reverse_rows(pictures_THWC: np.ndarray) -> np.ndarray:
     else:
         reversed_rows = np.ascontiguousarray(rows[:, ::-1])
     return reversed_rows.reshape(pictures_THWC.shape)
-
-
-def _coded_box(box: tuple[int, int, int, int], coded: tuple[int, int], quarters: int) -> tuple[int, int, int, int]:
-    """(top, left, bottom, right) in the coded picture of (height, width) of a (top, left, height, width) box in the upright one.
-
-    The upright picture is the coded one turned by `quarters` counter-clockwise.
-    """
-    top, left, box_height, box_width = box
-    bottom, right = top + box_height, left + box_width
-    height, width = coded
-    if quarters == 1:  # upright row r, column c shows coded row c, column width - 1 - r
-        return left, width - bottom, right, width - top
-    if quarters == 2:
-        return height - bottom, width - right, height - top, width - left
-    if quarters == 3:  # coded row height - 1 - c, column r
-        return height - right, top, height - left, bottom
-    return top, left, bottom, right

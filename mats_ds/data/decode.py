@@ -20,6 +20,7 @@ import numpy as np
 from mats_ds.clips import ClipSpec
 from mats_ds.data.colour import RgbConverter
 from mats_ds.data.packets import PacketTable
+from mats_ds.data.palette import is_palette
 from mats_ds.data.probe import READ_ERRORS, UnreadableVideo, VideoIndex, describe_error, index_video, open_video
 
 # Decoders for which leaving out unwanted non-reference frames changes no bit of the others; dav1d drops wanted ones.
@@ -50,7 +51,7 @@ def frame_numbers(spec: ClipSpec, *, index: VideoIndex) -> np.ndarray:
         shifts_T = np.minimum(np.ceil(shares_T * 2**20), 2**20 - 1).astype(np.int64)
         return first + (steps_T * 2**20 + shifts_T) * num_allowed // (spec.num_frames * 2**20)
     if spec.span_seconds is not None:
-        return first + _shown_at(index.seconds()[first:last], spec, last_seconds=_frame_seconds(index))
+        return first + _shown_at(index.seconds()[first:last], spec, last_seconds=index.frame_seconds())
     span = min(spec.span or spec.num_frames * spec.stride, num_allowed)
     num_beginnings = num_allowed - span + 1
     # a little more, so that 0.7 of ninety beginnings is 63
@@ -67,14 +68,8 @@ def _shown_at(seconds_F: np.ndarray, spec: ClipSpec, *, last_seconds: float) -> 
     return np.maximum(np.searchsorted(seconds_F, moments_T + 1e-6, side="right") - 1, 0)
 
 
-def _frame_seconds(index: VideoIndex) -> float:
-    """How long a frame usually lasts."""
-    steps = np.diff(index.seconds())
-    return float(np.median(steps)) if len(steps) else 1.0 / index.frame_rate
-
-
 def decode_frames(path: str, numbers: np.ndarray, *, index: VideoIndex | None = None) -> np.ndarray:
-    """The frames of these numbers (any order, repeats allowed), uint8 RGB [T, H, W, 3], turned upright.
+    """The frames of these numbers (any order, repeats allowed), uint8 RGB [T, H, W, 3], upright.
 
     Raises UnreadableVideo when one of them is missing, corrupt or cannot be decoded.
     """
@@ -87,13 +82,11 @@ def decode_frames(path: str, numbers: np.ndarray, *, index: VideoIndex | None = 
         frames_THWC[numbers_T == number] = convert(frame)
 
     visit_frames(path, numbers_T, index=index, take=take)
-    if index.rotation == 0:
-        return frames_THWC
-    return np.ascontiguousarray(np.rot90(frames_THWC, index.rotation // 90, axes=(1, 2)))
+    return np.ascontiguousarray(index.orientation.apply(frames_THWC, axes=(1, 2)))
 
 
 def visit_frames(path: str, numbers: np.ndarray, *, index: VideoIndex, take: Take) -> None:
-    """Decode the frames of these numbers and hand each to `take`, as it is coded: not turned upright.
+    """Decode the frames of these numbers and hand each to `take`, as it is coded: not made upright.
 
     Raises UnreadableVideo when one of them is missing, corrupt or cannot be decoded.
     """
@@ -101,7 +94,7 @@ def visit_frames(path: str, numbers: np.ndarray, *, index: VideoIndex, take: Tak
     if len(wanted) == 0 or wanted[0] < 0 or wanted[-1] >= index.num_frames:
         raise UnreadableVideo(f"frames {np.asarray(numbers).tolist()} asked for, it has {index.num_frames}")
     ways = [_decode_packets] if index.packets is not None else []
-    ways += [_decode_by_seeking] if index.trusts_pts and len(index.keyframe_pts_K) else []
+    ways += [_decode_by_seeking] if index.trusts_pts and len(index.keyframe_pts_K) and not index.from_start else []
     for decode in ways:
         try:
             return decode(path, index, wanted, take)
@@ -187,9 +180,8 @@ def _allowed_range(spec: ClipSpec, index: VideoIndex) -> tuple[int, int]:
             last = int(np.searchsorted(seconds_F, spec.last_seconds - 1e-6))
         if last <= first:
             end = "its end" if spec.last_seconds is None else f"{spec.last_seconds:g} s"
-            raise UnreadableVideo(
-                f"no frame between {spec.first_seconds or 0:g} s and {end}; the last one is at {seconds_F[-1]:.3f} s"
-            )
+            nearest = f"the last one is at {seconds_F[-1]:.3f} s" if last else f"the first one is at {seconds_F[0]:.3f} s"
+            raise UnreadableVideo(f"no frame between {spec.first_seconds or 0:g} s and {end}; {nearest}")
     return first, last
 
 
@@ -197,6 +189,8 @@ def _decode_by_seeking(path: str, index: VideoIndex, wanted: np.ndarray, take: T
     container, stream = open_video(path, stream_index=index.stream_index)
     skips = index.codec in SKIPPING_CODECS
     with container:
+        if is_palette(index.pixel_format):  # comes with the first packet only
+            next(container.demux(stream)).decode()
         for seek_to, numbers in _runs(index, wanted):
             missing = {int(index.pts_F[number]): number for number in numbers}
             last_pts = max(missing)

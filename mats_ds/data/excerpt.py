@@ -19,7 +19,7 @@ from mats_ds.data.probe import VideoIndex, index_video
 
 @dataclass(frozen=True)
 class Excerpt:
-    """One clip: frames_THWC uint8 RGB and seconds_T, the time of each since the beginning of the video."""
+    """One clip: frames_THWC uint8 RGB and seconds_T, the time of each on the file's clock."""
 
     frames_THWC: np.ndarray
     seconds_T: np.ndarray
@@ -36,7 +36,7 @@ def plan_excerpts(
     if num_clips < 1:
         raise ValueError(f"at least 1 clip can be shown, got {num_clips}")
     seconds_F = index.seconds()
-    frame_seconds = float(np.median(np.diff(seconds_F))) if len(seconds_F) > 1 else 1 / index.frame_rate
+    frame_seconds = index.frame_seconds()
     end_seconds = float(seconds_F[-1]) + frame_seconds
     per_frame = section.stride * frame_seconds if section.stride_seconds is None else section.stride_seconds
     span = section.num_frames * section.stride
@@ -50,6 +50,7 @@ def plan_excerpts(
         raise ValueError(
             f"the video lasts {end_seconds:.2f} s and nothing of it lies at {start_seconds:g} s: choose an earlier time"
         )
+    start_seconds = max(start_seconds, float(seconds_F[0]))  # the sound may begin earlier
     begins = [start_seconds + number * section.num_frames * per_frame for number in range(num_clips)]
     return [ClipSpec(start=0.0, first_seconds=begin, **shared) for begin in begins if begin < end_seconds - frame_seconds / 2]
 

@@ -2,7 +2,7 @@
 
 Frame counts in headers are wrong or absent in many files, so frames are counted by their packets: packets that show nothing
 (VP8/VP9 reference-only frames, frames that an edit list cuts, torn packets) are not counted. One picture is decoded, which
-proves that the stream decodes at all and tells its true size, pixel format and rotation.
+proves that the stream decodes at all and tells its true size, pixel format and orientation.
 """
 
 from __future__ import annotations
@@ -19,8 +19,11 @@ import numpy as np
 from av.error import FFmpegError
 from av.format import Flags
 
+from mats_ds.data.clock import clock_start, clock_start_of_counted, guessed_delay, slot_times
 from mats_ds.data.containers import NotAVideoFormat, limit_pictures, open_container
+from mats_ds.data.orientation import Orientation, orientation_of
 from mats_ds.data.packets import PacketLog, PacketTable
+from mats_ds.data.palette import PaletteLog
 from mats_ds.data.pictures import PictureCounter
 
 # What PyAV raises for a file that is not a sound video: FFmpeg's errors, metadata that is not text, absurd sizes.
@@ -42,9 +45,11 @@ class VideoIndex:
 
     pts_F: int64 time stamps in `time_base`, ascending; the frames' numbers where `trusts_pts` is false (frame numbers are
     then found by counting from the start: AVI stores no presentation times). keyframe_pts_K with keyframe_seek_K: where to
-    seek to for each. width, height: of the coded picture. rotation: degrees counter-clockwise (0, 90, 180, 270) by which the
-    decoded picture is turned to stand upright. plain: every packet is one visible frame, so that any decoder numbers them alike.
-    packets: where each frame's packet lies, for files that can be read without their container.
+    seek to for each. width, height: of the coded picture. orientation: how the decoded picture is mirrored and turned to stand
+    upright. clock_start: the time stamp in seconds at which the file's clock shows 0. slot_F: int64 time stamps of frames that
+    are counted, where there are some. plain: every packet is one visible frame, so that any decoder numbers them alike.
+    from_start: decoding must begin with the first packet, because later ones do not tell the colours. packets: where each
+    frame's packet lies, for files that can be read without their container.
     """
 
     path: str
@@ -53,7 +58,7 @@ class VideoIndex:
     pixel_format: str
     width: int
     height: int
-    rotation: int
+    orientation: Orientation
     stream_index: int
     time_base: Fraction
     frame_rate: float
@@ -62,6 +67,9 @@ class VideoIndex:
     keyframe_seek_K: np.ndarray
     trusts_pts: bool
     plain: bool
+    clock_start: Fraction
+    slot_F: np.ndarray | None = None
+    from_start: bool = False
     packets: PacketTable | None = None
 
     @property
@@ -70,14 +78,23 @@ class VideoIndex:
 
     @property
     def upright_size(self) -> tuple[int, int]:
-        """(height, width) of the frames as they are delivered, after rotation."""
-        return (self.width, self.height) if self.rotation % 180 else (self.height, self.width)
+        """(height, width) of the frames as they are delivered, upright."""
+        return (self.width, self.height) if self.orientation.swaps_sides else (self.height, self.width)
 
     def seconds(self) -> np.ndarray:
-        """Time of each frame since the first one, float64 [F]."""
-        if not self.trusts_pts:
-            return np.arange(self.num_frames) / self.frame_rate
-        return (self.pts_F - self.pts_F[0]) * float(self.time_base)
+        """Time of each frame on the file's clock, as players show it, float64 [F]."""
+        times_F = self.pts_F if self.trusts_pts else self.slot_F
+        if times_F is None:
+            return np.arange(self.num_frames) / self.frame_rate - float(self.clock_start)
+        start = self.clock_start / self.time_base
+        if start.denominator == 1:  # in whole numbers as long as can be: time stamps may be large
+            return (times_F - int(start)) * float(self.time_base)
+        return times_F * float(self.time_base) - float(self.clock_start)
+
+    def frame_seconds(self) -> float:
+        """How long a frame usually lasts: the median of the times between frames."""
+        steps = np.diff(self.seconds())
+        return float(np.median(steps)) if len(steps) else 1.0 / self.frame_rate
 
 
 def index_video(path: str) -> VideoIndex:
@@ -146,10 +163,12 @@ def _read_index(path: str, num_bytes: int) -> VideoIndex:
 
 def _scan(path: str, container: av.container.InputContainer, stream: av.VideoStream, log: PacketLog) -> VideoIndex:
     codec = stream.codec_context.name.removeprefix("lib").removeprefix("dav1d") or "av1"
+    palettes = PaletteLog(codec)
     pictures = PictureCounter(codec, bytes(stream.codec_context.extradata or b""))
     pts: list[int | None] = []
     pts_P: list[int | None] = []  # None: not shown
     keys: list[tuple[int, int]] = []
+    slots: list[int | None] = []
     num_packets = 0
     picture, problem = None, ""
     packets = container.demux(stream)
@@ -170,10 +189,15 @@ def _scan(path: str, container: av.container.InputContainer, stream: av.VideoStr
                 problem = problem or describe_error(error)
         if not packet.size:
             continue
+        if not num_packets:
+            late_seconds = guessed_delay(container, packet)
         num_packets += 1
+        palettes.add(packet)
         data = bytes(packet)
         pieces = pictures.split(data, is_hidden=packet.is_corrupt or packet.is_discard)
         log.add(packet, data, pieces)
+        if not pieces or any(piece.is_shown for piece in pieces):
+            slots.append(packet.dts)
         pts_P += [packet.pts if piece.is_shown else None for piece in pieces]
         shown = [packet.pts] * sum(piece.is_shown for piece in pieces)
         if shown and packet.is_keyframe and packet.pts is not None:
@@ -193,6 +217,11 @@ def _scan(path: str, container: av.container.InputContainer, stream: av.VideoStr
         number_P = pictures.order()
         pts_F = np.arange(len(pts) if number_P is None else int((number_P >= 0).sum()))
     keys.sort()
+    if trusts_pts:
+        start = clock_start(container, pts_F[0].item() * stream.time_base, late_seconds=late_seconds)
+    else:
+        start = clock_start_of_counted(container, stream)
+    slot_F = None if trusts_pts else slot_times(container, slots, len(pts_F))
     return VideoIndex(
         path=path,
         container=container.format.name,
@@ -200,7 +229,7 @@ def _scan(path: str, container: av.container.InputContainer, stream: av.VideoStr
         pixel_format=picture.format.name,
         width=picture.width,
         height=picture.height,
-        rotation=round(getattr(picture, "rotation", 0) / 90) * 90 % 360,
+        orientation=orientation_of(picture),
         stream_index=stream.index,
         time_base=stream.time_base,
         frame_rate=float(rate) if rate else 25.0,
@@ -209,6 +238,9 @@ def _scan(path: str, container: av.container.InputContainer, stream: av.VideoStr
         keyframe_seek_K=np.asarray([seek for _, seek in keys], np.int64),
         trusts_pts=trusts_pts,
         plain=trusts_pts and pictures.is_certain and num_packets == len(pts) and len(container.streams.video) == 1,
+        clock_start=start,
+        slot_F=slot_F,
+        from_start=palettes.needs_start(picture),
         packets=log.table(number_P),
     )
 
@@ -257,7 +289,7 @@ def _size(entry: VideoIndex | str) -> int:
     if isinstance(entry, str):
         return 1024
     table = entry.packets.num_bytes if entry.packets else 0
-    return 1024 + entry.pts_F.nbytes + 2 * entry.keyframe_pts_K.nbytes + table
+    return 1024 + (1 if entry.slot_F is None else 2) * entry.pts_F.nbytes + 2 * entry.keyframe_pts_K.nbytes + table
 
 
 _CACHE = _Cache(MAX_CACHE_BYTES)

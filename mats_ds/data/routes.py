@@ -1,10 +1,10 @@
 """ClipSpec -> a finished clip that PyAV decoded, or the file's bytes for a DALI graph where the device decodes them itself.
 
 A file goes to the device's decoder only if that decoder numbers and shows its frames as PyAV does: every packet one visible
-frame, trusted time stamps, 8-bit 4:2:0 video range, no rotation (DALI ignores it), a picture size that NVDEC accepts. All
-else is decoded by PyAV, which turns rotated video upright, and cropped and scaled at once by the thread that reads it, on a GPU
-too: what then goes to the device is a small clip of a fixed size instead of whole pictures of any size. Crops always refer to
-the upright picture.
+frame, trusted time stamps, 8-bit 4:2:0 video range, neither turned nor mirrored (DALI ignores both), a picture size that NVDEC
+accepts. All else is decoded by PyAV, made upright, cropped and scaled at once by the thread that reads it, on a GPU too: what
+then goes to the device is a small clip of a fixed size instead of whole pictures of any size. Crops always refer to the upright
+picture.
 """
 
 from __future__ import annotations
@@ -133,7 +133,7 @@ def device_can_decode(index: VideoIndex) -> bool:
     smallest, largest = NVDEC_SIDES.get(index.codec, (1, 0))
     return (
         index.plain
-        and index.rotation == 0
+        and index.orientation.is_plain
         and index.pixel_format == "yuv420p"
         and min(index.width, index.height) >= smallest
         and max(index.width, index.height) <= largest

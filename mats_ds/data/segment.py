@@ -11,7 +11,7 @@ import contextlib
 import math
 import os
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import av
@@ -28,7 +28,7 @@ SAME_TIME_SECONDS = 2e-3  # Matroska rounds time stamps to milliseconds
 
 @dataclass(frozen=True)
 class Segment:
-    """One piece: frames [first_frame, first_frame + num_frames) of the source, of the time [first_seconds, last_seconds)."""
+    """One piece: frames [first_frame, first_frame + num_frames) of the source, [first_seconds, last_seconds) on its clock."""
 
     path: str
     first_frame: int
@@ -48,6 +48,13 @@ class Segment:
         first = round(start - self.first_seconds, 6) if start > self.first_seconds else math.nan
         last = round(end - self.first_seconds, 6) if end < self.last_seconds else math.nan
         return first, last
+
+    def moved_range(self, start_seconds: float, end_seconds: float) -> tuple[float, float] | None:
+        """The same for a piece that is the whole source: only counted from its first frame. None: it ends before that."""
+        if end_seconds <= self.first_seconds:
+            return None
+        first = round(start_seconds - self.first_seconds, 6)
+        return (max(0.0, first) if not math.isnan(first) else first), round(end_seconds - self.first_seconds, 6)
 
 
 @dataclass(frozen=True, eq=False)
@@ -89,8 +96,11 @@ def segment_file(
             raise CopyFailed(f"{failure.reason}; --reencode transcodes it first, then cuts") from None
     copy = folder / f".{name}.whole.mp4"
     try:
-        transcode_file(source, copy, settings=reencode, on_beat=on_beat)
-        return _cut(index_video(str(copy)), folder, seconds=seconds, name=name, on_beat=on_beat)
+        later = transcode_file(source, copy, settings=reencode, on_beat=on_beat).first_seconds
+        pieces = _cut(index_video(str(copy)), folder, seconds=seconds, name=name, on_beat=on_beat)
+        return [
+            replace(piece, first_seconds=piece.first_seconds + later, last_seconds=piece.last_seconds + later) for piece in pieces
+        ]
     finally:
         with contextlib.suppress(FileNotFoundError):
             copy.unlink()
@@ -132,7 +142,7 @@ def _cut(index: VideoIndex, folder: Path, *, seconds: float, name: str, on_beat:
                 part.unlink()
     seconds_F = index.seconds()
     begins = [float(seconds_F[frame]) for frame in cuts.first_frame_G]
-    ends = [*begins[1:], float(seconds_F[-1]) + 1 / index.frame_rate]
+    ends = [*begins[1:], float(seconds_F[-1]) + index.frame_seconds()]
     return [
         Segment(str(target), frame, count, begin, end, os.path.getsize(target))
         for target, frame, count, begin, end in zip(targets, cuts.first_frame_G, cuts.num_frames_G, begins, ends, strict=True)
@@ -153,7 +163,7 @@ def _plan_cuts(index: VideoIndex, *, seconds: float, on_beat: Callable[[], None]
     if not len(sound) or sound[0] != 0:
         raise CopyFailed("it does not begin with a keyframe")
     seconds_of_sound = (pts_P[sound] - index.pts_F[0]) * float(index.time_base)
-    length = float(index.seconds()[-1]) + 1 / index.frame_rate
+    length = float(index.seconds()[-1] - index.seconds()[0]) + index.frame_seconds()
     multiples = np.arange(1, math.ceil(length / seconds)) * seconds
     places = np.unique(np.searchsorted(seconds_of_sound, multiples - 1e-6))
     chosen = [0, *(int(place) for place in places if place < len(sound))]
@@ -242,8 +252,8 @@ def _verify(part: Path, index: VideoIndex, *, first: int, num_frames: int) -> No
     expected_seconds = index.seconds()[first : first + num_frames]
     if np.abs(found.seconds() - (expected_seconds - expected_seconds[0])).max() > SAME_TIME_SECONDS:
         raise CopyFailed(f"{part.stem} has other times than the source")
-    if (found.upright_size, found.rotation) != (index.upright_size, index.rotation):
-        raise CopyFailed(f"{part.stem} lost the rotation of {index.rotation} degrees")
+    if (found.upright_size, found.orientation) != (index.upright_size, index.orientation):
+        raise CopyFailed(f"{part.stem} lost that its pictures are {index.orientation}")
 
 
 def _count_decoded(index: VideoIndex, num_wanted: int) -> int:

@@ -1,9 +1,10 @@
 """A video file -> its training copy: small, upright, quick to seek in, with the original's time stamps.
 
 The copy has 8-bit 4:2:0 pictures with even sides whose shorter one is `short_side` (never more than the original's), a keyframe
-at least every `gop` frames with nothing referring across it, no audio, and the same frames at the same seconds as the original,
-so that `start` and `end` in a manifest stay valid. Frames stream through one by one. The file appears at once: it is written
-aside, decoded again, compared with what was put in, flushed to the disk and renamed. The original is only read.
+at least every `gop` frames with nothing referring across it, no audio, and the same frames at the same distances in time. Its
+clock shows 0 at its first frame; an original whose sound begins earlier counts from there, and `first_seconds` says the
+difference, by which `start` and `end` in a manifest must be moved. Frames stream through one by one. The file appears at once: it
+is written aside, decoded again, compared with what was put in, flushed to the disk and renamed. The original is only read.
 
 Why these H.264 options (all with tune fastdecode: no CABAC, no loop filter; crf 23; B-frames always, none of them referred to, so
 that the reader skips those that it does not want). Six real clips at 340 x 256, CPU ms to decode 16 frames at stride 4, bytes
@@ -98,13 +99,17 @@ class CopySettings:
 
 @dataclass(frozen=True)
 class Transcoded:
-    """A finished copy. `problem`: where the original breaks off, if only its readable part was kept."""
+    """A finished copy. first_seconds: when its first frame is shown on the original's clock; on its own, at 0.
+
+    `problem`: where the original breaks off, if only its readable part was kept.
+    """
 
     source: str
     target: str
     num_frames: int
     width: int
     height: int
+    first_seconds: float
     duration_seconds: float
     source_bytes: int
     num_bytes: int
@@ -149,7 +154,8 @@ def transcode_file(
         num_frames=len(written.pts),
         width=written.width,
         height=written.height,
-        duration_seconds=written.last_seconds() + 1 / index.frame_rate,
+        first_seconds=float(index.seconds()[0]),
+        duration_seconds=written.last_seconds() + index.frame_seconds(),
         source_bytes=os.path.getsize(source),
         num_bytes=os.path.getsize(target),
         problem=written.problem,
@@ -172,10 +178,11 @@ class _Written:
 
 
 def _reaches(written: _Written, index: VideoIndex, needed_seconds: float) -> bool:
-    """Whether no frame before `needed_seconds` is missing at the end."""
-    last_seconds, seconds_F = written.last_seconds(), index.seconds()
+    """Whether no frame before `needed_seconds` of the original's clock is missing at the end."""
+    seconds_F = index.seconds()
+    last_seconds = float(seconds_F[0]) + written.last_seconds()
     following = int(np.searchsorted(seconds_F, last_seconds + SAME_TIME_SECONDS))
-    next_seconds = seconds_F[following] if following < len(seconds_F) else last_seconds + 1 / index.frame_rate
+    next_seconds = seconds_F[following] if following < len(seconds_F) else last_seconds + index.frame_seconds()
     return needed_seconds <= next_seconds + SAME_TIME_SECONDS
 
 
@@ -184,8 +191,9 @@ def _encode(index: VideoIndex, part: Path, settings: CopySettings, on_beat: Call
     container, stream = open_video(index.path, stream_index=index.stream_index)
     with container:
         rate = stream.average_rate or stream.guessed_rate or Fraction(25)
-        # Where time stamps cannot be trusted, frames are numbered, as everywhere in this package.
-        time_base = _copy_time_base(stream.time_base if index.trusts_pts else 1 / Fraction(rate))
+        # Where there are no time stamps at all, frames are numbered, as everywhere in this package.
+        has_times = index.trusts_pts or index.slot_F is not None
+        time_base = _copy_time_base(stream.time_base if has_times else 1 / Fraction(rate))
         written = _Written(width, height, time_base, array("q"))
         try:
             with av.open(file_url(part), "w", format="mp4") as output:
@@ -214,11 +222,9 @@ def _copy_time_base(time_base: Fraction) -> Fraction:
 
 def _pictures(container, stream: av.VideoStream, index: VideoIndex, written: _Written) -> Iterator[av.VideoFrame]:
     """Upright pictures of the copy's size, timed from 0 on. Stops at the first fault and notes it in `written.problem`."""
-    upright = UprightScaler(written.height, written.width, rotation=index.rotation)
+    upright = UprightScaler(written.height, written.width, orientation=index.orientation)
     for number, frame in enumerate(_decoded(container, stream, written)):
-        pts = number
-        if index.trusts_pts:
-            pts = None if frame.pts is None else round((frame.pts - int(index.pts_F[0])) * stream.time_base / written.time_base)
+        pts = _copied_time(frame, number, index, time_base=written.time_base)
         if frame.is_corrupt:
             written.problem = f"frame {number} of {index.num_frames} is corrupt"
         elif pts is None or pts <= (written.pts[-1] if number else -1):
@@ -231,6 +237,17 @@ def _pictures(container, stream: av.VideoStream, index: VideoIndex, written: _Wr
         picture.pts, picture.time_base = pts, written.time_base
         written.pts.append(pts)
         yield picture
+
+
+def _copied_time(frame: av.VideoFrame, number: int, index: VideoIndex, *, time_base: Fraction) -> int | None:
+    """The time stamp of a frame in the copy, counted from the first one; None where the original has none for it."""
+    if index.trusts_pts:
+        time, first = frame.pts, index.pts_F[0]
+    elif index.slot_F is None:
+        return number
+    else:
+        time, first = index.slot_F[number] if number < index.num_frames else None, index.slot_F[0]
+    return None if time is None else round((int(time) - int(first)) * index.time_base / time_base)
 
 
 def _decoded(container, stream: av.VideoStream, written: _Written) -> Iterator[av.VideoFrame]:
@@ -248,7 +265,7 @@ def _what_is_missing(container, stream: av.VideoStream, index: VideoIndex, writt
         return f"only {num_frames} of {index.num_frames} frames decode"
     if num_frames > index.num_frames:
         return f"{num_frames} frames decode, its packets hold {index.num_frames}"
-    return describe_torn_end(container, stream, held_seconds=written.last_seconds())
+    return describe_torn_end(container, stream, last_seconds=float(index.seconds()[0]) + written.last_seconds())
 
 
 def verify_copy(path: Path, written: _Written, *, gop: int, on_beat: Callable[[], None] = lambda: None) -> None:

@@ -9,6 +9,7 @@ import numpy as np
 from av.video.frame import PictureType
 from av.video.reformatter import ColorRange, Interpolation, VideoReformatter
 
+from mats_ds.data.orientation import Orientation
 from mats_ds.data.probe import VideoIndex
 
 
@@ -26,9 +27,9 @@ def _even(side: float, limit: int) -> int:
 class UprightScaler:
     """Makes frames of `height` x `width` upright pixels from decoded ones of any size, format and range."""
 
-    def __init__(self, height: int, width: int, *, rotation: int) -> None:
-        self._quarters = rotation // 90
-        self._height, self._width = (width, height) if self._quarters % 2 else (height, width)
+    def __init__(self, height: int, width: int, *, orientation: Orientation) -> None:
+        self._orientation = orientation
+        self._height, self._width = (width, height) if orientation.swaps_sides else (height, width)
         self._reformatter = VideoReformatter()
 
     def __call__(self, frame: av.VideoFrame) -> av.VideoFrame:
@@ -43,17 +44,18 @@ class UprightScaler:
             dst_color_range=ColorRange.MPEG,
             **_on_one_thread(),
         )
-        if self._quarters:
-            picture = self._rotated(picture)
+        if not self._orientation.is_plain:
+            picture = self._turned(picture)
         picture.pict_type = PictureType.NONE  # the encoder decides, not the original
         return picture
 
-    def _rotated(self, picture: av.VideoFrame) -> av.VideoFrame:
+    def _turned(self, picture: av.VideoFrame) -> av.VideoFrame:
         luma = self._height * self._width
         flat = picture.to_ndarray().reshape(-1)
         planes = np.split(flat, [luma, luma + luma // 4])
         shapes = [(self._height, self._width)] + 2 * [(self._height // 2, self._width // 2)]
-        turned = [np.rot90(plane.reshape(shape), self._quarters) for plane, shape in zip(planes, shapes, strict=True)]
+        coded = [plane.reshape(shape) for plane, shape in zip(planes, shapes, strict=True)]
+        turned = [self._orientation.apply(plane, axes=(0, 1)) for plane in coded]
         height, width = turned[0].shape
         packed = np.concatenate([np.ascontiguousarray(plane).reshape(-1) for plane in turned])
         fresh = av.VideoFrame.from_ndarray(packed.reshape(height * 3 // 2, width), format="yuv420p")

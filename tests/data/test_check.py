@@ -18,7 +18,7 @@ from mats_ds.data.probe import UnreadableVideo, index_video
 from mats_ds.data.routes import device_can_decode
 
 NOBODY = 65534
-TKHD_MATRIX = 40  # bytes from the name of the box to its matrix. Source: ISO/IEC 14496-12, track header box, version 0
+TKHD_MATRIX = 44  # bytes from the name of the box to its matrix. Source: ISO/IEC 14496-12, track header box, version 0
 QUARTER_TURN = (0, 1 << 16, 0, -(1 << 16), 0, 0, 0, 0, 1 << 30)
 STRH_LENGTH = 40  # bytes from the name of the chunk to the number of frames. Source: AVISTREAMHEADER of the AVI format
 

@@ -12,6 +12,7 @@ import torch
 from mats_ds.clips import ClipSpec, CropSpec
 from mats_ds.data.cropping import ClipCropper, reverse_rows, scale_pictures, shrink_factor
 from mats_ds.data.decode import decode_frames
+from mats_ds.data.orientation import Orientation
 from mats_ds.data.pipeline import resize_region
 from mats_ds.data.probe import index_video
 from mats_ds.data.routes import Region, read_decoded
@@ -64,7 +65,7 @@ def test_a_flip_mirrors_left_and_right(path):
 @pytest.mark.parametrize("rotation", [0, 90, 180, 270])
 @pytest.mark.parametrize("flip", [False, True])
 def test_the_crop_of_a_rotated_video_refers_to_the_upright_picture(path, rotation, flip):
-    index = dataclasses.replace(index_video(path), rotation=rotation)
+    index = dataclasses.replace(index_video(path), orientation=Orientation(rotation // 90))
     whole = decode_frames(path, np.array([1, 3]), index=index)
     assert whole.shape[1:3] == index.upright_size
     crop = dataclasses.replace(CROP, flip=flip)

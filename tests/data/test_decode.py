@@ -267,5 +267,5 @@ def test_real_clips_by_seeking_equal_plain_decoding(real_videos):
             continue
         span = min(48, index.num_frames)
         numbers = (index.num_frames - span) // 2 + np.arange(6) * span // 6
-        plain = np.rot90(whole_pictures(str(path), numbers, decode._decode_from_start), index.rotation // 90, axes=(1, 2))
+        plain = index.orientation.apply(whole_pictures(str(path), numbers, decode._decode_from_start), axes=(1, 2))
         np.testing.assert_array_equal(decode_frames(str(path), numbers), plain, err_msg=path.name)

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 from mats_ds.data import probe
+from mats_ds.data.orientation import Orientation
 from mats_ds.data.probe import UnreadableVideo, index_video
 
 
@@ -25,7 +26,7 @@ from mats_ds.data.probe import UnreadableVideo, index_video
 def test_frames_keyframes_and_times_come_from_the_packets(write_video, tmp_path, name, options, codec, trusts_pts):
     index = index_video(str(write_video(tmp_path / name, num_frames=40, gop=10, **options)))
     assert (index.codec, index.num_frames, index.trusts_pts, index.plain) == (codec, 40, trusts_pts, trusts_pts)
-    assert (index.height, index.width, index.rotation, index.pixel_format) == (48, 80, 0, "yuv420p")
+    assert (index.height, index.width, index.orientation, index.pixel_format) == (48, 80, Orientation(), "yuv420p")
     assert index.frame_rate == pytest.approx(20)
     np.testing.assert_allclose(index.seconds(), np.arange(40) / 20, atol=0.001)
     if trusts_pts:
@@ -143,6 +144,6 @@ def test_real_clips_have_the_frames_that_their_list_says(real_videos):
         if path.exists() and path.name not in two_streams:
             index = index_video(str(path))
             assert index.num_frames == int(row["frames"]), path
-            assert index.rotation == int(row["rotation"] or 0) % 360, path
+            assert index.orientation == Orientation(int(row["rotation"] or 0) % 360 // 90), path
             checked += 1
     assert checked > 20

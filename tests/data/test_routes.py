@@ -9,6 +9,7 @@ import pytest
 
 from mats_ds.clips import ClipSpec, CropSpec
 from mats_ds.data import routes
+from mats_ds.data.orientation import Orientation
 from mats_ds.data.probe import index_video
 from mats_ds.data.routes import DecodedClip, EncodedClip, device_can_decode, read_decoded, read_for_device
 
@@ -42,5 +43,6 @@ def test_a_file_too_long_for_the_device_is_not_read_whole(large_video, monkeypat
 def test_hardware_decoders_get_plain_upright_files_only(large_video):
     index = index_video(large_video)
     assert device_can_decode(index)
-    for change in ({"rotation": 90}, {"pixel_format": "yuv444p"}, {"codec": "mjpeg"}, {"height": 20}, {"plain": False}):
+    others = ({"pixel_format": "yuv444p"}, {"codec": "mjpeg"}, {"height": 20}, {"plain": False})
+    for change in ({"orientation": Orientation(quarters=1)}, {"orientation": Orientation(mirrored=True)}, *others):
         assert not device_can_decode(dataclasses.replace(index, **change)), change

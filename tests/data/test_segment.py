@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 
 from mats_ds.data.decode import decode_frames
+from mats_ds.data.orientation import Orientation
 from mats_ds.data.probe import UnreadableVideo, index_video
 from mats_ds.data.segment import Segment, can_cut, segment_file
 from mats_ds.data.transcode import CopyFailed, CopySettings
@@ -121,7 +122,7 @@ def test_keeps_the_rotation(write_video, tmp_path):
 
     source = write_turned(write_video(tmp_path / "a.mp4"), tmp_path / "turned.mp4", 90)
     segments = segment_file(source, tmp_path / "cut", seconds=1.0)
-    assert len(segments) > 1 and all(index_video(piece.path).rotation == 90 for piece in segments)
+    assert len(segments) > 1 and all(index_video(piece.path).orientation == Orientation(1) for piece in segments)
 
 
 @pytest.mark.parametrize("seconds", [0.0, -1.0, math.nan, math.inf])

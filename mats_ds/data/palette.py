@@ -1,0 +1,43 @@
+"""Palette video (8-bit AVI and QuickTime): which packets bring colours, hence where decoding may begin.
+
+The pixels of such a video are numbers of colours. A demuxer hands the palette out once, beside the first packet, and again only
+where the file changes it; a decoder that is positioned at a later packet knows no colours and shows black.
+"""
+
+from __future__ import annotations
+
+import av
+
+PALETTE_FORMAT = "pal8"
+WHOLE_PICTURE_CODECS = frozenset(("rawvideo", "png", "bmp", "targa", "tiff"))  # no packet refers to another
+
+
+class PaletteLog:
+    """Watches the packets of a stream as they come."""
+
+    def __init__(self, codec: str) -> None:
+        self._codec = codec
+        self._num_packets = 0
+        self._changes = False
+
+    def add(self, packet: av.Packet) -> None:
+        """The next packet that holds something."""
+        self._num_packets += 1
+        # PyAV 14 and 15 do not say it; a change is then assumed.
+        self._changes |= self._num_packets > 1 and getattr(packet, "has_sidedata", _always)("palette")
+
+    def needs_start(self, picture: av.VideoFrame) -> bool:
+        """Whether a packet can be decoded only after all before it, for a video whose first picture is this one.
+
+        Where pictures are whole and the palette stays, the first packet and then the wanted one are enough.
+        """
+        return is_palette(picture.format.name) and (self._changes or self._codec not in WHOLE_PICTURE_CODECS)
+
+
+def is_palette(pixel_format: str) -> bool:
+    """Whether decoded pictures of this format are numbers of colours."""
+    return pixel_format == PALETTE_FORMAT
+
+
+def _always(_: str) -> bool:
+    return True
