@@ -236,7 +236,7 @@ def check_unseen(test_set: Manifest | None, manifest: Manifest, recipe: Finetune
     section, (clips, crops) = recipe.evaluation, recipe.evaluation.training_views
     what = "the average of the weights" if recipe.finetune.ema_decay else "the weights"
     videos = f"{len(test_set)} videos of {test_set.name}, {clips} x {crops} views each"
-    logger.info("test: %s on %s, every %g epochs; it chooses %s and no result", what, videos, section.every_epochs, BEST_FILE)
+    logger.info("test: %s on %s, every %g epochs; the best is kept, the last is the result", what, videos, section.every_epochs)
     return refuse_shared(test_set, manifest, allowed=section.allow_overlap, fix="set evaluation.allow_overlap=true")
 
 
@@ -248,10 +248,11 @@ def tell_result(folder: Path, recipe: FinetuneRecipe, *, num_trained_on: int) ->
     write_json(folder / RESULT_FILE, result.as_json())
     for line in result.describe():
         logger.info("%s", line)
-    test, command = recipe.evaluation, f"evaluate.py --model {shlex.quote(str(folder))}"
-    if test.clips and test.crops and test.training_views != (test.clips, test.crops):
-        where = shlex.quote(str(test.manifest))
-        logger.info("on %d x %d views, as the recipe tests: %s --manifest %s", test.clips, test.crops, command, where)
+    test = recipe.evaluation
+    views = test.clips or 1, test.crops or 1
+    if (test.clips or test.crops) and test.training_views != views:
+        command = shlex.join(["mats_ds/evaluate.py", "--model", str(folder), "--manifest", str(test.manifest)])
+        logger.info("on %d x %d views, as the recipe tests: python %s", *views, command)
 
 
 def open_test_loader(manifest: Manifest, recipe: FinetuneRecipe, start: RunStart):

@@ -287,12 +287,16 @@ def test_unreadable_videos_are_replaced_in_training_and_counted_in_the_test(rank
     for name in ("synthetic_000_horizontal.mp4", "synthetic_003_vertical.webm"):
         assert (manifest.parent / name).exists()
         (manifest.parent / name).write_bytes(b"no video")
-    options = ["data.max_bad_fraction=0.9", "run.max_steps=2", "augment.mixup=0.8"]
+    views = ["evaluation.clips=3", "evaluation.crops=2", "evaluation.training_clips=1", "evaluation.training_crops=1"]
+    options = ["data.max_bad_fraction=0.9", "run.max_steps=2", "augment.mixup=0.8", *views]
     results = ranks(finetune, 1, [*ARGUMENTS, "--out", str(tmp_path / "run"), *on_set(manifest), *SMALL, *options])
     assert results[0][0] == 0, results
     [test] = read_tests(tmp_path / "run")
     assert (test["num_videos"], test["num_unreadable"]) == (2, 2)
     assert "2 unreadable" in results[0][1]
+    assert (test["clips"], test["crops"]) == (1, 1), "few views during the training, and the command for the others at its end"
+    (line,) = [line for line in results[0][1].splitlines() if line.startswith("on 3 x 2 views")]
+    assert line.endswith(f"mats_ds/evaluate.py --model {tmp_path / 'run'} --manifest {manifest}")
     for name in ("synthetic_000_horizontal.mp4", "synthetic_003_vertical.webm"):
         assert results[0][1].count(f"unreadable in the test: {manifest.parent / name}: ") == 1, results[0][1]
 

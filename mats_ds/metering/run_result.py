@@ -67,11 +67,14 @@ class RunResult:
 
 
 def conclude(tests: Sequence[Mapping[str, Any]], *, num_trained_on: int, best_file: str) -> RunResult | None:
-    """From all tests of a finished run, oldest first; None where there is none."""
+    """From all tests of a finished run, oldest first; None where there is none. A run that went on with another manifest has its
+    best among the tests on the last one.
+    """
     if not tests:
         return None
-    best = max(tests, key=lambda test: test["top1"])  # of equal ones the first, as the file is written
-    return RunResult(tests[-1], best, len(tests), num_trained_on, best_file)
+    same = [test for test in tests if test["measured_on"] in (None, tests[-1]["measured_on"])]
+    best = max(same, key=lambda test: test["top1"])  # of equal ones the first, as the file is written
+    return RunResult(tests[-1], best, len(same), num_trained_on, best_file)
 
 
 def read_result(run_dir: str | Path) -> dict[str, Any] | None:

@@ -40,6 +40,12 @@ def test_tests_of_version_0_1_do_not_say_what_they_were_measured_on():
     assert result.as_json()["best"]["averaged"] is None
 
 
+def test_a_run_that_went_on_with_another_manifest_has_no_best_of_the_first():
+    tests = [line(5, 1.0, measured_on="set/other.csv"), line(10, 0.5), line(15, 0.25)]
+    best = conclude(tests, num_trained_on=0, best_file="b").as_json()["best"]
+    assert (best["step"], best["tests"], best["chosen_on"]) == (10, 2, "set/val.csv")
+
+
 def test_without_a_test_there_is_no_result(tmp_path):
     assert conclude([], num_trained_on=0, best_file="b") is None
     assert read_result(tmp_path) is None
