@@ -15,7 +15,7 @@ import torch
 
 AREA_SHARES = (0.02, 1 / 3)
 ASPECT_RATIOS = (0.3, 1 / 0.3)
-MAX_TRIES = 10
+MAX_TRIES = 100  # for clips; timm tries ten times for a picture
 # Normal noise of ImageNet's mean and standard deviation, in bytes.
 NOISE_MEAN = (124.0, 116.0, 104.0)
 NOISE_STD = (58.0, 57.0, 57.0)
@@ -31,7 +31,7 @@ class Box(NamedTuple):
 
 
 def draw_box(height: int, width: int, draws: np.random.Generator) -> Box | None:
-    """A box inside the picture; None where none of ten fits."""
+    """A box inside the picture; None where none of MAX_TRIES fits."""
     for _ in range(MAX_TRIES):
         area = height * width * draws.uniform(*AREA_SHARES)
         ratio = math.exp(draws.uniform(*map(math.log, ASPECT_RATIOS)))
