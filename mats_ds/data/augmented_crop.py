@@ -30,6 +30,7 @@ from mats_ds.data.geometry import (
     MOVEMENTS,
     Size,
     Warp,
+    average_samples,
     filled_shares,
     make_warp,
     movement_matrix,
@@ -41,6 +42,7 @@ from mats_ds.data.probe import VideoIndex
 from mats_ds.data.tones import MEASURED, TABLES, look_up, make_table, saturate
 
 MARGIN = 1  # pixels around a region that interpolation looks at; sharpness looks at as many more
+MAX_SHARPENED_PIXELS = 1 << 20  # of larger frames too much would have to be kept: they are shrunk first, as without sharpness
 MAX_WARPED_VALUES = 1 << 25  # how many floats are warped at once on a device
 
 
@@ -89,6 +91,11 @@ class AugmentedCrop:
         self._last_measured = max((place for place, one in enumerate(operations) if one.name in MEASURED), default=-1)
         self._seen: dict[int, tuple[np.ndarray | None, list[float]]] = {}
 
+    @property
+    def flips_region(self) -> bool:
+        """Whether `finish` wants developed frames mirrored: Pillow does that in no time. A warp mirrors by itself."""
+        return self.flip and self._warp is None
+
     def develop(self, frames: Frames) -> np.ndarray:
         """Do all but the movements to `frames`, and cut them to `region`. Returns the colours of the fills, uint8 [T, J, 3]."""
         fills_TJ3 = np.empty((frames.num_frames, 0, 3), np.uint8)
@@ -118,17 +125,17 @@ class AugmentedCrop:
         return fills_TJ3
 
     def finish(self, region_THWC: np.ndarray, fills_TJ3: np.ndarray) -> np.ndarray:
-        """The crop of developed frames on the host, on the calling thread alone: torch would start threads of its own."""
+        """The crop of developed frames on the host, by what works on the calling thread alone."""
         if self._warp is None:
             return scale_pictures(region_THWC, size=self.size)
         frames_THWC = np.empty((len(region_THWC), *self.size, 3), np.uint8)
-        grid = torch.from_numpy(self._grid())
+        grid, shares = torch.from_numpy(self._grid()), self._shares()
         for place, (picture_HWC, fills_J3) in enumerate(zip(region_THWC, fills_TJ3, strict=True)):
             picture_1CHW = torch.from_numpy(picture_HWC.astype(np.float32)).permute(2, 0, 1)[None]
             sampled_1CHW = _sample(picture_1CHW, grid).numpy()
-            warp = self._warp
-            mixed_1CHW = _mix(sampled_1CHW, warp.content_HW, warp.fills_JHW, fills_J3[None].astype(np.float32), warp)
-            frames_THWC[place] = np.moveaxis((mixed_1CHW[0] + 0.5).astype(np.uint8), 0, -1)
+            mixed_1CHW = _mix(sampled_1CHW, fills_J3[None].astype(np.float32), **shares)
+            mixed_1CHW += 0.5
+            frames_THWC[place] = np.moveaxis(mixed_1CHW[0].astype(np.uint8), 0, -1)
         return frames_THWC
 
     def render(self, video_THWC: torch.Tensor) -> torch.Tensor:
@@ -140,16 +147,19 @@ class AugmentedCrop:
             scaled_TCHW = torch.nn.functional.interpolate(region_TCHW.float(), size=self.size, mode="bilinear", antialias=True)
             scaled_TCHW = scaled_TCHW.flip(-1) if self.flip else scaled_TCHW
             return (scaled_TCHW + 0.5).clamp(0, 255).to(torch.uint8).permute(0, 2, 3, 1).contiguous()
-        grid, content_HW, fills_JHW = (
-            torch.from_numpy(array).to(video_THWC.device) for array in (self._grid(), self._warp.content_HW, self._warp.fills_JHW)
-        )
-        values = 3 * max(content_HW.numel(), region_TCHW[0, 0].numel())
+        device = video_THWC.device
+        grid = torch.from_numpy(self._grid()).to(device)
+        shares = {
+            name: torch.from_numpy(value).to(device) if isinstance(value, np.ndarray) else value
+            for name, value in self._shares().items()
+        }
+        values = 3 * max(grid[0, ..., 0].numel(), region_TCHW[0, 0].numel())
         parts = []
         for some_TCHW, some_TJ3 in zip(
             *(whole.split(max(1, MAX_WARPED_VALUES // values)) for whole in (region_TCHW, fills_TJ3)), strict=True
         ):
             sampled_TCHW = _sample(some_TCHW.float(), grid.expand(len(some_TCHW), -1, -1, -1))
-            mixed_TCHW = _mix(sampled_TCHW, content_HW, fills_JHW, some_TJ3, self._warp)
+            mixed_TCHW = _mix(sampled_TCHW, some_TJ3, **shares)
             parts.append((mixed_TCHW + 0.5).to(torch.uint8))
         return torch.cat(parts).permute(0, 2, 3, 1).contiguous()
 
@@ -158,6 +168,16 @@ class AugmentedCrop:
         top, left, bottom, right = self.region
         origin, sides = np.float32([left, top]), np.float32([right - left, bottom - top])
         return (2 * (self._warp.points_HW2 - origin) / sides - 1)[None].astype(np.float32)
+
+    def _shares(self) -> dict[str, object]:
+        """What `_mix` needs to know; no shares where the crop shows no fill."""
+        warp = self._warp
+        is_filled = bool((warp.content_HW < 1).any())
+        return {
+            "content_HW": warp.content_HW if is_filled else None,
+            "fills_JHW": warp.fills_JHW if is_filled else None,
+            "samples": warp.samples,
+        }
 
     def _count(self, frames: Frames, fills_TJ3: np.ndarray, place: int) -> np.ndarray:
         """Histograms of the whole frames as the operations before `place` have left them, [T, 3, V]."""
@@ -189,9 +209,9 @@ class AugmentingCropper:
         size: Size,
     ) -> None:
         crop = crop.settle(*index.upright_size)
-        # Sharpness is that of the frame's own pixels.
-        sharpens = any(one.name == "sharpness" for one in operations)
-        shrink = 1 if sharpens else shrink_factor(crop, index.upright_size, size)
+        shrink = shrink_factor(crop, index.upright_size, size)
+        if index.height * index.width <= MAX_SHARPENED_PIXELS and any(one.name == "sharpness" for one in operations):
+            shrink = 1  # edges of the frame's own pixels
         height, width = max(1, index.height // shrink), max(1, index.width // shrink)
         self._quarters = index.rotation // 90
         frame = (width, height) if self._quarters % 2 else (height, width)
@@ -212,7 +232,7 @@ class AugmentingCropper:
             return
         picture = PillowFrame(np.rot90(self._convert(frame), self._quarters))
         self._fills_UJ3[place] = self._crop.develop(picture)
-        self._regions_UHWC[place] = picture.pixels(flip=self._crop.flip and not len(self._fills_UJ3[place]))
+        self._regions_UHWC[place] = picture.pixels(flip=self._crop.flips_region)
 
     def frames(self) -> np.ndarray:
         """uint8 RGB [T, height, width, 3], once all pictures were taken."""
@@ -227,15 +247,12 @@ def _sample(frames_TCHW: torch.Tensor, grid_THW2: torch.Tensor) -> torch.Tensor:
     return sample(frames_TCHW, grid_THW2, mode="bilinear", padding_mode="border", align_corners=False)
 
 
-def _mix(sampled_TCHW, content_HW, fills_JHW, colours_TJ3, warp: Warp):
-    """Samples of the frame and the fills together, averaged over the samples of each pixel; arrays or tensors alike."""
-    mixed_TCHW = sampled_TCHW
-    if warp.fills:
-        mixed_TCHW = sampled_TCHW * content_HW
-        for number, share_HW in enumerate(fills_JHW):
-            mixed_TCHW = mixed_TCHW + colours_TJ3[:, number, :, None, None] * share_HW
-    down, across = warp.samples
-    if down * across == 1:
-        return mixed_TCHW
-    num_frames, colours, rows, columns = mixed_TCHW.shape
-    return mixed_TCHW.reshape(num_frames, colours, rows // down, down, columns // across, across).mean((3, 5))
+def _mix(sampled_TCHW, colours_TJ3, *, content_HW, fills_JHW, samples: Size):
+    """Samples of the frame (which are overwritten) and fills together, one value a pixel; arrays or tensors alike."""
+    if content_HW is None:
+        return average_samples(sampled_TCHW, samples)
+    sampled_TCHW *= content_HW
+    mixed_TCHW = average_samples(sampled_TCHW, samples)
+    for number, share_HW in enumerate(fills_JHW):
+        mixed_TCHW += colours_TJ3[:, number, :, None, None] * share_HW
+    return mixed_TCHW

@@ -5,10 +5,7 @@ from __future__ import annotations
 import numpy as np
 import torch
 
-from mats_ds.data.tones import GREY_WEIGHTS, NUM_VALUES
-
-# Pillow's filter SMOOTH, which its sharpness starts from.
-SMOOTH_WEIGHT_CENTRE, SMOOTH_WEIGHT_SUM = 5, 13
+from mats_ds.data.tones import GREY_WEIGHTS, NUM_VALUES, SMOOTH_CENTRE, SMOOTH_SUM
 
 
 class DeviceFrames:
@@ -49,11 +46,11 @@ class DeviceFrames:
             soft_HWC = frame_HWC.clone()  # the border keeps its values
             if min(frame_HWC.shape[:2]) > 2:
                 height, width = (side - 2 for side in frame_HWC.shape[:2])
-                sum_HWC = (SMOOTH_WEIGHT_CENTRE - 1) * frame_HWC[1:-1, 1:-1].int()
+                sum_HWC = (SMOOTH_CENTRE - 1) * frame_HWC[1:-1, 1:-1].int()
                 for row in range(3):
                     for column in range(3):
                         sum_HWC += frame_HWC[row : row + height, column : column + width]
-                soft_HWC[1:-1, 1:-1] = ((2 * sum_HWC + SMOOTH_WEIGHT_SUM) // (2 * SMOOTH_WEIGHT_SUM)).to(torch.uint8)
+                soft_HWC[1:-1, 1:-1] = ((2 * sum_HWC + SMOOTH_SUM) // (2 * SMOOTH_SUM)).to(torch.uint8)
             return _blend(soft_HWC, frame_HWC, factor)
 
         self._replace(change)

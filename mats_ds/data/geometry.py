@@ -21,6 +21,7 @@ from mats_ds.clips import ImageOperation
 FILL = 128  # timm's and VideoMAE's grey, in all three colours
 MOVEMENTS = {"rotate", "shear_x", "shear_y", "translate_x", "translate_y"}
 COUNTING_SIDE = 256  # points a side on which filled areas are measured
+SPARSE = 0.25  # by how much the distance of samples may exceed a pixel of the frame
 Size = tuple[int, int]  # (height, width)
 Box = tuple[int, int, int, int]  # (top, left, height, width)
 
@@ -45,7 +46,8 @@ def movement_matrix(operation: ImageOperation, frame: Size) -> np.ndarray:
 
 @dataclass(frozen=True, eq=False)
 class Warp:
-    """What each sample of a crop shows: points_HW2 of the frame, and the shares of it (content_HW) and of the fills (fills_JHW).
+    """Where the samples of a crop lie in the frame (points_HW2), how much of each is frame (content_HW), the rest being fill, and
+    how much of each pixel is which fill (fills_JHW).
 
     `samples` are taken of each pixel of the crop along (height, width), more than one where the crop is shrunk.
     """
@@ -55,15 +57,11 @@ class Warp:
     fills_JHW: np.ndarray
     samples: Size
 
-    @property
-    def fills(self) -> bool:
-        return bool((self.content_HW < 1).any())
-
 
 def make_warp(matrices: Sequence[np.ndarray], *, box: Box, frame: Size, size: Size, flip: bool) -> Warp:
     """The warp of a crop (`box` of the moved frame) to `size`, mirrored afterwards if `flip`."""
     top, left, height, width = box
-    samples = (math.ceil(height / size[0]), math.ceil(width / size[1]))
+    samples = tuple(max(1, math.ceil(side / wanted - SPARSE)) for side, wanted in zip((height, width), size, strict=True))
     rows, columns = (count * side for count, side in zip(samples, size, strict=True))
     y_H = top + (np.arange(rows, dtype=np.float32) + 0.5) * np.float32(height / rows)
     x_W = left + (np.arange(columns, dtype=np.float32) + 0.5) * np.float32(width / columns)
@@ -75,7 +73,17 @@ def make_warp(matrices: Sequence[np.ndarray], *, box: Box, frame: Size, size: Si
         inside_HW = _ramp(points_HW2[..., 0], frame[1]) * _ramp(points_HW2[..., 1], frame[0])
         fills.append(content_HW * (1 - inside_HW))
         content_HW = content_HW * inside_HW
-    return Warp(points_HW2, content_HW, np.stack(fills[::-1]), samples)
+    return Warp(points_HW2, content_HW, average_samples(np.stack(fills[::-1]), samples), samples)
+
+
+def average_samples(sampled_NHW, samples: Size):
+    """The mean of the samples of each pixel, [..., H, W]; arrays or tensors alike."""
+    down, across = samples
+    if across > 1:
+        sampled_NHW = sum(sampled_NHW[..., place::across] for place in range(across)) / across
+    if down > 1:
+        sampled_NHW = sum(sampled_NHW[..., place::down, :] for place in range(down)) / down
+    return sampled_NHW
 
 
 def source_region(matrices: Sequence[np.ndarray], *, box: Box, frame: Size, margin: int) -> tuple[int, int, int, int]:

@@ -56,7 +56,7 @@ class DaliGraph:
         whole_frames: bool = False,
     ) -> None:
         try:
-            from nvidia.dali import Pipeline, fn, types
+            from nvidia.dali import Pipeline
         except ImportError as error:
             raise ValueError(f"{NO_DALI} ({error})") from None
         on_gpu = device.type == "cuda"
@@ -74,16 +74,8 @@ class DaliGraph:
             exec_dynamic=True,
         )
         with self._pipe:
-            files = fn.external_source(name="files", dtype=types.UINT8, ndim=1)
-            numbers = fn.external_source(name="numbers", dtype=types.INT32, ndim=1)
-            # Beyond the last frame the decoder shall fail, not make frames up.
-            # Threads pinned to cores would meet those of the other graphs and ranks on the same ones.
-            video = fn.decoders.video(files, device="mixed" if on_gpu else "cpu", frames=numbers, pad_mode="none", affine=False)
-            if not whole_frames:
-                start = fn.external_source(name="start", dtype=types.FLOAT, ndim=1)
-                end = fn.external_source(name="end", dtype=types.FLOAT, ndim=1)
-                video = resize_region(video, start=start, end=end, size=(height, width))
-            self._pipe.set_outputs(video)
+            decoder = "mixed" if on_gpu else "cpu"
+            self._pipe.set_outputs(decode_files(decoder) if whole_frames else decode_crops(decoder, size=(height, width)))
         self._pipe.build()
 
     def start(self, clips: Sequence[EncodedClip]) -> None:
@@ -106,7 +98,30 @@ class DaliGraph:
         if not self._whole_frames:
             return torch.from_dlpack(videos.as_tensor())
         # Frames of the clips differ in size. One clip after the other: memory for the floats of one at a time.
-        return [clip.augmentation.render(torch.from_dlpack(videos[place])) for place, clip in enumerate(clips)]
+        rendered = [clip.augmentation.render(torch.from_dlpack(videos[place])) for place, clip in enumerate(clips)]
+        if self._stream is not None:
+            self._stream.synchronize()  # DALI may use the memory of the whole frames again once nothing refers to it
+        return rendered
+
+
+def decode_files(decoder: str):
+    """The frames `numbers` of `files`, as DALI's "mixed" (NVDEC) or "cpu" decoder shows them."""
+    from nvidia.dali import fn, types
+
+    files = fn.external_source(name="files", dtype=types.UINT8, ndim=1)
+    numbers = fn.external_source(name="numbers", dtype=types.INT32, ndim=1)
+    # Beyond the last frame the decoder shall fail, not make frames up.
+    # Threads pinned to cores would meet those of the other graphs and ranks on the same ones.
+    return fn.decoders.video(files, device=decoder, frames=numbers, pad_mode="none", affine=False)
+
+
+def decode_crops(decoder: str, *, size: tuple[int, int]):
+    """The part from `start` to `end` of such frames, scaled."""
+    from nvidia.dali import fn, types
+
+    video = decode_files(decoder)
+    start, end = (fn.external_source(name=name, dtype=types.FLOAT, ndim=1) for name in ("start", "end"))
+    return resize_region(video, start=start, end=end, size=size)
 
 
 def resize_region(video, *, start, end, size: tuple[int, int]):

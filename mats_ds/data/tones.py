@@ -18,6 +18,8 @@ NUM_VALUES = 256
 BRIGHT = 128  # solarize_add lifts what is darker
 # The weights of red, green and blue in grey (ITU-R BT.601), in parts of 65536, as Pillow has them.
 GREY_WEIGHTS = (19595, 38470, 7471)
+# Pillow's filter SMOOTH, which its sharpness starts from: the weight of the centre (of the eight around it: 1), and of all.
+SMOOTH_CENTRE, SMOOTH_SUM = 5, 13
 VALUES_V = np.arange(NUM_VALUES)
 
 
@@ -54,6 +56,19 @@ def saturate(colours_TJ3: np.ndarray, factor: float) -> np.ndarray:
     """Colours further from grey (a factor above 1) or closer to it, uint8."""
     grey_TJ = (colours_TJ3.astype(np.int64) @ np.array(GREY_WEIGHTS) + 0x8000) >> 16
     return _blend(grey_TJ[..., None], colours_TJ3, factor)
+
+
+def sharpen(picture_HWC: np.ndarray, factor: float) -> np.ndarray:
+    """Edges stronger (a factor above 1) or softer, uint8: away from or towards Pillow's filter SMOOTH."""
+    height, width = picture_HWC.shape[:2]
+    soft_HWC = picture_HWC.copy()  # the border keeps its values
+    if min(height, width) > 2:
+        wide_HWC = picture_HWC.astype(np.uint16)
+        rows_HWC = wide_HWC[:-2] + wide_HWC[1:-1] + wide_HWC[2:]
+        sum_HWC = rows_HWC[:, :-2] + rows_HWC[:, 1:-1] + rows_HWC[:, 2:]
+        sum_HWC += (SMOOTH_CENTRE - 1) * wide_HWC[1:-1, 1:-1]
+        soft_HWC[1:-1, 1:-1] = (2 * sum_HWC + SMOOTH_SUM) // (2 * SMOOTH_SUM)
+    return _blend(soft_HWC, picture_HWC, factor)
 
 
 def _blend(start: np.ndarray | int, values: np.ndarray, factor: float) -> np.ndarray:

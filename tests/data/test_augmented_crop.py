@@ -3,6 +3,11 @@
 from __future__ import annotations
 
 import dataclasses
+import os
+import subprocess
+import sys
+import textwrap
+from pathlib import Path
 
 import av
 import numpy as np
@@ -214,14 +219,18 @@ def test_without_operations_no_bit_changes(path):
     np.testing.assert_array_equal(cropped.finish(region, np.empty((3, 0, 3), np.uint8)), plain)
 
 
-def test_sharpness_is_that_of_the_frames_own_pixels(write_video, tmp_path):
-    """Large frames are shrunk before they are cropped, except where that would sharpen other edges."""
+def test_sharpness_is_that_of_the_frames_own_pixels(write_video, tmp_path, monkeypatch):
+    """Large frames are shrunk before they are cropped, except where that would sharpen other edges and memory allows it."""
     large = str(write_video(tmp_path / "large.mp4", num_frames=6, height=288, width=448))
     whole = decode_frames(large, np.array([0, 2, 4]))
     for name, limit in (("sharpness", 1.0), ("shear_x", 4.0), ("solarize", 4.0)):
         ours = read_decoded(spec_of(large, one(name)), size=(32, 48)).frames_THWC
         expected = [crop_by_videomae(augment_by_timm(picture, one(name)), CROP, size=(32, 48)) for picture in whole]
         assert mean_difference(ours, expected) < limit, name
+    own_pixels = read_decoded(spec_of(large, one("sharpness")), size=(32, 48)).frames_THWC
+    monkeypatch.setattr("mats_ds.data.augmented_crop.MAX_SHARPENED_PIXELS", 288 * 448 - 1)
+    shrunk = read_decoded(spec_of(large, one("sharpness")), size=(32, 48)).frames_THWC
+    assert 0.05 < mean_difference(own_pixels, shrunk) < 8
 
 
 # --- On the device that decodes
@@ -254,3 +263,33 @@ def test_bicubic_is_what_pillow_and_we_call_so():
     picture = make_picture(*FRAME)
     by_default = augment_by_timm(picture, one("rotate"))
     assert (by_default != augment_by_timm(picture, one("rotate"), interpolation=Image.Resampling.BILINEAR)).any()
+
+
+def test_the_reading_thread_starts_no_threads():
+    """Torch's own would be a second set beside those of training, which wait by spinning."""
+    code = """
+        import os, numpy as np, torch
+        torch.set_num_threads(4)
+        from mats_ds.clips import CropSpec, ImageOperation
+        from mats_ds.data.augmented_crop import AugmentedCrop
+        from mats_ds.data.pillow_frame import PillowFrame
+        picture = np.zeros((360, 480, 3), np.uint8)
+        num_threads = len(os.listdir("/proc/self/task"))
+        moves = [ImageOperation("rotate", 20.0), ImageOperation("equalize"), ImageOperation("sharpness", 1.6)]
+        for operations in (moves, moves[1:]):
+            crop = AugmentedCrop(operations, CropSpec(0.8, 0.9), frame=(360, 480), size=(224, 224))
+            frame = PillowFrame(picture)
+            fills_TJ3 = crop.develop(frame)
+            crop.finish(frame.pixels(flip=False)[None].copy(), fills_TJ3)
+        print(len(os.listdir("/proc/self/task")) - num_threads, torch.backends.cpu.get_cpu_capability())
+    """
+    if not os.path.isdir("/proc/self/task"):
+        pytest.skip("needs Linux's /proc")
+    command = [sys.executable, "-c", textwrap.dedent(code)]
+    environment = {name: value for name, value in os.environ.items() if name != "OMP_NUM_THREADS"}
+    run = subprocess.run(command, cwd=Path(__file__).parents[2], env=environment, capture_output=True, text=True, timeout=120)
+    assert run.returncode == 0, run.stderr
+    num_new, capability = run.stdout.split(maxsplit=1)
+    if "AVX" not in capability:
+        pytest.skip(f"torch has no kernel for uint8 on {capability}")
+    assert num_new == "0"

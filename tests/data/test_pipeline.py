@@ -363,6 +363,22 @@ def test_the_decoder_fails_rather_than_make_frames_up(vp9_videos):
     assert graph.finish().shape == (1, 2, HEIGHT, WIDTH, 3)
 
 
+@pytest.mark.parametrize("decoder", ["mixed", "cpu"])
+def test_both_graphs_can_be_described_without_a_gpu(decoder):
+    pytest.importorskip("nvidia.dali")
+    from nvidia.dali import Pipeline
+
+    graphs = {}
+    for name in ("files", "crops"):
+        graph = Pipeline(batch_size=2, num_threads=1, device_id=None, exec_dynamic=True)
+        with graph:
+            video = pipeline.decode_files(decoder) if name == "files" else pipeline.decode_crops(decoder, size=(32, 48))
+            graph.set_outputs(video)
+        graphs[name] = graph.serialize()
+    assert (b"start" in graphs["crops"], b"start" in graphs["files"]) == (True, False)
+    assert all(b"pad_mode" in text and decoder.encode() in text for text in graphs.values())
+
+
 def test_only_plain_upright_video_goes_to_the_device(vp9_videos, videos, write_video, tmp_path):
     def decodable(path) -> bool:
         return routes.device_can_decode(routes.index_video(str(path)))

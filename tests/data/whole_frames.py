@@ -9,7 +9,6 @@ from PIL import Image
 
 from mats_ds.clips import CropSpec, ImageOperation
 from mats_ds.data.augmented_crop import AugmentedCrop
-from mats_ds.data.geometry import MOVEMENTS
 from mats_ds.data.pillow_frame import PillowFrame
 
 TIMM_NAMES = {
@@ -72,5 +71,4 @@ def augment_by_us(
     augmented = AugmentedCrop(operations, crop, frame=picture_HWC.shape[:2], size=size)
     frame = PillowFrame(picture_HWC)
     fills_TJ3 = augmented.develop(frame)
-    moves = any(operation.name in MOVEMENTS for operation in operations)
-    return augmented.finish(frame.pixels(flip=crop.flip and not moves)[None].copy(), fills_TJ3)[0]
+    return augmented.finish(frame.pixels(flip=augmented.flips_region)[None].copy(), fills_TJ3)[0]
