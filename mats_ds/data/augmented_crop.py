@@ -139,7 +139,12 @@ class AugmentedCrop:
         return frames_THWC
 
     def render(self, video_THWC: torch.Tensor) -> torch.Tensor:
-        """The crop of whole frames where they are: on the device that has decoded them."""
+        """The crop of whole frames where they are: on the device that has decoded them.
+
+        Raises RuntimeError for frames of another size than the file's index says.
+        """
+        if tuple(video_THWC.shape[1:3]) != tuple(self.frame):
+            raise RuntimeError(f"the device decoded frames of {tuple(video_THWC.shape[1:3])}, expected {tuple(self.frame)}")
         frames = DeviceFrames(video_THWC)
         fills_TJ3 = torch.from_numpy(self.develop(frames).astype(np.float32)).to(video_THWC.device)
         region_TCHW = frames.frames_THWC.permute(0, 3, 1, 2)

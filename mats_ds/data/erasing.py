@@ -2,7 +2,9 @@
 
 Source: arXiv 1708.04896, with timm's sizes (2% to a third of the picture, sides 0.3 to 1/0.3) and its normal noise. VideoMAE
 draws other noise for every frame; here it stands still: noise that changes has more motion than anything else in the clip, and
-the token selection would keep the erased box rather than the actors.
+the token selection would keep the erased box rather than the actors. Measured on 21 real clips with two boxes each, keeping 0.6
+of the tokens by the motion of fresh embeddings: of the tokens inside the box 100% are kept where the noise changes and 0.6% where
+it stands still (59% without a box); of those outside 53% and 70% (60%).
 """
 
 from __future__ import annotations

@@ -1,7 +1,8 @@
 """Mixup and cutmix of the clips of a micro-batch: frames_BTHWC uint8 -> frames_BTHWC uint8 and what is left of each clip.
 
 Source: arXiv 1710.09412 and 1905.04899, used as timm does for whole batches: one draw a micro-batch, clip b with clip B - 1 - b.
-The box of cutmix is the same in all frames; bytes are rounded, so that the model gets uint8 as ever.
+The box of cutmix is the same in all frames; bytes are rounded, so that the model gets uint8 as ever. (VideoMAE's code takes the
+sides of the box from height and width, but cuts frames and rows of a batch [B, C, T, H, W].)
 """
 
 from __future__ import annotations

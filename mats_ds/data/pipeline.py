@@ -20,6 +20,7 @@ import torch
 
 from mats_ds.clips import ClipBatch
 from mats_ds.data.assembly import MAX_CHUNK_CLIPS, Assembler
+from mats_ds.data.augmented_crop import AugmentedCrop
 from mats_ds.data.lookahead import Closed, default_workers
 from mats_ds.data.nvdec import choose_num_graphs, pinned_bytes_bound
 from mats_ds.data.routes import NVDEC_SIDES, EncodedClip
@@ -63,7 +64,7 @@ class DaliGraph:
         self.busy = False
         self._stream = stream
         self._whole_frames = whole_frames
-        self._clips: Sequence[EncodedClip] = ()
+        self._augmentations: list[AugmentedCrop] = []
         # Depth 1: a chunk is fed, run and taken before the next one, so that a failure belongs to one chunk for certain. The
         # dynamic executor survives a failure and never reuses the memory of an output that is still referred to.
         self._pipe = Pipeline(
@@ -84,7 +85,7 @@ class DaliGraph:
         self._pipe.feed_input("files", [clip.encoded for clip in clips])
         self._pipe.feed_input("numbers", [clip.numbers_T for clip in clips])
         if self._whole_frames:
-            self._clips = clips
+            self._augmentations = [clip.augmentation for clip in clips]
         else:
             self._pipe.feed_input("start", [np.float32(clip.region.origin) for clip in clips])
             self._pipe.feed_input("end", [np.float32(clip.region.end) for clip in clips])
@@ -93,12 +94,11 @@ class DaliGraph:
     def finish(self) -> torch.Tensor | list[torch.Tensor]:
         """uint8 frames_THWC of each clip, bound to the graph's stream. Raises RuntimeError when a file cannot be decoded."""
         self.busy = False
-        clips, self._clips = self._clips, ()
         (videos,) = self._pipe.outputs() if self._stream is None else self._pipe.outputs(cuda_stream=self._stream)
         if not self._whole_frames:
             return torch.from_dlpack(videos.as_tensor())
         # Frames of the clips differ in size. One clip after the other: memory for the floats of one at a time.
-        rendered = [clip.augmentation.render(torch.from_dlpack(videos[place])) for place, clip in enumerate(clips)]
+        rendered = [crop.render(torch.from_dlpack(videos[place])) for place, crop in enumerate(self._augmentations)]
         if self._stream is not None:
             self._stream.synchronize()  # DALI may use the memory of the whole frames again once nothing refers to it
         return rendered

@@ -124,11 +124,12 @@ def _make_cropper(
     spec: ClipSpec, numbers_T: np.ndarray, *, index: VideoIndex, size: tuple[int, int]
 ) -> ClipCropper | AugmentingCropper:
     # Both load torch, which the workers of a check do without.
-    from mats_ds.data.augmented_crop import AugmentingCropper
+    if spec.operations:
+        from mats_ds.data.augmented_crop import AugmentingCropper
+
+        return AugmentingCropper(numbers_T, spec.crop, operations=spec.operations, index=index, size=size)
     from mats_ds.data.cropping import ClipCropper
 
-    if spec.operations:
-        return AugmentingCropper(numbers_T, spec.crop, operations=spec.operations, index=index, size=size)
     return ClipCropper(numbers_T, spec.crop, index=index, size=size)
 
 

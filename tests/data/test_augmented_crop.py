@@ -258,6 +258,13 @@ def test_a_device_warps_a_few_frames_at_a_time(monkeypatch):
     assert crop.render(pictures).equal(whole)
 
 
+def test_a_device_refuses_frames_of_another_size():
+    """So the clip goes to PyAV, as others that the device cannot decode."""
+    crop = AugmentedCrop(one("rotate"), CROP, frame=FRAME, size=SIZE)
+    with pytest.raises(RuntimeError, match=r"\(120, 160\), expected \(120, 164\)"):
+        crop.render(torch.zeros(2, 120, 160, 3, dtype=torch.uint8))
+
+
 def test_bicubic_is_what_pillow_and_we_call_so():
     """The reference of these tests interpolates as VideoMAE's scripts say: bicubic is their default, not a choice at random."""
     picture = make_picture(*FRAME)
