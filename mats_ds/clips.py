@@ -12,7 +12,7 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass, field
 from fractions import Fraction
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 if TYPE_CHECKING:
     import torch
@@ -163,6 +163,13 @@ class ResizedCropDraw:
         )
 
 
+class ImageOperation(NamedTuple):
+    """One step of RandAugment on whole frames, before the crop: `amount` in the unit of `name` (data/rand_augment.py)."""
+
+    name: str
+    amount: float = 0.0
+
+
 @dataclass(frozen=True)
 class ClipSpec:
     """What to read of which video, decided before any byte of it is read.
@@ -175,7 +182,8 @@ class ClipSpec:
     stretches over: 0 stands for num_frames * stride, another number spreads the frames evenly over that many;
     `span_seconds`, where given, is its length in time instead. `key` is the clip's random number: masks and frame draws
     of this clip derive from it. `attempt` counts substitutes: 0 is the clip first drawn. `position` counts the clips
-    since the start of the training.
+    since the start of the training. `operations` are done one after the other to the upright whole frames, all frames
+    alike; the crop shows a part of their result.
     """
 
     path: str
@@ -194,6 +202,7 @@ class ClipSpec:
     span_seconds: float | None = None
     position: int = 0
     segment_starts: tuple[float, ...] = ()
+    operations: tuple[ImageOperation, ...] = ()
 
 
 @dataclass(frozen=True)

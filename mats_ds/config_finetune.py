@@ -67,7 +67,8 @@ class AugmentSection(_Section):
 
     `random_resized_crop` is the smallest and the largest part of the picture that a crop shows, which is 3/4 to 4/3 as wide as
     high before it is scaled; it takes the place of `clip.crop_scales`. VideoMAE fine-tunes with [0.08, 1.0]; none: not used.
-    `rand_augment` is written as in timm, for example rand-m7-n4-mstd0.5-inc1; none: not used. `random_erasing` is the share of
+    `rand_augment` is written as in timm, for example rand-m7-n4-mstd0.5-inc1, and done to whole frames, before the crop; none:
+    not used. `random_erasing` is the share of
     clips with an erased box. `mixup` and `cutmix` are the parameters of their beta distributions (0: off); where both are on,
     each micro-batch takes one of the two, cutmix with the probability `cutmix_share`.
     """
@@ -92,6 +93,10 @@ class AugmentSection(_Section):
         if value is not None:
             parse_rand_augment(value)
         return value
+
+    @property
+    def rand_augment_plan(self) -> RandAugmentPlan | None:
+        return parse_rand_augment(self.rand_augment) if self.rand_augment else None
 
     @property
     def mixes(self) -> bool:

@@ -97,6 +97,7 @@ def finetune(recipe: FinetuneRecipe, options: argparse.Namespace) -> None:
         seed=recipe.run.seed,
         repeats=recipe.data.repeats,
         crop_areas=recipe.augment.random_resized_crop,
+        rand_augment=recipe.augment.rand_augment_plan,
     )
     augment = Augmenter(recipe.augment, num_classes=classes.count, micro_batch=plan.micro_batch, repeats=recipe.data.repeats)
     schedule = make_schedule(recipe.optim, steps_per_epoch=sampler.steps_per_epoch, learning_rate_scale=plan.learning_rate_scale)

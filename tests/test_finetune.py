@@ -365,6 +365,26 @@ def test_it_learns_a_few_videos_by_heart(ranks, tmp_path):
     assert max(test["top1"] for test in read_tests(tmp_path / "run")) == 1.0
 
 
+def count_operations(arguments):
+    """Starts a run that ends where its clips are drawn, and says how many of 32 have operations of RandAugment."""
+    import mats_ds.finetune
+
+    class Telling(mats_ds.finetune.ClipSampler):
+        def __init__(self, *args, **options):
+            super().__init__(*args, **options)
+            raise ValueError(f"{sum(bool(self.spec(position).operations) for position in range(32))} of 32 clips")
+
+    mats_ds.finetune.ClipSampler = Telling  # in a process of its own
+    return finetune(arguments)
+
+
+@pytest.mark.parametrize(("augment", "words"), [([AUGMENTED[1]], "30 of 32 clips"), ([], "0 of 32 clips")])
+def test_the_recipe_says_whether_clips_are_augmented(ranks, videos, tmp_path, augment, words):
+    arguments = [*ARGUMENTS, "--out", str(tmp_path / "run"), f"data.manifest={videos}", *SMALL, *augment]
+    [(status, terminal)] = ranks(count_operations, 1, arguments)
+    assert status == 2 and f"error: {words}" in terminal, terminal
+
+
 def test_overrides_may_stand_before_and_after_options():
     from mats_ds.finetune import parse_arguments
 

@@ -35,15 +35,15 @@ MAX_CODEC_REFUSALS = 3  # chunks of a codec that only PyAV could decode, before 
 
 
 class Graph(Protocol):
-    """Decodes, crops, scales and flips one chunk at a time; `busy` between `start` and `finish`."""
+    """Decodes, augments, crops, scales and flips one chunk at a time; `busy` between `start` and `finish`."""
 
     busy: bool
 
     def start(self, clips: Sequence[EncodedClip]) -> None:
         """Take the clips over (they are copied) and begin."""
 
-    def finish(self) -> torch.Tensor:
-        """uint8 frames_NTHWC of the chunk. Raises RuntimeError when a file could not be decoded."""
+    def finish(self) -> torch.Tensor | list[torch.Tensor]:
+        """uint8 frames_THWC of each clip of the chunk. Raises RuntimeError when a file could not be decoded."""
 
 
 @dataclass(eq=False)
@@ -152,7 +152,7 @@ class Assembler:
             if self._sampler.repeats > 1 and spec.attempt == 0:
                 return self._repeated.read(spec)
             return read_decoded(spec, size=size)
-        return read_for_device(spec, codecs=self._codecs, size=size)
+        return read_for_device(spec, codecs=self._codecs, size=size, whole_frames=self._sampler.augments)
 
     def _zeros(self, num_clips: int) -> torch.Tensor:
         shape = (num_clips, *self._clip_shape)

@@ -1,8 +1,9 @@
 """Training clips of a fine-tuning: ClipBatch -> frames [B, T, H, W, 3] uint8 and target distributions [B, classes].
 
-The loader has cropped and mirrored; RandAugment, random erasing and mixup or cutmix follow, in this order, on the batch's device.
-All that is drawn of a clip derives from its key, and what is drawn of a micro-batch from its first clip's: so the same run, a
-resumed one and one on another number of ranks (with the same micro-batch) train on the same pixels.
+The loader has done RandAugment, which works on whole frames, and has cropped and mirrored; random erasing and mixup or cutmix
+follow, in this order, on the batch's device. All that is drawn of a clip derives from its key, and what is drawn of a
+micro-batch from its first clip's: so the same run, a resumed one and one on another number of ranks (with the same
+micro-batch) train on the same pixels.
 
 A clip that stands in for an unreadable one carries its own label and counts as any other. A blank one (nothing could be read)
 would teach that black is its class: it counts for nothing, and no clip is mixed with it.
@@ -15,13 +16,11 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 import torch.nn.functional as F
-from einops import rearrange
 
 from mats_ds.clips import ClipBatch
-from mats_ds.config_finetune import AugmentSection, parse_rand_augment
+from mats_ds.config_finetune import AugmentSection
 from mats_ds.data.erasing import erase_box
 from mats_ds.data.mixing import choose_partners, draw_mixture, mix_clips
-from mats_ds.data.rand_augment import rand_augment
 
 _FOR_CLIP, _FOR_BATCH, _FOR_MODEL = range(3)  # what a stream of random numbers serves
 
@@ -54,13 +53,12 @@ class Augmenter:
         self.section = section
         self.repeats = repeats
         self.num_classes = num_classes
-        self.plan = parse_rand_augment(section.rand_augment) if section.rand_augment else None
 
     def __call__(self, batch: ClipBatch) -> TrainingClips:
         keys = batch.keys
         frames_BTHWC = batch.frames_BTHWC
-        if self.plan or self.section.random_erasing:
-            clips = [self.augment_clip(frames, key) for frames, key in zip(frames_BTHWC, keys, strict=True)]
+        if self.section.random_erasing:
+            clips = [self.erase(frames, key) for frames, key in zip(frames_BTHWC, keys, strict=True)]
             frames_BTHWC = torch.stack(clips)
         target_BC = F.one_hot(batch.label_B, self.num_classes).float()
         readable = [path != "" for path in batch.paths]
@@ -71,19 +69,15 @@ class Augmenter:
             mixture = draw_mixture(self.section, *frames_BTHWC.shape[2:4], draws)
             frames_BTHWC = mix_clips(frames_BTHWC, mixture, partner_B=partner_B, mixes_B=mixes_B)
             share_B1 = self._floats([mixture.share if mixes else 1.0 for mixes in mixes_B], target_BC)[:, None]
-            target_BC = target_BC * share_B1 + target_BC.roll(-self.repeats, 0) * (1 - share_B1)
+            partner_BC = torch.stack([target_BC[partner] for partner in partner_B])
+            target_BC = target_BC * share_B1 + partner_BC * (1 - share_B1)
         seed = int(make_draws(keys[0], _FOR_MODEL).integers(2**63))
         return TrainingClips(frames_BTHWC, target_BC, self._floats(readable, target_BC), seed)
 
-    def augment_clip(self, frames_THWC: torch.Tensor, key: int) -> torch.Tensor:
-        """RandAugment and random erasing of one clip, the same for all of its frames."""
+    def erase(self, frames_THWC: torch.Tensor, key: int) -> torch.Tensor:
+        """Random erasing of one clip, the same in all of its frames."""
         draws = make_draws(key, _FOR_CLIP)
-        if self.plan:
-            frames_TCHW = rand_augment(rearrange(frames_THWC, "t h w c -> t c h w"), self.plan, draws)
-            frames_THWC = rearrange(frames_TCHW, "t c h w -> t h w c")
-        if self.section.random_erasing and draws.random() < self.section.random_erasing:
-            frames_THWC = erase_box(frames_THWC, draws)
-        return frames_THWC
+        return erase_box(frames_THWC, draws) if draws.random() < self.section.random_erasing else frames_THWC
 
     @staticmethod
     def _floats(values: list, like: torch.Tensor) -> torch.Tensor:

@@ -1,8 +1,8 @@
 """Mixup and cutmix of the clips of a micro-batch: frames_BTHWC uint8 -> frames_BTHWC uint8 and what is left of each clip.
 
-Source: arXiv 1710.09412 and 1905.04899, used as timm does for whole batches: one draw a micro-batch. (timm mixes clip b with clip
-B - 1 - b; here it is the next video's clip, so that none meets another clip of its own video.)
-The box of cutmix is the same in all frames; bytes are rounded, so that the model gets uint8 as ever.
+Source: arXiv 1710.09412 and 1905.04899, used as timm does for whole batches: one draw a micro-batch, clip b with clip B - 1 - b.
+The box of cutmix is the same in all frames; bytes are rounded, so that the model gets uint8 as ever. (VideoMAE's code takes the
+sides of the box from height and width, but cuts frames and rows of a batch [B, C, T, H, W].)
 """
 
 from __future__ import annotations
@@ -42,7 +42,13 @@ def draw_mixture(section: AugmentSection, height: int, width: int, draws: np.ran
 
 
 def choose_partners(micro_batch: int, *, repeats: int) -> list[int]:
-    """For each clip the one that it is mixed with: that of the next video, where `repeats` neighbouring clips are of one."""
+    """For each clip the one that it is mixed with, never one of its own video, where `repeats` neighbouring clips are of one.
+
+    An odd number of videos cannot be paired: there it is the next video's clip. (timm refuses odd micro-batches and lets the
+    video in the middle meet itself.)
+    """
+    if micro_batch // repeats % 2 == 0:
+        return list(range(micro_batch))[::-1]
     return [(place + repeats) % micro_batch for place in range(micro_batch)]
 
 

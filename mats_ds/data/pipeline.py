@@ -1,7 +1,8 @@
 """ClipSampler -> endless ClipBatches on the device, from what look-ahead threads bring.
 
-On a GPU, DALI's graphs get the bytes of the files, decode them with NVDEC, crop, scale and flip. On a CPU, and for what NVDEC
-cannot do, the reading threads decode with PyAV, crop, scale and flip themselves: DALI's own CPU decoder knows few codecs, and
+On a GPU, DALI's graphs get the bytes of the files, decode them with NVDEC, crop, scale and flip. Where RandAugment works on
+whole frames, the graphs give those, and torch augments, crops and scales them on the GPU. On a CPU, and for what NVDEC
+cannot do, the reading threads decode with PyAV and do all of it themselves: DALI's own CPU decoder knows few codecs, and
 its CPU resize needs six times the time of torch's. This is the only module that imports nvidia.dali, and only where a graph is
 made: training on a CPU needs no DALI at all. One background thread puts the batches together.
 """
@@ -19,6 +20,7 @@ import torch
 
 from mats_ds.clips import ClipBatch
 from mats_ds.data.assembly import MAX_CHUNK_CLIPS, Assembler
+from mats_ds.data.augmented_crop import AugmentedCrop
 from mats_ds.data.lookahead import Closed, default_workers
 from mats_ds.data.nvdec import choose_num_graphs, pinned_bytes_bound
 from mats_ds.data.routes import NVDEC_SIDES, EncodedClip
@@ -39,7 +41,10 @@ def device_codecs(device: torch.device) -> frozenset[str]:
 
 
 class DaliGraph:
-    """One DALI pipeline that decodes files, crops, scales and flips; one chunk at a time."""
+    """One DALI pipeline that decodes files, crops, scales and flips; one chunk at a time.
+
+    With `whole_frames` it only decodes, and each clip's `augmentation` makes the crop of them, with torch on the same device.
+    """
 
     def __init__(
         self,
@@ -49,14 +54,17 @@ class DaliGraph:
         device: torch.device,
         stream: torch.cuda.Stream | None = None,
         num_threads: int = 1,
+        whole_frames: bool = False,
     ) -> None:
         try:
-            from nvidia.dali import Pipeline, fn, types
+            from nvidia.dali import Pipeline
         except ImportError as error:
             raise ValueError(f"{NO_DALI} ({error})") from None
         on_gpu = device.type == "cuda"
         self.busy = False
         self._stream = stream
+        self._whole_frames = whole_frames
+        self._augmentations: list[AugmentedCrop] = []
         # Depth 1: a chunk is fed, run and taken before the next one, so that a failure belongs to one chunk for certain. The
         # dynamic executor survives a failure and never reuses the memory of an output that is still referred to.
         self._pipe = Pipeline(
@@ -67,15 +75,8 @@ class DaliGraph:
             exec_dynamic=True,
         )
         with self._pipe:
-            files = fn.external_source(name="files", dtype=types.UINT8, ndim=1)
-            numbers = fn.external_source(name="numbers", dtype=types.INT32, ndim=1)
-            # Beyond the last frame the decoder shall fail, not make frames up.
-            # Threads pinned to cores would meet those of the other graphs and ranks on the same ones.
-            video = fn.decoders.video(files, device="mixed" if on_gpu else "cpu", frames=numbers, pad_mode="none", affine=False)
-            start = fn.external_source(name="start", dtype=types.FLOAT, ndim=1)
-            end = fn.external_source(name="end", dtype=types.FLOAT, ndim=1)
-            video = resize_region(video, start=start, end=end, size=(height, width))
-            self._pipe.set_outputs(video)
+            decoder = "mixed" if on_gpu else "cpu"
+            self._pipe.set_outputs(decode_files(decoder) if whole_frames else decode_crops(decoder, size=(height, width)))
         self._pipe.build()
 
     def start(self, clips: Sequence[EncodedClip]) -> None:
@@ -83,15 +84,44 @@ class DaliGraph:
         self.busy = True
         self._pipe.feed_input("files", [clip.encoded for clip in clips])
         self._pipe.feed_input("numbers", [clip.numbers_T for clip in clips])
-        self._pipe.feed_input("start", [np.float32(clip.region.origin) for clip in clips])
-        self._pipe.feed_input("end", [np.float32(clip.region.end) for clip in clips])
+        if self._whole_frames:
+            self._augmentations = [clip.augmentation for clip in clips]
+        else:
+            self._pipe.feed_input("start", [np.float32(clip.region.origin) for clip in clips])
+            self._pipe.feed_input("end", [np.float32(clip.region.end) for clip in clips])
         self._pipe.schedule_run()
 
-    def finish(self) -> torch.Tensor:
-        """uint8 frames_NTHWC of the chunk, bound to the graph's stream. Raises RuntimeError when a file cannot be decoded."""
+    def finish(self) -> torch.Tensor | list[torch.Tensor]:
+        """uint8 frames_THWC of each clip, bound to the graph's stream. Raises RuntimeError when a file cannot be decoded."""
         self.busy = False
-        outputs = self._pipe.outputs() if self._stream is None else self._pipe.outputs(cuda_stream=self._stream)
-        return torch.from_dlpack(outputs[0].as_tensor())
+        (videos,) = self._pipe.outputs() if self._stream is None else self._pipe.outputs(cuda_stream=self._stream)
+        if not self._whole_frames:
+            return torch.from_dlpack(videos.as_tensor())
+        # Frames of the clips differ in size. One clip after the other: memory for the floats of one at a time.
+        rendered = [crop.render(torch.from_dlpack(videos[place])) for place, crop in enumerate(self._augmentations)]
+        if self._stream is not None:
+            self._stream.synchronize()  # DALI may use the memory of the whole frames again once nothing refers to it
+        return rendered
+
+
+def decode_files(decoder: str):
+    """The frames `numbers` of `files`, as DALI's "mixed" (NVDEC) or "cpu" decoder shows them."""
+    from nvidia.dali import fn, types
+
+    files = fn.external_source(name="files", dtype=types.UINT8, ndim=1)
+    numbers = fn.external_source(name="numbers", dtype=types.INT32, ndim=1)
+    # Beyond the last frame the decoder shall fail, not make frames up.
+    # Threads pinned to cores would meet those of the other graphs and ranks on the same ones.
+    return fn.decoders.video(files, device=decoder, frames=numbers, pad_mode="none", affine=False)
+
+
+def decode_crops(decoder: str, *, size: tuple[int, int]):
+    """The part from `start` to `end` of such frames, scaled."""
+    from nvidia.dali import fn, types
+
+    video = decode_files(decoder)
+    start, end = (fn.external_source(name=name, dtype=types.FLOAT, ndim=1) for name in ("start", "end"))
+    return resize_region(video, start=start, end=end, size=size)
 
 
 def resize_region(video, *, start, end, size: tuple[int, int]):
@@ -211,6 +241,7 @@ class _Session:
                 device=device,
                 stream=stream,
                 num_threads=max(1, min(MAX_GRAPH_THREADS, num_workers)),
+                whole_frames=loader.sampler.augments,
             )
 
         self._assembler = Assembler(

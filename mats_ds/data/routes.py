@@ -12,6 +12,7 @@ from __future__ import annotations
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import av
 import numpy as np
@@ -19,6 +20,10 @@ import numpy as np
 from mats_ds.clips import ClipSpec
 from mats_ds.data.decode import frame_numbers, visit_frames
 from mats_ds.data.probe import READ_ERRORS, UnreadableVideo, VideoIndex, describe_error, index_video
+
+if TYPE_CHECKING:
+    from mats_ds.data.augmented_crop import AugmentedCrop, AugmentingCropper
+    from mats_ds.data.cropping import ClipCropper
 
 # Smallest and largest picture sides of each codec. Source: NVIDIA Video Codec SDK, NVDEC application note, table of limits.
 NVDEC_SIDES = {
@@ -54,7 +59,7 @@ class Region:
 
 @dataclass(frozen=True, eq=False)
 class DecodedClip:
-    """frames_THWC: uint8 RGB, cropped, scaled and flipped."""
+    """frames_THWC: uint8 RGB, augmented where the clip says so, cropped, scaled and flipped."""
 
     frames_THWC: np.ndarray
 
@@ -65,12 +70,13 @@ class DecodedClip:
 
 @dataclass(frozen=True, eq=False)
 class EncodedClip:
-    """The whole file as uint8 [bytes] and the frames to decode, int32 [T]."""
+    """The whole file as uint8 [bytes] and the frames to decode, int32 [T]. `augmentation`: for graphs that give whole frames."""
 
     encoded: np.ndarray
     numbers_T: np.ndarray
     region: Region
     codec: str
+    augmentation: AugmentedCrop | None = None
 
     @property
     def num_bytes(self) -> int:
@@ -78,7 +84,10 @@ class EncodedClip:
 
 
 def read_decoded(spec: ClipSpec, *, size: tuple[int, int]) -> DecodedClip:
-    """Decode a clip with PyAV, its frames cropped, scaled to `size` (height, width) and flipped. Raises UnreadableVideo."""
+    """Decode a clip with PyAV: its frames augmented, cropped, scaled to `size` (height, width) and flipped.
+
+    Raises UnreadableVideo.
+    """
     return _read([spec], size=size)[0]
 
 
@@ -98,12 +107,10 @@ def _read_or_fail(spec: ClipSpec, size: tuple[int, int]) -> DecodedClip | Unread
 
 
 def _read(specs: Sequence[ClipSpec], *, size: tuple[int, int]) -> list[DecodedClip]:
-    from mats_ds.data.cropping import ClipCropper  # loads torch, which the workers of a check do without
-
     path = specs[0].path
     index = index_video(path)
     numbers = [frame_numbers(spec, index=index) for spec in specs]
-    croppers = [ClipCropper(numbers_T, spec.crop, index=index, size=size) for spec, numbers_T in zip(specs, numbers, strict=True)]
+    croppers = [_make_cropper(spec, numbers_T, index=index, size=size) for spec, numbers_T in zip(specs, numbers, strict=True)]
 
     def take(number: int, frame: av.VideoFrame) -> None:
         for cropper in croppers:
@@ -113,8 +120,23 @@ def _read(specs: Sequence[ClipSpec], *, size: tuple[int, int]) -> list[DecodedCl
     return [DecodedClip(cropper.frames()) for cropper in croppers]
 
 
-def read_for_device(spec: ClipSpec, *, codecs: frozenset[str], size: tuple[int, int]) -> EncodedClip | DecodedClip:
-    """A clip for a device that decodes `codecs` itself. Raises UnreadableVideo."""
+def _make_cropper(
+    spec: ClipSpec, numbers_T: np.ndarray, *, index: VideoIndex, size: tuple[int, int]
+) -> ClipCropper | AugmentingCropper:
+    # Both load torch, which the workers of a check do without.
+    if spec.operations:
+        from mats_ds.data.augmented_crop import AugmentingCropper
+
+        return AugmentingCropper(numbers_T, spec.crop, operations=spec.operations, index=index, size=size)
+    from mats_ds.data.cropping import ClipCropper
+
+    return ClipCropper(numbers_T, spec.crop, index=index, size=size)
+
+
+def read_for_device(
+    spec: ClipSpec, *, codecs: frozenset[str], size: tuple[int, int], whole_frames: bool = False
+) -> EncodedClip | DecodedClip:
+    """A clip for a device that decodes `codecs` itself, in graphs that give crops or `whole_frames`. Raises UnreadableVideo."""
     index = index_video(spec.path)
     if index.codec not in codecs or not device_can_decode(index):
         return read_decoded(spec, size=size)
@@ -125,7 +147,14 @@ def read_for_device(spec: ClipSpec, *, codecs: frozenset[str], size: tuple[int, 
         encoded = np.fromfile(spec.path, np.uint8)
     except READ_ERRORS as error:
         raise UnreadableVideo(describe_error(error)) from None
-    return EncodedClip(encoded, numbers_T.astype(np.int32), _region(spec, index.upright_size), index.codec)
+    augmentation = None
+    if whole_frames:
+        from mats_ds.data.augmented_crop import AugmentedCrop
+
+        frame = index.upright_size
+        augmentation = AugmentedCrop(spec.operations, spec.crop.settle(*frame), frame=frame, size=size)
+    region = _region(spec, index.upright_size)
+    return EncodedClip(encoded, numbers_T.astype(np.int32), region, index.codec, augmentation)
 
 
 def device_can_decode(index: VideoIndex) -> bool:

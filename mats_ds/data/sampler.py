@@ -14,7 +14,9 @@ import numpy as np
 
 from mats_ds.clips import ClipSpec, CropSpec, ResizedCropDraw
 from mats_ds.config import ClipSection
+from mats_ds.config_finetune import RandAugmentPlan
 from mats_ds.data.manifest import Manifest
+from mats_ds.data.rand_augment import SHARES_PER_OPERATION, draw_operations
 
 # The fixed places of a multi-scale crop (top, left; in quarters of the free room): corners, centre, edge middles and quarter
 # points. Source: temporal segment networks, arXiv 1608.00859, section on multi-scale cropping; VideoMAE's recipe uses it too.
@@ -24,7 +26,8 @@ CROP_PLACES = (
     *((1, 1), (1, 3), (3, 1), (3, 3)),
 )
 KEY_BITS = 62
-_FOR_ORDER, _FOR_KEY, _FOR_CLIP, _FOR_CROP, _FOR_SEGMENTS = range(5)  # what a stream of random words serves
+# what a stream of random words serves
+_FOR_ORDER, _FOR_KEY, _FOR_CLIP, _FOR_CROP, _FOR_SEGMENTS, _FOR_OPERATIONS = range(6)
 # torchvision's RandomResizedCrop, as VideoMAE fine-tunes with it (arXiv 2203.12602): width to height, and how often it tries.
 CROP_RATIOS = (3 / 4, 4 / 3)
 CROP_TRIES = 10
@@ -38,7 +41,8 @@ class ClipSampler:
     frame selection), they are spread evenly over the same span of recipe_clip.num_frames * recipe_clip.stride video frames
     (or recipe_clip.num_frames * recipe_clip.stride_seconds seconds). `repeats` neighbouring positions are clips of the same
     video, which differ in everything else. `crop_areas`, where given, are the smallest and largest part of the picture that a
-    random resized crop shows; it takes the place of recipe_clip.crop_scales.
+    random resized crop shows; it takes the place of recipe_clip.crop_scales. `rand_augment`, where given, draws each clip's
+    operations.
     An epoch has max(1, len(manifest) * repeats // global_batch) steps; it takes no video more than `repeats` times unless
     all of them together are fewer than a global batch, in which case it goes round. Raises ValueError for an empty
     manifest or sizes below one.
@@ -54,6 +58,7 @@ class ClipSampler:
         seed: int,
         repeats: int = 1,
         crop_areas: tuple[float, float] | None = None,
+        rand_augment: RandAugmentPlan | None = None,
     ) -> None:
         if len(manifest) == 0:
             raise ValueError(f"the manifest {manifest.name!r} is empty: there is nothing to sample from")
@@ -69,11 +74,17 @@ class ClipSampler:
         self.seed = seed
         self.repeats = repeats
         self.crop_areas = crop_areas
+        self.rand_augment = rand_augment
         self.steps_per_epoch = max(1, len(manifest) * repeats // global_batch)
         # Epochs overlap by no more than the clips that are read ahead: two orders in memory are enough.
         self._order_of = functools.lru_cache(maxsize=2)(self._draw_order)
         scales = recipe_clip.crop_scales
         self._scale_pairs = [(high, wide) for i, high in enumerate(scales) for j, wide in enumerate(scales) if abs(i - j) <= 1]
+
+    @property
+    def augments(self) -> bool:
+        """Whether clips have operations."""
+        return self.rand_augment is not None
 
     def epoch(self, position: int) -> int:
         """The epoch that a position belongs to, from 0."""
@@ -97,6 +108,11 @@ class ClipSampler:
             crop = self._multi_scale_crop(scale, place, flip=mirrors)
         else:
             crop = self._resized_crop(self._words(2 * CROP_TRIES + 2, _FOR_CROP, epoch, index, attempt), flip=mirrors)
+        operations = ()
+        if self.rand_augment is not None:
+            count = SHARES_PER_OPERATION * self.rand_augment.num_operations
+            words = self._words(count, _FOR_OPERATIONS, epoch, index, attempt)
+            operations = draw_operations(self.rand_augment, [_to_share(word) for word in words])
         seconds = self.recipe_clip.stride_seconds
         return ClipSpec(
             path=self.manifest.paths[sample],
@@ -115,6 +131,7 @@ class ClipSampler:
             span=self.recipe_clip.num_frames * self.recipe_clip.stride,
             span_seconds=None if seconds is None else self.recipe_clip.num_frames * seconds,
             segment_starts=self._segment_starts(epoch, index, attempt) if self.recipe_clip.sampling == "uniform" else (),
+            operations=operations,
         )
 
     def positions(self, step: int, micro: int, *, rank: int, world_size: int, micro_batch: int, accumulation: int) -> range:

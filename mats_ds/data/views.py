@@ -51,6 +51,8 @@ class ViewSampler:
     Raises ValueError for an empty manifest or sizes below one.
     """
 
+    augments = False
+
     def __init__(
         self,
         manifest: Manifest,

@@ -9,8 +9,8 @@ from mats_ds.clips import ClipBatch
 from mats_ds.config_finetune import AugmentSection
 from mats_ds.data.augment import Augmenter
 
-ALL = AugmentSection(rand_augment="rand-m7-n4-mstd0.5-inc1", random_erasing=0.5, mixup=0.8, cutmix=1.0)
-CLIPWISE = AugmentSection(rand_augment="rand-m7-n4-mstd0.5-inc1", random_erasing=0.5)
+ALL = AugmentSection(random_erasing=0.5, mixup=0.8, cutmix=1.0)
+CLIPWISE = AugmentSection(random_erasing=0.5)
 
 
 def make_batch(keys=(11, 12, 13, 14), labels=(0, 1, 2, 0), blank=()):
@@ -66,8 +66,28 @@ def test_mixing_spreads_the_target_over_the_labels_of_both_clips():
     target_BC = augment(AugmentSection(mixup=0.8), make_batch()).target_BC
     assert target_BC.sum(dim=1).tolist() == pytest.approx([1, 1, 1, 1])
     assert target_BC[3].tolist() == pytest.approx([1, 0, 0, 0, 0]), "the last meets the first, and both have label 0"
-    assert target_BC[0, 0] == pytest.approx(float(1 - target_BC[0, 1])) == pytest.approx(float(target_BC[1, 1]))
-    assert 0 < target_BC[0, 0] < 1
+    assert target_BC[1, 1] == pytest.approx(float(1 - target_BC[1, 2])) == pytest.approx(float(target_BC[2, 2]))
+    assert 0 < target_BC[1, 1] < 1
+
+
+@pytest.mark.parametrize("micro_batch", [4, 6])
+def test_targets_and_clips_are_mixed_as_timm_mixes_them(micro_batch):
+    """The same pairs, the same share, and, with label smoothing in the loss, the same target."""
+    from timm.data.mixup import Mixup, mixup_target
+
+    frames = torch.randint(0, 256, (micro_batch, 2, 16, 24, 3), dtype=torch.uint8, generator=torch.Generator().manual_seed(1))
+    labels = torch.tensor([0, 1, 2, 0, 4, 3][:micro_batch])
+    batch = make_batch(keys=(11, 12, 13, 14, 15, 16)[:4])
+    batch.frames_BTHWC, batch.label_B = frames, labels
+    batch.paths = tuple(f"{place}.mp4" for place in range(micro_batch))
+    clips = Augmenter(AugmentSection(mixup=0.8), num_classes=5, micro_batch=micro_batch)(batch)
+    share = float(clips.target_BC[1, 1])
+    expected = mixup_target(labels, 5, lam=share, smoothing=0.1)
+    assert (clips.target_BC * 0.9 + 0.1 / 5).allclose(expected)
+    mixer = Mixup(mixup_alpha=0.8, num_classes=5)
+    mixer._params_per_batch = lambda: (share, False)
+    mixed, _ = mixer(frames.flatten(2).float(), labels)
+    assert (clips.frames_BTHWC.flatten(2).float() - mixed).abs().max() <= 0.5
 
 
 def test_clips_of_one_video_are_never_mixed_with_each_other():
@@ -84,8 +104,8 @@ def test_a_blank_clip_has_no_weight_and_is_mixed_into_no_other():
     batch = make_batch(blank=(1,))
     clips = augment(AugmentSection(mixup=0.8), batch)
     assert clips.weight_B.tolist() == [1, 0, 1, 1]
-    assert clips.frames_BTHWC[0].equal(batch.frames_BTHWC[0]) and clips.target_BC[0].tolist() == [1, 0, 0, 0, 0]
-    assert not clips.frames_BTHWC[2].equal(batch.frames_BTHWC[2])
+    assert clips.frames_BTHWC[2].equal(batch.frames_BTHWC[2]) and clips.target_BC[2].tolist() == [0, 0, 1, 0, 0]
+    assert not clips.frames_BTHWC[0].equal(batch.frames_BTHWC[0])
 
 
 def test_a_substitute_counts_with_its_own_label():

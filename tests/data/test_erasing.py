@@ -34,6 +34,29 @@ def test_boxes_lie_inside_and_have_the_published_sizes():
     assert {box.top for box in boxes if box} >= {0, 10}
 
 
+def test_boxes_are_distributed_as_timms():
+    """timm draws for a picture, ten times at most; for clips, with VideoMAE, a hundred times."""
+    import random
+
+    from timm.data.random_erasing import RandomErasing
+
+    random.seed(0)
+    erase = RandomErasing(probability=1.0, mode="pixel", max_count=1, device="cpu")
+    drawn, timms = [draw_box(56, 56, np.random.default_rng(seed)) for seed in range(2000)], []
+    for _ in range(2000):
+        changed_HW = (erase(torch.full((3, 56, 56), 99.0)) != 99).all(0)
+        rows, columns = changed_HW.any(1).nonzero(), changed_HW.any(0).nonzero()
+        if len(rows):
+            timms.append((int(rows[0]), int(columns[0]), len(rows), len(columns)))
+    assert all(drawn), "a hundred tries always find one"
+    for measure in (lambda box: box[2] * box[3], lambda box: box[2] / box[3], lambda box: box[0], lambda box: box[1] + box[3]):
+        ours, theirs = (np.sort([measure(box) for box in boxes]) for boxes in (drawn, timms))
+        limits = np.concatenate([ours, theirs])
+        gap = np.abs(np.searchsorted(ours, limits, "right") / len(ours) - np.searchsorted(theirs, limits, "right") / len(theirs))
+        # Two samples of one distribution pass this limit once in 1000 times (Kolmogorov and Smirnov); the draws are fixed.
+        assert gap.max() < 1.95 * (2 / 2000) ** 0.5
+
+
 def test_a_picture_too_small_for_a_box_stays_as_it_is():
     clip = torch.zeros(2, 1, 1, 3, dtype=torch.uint8)
     assert erase_box(clip, np.random.default_rng(0)).equal(clip)

@@ -46,6 +46,11 @@ def test_each_clip_meets_one_of_another_video(micro_batch, repeats):
     assert all(place // repeats != partner // repeats for place, partner in enumerate(partners))
 
 
+def test_partners_are_timms_where_timm_has_any():
+    assert choose_partners(6, repeats=1) == [5, 4, 3, 2, 1, 0] and choose_partners(8, repeats=2)[:2] == [7, 6]
+    assert choose_partners(3, repeats=1) == [1, 2, 0] and choose_partners(6, repeats=2) == [2, 3, 4, 5, 0, 1]
+
+
 @pytest.mark.parametrize(("mixup", "cutmix", "boxes"), [(0.8, 0.0, {False}), (0.0, 1.0, {True}), (0.8, 1.0, {False, True})])
 def test_the_recipe_says_which_of_the_two(mixup, cutmix, boxes):
     section, rng = AugmentSection(mixup=mixup, cutmix=cutmix), np.random.default_rng(0)

@@ -16,6 +16,7 @@ import torch
 
 from mats_ds.clips import ClipBatch
 from mats_ds.config import ClipSection
+from mats_ds.config_finetune import parse_rand_augment
 from mats_ds.data import assembly, lookahead, pipeline, routes
 from mats_ds.data.manifest import Manifest, read_manifest
 from mats_ds.data.pipeline import ClipLoader, DaliGraph
@@ -44,9 +45,15 @@ def manifest_of(paths: list[str]) -> Manifest:
     return Manifest(paths, np.arange(len(paths)), nan_S, nan_S.copy(), "set")
 
 
-def loader_of(paths, *, global_batch=6, world_size=1, rank=0, accumulation=1, stride=2, **options) -> ClipLoader:
+AUGMENTED = {"crop_areas": (0.08, 1.0), "rand_augment": parse_rand_augment("rand-m7-n4-mstd0.5-inc1")}
+
+
+def loader_of(
+    paths, *, global_batch=6, world_size=1, rank=0, accumulation=1, stride=2, repeats=1, augments=False, **options
+) -> ClipLoader:
     clip = ClipSection(num_frames=NUM_FRAMES, stride=stride, height=HEIGHT, width=WIDTH, flip=True)
-    sampler = ClipSampler(manifest_of(paths), recipe_clip=clip, num_frames=NUM_FRAMES, global_batch=global_batch, seed=3)
+    sizes = dict(num_frames=NUM_FRAMES, global_batch=global_batch, seed=3, repeats=repeats)
+    sampler = ClipSampler(manifest_of(paths), recipe_clip=clip, **sizes, **(AUGMENTED if augments else {}))
     return ClipLoader(
         sampler,
         rank=rank,
@@ -102,6 +109,23 @@ def test_a_batch_holds_what_the_sampler_says(videos):
 def test_threads_and_prefetching_change_no_bit(videos, options):
     for one, other in zip(take(loader_of(videos), 5), take(loader_of(videos, **options), 5), strict=True):
         assert_equal(one, other)
+
+
+def test_augmented_clips_are_the_same_on_any_threads_after_a_restart_and_with_their_video_decoded_once(videos):
+    through = take(loader_of(videos, augments=True), 4)
+    assert not through[0].frames_BTHWC.equal(take(loader_of(videos), 1)[0].frames_BTHWC)
+    for options in ({"num_workers": 0}, {"num_workers": 5, "prefetch": 4}):
+        for one, other in zip(through[2:], take(loader_of(videos, augments=True, **options), 2, first_step=2), strict=True):
+            assert_equal(one, other)
+    halves = [take(loader_of(videos, augments=True, world_size=2, rank=rank), 1) for rank in range(2)]
+    whole, parts = concatenate(through[:1]), concatenate([half[0] for half in halves])
+    assert parts.keys() == whole.keys() and all(torch.equal(parts[key], whole[key]) for key in whole)
+    with loader_of(videos, augments=True, repeats=2) as loader:
+        (together,) = islice(loader.micro_batches(0), 1)
+        for position, frames_THWC in enumerate(together.frames_BTHWC):
+            alone = routes.read_decoded(loader.sampler.spec(position), size=(HEIGHT, WIDTH)).frames_THWC
+            assert np.array_equal(frames_THWC.numpy(), alone), position
+    assert together.paths[0] == together.paths[1] and not together.frames_BTHWC[0].equal(together.frames_BTHWC[1])
 
 
 def test_chunks_change_no_bit(videos, monkeypatch):
@@ -274,6 +298,29 @@ def test_files_that_dali_decodes_give_the_frames_that_pyav_decodes(vp9_videos, w
     assert "NVDEC decodes" in loader_of(paths, global_batch=5).describe()
 
 
+def test_whole_frames_that_dali_decodes_are_augmented_as_those_that_pyav_decodes(vp9_videos, write_video, tmp_path, monkeypatch):
+    """Frames of different sizes in one chunk; one file stays with PyAV."""
+    paths = [*vp9_videos, str(write_video(tmp_path / "other.mp4", num_frames=24))]
+    options = dict(global_batch=5, augments=True)
+    by_pyav = take(loader_of(paths, **options), 6)
+    monkeypatch.setattr(pipeline, "device_codecs", lambda device: frozenset({"vp9"}))
+    asked = []
+    start = DaliGraph.start
+    monkeypatch.setattr(DaliGraph, "start", lambda self, clips: (asked.extend(clips), start(self, clips))[1])
+    by_dali = take(loader_of(paths, **options), 6)
+    used = {operation.name for clip in asked for operation in clip.augmentation.operations}
+    assert len(used) > 8 and any(not clip.augmentation.operations for clip in asked)
+    assert len({clip.augmentation.frame for clip in asked}) == 3
+    differences = []
+    for one, other in zip(by_pyav, by_dali, strict=True):
+        assert one.paths == other.paths and torch.equal(one.key_B, other.key_B)
+        difference_BT = (one.frames_BTHWC.float() - other.frames_BTHWC.float()).abs().flatten(2).mean(2)
+        differences.append(difference_BT.flatten())
+    # Colours that differ by a level or two before a threshold or an equalization differ by more after it.
+    differences = torch.cat(differences)
+    assert differences.median() < 3 and differences.max() < 40 and (differences > 12).float().mean() < 0.1, differences
+
+
 def test_a_chunk_that_the_device_refuses_goes_through_pyav(vp9_videos, device_decodes_vp9, monkeypatch, caplog):
     by_dali = take(loader_of(vp9_videos, global_batch=4), 5)
     read = routes.np.fromfile
@@ -314,6 +361,22 @@ def test_the_decoder_fails_rather_than_make_frames_up(vp9_videos):
         graph.finish()
     graph.start([EncodedClip(encoded, np.int32([0, 23]), region, "vp9")])  # and lives on
     assert graph.finish().shape == (1, 2, HEIGHT, WIDTH, 3)
+
+
+@pytest.mark.parametrize("decoder", ["mixed", "cpu"])
+def test_both_graphs_can_be_described_without_a_gpu(decoder):
+    pytest.importorskip("nvidia.dali")
+    from nvidia.dali import Pipeline
+
+    graphs = {}
+    for name in ("files", "crops"):
+        graph = Pipeline(batch_size=2, num_threads=1, device_id=None, exec_dynamic=True)
+        with graph:
+            video = pipeline.decode_files(decoder) if name == "files" else pipeline.decode_crops(decoder, size=(32, 48))
+            graph.set_outputs(video)
+        graphs[name] = graph.serialize()
+    assert (b"start" in graphs["crops"], b"start" in graphs["files"]) == (True, False)
+    assert all(b"pad_mode" in text and decoder.encode() in text for text in graphs.values())
 
 
 def test_only_plain_upright_video_goes_to_the_device(vp9_videos, videos, write_video, tmp_path):

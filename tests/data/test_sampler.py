@@ -1,5 +1,6 @@
 """What is drawn depends on the seed and the position alone."""
 
+import dataclasses
 from collections import Counter
 from types import SimpleNamespace
 
@@ -7,6 +8,7 @@ import numpy as np
 import pytest
 
 from mats_ds.config import ClipSection
+from mats_ds.config_finetune import parse_rand_augment
 from mats_ds.data.decode import frame_numbers
 from mats_ds.data.manifest import Manifest
 from mats_ds.data.sampler import CROP_PLACES, ClipSampler
@@ -185,3 +187,22 @@ def test_a_split_that_does_not_make_the_global_batch():
 def test_sizes_below_one(wrong):
     with pytest.raises(ValueError):
         sampler_of(**wrong)
+
+
+def test_operations_are_those_of_the_place_in_the_run_and_change_nothing_else():
+    def augmenting(**options) -> ClipSampler:
+        plan = parse_rand_augment("rand-m7-n4-mstd0.5-inc1")
+        section = ClipSection(num_frames=4, stride=3, height=32, width=48, flip=True)
+        sizes = dict(num_frames=4, global_batch=8, seed=5, **options)
+        return ClipSampler(manifest_of(29), recipe_clip=section, rand_augment=plan, **sizes)
+
+    plain, augmented = sampler_of(), augmenting()
+    assert augmented.augments and not plain.augments
+    drawn = [augmented.spec(position) for position in range(60)]
+    for position, spec in enumerate(drawn):
+        assert dataclasses.replace(spec, operations=()) == plain.spec(position)
+    assert drawn == [augmenting().spec(position) for position in range(60)]
+    assert len({spec.operations for spec in drawn}) > 40 and any(not spec.operations for spec in drawn)
+    assert augmented.spec(7, attempt=1).operations != augmented.spec(7).operations
+    repeated = augmenting(repeats=2)
+    assert repeated.spec(2).path == repeated.spec(3).path and repeated.spec(2).operations != repeated.spec(3).operations

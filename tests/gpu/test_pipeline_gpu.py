@@ -9,6 +9,7 @@ import pytest
 import torch
 
 from mats_ds.config import ClipSection
+from mats_ds.config_finetune import parse_rand_augment
 from mats_ds.data import assembly, pipeline
 from mats_ds.data.manifest import read_manifest
 from mats_ds.data.nvdec import choose_num_graphs
@@ -48,9 +49,17 @@ def write_numbered(path, codec, options, *, num_frames=48, height=176, width=208
         container.mux(stream.encode())
 
 
-def loader_of(folder, device, *, micro_batch, num_graphs=None, **clip) -> ClipLoader:
+def loader_of(folder, device, *, micro_batch, num_graphs=None, rand_augment=None, **clip) -> ClipLoader:
     section = ClipSection(**{"num_frames": NUM_FRAMES, "stride": 3, "height": HEIGHT, "width": WIDTH, **clip})
-    sampler = ClipSampler(read_manifest(folder), recipe_clip=section, num_frames=NUM_FRAMES, global_batch=micro_batch, seed=1)
+    sampler = ClipSampler(
+        read_manifest(folder),
+        recipe_clip=section,
+        num_frames=NUM_FRAMES,
+        global_batch=micro_batch,
+        seed=1,
+        crop_areas=(0.08, 1.0) if rand_augment else None,
+        rand_augment=parse_rand_augment(rand_augment) if rand_augment else None,
+    )
     return ClipLoader(
         sampler,
         rank=0,
@@ -168,3 +177,22 @@ def test_what_pyav_decodes_for_a_gpu_is_what_it_decodes_for_a_cpu(tmp_path):
         take(loader_of(tmp_path, "cpu", micro_batch=4), 2), take(loader_of(tmp_path, "cuda:0", micro_batch=4), 2), strict=True
     ):
         assert torch.equal(left.frames_BTHWC, right.frames_BTHWC.cpu())
+
+
+def test_whole_frames_are_augmented_on_the_gpu_as_on_the_host(tmp_path):
+    """Files of several sizes in a chunk; the same clips whatever the number of graphs, and those of the host but for colours."""
+    for number in range(12):
+        size = {"height": 144 + 32 * (number % 3), "width": 176 + 32 * (number % 2)}
+        write_numbered(tmp_path / f"{number:02d}.mp4", *FORMATS["h264.mp4"], num_frames=30, **size)
+    options = dict(micro_batch=12, rand_augment="rand-m7-n4-mstd0.5-inc1")
+    on_cpu = take(loader_of(tmp_path, "cpu", **options), 3)
+    on_gpu = take(loader_of(tmp_path, "cuda:0", **options), 3)
+    again = take(loader_of(tmp_path, "cuda:0", num_graphs=1, **options), 3)
+    differences = []
+    for one, other, third in zip(on_cpu, on_gpu, again, strict=True):
+        assert other.frames_BTHWC.is_cuda and not other.bad and other.frames_BTHWC.shape == one.frames_BTHWC.shape
+        assert torch.equal(one.key_B, other.key_B.cpu()) and torch.equal(other.frames_BTHWC, third.frames_BTHWC)
+        differences.append((one.frames_BTHWC.float() - other.frames_BTHWC.cpu().float()).abs().flatten(1).mean(1))
+    # Colours a level or two apart before a threshold or an equalization are further apart after it.
+    differences = torch.cat(differences)
+    assert differences.median() < MAX_MEAN_DIFFERENCE and (differences > 16).float().mean() < 0.1, differences
