@@ -22,7 +22,7 @@ from av.format import Flags
 from mats_ds.data.containers import NotAVideoFormat, limit_pictures, open_container
 from mats_ds.data.landing import SOUGHT_BY_BYTE, KeyPacket, LandingTable, landing_table
 from mats_ds.data.packets import PacketLog, PacketTable
-from mats_ds.data.recording import KeyLog, Recording, find_landings, key_packet, record, times_of
+from mats_ds.data.recording import KeyLog, drop_torn_end, find_landings, key_packet, record, times_of
 from mats_ds.data.stream_proof import StreamProof
 
 # What PyAV raises for a file that is not a sound video: FFmpeg's errors, metadata that is not text, absurd sizes.
@@ -50,7 +50,7 @@ class VideoIndex:
     which a file is sought whose times do not serve for it.
     doubt: why the headers do not prove the frames, so that the file was decoded once; "" where they do. is_sound_F: which frames
     came undamaged in that decoding. num_stored: packets that ought to show a frame, without those before the first that does.
-    num_silent: packets before that one. is_interlaced: of the first picture; its two fields come woven, as they are coded.
+    num_silent: packets before that one, silent_seconds: their time. is_interlaced: of the first picture; its two fields come woven, as they are coded.
     """
 
     path: str
@@ -74,6 +74,7 @@ class VideoIndex:
     is_sound_F: np.ndarray | None = None
     num_stored: int = 0
     num_silent: int = 0
+    silent_seconds: float = 0.0
     is_interlaced: bool = False
 
     @property
@@ -84,6 +85,11 @@ class VideoIndex:
     def upright_size(self) -> tuple[int, int]:
         """(height, width) of the frames as they are delivered, after rotation."""
         return (self.width, self.height) if self.rotation % 180 else (self.height, self.width)
+
+    @property
+    def held_seconds(self) -> float:
+        """From the first packet, whether it shows a frame or not, to the last frame."""
+        return float(self.seconds()[-1] - self.seconds()[0]) + self.silent_seconds
 
     def seconds(self) -> np.ndarray:
         """Time of each frame since the first one, float64 [F]."""
@@ -285,6 +291,7 @@ def _index_by_decoding(path: str, container, stream: av.VideoStream, scan: _Scan
             recorded = record(again, again_stream, **options, checks_pictures=True, on_packet=log.add)
     except READ_ERRORS as error:
         raise UnreadableVideo(describe_error(error)) from None
+    drop_torn_end(recorded)
     if not recorded.num_frames:
         raise UnreadableVideo(recorded.first_error or scan.problem or "not one picture of it decodes")
     landings = find_landings(recorded, log, open_again, container=container.format.name, read_errors=READ_ERRORS)
@@ -304,6 +311,7 @@ def _index_by_decoding(path: str, container, stream: av.VideoStream, scan: _Scan
         is_sound_F=np.asarray(recorded.is_sound_F, bool),
         num_stored=max(num_shown, recorded.num_frames) if recorded.problem else recorded.num_frames,
         num_silent=recorded.num_silent,
+        silent_seconds=recorded.num_silent / index.frame_rate,
         is_interlaced=recorded.num_interlaced > 0,
     )
 

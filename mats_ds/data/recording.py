@@ -4,7 +4,7 @@ For files whose headers do not prove their frames (mats_ds.data.stream_proof). T
 begun at it and every frame up to the next one is compared with the one of the pass from the start: only where all are equal, bit
 for bit, frames are later read from there. Costs two decodings, once a file.
 
-A frame is sound if it decodes, is not marked corrupt, and no packet failed since its key picture. Packets that fail before the
+A frame is sound if it comes, is not marked corrupt, and no packet failed before it came since its key picture. Packets that fail before the
 first frame comes belong to a picture that the file does not hold: they are not counted and no fault.
 """
 
@@ -30,8 +30,8 @@ class Recording:
     """F frames in the order in which they came, P packets that hold something.
 
     packet_F: the packet of each frame. pts_F: its time stamp in the file, None where it has none. problem: the first error, met
-    when `problem_at` frames had come. num_silent: packets up to the one whose frame came first. num_hidden: packets that the
-    container marks as not shown.
+    when `problem_at` frames had come; first_error: one that may have come before all frames. num_silent: packets up to the one
+    whose frame came first. torn_packets: those that their container marks as incomplete.
     """
 
     packet_F: list[int] = field(default_factory=list)
@@ -42,6 +42,7 @@ class Recording:
     num_packets: int = 0
     num_silent: int = 0
     num_interlaced: int = 0
+    torn_packets: set[int] = field(default_factory=set)
     first: av.VideoFrame | None = None
     problem: str = ""
     problem_at: int = 0
@@ -84,6 +85,8 @@ def record(
             break
         if packet.size:
             on_packet(recorded.num_packets, packet)
+            if packet.is_corrupt:
+                recorded.torn_packets.add(recorded.num_packets)
             pts_P.append(packet.pts)
             packet.pts = recorded.num_packets
             recorded.num_packets += 1
@@ -102,7 +105,7 @@ def record(
                 failed_at = None
             if frame.is_corrupt:
                 recorded.fail("a frame is corrupt")
-            recorded.is_sound_F.append(not frame.is_corrupt and (failed_at is None or source < failed_at))
+            recorded.is_sound_F.append(not frame.is_corrupt and failed_at is None)
             recorded.packet_F.append(source)
             recorded.pts_F.append(pts_P[source] if 0 <= source < len(pts_P) else None)
             recorded.is_key_F.append(bool(frame.key_frame))
@@ -113,6 +116,13 @@ def record(
             beat_seconds = time.monotonic()
             on_beat()
     return recorded
+
+
+def drop_torn_end(recorded: Recording) -> None:
+    """Take away the last frames if their packets are torn: a file that breaks off ends with its last whole one."""
+    while recorded.packet_F and recorded.packet_F[-1] in recorded.torn_packets and not recorded.is_sound_F[-1]:
+        for column in (recorded.packet_F, recorded.pts_F, recorded.is_sound_F, recorded.is_key_F, recorded.checksum_F):
+            del column[-1:]
 
 
 def checksum_of_picture(frame: av.VideoFrame) -> int:

@@ -26,6 +26,7 @@ from pathlib import Path
 
 import av
 import numpy as np
+from av.error import FFmpegError
 from av.video.reformatter import ColorRange
 
 from mats_ds.data.ffmpeg_words import in_words
@@ -214,12 +215,16 @@ def _copy_time_base(time_base: Fraction) -> Fraction:
 def _pictures(container, stream: av.VideoStream, index: VideoIndex, written: _Written) -> Iterator[av.VideoFrame]:
     """Upright pictures of the copy's size, timed from 0 on. Stops at the first fault and notes it in `written.problem`."""
     upright = UprightScaler(written.height, written.width, rotation=index.rotation)
-    for number, frame in enumerate(_decoded(container, stream, written)):
+    for number, frame in enumerate(_decoded(container, stream, index, written)):
         pts = number
-        if index.trusts_pts:
-            pts = None if frame.pts is None else round((frame.pts - int(index.pts_F[0])) * stream.time_base / written.time_base)
-        if frame.is_corrupt:
-            written.problem = f"frame {number} of {index.num_frames} is corrupt"
+        if index.doubt and index.trusts_pts:  # the index has numbered the frames as they come here
+            pts = int(index.pts_F[number]) if number < index.num_frames else None
+        elif index.trusts_pts:
+            pts = frame.pts
+        if index.trusts_pts and pts is not None:
+            pts = round((pts - int(index.pts_F[0])) * stream.time_base / written.time_base)
+        if frame.is_corrupt or (index.is_sound_F is not None and not index.is_sound_F[number : number + 1].all()):
+            written.problem = f"frame {number} of {index.num_stored} is corrupt"
         elif pts is None or pts <= (written.pts[-1] if number else -1):
             written.problem = f"frame {number} of {index.num_frames} has no time after that of the frame before"
         elif number == 0 and pts:
@@ -232,10 +237,15 @@ def _pictures(container, stream: av.VideoStream, index: VideoIndex, written: _Wr
         yield picture
 
 
-def _decoded(container, stream: av.VideoStream, written: _Written) -> Iterator[av.VideoFrame]:
+def _decoded(container, stream: av.VideoStream, index: VideoIndex, written: _Written) -> Iterator[av.VideoFrame]:
+    """The frames up to the first error; packets that fail before the first frame belong to none."""
     try:
-        for packet in container.demux(stream):
-            yield from packet.decode()
+        for number, packet in enumerate(container.demux(stream)):
+            try:
+                yield from packet.decode()
+            except FFmpegError:
+                if number > index.num_silent or written.pts:
+                    raise
     except READ_ERRORS as error:
         written.problem = f"breaks off after {len(written.pts)} frames: {in_words(describe_error(error))}"
 
@@ -247,7 +257,7 @@ def _what_is_missing(container, stream: av.VideoStream, index: VideoIndex, writt
         return f"only {num_frames} of {index.num_frames} frames decode"
     if num_frames > index.num_frames:
         return f"{num_frames} frames decode, its packets hold {index.num_frames}"
-    return describe_torn_end(container, stream, held_seconds=written.last_seconds())
+    return describe_torn_end(container, stream, held_seconds=written.last_seconds() + index.silent_seconds)
 
 
 def verify_copy(path: Path, written: _Written, *, gop: int, on_beat: Callable[[], None] = lambda: None) -> None:
