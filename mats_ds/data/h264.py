@@ -48,6 +48,7 @@ class H264Reader:
         self._sequences: dict[int, _Sequence] = {}
         self._pictures: dict[int, _Pictures] = {}
         self._previous_low = self._previous_high = 0
+        self._previous_number, self._previous_is_reference = 0, False
         self._epoch, self._count = 0, 0
         self.length_size = 0
         if extradata[:1] == b"\x01":
@@ -105,7 +106,8 @@ class H264Reader:
         sequence = pictures and self._sequences.get(pictures.sequence)
         if not sequence:
             raise BrokenHeader("parameters of a picture are missing")
-        bits.skip(2 * sequence.has_colour_planes + sequence.frame_num_bits)
+        bits.skip(2 * sequence.has_colour_planes)
+        self._follow(bits.read(sequence.frame_num_bits), sequence, is_idr=is_idr, is_reference=bool(is_reference))
         if not sequence.frames_only and bits.read(1):
             raise BrokenHeader("pictures are coded as fields")
         if is_idr:
@@ -129,6 +131,14 @@ class H264Reader:
             if not is_intra or bits.read(1):
                 raise BrokenHeader("pictures before a key picture are thrown away")
         return CodedPicture(self._epoch, self._count if sequence.order_kind == 2 else high + low, is_key=is_idr)
+
+    def _follow(self, number: int, sequence: _Sequence, *, is_idr: bool, is_reference: bool) -> None:
+        """frame_num counts the reference pictures. Raises BrokenHeader where one is missing, section 7.4.3."""
+        if not is_idr and self._count:
+            steps = (number - self._previous_number) % (1 << sequence.frame_num_bits)
+            if steps > 1 or (steps == 0 and self._previous_is_reference):
+                raise BrokenHeader("pictures are missing")
+        self._previous_number, self._previous_is_reference = number, is_reference
 
     def _note_parameters(self, unit: bytes) -> None:
         """Keep a parameter set. Raises BrokenHeader where one is replaced by another: decoding could not begin after it."""

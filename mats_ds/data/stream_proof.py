@@ -140,6 +140,16 @@ class StreamProof:
             self._fail("pictures are shown before its first key picture")
         if len({self._pictures[place][:2] for place in packet_F}) != len(packet_F):
             self._fail("two pictures are shown at once")
+        if self._codec == "hevc" and _has_gaps([self._pictures[place] for place in packet_F]):
+            self._fail("pictures are missing")
         needed = int((np.maximum.accumulate(packet_F) - np.arange(len(packet_F))).max())
         if self._codec in ("h264", "hevc") and needed > max(self._known_delay, self._reader.num_reorder or 0):
             self._fail(f"pictures wait for {needed} others, its header says fewer")
+
+
+def _has_gaps(pictures: Sequence[CodedPicture]) -> bool:
+    """Whether the counters of pictures that are shown one after the other do not rise evenly, as in a stream that has lost some."""
+    steps = {
+        later.order - earlier.order for earlier, later in zip(pictures, pictures[1:], strict=False) if later.epoch == earlier.epoch
+    }
+    return len(steps) > 1
