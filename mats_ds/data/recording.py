@@ -4,8 +4,8 @@ For files whose headers do not prove their frames (mats_ds.data.stream_proof). T
 begun at it and every frame up to the next one is compared with the one of the pass from the start: only where all are equal, bit
 for bit, frames are later read from there. Costs two decodings, once a file.
 
-A frame is sound if it comes, is not marked corrupt, and no packet failed before it came since its key picture. Packets that fail before the
-first frame comes belong to a picture that the file does not hold: they are not counted and no fault.
+A frame is sound if it comes, is not marked corrupt, and no packet failed before it came since its key picture. Packets that fail
+before the first frame comes belong to a picture that the file does not hold: they are not counted and no fault.
 """
 
 from __future__ import annotations
@@ -240,4 +240,3 @@ def _agrees(recorded: Recording, table: LandingTable, open_it: Callable[[], Open
         return not read_landed(open_it, table, numbers, compare) and not differ
     except read_errors:
         return False
-

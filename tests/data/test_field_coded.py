@@ -11,7 +11,6 @@ import pytest
 
 from mats_ds.data.check import check_file
 from mats_ds.data.decode import decode_frames
-from mats_ds.data.probe import index_video
 from mats_ds.data.routes import device_can_decode
 from mats_ds.data.transcode import transcode_file
 from tests.data.test_hard_streams import assert_reads_as_decoded, sequential

@@ -165,7 +165,18 @@ def test_every_frame_of_a_sound_stream(stream_file, name):
     assert index.num_frames == NUM_FRAMES and index.num_silent == 0
 
 
-QUICK = ("closed.mp4", "closed.ts", "closed.flv", "open.mp4", "hevc.mp4", "mpeg2.mpg", "mpeg4.avi", "vp8.webm", "vp9.webm", "motion.avi")
+QUICK = (
+    "closed.mp4",
+    "closed.ts",
+    "closed.flv",
+    "open.mp4",
+    "hevc.mp4",
+    "mpeg2.mpg",
+    "mpeg4.avi",
+    "vp8.webm",
+    "vp9.webm",
+    "motion.avi",
+)
 
 
 @pytest.mark.parametrize("name", QUICK)
