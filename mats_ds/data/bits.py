@@ -5,8 +5,6 @@ Source: ITU-T H.264 and H.265, sections 7.2 to 7.4 and 9.1 (Exp-Golomb codes), a
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-
 START_CODE = b"\x00\x00\x01"
 
 
@@ -18,7 +16,7 @@ class Bits:
     """Reads the bits of `data` from the first one on. Raises BrokenHeader behind the end."""
 
     def __init__(self, data: bytes) -> None:
-        self._digits = f"{int.from_bytes(data, 'big'):0{8 * len(data)}b}" if data else ""
+        self._digits = bin(1 << 8 * len(data) | int.from_bytes(data, "big"))[3:]
         self._place = 0
 
     def read(self, count: int) -> int:
@@ -35,10 +33,11 @@ class Bits:
     def unsigned(self) -> int:
         """The next Exp-Golomb number, ue(v)."""
         one = self._digits.find("1", self._place)
-        if one < 0 or one - self._place > 32:
+        end = 2 * one - self._place + 1
+        if one < 0 or end > len(self._digits):
             raise BrokenHeader("a header ends too early")
-        self._place, num_zeros = one, one - self._place
-        return self.read(num_zeros + 1) - 1
+        self._place = end
+        return int(self._digits[one:end], 2) - 1
 
     def signed(self) -> int:
         """The next Exp-Golomb number with a sign, se(v)."""
@@ -51,28 +50,28 @@ def without_emulation(unit: bytes) -> bytes:
     return unit.replace(b"\x00\x00\x03", b"\x00\x00") if b"\x00\x00\x03" in unit else unit
 
 
-def split_units(data: bytes, length_size: int) -> Iterator[tuple[int, int]]:
+def split_units(data: bytes, length_size: int) -> list[tuple[int, int]]:
     """(begin, end) of the NAL units in a packet; `length_size` bytes of length stand before each, or with 0 a start code.
 
     Raises BrokenHeader where lengths reach beyond the packet.
     """
+    units = []
     if not length_size:
         begin = data.find(START_CODE)
         while begin >= 0:
             end = data.find(START_CODE, begin + 3)
-            yield begin + 3, len(data) if end < 0 else end
+            units.append((begin + 3, len(data) if end < 0 else end))
             begin = end
-        return
-    place = 0
-    while place + length_size <= len(data):
+        return [unit for unit in units if unit[0] < unit[1]]
+    place, num_bytes = 0, len(data)
+    while place + length_size <= num_bytes:
         begin = place + length_size
         place = begin + int.from_bytes(data[place:begin], "big")
-        if place > len(data):
-            raise BrokenHeader("a unit is longer than its packet")
         if place > begin:
-            yield begin, place
-    if place != len(data):
-        raise BrokenHeader("bytes behind the last unit")
+            units.append((begin, place))
+    if place != num_bytes:
+        raise BrokenHeader("units do not fill their packet")
+    return units
 
 
 def unwrap_wraps(low: int, previous_low: int, previous_high: int, modulus: int) -> int:

@@ -16,7 +16,7 @@ PARTITIONS = (2, 3, 4)
 RECOVERY_POINT = 6  # payload type, annex D
 I_SLICE = 2
 CHROMA_PROFILES = frozenset((100, 110, 122, 244, 44, 83, 86, 118, 128, 138, 139, 134, 135))
-SLICE_HEADER_BYTES = 32  # more than the fields that are read here take
+SLICE_HEADER_BYTES = 24  # more than the fields that are read here take
 
 
 @dataclass(frozen=True)
@@ -48,6 +48,7 @@ class H264Reader:
         self._sequences: dict[int, _Sequence] = {}
         self._pictures: dict[int, _Pictures] = {}
         self._previous_low = self._previous_high = 0
+        self._previous_number, self._previous_is_reference = 0, False
         self._epoch, self._count = 0, 0
         self.length_size = 0
         if extradata[:1] == b"\x01":
@@ -66,21 +67,23 @@ class H264Reader:
 
     def read(self, data: bytes) -> CodedPicture:
         """The picture in a packet. Raises BrokenHeader where the packet is not one frame that is fully understood."""
-        first, kinds, recovers, num_starts = None, set(), False, 0
+        first, num_starts, recovers = -1, 0, False
+        first_kind = 0
         for begin, end in split_units(data, self.length_size):
             kind = data[begin] & 31
-            if kind in (SLICE, IDR_SLICE):
-                if first is None:
-                    first = begin
-                kinds.add(kind)
-                num_starts += data[begin + 1 : begin + 2] >= b"\x80"  # first_mb_in_slice is 0: one bit
-            elif kind in (SPS, PPS):
-                self._note_parameters(data[begin:end])
+            if kind == SLICE or kind == IDR_SLICE:
+                if first < 0:
+                    first, first_kind = begin, kind
+                num_starts += end - begin > 1 and data[begin + 1] >= 128  # first_mb_in_slice is 0: one bit
+                if kind != first_kind:
+                    raise BrokenHeader("a packet is not one picture")
             elif kind == SEI:
                 recovers = recovers or _promises_exact(without_emulation(data[begin + 1 : end]))
-            elif kind in PARTITIONS or kind in (END_OF_SEQUENCE, END_OF_STREAM):
+            elif kind == SPS or kind == PPS:
+                self._note_parameters(data[begin:end])
+            elif kind in PARTITIONS or kind == END_OF_SEQUENCE or kind == END_OF_STREAM:
                 raise BrokenHeader(f"H.264 unit of type {kind}")
-        if first is None or num_starts != 1 or len(kinds) != 1:
+        if num_starts != 1:
             raise BrokenHeader("a packet is not one picture")
         picture = self._read_slice(data[first : first + SLICE_HEADER_BYTES])
         if not picture.is_key and recovers and self._is_intra(data):
@@ -105,7 +108,8 @@ class H264Reader:
         sequence = pictures and self._sequences.get(pictures.sequence)
         if not sequence:
             raise BrokenHeader("parameters of a picture are missing")
-        bits.skip(2 * sequence.has_colour_planes + sequence.frame_num_bits)
+        bits.skip(2 * sequence.has_colour_planes)
+        self._follow(bits.read(sequence.frame_num_bits), sequence, is_idr=is_idr, is_reference=bool(is_reference))
         if not sequence.frames_only and bits.read(1):
             raise BrokenHeader("pictures are coded as fields")
         if is_idr:
@@ -129,6 +133,14 @@ class H264Reader:
             if not is_intra or bits.read(1):
                 raise BrokenHeader("pictures before a key picture are thrown away")
         return CodedPicture(self._epoch, self._count if sequence.order_kind == 2 else high + low, is_key=is_idr)
+
+    def _follow(self, number: int, sequence: _Sequence, *, is_idr: bool, is_reference: bool) -> None:
+        """frame_num counts the reference pictures. Raises BrokenHeader where one is missing, section 7.4.3."""
+        if not is_idr and self._count:
+            steps = (number - self._previous_number) % (1 << sequence.frame_num_bits)
+            if steps > 1 or (steps == 0 and self._previous_is_reference):
+                raise BrokenHeader("pictures are missing")
+        self._previous_number, self._previous_is_reference = number, is_reference
 
     def _note_parameters(self, unit: bytes) -> None:
         """Keep a parameter set. Raises BrokenHeader where one is replaced by another: decoding could not begin after it."""

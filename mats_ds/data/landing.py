@@ -168,9 +168,9 @@ def _packets_from(container, stream: av.VideoStream, table: LandingTable, key: i
         demuxed = container.demux(stream)
         for _ in range(MAX_PASSED):
             packet = next(demuxed)
-            if packet.size == table.size_K[key] and packet.pos in (table.place_K[key], None):
-                if checksum_of(bytes(packet)) == table.checksum_K[key]:
-                    return _numbered(demuxed, int(table.packet_K[key]), first=packet)
+            is_there = packet.size == table.size_K[key] and packet.pos in (table.place_K[key], None)
+            if is_there and checksum_of(bytes(packet)) == table.checksum_K[key]:
+                return _numbered(demuxed, int(table.packet_K[key]), first=packet)
     except (StopIteration, FFmpegError):
         pass
     return None

@@ -7,15 +7,14 @@ still waits when the file ends is never shown.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 
 from mats_ds.data.mpeg4 import BIDIRECTIONAL, coded_pictures, presentation_order, time_increment_bits
 
 
-@dataclass(frozen=True)
-class Piece:
+class Piece(NamedTuple):
     """The part of a packet, `size` bytes from `place` on, that holds one picture. is_disposable: no other refers to it, as far as
     is known here; is_shown: false for a picture that only serves as reference.
     """

@@ -55,7 +55,8 @@ class VideoIndex:
     file is sought whose times do not serve for it.
     doubt: why the headers do not prove the frames, so that the file was decoded once; "" where they do. is_sound_F: which frames
     came undamaged in that decoding. num_stored: packets that ought to show a frame, without those before the first that does.
-    num_silent: packets before that one, silent_seconds: their time. is_interlaced: of the first picture; its two fields come woven, as they are coded.
+    num_silent: packets before that one, silent_seconds: their time. is_interlaced: of the first picture, or of any where all were
+    decoded; two fields come woven, as they are coded.
     """
 
     path: str

@@ -4,12 +4,13 @@ For files whose headers do not prove their frames (mats_ds.data.stream_proof). T
 begun at it and every frame up to the next one is compared with the one of the pass from the start: only where all are equal, bit
 for bit, frames are later read from there. Costs two decodings, once a file.
 
-A frame is sound if it comes, is not marked corrupt, and no packet failed before it came since its key picture. Packets that fail before the
-first frame comes belong to a picture that the file does not hold: they are not counted and no fault.
+A frame is sound if it comes, is not marked corrupt, and no packet failed before it came since its key picture. Packets that fail
+before the first frame comes belong to a picture that the file does not hold: they are not counted and no fault.
 """
 
 from __future__ import annotations
 
+import bisect
 import time
 import zlib
 from collections.abc import Callable
@@ -21,6 +22,7 @@ import numpy as np
 from mats_ds.data.landing import KeyPacket, LandingTable, checksum_of, landing_table, read_landed
 
 BEAT_SECONDS = 1.0
+MIN_ASCENDING = 0.9  # of the time stamps, for them to be trusted
 MIN_KEY_DISTANCE = 24  # frames: nearer key pictures save nothing
 Opened = tuple[av.container.InputContainer, av.VideoStream]
 
@@ -139,22 +141,41 @@ def checksum_of_picture(frame: av.VideoFrame) -> int:
 
 
 def times_of(recorded: Recording) -> np.ndarray | None:
-    """int64 [F]: the time stamps of the frames, those between known ones filled in evenly; None where they do not ascend."""
-    known = [number for number, pts in enumerate(recorded.pts_F) if pts is not None]
-    if len(known) < 2 and len(known) < recorded.num_frames:
+    """int64 [F]: the time stamps of the frames, ascending; None where they do not tell the times.
+
+    The few frames without one, or with one that does not follow that of the frame before, are placed evenly between the others.
+    """
+    stamped = [(number, pts) for number, pts in enumerate(recorded.pts_F) if pts is not None]
+    kept = _longest_ascent([pts for _, pts in stamped])
+    if len(kept) < max(1, MIN_ASCENDING * len(stamped)) or (len(kept) < 2 and recorded.num_frames > 1):
         return None
-    stamps = [recorded.pts_F[number] for number in known]
-    if any(later <= earlier for earlier, later in zip(stamps, stamps[1:], strict=False)):
-        return None
+    known, stamps = np.asarray([stamped[place] for place in kept], np.int64).T
     numbers = np.arange(recorded.num_frames)
-    origin = stamps[0]  # small numbers: interpolation is done in floating point
-    filled = np.interp(numbers, known, [stamp - origin for stamp in stamps])
-    step = np.diff(stamps) / np.diff(known) if len(known) > 1 else np.ones(1)
-    before, behind = numbers < known[0], numbers > known[-1]
-    filled[before] = (numbers[before] - known[0]) * step[0]
-    filled[behind] = filled[known[-1]] + (numbers[behind] - known[-1]) * step[-1]
-    pts_F = origin + np.round(filled).astype(np.int64)
-    return pts_F if len(pts_F) < 2 or (np.diff(pts_F) > 0).all() else None
+    # Small numbers, since interpolation is done in floating point.
+    filled = np.interp(numbers, known, stamps - stamps[0])
+    if len(known) > 1:
+        before, behind = numbers < known[0], numbers > known[-1]
+        steps = np.diff(stamps) / np.diff(known)
+        filled[before] = (numbers[before] - known[0]) * steps[0]
+        filled[behind] = stamps[-1] - stamps[0] + (numbers[behind] - known[-1]) * steps[-1]
+    pts_F = stamps[0] + np.round(filled).astype(np.int64)
+    return pts_F if (np.diff(pts_F) > 0).all() else None
+
+
+def _longest_ascent(stamps: list[int]) -> list[int]:
+    """Places of a longest strictly ascending part."""
+    ends: list[int] = []  # of each length, the smallest last stamp so far
+    places: list[int] = []
+    before = [-1] * len(stamps)
+    for place, stamp in enumerate(stamps):
+        length = bisect.bisect_left(ends, stamp)
+        before[place] = places[length - 1] if length else -1
+        ends[length : length + 1], places[length : length + 1] = [stamp], [place]
+    chain, place = [], places[-1] if places else -1
+    while place >= 0:
+        chain.append(place)
+        place = before[place]
+    return chain[::-1]
 
 
 class KeyLog:
@@ -219,4 +240,3 @@ def _agrees(recorded: Recording, table: LandingTable, open_it: Callable[[], Open
         return not read_landed(open_it, table, numbers, compare) and not differ
     except read_errors:
         return False
-

@@ -83,9 +83,9 @@ class StreamProof:
         """The pieces of the next packet, and whether decoding can begin with each; `is_hidden`: its container shows none."""
         if is_corrupt:
             self._fail("a packet is torn")
-        pieces = self._counter.split(data, is_hidden=is_hidden or is_corrupt)
+        is_hidden = is_hidden or is_corrupt
         if self._codec == "mpeg4":
-            return self._judge_mpeg4(data, pieces)
+            return self._judge_mpeg4(data, self._counter.split(data, is_hidden=is_hidden))
         picture = None
         if self._reader is not None:
             try:
@@ -98,7 +98,9 @@ class StreamProof:
             self._fail("it does not begin with a key picture")
         self._num_pictures += picture is not None
         self._pictures.append(picture)
-        return [(pieces[0], picture is not None and picture.is_key)]
+        if picture is None:
+            return [(self._counter.split(data, is_hidden=is_hidden)[0], False)]
+        return [(Piece(0, len(data), not is_hidden and picture.is_shown), picture.is_key)]
 
     def _judge_mpeg4(self, data: bytes, pieces: list[Piece]) -> list[tuple[Piece, bool]]:
         if VOP_START not in data and len(data) > 1:
@@ -138,8 +140,17 @@ class StreamProof:
             return
         if packet_F[0] != 0:
             self._fail("pictures are shown before its first key picture")
-        if len({self._pictures[place][:2] for place in packet_F}) != len(packet_F):
+        in_order = [self._pictures[place] for place in packet_F.tolist()]
+        if any(earlier[:2] == later[:2] for earlier, later in zip(in_order, in_order[1:], strict=False)):
             self._fail("two pictures are shown at once")
+        if self._codec == "hevc" and _has_gaps(in_order):
+            self._fail("pictures are missing")
         needed = int((np.maximum.accumulate(packet_F) - np.arange(len(packet_F))).max())
         if self._codec in ("h264", "hevc") and needed > max(self._known_delay, self._reader.num_reorder or 0):
             self._fail(f"pictures wait for {needed} others, its header says fewer")
+
+
+def _has_gaps(pictures: Sequence[CodedPicture]) -> bool:
+    """Whether the counters of pictures shown one after the other do not rise evenly, as in a stream that has lost some."""
+    pairs = zip(pictures, pictures[1:], strict=False)
+    return len({later.order - earlier.order for earlier, later in pairs if later.epoch == earlier.epoch}) > 1
