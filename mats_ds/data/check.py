@@ -8,7 +8,8 @@ Readable, with a warning, is one that breaks off late or has a hole: `start_seco
 longest stretch of sound frames, so that the loader is never sent beyond, and `transcode` copies no further. So it is with one
 that ends long before the length in its header. Short files are readable: the loader repeats frames.
 
-A frame is sound if it decodes, is not marked corrupt, and no packet since its keyframe failed.
+A frame is sound if it decodes, is not marked corrupt, and no packet since its key picture failed. Packets before the first frame
+that show nothing (a recording that starts in the middle of a group of pictures) are no fault.
 """
 
 from __future__ import annotations
@@ -16,7 +17,7 @@ from __future__ import annotations
 import os
 import time
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 import numpy as np
 
@@ -26,6 +27,7 @@ from mats_ds.data.decode import decode_frames, frame_numbers
 from mats_ds.data.ffmpeg_words import in_words
 from mats_ds.data.header_length import describe_torn_end
 from mats_ds.data.probe import READ_ERRORS, UnreadableVideo, VideoIndex, describe_error, index_video, open_video
+from mats_ds.data.recording import Recording, record
 
 MIN_FRAMES = 16
 CLIP_FRAMES, CLIP_STRIDE = 16, 4  # the clip that is decoded to time the loader
@@ -35,7 +37,6 @@ VFR_SHARE = 0.02
 VFR_TOLERANCE = 0.1
 RATE_RATIO = 1.2  # between the header's frame rate and the mean one; the first and last frame weigh much in short files
 GAP_SECONDS, GAP_RATIO = 1.0, 10  # frames further apart than both this and so many usual gaps are told
-BEAT_SECONDS = 1.0
 
 
 @dataclass(frozen=True)
@@ -45,8 +46,8 @@ class FileFacts:
     num_frames, duration_seconds, fps are of the frames that may be used, those in [start_seconds, end_seconds) (None: all).
     first_frame_seconds: when the first of them is shown on the file's clock, which also start_seconds and end_seconds refer to.
     fps is of the usual gap between frames, whatever the header says; vfr: more than 2% of the gaps differ from it by 10%.
-    gop, gop_max: frames from one keyframe to the next, median and longest. mirrored, rotation: to stand upright the coded
-    picture is mirrored left to right, then turned by so many degrees counter-clockwise; width and height are those of the
+    gop, gop_max: frames from one key picture to the next, as decoded, median and longest. mirrored, rotation: to stand upright
+    the coded picture is mirrored left to right, then turned by so many degrees counter-clockwise; width and height are those of the
     upright picture. decode_seconds: CPU seconds of decoding the whole file once; clip_seconds: of decoding one clip of 16
     frames at stride 4 from its middle, as the loader does before it scales. cpu_reason: why NVDEC is not asked; "" if it is.
     """
@@ -77,26 +78,14 @@ class FileFacts:
 
 @dataclass
 class _Decoded:
-    """What came out of decoding a whole file. `problem`: the first error, met when `problem_at` frames had been decoded.
+    """What came out of decoding a whole file. torn: how far it is from the length in its header; "" if it is not."""
 
-    torn: how far the file is from the length in its header; "" if it is not.
-    """
-
-    num_packets: int = 0
-    num_frames: int = 0
-    sound_pts: list[int | None] = field(default_factory=list)
-    keyframe_packets: list[int] = field(default_factory=list)
-    problem: str = ""
-    problem_at: int = 0
-    torn: str = ""
-    header_frames: int = 0
-    header_rate: float = 0.0
-    profile: str = ""
-    num_video_streams: int = 1
-
-    def fail(self, problem: str) -> None:
-        if not self.problem:
-            self.problem, self.problem_at = problem, self.num_frames
+    recorded: Recording
+    torn: str
+    header_frames: int
+    header_rate: float
+    profile: str
+    num_video_streams: int
 
 
 def check_file(path: str, *, on_beat: Callable[[], None] = lambda: None) -> FileFacts:
@@ -115,23 +104,25 @@ def _check(path: str, on_beat: Callable[[], None]) -> FileFacts:
     started_seconds = time.process_time()
     decoded = _decode_all(path, index, on_beat)
     decode_seconds = time.process_time() - started_seconds
-    if not decoded.sound_pts:
-        raise UnreadableVideo(decoded.problem or "not one frame of it decodes")
-    first, last = _longest_run(_sound_frames(index, decoded))
+    recorded = decoded.recorded
+    if not any(recorded.is_sound_F):
+        raise UnreadableVideo(recorded.first_error or "not one frame of it decodes")
+    first, last = _longest_run(_sound_frames(index, recorded))
     num_frames = last - first
-    if num_frames < min(MIN_FRAMES, index.num_frames):
-        because = f": {in_words(decoded.problem)}" if decoded.problem else ""
-        raise UnreadableVideo(f"only {num_frames} of {index.num_frames} frames in a row decode{because}")
+    if num_frames < min(MIN_FRAMES, index.num_stored):
+        because = f": {in_words(recorded.problem)}" if recorded.problem else ""
+        raise UnreadableVideo(f"only {num_frames} of {index.num_stored} frames in a row decode{because}")
     seconds_F = index.seconds()
     start_seconds = None if first == 0 else float(seconds_F[first - 1] + seconds_F[first]) / 2
     fps = _frame_rate(index, seconds_F[first:last])
     end_seconds = None
     if last < len(seconds_F):
         end_seconds = float(seconds_F[last - 1] + seconds_F[last]) / 2
-    elif decoded.torn or (decoded.problem and first == 0):  # what does not decode lies behind the last frame
+    elif decoded.torn or (recorded.problem and first == 0):  # what does not decode lies behind the last frame
         end_seconds = float(seconds_F[-1]) + 0.5 / fps
     vfr = index.trusts_pts and varies(seconds_F[first:last], tick_seconds=float(index.time_base))
-    distances = np.diff([*decoded.keyframe_packets, decoded.num_packets]) if decoded.keyframe_packets else [decoded.num_packets]
+    key_numbers = np.flatnonzero(recorded.is_key_F)
+    distances = np.diff([*key_numbers, recorded.num_frames]) if len(key_numbers) else [recorded.num_frames]
     num_bytes = os.stat(path).st_size
     height, width = index.upright_size
     return FileFacts(
@@ -161,60 +152,31 @@ def _check(path: str, on_beat: Callable[[], None]) -> FileFacts:
 
 
 def _decode_all(path: str, index: VideoIndex, on_beat: Callable[[], None]) -> _Decoded:
-    decoded = _Decoded()
     try:
         container, stream = open_video(path, stream_index=index.stream_index)
     except READ_ERRORS as error:
         raise UnreadableVideo(describe_error(error)) from None
     with container:
-        decoded.header_frames = stream.frames
-        decoded.header_rate = float(stream.average_rate or 0)
-        decoded.profile = stream.profile or ""
-        decoded.num_video_streams = len(container.streams.video)
-        decoded.torn = describe_torn_end(container, stream, last_seconds=float(index.seconds()[-1]))
-        packets = container.demux(stream)
-        broken, sound_from_pts = False, None
-        beat_seconds = time.monotonic()
-        while True:
-            try:
-                packet = next(packets, None)
-            except READ_ERRORS as error:  # what lies behind cannot be read
-                decoded.fail(describe_error(error))
-                return decoded
-            if packet is None:
-                return decoded
-            if packet.size:
-                if packet.is_keyframe:
-                    decoded.keyframe_packets.append(decoded.num_packets)
-                    if broken:
-                        broken, sound_from_pts = False, packet.pts
-                decoded.num_packets += 1
-            try:
-                frames = packet.decode()
-            except READ_ERRORS as error:
-                decoded.fail(describe_error(error))
-                broken = True
-                continue
-            for frame in frames:
-                # Frames of before a keyframe may come out after it.
-                late = sound_from_pts is not None and (frame.pts is None or frame.pts < sound_from_pts)
-                if frame.is_corrupt:
-                    decoded.fail("a frame is corrupt")
-                elif not broken and not late:
-                    decoded.sound_pts.append(frame.pts)
-                decoded.num_frames += 1
-            if time.monotonic() - beat_seconds > BEAT_SECONDS:
-                beat_seconds = time.monotonic()
-                on_beat()
+        return _Decoded(
+            recorded=record(container, stream, read_errors=READ_ERRORS, describe=describe_error, on_beat=on_beat),
+            torn=describe_torn_end(container, stream, last_seconds=float(index.seconds()[-1])),
+            header_frames=stream.frames,
+            header_rate=float(stream.average_rate or 0),
+            profile=stream.profile or "",
+            num_video_streams=len(container.streams.video),
+        )
 
 
-def _sound_frames(index: VideoIndex, decoded: _Decoded) -> np.ndarray:
+def _sound_frames(index: VideoIndex, recorded: Recording) -> np.ndarray:
     """Which of the index's frames the loader gets, bool [F]."""
-    if not decoded.problem:  # packets without a picture (MPEG-4) shift the numbers: the loader then counts from the start
-        return np.arange(index.num_frames) < decoded.num_frames
+    if index.is_sound_F is not None:
+        return index.is_sound_F
+    if not recorded.problem:  # packets without a picture (MPEG-4) shift the numbers: the loader then counts from the start
+        return np.arange(index.num_frames) < recorded.num_frames
     if not index.trusts_pts:  # read from the start, up to the first error
-        return np.arange(index.num_frames) < decoded.problem_at
-    return np.isin(index.pts_F, [pts for pts in decoded.sound_pts if pts is not None])
+        return np.arange(index.num_frames) < recorded.problem_at
+    sound_pts = [pts for pts, is_sound in zip(recorded.pts_F, recorded.is_sound_F, strict=True) if is_sound and pts is not None]
+    return np.isin(index.pts_F, sound_pts)
 
 
 def _longest_run(sound_F: np.ndarray) -> tuple[int, int]:
@@ -269,12 +231,18 @@ def _time_clip(index: VideoIndex, start_seconds: float | None, end_seconds: floa
 def _warnings(index: VideoIndex, decoded: _Decoded, part: tuple[int, int], seconds_F: np.ndarray) -> list[str]:
     said = []
     first, last = part
-    if decoded.problem:
-        said.append(f"decodes up to frame {decoded.problem_at} of {index.num_frames}, then: {in_words(decoded.problem)}")
-    elif decoded.num_frames < index.num_frames:
-        said.append(f"{index.num_frames} frames are stored, {decoded.num_frames} decode")
-    elif decoded.header_frames and decoded.header_frames != decoded.num_frames:
-        said.append(f"header says {decoded.header_frames} frames, {decoded.num_frames} decode")
+    recorded = decoded.recorded
+    if index.num_silent:
+        said.append(
+            f"{index.num_silent} packets before the first frame show nothing: it begins in the middle of a group of pictures"
+        )
+    if recorded.problem:
+        problem = in_words(recorded.problem)
+        said.append(f"decodes up to frame {recorded.problem_at} of {index.num_stored}, then: {problem}")
+    elif recorded.num_frames < index.num_frames:
+        said.append(f"{index.num_frames} frames are stored, {recorded.num_frames} decode")
+    elif decoded.header_frames and decoded.header_frames != recorded.num_frames:
+        said.append(f"header says {decoded.header_frames} frames, {recorded.num_frames} decode")
     if (first, last) != (0, index.num_frames):
         said[-1] += f" (only frames {first} to {last - 1} are used)"
     if decoded.torn:
@@ -291,6 +259,8 @@ def _warnings(index: VideoIndex, decoded: _Decoded, part: tuple[int, int], secon
         said.append("time stamps cannot be trusted: frames are counted from the start")
     if odd := index.orientation.odd_degrees:
         said.append(f"its display matrix asks for {odd:.0f} degrees more than a quarter turn, which is not done")
+    if recorded.num_interlaced:
+        said.append(f"interlaced: {recorded.num_interlaced} frames hold two fields, woven as they are coded")
     if decoded.num_video_streams > 1:
         said.append(f"{decoded.num_video_streams} video streams, number {index.stream_index} is used")
     if last - first < MIN_FRAMES:

@@ -115,6 +115,10 @@ def why_on_cpu(index: VideoIndex, *, num_video_streams: int, num_bytes: int) -> 
         return "mirrored" if index.orientation.mirrored else "rotation"
     if index.pixel_format != "yuv420p":
         return next((words for mark, words in PIXEL_FORMAT_WORDS if mark in index.pixel_format), index.pixel_format)
+    if index.is_interlaced:
+        return "interlaced"
+    if index.doubt:
+        return index.doubt
     if not index.trusts_pts:
         return "AVI with B-frames" if index.container == "avi" else "time stamps missing or double"
     if num_video_streams > 1:

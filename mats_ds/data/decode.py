@@ -16,9 +16,11 @@ from collections.abc import Callable, Iterator
 
 import av
 import numpy as np
+from av.error import FFmpegError
 
 from mats_ds.clips import ClipSpec
 from mats_ds.data.colour import RgbConverter
+from mats_ds.data.landing import read_landed
 from mats_ds.data.packets import PacketTable
 from mats_ds.data.palette import is_palette
 from mats_ds.data.probe import READ_ERRORS, UnreadableVideo, VideoIndex, describe_error, index_video, open_video
@@ -94,7 +96,12 @@ def visit_frames(path: str, numbers: np.ndarray, *, index: VideoIndex, take: Tak
     if len(wanted) == 0 or wanted[0] < 0 or wanted[-1] >= index.num_frames:
         raise UnreadableVideo(f"frames {np.asarray(numbers).tolist()} asked for, it has {index.num_frames}")
     ways = [_decode_packets] if index.packets is not None else []
-    ways += [_decode_by_seeking] if index.trusts_pts and len(index.keyframe_pts_K) and not index.from_start else []
+    if index.from_start:
+        pass  # later packets do not tell the colours
+    elif index.landings is not None:
+        ways.append(_decode_by_landing)
+    elif index.trusts_pts and len(index.keyframe_pts_K):
+        ways.append(_decode_by_seeking)
     for decode in ways:
         try:
             return decode(path, index, wanted, take)
@@ -164,6 +171,15 @@ def _take_wanted(frames: list[av.VideoFrame], missing: set[int], take: Take) -> 
             _take_sound(frame.pts, frame, take)
 
 
+def _decode_by_landing(path: str, index: VideoIndex, wanted: np.ndarray, take: Take) -> None:
+    def take_sound(number: int, frame: av.VideoFrame) -> None:
+        _take_sound(number, frame, take)
+
+    missing = read_landed(lambda: open_video(path, stream_index=index.stream_index), index.landings, wanted, take_sound)
+    if missing:
+        raise UnreadableVideo(f"frame {min(missing)} did not come")
+
+
 def _take_sound(number: int, frame: av.VideoFrame, take: Take) -> None:
     if frame.is_corrupt:
         raise UnreadableVideo(f"frame {number} is corrupt")
@@ -191,11 +207,16 @@ def _decode_by_seeking(path: str, index: VideoIndex, wanted: np.ndarray, take: T
     with container:
         if is_palette(index.pixel_format):  # comes with the first packet only
             next(container.demux(stream)).decode()
-        for seek_to, numbers in _runs(index, wanted):
+        for keyframe, numbers in _runs(index, wanted):
             missing = {int(index.pts_F[number]): number for number in numbers}
             last_pts = max(missing)
-            container.seek(seek_to, stream=stream, backward=True)
+            container.seek(int(index.keyframe_seek_K[keyframe]), stream=stream, backward=True)
+            has_landed = False
             for packet in container.demux(stream):
+                # What a container marks as a key sample may be none: decoding begins with the key picture itself.
+                has_landed = has_landed or packet.pts == index.keyframe_pts_K[keyframe]
+                if not has_landed:
+                    continue
                 if skips:
                     useful = packet.pts is None or packet.pts in missing
                     stream.codec_context.skip_frame = "DEFAULT" if useful else "NONREF"
@@ -211,14 +232,14 @@ def _decode_by_seeking(path: str, index: VideoIndex, wanted: np.ndarray, take: T
 
 
 def _runs(index: VideoIndex, wanted: np.ndarray) -> list[tuple[int, list[int]]]:
-    """Where to seek to, and the wanted frames to decode from there on."""
+    """The number of the key picture to begin with, and the wanted frames to decode from there on."""
     # A frame belongs to the last keyframe that is not shown after it.
     keyframe_of = np.maximum(np.searchsorted(index.keyframe_pts_K, index.pts_F[wanted], side="right") - 1, 0)
     number_of_K = np.searchsorted(index.pts_F, index.keyframe_pts_K)
     runs: list[tuple[int, list[int]]] = []
     for number, keyframe in zip(wanted.tolist(), keyframe_of, strict=True):
         if not runs or number_of_K[keyframe] - runs[-1][1][-1] > SEEK_FRAMES:
-            runs.append((int(index.keyframe_seek_K[keyframe]), []))
+            runs.append((int(keyframe), []))
         runs[-1][1].append(number)
     return runs
 
@@ -228,7 +249,7 @@ def _decode_from_start(path: str, index: VideoIndex, wanted: np.ndarray, take: T
     remaining = set(wanted.tolist())
     number = -1
     with container:
-        for number, frame in enumerate(_frames(container, stream)):
+        for number, frame in enumerate(_frames(container, stream, passes_over=bool(index.doubt))):
             if number in remaining:
                 remaining.remove(number)
                 _take_sound(number, frame, take)
@@ -237,6 +258,11 @@ def _decode_from_start(path: str, index: VideoIndex, wanted: np.ndarray, take: T
     raise UnreadableVideo(f"frame {min(remaining)} of {index.num_frames} is missing: only {number + 1} decode")
 
 
-def _frames(container: av.container.InputContainer, stream: av.VideoStream) -> Iterator[av.VideoFrame]:
+def _frames(container: av.container.InputContainer, stream: av.VideoStream, *, passes_over: bool) -> Iterator[av.VideoFrame]:
+    """All frames; `passes_over`: packets that do not decode are none, as when the file was decoded for its index."""
     for packet in container.demux(stream):
-        yield from packet.decode()
+        try:
+            yield from packet.decode()
+        except FFmpegError:
+            if not passes_over:
+                raise

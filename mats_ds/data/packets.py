@@ -68,8 +68,10 @@ class PacketLog:
         if self._file is not None:
             self._file.close()
 
-    def add(self, packet: av.Packet, data: bytes, pieces: Sequence[Piece]) -> None:
-        """Note the pieces of a packet, whose bytes are `data`; of H.264, whether one is disposable is read from them."""
+    def add(self, packet: av.Packet, data: bytes, pieces: Sequence[tuple[Piece, bool]]) -> None:
+        """Note the pieces of a packet, whose bytes are `data`, and whether decoding can begin with each; of H.264, whether one is
+        disposable is read from them.
+        """
         if not self.suits:
             return
         if packet.pos is None or packet.pos < 0 or packet.is_corrupt or packet.has_sidedata("new_extradata"):
@@ -79,10 +81,10 @@ class PacketLog:
         if self._file.read(len(data)) != data:
             self.suits = False
             return
-        for number, piece in enumerate(pieces):
+        for number, (piece, is_key) in enumerate(pieces):
             self._offsets.append(packet.pos + piece.place)
             self._sizes.append(piece.size)
-            self._keyframes.append(packet.is_keyframe and number == 0)
+            self._keyframes.append(is_key and number == 0)
             is_h264 = self._codec == "h264"
             self._references.append(is_h264_reference(data, self._length_size) if is_h264 else not piece.is_disposable)
 

@@ -7,15 +7,14 @@ still waits when the file ends is never shown.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 
 from mats_ds.data.mpeg4 import BIDIRECTIONAL, coded_pictures, presentation_order, time_increment_bits
 
 
-@dataclass(frozen=True)
-class Piece:
+class Piece(NamedTuple):
     """The part of a packet, `size` bytes from `place` on, that holds one picture. is_disposable: no other refers to it, as far as
     is known here; is_shown: false for a picture that only serves as reference.
     """
@@ -29,12 +28,14 @@ class Piece:
 class PictureCounter:
     """Finds the pictures in the packets of a stream, which come in order.
 
-    is_certain: whether all headers could be read. is_packed: whether a packet held several pictures.
+    is_certain: whether all headers could be read. is_packed: whether a packet held several pictures. kinds: the coding types
+    of the pictures in the last packet.
     """
 
     def __init__(self, codec: str, extradata: bytes) -> None:
         self.is_certain = True
         self.is_packed = False
+        self.kinds: list[int] = []
         self._codec = codec
         self._types_P: list[int | None] = []
         self._time_bits = time_increment_bits(extradata) if codec == "mpeg4" else None
@@ -42,6 +43,7 @@ class PictureCounter:
 
     def split(self, data: bytes, *, is_hidden: bool) -> list[Piece]:
         """The pieces of the next packet; `is_hidden` says that its container shows none of them."""
+        self.kinds = []
         if self._codec != "mpeg4":
             return [Piece(0, len(data), not is_hidden and _shows(data, self._codec))]
         if self._time_bits is None:
@@ -56,6 +58,7 @@ class PictureCounter:
                 return []
             self._types_P.append(None)
             return [Piece(0, len(data), is_shown=False)]
+        self.kinds = [kind for _, kind in pictures]
         self.is_packed |= len(pictures) > 1
         self._one_waits |= len(pictures) > 1
         self._types_P += [None if is_hidden else kind for _, kind in pictures]

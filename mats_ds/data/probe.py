@@ -1,8 +1,8 @@
-"""A video file -> VideoIndex: what it really holds, from its packets and its first picture; headers are not believed.
+"""A video file -> VideoIndex: what it really holds, from its packets and its first picture; containers are not believed.
 
-Frame counts in headers are wrong or absent in many files, so frames are counted by their packets: packets that show nothing
-(VP8/VP9 reference-only frames, frames that an edit list cuts, torn packets) are not counted. One picture is decoded, which
-proves that the stream decodes at all and tells its true size, pixel format and orientation.
+Frames are those that come when the file is decoded from its start. Where the headers of all coded pictures prove which packets
+show a frame and which are key pictures (`stream_proof`), nothing more is decoded than one picture, which tells the true size,
+pixel format and orientation. Any other file is decoded once (`recording`).
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ import os
 import stat
 import threading
 from collections import OrderedDict
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from fractions import Fraction
 
 import av
@@ -21,10 +21,12 @@ from av.format import Flags
 
 from mats_ds.data.clock import clock_start, clock_start_of_counted, guessed_delay, slot_times
 from mats_ds.data.containers import NotAVideoFormat, limit_pictures, open_container
+from mats_ds.data.landing import SOUGHT_BY_BYTE, KeyPacket, LandingTable, landing_table
 from mats_ds.data.orientation import Orientation, orientation_of
 from mats_ds.data.packets import PacketLog, PacketTable
 from mats_ds.data.palette import PaletteLog
-from mats_ds.data.pictures import PictureCounter
+from mats_ds.data.recording import KeyLog, drop_torn_end, find_landings, key_packet, record, times_of
+from mats_ds.data.stream_proof import StreamProof
 
 # What PyAV raises for a file that is not a sound video: FFmpeg's errors, metadata that is not text, absurd sizes.
 READ_ERRORS = (FFmpegError, OSError, ValueError, IndexError, MemoryError)
@@ -49,7 +51,12 @@ class VideoIndex:
     upright. clock_start: the time stamp in seconds at which the file's clock shows 0. slot_F: int64 time stamps of frames that
     are counted, where there are some. plain: every packet is one visible frame, so that any decoder numbers them alike.
     from_start: decoding must begin with the first packet, because later ones do not tell the colours. packets: where each
-    frame's packet lies, for files that can be read without their container.
+    frame's packet lies, for files that can be read without their container. landings: the packets by which a
+    file is sought whose times do not serve for it.
+    doubt: why the headers do not prove the frames, so that the file was decoded once; "" where they do. is_sound_F: which frames
+    came undamaged in that decoding. num_stored: packets that ought to show a frame, without those before the first that does.
+    num_silent: packets before that one, silent_seconds: their time. is_interlaced: of the first picture, or of any where all were
+    decoded; two fields come woven, as they are coded.
     """
 
     path: str
@@ -71,6 +78,13 @@ class VideoIndex:
     slot_F: np.ndarray | None = None
     from_start: bool = False
     packets: PacketTable | None = None
+    landings: LandingTable | None = None
+    doubt: str = ""
+    is_sound_F: np.ndarray | None = None
+    num_stored: int = 0
+    num_silent: int = 0
+    silent_seconds: float = 0.0
+    is_interlaced: bool = False
 
     @property
     def num_frames(self) -> int:
@@ -158,74 +172,185 @@ def _read_index(path: str, num_bytes: int) -> VideoIndex:
     except READ_ERRORS as error:
         raise UnreadableVideo(describe_error(error)) from None
     with container, PacketLog(path, container, stream) as log:
-        return _scan(path, container, stream, log)
+        scanned = _scan(container, stream, log)
+        index = _index_by_headers(path, container, stream, log, scanned)
+        return index if index is not None else _index_by_decoding(path, container, stream, scanned)
 
 
-def _scan(path: str, container: av.container.InputContainer, stream: av.VideoStream, log: PacketLog) -> VideoIndex:
-    codec = stream.codec_context.name.removeprefix("lib").removeprefix("dav1d") or "av1"
-    palettes = PaletteLog(codec)
-    pictures = PictureCounter(codec, bytes(stream.codec_context.extradata or b""))
-    pts: list[int | None] = []
-    pts_P: list[int | None] = []  # None: not shown
-    keys: list[tuple[int, int]] = []
-    slots: list[int | None] = []
-    num_packets = 0
-    picture, problem = None, ""
+@dataclass(eq=False)
+class _Scan:
+    """What the packets of a file say. P pieces: packets, or parts of them that hold one picture.
+
+    pts_P: None where it is not shown. is_key_P: by its header. keys: of packets. problem: the first error.
+    """
+
+    proof: StreamProof
+    pts_P: list[int | None]
+    is_shown_P: list[bool]
+    is_key_P: list[bool]
+    keys: list[KeyPacket]
+    slots: list[int | None]  # when the packets that show something are decoded
+    palettes: PaletteLog
+    late_seconds: Fraction = Fraction(0)
+    num_packets: int = 0
+    picture: av.VideoFrame | None = None
+    problem: str = ""
+
+
+def _codec_of(stream: av.VideoStream) -> str:
+    return stream.codec_context.name.removeprefix("lib").removeprefix("dav1d") or "av1"
+
+
+def _scan(container: av.container.InputContainer, stream: av.VideoStream, log: PacketLog) -> _Scan:
+    codec = _codec_of(stream)
+    scan = _Scan(StreamProof(codec, stream), [], [], [], [], [], PaletteLog(codec))
     packets = container.demux(stream)
-    # Asked for a keyframe's decoding time, a demuxer that goes by presentation times lands one keyframe too early.
-    seek_by_pts = container.format.name.startswith("matroska") or container.format.flags & Flags.seek_to_pts.value > 0
     while True:
         try:
             packet = next(packets, None)
         except READ_ERRORS as error:  # the file breaks off: what lies before can be used
-            problem = problem or describe_error(error)
+            scan.problem = scan.problem or describe_error(error)
             break
         if packet is None:
             break
-        if picture is None:
+        if scan.picture is None:
             try:
-                picture = next(iter(packet.decode()), None)
+                scan.picture = next(iter(packet.decode()), None)
             except READ_ERRORS as error:
-                problem = problem or describe_error(error)
+                scan.problem = scan.problem or describe_error(error)
         if not packet.size:
             continue
-        if not num_packets:
-            late_seconds = guessed_delay(container, packet)
-        num_packets += 1
-        palettes.add(packet)
+        if not scan.num_packets:
+            scan.late_seconds = guessed_delay(container, packet)
+        scan.palettes.add(packet)
         data = bytes(packet)
-        pieces = pictures.split(data, is_hidden=packet.is_corrupt or packet.is_discard)
-        log.add(packet, data, pieces)
-        if not pieces or any(piece.is_shown for piece in pieces):
-            slots.append(packet.dts)
-        pts_P += [packet.pts if piece.is_shown else None for piece in pieces]
-        shown = [packet.pts] * sum(piece.is_shown for piece in pieces)
-        if shown and packet.is_keyframe and packet.pts is not None:
-            keys.append((packet.pts, packet.pts if seek_by_pts or packet.dts is None else packet.dts))
-        pts += shown
-    if not pts:
-        raise UnreadableVideo(problem or "no picture in its video stream")
-    if picture is None:
-        raise UnreadableVideo(problem or "not one picture of it decodes")
+        judged = scan.proof.add(data, is_hidden=packet.is_discard, is_corrupt=packet.is_corrupt)
+        log.add(packet, data, judged)
+        if not judged or any(piece.is_shown for piece, _ in judged):
+            scan.slots.append(packet.dts)
+        for piece, is_key in judged:
+            scan.pts_P.append(packet.pts)
+            scan.is_shown_P.append(piece.is_shown)
+            scan.is_key_P.append(is_key)
+        if judged and judged[0][1]:
+            scan.keys.append(key_packet(scan.num_packets, packet, data))
+        scan.num_packets += 1
+    return scan
+
+
+def _index_by_headers(path, container, stream: av.VideoStream, log: PacketLog, scan: _Scan) -> VideoIndex | None:
+    """The index of a file whose headers prove its frames; None of any other."""
+    if scan.picture is None or not any(scan.is_shown_P):
+        return None
+    number_P = scan.proof.order(scan.is_shown_P)
+    if scan.proof.doubt or number_P is None:
+        return None
+    packet_F = np.empty(int((number_P >= 0).sum()), np.int64)
+    packet_F[number_P[number_P >= 0]] = np.flatnonzero(number_P >= 0)
+    if not len(packet_F):
+        return None
+    stamps = [scan.pts_P[packet] for packet in packet_F.tolist()]
     reordered_avi = container.format.name == "avi" and stream.codec_context.has_b_frames
-    trusts_pts = not reordered_avi and not pictures.is_packed and None not in pts and len(set(pts)) == len(pts)
+    trusts_pts = not reordered_avi and not scan.proof.is_packed and None not in stamps
+    if trusts_pts and any(later <= earlier for earlier, later in zip(stamps, stamps[1:], strict=False)):
+        scan.proof.doubt = "times do not ascend in the order of the pictures"
+        return None
+    if trusts_pts and scan.picture.pts != stamps[0]:
+        scan.proof.doubt = "its first picture does not decode"
+        return None
+    packets = log.table(number_P)
+    is_packet_wise = len(number_P) == scan.num_packets
+    landings = None
+    if packets is None and (not trusts_pts or container.format.name in SOUGHT_BY_BYTE):
+        if not is_packet_wise:
+            scan.proof.doubt = "packets hold several pictures"
+            return None
+        keys = [_with_number(key, int(number_P[key.packet])) for key in scan.keys if number_P[key.packet] >= 0]
+        landings = landing_table(number_P, keys, container=container.format.name, skips=True)
+    elif not trusts_pts and packets is None:
+        return None
+    pts_F = np.asarray(stamps, np.int64) if trusts_pts else np.arange(len(stamps))
+    index = _describe(path, container, stream, scan, scan.picture, pts_F, trusts_pts=trusts_pts)
+    # Asked for a keyframe's decoding time, a demuxer that goes by presentation times lands one keyframe too early.
+    seek_by_pts = container.format.name.startswith("matroska") or container.format.flags & Flags.seek_to_pts.value > 0
+    pts_K, seek_K = [], []
+    for key in sorted(scan.keys, key=lambda key: scan.pts_P[key.packet] or 0) if trusts_pts and is_packet_wise else ():
+        pts = scan.pts_P[key.packet]
+        if pts is not None:
+            pts_K.append(pts)
+            seek_K.append(pts if seek_by_pts or key.seek is None else key.seek)
+    is_whole = is_packet_wise and len(stamps) == scan.num_packets
+    return replace(
+        index,
+        keyframe_pts_K=np.asarray(pts_K, np.int64),
+        keyframe_seek_K=np.asarray(seek_K, np.int64),
+        plain=trusts_pts and is_whole and len(container.streams.video) == 1 and not index.is_interlaced,
+        packets=packets,
+        landings=landings,
+        num_stored=len(stamps),
+    )
+
+
+def _with_number(key: KeyPacket, number: int) -> KeyPacket:
+    return replace(key, number=number)
+
+
+def _index_by_decoding(path: str, container, stream: av.VideoStream, scan: _Scan) -> VideoIndex:
+    """The index of a file that must be decoded to tell its frames. Raises UnreadableVideo where none comes."""
+    doubt = scan.proof.doubt or "no picture in its headers"
+    if not scan.num_packets:
+        raise UnreadableVideo(scan.problem or "no picture in its video stream")
+    has_pieces = len(scan.pts_P) == scan.num_packets
+    log = KeyLog({number for number, is_key in enumerate(scan.is_key_P) if is_key} if has_pieces else set())
+
+    def open_again():
+        return open_video(path, stream_index=stream.index)
+
+    try:
+        again, again_stream = open_again()
+        with again:
+            options = dict(read_errors=READ_ERRORS, describe=describe_error)
+            recorded = record(again, again_stream, **options, checks_pictures=True, on_packet=log.add)
+    except READ_ERRORS as error:
+        raise UnreadableVideo(describe_error(error)) from None
+    drop_torn_end(recorded)
+    if not recorded.num_frames:
+        raise UnreadableVideo(recorded.first_error or scan.problem or "not one picture of it decodes")
+    landings = find_landings(recorded, log, open_again, container=container.format.name, read_errors=READ_ERRORS)
+    pts_F = times_of(recorded)
+    trusts_pts = pts_F is not None
+    if pts_F is None:
+        pts_F = np.arange(recorded.num_frames)
+    index = _describe(path, container, stream, scan, recorded.first, pts_F, trusts_pts=trusts_pts)
+    key_numbers = landings.first_number_K[1:][landings.packet_K[1:] >= 0] if landings is not None else np.empty(0, np.int64)
+    num_shown = sum(scan.is_shown_P[recorded.num_silent :]) if has_pieces else recorded.num_frames
+    return replace(
+        index,
+        keyframe_pts_K=pts_F[key_numbers] if trusts_pts else np.empty(0, np.int64),
+        keyframe_seek_K=pts_F[key_numbers] if trusts_pts else np.empty(0, np.int64),
+        landings=landings,
+        doubt=doubt,
+        is_sound_F=np.asarray(recorded.is_sound_F, bool),
+        num_stored=max(num_shown, recorded.num_frames) if recorded.problem else recorded.num_frames,
+        num_silent=recorded.num_silent,
+        silent_seconds=recorded.num_silent / index.frame_rate,
+        is_interlaced=recorded.num_interlaced > 0,
+    )
+
+
+def _describe(
+    path, container, stream: av.VideoStream, scan: _Scan, picture: av.VideoFrame, pts_F: np.ndarray, *, trusts_pts
+) -> VideoIndex:
+    """An index without key pictures."""
     rate = stream.average_rate or stream.guessed_rate
     if trusts_pts:
-        pts_F = np.sort(np.asarray(pts, np.int64))
-        number_P = [-1 if time is None else place for time, place in zip(pts_P, _ranks(pts_F, pts_P), strict=True)]
-    else:
-        number_P = pictures.order()
-        pts_F = np.arange(len(pts) if number_P is None else int((number_P >= 0).sum()))
-    keys.sort()
-    if trusts_pts:
-        start = clock_start(container, pts_F[0].item() * stream.time_base, late_seconds=late_seconds)
+        start = clock_start(container, pts_F[0].item() * stream.time_base, late_seconds=scan.late_seconds)
     else:
         start = clock_start_of_counted(container, stream)
-    slot_F = None if trusts_pts else slot_times(container, slots, len(pts_F))
     return VideoIndex(
         path=path,
         container=container.format.name,
-        codec=codec,
+        codec=_codec_of(stream),
         pixel_format=picture.format.name,
         width=picture.width,
         height=picture.height,
@@ -234,20 +359,15 @@ def _scan(path: str, container: av.container.InputContainer, stream: av.VideoStr
         time_base=stream.time_base,
         frame_rate=float(rate) if rate else 25.0,
         pts_F=pts_F,
-        keyframe_pts_K=np.asarray([key for key, _ in keys], np.int64),
-        keyframe_seek_K=np.asarray([seek for _, seek in keys], np.int64),
+        keyframe_pts_K=np.empty(0, np.int64),
+        keyframe_seek_K=np.empty(0, np.int64),
         trusts_pts=trusts_pts,
-        plain=trusts_pts and pictures.is_certain and num_packets == len(pts) and len(container.streams.video) == 1,
+        plain=False,
+        is_interlaced=bool(picture.interlaced_frame),
         clock_start=start,
-        slot_F=slot_F,
-        from_start=palettes.needs_start(picture),
-        packets=log.table(number_P),
+        slot_F=None if trusts_pts else slot_times(container, scan.slots, len(pts_F)),
+        from_start=scan.palettes.needs_start(picture),
     )
-
-
-def _ranks(pts_F: np.ndarray, pts_P: list[int | None]) -> list[int]:
-    """The frame number of each packet by its time; 0 where it has none."""
-    return np.searchsorted(pts_F, np.asarray([pts_F[0] if time is None else time for time in pts_P], np.int64)).tolist()
 
 
 def describe_error(error: BaseException) -> str:
@@ -288,8 +408,9 @@ class _Cache:
 def _size(entry: VideoIndex | str) -> int:
     if isinstance(entry, str):
         return 1024
-    table = entry.packets.num_bytes if entry.packets else 0
-    return 1024 + (1 if entry.slot_F is None else 2) * entry.pts_F.nbytes + 2 * entry.keyframe_pts_K.nbytes + table
+    tables = sum(table.num_bytes for table in (entry.packets, entry.landings) if table is not None)
+    sound = 0 if entry.is_sound_F is None else entry.is_sound_F.nbytes
+    return 1024 + (1 if entry.slot_F is None else 2) * entry.pts_F.nbytes + 2 * entry.keyframe_pts_K.nbytes + sound + tables
 
 
 _CACHE = _Cache(MAX_CACHE_BYTES)

@@ -153,9 +153,12 @@ def _plan_cuts(index: VideoIndex, *, seconds: float, on_beat: Callable[[], None]
     """The first sound keyframe at or after each multiple of `seconds`. Raises CopyFailed where there is none in time."""
     if not index.trusts_pts:
         raise CopyFailed(f"its time stamps cannot be trusted ({index.container} stores none for B-frames)")
-    pts_P, key_P = _scan_packets(index, on_beat)
+    if index.doubt:
+        raise CopyFailed(f"its packets do not tell its frames ({index.doubt})")
+    pts_P = _scan_packets(index, on_beat)
     if len(pts_P) != index.num_frames:
         raise CopyFailed("not every packet of it is one frame")
+    key_P = np.isin(pts_P, index.keyframe_pts_K)  # by their headers, whatever the container marks
     # A keyframe is sound if all earlier packets are shown before it and all later ones after it (no open group of pictures).
     latest_before_P = np.concatenate([[np.iinfo(np.int64).min], np.maximum.accumulate(pts_P)[:-1]])
     earliest_from_P = np.minimum.accumulate(pts_P[::-1])[::-1]
@@ -177,14 +180,13 @@ def _plan_cuts(index: VideoIndex, *, seconds: float, on_beat: Callable[[], None]
     return _Cuts(first_packet_G, first_packet_G, num_frames_G, first_pts_G)
 
 
-def _scan_packets(index: VideoIndex, on_beat: Callable[[], None]) -> tuple[np.ndarray, np.ndarray]:
-    """int64 time stamps and bool keyframe marks [P] of all packets, in decoding order."""
-    pts, keys = [], bytearray()
+def _scan_packets(index: VideoIndex, on_beat: Callable[[], None]) -> np.ndarray:
+    """int64 time stamps [P] of all packets, in decoding order."""
+    pts = []
     for packet in _packets(index):
         pts.append(packet.pts)
-        keys.append(packet.is_keyframe)
         on_beat()
-    return np.asarray(pts, np.int64), np.frombuffer(bytes(keys), np.uint8).astype(bool)
+    return np.asarray(pts, np.int64)
 
 
 def _packets(index: VideoIndex) -> Iterator[av.Packet]:

@@ -27,6 +27,7 @@ from pathlib import Path
 
 import av
 import numpy as np
+from av.error import FFmpegError
 from av.video.reformatter import ColorRange
 
 from mats_ds.data.containers import file_url
@@ -223,10 +224,10 @@ def _copy_time_base(time_base: Fraction) -> Fraction:
 def _pictures(container, stream: av.VideoStream, index: VideoIndex, written: _Written) -> Iterator[av.VideoFrame]:
     """Upright pictures of the copy's size, timed from 0 on. Stops at the first fault and notes it in `written.problem`."""
     upright = UprightScaler(written.height, written.width, orientation=index.orientation)
-    for number, frame in enumerate(_decoded(container, stream, written)):
+    for number, frame in enumerate(_decoded(container, stream, index, written)):
         pts = _copied_time(frame, number, index, time_base=written.time_base)
-        if frame.is_corrupt:
-            written.problem = f"frame {number} of {index.num_frames} is corrupt"
+        if frame.is_corrupt or (index.is_sound_F is not None and not index.is_sound_F[number : number + 1].all()):
+            written.problem = f"frame {number} of {index.num_stored} is corrupt"
         elif pts is None or pts <= (written.pts[-1] if number else -1):
             written.problem = f"frame {number} of {index.num_frames} has no time after that of the frame before"
         elif number == 0 and pts:
@@ -241,19 +242,27 @@ def _pictures(container, stream: av.VideoStream, index: VideoIndex, written: _Wr
 
 def _copied_time(frame: av.VideoFrame, number: int, index: VideoIndex, *, time_base: Fraction) -> int | None:
     """The time stamp of a frame in the copy, counted from the first one; None where the original has none for it."""
-    if index.trusts_pts:
-        time, first = frame.pts, index.pts_F[0]
-    elif index.slot_F is None:
+    times_F = index.pts_F if index.trusts_pts else index.slot_F
+    if times_F is None:
         return number
+    if index.trusts_pts and not index.doubt:
+        time = frame.pts
+    elif number < index.num_frames:  # the index has numbered the frames as they come here
+        time = times_F[number]
     else:
-        time, first = index.slot_F[number] if number < index.num_frames else None, index.slot_F[0]
-    return None if time is None else round((int(time) - int(first)) * index.time_base / time_base)
+        return None
+    return None if time is None else round((int(time) - int(times_F[0])) * index.time_base / time_base)
 
 
-def _decoded(container, stream: av.VideoStream, written: _Written) -> Iterator[av.VideoFrame]:
+def _decoded(container, stream: av.VideoStream, index: VideoIndex, written: _Written) -> Iterator[av.VideoFrame]:
+    """The frames up to the first error; packets that fail before the first frame belong to none."""
     try:
-        for packet in container.demux(stream):
-            yield from packet.decode()
+        for number, packet in enumerate(container.demux(stream)):
+            try:
+                yield from packet.decode()
+            except FFmpegError:
+                if number > index.num_silent or written.pts:
+                    raise
     except READ_ERRORS as error:
         written.problem = f"breaks off after {len(written.pts)} frames: {in_words(describe_error(error))}"
 
