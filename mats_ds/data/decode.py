@@ -95,6 +95,9 @@ def visit_frames(path: str, numbers: np.ndarray, *, index: VideoIndex, take: Tak
     wanted = np.array(sorted(set(np.asarray(numbers).tolist())), np.int64)
     if len(wanted) == 0 or wanted[0] < 0 or wanted[-1] >= index.num_frames:
         raise UnreadableVideo(f"frames {np.asarray(numbers).tolist()} asked for, it has {index.num_frames}")
+    if index.is_sound_F is not None and not index.is_sound_F[wanted].all():
+        damaged = int(wanted[~index.is_sound_F[wanted]][0])
+        raise UnreadableVideo(f"frame {damaged} is corrupt, or a packet that it needs")
     ways = [_decode_packets] if index.packets is not None else []
     if index.from_start:
         pass  # later packets do not tell the colours

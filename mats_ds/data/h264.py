@@ -11,8 +11,8 @@ from dataclasses import dataclass
 from mats_ds.data.bits import Bits, BrokenHeader, split_units, unwrap_wraps, without_emulation
 from mats_ds.data.coded_picture import CodedPicture
 
-SLICE, IDR_SLICE, SEI, SPS, PPS, END_OF_SEQUENCE, END_OF_STREAM = 1, 5, 6, 7, 8, 10, 11
-PARTITIONS = (2, 3, 4)
+SLICE, IDR_SLICE, SEI, SPS, PPS = 1, 5, 6, 7, 8
+REFUSED = frozenset((2, 3, 4, 10, 11))  # data partitions, end of sequence, end of stream
 RECOVERY_POINT = 6  # payload type, annex D
 I_SLICE = 2
 CHROMA_PROFILES = frozenset((100, 110, 122, 244, 44, 83, 86, 118, 128, 138, 139, 134, 135))
@@ -71,7 +71,7 @@ class H264Reader:
         first_kind = 0
         for begin, end in split_units(data, self.length_size):
             kind = data[begin] & 31
-            if kind == SLICE or kind == IDR_SLICE:
+            if kind in (SLICE, IDR_SLICE):
                 if first < 0:
                     first, first_kind = begin, kind
                 num_starts += end - begin > 1 and data[begin + 1] >= 128  # first_mb_in_slice is 0: one bit
@@ -79,9 +79,9 @@ class H264Reader:
                     raise BrokenHeader("a packet is not one picture")
             elif kind == SEI:
                 recovers = recovers or _promises_exact(without_emulation(data[begin + 1 : end]))
-            elif kind == SPS or kind == PPS:
+            elif kind in (SPS, PPS):
                 self._note_parameters(data[begin:end])
-            elif kind in PARTITIONS or kind == END_OF_SEQUENCE or kind == END_OF_STREAM:
+            elif kind in REFUSED:
                 raise BrokenHeader(f"H.264 unit of type {kind}")
         if num_starts != 1:
             raise BrokenHeader("a packet is not one picture")
@@ -155,7 +155,8 @@ class H264Reader:
             self._pictures[number] = pictures
         else:
             return
-        if self._count and self._units.get((kind, number)) != unit:
+        known = self._units.get((kind, number), b"" if self._count else unit)
+        if known != unit:
             raise BrokenHeader("parameters change on the way")
         self._units[kind, number] = unit
 

@@ -116,7 +116,8 @@ class HevcReader:
         else:
             number, pictures = _read_pictures(bits)
             self._pictures[number] = pictures
-        if self._count and self._units.get((kind, number)) != unit:
+        known = self._units.get((kind, number), b"" if self._count else unit)
+        if known != unit:
             raise BrokenHeader("parameters change on the way")
         self._units[kind, number] = unit
 

@@ -224,6 +224,8 @@ def _scan(container: av.container.InputContainer, stream: av.VideoStream, log: P
             scan.late_seconds = guessed_delay(container, packet)
         scan.palettes.add(packet)
         data = bytes(packet)
+        if scan.num_packets and packet.has_sidedata("new_extradata"):
+            scan.proof.refuse("parameters change on the way")
         judged = scan.proof.add(data, is_hidden=packet.is_discard, is_corrupt=packet.is_corrupt)
         log.add(packet, data, judged)
         if not judged or any(piece.is_shown for piece, _ in judged):
@@ -253,22 +255,20 @@ def _index_by_headers(path, container, stream: av.VideoStream, log: PacketLog, s
     reordered_avi = container.format.name == "avi" and stream.codec_context.has_b_frames
     trusts_pts = not reordered_avi and not scan.proof.is_packed and None not in stamps
     if trusts_pts and any(later <= earlier for earlier, later in zip(stamps, stamps[1:], strict=False)):
-        scan.proof.doubt = "times do not ascend in the order of the pictures"
+        scan.proof.refuse("times do not ascend in the order of the pictures")
         return None
     if trusts_pts and scan.picture.pts != stamps[0]:
-        scan.proof.doubt = "its first picture does not decode"
+        scan.proof.refuse("its first picture does not decode")
         return None
     packets = log.table(number_P)
     is_packet_wise = len(number_P) == scan.num_packets
     landings = None
     if packets is None and (not trusts_pts or container.format.name in SOUGHT_BY_BYTE):
         if not is_packet_wise:
-            scan.proof.doubt = "packets hold several pictures"
+            scan.proof.refuse("packets hold several pictures")
             return None
-        keys = [_with_number(key, int(number_P[key.packet])) for key in scan.keys if number_P[key.packet] >= 0]
+        keys = [replace(key, number=int(number_P[key.packet])) for key in scan.keys if number_P[key.packet] >= 0]
         landings = landing_table(number_P, keys, container=container.format.name, skips=True)
-    elif not trusts_pts and packets is None:
-        return None
     pts_F = np.asarray(stamps, np.int64) if trusts_pts else np.arange(len(stamps))
     index = _describe(path, container, stream, scan, scan.picture, pts_F, trusts_pts=trusts_pts)
     # Asked for a keyframe's decoding time, a demuxer that goes by presentation times lands one keyframe too early.
@@ -289,10 +289,6 @@ def _index_by_headers(path, container, stream: av.VideoStream, log: PacketLog, s
         landings=landings,
         num_stored=len(stamps),
     )
-
-
-def _with_number(key: KeyPacket, number: int) -> KeyPacket:
-    return replace(key, number=number)
 
 
 def _index_by_decoding(path: str, container, stream: av.VideoStream, scan: _Scan) -> VideoIndex:

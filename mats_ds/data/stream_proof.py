@@ -82,7 +82,7 @@ class StreamProof:
     def add(self, data: bytes, *, is_hidden: bool, is_corrupt: bool) -> list[tuple[Piece, bool]]:
         """The pieces of the next packet, and whether decoding can begin with each; `is_hidden`: its container shows none."""
         if is_corrupt:
-            self._fail("a packet is torn")
+            self.refuse("a packet is torn")
         is_hidden = is_hidden or is_corrupt
         if self._codec == "mpeg4":
             return self._judge_mpeg4(data, self._counter.split(data, is_hidden=is_hidden))
@@ -91,11 +91,11 @@ class StreamProof:
             try:
                 picture = self._reader.read(data)
             except BrokenHeader as broken:
-                self._fail(str(broken))
+                self.refuse(str(broken))
             except IndexError:
-                self._fail("a header ends too early")
+                self.refuse("a header ends too early")
         if picture is not None and not self._num_pictures and not picture.is_key:
-            self._fail("it does not begin with a key picture")
+            self.refuse("it does not begin with a key picture")
         self._num_pictures += picture is not None
         self._pictures.append(picture)
         if picture is None:
@@ -104,25 +104,26 @@ class StreamProof:
 
     def _judge_mpeg4(self, data: bytes, pieces: list[Piece]) -> list[tuple[Piece, bool]]:
         if VOP_START not in data and len(data) > 1:
-            self._fail("a packet is not one picture")
+            self.refuse("a packet is not one picture")
         kinds = self._counter.kinds
         if kinds and not self._num_pictures and kinds[0] != INTRA:
-            self._fail("it does not begin with a key picture")
+            self.refuse("it does not begin with a key picture")
         self._num_pictures += len(kinds)
         kinds = [*kinds, *[None] * (len(pieces) - len(kinds))]
         return [(piece, kind == INTRA) for piece, kind in zip(pieces, kinds, strict=True)]
 
-    def _fail(self, doubt: str) -> None:
+    def refuse(self, doubt: str) -> None:
+        """Note a doubt; the first one stays."""
         self.doubt = self.doubt or doubt
 
     def order(self, is_shown_P: Sequence[bool]) -> np.ndarray | None:
         """The frame that each piece shows by its headers, int64 [P], -1 for none; None where they do not tell."""
         if self._codec == "mpeg4":
             if not self._counter.is_certain:
-                self._fail("the parameters of the stream are not understood")
+                self.refuse("the parameters of the stream are not understood")
             return self._counter.order()
         if self.doubt or None in self._pictures:
-            self._fail("no picture in its headers")
+            self.refuse("no picture in its headers")
             return None
         order_P = sorted(range(len(self._pictures)), key=lambda place: self._pictures[place][:2])
         rank_P = np.empty(len(order_P), np.int64)
@@ -139,15 +140,15 @@ class StreamProof:
         if not len(packet_F):
             return
         if packet_F[0] != 0:
-            self._fail("pictures are shown before its first key picture")
+            self.refuse("pictures are shown before its first key picture")
         in_order = [self._pictures[place] for place in packet_F.tolist()]
         if any(earlier[:2] == later[:2] for earlier, later in zip(in_order, in_order[1:], strict=False)):
-            self._fail("two pictures are shown at once")
+            self.refuse("two pictures are shown at once")
         if self._codec == "hevc" and _has_gaps(in_order):
-            self._fail("pictures are missing")
+            self.refuse("pictures are missing")
         needed = int((np.maximum.accumulate(packet_F) - np.arange(len(packet_F))).max())
         if self._codec in ("h264", "hevc") and needed > max(self._known_delay, self._reader.num_reorder or 0):
-            self._fail(f"pictures wait for {needed} others, its header says fewer")
+            self.refuse(f"pictures wait for {needed} others, its header says fewer")
 
 
 def _has_gaps(pictures: Sequence[CodedPicture]) -> bool:
