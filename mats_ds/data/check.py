@@ -46,10 +46,11 @@ class FileFacts:
     num_frames, duration_seconds, fps are of the frames that may be used, those in [start_seconds, end_seconds) (None: all).
     first_frame_seconds: when the first of them is shown on the file's clock, which also start_seconds and end_seconds refer to.
     fps is of the usual gap between frames, whatever the header says; vfr: more than 2% of the gaps differ from it by 10%.
-    gop, gop_max: frames from one key picture to the next, as decoded, median and longest. mirrored, rotation: to stand upright
-    the coded picture is mirrored left to right, then turned by so many degrees counter-clockwise; width and height are those of the
-    upright picture. decode_seconds: CPU seconds of decoding the whole file once; clip_seconds: of decoding one clip of 16
-    frames at stride 4 from its middle, as the loader does before it scales. cpu_reason: why NVDEC is not asked; "" if it is.
+    gop, gop_max: frames from one key picture to the next, as decoded, median and longest. mirrored, rotation: to stand
+    upright the coded picture is mirrored left to right, then turned by so many degrees counter-clockwise; width and height
+    are those of the upright picture. decode_seconds: CPU seconds of decoding the whole file once; clip_seconds: of decoding
+    one clip of 16 frames at stride 4 from its middle, as the loader does before it scales. cpu_reason: why NVDEC is not
+    asked; "" if it is.
     """
 
     num_frames: int
