@@ -88,7 +88,5 @@ def test_training_does_not_begin_with_nan(tmp_path):
     model = MaskedAutoencoder.from_name("tiny", grid=GRID)
     with torch.no_grad():
         model.encoder.blocks[1].mlp.fc1.bias[2:5] = float("nan")
-    with pytest.raises(
-        ValueError, match=r"cannot be trained from: .*encoder\.blocks\.1\.mlp\.fc1\.bias \(3 of"
-    ):
+    with pytest.raises(ValueError, match=r"cannot be trained from: .*encoder\.blocks\.1\.mlp\.fc1\.bias \(3 of"):
         build_classifier(recipe_of(save(model, tmp_path)), num_classes=3)
