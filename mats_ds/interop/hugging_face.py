@@ -8,9 +8,7 @@ its models encode every token. Its LayerNorms have the config's eps, but the las
 from __future__ import annotations
 
 import json
-import re
 from collections.abc import Mapping
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +19,7 @@ from safetensors.torch import load_file
 from mats_ds.clips import RGB_CHANNELS, TokenGrid
 from mats_ds.config import MLP_RATIO
 from mats_ds.interop.file_content import check_content
+from mats_ds.interop.labels import Labels, read_labels
 from mats_ds.interop.names import PATCH_WEIGHT, from_convolution, reverse, to_convolution, translate
 from mats_ds.interop.pickles import unpickle
 from mats_ds.interop.plain import is_foreign, write_tensors
@@ -170,43 +169,6 @@ def grid_of(config: Mapping[str, Any]) -> TokenGrid:
 
 def pair(value: Any) -> tuple[int, int]:
     return (value, value) if isinstance(value, int) else (value[0], value[1])
-
-
-@dataclass(frozen=True)
-class Labels:
-    """`names` in the order of the head's rows, none where they are not known, and what is odd about them."""
-
-    names: tuple[str, ...] = ()
-    notes: tuple[str, ...] = ()
-
-
-def read_labels(config: Mapping[str, Any], num_classes: int) -> Labels:
-    """The names of the head's rows by their ids; rows without one are called `LABEL_3` as transformers does, and noted.
-
-    No names where all are LABEL_0, LABEL_1, ..., or where the ids are no numbers.
-    """
-    table = config.get("id2label") or {}
-    if not isinstance(table, Mapping):
-        return Labels((), (f"id2label is a {type(table).__name__}, expected an object: the classes have no names",))
-    named = {int(key): str(name) for key, name in table.items() if re.fullmatch(r"-?\d{1,9}", str(key).strip())}
-    notes = []
-    if len(named) < len(table):
-        strange = next(key for key in table if not re.fullmatch(r"-?\d{1,9}", str(key).strip()))
-        notes.append(f"id2label has {len(table) - len(named)} ids that are no whole numbers, such as {strange!r}: left out")
-    outside = sorted(label for label in named if not 0 <= label < num_classes)
-    if outside:
-        notes.append(
-            f"id2label names {len(outside)} classes that the head of {num_classes} has not, such as {outside[0]}: left out"
-        )
-    missing = [label for label in range(num_classes) if label not in named]
-    if missing and len(missing) < num_classes:
-        notes.append(
-            f"id2label has no name for {len(missing)} of {num_classes} classes, such as {missing[0]}: called LABEL_{missing[0]}"
-        )
-    names = tuple(named.get(label, f"LABEL_{label}") for label in range(num_classes))
-    if all(re.fullmatch(r"LABEL_\d+", name) for name in names):
-        return Labels((), tuple(notes))
-    return Labels(names, tuple(notes))
 
 
 def join_projections(state: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:

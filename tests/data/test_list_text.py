@@ -1,5 +1,7 @@
 """Lines of lists: what is a path, what are its numbers, and what is neither. The same for a manifest and for an import."""
 
+from pathlib import Path
+
 import pytest
 
 from mats_ds.data.importers import import_annotations
@@ -74,6 +76,21 @@ def test_line_ends_and_encodings_are_read_alike(tmp_path, end, encoding, mark, h
             import_annotations(source)
     else:
         assert [(row.path, row.label) for row in import_annotations(source).rows] == ROWS
+
+
+HARD = Path(__file__).resolve().parents[2].parent / "shared" / "hard_inputs"
+
+
+@pytest.mark.skipif(not HARD.is_dir(), reason="the hard inputs are not on this machine")
+def test_the_hard_inputs():
+    for name, words in (("moments_training.csv", "'clapping' stands behind"), ("start_end_label.txt", "last frame and label")):
+        with pytest.raises(ValueError, match=words):
+            import_annotations(HARD / name)
+    assert [(row.path, row.label) for row in import_annotations(HARD / "cr_only_list.txt").rows] == [("a.mp4", 0), ("b.mp4", 1)]
+    with pytest.raises(ValueError, match="not one of its 2 files exists"):
+        read_manifest(HARD / "cr_only_list.txt")
+    imported = import_annotations(HARD / "kinetics_two_spellings.csv")
+    assert imported.classes == ["riding a bike"] and [row.label for row in imported.rows] == [0, 0]
 
 
 def test_columns_of_a_table():

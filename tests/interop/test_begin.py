@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pytest
+import torch
 
 from mats_ds import MaskedAutoencoder, TokenGrid, VideoClassifier
 from mats_ds.config import load_recipe
@@ -81,3 +82,11 @@ def test_weights_that_do_not_fit_are_one_clear_error(make, overrides, words, tmp
     with pytest.raises(ValueError) as caught:
         build_classifier(recipe_of(make(tmp_path), *overrides), num_classes=3, class_names=("a", "b", "c"))
     assert all(word in str(caught.value) for word in words), caught.value
+
+
+def test_training_does_not_begin_with_nan(tmp_path):
+    model = MaskedAutoencoder.from_name("tiny", grid=GRID)
+    with torch.no_grad():
+        model.encoder.blocks[1].mlp.fc1.bias[2:5] = float("nan")
+    with pytest.raises(ValueError, match=r"cannot be trained from: .*encoder\.blocks\.1\.mlp\.fc1\.bias \(3 of"):
+        build_classifier(recipe_of(save(model, tmp_path)), num_classes=3)
