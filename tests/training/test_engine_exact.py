@@ -146,3 +146,31 @@ def test_an_engine_that_does_something_else_does_not_train(ranks, tmp_path):
     [text] = ranks(engine_that_does_something_else, 1, write(tmp_path), expect_errors=True)
     assert text.startswith("ValueError: DeepSpeed trains with another setting than the JSON says: ")
     assert "precision 'bf16' instead of 'fp32'; gradient_clipping 1.0 instead of 0.0\n" in text
+
+
+def what_comes_of(config, bug):
+    """The error of make_engine for a JSON that nobody has judged; `bug`: DeepSpeed's start fails in code that is not its own."""
+    import deepspeed
+
+    from mats_ds.training.batch import plan_batch
+    from mats_ds.training.engine import make_engine, start_distributed
+
+    start_distributed()
+
+    def fail(**_):
+        raise AssertionError("a bug of ours")
+
+    if bug:
+        deepspeed.initialize = fail
+    model = make_model()
+    try:
+        make_engine(model, groups_of(model), config, plan_batch(config, recipe_batch=GLOBAL_BATCH, world_size=1))
+    except (AssertionError, ValueError) as error:
+        return f"{type(error).__name__}: {error}"
+
+
+def test_what_deepspeed_asserts_is_a_fault_of_the_json_and_what_we_assert_is_not(ranks):
+    config = json.loads((FOLDER / "zero2_tiny.json").read_text())
+    [text] = ranks(what_comes_of, 1, config | {"gradient_predivide_factor": 4.0}, False)
+    assert text.startswith("ValueError: DeepSpeed refuses the JSON: gradient_predivide_factor") and "\n" not in text
+    assert ranks(what_comes_of, 1, config, True) == ["AssertionError: a bug of ours"]
