@@ -114,11 +114,13 @@ def _check(path: str, on_beat: Callable[[], None]) -> FileFacts:
         because = f": {in_words(recorded.problem)}" if recorded.problem else ""
         raise UnreadableVideo(f"only {num_frames} of {index.num_stored} frames in a row decode{because}")
     seconds_F = index.seconds()
-    start_seconds = None if first == 0 else float(seconds_F[first - 1] + seconds_F[first]) / 2
     fps = _frame_rate(index, seconds_F[first:last])
-    end_seconds = None
+    # Between two frames, half a usual gap from the sound one: the next one that comes may be far.
+    start_seconds = end_seconds = None
+    if first > 0:
+        start_seconds = float(seconds_F[first] - min(seconds_F[first] - seconds_F[first - 1], 1 / fps) / 2)
     if last < len(seconds_F):
-        end_seconds = float(seconds_F[last - 1] + seconds_F[last]) / 2
+        end_seconds = float(seconds_F[last - 1] + min(seconds_F[last] - seconds_F[last - 1], 1 / fps) / 2)
     elif decoded.torn or (recorded.problem and first == 0):  # what does not decode lies behind the last frame
         end_seconds = float(seconds_F[-1]) + 0.5 / fps
     vfr = index.trusts_pts and varies(seconds_F[first:last], tick_seconds=float(index.time_base))

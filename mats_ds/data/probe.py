@@ -181,7 +181,7 @@ def _read_index(path: str, num_bytes: int) -> VideoIndex:
 class _Scan:
     """What the packets of a file say. P pieces: packets, or parts of them that hold one picture.
 
-    pts_P: None where it is not shown. is_key_P: by its header. keys: of packets. problem: the first error.
+    pts_P: None where it has no time. is_key_P: by its header. keys: of packets. problem: the first error.
     """
 
     proof: StreamProof
@@ -261,7 +261,7 @@ def _index_by_headers(path, container, stream: av.VideoStream, log: PacketLog, s
         scan.proof.refuse("its first picture does not decode")
         return None
     packets = log.table(number_P)
-    is_packet_wise = len(number_P) == scan.num_packets
+    is_packet_wise = not scan.proof.is_packed and len(number_P) == scan.num_packets
     landings = None
     if packets is None and (not trusts_pts or container.format.name in SOUGHT_BY_BYTE):
         if not is_packet_wise:
@@ -296,7 +296,7 @@ def _index_by_decoding(path: str, container, stream: av.VideoStream, scan: _Scan
     doubt = scan.proof.doubt or "no picture in its headers"
     if not scan.num_packets:
         raise UnreadableVideo(scan.problem or "no picture in its video stream")
-    has_pieces = len(scan.pts_P) == scan.num_packets
+    has_pieces = not scan.proof.is_packed and len(scan.pts_P) == scan.num_packets
     log = KeyLog({number for number, is_key in enumerate(scan.is_key_P) if is_key} if has_pieces else set())
 
     def open_again():

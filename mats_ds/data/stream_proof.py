@@ -126,8 +126,6 @@ class StreamProof:
             self.refuse("no picture in its headers")
             return None
         order_P = sorted(range(len(self._pictures)), key=lambda place: self._pictures[place][:2])
-        rank_P = np.empty(len(order_P), np.int64)
-        rank_P[order_P] = np.arange(len(order_P))
         self._check_order(np.asarray(order_P, np.int64))
         shown_P = np.asarray(is_shown_P, bool)
         number_P = np.full(len(order_P), -1, np.int64)

@@ -317,6 +317,31 @@ def test_two_recordings_in_one_file(stream_file, tmp_path, name):
     assert assert_reads_as_decoded(path).num_frames >= 2 * NUM_FRAMES - 4
 
 
+@pytest.mark.parametrize("name", ["closed.mp4", "hevc.mp4", "mpeg2.mkv", "mpeg4.mp4"])
+def test_packets_that_are_missing_on_the_way(stream_file, tmp_path, name):
+    """A decoder may then show fewer frames than there are packets, and others after a seek."""
+    path = rewrite(stream_file(name), tmp_path / "a.mkv", keep=lambda number: number not in (30, 31, 32))
+    assert assert_reads_as_decoded(path).num_frames <= NUM_FRAMES - 3
+
+
+@pytest.mark.parametrize("name", ["closed.ts", "mpeg2.ts", "hevc.ts"])
+def test_a_hole_in_a_transport_stream(stream_file, tmp_path, name):
+    """Damaged frames keep their number and are refused; all others are those of a decoding from the start."""
+    data = stream_file(name).read_bytes()
+    first = len(data) // TS_PACKET * 2 // 5
+    path = tmp_path / name
+    path.write_bytes(data[: first * TS_PACKET] + data[(first + 5) * TS_PACKET :])
+    shown, _ = sequential(path)
+    index = index_video(str(path))
+    assert index.doubt and index.num_frames == len(shown)
+    sound = np.flatnonzero(index.is_sound_F).tolist()
+    assert len(sound) >= 0.6 * NUM_FRAMES and read(path, sound, index) == [shown[number] for number in sound]
+    assert read(path, [sound[-1]], index) == [shown[sound[-1]]]
+    for damaged in np.flatnonzero(~index.is_sound_F)[:2].tolist():
+        with pytest.raises(UnreadableVideo, match=str(damaged)):
+            read(path, [damaged], index)
+
+
 @pytest.mark.parametrize(("name", "share"), [("closed.ts", 0.83), ("mpeg2.mpg", 0.83), ("mpeg2.ts", 0.83)])
 def test_the_frames_before_a_torn_end(stream_file, tmp_path, name, share):
     data = stream_file(name).read_bytes()
