@@ -24,7 +24,7 @@ from mats_ds.models.tables import KeepsTables
 from mats_ds.models.targets import normalise_patches, reconstruction_loss
 from mats_ds.tokens.camera import check_compensation
 
-MASK_TOKEN_STD = 0.02
+MASK_TOKEN_STD = 0.02  # VideoMAE's, arXiv 2203.12602
 GREY = 0.5
 
 
@@ -93,14 +93,16 @@ class MaskedAutoencoder(KeepsTables):
         self.encoder = Transformer(width, depth, heads, drop_path=drop_path, **policy)
         self.to_decoder = nn.Linear(width, decoder_width, bias=False)
         self.mask_token = nn.Parameter(torch.zeros(1, 1, decoder_width))
-        self.decoder = Transformer(decoder_width, decoder_depth, decoder_heads, **policy)
+        self.decoder = Transformer(decoder_width, decoder_depth, decoder_heads, drop_path=drop_path, **policy)
         self.head = nn.Linear(decoder_width, grid.patch_values)
         self.register_buffer("positions_ND", make_positions(grid, width, made_for=position_grid), persistent=False)
         decoder_positions_ND = make_positions(grid, decoder_width, made_for=position_grid)
         self.register_buffer("decoder_positions_ND", decoder_positions_ND, persistent=False)
-        for part in (self.encoder, self.to_decoder, self.decoder, self.head):  # the embedding keeps a convolution's own start
+        # As VideoMAE begins: the patch embedding keeps a convolution's own start and `to_decoder` a linear layer's, which are the
+        # same rule (uniform within 1 / sqrt(inputs)); the mask token is cut off at one standard deviation.
+        for part in (self.encoder, self.decoder, self.head):
             part.apply(init_linear)
-        nn.init.trunc_normal_(self.mask_token, std=MASK_TOKEN_STD)
+        nn.init.trunc_normal_(self.mask_token, std=MASK_TOKEN_STD, a=-MASK_TOKEN_STD, b=MASK_TOKEN_STD)
 
     @classmethod
     def from_name(cls, name: str, *, grid: TokenGrid | None = None, decoder_depth: int | None = None, **options: Any):

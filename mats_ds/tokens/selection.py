@@ -15,7 +15,10 @@ from mats_ds.clips import TokenCounts, TokenGrid, TokenSelection, count_selectio
 from mats_ds.tokens.noise import draw_keys, random_bits, random_order
 
 # Streams of one key, so that the draws of one clip are independent of each other.
-STREAM_VISIBLE, STREAM_KEPT, STREAM_PLACES, STREAM_CELLS = 1, 2, 3, 4
+STREAM_VISIBLE, STREAM_KEPT, STREAM_PLACES, STREAM_CELLS, STREAM_PHASE = 1, 2, 3, 4, 6  # 5 is that of frames.py
+
+CELL_SIDE = 2
+NUM_PHASES = CELL_SIDE**2
 
 
 def select_tokens(
@@ -99,26 +102,32 @@ def select_tube(grid: TokenGrid, counts: TokenCounts, key_B: torch.Tensor) -> To
     return TokenSelection(indices_where(visible_BN, counts.visible), indices_where(~visible_BN, counts.targets))
 
 
-def running_cells(grid: TokenGrid, device: torch.device) -> torch.Tensor:
-    """[N] bool: in every cell of 2 x 2 places two neighbours are kept, and the pair moves on by one place each tubelet."""
+def running_cells(grid: TokenGrid, phase_B: torch.Tensor) -> torch.Tensor:
+    """[B, N] bool: of every cell of 2 x 2 places two are kept, and the pair moves on by one place each tubelet.
+
+    phase_B: int64, where the pair stands in the first tubelet. Source: VideoMAE V2's decoder mask (arXiv 2303.16727), with the
+    order of its public code: places row by row, 0 1 over 2 3, so that rows take turns with diagonals.
+    """
     time, row, column = torch.meshgrid(
-        torch.arange(grid.tau, device=device),
-        torch.arange(grid.rows, device=device),
-        torch.arange(grid.columns, device=device),
+        torch.arange(grid.tau, device=phase_B.device),
+        torch.arange(grid.rows, device=phase_B.device),
+        torch.arange(grid.columns, device=phase_B.device),
         indexing="ij",
     )
-    around = torch.where(row % 2 == 0, column % 2, 3 - column % 2)  # 0 1 / 3 2: clockwise within the cell
-    return ((around - time) % 4 < 2).flatten()
+    place_N = (CELL_SIDE * (row % CELL_SIDE) + column % CELL_SIDE + time).flatten()
+    return (place_N + phase_B[:, None]) % NUM_PHASES >= NUM_PHASES // 2
 
 
 def select_running_cell(grid: TokenGrid, counts: TokenCounts, key_B: torch.Tensor) -> TokenSelection:
-    """Encoder: a tube mask. Targets: the running cell's half of the tokens, less the visible ones among them.
+    """Encoder: a tube mask. Targets: the running cell's half of the tokens, less the visible ones among them. The cell's phase is
+    drawn for each clip, as its authors do: over the clips every token is a target equally often.
 
     Where the grid does not divide into whole cells, the static number of targets is reached by leaving out or adding tokens at
     random.
     """
     visible_BN = tube_places(grid, counts.visible, key_B)
-    cells_BN = running_cells(grid, key_B.device).expand_as(visible_BN)
+    phase_B = random_bits(key_B, 1, stream=STREAM_PHASE)[:, 0] % NUM_PHASES
+    cells_BN = running_cells(grid, phase_B)
     tier_BN = torch.where(visible_BN, 2, torch.where(cells_BN, 0, 1))
     noise_BN = random_bits(key_B, grid.num_tokens, stream=STREAM_CELLS) >> 2
     ranked_BN = ((tier_BN << 61) + noise_BN).argsort(dim=1, stable=True)

@@ -9,7 +9,8 @@ import pytest
 from mats_ds.data.decode import decode_frames
 from mats_ds.data.manifest import read_manifest
 from mats_ds.data.probe import index_video
-from mats_ds.data.synthetic import AXES, read_motion, write_synthetic_set
+from mats_ds.data.scenes import DIRECTIONS, NAMES, find_covered
+from mats_ds.data.synthetic import read_motion, write_synthetic_set
 
 SMALL = dict(num_videos=6, num_frames=20, height=64, width=96)
 
@@ -37,10 +38,9 @@ def test_only_sprites_and_camera_move(synthetic):
         moving, still = [], []
         for frame in range(1, 20):
             covered = np.zeros((64, 96), bool)
-            for track in video.boxes:
-                for top, left, height, width in (track[frame], track[frame - 1]):
-                    assert 0 <= top <= 64 - height and 0 <= left <= 96 - width
-                    covered[top : top + height, left : left + width] = True
+            for track in (*video.boxes, *video.distractor_boxes):
+                for box in (track[frame], track[frame - 1]):
+                    covered |= find_covered(box, 64, 96)
             change = np.abs(frames[frame] - frames[frame - 1]).mean(-1)
             moving.append(change[covered].mean())
             still.append(change[~covered].mean())
@@ -48,26 +48,30 @@ def test_only_sprites_and_camera_move(synthetic):
         assert np.mean(moving) > (2 if pans else 8) * np.mean(still), video.path
 
 
-def test_sprites_move_along_the_axis_of_their_label(synthetic):
+def steps_of(track, *, height, width):
+    """[T - 1, 2]: how far (down, right) a sprite goes from frame to frame, the shorter way round."""
+    corners = np.array(track)[:, :2]
+    size = np.array([height, width])
+    return (np.diff(corners, axis=0) + size // 2) % size - size // 2
+
+
+@pytest.mark.parametrize("num_classes", [2, 3, 4, 8])
+def test_sprites_go_straight_on_in_the_direction_of_their_label(tmp_path, num_classes):
+    write_synthetic_set(tmp_path / "set", **(SMALL | {"num_videos": 2 * num_classes}), num_classes=num_classes)
+    videos = read_motion(tmp_path / "set")
+    assert [video.label for video in videos] == [number // 2 for number in range(2 * num_classes)]
+    for video in videos:
+        assert NAMES[video.label] == video.direction and f"_{video.direction}." in video.path
+        for track in video.boxes:
+            steps = steps_of(track, height=64, width=96)
+            assert np.abs(steps).sum() > 19 and (np.sign(steps.sum(0)) == DIRECTIONS[video.direction]).all()
+            assert {tuple(step) for step in np.sign(steps)} <= {(0, 0), DIRECTIONS[video.direction]}
+
+
+def test_a_distractor_moves_otherwise(synthetic):
     for video in read_motion(synthetic):
-        assert AXES[video.label] == video.axis
-        for track in video.boxes:
-            down, right = np.abs(np.diff(np.array(track)[:, :2], axis=0)).sum(0)
-            assert (down > 0) == (video.axis != "horizontal") and (right > 0) == (video.axis != "vertical")
-
-
-def test_a_diagonal_stays_the_same_diagonal_when_sprites_turn_round(tmp_path):
-    """A sprite that bounced off one side only would fall where it had risen, and the label would be wrong from there on."""
-    write_synthetic_set(tmp_path / "set", **(SMALL | {"num_videos": 8, "num_frames": 100}))
-    seen = set()
-    for video in read_motion(tmp_path / "set")[4:]:
-        for track in video.boxes:
-            top_T, left_T = np.array(track)[:, :2].T
-            offset_T = top_T - left_T if video.axis == "falling" else top_T + left_T
-            assert np.ptp(offset_T) <= 2, video.path  # rounding
-            assert {-1, 1} <= set(np.sign(np.diff(top_T)).tolist()), "it went both ways"
-            seen.add(video.axis)
-    assert seen == {"falling", "rising"}
+        (track,) = video.distractor_boxes
+        assert tuple(np.sign(steps_of(track, height=64, width=96).sum(0))) != DIRECTIONS[video.direction]
 
 
 def test_some_videos_have_a_camera_that_pans(synthetic):
@@ -113,7 +117,15 @@ def test_several_processes_write_it_once(tmp_path):
     assert len(read_manifest(folder / "manifest.csv")) == 2
 
 
-@pytest.mark.parametrize("wrong", [{"num_videos": 0}, {"height": 63}, {"width": 32}])
+@pytest.mark.parametrize("num_classes", [2, 3, 4, 6, 8])
+def test_every_class_has_as_many_moving_cameras(tmp_path, num_classes):
+    settings = SMALL | {"num_videos": 6 * num_classes, "num_frames": 3, "height": 48, "width": 48}
+    write_synthetic_set(tmp_path / "set", **settings, num_classes=num_classes)
+    panning = [video.label for video in read_motion(tmp_path / "set") if len(set(map(tuple, video.background_shifts))) > 1]
+    assert sorted(panning) == [label for label in range(num_classes) for _ in range(2)]
+
+
+@pytest.mark.parametrize("wrong", [{"num_videos": 0}, {"height": 63}, {"width": 32}, {"num_classes": 1}, {"num_classes": 9}])
 def test_sizes_that_cannot_be_written(tmp_path, wrong):
     with pytest.raises(ValueError, match="a synthetic set needs"):
         write_synthetic_set(tmp_path / "set", **(SMALL | wrong))

@@ -102,16 +102,32 @@ def test_a_tube_shows_the_same_places_in_every_tubelet():
 
 
 def test_a_running_cell_keeps_half_and_moves_on_by_one_place_each_tubelet():
-    cells = running_cells(GRID, torch.device("cpu")).view(4, 6, 10)
-    assert torch.equal(cells.sum(dim=0), torch.full((6, 10), 2))  # over four tubelets every place is kept twice
-    assert [cells[time, :2, :2].flatten().tolist() for time in range(4)] == [
-        [True, True, False, False],  # a cell is 0 1 over 3 2
-        [False, True, False, True],
-        [False, False, True, True],
-        [True, False, True, False],
+    cells = running_cells(GRID, torch.arange(4)).view(4, 4, 6, 10)
+    assert torch.equal(cells.sum(dim=1), torch.full((4, 6, 10), 2))  # over four tubelets every place is kept twice
+    first = [
+        [False, False, True, True],  # a cell is 0 1 over 2 3
+        [False, True, True, False],
+        [True, True, False, False],
+        [True, False, False, True],
     ]
-    selection = select_tokens(torch.zeros(1, 240), strategy="running_cell", grid=GRID)
-    assert cells.flatten()[selection.target_BM].all()
+    for phase in range(4):
+        seen = [cells[phase, time, :2, :2].flatten().tolist() for time in range(4)]
+        assert seen == first[phase:] + first[:phase]
+    assert torch.equal(cells, cells[:, :, :2, :2].tile(1, 1, 3, 5))  # all cells run alike
+
+
+def test_running_cell_reconstructs_one_phase_less_what_is_visible():
+    """Where cells divide the grid, targets are exactly what VideoMAE V2's loss is taken over, at one of its four phases."""
+    selection = select_tokens(torch.zeros(400, 240), strategy="running_cell", grid=GRID, key_B=torch.arange(400))
+    cells = running_cells(GRID, torch.arange(4))
+    times = torch.zeros(4)
+    for visible, target in zip(selection.visible_BV, selection.target_BM, strict=True):
+        expected = cells.clone()
+        expected[:, visible] = False
+        found = torch.zeros(240, dtype=torch.bool).index_fill(0, target, True)
+        (phase,) = [phase for phase in range(4) if torch.equal(expected[phase], found)]
+        times[phase] += 1
+    assert (times - 100).abs().max() < 5 * (400 * 0.25 * 0.75) ** 0.5
 
 
 def test_running_cell_has_static_counts_on_a_grid_that_cells_do_not_divide():
