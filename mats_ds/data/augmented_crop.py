@@ -38,8 +38,8 @@ from mats_ds.data.geometry import (
     visible_pixels,
 )
 from mats_ds.data.pillow_frame import PillowFrame
-from mats_ds.data.probe import VideoIndex
 from mats_ds.data.tones import MEASURED, TABLES, look_up, make_table, saturate
+from mats_ds.data.video_index import VideoIndex
 
 MARGIN = 1  # pixels around a region that interpolation looks at; sharpness looks at as many more
 MAX_SHARPENED_PIXELS = 1 << 20  # of larger frames too much would have to be kept: they are shrunk first, as without sharpness

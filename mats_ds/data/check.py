@@ -26,8 +26,9 @@ from mats_ds.data.check_reasons import explain, why_on_cpu
 from mats_ds.data.decode import decode_frames, frame_numbers
 from mats_ds.data.ffmpeg_words import in_words
 from mats_ds.data.header_length import describe_torn_end
-from mats_ds.data.probe import READ_ERRORS, UnreadableVideo, VideoIndex, describe_error, index_video, open_video
+from mats_ds.data.probe import READ_ERRORS, UnreadableVideo, describe_error, index_video, open_video
 from mats_ds.data.recording import Recording, record
+from mats_ds.data.video_index import VideoIndex
 
 MIN_FRAMES = 16
 CLIP_FRAMES, CLIP_STRIDE = 16, 4  # the clip that is decoded to time the loader

@@ -9,8 +9,9 @@ from __future__ import annotations
 import os
 
 from mats_ds.data.ffmpeg_words import VAGUE
-from mats_ds.data.probe import READ_ERRORS, UnreadableVideo, VideoIndex, open_video
+from mats_ds.data.probe import READ_ERRORS, UnreadableVideo, open_video
 from mats_ds.data.routes import MAX_ENCODED_BYTES, NVDEC_SIDES, device_can_decode
+from mats_ds.data.video_index import VideoIndex
 
 LOOK_BYTES = 256 << 10
 BOX_HEADER_BYTES = 8

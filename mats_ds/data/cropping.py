@@ -16,7 +16,7 @@ import torch
 
 from mats_ds.clips import CropSpec, ResizedCropDraw
 from mats_ds.data.colour import RgbConverter
-from mats_ds.data.probe import VideoIndex
+from mats_ds.data.video_index import VideoIndex
 
 SPARE = 2  # large pictures are first shrunk to a crop that keeps at least twice the wanted resolution
 

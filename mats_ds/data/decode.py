@@ -24,7 +24,8 @@ from mats_ds.data.colour import RgbConverter
 from mats_ds.data.landing import read_landed
 from mats_ds.data.packets import PacketTable
 from mats_ds.data.palette import is_palette
-from mats_ds.data.probe import READ_ERRORS, UnreadableVideo, VideoIndex, describe_error, index_video, open_video
+from mats_ds.data.probe import READ_ERRORS, UnreadableVideo, describe_error, index_video, open_video
+from mats_ds.data.video_index import VideoIndex
 
 # Decoders for which leaving out unwanted non-reference frames changes no bit of the others; dav1d drops wanted ones.
 SKIPPING_CODECS = frozenset(("h264", "hevc", "mpeg4"))

@@ -14,7 +14,8 @@ from mats_ds.clips import ClipSpec, CropSpec
 from mats_ds.config import ClipSection
 from mats_ds.data.cropping import ClipCropper
 from mats_ds.data.decode import frame_numbers, visit_frames
-from mats_ds.data.probe import VideoIndex, index_video
+from mats_ds.data.probe import index_video
+from mats_ds.data.video_index import VideoIndex
 
 
 @dataclass(frozen=True)

@@ -16,7 +16,8 @@ import numpy as np
 
 from mats_ds.data.check_reasons import explain, why_on_cpu
 from mats_ds.data.decode import visit_frames
-from mats_ds.data.probe import READ_ERRORS, UnreadableVideo, VideoIndex, index_video, open_video
+from mats_ds.data.probe import READ_ERRORS, UnreadableVideo, index_video, open_video
+from mats_ds.data.video_index import VideoIndex
 
 NO_GPU = "there is no GPU here; NVDEC where there is one"
 

@@ -19,7 +19,8 @@ import numpy as np
 
 from mats_ds.clips import ClipSpec
 from mats_ds.data.decode import frame_numbers, visit_frames
-from mats_ds.data.probe import READ_ERRORS, UnreadableVideo, VideoIndex, describe_error, index_video
+from mats_ds.data.probe import READ_ERRORS, UnreadableVideo, describe_error, index_video
+from mats_ds.data.video_index import VideoIndex
 
 if TYPE_CHECKING:
     from mats_ds.data.augmented_crop import AugmentedCrop, AugmentingCropper

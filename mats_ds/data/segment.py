@@ -18,8 +18,9 @@ import av
 import numpy as np
 
 from mats_ds.data.containers import file_url
-from mats_ds.data.probe import READ_ERRORS, UnreadableVideo, VideoIndex, describe_error, index_video, open_video
+from mats_ds.data.probe import READ_ERRORS, UnreadableVideo, describe_error, index_video, open_video
 from mats_ds.data.transcode import CopyFailed, CopySettings, publish, transcode_file
+from mats_ds.data.video_index import VideoIndex
 
 MP4_CODECS = frozenset(("h264", "hevc", "mpeg4", "av1", "vp9"))
 MAX_OVERSHOOT = 2.0  # a segment longer than this many times `seconds` means that the keyframes lie too far apart

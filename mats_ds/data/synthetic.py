@@ -21,6 +21,7 @@ from pathlib import Path
 import av
 import numpy as np
 
+from mats_ds.data.containers import file_url
 from mats_ds.data.scenes import NAMES, Box, SceneSize, draw_scene
 
 logger = logging.getLogger(__name__)
@@ -182,7 +183,7 @@ def _write_video(folder: Path, number: int, settings: SyntheticSettings, h264_en
     size = SceneSize(settings.num_frames, settings.height, settings.width, settings.num_classes)
     scene = draw_scene(rng, name, size=size, pans=_pans(number, settings))
     path = f"synthetic_{number:03d}_{name}.{suffix}"
-    with av.open(str(folder / path), "w") as container:
+    with av.open(file_url(folder / path), "w") as container:
         stream = container.add_stream(encoder, rate=Fraction(25), options=options)
         stream.width, stream.height, stream.pix_fmt = settings.width, settings.height, "yuv420p"
         stream.codec_context.gop_size = GOP_FRAMES

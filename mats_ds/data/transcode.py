@@ -33,8 +33,9 @@ from av.video.reformatter import ColorRange
 from mats_ds.data.containers import file_url
 from mats_ds.data.ffmpeg_words import in_words
 from mats_ds.data.header_length import describe_torn_end
-from mats_ds.data.probe import READ_ERRORS, UnreadableVideo, VideoIndex, describe_error, index_video, open_video
+from mats_ds.data.probe import READ_ERRORS, UnreadableVideo, describe_error, index_video, open_video
 from mats_ds.data.upright import UprightScaler, copy_size
+from mats_ds.data.video_index import VideoIndex
 
 ENCODERS = {"h264": "libx264", "vp9": "libvpx-vp9"}
 PRESETS = {  # x264's by name; of libvpx the number cpu-used

@@ -10,7 +10,7 @@ from av.video.frame import PictureType
 from av.video.reformatter import ColorRange, Interpolation, VideoReformatter
 
 from mats_ds.data.orientation import Orientation
-from mats_ds.data.probe import VideoIndex
+from mats_ds.data.video_index import VideoIndex
 
 
 def copy_size(index: VideoIndex, short_side: int) -> tuple[int, int]:

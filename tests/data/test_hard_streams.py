@@ -19,8 +19,9 @@ from mats_ds.clips import ClipSpec
 from mats_ds.data import probe
 from mats_ds.data.check import check_file
 from mats_ds.data.decode import decode_frames, frame_numbers, visit_frames
-from mats_ds.data.probe import READ_ERRORS, UnreadableVideo, VideoIndex, index_video, open_video
+from mats_ds.data.probe import READ_ERRORS, UnreadableVideo, index_video, open_video
 from mats_ds.data.transcode import transcode_file
+from mats_ds.data.video_index import IndexCache, VideoIndex
 
 HEIGHT, WIDTH = 48, 80
 TS_PACKET = 188
@@ -181,7 +182,7 @@ QUICK = (
 
 @pytest.mark.parametrize("name", QUICK)
 def test_a_sound_stream_is_indexed_without_decoding_it(stream_file, monkeypatch, name):
-    monkeypatch.setattr(probe, "_CACHE", probe._Cache(1 << 20))
+    monkeypatch.setattr(probe, "_CACHE", IndexCache(1 << 20))
     monkeypatch.setattr(probe, "record", lambda *_, **__: pytest.fail("decoded to be indexed"))
     index = index_video(str(stream_file(name)))
     assert index.num_frames == NUM_FRAMES and index.doubt == "" and index.is_sound_F is None

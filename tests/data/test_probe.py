@@ -10,6 +10,7 @@ import pytest
 from mats_ds.data import probe
 from mats_ds.data.orientation import Orientation
 from mats_ds.data.probe import UnreadableVideo, index_video
+from mats_ds.data.video_index import IndexCache, _size
 
 
 @pytest.mark.parametrize(
@@ -116,12 +117,12 @@ def test_an_index_is_remembered_until_the_file_changes(write_video, tmp_path, mo
 
 
 def test_the_memory_of_indices_is_bounded(write_video, tmp_path, monkeypatch):
-    cache = probe._Cache(max_bytes=5000)
+    cache = IndexCache(max_bytes=5000)
     monkeypatch.setattr(probe, "_CACHE", cache)
     for number in range(6):
         index_video(str(write_video(tmp_path / f"{number}.mp4", num_frames=20)))
     assert 1 <= len(cache._entries) < 6
-    assert cache._num_bytes == sum(probe._size(entry) for entry in cache._entries.values()) <= 5000
+    assert cache._num_bytes == sum(_size(entry) for entry in cache._entries.values()) <= 5000
     assert any("5.mp4" in identity[0] for identity in cache._entries)
 
 
