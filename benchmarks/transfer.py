@@ -65,7 +65,7 @@ SYNTHETIC_PLAN = Plan(
     pretrain_steps=500,
     finetune_steps=150,
     num_views=3,
-    clip=(*SMALL_CLIP, "clip.flip=false", "clip.crop_scales=[1.0]"),  # a mirrored diagonal is the other one
+    clip=(*SMALL_CLIP, "clip.flip=false", "clip.crop_scales=[1.0]"),  # a mirrored direction is another class
     pretraining=PRETRAINING,
     finetuning=(*FINETUNING, "selection.keep_ratio=0.3", "model.drop_path=0"),
 )

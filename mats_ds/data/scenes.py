@@ -111,11 +111,11 @@ def _move_sprite(
 ) -> list[Box]:
     """Draw a sprite, (pixels, opaque), into the frames; returns its box in each."""
     pixels_HWC, opaque_HW1 = sprite
-    num_frames, *sides, _ = frames_THWC.shape
+    _, *sides, _ = frames_THWC.shape
     start = rng.integers(sides)
     speed = rng.uniform(*SPEEDS) * min(sides) / math.hypot(*direction)  # all directions are equally fast
     boxes = []
-    for frame_HWC, frame in zip(frames_THWC, range(num_frames), strict=True):
+    for frame, frame_HWC in enumerate(frames_THWC):
         # Whole pixels: a sprite between them would be blurred along its direction.
         steps = round(speed * frame)
         top, left = (int(corner + step * steps) % side for corner, step, side in zip(start, direction, sides, strict=True))

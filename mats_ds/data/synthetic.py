@@ -174,8 +174,8 @@ def _write_video(folder: Path, number: int, settings: SyntheticSettings, h264_en
     label = number // 2 % settings.num_classes  # pairs, so that both codecs get every class
     name = NAMES[label]
     encoder, suffix = (h264_encoder, "mp4") if number % 2 == 0 else ("libvpx-vp9", "webm")
-    # So fine that what a coded frame keeps of the ones before tells no direction: at crf 18 and 24 a probe that knew the true
-    # pixels and the sprite's position told it from the residual of frame 11 in 29 to 38% of 400 videos, now in 22 to 26%.
+    # So fine that a coded frame does not tell what came before it: at crf 18 and 24 a probe that knew the true pixels
+    # and the sprite's position told the direction from the coding error of frame 11 in 28 to 38% of 400 videos, now in 22 to 26%.
     options = {
         "libx264": {"qp": "2", "preset": "veryfast"},
         "libvpx-vp9": {"deadline": "realtime", "cpu-used": "8", "lossless": "1"},

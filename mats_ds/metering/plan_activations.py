@@ -182,7 +182,7 @@ def _stack(
     for place in range(depth):
         level = "block" if (place + 1) % int(every) == 0 else work.recompute
         queries = outputs if outputs and place == depth - 1 else tokens
-        drops = outputs is None and work.drop_path > 0 and place > 0
+        drops = work.drop_path > 0 and place > 0
         blocks.append(_Block(clips, tokens, queries, width, heads, element, level, drops))
     return blocks
 
