@@ -118,6 +118,29 @@ def visit_frames(path: str, numbers: np.ndarray, *, index: VideoIndex, take: Tak
         raise UnreadableVideo(describe_error(error)) from None
 
 
+def visit_shown_frames(path: str, numbers: np.ndarray, *, index: VideoIndex, take: Take) -> None:
+    """The same with damaged frames, as a decoding from the start shows them: what the decoder made of what is left.
+
+    Raises UnreadableVideo when one of them does not come at all.
+    """
+    try:
+        return visit_frames(path, numbers, index=index, take=take)
+    except UnreadableVideo:
+        remaining = set(np.asarray(numbers).tolist())
+    try:
+        container, stream = open_video(path, stream_index=index.stream_index)
+        with container:
+            for number, frame in enumerate(_frames(container, stream, passes_over=True)):
+                if number in remaining:
+                    remaining.remove(number)
+                    take(number, frame)
+                if not remaining:
+                    return
+    except READ_ERRORS as error:
+        raise UnreadableVideo(describe_error(error)) from None
+    raise UnreadableVideo(f"frame {min(remaining)} of {index.num_frames} does not decode")
+
+
 def _decode_packets(path: str, index: VideoIndex, wanted: np.ndarray, take: Take) -> None:
     """Keyframe by keyframe, what the wanted frames depend on: the decoder is emptied at the end of each."""
     table = index.packets

@@ -15,7 +15,7 @@ import av
 import numpy as np
 
 from mats_ds.data.check_reasons import explain, why_on_cpu
-from mats_ds.data.decode import visit_frames
+from mats_ds.data.decode import visit_shown_frames
 from mats_ds.data.probe import READ_ERRORS, UnreadableVideo, index_video, open_video
 from mats_ds.data.video_index import VideoIndex
 
@@ -29,7 +29,9 @@ class VideoFacts:
     num_frames: F, those that decoding from the start to the end shows. height, width: of the upright picture. seconds: float64
     [F], when each frame is shown on the file's clock, on which players and a manifest's `start` and `end` count. rate: frames a
     second, the mean from the first frame to the last one. codec, container, pixel_format: FFmpeg's names. decoder: "NVDEC" or
-    "PyAV", what training on this machine decodes it with; decoder_reason: why it is not NVDEC, "" if it is.
+    "PyAV", what training on this machine decodes it with; decoder_reason: why it is not NVDEC, "" if it is. damaged_frames:
+    int64 numbers of frames that are damaged or follow a damaged one in their group; known where the headers of the file do
+    not prove its frames, so that it was decoded once. Only `prepare.py check` decodes every file.
     """
 
     num_frames: int
@@ -42,6 +44,7 @@ class VideoFacts:
     pixel_format: str
     decoder: str
     decoder_reason: str
+    damaged_frames: np.ndarray
 
     @property
     def size(self) -> tuple[int, int]:
@@ -53,7 +56,8 @@ def read_frames(path: str | os.PathLike[str], numbers: Iterable[int]) -> np.ndar
     """The frames of these numbers, uint8 RGB [T, H, W, 3], upright and mirrored as the file says.
 
     Numbers count from 0 the frames that decoding from the start to the end shows; any order, repeats allowed. Pictures of
-    another size than the first one's (a stream that changes it midway) are scaled to that.
+    another size than the first one's (a stream that changes it midway) are scaled to that. Damaged frames, which training
+    refuses, come as decoding shows them.
     Raises ValueError for numbers that the file has not, and for a file or a frame that cannot be read.
     """
     name, index = _index(path)
@@ -69,7 +73,7 @@ def read_frames(path: str | os.PathLike[str], numbers: Iterable[int]) -> np.ndar
 
     if len(numbers_T):
         try:
-            visit_frames(index.path, numbers_T, index=index, take=take)
+            visit_shown_frames(index.path, numbers_T, index=index, take=take)
         except UnreadableVideo as unreadable:
             raise ValueError(f"{name}: {unreadable.reason}") from None
     return frames_THWC
@@ -99,6 +103,7 @@ def video_facts(path: str | os.PathLike[str]) -> VideoFacts:
         pixel_format=index.pixel_format,
         decoder="PyAV" if reason else "NVDEC",
         decoder_reason=reason,
+        damaged_frames=np.flatnonzero(~index.is_sound_F) if index.is_sound_F is not None else np.empty(0, np.int64),
     )
 
 

@@ -113,10 +113,10 @@ def test_odd_names_in_the_own_folder_are_files(path, tmp_path, monkeypatch, name
 
 def test_a_frame_that_does_not_decode_is_named(path, monkeypatch):
     def fail(*_, **__):
-        raise UnreadableVideo("frame 7 is corrupt")
+        raise UnreadableVideo("frame 7 of 30 does not decode")
 
-    monkeypatch.setattr(frames, "visit_frames", fail)
-    with pytest.raises(ValueError, match=r"a\.mp4: frame 7 is corrupt"):
+    monkeypatch.setattr(frames, "visit_shown_frames", fail)
+    with pytest.raises(ValueError, match=r"a\.mp4: frame 7 of 30 does not decode"):
         mats_ds.read_frames(path, [7])
 
 
