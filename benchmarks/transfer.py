@@ -108,14 +108,20 @@ def open_set(source: str, work: Path, *, num_train: int, num_val: int) -> VideoS
     return VideoSet(folder.name, folder, folder / "train" / "manifest.csv", folder / "val" / "manifest.csv")
 
 
-def run_once(out: Path, script: str, arguments: Sequence[str]) -> float:
+def run_once(out: Path, script: str, arguments: Sequence[str], *, made_from: Path | None = None) -> float:
     """Run `python mats_ds/SCRIPT ARGUMENTS`, which writes the folder `out`; returns its CPU seconds.
 
-    Nothing is run where the same command has done so before. Raises SystemExit with the last lines of a command that fails.
+    Nothing is run where the same command has done so before, on the same run of the command that wrote the folder `made_from`.
+    Raises SystemExit with the last lines of a command that fails.
     """
-    done, log = out.with_name(f"{out.name}.{DONE}"), out.with_name(f"{out.name}.log")
-    if done.is_file() and (before := json.loads(done.read_text()))["arguments"] == [script, *arguments]:
-        return before["cpu_seconds"]
+    done, log = done_file(out), out.with_name(f"{out.name}.log")
+    source = None if made_from is None else json.loads(done_file(made_from).read_text())
+    what = {"arguments": [script, *arguments], "made_from": source}
+    if done.is_file():
+        before = json.loads(done.read_text())
+        if {key: before.get(key) for key in what} == what:
+            return before["cpu_seconds"]
+    done.unlink(missing_ok=True)
     shutil.rmtree(out, ignore_errors=True)
     out.parent.mkdir(parents=True, exist_ok=True)
     command = [sys.executable, str(ROOT / "mats_ds" / script), *arguments]
@@ -128,8 +134,13 @@ def run_once(out: Path, script: str, arguments: Sequence[str]) -> float:
     if child.returncode:
         raise SystemExit(f"{shlex.join(command)} ended with status {child.returncode}:\n{log.read_text()[-2000:]}")
     cpu_seconds = usage.ru_utime + usage.ru_stime
-    done.write_text(json.dumps({"arguments": [script, *arguments], "cpu_seconds": cpu_seconds}))
+    done.write_text(json.dumps({**what, "cpu_seconds": cpu_seconds, "ended": time.time()}))
     return cpu_seconds
+
+
+def done_file(out: Path) -> Path:
+    """What says that, how and when a folder was finished."""
+    return out.with_name(f"{out.name}.{DONE}")
 
 
 def run_seed(videos: VideoSet, plan: Plan, seed: int, *, ds_config: Path) -> list[Run]:
@@ -146,8 +157,10 @@ def run_seed(videos: VideoSet, plan: Plan, seed: int, *, ds_config: Path) -> lis
     for arm, weights in ((PRETRAINED, pretrained), (SCRATCH, fresh)):
         tuned = folder / f"finetuned-{arm.replace(' ', '-')}"
         tested = tuned.with_name(f"{tuned.name}-tested")
-        seconds = run_once(tuned, "finetune.py", [*finetuning, f"finetune.weights={weights}", "--out", str(tuned)])
-        run_once(tested, "evaluate.py", ["--model", str(tuned), "--manifest", str(videos.val), *views, "--out", str(tested)])
+        arguments = [*finetuning, f"finetune.weights={weights}", "--out", str(tuned)]
+        seconds = run_once(tuned, "finetune.py", arguments, made_from=pretrained if arm == PRETRAINED else None)
+        arguments = ["--model", str(tuned), "--manifest", str(videos.val), *views, "--out", str(tested)]
+        run_once(tested, "evaluate.py", arguments, made_from=tuned)
         hits = read_hits(tested / "predictions.csv", num_videos=num_videos)
         runs.append(Run(seed, arm, hits, pretraining_seconds if arm == PRETRAINED else 0.0, seconds))
     return runs

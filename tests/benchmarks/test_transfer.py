@@ -51,3 +51,16 @@ def test_one_command_measures_both_arms_and_writes_the_page(tmp_path, capsys):
 
     assert transfer.main(command) == 0
     assert ".py -> " not in capsys.readouterr().out, "all of it was done before"
+
+
+def test_what_was_made_from_a_folder_is_made_anew_after_it(tmp_path, monkeypatch, capsys):
+    """A test of weights that were trained anew once kept the figures of those before."""
+    (tmp_path / "mats_ds").mkdir()
+    (tmp_path / "mats_ds" / "quick.py").touch()
+    monkeypatch.setattr(transfer, "ROOT", tmp_path)
+    source, out = tmp_path / "tuned", tmp_path / "tested"
+    for number in range(2):
+        transfer.done_file(source).write_text(json.dumps({"arguments": ["finetune.py"], "ended": number}))
+        for _ in range(2):
+            transfer.run_once(out, "quick.py", [], made_from=source)
+        assert capsys.readouterr().out.count("quick.py -> ") == 1
