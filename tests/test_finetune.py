@@ -30,6 +30,8 @@ AUGMENTED = [
     "augment.cutmix=1.0",
     "finetune.ema_decay=0.5",
     "finetune.head_dropout=0.2",
+    "finetune.layer_decay=0.75",
+    "model.drop_path=0.1",
     "data.repeats=2",
     "evaluation.clips=2",
 ]

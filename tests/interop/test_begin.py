@@ -36,7 +36,8 @@ def classifier_weights(folder, num_classes, class_names=()):
 
 
 def test_the_recipe_says_how_it_is_trained():
-    recipe = recipe_of("selection.keep_ratio=0.5", "finetune.head_dropout=0.3", "selection.frame_candidates=1.5")
+    drop = "model.drop_path=0.1"
+    recipe = recipe_of("selection.keep_ratio=0.5", "finetune.head_dropout=0.3", "selection.frame_candidates=1.5", drop)
     model = build_classifier(recipe, num_classes=3, class_names=("a", "b", "c"))
     assert (model.num_classes, model.class_names, model.keep_ratio) == (3, ("a", "b", "c"), 0.5)
     assert model.head_dropout.p == 0.3 and model.encoder.blocks[3].drop_path.drop_prob == pytest.approx(0.1)
@@ -46,7 +47,7 @@ def test_the_recipe_says_how_it_is_trained():
 def test_pretrained_weights_fill_the_encoder_and_the_head_is_fresh(pretrained, tmp_path):
     from mats_ds.interop.plain import load_weights
 
-    recipe = recipe_of(pretrained, "selection.keep_ratio=0.5", "selection.frame_candidates=1.5")
+    recipe = recipe_of(pretrained, "selection.keep_ratio=0.5", "selection.frame_candidates=1.5", "model.drop_path=0.1")
     model = build_classifier(recipe, num_classes=3)
     state = load_weights(tmp_path / "weights.safetensors").state
     name = "encoder.blocks.2.mlp.fc1.weight"
