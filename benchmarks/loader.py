@@ -34,6 +34,7 @@ import torch
 
 from mats_ds.clips import CropSpec
 from mats_ds.config import ClipSection
+from mats_ds.core.files import replace_file, write_text
 from mats_ds.data.cropping import ClipCropper
 from mats_ds.data.decode import decode_frames, visit_frames
 from mats_ds.data.manifest import VIDEO_EXTENSIONS, Manifest, read_manifest
@@ -391,7 +392,7 @@ def write_results(
         lines += ["", "Left out: " + "; ".join(missing) + "."]
     lines += ["", f"![CPU time of a clip]({stem}.svg)", ""]
     page = out / f"{stem}.md"
-    page.write_text("\n".join(lines), encoding="utf-8")
+    write_text(page, "\n".join(lines))
     figures = {
         "cpu_ms_to_crops": medians_of(cropped),
         "cpu_ms_to_frames": medians_of(decoded),
@@ -399,7 +400,7 @@ def write_results(
         "waiting": waiting,
         "bytes": num_bytes,
     }
-    (out / f"{stem}.json").write_text(json.dumps(figures, indent=1) + "\n", encoding="utf-8")
+    write_text(out / f"{stem}.json", json.dumps(figures, indent=1) + "\n")
     draw_plot(medians_of(cropped), out / f"{stem}.svg")
     return page
 
@@ -422,7 +423,8 @@ def draw_plot(medians: dict[str, dict[str, float]], path: Path) -> None:
     axis.set_ylabel("CPU ms from file to crops (less is better)")
     axis.spines[["top", "right"]].set_visible(False)
     axis.legend(frameon=False)
-    figure.savefig(path)
+    with replace_file(path) as aside:
+        figure.savefig(aside, format="svg")
 
 
 def _version(package: str) -> str:

@@ -32,6 +32,7 @@ from torch import nn
 from benchmarks.model_page import PEER, PLAIN, Row, judge, table_of
 from mats_ds import MaskedAutoencoder, TokenGrid, step_flops
 from mats_ds.config import MODEL_SIZES, RECOMPUTE_LEVELS
+from mats_ds.core.files import write_text
 from mats_ds.models.classifier import VideoClassifier
 
 GRID = TokenGrid()
@@ -274,8 +275,8 @@ def main(argv: list[str] | None = None) -> int:
     if missing:
         lines += ["", f"Left out: {', '.join(missing)} (not installed)."]
     arguments.out.mkdir(parents=True, exist_ok=True)
-    (arguments.out / f"{stem}.md").write_text("\n".join([*lines, ""]), encoding="utf-8")
-    (arguments.out / f"{stem}.json").write_text(json.dumps(figures, indent=1) + "\n", encoding="utf-8")
+    write_text(arguments.out / f"{stem}.md", "\n".join([*lines, ""]))
+    write_text(arguments.out / f"{stem}.json", json.dumps(figures, indent=1) + "\n")
     print(f"\nwritten: {arguments.out / stem}.md and .json")
     return 0
 

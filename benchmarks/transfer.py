@@ -33,6 +33,8 @@ import torch
 
 from benchmarks.transfer_page import PRETRAINED, SCRATCH, Run, SetResult, write_page
 from mats_ds.config import load_recipe
+from mats_ds.core.files import write_json
+from mats_ds.core.output_folder import open_output_folder
 from mats_ds.data.manifest import read_manifest
 from mats_ds.data.synthetic import write_synthetic_set
 from mats_ds.interop.plain import save_weights
@@ -43,6 +45,7 @@ from mats_ds.training.run_folder import collect_versions
 ROOT = Path(__file__).resolve().parents[1]
 SYNTHETIC = "synthetic"
 DONE = "done.json"
+COMMAND = "benchmarks/transfer.py"
 COPY_SIDE = 96  # pixels of the shorter side of the copies
 
 
@@ -111,6 +114,7 @@ def open_set(source: str, work: Path, *, num_train: int, num_val: int) -> VideoS
 def run_once(out: Path, script: str, arguments: Sequence[str], *, made_from: Path | None = None) -> float:
     """Run `python mats_ds/SCRIPT ARGUMENTS`, which writes the folder `out`; returns its CPU seconds.
 
+    `out` lies in the benchmark's own folder: what an earlier command has left there is removed.
     Nothing is run where the same command has done so before, on the same run of the command that wrote the folder `made_from`.
     Raises SystemExit with the last lines of a command that fails.
     """
@@ -134,7 +138,7 @@ def run_once(out: Path, script: str, arguments: Sequence[str], *, made_from: Pat
     if child.returncode:
         raise SystemExit(f"{shlex.join(command)} ended with status {child.returncode}:\n{log.read_text()[-2000:]}")
     cpu_seconds = usage.ru_utime + usage.ru_stime
-    done.write_text(json.dumps({**what, "cpu_seconds": cpu_seconds, "ended": time.time()}))
+    write_json(done, {**what, "cpu_seconds": cpu_seconds, "ended": time.time()})
     return cpu_seconds
 
 
@@ -225,6 +229,10 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--out", type=Path, default=ROOT / "benchmarks" / "results")
     options = parser.parse_args(argv)
     options.work = options.work.resolve()
+    try:  # what lies in there is removed when it is to be made anew, so it must be of this benchmark
+        open_output_folder(options.work, command=COMMAND, is_ours=lambda folder: any(folder.glob(f"*/*.{DONE}")))
+    except ValueError as error:
+        raise SystemExit(f"error: {str(error).replace('--out', '--work', 1)}") from None
     results = [measure_set(source, choose_plan(source, options), options) for source in options.sets]
     words = sys.argv[1:] if argv is None else argv
     command = " ".join(["python benchmarks/transfer.py", *map(shlex.quote, words)])

@@ -17,6 +17,7 @@ from typing import Any
 
 import numpy as np
 
+from mats_ds.core.files import write_text
 from mats_ds.metering.accuracy import Share
 
 PRETRAINED, SCRATCH = "pre-trained", "from scratch"
@@ -157,8 +158,8 @@ def write_page(out: Path, results: Sequence[SetResult], *, command: str, version
     }
     out.mkdir(parents=True, exist_ok=True)
     page = out / f"{stem}.md"
-    page.write_text("\n".join([*lines, ""]), encoding="utf-8")
-    (out / f"{stem}.json").write_text(json.dumps(figures, indent=1) + "\n", encoding="utf-8")
+    write_text(page, "\n".join([*lines, ""]))
+    write_text(out / f"{stem}.json", json.dumps(figures, indent=1) + "\n")
     return page
 
 

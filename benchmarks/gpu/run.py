@@ -58,7 +58,19 @@ def parse_arguments(arguments: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--out", type=Path, default=ROOT / "runs" / f"gpu-{time.strftime('%Y%m%d-%H%M%S')}", metavar="DIR")
     parser.add_argument("--videos", default="", metavar="DIR", help="real clips, for the whole run at the end")
     parser.add_argument("--only", nargs="+", choices=PARTS, metavar="PART", help=f"of {', '.join(PARTS)}")
-    return parser.parse_args(arguments)
+    options = parser.parse_args(arguments)
+    if options.out.is_dir() and any(options.out.iterdir()) and not is_ours(options.out):
+        parser.error(f"--out {options.out} holds files that this program did not write: choose a new or empty folder")
+    return options
+
+
+def is_ours(folder: Path) -> bool:
+    """Whether an earlier run has put its results into a folder."""
+    try:
+        tree = json.loads((folder / "results.json").read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return False
+    return isinstance(tree, dict) and isinstance(tree.get("parts"), dict)
 
 
 def run_part(name: str, options: argparse.Namespace, *, seconds: float) -> dict:

@@ -64,3 +64,13 @@ def test_what_was_made_from_a_folder_is_made_anew_after_it(tmp_path, monkeypatch
         for _ in range(2):
             transfer.run_once(out, "quick.py", [], made_from=source)
         assert capsys.readouterr().out.count("quick.py -> ") == 1
+
+
+def test_a_work_folder_of_somebody_else_is_left_as_it_is(tmp_path):
+    """Runs are kept in WORK/SET/train and the like, which are removed before they are made anew: so may lie the videos."""
+    mine = tmp_path / "synthetic" / "train" / "mine.mp4"
+    mine.parent.mkdir(parents=True)
+    mine.write_bytes(b"video")
+    with pytest.raises(SystemExit, match="--work .* holds synthetic"):
+        transfer.main(["--work", str(tmp_path), "--out", str(tmp_path / "out")])
+    assert mine.read_bytes() == b"video" and [path.name for path in tmp_path.iterdir()] == ["synthetic"]
