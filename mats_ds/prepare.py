@@ -71,7 +71,11 @@ def add_check(commands) -> None:
     parser.add_argument("source", help="manifest, or folder of videos")
     parser.add_argument("--out", required=True, metavar="CSV", help="manifest of the readable files to write")
     parser.add_argument("--root", metavar="DIR", help="folder that relative paths start from (default: that of SOURCE)")
-    parser.add_argument("--quarantine", metavar="CSV", help="list of the bad ones (default: quarantine.csv beside --out)")
+    parser.add_argument(
+        "--quarantine",
+        metavar="CSV",
+        help="list of the bad ones (default: quarantine.csv beside --out; OUT.quarantine.csv where that is of another list)",
+    )
     parser.add_argument("--workers", type=int, metavar="N", help="processes (default: all cores)")
     parser.add_argument(
         "--timeout", type=float, default=300.0, metavar="SECONDS", help="give a file up when no frame comes for so long (300)"
@@ -87,11 +91,11 @@ def run_check(options: argparse.Namespace) -> int:
     from mats_ds.data.check_run import check_manifest, journal_path
     from mats_ds.data.check_summary import CheckProgress, summarize
     from mats_ds.data.manifest import read_manifest
+    from mats_ds.data.own_files import refuse_sources
+    from mats_ds.data.probe import describe_error
 
     out = Path(options.out)
-    if out.resolve() == Path(options.source).resolve():
-        raise ValueError(f"--out {out} is the source itself, whose bad rows would be lost: give another name")
-    quarantine = Path(options.quarantine) if options.quarantine else out.parent / "quarantine.csv"
+    refuse_sources(out, option="--out", sources=[options.source])
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     progress = CheckProgress(sys.stderr)
     on_terminate = signal.signal(signal.SIGTERM, signal.default_int_handler)  # end the workers then, too
@@ -99,15 +103,18 @@ def run_check(options: argparse.Namespace) -> int:
         result = check_manifest(
             read_manifest(options.source, root=options.root),
             out=out,
-            quarantine=quarantine,
+            quarantine=options.quarantine,
             num_workers=cores if options.workers is None else options.workers,
             resume=not options.restart,
             timeout_seconds=options.timeout,
             root=options.root,
+            sources=[options.source],
             on_done=progress,
         )
     except RuntimeError as error:
         raise ValueError(f"{error}; what was checked so far is kept") from None
+    except OSError as error:  # no room, no permission
+        raise ValueError(f"{describe_error(error)}; what was checked so far is kept, and the same command goes on") from None
     except KeyboardInterrupt:
         progress.close()
         print(f"stopped; the same command goes on from {journal_path(out)}", file=sys.stderr)
@@ -117,7 +124,11 @@ def run_check(options: argparse.Namespace) -> int:
         progress.close()
     print(summarize(result))
     use = f"data.manifest={out}" + (f" data.root={options.root}" if options.root else "")
-    print(f"Written: {out} (train with {use})" + (f", {quarantine}" if result.bad else ""))
+    print(f"Written: {out} (train with {use})" + (f", {result.quarantine}" if result.bad else ""))
+    if not options.quarantine and result.quarantine.name != "quarantine.csv":
+        print(f"The quarantine is {result.quarantine}: quarantine.csv beside it is of something else.")
+    for kept in result.kept:
+        print(f"What was there before, from version 0.1, is kept as {kept}.")
     return LEFT_OUT if result.bad else DONE
 
 
@@ -150,6 +161,7 @@ def run_transcode(options: argparse.Namespace) -> int:
     from mats_ds.data.copies import make_copies
     from mats_ds.data.copy_plan import check_out_folder, describe_plan, plan_copies
     from mats_ds.data.manifest import read_manifest
+    from mats_ds.data.probe import describe_error
     from mats_ds.data.transcode import CopySettings
 
     logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr)
@@ -174,6 +186,7 @@ def run_transcode(options: argparse.Namespace) -> int:
             out,
             base=base,
             scanned=scanned,
+            sources=[] if scanned else [source],
             settings=settings,
             segment_seconds=options.segment,
             reencode=options.reencode,
@@ -183,6 +196,8 @@ def run_transcode(options: argparse.Namespace) -> int:
         )
     except RuntimeError as error:
         raise ValueError(f"{error}; what was copied so far is kept") from None
+    except OSError as error:  # no room, no permission
+        raise ValueError(f"{describe_error(error)}; what was copied so far is kept, and the same command goes on") from None
     except KeyboardInterrupt:
         print("interrupted: the same command goes on from here", file=sys.stderr)
         return INTERRUPTED
