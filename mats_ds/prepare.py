@@ -39,7 +39,7 @@ def add_import(commands) -> None:
     parser.add_argument("--split", metavar="NAME", help="1, 2 or 3 where splits are numbered; train, val or test elsewhere")
     parser.add_argument("--subset", choices=("train", "val", "test"), help="which part of a numbered split")
     parser.add_argument("--labels", metavar="FILE", help="class list that numbers the classes; answers of a test list")
-    parser.add_argument("--force", action="store_true", help="overwrite files of an earlier import")
+    parser.add_argument("--force", action="store_true", help="take the names of files that are there; they are kept as NAME.old")
     parser.set_defaults(run=run_import)
 
 
@@ -58,9 +58,11 @@ def run_import(options: argparse.Namespace) -> int:
     print("\n".join(describe_imported(imported)))
     if not imported.rows:
         raise ValueError(f"not one row of {options.source} can be used; nothing was written")
-    written = write_imported(imported, out)
+    written, kept = write_imported(imported, out, force=options.force)
     left = f"; {len(imported.mistakes)} left out" if imported.mistakes else ""
     print(f"wrote {', '.join(map(str, written))} ({len(imported.rows)} rows{left})")
+    for path in kept:
+        print(f"what was there before is kept as {path}")
     print(f"train with: {train_arguments(imported, out)}")
     return LEFT_OUT if imported.mistakes else DONE
 
@@ -216,7 +218,7 @@ def main(arguments: list[str] | None = None) -> int:
     options = parser.parse_args(arguments)
     try:
         return options.run(options)
-    except ValueError as error:
+    except (ValueError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)
         return UNUSABLE
 

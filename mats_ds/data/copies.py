@@ -91,8 +91,9 @@ def make_copies(
     """Copy every file of the manifest into `out`, in the same folders as below `base`.
 
     `scanned`: the folder that the manifest was read from, if it was one; `sources`: the files, which are never written.
-    With `segment_seconds` the files are cut instead, without re-encoding; `reencode` transcodes those that cannot be cut as they are. A file that breaks off is copied up to
-    there if no row of the manifest goes beyond (a check of the videos writes such rows), or in any case with `keep_partial`.
+    With `segment_seconds` the files are cut instead, without re-encoding; `reencode` transcodes those that cannot be cut as they
+    are. A file that breaks off is copied up to there if no row of the manifest goes beyond (a check of the videos writes such
+    rows), or in any case with `keep_partial`.
     One whose frames do not come for `timeout_seconds` is given up.
     Raises ValueError, with no copy written, when `out` or the disk's room is not fit for it, and where a file that this did
     not write would be lost.

@@ -95,22 +95,24 @@ def set_aside(path: Path) -> Path:
     return kept
 
 
-def find_same(target: Path, paths: Iterable[str | os.PathLike[str]]) -> str | None:
-    """The first of `paths` that is the file `target`, or would be if both were there; whatever links or spelling lead to it.
-
-    Of many paths, only those that end in the same name (upper and lower case alike) are looked at.
-    """
-    wanted = target.name.casefold()
-    place = os.path.realpath(target)
-    for path in paths:
-        if os.path.basename(os.fspath(path)).casefold() != wanted:
-            continue
+def find_same_place(path: str | os.PathLike[str], targets: Iterable[Path]) -> Path | None:
+    """The first of `targets` that is the file `path`, or would be if both were there; whatever links or spelling lead to it."""
+    for target in targets:
         try:
             if os.path.samefile(path, target):
-                return os.fspath(path)
+                return target
         except (OSError, ValueError):  # one of them is not there
             pass
-        if os.path.realpath(path) == place:
+        if os.path.realpath(path) == os.path.realpath(target):
+            return target
+    return None
+
+
+def find_same(target: Path, paths: Iterable[str | os.PathLike[str]]) -> str | None:
+    """The first of many `paths` that is the file `target`; only those of its name, upper and lower case alike, are looked at."""
+    wanted = target.name.casefold()
+    for path in paths:
+        if os.path.basename(os.fspath(path)).casefold() == wanted and find_same_place(path, [target]):
             return os.fspath(path)
     return None
 
@@ -118,12 +120,7 @@ def find_same(target: Path, paths: Iterable[str | os.PathLike[str]]) -> str | No
 def refuse_sources(target: Path, *, option: str, sources: Iterable[str | os.PathLike[str]], listed: Iterable[str] = ()) -> None:
     """Raises ValueError where `target` is one of the files that are read, or cannot be a regular file at all."""
     refuse_wrong_kind(target)
-    for source in sources:
-        try:
-            is_source = os.path.samefile(source, target)
-        except (OSError, ValueError):
-            is_source = os.path.realpath(source) == os.path.realpath(target)
-        if is_source:
-            raise ValueError(f"{option} {target} is the source itself, which would be lost: give another name")
+    if any(find_same_place(source, [target]) for source in sources):
+        raise ValueError(f"{option} {target} is the source itself, which would be lost: give another name")
     if video := find_same(target, listed):
         raise ValueError(f"{option} {target} is the listed video {video}, which would be lost: give another name")

@@ -251,7 +251,7 @@ def _open_part(part: Path, kind: str, template: av.VideoStream, index: VideoInde
 
 
 def _verify(part: Path, index: VideoIndex, *, name: str, first: int, num_frames: int) -> None:
-    """Read back a segment, to be called `name`: its packets and times are the source's, its first group of pictures decodes alone."""
+    """Read back the segment `name`: its packets and times are the source's, and its first group of pictures decodes alone."""
     try:
         found = index_video(str(part))
         num_alone = int(np.searchsorted(found.pts_F, found.keyframe_pts_K[1])) if len(found.keyframe_pts_K) > 1 else num_frames
