@@ -47,9 +47,10 @@ class OwnFiles:
                 continue
             try:
                 entry = parse_json(line)
-                self._sums[str(entry["wrote"])].add(str(entry["sha256"]))
+                name, checksum = str(entry["wrote"]), str(entry["sha256"])
             except (ValueError, KeyError, TypeError):  # torn, or somebody else's
                 continue
+            self._sums[name].add(checksum)
 
     def __bool__(self) -> bool:
         return bool(self._sums)

@@ -8,7 +8,6 @@ background in each frame, so that a motion score can be checked against the trut
 from __future__ import annotations
 
 import contextlib
-import csv
 import json
 import logging
 import os
@@ -22,9 +21,9 @@ from pathlib import Path
 import av
 import numpy as np
 
-from mats_ds.core.files import open_to_append
+from mats_ds.core.files import open_to_append, write_text
 from mats_ds.data.containers import file_url
-from mats_ds.data.own_files import sum_file
+from mats_ds.data.own_files import sum_file, sum_text
 from mats_ds.data.scenes import NAMES, Box, SceneSize, draw_scene
 
 logger = logging.getLogger(__name__)
@@ -140,16 +139,13 @@ def _write_aside(target: Path, settings: SyntheticSettings) -> None:
         encoder = _h264_encoder()
         numbers = tqdm(range(settings.num_videos), desc=f"writing synthetic videos to {target}", unit="video", delay=2.0)
         videos = [_write_video(new, number, settings, encoder) for number in numbers]
-        with open(new / MANIFEST_NAME, "w", newline="", encoding="utf-8") as file:
-            writer = csv.writer(file, lineterminator="\n")
-            writer.writerow(("path", "label"))
-            writer.writerows((video.path, video.label) for video in videos)
+        write_text(new / MANIFEST_NAME, _format_manifest([(video.path, video.label) for video in videos]))
         motion = {
             "settings": asdict(settings),
             "directions": NAMES[: settings.num_classes],
             "bytes": [(new / video.path).stat().st_size for video in videos],
             "videos": [asdict(video) for video in videos],
-            "sha256": {name: sum_file(new / name) for name in [MANIFEST_NAME, *(video.path for video in videos)]},
+            "sha256": {video.path: sum_file(new / video.path) for video in videos},
         }
         (new / MOTION_NAME).write_text(json.dumps(motion))
         check_own_files(target)  # again: writing takes a while
@@ -187,16 +183,24 @@ def check_own_files(target: Path) -> None:
 
 
 def _read_sums(target: Path) -> tuple[dict[str, str | None], dict[str, int]]:
-    """By name, the SHA-256 of what a set was made of (None: not noted, as by version 0.1) and the bytes of its videos."""
+    """By name, the SHA-256 of what a set was made of (None: not noted, as by version 0.1) and the bytes of its videos.
+
+    Both are empty where there is no motion.json of a set.
+    """
     try:
         motion = json.loads((target / MOTION_NAME).read_text())
         if set(motion["settings"]) - {field.name for field in fields(SyntheticSettings)}:
             return {}, {}
         videos = [str(video["path"]) for video in motion["videos"]]
-        sums = dict.fromkeys([MANIFEST_NAME, MOTION_NAME, *videos]) | motion.get("sha256", {})
+        sums = dict.fromkeys([MOTION_NAME, *videos]) | motion.get("sha256", {})
+        sums[MANIFEST_NAME] = sum_text(_format_manifest([(video["path"], video["label"]) for video in motion["videos"]]))
         return sums, dict(zip(videos, motion["bytes"], strict=True))
     except (OSError, ValueError, KeyError, TypeError, AttributeError):
         return {}, {}
+
+
+def _format_manifest(rows: list[tuple[str, int]]) -> str:
+    return "".join(f"{path},{label}\n" for path, label in [("path", "label"), *rows])
 
 
 def _is_own(path: Path, checksum: str | None, num_bytes: int | None) -> bool:
@@ -229,7 +233,8 @@ def _write_video(folder: Path, number: int, settings: SyntheticSettings, h264_en
     size = SceneSize(settings.num_frames, settings.height, settings.width, settings.num_classes)
     scene = draw_scene(rng, name, size=size, pans=_pans(number, settings))
     path = f"synthetic_{number:03d}_{name}.{suffix}"
-    with av.open(file_url(folder / path), "w") as container:
+    # Without random identifiers and versions in the headers: the same settings give the same bytes.
+    with av.open(file_url(folder / path), "w", options={"fflags": "+bitexact"}) as container:
         stream = container.add_stream(encoder, rate=Fraction(25), options=options)
         stream.width, stream.height, stream.pix_fmt = settings.width, settings.height, "yuv420p"
         stream.codec_context.gop_size = GOP_FRAMES
