@@ -94,7 +94,6 @@ def run_check(options: argparse.Namespace) -> int:
     from mats_ds.data.check_summary import CheckProgress, summarize
     from mats_ds.data.manifest import read_manifest
     from mats_ds.data.own_files import refuse_sources
-    from mats_ds.data.probe import describe_error
 
     out = Path(options.out)
     refuse_sources(out, option="--out", sources=[options.source])
@@ -116,7 +115,7 @@ def run_check(options: argparse.Namespace) -> int:
     except RuntimeError as error:
         raise ValueError(f"{error}; what was checked so far is kept") from None
     except OSError as error:  # no room, no permission
-        raise ValueError(f"{describe_error(error)}; what was checked so far is kept, and the same command goes on") from None
+        raise ValueError(f"{_say_system_error(error)}; what was checked so far is kept, and the same command goes on") from None
     except KeyboardInterrupt:
         progress.close()
         print(f"stopped; the same command goes on from {journal_path(out)}", file=sys.stderr)
@@ -163,7 +162,6 @@ def run_transcode(options: argparse.Namespace) -> int:
     from mats_ds.data.copies import make_copies
     from mats_ds.data.copy_plan import check_out_folder, describe_plan, plan_copies
     from mats_ds.data.manifest import read_manifest
-    from mats_ds.data.probe import describe_error
     from mats_ds.data.transcode import CopySettings
 
     logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr)
@@ -199,7 +197,7 @@ def run_transcode(options: argparse.Namespace) -> int:
     except RuntimeError as error:
         raise ValueError(f"{error}; what was copied so far is kept") from None
     except OSError as error:  # no room, no permission
-        raise ValueError(f"{describe_error(error)}; what was copied so far is kept, and the same command goes on") from None
+        raise ValueError(f"{_say_system_error(error)}; what was copied so far is kept, and the same command goes on") from None
     except KeyboardInterrupt:
         print("interrupted: the same command goes on from here", file=sys.stderr)
         return INTERRUPTED
@@ -218,9 +216,16 @@ def main(arguments: list[str] | None = None) -> int:
     options = parser.parse_args(arguments)
     try:
         return options.run(options)
-    except (ValueError, OSError) as error:
+    except ValueError as error:
         print(f"error: {error}", file=sys.stderr)
         return UNUSABLE
+    except OSError as error:
+        print(f"error: {_say_system_error(error)}", file=sys.stderr)
+        return UNUSABLE
+
+
+def _say_system_error(error: OSError) -> str:
+    return ": ".join(str(part) for part in (error.filename, error.strerror or error) if part)
 
 
 if __name__ == "__main__":

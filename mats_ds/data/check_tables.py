@@ -15,7 +15,7 @@ from pathlib import Path
 
 from mats_ds.core.files import write_text
 from mats_ds.data.check_journal import CheckJournal, journal_path
-from mats_ds.data.own_files import find_same, refuse_sources, set_aside, sum_file, sum_text
+from mats_ds.data.own_files import claim_name, find_same, refuse_sources, set_aside, sum_file, sum_text
 from mats_ds.data.probe import describe_error
 
 BAD_COLUMNS = ("path", "label", "reason")
@@ -77,14 +77,28 @@ class CheckTables:
     def write(self, journal: CheckJournal, rows: Sequence[tuple], bad: Sequence[tuple]) -> None:
         """Write both, the manifest last. Raises ValueError where something has taken a name since the check began."""
         self._refuse_loss(self.out, "--out", journal)
-        self.written_quarantine = self._choose_quarantine(journal)
-        for path, columns, lines in ((self.written_quarantine, BAD_COLUMNS, bad), (self.out, self._columns, rows)):
-            text = _format_csv(columns, lines)
-            checksum = sum_text(text)
-            if path.exists() and not journal.own.holds(path) and sum_file(path) != checksum:
-                self.kept.append(set_aside(path))
-            journal.add_table(path, checksum)
-            write_text(path, text, durable=True, errors="backslashreplace")
+        text = _format_csv(BAD_COLUMNS, bad)
+        while not self._write(self._choose_quarantine(journal), text, journal):
+            continue
+        text = _format_csv(self._columns, rows)
+        while not self._write(self.out, text, journal):
+            self._refuse_loss(self.out, "--out", journal)
+
+    def _write(self, path: Path, text: str, journal: CheckJournal) -> bool:
+        """Whether the table was written: not where another check has taken the name in the last moment."""
+        checksum = sum_text(text)
+        if path.exists() and not journal.own.holds(path) and not _is_empty(path) and sum_file(path) != checksum:
+            self.kept.append(set_aside(path))
+        journal.add_table(path, checksum)
+        if not path.exists():
+            try:
+                claim_name(path)
+            except FileExistsError:
+                return False
+        write_text(path, text, durable=True, errors="backslashreplace")
+        if path != self.out:
+            self.written_quarantine = path
+        return True
 
     def _choose_quarantine(self, journal: CheckJournal) -> Path:
         """The name asked for; without one, of the two usual names that which is ours, else the first free one."""
@@ -110,6 +124,8 @@ class CheckTables:
         if not os.path.lexists(path) or journal.own.holds(path) or (journal.is_old and self._is_of_old_check(path)):
             return
         if journal.own.knows(path):
+            if _is_empty(path):  # a kill has left the name without its table
+                return
             raise ValueError(f"{option} {path} was changed after this command wrote it, {WOULD_BE_LOST}")
         raise ValueError(f"{option} {path} {_not_ours(self.out)}")
 
@@ -124,6 +140,10 @@ class CheckTables:
                 return all(line[0] in listed for line in lines if line)
         except (OSError, ValueError, csv.Error):
             return False
+
+
+def _is_empty(path: Path) -> bool:
+    return path.is_file() and path.stat().st_size == 0
 
 
 def _not_ours(out: Path) -> str:

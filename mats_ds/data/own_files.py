@@ -87,6 +87,11 @@ def record_line(name: str, checksum: str) -> str:
     return json.dumps({"wrote": name, "sha256": checksum})
 
 
+def claim_name(path: Path) -> None:
+    """Take a free name with an empty file, to be replaced at once. Raises FileExistsError where another process was faster."""
+    os.close(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o666))
+
+
 def set_aside(path: Path) -> Path:
     """Give a file that is in the way the first free of the names NAME.old, NAME.old2, ...; it is not copied and not changed."""
     number = 1

@@ -86,23 +86,22 @@ def write_synthetic_set(
         raise ValueError(f"a synthetic set needs 1 video, 2 frames and even sides of at least 48 pixels, got {settings}")
     target = Path(os.path.realpath(folder))  # a link to a larger disk stays one
     if not _is_complete(target, settings):
-        _make_parent(target)
-        with _only_one_process(target.with_name(f".{target.name}.lock")):
-            if not _is_complete(target, settings):
-                _write_aside(target, settings)
+        try:
+            target.parent.mkdir(parents=True, exist_ok=True)
+            with _only_one_process(target.with_name(f".{target.name}.lock")):
+                if not _is_complete(target, settings):
+                    _write_aside(target, settings)
+        except OSError as error:
+            raise ValueError(
+                f"the synthetic set cannot be written to {target} ({error.strerror or error}): make room there, or name your "
+                "videos with data.manifest="
+            ) from None
     return target / MANIFEST_NAME
 
 
 def read_motion(folder: str | os.PathLike[str]) -> list[VideoMotion]:
     """The truth about all videos of a set, in the order of its manifest."""
     return [VideoMotion(**video) for video in json.loads(Path(folder, MOTION_NAME).read_text())["videos"]]
-
-
-def _make_parent(target: Path) -> None:
-    try:
-        target.parent.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise ValueError(f"the synthetic set needs the folder {target.parent}, which cannot be made: {error.strerror}") from None
 
 
 def _is_complete(target: Path, settings: SyntheticSettings) -> bool:
@@ -152,11 +151,6 @@ def _write_aside(target: Path, settings: SyntheticSettings) -> None:
         if target.exists():
             target.rename(old)
         new.rename(target)
-    except OSError as error:
-        raise ValueError(
-            f"the synthetic set cannot be written to {target} ({error.strerror or error}): make room there, or name your videos "
-            "with data.manifest="
-        ) from None
     finally:
         shutil.rmtree(new, ignore_errors=True)
         with contextlib.suppress(ValueError):  # somebody has put a file into the old set in the last moment: it stays

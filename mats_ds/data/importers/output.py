@@ -18,7 +18,7 @@ from pathlib import Path
 
 from mats_ds.core.files import refuse_wrong_kind, replace_file
 from mats_ds.data.importers.rows import NOT_FOUND, Imported, Row
-from mats_ds.data.own_files import find_same, find_same_place, set_aside, sum_file, sum_text
+from mats_ds.data.own_files import claim_name, find_same, find_same_place, set_aside, sum_file, sum_text
 
 COLUMNS = ("path", "label", "start", "end")
 MAX_MISTAKES_SHOWN = 50
@@ -65,6 +65,7 @@ def write_imported(imported: Imported, out: Path, *, force: bool = False) -> tup
         mistakes_file: "".join(f"{mistake}\n" for mistake in imported.mistakes),
     }
     refuse_videos(imported, out)
+    claimed: list[Path] = []
     try:
         with contextlib.ExitStack() as stack:  # they get their names in the reverse order, the manifest last
             for path, text in texts.items():
@@ -72,6 +73,14 @@ def write_imported(imported: Imported, out: Path, *, force: bool = False) -> tup
                     stack.enter_context(replace_file(path)).write_bytes(text.encode("utf-8", "backslashreplace"))
             refuse_to_overwrite(out, force=force, keep=imported.files)
             kept = [set_aside(path) for path, text in texts.items() if path.exists() and sum_file(path) != sum_text(text)]
+            for path, text in texts.items():
+                if text and not path.exists():
+                    claim_name(path)
+                    claimed.append(path)
+    except FileExistsError as error:
+        for path in claimed:
+            path.unlink()
+        raise ValueError(f"{error.filename} was written by something else just now: choose another --out") from None
     except OSError as error:
         raise ValueError(f"cannot write {error.filename or out}: {error.strerror}") from None
     return [path for path, text in texts.items() if text], kept
