@@ -131,6 +131,23 @@ def test_a_class_list_beside_the_source_is_never_written(run, tmp_path):
     assert status == 2 and "classInd.txt" in said and (tmp_path / "classInd.txt").read_text() == "1 Run\n"
 
 
+def test_of_two_imports_that_end_together_one_writes(run, videos, tmp_path, monkeypatch):
+    from mats_ds.data.importers import output
+
+    claim = output.claim_name
+
+    def claim_late(path):
+        if path.name == "train.csv.classes.txt":  # the name of the manifest is taken by then
+            path.write_text("of a second import")
+        claim(path)
+
+    monkeypatch.setattr(output, "claim_name", claim_late)
+    status, said = run("list.csv", "--root", videos, "--out", "train.csv")
+    assert status == 2 and "train.csv.classes.txt" in said
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["list.csv", "train.csv.classes.txt", "videos"]
+    assert (tmp_path / "train.csv.classes.txt").read_text() == "of a second import"
+
+
 def test_an_output_that_appears_meanwhile_is_not_overwritten(run, videos, tmp_path, monkeypatch):
     from mats_ds import prepare
 

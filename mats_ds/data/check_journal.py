@@ -7,15 +7,17 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import math
 import os
 import socket
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TextIO
+from typing import Any, TextIO
 
 from mats_ds.core.files import read_bytes, refuse_wrong_kind, write_text
+from mats_ds.data.check import FileFacts
 from mats_ds.data.check_workers import Outcome, facts_from_json
 from mats_ds.data.file_identity import FileIdentity
 from mats_ds.data.own_files import OwnFiles
@@ -28,6 +30,13 @@ except ImportError:  # no POSIX system: nobody is refused
 
 JOURNAL_VERSION = 3  # counted up when facts of an older check can no longer be used
 FIRST_WORDS = ('{"version": ', '{"wrote": ')  # of every line of ours
+KINDS = {  # what JSON gives for the fields of FileFacts
+    "int": ("int",),
+    "float": ("float", "int"),
+    "float | None": ("float", "int", "NoneType"),
+    "bool": ("bool",),
+    "str": ("str",),
+}
 HOLDER_BYTES = 1000
 HOLDER_WORDS = "check on host "
 SAVE_SECONDS = 30.0
@@ -122,8 +131,10 @@ def read_outcomes(lines: list[str]) -> dict[str, tuple[FileIdentity, Outcome]]:
             if entry.get("restart"):
                 known.clear()
                 continue
-            facts = None if entry["facts"] is None else facts_from_json(entry["facts"])
-            outcome = Outcome(entry["path"], facts, entry["problem"], entry["again"])
+            facts = None if entry["facts"] is None else _read_facts(entry["facts"])
+            outcome = Outcome(str(entry["path"]), facts, str(entry["problem"]), bool(entry["again"]))
+            if facts is None and not outcome.problem:
+                continue
             identity = FileIdentity(entry["bytes"], entry["mtime_ns"], entry.get("ctime_ns"), entry.get("sample"))
         except (ValueError, KeyError, TypeError, AttributeError):
             continue
@@ -131,6 +142,20 @@ def read_outcomes(lines: list[str]) -> dict[str, tuple[FileIdentity, Outcome]]:
         if not outcome.again:
             known[outcome.path] = identity, outcome
     return known
+
+
+def _read_facts(fields: dict[str, Any]) -> FileFacts:
+    """Raises TypeError and ValueError for facts that no check has noted."""
+    facts = facts_from_json(fields)
+    for field in dataclasses.fields(FileFacts):
+        value = getattr(facts, field.name)
+        if field.name != "warnings" and type(value).__name__ not in KINDS[field.type]:
+            raise TypeError(f"{field.name} is {value!r}")
+        if isinstance(value, float) and not math.isfinite(value):
+            raise ValueError(f"{field.name} is {value}")
+    if not (facts.fps > 0 and facts.num_frames > 0 and all(isinstance(warning, str) for warning in facts.warnings)):
+        raise ValueError(f"{facts.num_frames} frames at {facts.fps} frames/s")
+    return facts
 
 
 def _refuse_strangers(path: Path) -> None:

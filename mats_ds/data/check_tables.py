@@ -89,12 +89,12 @@ class CheckTables:
         checksum = sum_text(text)
         if path.exists() and not journal.own.holds(path) and not _is_empty(path) and sum_file(path) != checksum:
             self.kept.append(set_aside(path))
-        journal.add_table(path, checksum)
         if not path.exists():
             try:
                 claim_name(path)
             except FileExistsError:
                 return False
+        journal.add_table(path, checksum)
         write_text(path, text, durable=True, errors="backslashreplace")
         if path != self.out:
             self.written_quarantine = path

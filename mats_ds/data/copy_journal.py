@@ -77,7 +77,7 @@ class CopyJournal:
             is_same = is_same_file(copy.source, identify(copy.source), _noted_identity(entry))
         except (OSError, ValueError):
             return None
-        pieces = tuple(Segment(**piece) for piece in entry["pieces"])
+        pieces = tuple(map(_read_piece, entry["pieces"]))
         whole = all(os.path.isfile(piece.path) and os.path.getsize(piece.path) == piece.num_bytes for piece in pieces)
         reaches = entry.get("needed_seconds") is not None and needed_seconds <= entry["needed_seconds"]
         if not is_same or not whole or (entry["problem"] and not keep_partial and not reaches):
@@ -228,13 +228,21 @@ def _read_entries(file: TextIO, out: Path) -> dict[str, dict[str, Any]]:
     for line in file:
         with contextlib.suppress(ValueError, KeyError, TypeError):  # the last line of a run that was killed, or anybody's
             entry = parse_json(line)
-            places = [Segment(**piece).path for piece in entry["pieces"]]
+            places = [_read_piece(piece).path for piece in entry["pieces"]]
             _noted_identity(entry)
             # No journal, whoever wrote it, has files outside of `out` compared or removed.
             if {"kind", "problem"} <= set(entry) and all(is_inside(place, out) for place in places):
                 entries[entry["source"]] = entry
     file.seek(0, os.SEEK_END)
     return entries
+
+
+def _read_piece(fields: dict[str, Any]) -> Segment:
+    """Raises TypeError and ValueError for what no run has noted."""
+    piece = Segment(**fields)
+    if not (piece.num_frames >= 1 and piece.num_bytes >= 1 and piece.first_seconds < piece.last_seconds < math.inf):
+        raise ValueError(f"no piece of a video: {piece}")
+    return piece
 
 
 def _noted_identity(entry: dict[str, Any]) -> FileIdentity:

@@ -190,6 +190,51 @@ def test_a_file_that_appears_during_the_check_is_not_overwritten(home, monkeypat
     assert check("one.csv", "--out", "m.csv") == 1  # nothing is decoded again
 
 
+def test_of_two_checks_that_end_together_each_writes_its_own(home, monkeypatch):
+    """A second check takes the name of the quarantine, with the same content even, between the look and the write."""
+    from mats_ds.data import check_tables
+
+    claim, theirs = check_tables.claim_name, []
+
+    def claim_late(path):
+        if not theirs:
+            text = f'{HEADER}{home}/videos/bad.mp4,4,"an HTML page, not a video: the download was answered with a page"\n'
+            (home / "quarantine.csv").write_text(text)
+            theirs.append(text)
+        claim(path)
+
+    monkeypatch.setattr(check_tables, "claim_name", claim_late)
+    assert check("one.csv", "--out", "m.csv") == 1
+    assert (home / "m.quarantine.csv").read_text() == theirs[0]
+    (home / "one.csv").write_text("path,label\nvideos/bad.mp4,40\nvideos/a.mp4,2\n")
+    assert check("one.csv", "--out", "m.csv") == 1
+    assert (home / "quarantine.csv").read_text() == theirs[0] and ",40," in (home / "m.quarantine.csv").read_text()
+
+
+def test_a_kill_while_a_table_is_written_leaves_nothing_unknown(home, monkeypatch):
+    from mats_ds.data import check_tables
+
+    class Killed(BaseException):
+        pass
+
+    def die(*_, **__):
+        raise Killed
+
+    write_text = check_tables.write_text
+    for number in (1, 2):  # before the first table, then before the second one, has its content
+        calls = []
+
+        def write(path, *given, limit=number, calls=calls, **more):
+            calls.append(path)
+            return die() if len(calls) == limit else write_text(path, *given, **more)
+
+        with monkeypatch.context() as patch, pytest.raises(Killed):
+            patch.setattr(check_tables, "write_text", write)
+            check("one.csv", "--out", "m.csv")
+    assert check("one.csv", "--out", "m.csv") == 1
+    assert {path.name for path in home.iterdir()} == {"videos", "one.csv", "two.csv", "m.csv", "m.csv.journal", "quarantine.csv"}
+
+
 def test_a_manifest_that_somebody_reads_stays_whole(home):
     """A training has opened it, or reads it just now: it sees the old rows or the new ones."""
     assert check("one.csv", "--out", "m.csv") == 1
@@ -249,3 +294,33 @@ def test_a_disk_that_fails_ends_in_one_line_and_keeps_the_outcomes(home, monkeyp
     assert os.strerror(number) in told and "goes on" in told and told.startswith("error: ") and not (home / "m.csv").exists()
     assert check("one.csv", "--out", "m.csv") == 1
     assert "0 files decoded" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        {"fps": "fast"},
+        {"fps": 0.0},
+        {"fps": float("nan")},
+        {"num_frames": 17.5},
+        {"num_frames": True},
+        {"codec": 3},
+        {"duration_seconds": float("inf")},
+        {"start_seconds": "0"},
+        {"width": None},
+        {"more": 1},
+    ],
+)
+def test_facts_of_a_journal_that_no_check_wrote_are_not_believed(home, capsys, wrong):
+    assert check("one.csv", "--out", "m.csv") == 1
+    journal = home / "m.csv.journal"
+    lines = []
+    for line in journal.read_text().splitlines():
+        entry = json.loads(line)
+        if entry.get("facts"):
+            entry["facts"] |= wrong
+        lines.append(json.dumps(entry))
+    journal.write_text("\n".join([*lines, "{}", "[1]", "null", '{"version": 3, "facts": null, "path": 1}', ""]))
+    capsys.readouterr()
+    assert check("one.csv", "--out", "m.csv") == 1
+    assert "1 file decoded" in capsys.readouterr().out

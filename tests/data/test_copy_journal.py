@@ -251,3 +251,16 @@ def test_a_disk_that_fails_ends_in_one_line_and_keeps_the_copies(home, out, monk
     assert os.strerror(number) in told and "goes on" in told and "Traceback" not in told
     assert (out / "manifest.csv").read_bytes() == manifest
     assert again("--gop", 5) == 0 and "(3 from an earlier run)" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    "wrong", [{"num_frames": 0}, {"num_frames": "9"}, {"num_bytes": -1}, {"last_seconds": float("inf")}, {"path": 3}, {"more": 1}]
+)
+def test_pieces_of_a_journal_that_no_run_wrote_are_not_believed(home, out, capsys, wrong):
+    entries = [json.loads(line) for line in (out / "copies.jsonl").read_text().split("\n") if line]
+    for entry in entries:
+        entry["pieces"][0] |= wrong
+    (out / "copies.jsonl").write_text("\n".join(["[]", "null", '{"source": []}', *map(json.dumps, entries)]))
+    capsys.readouterr()
+    assert again() == 0
+    assert "from an earlier run" not in capsys.readouterr().out
