@@ -59,7 +59,7 @@ class CheckJournal:
         self._saved_seconds = time.monotonic()
         self.known = read_outcomes(lines)
         self.own = OwnFiles(path.parent, lines)
-        self.is_old = not self.own and any(line.startswith(FIRST_WORDS) for line in lines)
+        self.is_old = not self.own and any('"facts": ' in line and '"ctime_ns": ' not in line for line in lines)
 
     def add(self, outcome: Outcome, identity: FileIdentity) -> None:
         """Note what came of a file."""

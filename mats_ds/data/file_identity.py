@@ -12,7 +12,7 @@ import os
 import stat
 from dataclasses import dataclass, replace
 
-SAMPLED_BYTES = 1 << 16
+SAMPLED_BYTES = 1 << 12
 NUM_SAMPLES = 16
 
 

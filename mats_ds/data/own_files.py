@@ -116,10 +116,10 @@ def find_same_place(path: str | os.PathLike[str], targets: Iterable[Path]) -> Pa
 
 def find_same(target: Path, paths: Iterable[str | os.PathLike[str]]) -> str | None:
     """The first of many `paths` that is the file `target`; only those of its name, upper and lower case alike, are looked at."""
-    wanted = target.name.casefold()
-    for path in paths:
-        if os.path.basename(os.fspath(path)).casefold() == wanted and find_same_place(path, [target]):
-            return os.fspath(path)
+    wanted, length = target.name.casefold(), len(target.name)
+    for path in map(os.fspath, paths):
+        if path[-length:].casefold() == wanted and find_same_place(path, [target]):
+            return path
     return None
 
 

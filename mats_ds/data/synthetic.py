@@ -183,9 +183,10 @@ def _read_sums(target: Path) -> tuple[dict[str, str | None], dict[str, int]]:
     """
     try:
         motion = json.loads((target / MOTION_NAME).read_text())
-        if set(motion["settings"]) - {field.name for field in fields(SyntheticSettings)}:
-            return {}, {}
         videos = [str(video["path"]) for video in motion["videos"]]
+        is_ours = set(motion["settings"]) == {field.name for field in fields(SyntheticSettings)}
+        if not is_ours or not all(name.startswith("synthetic_") for name in videos):
+            return {}, {}
         sums = dict.fromkeys([MOTION_NAME, *videos]) | motion.get("sha256", {})
         sums[MANIFEST_NAME] = sum_text(_format_manifest([(video["path"], video["label"]) for video in motion["videos"]]))
         return sums, dict(zip(videos, motion["bytes"], strict=True))

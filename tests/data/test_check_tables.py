@@ -177,6 +177,32 @@ def test_tables_of_version_0_1_are_known_and_kept_where_they_differ(home, capsys
     assert "elsewhere" in (home / "quarantine.csv").read_text() and (home / "m.quarantine.csv").exists()
 
 
+def test_a_check_that_was_killed_does_not_take_the_tables_of_another(home, monkeypatch):
+    """Its journal tells of no table yet, as that of version 0.1; one of version 0.1 that goes on still knows its own."""
+    (home / "good.csv").write_text("path,label\nvideos/a.mp4,3\n")
+    assert check("good.csv", "--out", "good1.csv") == 0
+    assert (home / "quarantine.csv").read_text() == HEADER
+
+    def die_after_one(paths, **how):
+        yield next(check_here(paths, **how))
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(check_run, "check_files", die_after_one)
+        assert check("one.csv", "--out", "m.csv") == 130
+    assert check("one.csv", "--out", "m.csv") == 1
+    assert (home / "quarantine.csv").read_text() == HEADER and (home / "m.quarantine.csv").exists()
+
+    forget_tables(home / "m.csv.journal")
+    (home / "m.quarantine.csv").unlink()
+    (home / "quarantine.csv").unlink()
+    with monkeypatch.context() as patch:
+        patch.setattr(check_run, "check_files", die_after_one)
+        os.utime("videos/a.mp4")
+        assert check("one.csv", "--out", "m.csv") == 130
+    assert check("one.csv", "--out", "m.csv") == 1
+
+
 def test_a_file_that_appears_during_the_check_is_not_overwritten(home, monkeypatch, capsys):
     def appear(paths, **how):
         (home / "m.csv").write_text("mine")

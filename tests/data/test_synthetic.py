@@ -136,6 +136,7 @@ def test_the_same_settings_give_the_same_bytes(small, tmp_path):
         (".hidden", ""),
         ("manifest.csv", "path,label\nmine.mp4,1\n"),
         ("motion.json", "{}"),
+        ("motion.json", '{"videos": [], "bytes": [], "settings": {}}'),
         ("motion.json", '{"videos": [], "bytes": [], "settings": {"mine": 1}}'),
     ],
 )
