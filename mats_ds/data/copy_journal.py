@@ -63,6 +63,8 @@ class CopyJournal:
             if "sample" not in entry
             for piece in entry["pieces"]
         }
+        # Of two originals that had the same copy one after the other, it is that of the later one.
+        self._source_of = {self._own.name(path): source for source, entry in self._entries.items() for path in _paths(entry)}
         tokens = [match[1] for line in lines if (match := TOKEN_LINE.fullmatch(line))]
         self._token = tokens[0] if tokens else secrets.token_hex(8)
         if not tokens:
@@ -79,6 +81,7 @@ class CopyJournal:
             return None
         pieces = tuple(map(_read_piece, entry["pieces"]))
         whole = all(os.path.isfile(piece.path) and os.path.getsize(piece.path) == piece.num_bytes for piece in pieces)
+        whole = whole and all(self._is_planned(piece.path, copy) for piece in pieces)
         reaches = entry.get("needed_seconds") is not None and needed_seconds <= entry["needed_seconds"]
         if not is_same or not whole or (entry["problem"] and not keep_partial and not reaches):
             return None
@@ -102,11 +105,13 @@ class CopyJournal:
         }
         self._file.write("\n" + json.dumps(entry))  # a torn line before it does no harm
         self._file.flush()
-        present = {piece.path for piece in outcome.pieces}
-        for piece in self._entries.get(outcome.source, {}).get("pieces", ()):
-            if piece["path"] not in present and self._is_ours(piece["path"]):
-                os.unlink(piece["path"])
+        present = {self._own.name(path) for path in _paths(entry)}
+        for path in _paths(self._entries.get(outcome.source, {"pieces": ()})):
+            name = self._own.name(path)
+            if name not in present and self._source_of[name] == outcome.source and self._is_ours(path):
+                os.unlink(path)
         self._entries[outcome.source] = entry
+        self._source_of |= dict.fromkeys(present, outcome.source)
 
     def make_publishers(self, copies: Sequence[PlannedCopy], *, is_cut: bool) -> dict[str, Publisher]:
         """How the files of each original get their names, by source.
@@ -168,6 +173,14 @@ class CopyJournal:
             self._note(line)
         write_text(path, text, durable=True, errors="backslashreplace")
 
+    def _is_planned(self, path: str, copy: PlannedCopy) -> bool:
+        """Whether this is where the original's copy, or a segment, belongs, and nobody else's has been put there since."""
+        name, planned = self._own.name(path), self._own.name(copy.target)
+        if self._kind["segment_seconds"] is not None:
+            match, planned = PIECE_NAME.fullmatch(name), os.path.splitext(planned)[0]
+            return match is not None and match[1] == planned and self._source_of[name] == copy.source
+        return name == planned and self._source_of[name] == copy.source
+
     def _is_ours(self, path: str) -> bool:
         if self._own.knows(path):
             return self._own.holds(path)
@@ -222,8 +235,8 @@ def format_table(header: Sequence[str], rows: Sequence[tuple]) -> str:
 
 
 def _read_entries(file: TextIO, out: Path) -> dict[str, dict[str, Any]]:
-    """The last line of each source, of those that make sense."""
-    entries = {}
+    """The last line of each source, of those that make sense; in the order of the file."""
+    entries: dict[str, dict[str, Any]] = {}
     file.seek(0)
     for line in file:
         with contextlib.suppress(ValueError, KeyError, TypeError):  # the last line of a run that was killed, or anybody's
@@ -232,6 +245,7 @@ def _read_entries(file: TextIO, out: Path) -> dict[str, dict[str, Any]]:
             _noted_identity(entry)
             # No journal, whoever wrote it, has files outside of `out` compared or removed.
             if {"kind", "problem"} <= set(entry) and all(is_inside(place, out) for place in places):
+                entries.pop(entry["source"], None)
                 entries[entry["source"]] = entry
     file.seek(0, os.SEEK_END)
     return entries
@@ -243,6 +257,10 @@ def _read_piece(fields: dict[str, Any]) -> Segment:
     if not (piece.num_frames >= 1 and piece.num_bytes >= 1 and piece.first_seconds < piece.last_seconds < math.inf):
         raise ValueError(f"no piece of a video: {piece}")
     return piece
+
+
+def _paths(entry: dict[str, Any]) -> list[str]:
+    return [piece["path"] for piece in entry["pieces"]]
 
 
 def _noted_identity(entry: dict[str, Any]) -> FileIdentity:

@@ -171,6 +171,31 @@ def test_whether_the_disk_tells_upper_from_lower_case(tmp_path):
     assert copy_plan.ignores_case(tmp_path / "abc") and copy_plan.ignores_case(tmp_path / "abc" / "new")
 
 
+def test_a_copy_belongs_to_the_original_that_had_it_last(home, write_video):
+    """Originals that take turns at one name, and two bases that put different originals there."""
+    write_video(home / "videos" / "x" / "b.avi", num_frames=25)
+
+    def frames_of(*names):
+        (home / "turns.csv").write_text("path\n" + "".join(f"videos/{name}\n" for name in names))
+        assert transcode(source="turns.csv") == 0
+        return [index_video(path).num_frames for path in read_manifest("out/manifest.csv").paths]
+
+    assert frames_of("x/b.mp4", "y/c.avi") == [17, 18]
+    assert frames_of("x/b.avi", "y/c.avi") == [25, 18]  # out/videos/x/b.mp4 is now the copy of b.avi
+    assert frames_of("x/b.mp4", "y/c.avi") == [17, 18]
+    assert frames_of("x/b.mp4", "x/b.avi") == [17, 25]
+    assert frames_of("x/b.avi", "x/b.mp4") == [25, 17]
+    assert frames_of("x/b.avi") == [25]
+
+    write_video(home / "x" / "a.mp4", num_frames=21)
+    (home / "near.csv").write_text("path\nx/a.mp4\n")
+    assert prepare.main(["transcode", "near.csv", "--out", "both", "--workers", "1"]) == 0
+    (home / "far.csv").write_text(f"path\n{home}/videos/x/a.mp4\n")
+    assert prepare.main(["transcode", "far.csv", "--root", "videos", "--out", "both", "--workers", "1"]) == 0
+    assert prepare.main(["transcode", "near.csv", "--out", "both", "--workers", "1"]) == 0
+    assert [index_video(path).num_frames for path in read_manifest("both/manifest.csv").paths] == [21]
+
+
 def test_unfinished_files_of_others_stay_and_ours_go(home, out):
     [token] = [json.loads(line)["token"] for line in (out / RECORD).read_text().split("\n") if "token" in line]
     ours = out / "x" / f".{'0' * 16}.{token}.0.part"
