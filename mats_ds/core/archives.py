@@ -16,21 +16,28 @@ MAX_ENTRIES = 200_000  # ViT-g has 520 tensors; with two moments of each, 1,560
 END_MARK, END64_MARK, END_BYTES, END64_BYTES, LONGEST_COMMENT = b"PK\5\6", b"PK\6\6", 22, 56, 65_535
 
 
+class ArchiveTooLarge(ValueError):
+    """An archive would unfold to more than its own bytes can hold."""
+
+
 def open_archive(stream: IO[bytes]) -> zipfile.ZipFile:
-    """The archive, for its entries to be read. Raises ValueError where it unfolds to more than MAX_EXPANSION times its own bytes
-    (stored as it is: to more than these) or has more than MAX_ENTRIES entries, and what zipfile raises for one that is torn.
+    """The archive, for its entries to be read.
+
+    Raises ArchiveTooLarge where it unfolds to more than MAX_EXPANSION times its own bytes (stored as it
+    is: to more than these) or has more than MAX_ENTRIES entries, and what zipfile raises for one that
+    is torn.
     """
     num_bytes = stream.seek(0, os.SEEK_END)
     num_entries = _count_entries(stream, num_bytes)
     if num_entries > MAX_ENTRIES:
-        raise ValueError(f"it has {num_entries:,} entries, expected {MAX_ENTRIES:,} at most")
+        raise ArchiveTooLarge(f"it has {num_entries:,} entries, expected {MAX_ENTRIES:,} at most")
     archive = zipfile.ZipFile(stream)
     infos = archive.infolist()
     is_stored = all(info.compress_type == zipfile.ZIP_STORED for info in infos)
     unfolded = sum(max(info.file_size, info.compress_size) for info in infos)
     if unfolded > num_bytes * (1 if is_stored else MAX_EXPANSION):
         archive.close()
-        raise ValueError(f"its {num_bytes:,} bytes unfold to {unfolded:,}: no file of numbers is so compressible")
+        raise ArchiveTooLarge(f"its {num_bytes:,} bytes unfold to {unfolded:,}: no file of numbers is so compressible")
     return archive
 
 
