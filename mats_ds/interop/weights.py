@@ -10,14 +10,13 @@ from typing import Any
 import torch
 
 from mats_ds.clips import TokenGrid
-from mats_ds.config import MLP_RATIO, MODEL_SIZES
+from mats_ds.config import MAX_TOKENS, MLP_RATIO, MODEL_SIZES
 from mats_ds.core.stored_bytes import count_stored_bytes
 from mats_ds.interop.names import PATCH_WEIGHT
 from mats_ds.interop.origin import Origin
 from mats_ds.models.spec import ModelSpec
 
 BYTES_PER_FLOAT32 = 4
-MAX_TOKENS = 1 << 18  # of a clip: 128 frames of 1024 x 1024; attention over as many has no memory anywhere
 MAX_TABLE_BYTES = 1 << 30  # 80 times that of ViT-L with 32 frames of 224 x 224
 MAX_BLOCKS = 1000  # ViT-g has 40
 MAX_TENSORS = 100_000

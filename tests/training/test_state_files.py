@@ -13,7 +13,6 @@ from pathlib import Path
 import pytest
 import torch
 
-from mats_ds.core.stored_bytes import count_stored_bytes
 from mats_ds.training.checkpoint import find_checkpoint
 from mats_ds.training.owners import describe_strangers, name_user
 from mats_ds.training.resuming import ResumePoint, convert, find_resume_point, resume, warn_of_strangers
@@ -126,13 +125,6 @@ def test_torn_files_and_links_are_told(tmp_path):
     (tmp_path / MODEL).symlink_to(tmp_path / "whole")
     with pytest.raises(ValueError, match="symbolic link"):
         check_state_files(tmp_path)
-
-
-def test_storages_are_counted_once_and_loops_end():
-    base = torch.zeros(100)
-    content = {"a": base, "b": [base[:50], base.expand(1000, 100)], "c": {"d": torch.zeros(3, dtype=torch.float16)}}
-    content["self"] = content
-    assert count_stored_bytes(content) == 400 + 6
 
 
 def test_torchs_switch_is_put_back(monkeypatch, tmp_path):
