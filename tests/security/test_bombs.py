@@ -76,7 +76,7 @@ def shard_header(path):
     write_header(path)
 
 
-def write_header(path, *, num_tensors=900_000):
+def write_header(path, *, num_tensors=250_000):
     """A safetensors file of nothing but the names of empty tensors."""
     entries = ",".join(f'"{number}":{{"dtype":"F32","shape":[0],"data_offsets":[0,0]}}' for number in range(num_tensors))
     header = f"{{{entries}}}".encode()
@@ -116,7 +116,7 @@ def pth_of_shared_bytes(path):
     """512 tensors in the same two megabytes: each becomes four of its own in float32."""
     shared = torch.zeros(1 << 20, dtype=torch.half)
     names = [f"blocks.{number}.mlp.fc1.weight" for number in range(512)]
-    torch.save({"model": {"patch_embed.proj.weight": torch.zeros(4, 3, 2, 2, 2), **dict.fromkeys(names, shared)}}, path)
+
     views = {name: shared.view(1024, 1024)[:, :] for name in names}
     torch.save({"model": {"patch_embed.proj.weight": torch.zeros(4, 3, 2, 2, 2), **views}}, path)
 
@@ -239,7 +239,7 @@ BOMBS = {
     npz_that_claims: (read_shard, "a.npz", r"features.npy says it has 2e\+09 bytes, and \d+ are stored"),
     npz_over_itself: (read_shard, "a.npz", r"unfold to 339,\d+,\d+"),
     npz_of_thousands: (read_shard, "a.npz", r"3,000 arrays, expected 100"),
-    shard_header: (read_shard, "a.safetensors", r"header has [45]\d,\d+,\d+ bytes, expected 10,000,000"),
+    shard_header: (read_shard, "a.safetensors", r"header has 1\d,\d+,\d+ bytes, expected 10,000,000"),
     write_header: (load_nothing, "a.safetensors", r"nothing is taken"),
     pth_of_zeros: (load_model, "a.pth", r"unfold to 268,4\d\d,\d+"),
     pth_that_claims: (load_model, "a.pth", r"17,?179,?869,?184 bytes"),
@@ -320,9 +320,10 @@ def test_what_is_hardly_compressed_is_read_as_before(tmp_path, make):
         return
     from mats_ds.interop.pickles import unpickle
 
-    torch.save({"a": torch.rand(1000, generator=generator)}, tmp_path / "a.pth")
+    torch.save({"a": torch.rand(100_000, generator=generator)}, tmp_path / "a.pth")
     rezip(tmp_path / "a.pth", compression=zipfile.ZIP_DEFLATED)
-    assert len(unpickle(tmp_path / "a.pth")["a"]) == 1000
+    assert (tmp_path / "a.pth").stat().st_size < 380_000
+    assert len(unpickle(tmp_path / "a.pth")["a"]) == 100_000
 
 
 if __name__ == "__main__":  # what each takes, and what is said: python -m tests.security.test_bombs FOLDER
