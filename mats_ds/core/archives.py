@@ -13,7 +13,9 @@ from typing import IO
 
 MAX_EXPANSION = 8  # float weights deflate to nine tenths, indices of a shard to an eighth
 MAX_ENTRIES = 200_000  # ViT-g has 520 tensors; with two moments of each, 1,560
-END_MARK, END64_MARK, END_BYTES, END64_BYTES, LONGEST_COMMENT = b"PK\5\6", b"PK\6\6", 22, 56, 65_535
+# The records at the end of a zip file (APPNOTE 6.3.10, 4.3.14 to 4.3.16), the second and third for more than 65,535 entries.
+END_MARK, END64_MARK, LOCATOR_MARK = b"PK\5\6", b"PK\6\6", b"PK\6\7"
+END_BYTES, END64_BYTES, LOCATOR_BYTES, LONGEST_COMMENT = 22, 56, 20, 65_535
 
 
 class ArchiveTooLarge(ValueError):
@@ -43,12 +45,13 @@ def open_archive(stream: IO[bytes]) -> zipfile.ZipFile:
 
 def _count_entries(stream: IO[bytes], num_bytes: int) -> int:
     """What the end of the file says, without reading the directory of entries; 0 where it says nothing."""
-    start = max(0, num_bytes - LONGEST_COMMENT - END_BYTES - END64_BYTES - 20)
-    stream.seek(start)
+    stream.seek(max(0, num_bytes - LONGEST_COMMENT - END_BYTES - LOCATOR_BYTES - END64_BYTES))
     tail = stream.read()
-    counts = [0]
-    for mark, offset, kind in ((END_MARK, 10, "<H"), (END64_MARK, 32, "<Q")):
-        at = tail.rfind(mark)
-        if at >= 0 and len(tail) >= at + offset + struct.calcsize(kind):
-            counts.append(struct.unpack_from(kind, tail, at + offset)[0])
-    return max(counts)
+    end = tail.rfind(END_MARK)
+    if end < 0 or len(tail) < end + END_BYTES:
+        return 0
+    (count,) = struct.unpack_from("<H", tail, end + 10)
+    longer = end - LOCATOR_BYTES - END64_BYTES
+    if longer >= 0 and tail.startswith(END64_MARK, longer) and tail.startswith(LOCATOR_MARK, longer + END64_BYTES):
+        (count,) = struct.unpack_from("<Q", tail, longer + 32)
+    return count

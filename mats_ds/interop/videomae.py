@@ -12,6 +12,7 @@ import math
 import os
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
+from numbers import Integral
 from pathlib import Path
 from typing import Any
 
@@ -164,9 +165,9 @@ def count_in(arguments: Mapping[str, Any], name: str, path: str | Path) -> int |
     value = arguments.get(name)
     if not value:
         return None
-    if type(value) is not int or not 1 <= value <= MAX_SIDE:
+    if not isinstance(value, Integral) or not 1 <= value <= MAX_SIDE:
         raise ValueError(f"{path} says {name} in its args, expected a whole number from 1 to {MAX_SIDE:,}, got {shorten(value)}")
-    return value
+    return int(value)
 
 
 def shorten(value: Any) -> str:

@@ -7,13 +7,10 @@ not begin so is somebody else's.
 
 from __future__ import annotations
 
-import logging
 from pathlib import Path
 from typing import Any
 
 from mats_ds.core.files import describe_wrong_kind, open_regular, replace_file
-
-logger = logging.getLogger(__name__)
 
 OUR_EVENTS = (
     *("mats/loss", "mats/learning_rate", "mats/grad_norm", "mats/clips_per_second"),

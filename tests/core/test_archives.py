@@ -37,6 +37,7 @@ def test_entries_are_counted_before_they_are_read():
     whole = stream.getvalue()
     end = whole.rfind(b"PK\5\6")
     longer = b"PK\6\6" + struct.pack("<QHHIIQQQQ", 44, 45, 45, 0, 0, MAX_ENTRIES + 1, MAX_ENTRIES + 1, 0, 0)
+    longer += b"PK\6\7" + struct.pack("<IQI", 0, end, 1)
     with pytest.raises(ArchiveTooLarge, match=f"{MAX_ENTRIES + 1:,} entries"):
         open_archive(io.BytesIO(whole[:end] + longer + whole[end:]))
 
