@@ -213,7 +213,7 @@ def _fold_layer_scale(found: Foreign) -> None:
         for name in [name for name in found.tensors if name.endswith(f".gamma_{number}")]:
             stem = name.removesuffix(f"gamma_{number}") + layer
             gamma_D, weight, bias = (found.tensors.get(key) for key in (name, f"{stem}.weight", f"{stem}.bias"))
-            if weight is None or bias is None or gamma_D.shape != bias.shape or weight.shape[:-1] != bias.shape:
+            if weight is None or bias is None or bias.ndim != 1 or not gamma_D.shape == bias.shape == weight.shape[:-1]:
                 continue  # stays, and is told with the names that VideoMAE has not
             del found.tensors[name]
             found.tensors[f"{stem}.weight"] = gamma_D.float()[:, None] * weight.float()
