@@ -15,6 +15,7 @@ from typing import Any
 import yaml
 
 NESTED = "it is nested too deeply"
+MAX_YAML_CHARACTERS = 200_000  # a recipe has 2,000; the reader makes a kilobyte of two brackets
 
 
 class _PlainLoader(yaml.SafeLoader):
@@ -74,7 +75,9 @@ def _make_float(text: str) -> float:
 
 
 def parse_yaml(text: str) -> Any:
-    """The value of a YAML document. Raises ValueError."""
+    """The value of a YAML document of MAX_YAML_CHARACTERS at most. Raises ValueError."""
+    if len(text) > MAX_YAML_CHARACTERS:
+        raise ValueError(f"it has {len(text):,} characters, expected {MAX_YAML_CHARACTERS:,} at most")
     try:
         return yaml.load(text, _PlainLoader)
     except RecursionError:

@@ -17,6 +17,7 @@ from typing import Any
 import torch
 from safetensors import SafetensorError, safe_open
 
+from mats_ds.interop.file_content import check_header
 from mats_ds.interop.plain import write_tensors
 
 KEY, TOKENS = "key", "tokens_SKD"
@@ -57,11 +58,12 @@ def load_features(path: str | Path, *, key: str, needs_tokens: bool) -> FrozenSe
     if not Path(path).is_file():
         return None
     try:
+        check_header(path)
         with safe_open(path, framework="pt") as file:
             stored = set(file.keys())
             if (file.metadata() or {}).get(KEY) != key or (needs_tokens and TOKENS not in stored):
                 return None
             names = stored if needs_tokens else stored - {TOKENS}
             return FrozenSet(**{name: file.get_tensor(name) for name in names})
-    except SafetensorError:
-        return None  # torn: made anew
+    except (SafetensorError, ValueError, TypeError):
+        return None  # torn, or not what was written: made anew

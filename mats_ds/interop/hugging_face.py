@@ -18,12 +18,13 @@ from safetensors.torch import load_file
 
 from mats_ds.clips import RGB_CHANNELS, TokenGrid
 from mats_ds.config import MLP_RATIO
-from mats_ds.interop.file_content import check_content
+from mats_ds.core.small_files import read_small_text
+from mats_ds.interop.file_content import MAX_JSON_BYTES, check_content
 from mats_ds.interop.labels import Labels, read_labels
 from mats_ds.interop.names import PATCH_WEIGHT, from_convolution, reverse, to_convolution, translate
 from mats_ds.interop.pickles import unpickle
 from mats_ds.interop.plain import is_foreign, write_tensors
-from mats_ds.interop.weights import Weights, as_float32, check_exportable, measure
+from mats_ds.interop.weights import Weights, as_float32, check_exportable, list_names, measure
 from mats_ds.models.encoder import IMAGENET_MEAN, IMAGENET_STD, UINT8_MAX
 from mats_ds.models.spec import ModelSpec, dump_spec
 from mats_ds.parsing import parse_json
@@ -76,7 +77,7 @@ def read_hugging_face(folder: str | Path) -> Weights:
         theirs = {f"videomae.{name}": tensor for name, tensor in theirs.items()}
     renamed = translate(join_projections(theirs), reverse(ROWS))
     if renamed.unknown:
-        raise ValueError(f"{folder} has {len(renamed.unknown)} tensors that VideoMAE has not: {', '.join(renamed.unknown)}")
+        raise ValueError(f"{folder} has {len(renamed.unknown)} tensors that VideoMAE has not: {list_names(renamed.unknown)}")
     state = as_float32(renamed.state)
     if PATCH_WEIGHT not in state:
         raise ValueError(f"{folder} has no patch embedding among its {len(theirs)} tensors")
@@ -104,6 +105,8 @@ def read_config(folder: Path) -> dict[str, Any]:
     path = folder / CONFIG
     if not path.is_file():
         raise ValueError(f"{folder} has no {CONFIG}: this is no Hugging Face model")
+    if path.stat().st_size > MAX_JSON_BYTES:
+        raise ValueError(f"{path} has {path.stat().st_size:,} bytes, expected {MAX_JSON_BYTES:,} at most: download it again")
     text = path.read_text(encoding="utf-8", errors="replace")
     try:
         config = parse_json(text)
@@ -126,7 +129,7 @@ def read_tensors(folder: Path) -> dict[str, torch.Tensor]:
         raise ValueError(f"{folder} has none of {', '.join(WEIGHT_FILES)}")
     files = [name]
     if name.endswith(".index.json"):
-        named = parse_json((folder / name).read_text(encoding="utf-8"))["weight_map"].values()
+        named = parse_json(read_small_text(folder / name, max_bytes=MAX_JSON_BYTES))["weight_map"].values()
         if strangers := [
             file for file in named if not isinstance(file, str) or Path(file).name != (file or None) or "\0" in file
         ]:

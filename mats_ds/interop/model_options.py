@@ -15,12 +15,13 @@ from pydantic import ValidationError
 
 from mats_ds.clips import TokenGrid
 from mats_ds.config import ClipSection
+from mats_ds.core.small_files import read_small_text
 from mats_ds.interop.load import read_weights
 from mats_ds.interop.origin import BEST_FILE, CLIP_KEYS, WEIGHTS_FROM, origin_of
 from mats_ds.interop.plain import SUFFIX
 from mats_ds.interop.run_checkpoint import find_steps
 from mats_ds.interop.weights import Weights
-from mats_ds.parsing import parse_yaml
+from mats_ds.parsing import MAX_YAML_CHARACTERS, parse_yaml
 
 RECIPE = "recipe.yaml"
 VIEWS = {"clips": 5, "crops": 3}  # of a test where no recipe says it; METHOD: UCF101 and K400
@@ -147,7 +148,7 @@ def read_beside(path: Path) -> Any:
     steps = find_steps(path) if path.is_dir() else []
     for folder in (path, *(step.resolve().parent.parent for step in steps[:1])) if steps else (path.parent,):
         if (folder / RECIPE).is_file() and (steps or path.suffix == SUFFIX):
-            return parse_yaml((folder / RECIPE).read_text(encoding="utf-8"))
+            return parse_yaml(read_small_text(folder / RECIPE, max_bytes=MAX_YAML_CHARACTERS))
     return None
 
 

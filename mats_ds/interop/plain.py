@@ -15,8 +15,9 @@ import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 
+from mats_ds.interop.file_content import check_header
 from mats_ds.interop.origin import Origin, parse_origin
-from mats_ds.interop.weights import Weights
+from mats_ds.interop.weights import Weights, check_tensors
 from mats_ds.models.spec import ModelSpec, dump_spec, parse_spec
 from mats_ds.parsing import parse_json
 
@@ -53,18 +54,20 @@ def write_tensors(path: Path, state: Mapping[str, torch.Tensor], metadata: dict[
 def is_foreign(path: str | Path) -> bool:
     """Whether a safetensors file is of another program and holds a model with VideoMAE's patch embedding, a Conv3d."""
     try:
+        check_header(path)
         with safe_open(path, framework="pt") as file:
             if (file.metadata() or {}).get("format") == FORMAT:
                 return False
             names = [name for name in file.keys() if name.endswith(CONVOLUTIONS)]  # noqa: SIM118 (it is no dictionary)
             return any(len(file.get_slice(name).get_shape()) == 5 for name in names)
-    except SafetensorError:
+    except (SafetensorError, ValueError):
         return False
 
 
 def load_weights(path: str | Path) -> Weights:
     """Read the file. Raises ValueError for a file that is torn, of another program, or of a newer version."""
     path = Path(path)
+    check_header(path)
     try:
         with safe_open(path, framework="pt") as file:
             metadata = file.metadata() or {}
@@ -78,6 +81,7 @@ def load_weights(path: str | Path) -> Weights:
             state = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (it is no dictionary)
     except SafetensorError as error:
         raise ValueError(f"{path} cannot be read, it may be torn: {error}") from None
+    check_tensors(state)
     described = origin.describe()
     source = "a weight file of mats_ds" + (f": {described}" if described else "")
     return Weights(spec, state, source, (metadata["note"],) if metadata.get("note") else (), origin)

@@ -6,8 +6,9 @@ from pathlib import Path
 
 from mats_ds.config import Recipe, load_recipe
 from mats_ds.config_finetune import FinetuneRecipe
+from mats_ds.core.small_files import read_small_text
 from mats_ds.interop.plain import SUFFIX
-from mats_ds.parsing import parse_yaml
+from mats_ds.parsing import MAX_YAML_CHARACTERS, parse_yaml
 
 RECIPE = "recipe.yaml"
 
@@ -28,6 +29,6 @@ def read_recipe_beside(source: str | Path) -> Recipe | None:
     found = next((folder / RECIPE for folder in folders if (folder / RECIPE).is_file()), None)
     if found is None:
         return None
-    tree = parse_yaml(found.read_text(encoding="utf-8"))
+    tree = parse_yaml(read_small_text(found, max_bytes=MAX_YAML_CHARACTERS))
     is_finetuning = isinstance(tree, dict) and "finetune" in tree
     return load_recipe(found, schema=FinetuneRecipe if is_finetuning else Recipe)

@@ -17,6 +17,8 @@ from typing import Any
 from pydantic import ValidationError
 
 from mats_ds.config import Recipe
+from mats_ds.core.small_files import read_small_text
+from mats_ds.interop.file_content import MAX_JSON_BYTES
 from mats_ds.interop.origin import BEST_FILE, WEIGHTS_FROM, Origin, origin_of
 from mats_ds.interop.pickles import unpickle
 from mats_ds.interop.plain import load_weights
@@ -90,7 +92,7 @@ def read_best(path: Path) -> Weights:
 def what_is_wrong(step: Path) -> str | None:
     """Why the weights of a checkpoint cannot be read, or None when they are there with the bytes that were written."""
     try:
-        files = parse_json((step / COMPLETE).read_text(encoding="utf-8"))["files"]
+        files = parse_json(read_small_text(step / COMPLETE, max_bytes=MAX_JSON_BYTES))["files"]
         stated = {**files[WEIGHT_FILE]} if WEIGHT_FILE in files else None
     except (ValueError, TypeError, KeyError) as error:
         return f"{COMPLETE} cannot be read: {error}"

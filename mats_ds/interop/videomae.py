@@ -12,6 +12,7 @@ import math
 import os
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
+from numbers import Integral
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +25,7 @@ from mats_ds.interop.file_content import check_content
 from mats_ds.interop.foreign import read_foreign
 from mats_ds.interop.names import PATCH_WEIGHT, block_rows, from_convolution, reverse, to_convolution, translate
 from mats_ds.interop.pickles import unpickle
-from mats_ds.interop.weights import Weights, as_float32, check_exportable, guess_grid, measure
+from mats_ds.interop.weights import Weights, as_float32, check_exportable, guess_grid, list_names, measure
 from mats_ds.models.blocks import NORM_EPS
 from mats_ds.models.spec import ModelSpec, dump_spec, parse_spec
 from mats_ds.parsing import parse_json
@@ -47,6 +48,8 @@ FINETUNE_ROWS = [
     ("class_head.*", "head.*"),
 ]
 SPEC_KEY = "mats_ds"
+SHOWN_KEYS = 400
+MAX_SIDE = 100_000  # frames of a clip, or pixels of a side
 UMT_FRAMES = 8  # of the published models with tubelets of one frame: Unmasked Teacher, arXiv 2303.16058
 
 
@@ -84,8 +87,8 @@ def read_videomae(
     sizes = measure(state, heads=heads, decoder_heads=decoder_heads)
     source = f"a {'fine-tuning' if sizes['kind'] == 'classifier' else 'pre-training'} checkpoint of VideoMAE or EVEREST"
     arguments = as_dict(content.get("args"))
-    frames = arguments.get("num_frames") and arguments["num_frames"] * arguments.get("num_segments", 1)
-    side = arguments.get("input_size")
+    frames, segments, side = (count_in(arguments, name, path) for name in ("num_frames", "num_segments", "input_size"))
+    frames = frames and frames * (segments or 1)
     known = {"num_frames": num_frames or frames, "height": height or side, "width": width or side}
     grid = guess_clip(renamed, known, path)
     notes = list(renamed.notes)
@@ -113,11 +116,11 @@ def rename_state(content: Mapping[str, Any], path: str | Path) -> Renamed:
     is_pretraining = any(name.startswith("encoder.") for name in found.tensors)
     renamed = translate(found.tensors, reverse(PRETRAIN_ROWS if is_pretraining else FINETUNE_ROWS))
     if not renamed.state:
-        keys = ", ".join(map(str, list(content)[:12]))
+        keys = ", ".join(f"{key:.100}" for key in content if isinstance(key, str))[:SHOWN_KEYS]
         hint = f": it is a part of a Hugging Face folder, give the folder {Path(path).parent}" if "videomae.emb" in keys else ""
         raise ValueError(f"{path} holds no weights of VideoMAE{hint}: its keys are {keys}")
     if renamed.unknown:
-        names = ", ".join(renamed.unknown)
+        names = list_names(renamed.unknown)
         raise ValueError(f"{path} has {len(renamed.unknown)} tensors that VideoMAE's models have not: {names}")
     state = as_float32(renamed.state)
     if "class_head.weight" in state and "fc_norm.weight" not in state:
@@ -155,6 +158,20 @@ def guess_clip(renamed: Renamed, sizes: Mapping[str, int | None], path: str | Pa
 
 def as_dict(arguments: Any) -> dict[str, Any]:
     return dict(arguments) if isinstance(arguments, Mapping) else vars(arguments) if arguments is not None else {}
+
+
+def count_in(arguments: Mapping[str, Any], name: str, path: str | Path) -> int | None:
+    """A number of `args`; None where it is not said. Raises ValueError for what is no size of a clip."""
+    value = arguments.get(name)
+    if not value:
+        return None
+    if not isinstance(value, Integral) or not 1 <= value <= MAX_SIDE:
+        raise ValueError(f"{path} says {name} in its args, expected a whole number from 1 to {MAX_SIDE:,}, got {shorten(value)}")
+    return int(value)
+
+
+def shorten(value: Any) -> str:
+    return str(value)[:40] if isinstance(value, (str, float)) else f"a {type(value).__name__}"
 
 
 def selection_of(arguments: Mapping[str, Any], kind: str) -> dict[str, Any]:

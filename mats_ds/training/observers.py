@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import csv
-import io
 import logging
 import math
 import os
@@ -11,14 +9,13 @@ import sys
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 from tqdm import tqdm
 from tqdm.contrib.logging import logging_redirect_tqdm
 
 from mats_ds.events import RunInfo, StepEvent
-from mats_ds.training.checkpoint import write_atomic
+from mats_ds.training.csv_monitor import continue_csv
 from mats_ds.training.saving import CheckpointSaver
 from mats_ds.training.stops import TrainingStopped
 
@@ -155,17 +152,3 @@ class Monitor:
 
     def on_end(self, outcome: str) -> None:
         """DeepSpeed's writers flush on their own."""
-
-
-def continue_csv(monitor: Any, *, clips: int) -> None:
-    """Have DeepSpeed's CSV monitor go on after `clips` clips in the files that it left: what a resumed run does again goes, and
-    no second header comes in between. (TensorBoard and the others draw the newer of two values by themselves.)
-    """
-    for file in Path(monitor.log_dir).glob("*.csv"):
-        with file.open(newline="", encoding="utf-8") as stream:
-            header, *rows = list(csv.reader(stream)) or [[]]
-        kept = [row for row in rows if row and row[0].isdigit() and int(row[0]) <= clips]
-        text = io.StringIO()
-        csv.writer(text).writerows([header, *kept])
-        write_atomic(file, text.getvalue())
-        monitor.filenames.append(file.stem)

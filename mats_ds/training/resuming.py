@@ -20,6 +20,8 @@ import torch
 import torch.distributed as dist
 
 from mats_ds.training.checkpoint import Found, find_checkpoint, remove_unfinished
+from mats_ds.training.owners import describe_strangers, name_user
+from mats_ds.training.state_files import MALFORMED, SHOWN, check_state_files, without_code
 
 logger = logging.getLogger(__name__)
 
@@ -61,6 +63,8 @@ def find_resume_point(folder: Path, *, world_size: int, global_batch: int, zero_
             logger.warning("no checkpoint in %s yet: starting from the first step", folder)
             return None
         check_fit(found, world_size=world_size, global_batch=global_batch, zero_stage=zero_stage)
+        warn_of_strangers(found)
+        check_state_files(found.path)
         if found.world_size == world_size or zero_stage == 0:
             return ResumePoint(found)
         logger.info("step %d was saved by %d ranks, this run has %d: dividing it anew", found.step, found.world_size, world_size)
@@ -85,10 +89,22 @@ def check_fit(found: Found, *, world_size: int, global_batch: int, zero_stage: i
         )
 
 
+def warn_of_strangers(found: Found) -> None:
+    """Say whose the run is, where not all of it is this user's."""
+    strangers = describe_strangers([found.folder.parent, found.folder, found.path, *found.path.iterdir()])
+    if strangers is not None:
+        logger.warning(
+            "%s was made by %s, and this is %s: go on only with runs of people you trust, with no run of others as root",
+            found.path, strangers, name_user(os.getuid()),
+        )  # fmt: skip
+
+
 def convert(found: Found) -> None:
     """Write the checkpoint's optimizer state whole, into CONVERTED beside it. Raises ValueError where the disk has no room."""
     from deepspeed.checkpoint import ds_to_universal
 
+    if (found.folder / CONVERTED).is_symlink():
+        raise ValueError(f"{found.folder / CONVERTED} is a symbolic link, and no folder of ours: remove it")
     target = found.folder / CONVERTED / found.tag
     target.mkdir(parents=True)
     settings = argparse.Namespace(
@@ -101,8 +117,15 @@ def convert(found: Found) -> None:
         inject_missing_state=False,
     )
     try:
-        with open(os.devnull, "w") as nowhere, contextlib.redirect_stdout(nowhere), contextlib.redirect_stderr(nowhere):
+        with contextlib.ExitStack() as around:
+            nowhere = around.enter_context(open(os.devnull, "w"))
+            for redirect in (contextlib.redirect_stdout, contextlib.redirect_stderr):
+                around.enter_context(redirect(nowhere))
+            around.enter_context(without_code())
             ds_to_universal.main(settings)
+    except MALFORMED as error:
+        shutil.rmtree(found.folder / CONVERTED, ignore_errors=True)
+        raise ValueError(_describe_malformed(found, error)) from None
     except (OSError, RuntimeError) as error:
         shutil.rmtree(found.folder / CONVERTED, ignore_errors=True)
         raise ValueError(
@@ -120,10 +143,13 @@ def resume(engine: Any, point: ResumePoint | None) -> Resumed:
     folder = point.found.folder / CONVERTED if point.is_converted else point.found.folder
     settings = [{key: group[key] for key in GROUP_SETTINGS if key in group} for group in engine.optimizer.param_groups]
     try:
-        path, state = engine.load_checkpoint(str(folder), tag=point.found.tag)
-    except (RuntimeError, AssertionError) as error:  # torch's loader, DeepSpeed's universal one
+        with without_code():
+            path, state = engine.load_checkpoint(str(folder), tag=point.found.tag)
+    except (RuntimeError, *MALFORMED) as error:  # torch's loader, DeepSpeed's universal one
         if not any(words in str(error) for words in MISMATCH_WORDS):
-            raise
+            if not isinstance(error, MALFORMED):
+                raise
+            raise ValueError(_describe_malformed(point.found, error)) from error
         lines = [line.strip() for line in str(error).splitlines()[1:]] or [str(error)]
         more = f" and {len(lines) - NAMED_MISMATCHES} more" if len(lines) > NAMED_MISMATCHES else ""
         raise ValueError(
@@ -141,6 +167,11 @@ def resume(engine: Any, point: ResumePoint | None) -> Resumed:
     if point.is_converted and dist.get_rank() == 0:
         shutil.rmtree(folder, ignore_errors=True)
     return Resumed(int(state["step"]), state)
+
+
+def _describe_malformed(found: Found, error: Exception) -> str:
+    words = (str(error).splitlines() or [""])[0][:SHOWN]
+    return f"{found.path} is not as DeepSpeed writes checkpoints: {type(error).__name__}: {words}"
 
 
 def _separate_counters(states: Mapping[Any, dict[str, Any]]) -> None:

@@ -19,7 +19,8 @@ import torch.distributed as dist
 
 from mats_ds.config import Recipe, dump_recipe
 from mats_ds.training.batch import BatchPlan, plan_batch
-from mats_ds.training.ds_config import check_monitors, notes_on, read_ds_config, state_clipping, zero_stage_of
+from mats_ds.training.ds_config import notes_on, read_ds_config, state_clipping, zero_stage_of
+from mats_ds.training.ds_outputs import check_outputs, name_outputs
 from mats_ds.training.engine import Place, start_distributed
 from mats_ds.training.launchers import adopt_launcher
 from mats_ds.training.resuming import ResumePoint, find_resume_point
@@ -84,8 +85,8 @@ def add_run_options(parser: argparse.ArgumentParser, *, default_recipe: str | No
 def start_run(recipe: Recipe, options: argparse.Namespace, *, task: str) -> RunStart:
     """Read the JSON, join the other ranks, settle batch and folder. Raises ValueError for what does not fit together."""
     ds_config = read_ds_config(options.ds_config)
-    check_monitors(ds_config)
-    for note in notes_on(ds_config):
+    check_outputs(ds_config)
+    for note in (*notes_on(ds_config), *name_outputs(ds_config)):
         logger.info("%s", note)
     ds_config = state_clipping(ds_config)
     place = start_distributed(timeout_seconds=recipe.run.hang_seconds)
