@@ -18,6 +18,7 @@ import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
 from mats_ds.clips import TokenGrid, count_tokens
+from mats_ds.core.text import Lines
 from mats_ds.parsing import parse_yaml
 
 RECIPE_FOLDER = Path(__file__).parent / "recipes"
@@ -265,8 +266,8 @@ def load_recipe(source: str | Path = "default", overrides: Sequence[str] = (), *
     except ValidationError as error:
         mistakes += [_explain(problem, schema) for problem in error.errors()]
     if mistakes:
-        lines = "\n".join(f"  - {mistake}" for mistake in mistakes)
-        raise ValueError(f"{path}: {len(mistakes)} mistake{'s' if len(mistakes) > 1 else ''} in the recipe\n{lines}")
+        count = f"{path}: {len(mistakes)} mistake{'s' if len(mistakes) > 1 else ''} in the recipe"
+        raise ValueError(Lines(count, *(f"  - {mistake}" for mistake in mistakes)))
     return recipe
 
 

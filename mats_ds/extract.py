@@ -27,6 +27,7 @@ import torch
 
 from mats_ds.clips import BadClip, count_tokens
 from mats_ds.config import ClipSection
+from mats_ds.core.text import say
 from mats_ds.data.manifest import Manifest, read_manifest
 from mats_ds.data.terminal import run_program
 from mats_ds.data.view_pass import read_views
@@ -254,7 +255,7 @@ def extract(options: argparse.Namespace) -> None:
         write_shard(shards[number], Shard(arrays, extraction.settings, tuple(bad)))
     wait_for_all(place)
     if place.rank == 0:
-        print(write_index(out, manifest, shards, extraction.encoder))
+        say(write_index(out, manifest, shards, extraction.encoder))
 
 
 def main(arguments: list[str] | None = None) -> int:

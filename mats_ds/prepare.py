@@ -17,6 +17,7 @@ from pathlib import Path
 if __name__ == "__main__":  # run as a file, Python would look for modules in mats_ds/ itself
     sys.path[0] = str(Path(__file__).resolve().parents[1])
 
+from mats_ds.core.text import log_to_stderr, quote_word, say, tell_error
 from mats_ds.data.importers import FORMATS, import_annotations
 from mats_ds.data.importers.output import describe_imported, refuse_to_overwrite, train_arguments, write_imported
 from mats_ds.data.terminal import run_program
@@ -55,13 +56,13 @@ def run_import(options: argparse.Namespace) -> int:
         subset=options.subset,
         labels=options.labels,
     )
-    print("\n".join(describe_imported(imported)))
+    say(*describe_imported(imported))
     if not imported.rows:
         raise ValueError(f"not one row of {options.source} can be used; nothing was written")
     written = write_imported(imported, out)
     left = f"; {len(imported.mistakes)} left out" if imported.mistakes else ""
-    print(f"wrote {', '.join(map(str, written))} ({len(imported.rows)} rows{left})")
-    print(f"train with: {train_arguments(imported, out)}")
+    say(f"wrote {', '.join(map(str, written))} ({len(imported.rows)} rows{left})")
+    say(f"train with: {train_arguments(imported, out)}")
     return LEFT_OUT if imported.mistakes else DONE
 
 
@@ -110,14 +111,14 @@ def run_check(options: argparse.Namespace) -> int:
         raise ValueError(f"{error}; what was checked so far is kept") from None
     except KeyboardInterrupt:
         progress.close()
-        print(f"stopped; the same command goes on from {journal_path(out)}", file=sys.stderr)
+        say(f"stopped; the same command goes on from {journal_path(out)}", stream=sys.stderr)
         return INTERRUPTED
     finally:
         signal.signal(signal.SIGTERM, on_terminate)
         progress.close()
     print(summarize(result))
-    use = f"data.manifest={out}" + (f" data.root={options.root}" if options.root else "")
-    print(f"Written: {out} (train with {use})" + (f", {quarantine}" if result.bad else ""))
+    use = quote_word(f"data.manifest={out}") + (f" {quote_word(f'data.root={options.root}')}" if options.root else "")
+    say(f"Written: {out} (train with {use})" + (f", {quarantine}" if result.bad else ""))
     return LEFT_OUT if result.bad else DONE
 
 
@@ -152,7 +153,7 @@ def run_transcode(options: argparse.Namespace) -> int:
     from mats_ds.data.manifest import read_manifest
     from mats_ds.data.transcode import CopySettings
 
-    logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr)
+    log_to_stderr(logging.INFO)
     settings = CopySettings(
         short_side=options.short_side, gop=options.gop, codec=options.codec, crf=options.crf, preset=options.preset
     )
@@ -166,7 +167,7 @@ def run_transcode(options: argparse.Namespace) -> int:
     base = Path(options.root) if options.root and not scanned else scanned or source.parent
     if options.keep:
         check_out_folder(out, scanned=scanned)
-        print(*describe_plan(plan_copies(manifest, out, base=base), settings, segment_seconds=options.segment), sep="\n")
+        say(*describe_plan(plan_copies(manifest, out, base=base), settings, segment_seconds=options.segment))
         return DONE
     try:
         summary = make_copies(
@@ -186,7 +187,7 @@ def run_transcode(options: argparse.Namespace) -> int:
     except KeyboardInterrupt:
         print("interrupted: the same command goes on from here", file=sys.stderr)
         return INTERRUPTED
-    print(*summary.lines(), sep="\n")
+    say(*summary.lines())
     return LEFT_OUT if summary.failed else DONE
 
 
@@ -202,7 +203,7 @@ def main(arguments: list[str] | None = None) -> int:
     try:
         return options.run(options)
     except ValueError as error:
-        print(f"error: {error}", file=sys.stderr)
+        tell_error(error)
         return UNUSABLE
 
 

@@ -12,7 +12,6 @@ import dataclasses
 import itertools
 import json
 import logging
-import shlex
 import sys
 from pathlib import Path
 
@@ -23,6 +22,7 @@ import torch
 
 from mats_ds.clips import ClipBatch, count_selection
 from mats_ds.config import Recipe, dump_recipe, load_recipe
+from mats_ds.core.text import quote_word
 from mats_ds.data.opening import open_loader, open_videos
 from mats_ds.data.sampler import ClipSampler
 from mats_ds.data.terminal import run_program
@@ -153,7 +153,7 @@ def pretrain(recipe: Recipe, options: argparse.Namespace) -> None:
             hang_seconds=recipe.run.hang_seconds,
         )
         draw(engine, shown, recipe, folder, rank=place.rank)
-    logger.info("run folder: %s  (report: python profiling/report.py %s)", folder, shlex.quote(str(folder)))
+    logger.info("run folder: %s  (report: python profiling/report.py %s)", folder, quote_word(folder))
 
 
 def few_clips(batch: ClipBatch) -> ClipBatch:

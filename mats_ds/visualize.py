@@ -10,6 +10,7 @@ Exit status: 0 done, 2 unusable input or arguments, nothing written.
 from __future__ import annotations
 
 import argparse
+import logging
 import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -26,6 +27,7 @@ from torch import nn
 
 from mats_ds.clips import ClipSpec
 from mats_ds.config import STRATEGIES, ClipSection, ModelSection, Recipe, load_recipe
+from mats_ds.core.text import log_to_stderr, say, tell_error
 from mats_ds.data.excerpt import Excerpt, plan_excerpts, read_excerpt
 from mats_ds.data.film import check_suffix, write_gif, write_mp4, write_png
 from mats_ds.data.probe import UnreadableVideo, index_video
@@ -97,11 +99,11 @@ def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
 
 def main(arguments: list[str] | None = None) -> int:
     options = parse_arguments(arguments)
+    log_to_stderr(logging.WARNING)
     try:
         visualize(options)
     except (ValueError, UnreadableVideo, OSError) as error:  # OSError: --out cannot be written
-        text = f"{options.video}: {error.reason}" if isinstance(error, UnreadableVideo) else error
-        print(f"error: {text}", file=sys.stderr)
+        tell_error(f"{options.video}: {error.reason}" if isinstance(error, UnreadableVideo) else error)
         return UNUSABLE
     return DONE
 
@@ -126,7 +128,7 @@ def visualize(options: argparse.Namespace) -> None:
     )
     write_sheets(options.out, suffix, look_at_clips(viewer, specs, options), frames_per_second=options.fps)
     told = f" ({len(specs)} clips: the video has no room for {options.clips})" if len(specs) < options.clips else ""
-    print(f"wrote {options.out}{told}: {viewer.note}")
+    say(f"wrote {options.out}{told}: {viewer.note}")
 
 
 def look_at_clips(viewer: Viewer, specs: list[ClipSpec], options: argparse.Namespace) -> Iterator[Sheet]:
@@ -156,7 +158,7 @@ def open_viewer(options: argparse.Namespace) -> Viewer:
         return Viewer(model, recipe, "no weights given: motion of an untrained patch embedding, no reconstruction")
     weights = read_weights(options.weights, weights_from=options.weights_from)
     spec = weights.spec
-    print(*describe_weights(options.weights, weights), sep="\n")
+    say(*describe_weights(options.weights, weights))
     if options.recipe is None:
         shown = {**recipe.clip.model_dump(), **weights.origin.clip}
         recipe = recipe.model_copy(update={"clip": ClipSection.model_validate(shown)})

@@ -25,6 +25,7 @@ from plan_settle import Question, settle_question  # noqa: E402
 from plan_sweep import compare_published, format_sweep, sweep, sweep_to_json  # noqa: E402
 from plan_text import format_plan, plan_to_json  # noqa: E402
 
+from mats_ds.core.text import log_to_stderr, tell_error  # noqa: E402
 from mats_ds.data.terminal import run_program  # noqa: E402
 from mats_ds.metering.cards import CARDS  # noqa: E402
 from mats_ds.metering.forecast import Feed, forecast, largest_micro_batch  # noqa: E402
@@ -37,13 +38,13 @@ DEFAULT_JSON = HERE.parent / "ds_configs" / "zero2.json"
 def main(arguments: list[str] | None = None) -> int:
     """Print the plan or the sweep, return the exit status."""
     options = parse_arguments(arguments)
-    logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr)
+    log_to_stderr(logging.INFO)
     try:
         with contextlib.redirect_stdout(sys.stderr):  # DeepSpeed says on stdout, before the answer, that there is no GPU
             question = settle_question(options)
         return _sweep(question, options) if options.sweep else _plan(question, options)
     except (ValueError, OSError) as error:
-        print(f"plan: {error}", file=sys.stderr)
+        tell_error(error, word="plan")
         return BAD_INPUT
 
 
