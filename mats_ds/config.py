@@ -22,6 +22,7 @@ from mats_ds.core.text import Lines
 from mats_ds.parsing import parse_yaml
 
 RECIPE_FOLDER = Path(__file__).parent / "recipes"
+COMPARED_LETTERS = 100  # of a wrong name that is looked up: comparing takes memory and time for each
 
 
 class ModelSize(NamedTuple):
@@ -357,5 +358,5 @@ def _all_keys(schema: type[BaseModel]) -> list[str]:
 
 
 def _nearest(name: str, valid: Sequence[str]) -> str:
-    close = difflib.get_close_matches(name, valid, n=1, cutoff=0.5)
+    close = difflib.get_close_matches(name[:COMPARED_LETTERS], valid, n=1, cutoff=0.5)
     return f"; did you mean {close[0]}?" if close else ""

@@ -48,7 +48,7 @@ from mats_ds.interop.model_options import (
 )
 from mats_ds.interop.origin import Origin
 from mats_ds.metering.accuracy import TOP, Accuracy, VideoScore, VideoScores, measure_accuracy, top_classes
-from mats_ds.metering.accuracy_files import describe_bad, describe_points, write_results
+from mats_ds.metering.accuracy_files import describe_bad, describe_points, draw_results, write_results
 from mats_ds.metering.accuracy_pictures import SweepPoint
 from mats_ds.metering.forward_cost import describe_speed, forward_macs, time_forwards
 from mats_ds.models.classifier import VideoClassifier, check_options
@@ -222,8 +222,6 @@ def evaluate(test: Test) -> None:
         label_S=manifest.label_S,
         paths=manifest.paths,
         names=test.names,
-        title=title_of(test, manifest),
-        speed_note=speed_note,
         about={**describe_test(test, manifest), "also": known},
         run={"ranks": test.place.world_size, "seconds": seconds, "speed": speed_note, "versions": collect_versions()},
     )
@@ -232,6 +230,7 @@ def evaluate(test: Test) -> None:
     say(f"{len(readable)} of {len(manifest)} videos of {manifest.name} scored on {views}; accuracy is over these")
     known_lines = [f"  {number} of them {name}: no accuracy on unseen videos" for name, number in known.items() if number]
     say(*known_lines, *describe_bad(seen.bad), *describe_points(points), f"written: {out}")
+    draw_results(out, points, names=test.names, title=title_of(test, manifest), speed_note=speed_note)
 
 
 def sources_of(test: Test) -> dict[str, tuple[str, str | None]]:

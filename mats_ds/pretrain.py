@@ -13,6 +13,7 @@ import itertools
 import json
 import logging
 import sys
+from functools import partial
 from pathlib import Path
 
 if __name__ == "__main__":  # run as a file, Python would look for modules in mats_ds/ itself
@@ -22,7 +23,8 @@ import torch
 
 from mats_ds.clips import ClipBatch, count_selection
 from mats_ds.config import Recipe, dump_recipe, load_recipe
-from mats_ds.core.text import quote_word
+from mats_ds.core.drawing import try_to_draw
+from mats_ds.core.text import clean_line, quote_word
 from mats_ds.data.opening import open_loader, open_videos
 from mats_ds.data.sampler import ClipSampler
 from mats_ds.data.terminal import run_program
@@ -152,7 +154,7 @@ def pretrain(recipe: Recipe, options: argparse.Namespace) -> None:
             max_bad_fraction=recipe.data.max_bad_fraction,
             hang_seconds=recipe.run.hang_seconds,
         )
-        draw(engine, shown, recipe, folder, rank=place.rank)
+        try_to_draw(partial(draw, engine, shown, recipe, folder, rank=place.rank), folder / PICTURE)
     logger.info("run folder: %s  (report: python profiling/report.py %s)", folder, quote_word(folder))
 
 
@@ -169,7 +171,7 @@ def draw(engine, batch: ClipBatch, recipe: Recipe, folder: Path, *, rank: int) -
         seen = engine.module.reconstruct(batch.frames_BTHWC, batch.key_B)
     if rank == 0:
         liveliest = int(seen.motion_BN.mean(dim=1).argmax())
-        title = f"{Path(batch.paths[liveliest]).name}: {recipe.name}, {recipe.selection.strategy}"
+        title = clean_line(f"{Path(batch.paths[liveliest]).name}: {recipe.name}, {recipe.selection.strategy}")
         draw_reconstruction(seen, recipe.clip.grid(), folder / PICTURE, clip=liveliest, title=title)
 
 

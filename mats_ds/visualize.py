@@ -22,6 +22,7 @@ if __name__ == "__main__":  # run as a file, Python would look for modules in ma
 
 import numpy as np
 import torch
+from av.error import FFmpegError
 from pydantic import ValidationError
 from torch import nn
 
@@ -43,6 +44,7 @@ from mats_ds.models.sight import Sight, look_with_decoder, look_without_decoder
 from mats_ds.training.place import find_device
 
 DONE, UNUSABLE = 0, 2
+FAULTS = (ValueError, UnreadableVideo, OSError, FFmpegError, ImportError, MemoryError)  # of reading, drawing, writing
 PNG_ROWS = 12  # of all clips together
 MAX_ROWS, MIN_ROWS = 4, 2  # of one clip in a still picture
 MIN_FRAMES_PER_SECOND, MAX_FRAMES_PER_SECOND = 1.0, 30.0
@@ -102,7 +104,7 @@ def main(arguments: list[str] | None = None) -> int:
     log_to_stderr(logging.WARNING)
     try:
         visualize(options)
-    except (ValueError, UnreadableVideo, OSError) as error:  # OSError: --out cannot be written
+    except FAULTS as error:
         tell_error(f"{options.video}: {error.reason}" if isinstance(error, UnreadableVideo) else error)
         return UNUSABLE
     return DONE
