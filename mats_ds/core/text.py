@@ -88,8 +88,12 @@ def describe_error(error: BaseException) -> str:
 
 
 def describe_crash(error: BaseException) -> str:
-    """The traceback of an error that nobody expected, every line clean and not too many of them."""
-    lines = "".join(traceback.format_exception(type(error), error, error.__traceback__)).rstrip("\n").split("\n")
+    """The traceback of an error that nobody expected: clean lines, not too many; of a message all but the first are indented."""
+    lines: list[str] = []
+    for entry in traceback.format_exception(type(error), error, error.__traceback__):
+        first, *rest = entry.rstrip("\n").expandtabs(4).split("\n")
+        is_message = not entry.startswith((" ", "\n"))  # others are frames, and the words between two errors
+        lines += [first, *(f"    {line}" if is_message else line for line in rest)]
     if len(lines) > 2 * MAX_LINES:
         lines = [*lines[:MAX_LINES], f"  ... ({len(lines):,} lines) ...", *lines[-MAX_LINES:]]
     return "\n".join(map(clean_line, lines))
