@@ -86,4 +86,4 @@ def parse_yaml(text: str) -> Any:
         )
         raise ValueError(f"{where}{words}") from None
     except (yaml.YAMLError, ValueError, TypeError, AttributeError, KeyError, IndexError) as error:  # of `!!int a` and the like
-        raise ValueError(str(error) or type(error).__name__) from None
+        raise ValueError(" ".join(str(error).split()) or type(error).__name__) from None
