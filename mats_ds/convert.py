@@ -20,6 +20,7 @@ if __name__ == "__main__":  # run as a file, Python would look for modules in ma
     sys.path[0] = str(Path(__file__).resolve().parents[1])
 
 from mats_ds.config import STRATEGIES
+from mats_ds.core.arguments import ArgumentParser
 from mats_ds.core.text import log_to_stderr, say, tell_error
 from mats_ds.data.terminal import run_program
 from mats_ds.interop.compare import compare, compare_with_transformers
@@ -36,7 +37,7 @@ TARGETS = ("mats", "hf", "videomae")
 
 
 def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(
+    parser = ArgumentParser(
         description="Convert weights between mats_ds, VideoMAE / EVEREST and Hugging Face, or say what a file holds.",
         epilog="Example: python mats_ds/convert.py runs/k400 k400.safetensors --verify",
     )

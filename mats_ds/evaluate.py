@@ -28,6 +28,7 @@ import torch
 
 from mats_ds.clips import BadClip, ClipBatch, count_tokens
 from mats_ds.config import ClipSection
+from mats_ds.core.arguments import ArgumentParser
 from mats_ds.core.text import clean_line, say
 from mats_ds.data.classes import Classes, check_labels_of_model, warn_of_names
 from mats_ds.data.importers.labels import read_class_list
@@ -62,7 +63,7 @@ logger = logging.getLogger("mats_ds")
 
 
 def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(
+    parser = ArgumentParser(
         description="Test a classifier on labelled videos, or say what it makes of one video.",
         epilog="Example: bash launch.sh evaluate --model runs/ucf101 --manifest test.csv --keep_ratio 0.3 0.6 1.0",
     )

@@ -27,6 +27,7 @@ import torch
 
 from mats_ds.clips import BadClip, count_tokens
 from mats_ds.config import ClipSection
+from mats_ds.core.arguments import ArgumentParser
 from mats_ds.core.text import say
 from mats_ds.data.manifest import Manifest, read_manifest
 from mats_ds.data.terminal import run_program
@@ -55,7 +56,7 @@ SHARD_VIDEOS = {"mean": 1000, "tubelet": 1000, "none": 32}  # all tokens of a Vi
 
 
 def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(
+    parser = ArgumentParser(
         description="Write the features of every video of a manifest, in shards with an index; call it again to go on.",
         epilog="Example: bash launch.sh extract --model runs/k400 --manifest videos.csv --out features --pool tubelet",
     )

@@ -24,6 +24,7 @@ import torch
 from mats_ds.clips import TokenCounts, count_tokens
 from mats_ds.config import dump_recipe, load_recipe
 from mats_ds.config_finetune import FinetuneRecipe
+from mats_ds.core.arguments import ArgumentParser
 from mats_ds.core.text import quote_word
 from mats_ds.data.augment import Augmenter
 from mats_ds.data.classes import Classes, check_test_set, settle_classes
@@ -62,7 +63,7 @@ logger = logging.getLogger("mats_ds")
 
 
 def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(
+    parser = ArgumentParser(
         description="Fine-tune a video classifier with motion-aware token selection, from pre-trained weights or from scratch.",
         epilog="Example: deepspeed --num_gpus 8 mats_ds/finetune.py --recipe finetune_ucf101 --ds_config "
         "ds_configs/zero2_finetune.json finetune.weights=runs/ucf101 data.manifest=train.csv evaluation.manifest=val.csv. "

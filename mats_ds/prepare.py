@@ -17,6 +17,7 @@ from pathlib import Path
 if __name__ == "__main__":  # run as a file, Python would look for modules in mats_ds/ itself
     sys.path[0] = str(Path(__file__).resolve().parents[1])
 
+from mats_ds.core.arguments import ArgumentParser
 from mats_ds.core.text import log_to_stderr, quote_word, say, tell_error
 from mats_ds.data.importers import FORMATS, import_annotations
 from mats_ds.data.importers.output import describe_imported, refuse_to_overwrite, train_arguments, write_imported
@@ -195,7 +196,7 @@ SUBCOMMANDS = (add_import, add_check, add_transcode)
 
 
 def main(arguments: list[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(description="Prepare videos and annotations for training.")
+    parser = ArgumentParser(description="Prepare videos and annotations for training.")
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
     for add in SUBCOMMANDS:
         add(commands)

@@ -23,6 +23,7 @@ import torch
 
 from mats_ds.clips import ClipBatch, count_selection
 from mats_ds.config import Recipe, dump_recipe, load_recipe
+from mats_ds.core.arguments import ArgumentParser
 from mats_ds.core.drawing import try_to_draw
 from mats_ds.core.text import clean_line, quote_word
 from mats_ds.data.opening import open_loader, open_videos
@@ -55,7 +56,7 @@ SHOWN_CLIPS = 4
 
 
 def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(
+    parser = ArgumentParser(
         description="Pre-train a video model with motion-aware token selection.",
         epilog="Example: deepspeed --num_gpus 8 mats_ds/pretrain.py --ds_config ds_configs/zero2.json data.manifest=videos.csv",
     )

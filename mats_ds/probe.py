@@ -25,6 +25,7 @@ import torch
 
 from mats_ds.clips import count_tokens
 from mats_ds.config import ClipSection
+from mats_ds.core.arguments import ArgumentParser
 from mats_ds.core.text import log_to_stderr, say, tell_error
 from mats_ds.data.manifest import Manifest, read_manifest
 from mats_ds.data.shared_classes import count_shared_classes
@@ -62,7 +63,7 @@ SHOWN_BAD = 5
 
 
 def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(
+    parser = ArgumentParser(
         description="Probe frozen features of an encoder: k nearest neighbours, a linear and an attentive classifier.",
         epilog="Example: python mats_ds/probe.py --model runs/k400 --train train.csv --val val.csv --out probes/k400 --baseline",
     )

@@ -28,6 +28,7 @@ from torch import nn
 
 from mats_ds.clips import ClipSpec
 from mats_ds.config import STRATEGIES, ClipSection, ModelSection, Recipe, load_recipe
+from mats_ds.core.arguments import ArgumentParser
 from mats_ds.core.text import log_to_stderr, say, tell_error
 from mats_ds.data.excerpt import Excerpt, plan_excerpts, read_excerpt
 from mats_ds.data.film import check_suffix, write_gif, write_mp4, write_png
@@ -62,7 +63,7 @@ class Viewer:
 
 
 def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(
+    parser = ArgumentParser(
         description="Show what a model sees of a video: original, motion scores, kept tokens, visible tokens, reconstruction. "
         "With adaptive frames also which of the candidate frames were taken.",
         epilog="Example: python mats_ds/visualize.py video.mp4 --weights runs/k400 --out video.gif --start 2.5 --clips 3",

@@ -105,10 +105,10 @@ def say(*lines: object, stream: TextIO | None = None) -> None:
         print(line if isinstance(line, Lines) else clean_line(line), file=stream or sys.stdout, flush=stream is not None)
 
 
-def tell_error(error: BaseException | str, *, word: str = "error") -> None:
+def tell_error(error: BaseException | str) -> None:
     """The line by which a program says on stderr why it ends."""
     text = describe_error(error) if isinstance(error, BaseException) else error if isinstance(error, Lines) else clean_line(error)
-    print(f"{word}: {text}", file=sys.stderr, flush=True)
+    print(f"error: {text}", file=sys.stderr, flush=True)
 
 
 def quote_word(text: object) -> str:

@@ -44,7 +44,7 @@ def check_clean(text):
 
 def check_one_error(status, err, *words):
     assert status == 2, err
-    errors = [line for line in err.splitlines() if line.startswith(("error:", "plan:", "report:"))]
+    errors = [line for line in err.splitlines() if line.startswith("error:")]
     assert len(errors) == 1 and "Traceback" not in err and len(err) < 20_000, err
     assert all(word in err for word in words), err
 
@@ -102,6 +102,10 @@ class TestPrepare:
         )
         assert words.stdout.decode().split("\0")[0] == f"data.manifest={out_file}"
         assert not (tmp_path / "made").exists()
+
+    def test_an_argument_too_many_is_quoted_in_one_line(self, tmp_path):
+        status, _, err = run("mats_ds/prepare.py", "check", "a", "--out", "b.csv", BACK, "\u2066--x\x07", cwd=tmp_path)
+        assert status == 2 and err.splitlines()[-1].startswith("prepare.py: error:") and r"\u2066--x\x07" in err
 
     @pytest.mark.parametrize("task", ["import", "check", "transcode"])
     def test_an_error_is_one_line(self, tmp_path, task):
