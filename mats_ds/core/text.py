@@ -67,7 +67,8 @@ class Lines(str):
         kept: list[str] = []
         for part in parts:
             line = clean_line(part, max_characters=MAX_CHARACTERS // 4)
-            if len(kept) == MAX_LINES or sum(map(len, kept)) + len(line) > MAX_MESSAGE:
+            is_full = len(kept) >= MAX_LINES or sum(map(len, kept)) + len(line) > MAX_MESSAGE
+            if is_full and len(kept) < len(parts) - 1:
                 last = clean_line(parts[-1], max_characters=MAX_CHARACTERS // 4)  # often what to do about it
                 kept += [f"  ({len(parts) - len(kept) - 1} more lines)", last]
                 break
@@ -100,9 +101,10 @@ def describe_crash(error: BaseException) -> str:
 
 
 def say(*lines: object, stream: TextIO | None = None) -> None:
-    """Print each of them as one line, on stdout or `stream`."""
+    """Print each of them as one line, on stdout or `stream`, at once: what comes next may end the process."""
     for line in lines:
-        print(line if isinstance(line, Lines) else clean_line(line), file=stream or sys.stdout, flush=stream is not None)
+        print(line if isinstance(line, Lines) else clean_line(line), file=stream or sys.stdout)
+    (stream or sys.stdout).flush()
 
 
 def tell_error(error: BaseException | str) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import csv
 import json
 import math
@@ -14,6 +15,7 @@ import numpy as np
 
 from mats_ds.clips import BadClip
 from mats_ds.core.drawing import try_to_draw
+from mats_ds.core.files import describe_wrong_kind
 from mats_ds.metering.accuracy import TOP, Accuracy, VideoScore, rank_labels, summarize_accuracy, top_classes
 from mats_ds.metering.accuracy_pictures import SweepPoint, draw_confusion, draw_sweep
 
@@ -121,13 +123,18 @@ def write_results(
 
 def draw_results(folder: Path, points: Sequence[SweepPoint], *, names: Sequence[str], title: str, speed_note: str) -> None:
     """The pictures of what `write_results` has written. One that cannot be drawn is missing, and said to be."""
+    drawings = []
     for point in points:
         path = (folder / f"keep-{point.keep_ratio:g}" if len(points) > 1 else folder) / "confusion.png"
         kept = f"{title}, {point.keep_ratio:g} of the tokens kept"
-        try_to_draw(partial(draw_confusion, point.accuracy, names, path, title=kept), path)
+        drawings.append((path, partial(draw_confusion, point.accuracy, names, path, title=kept)))
     if len(points) > 1:
         path = folder / "sweep.png"
-        try_to_draw(partial(draw_sweep, points, path, title=title, speed_note=speed_note), path)
+        drawings.append((path, partial(draw_sweep, points, path, title=title, speed_note=speed_note)))
+    for path, draw in drawings:
+        if not try_to_draw(draw, path) and describe_wrong_kind(path) is None:
+            with contextlib.suppress(OSError):
+                path.unlink()  # that of an earlier test would show other numbers
 
 
 def count_videos(videos: Sequence[VideoScore], *, num_views: int) -> dict[str, int]:

@@ -205,6 +205,9 @@ class TestResultsFirst:
             raise fault
 
         monkeypatch.setattr("mats_ds.metering.accuracy_pictures.new_figure", fail)
+        (nasty / "out").mkdir()
+        (nasty / "out" / "sweep.png").write_bytes(b"of an earlier test")
+        (nasty / "out" / ".made_by.json").write_text('{"made_by": "evaluate"}')
         assert evaluate.main([*tested, "--out", str(nasty / "out")]) == 0
         assert "top-1" in capsys.readouterr().out
         assert len(json.loads((nasty / "out" / "results.json").read_text())["results"]) == 2
