@@ -19,9 +19,11 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_valida
 
 from mats_ds.clips import TokenGrid, count_tokens
 from mats_ds.core.small_files import read_small_text
+from mats_ds.core.text import Lines
 from mats_ds.parsing import MAX_YAML_CHARACTERS, parse_yaml
 
 RECIPE_FOLDER = Path(__file__).parent / "recipes"
+COMPARED_LETTERS = 100  # of a wrong name that is looked up: comparing takes memory and time for each
 
 
 class ModelSize(NamedTuple):
@@ -272,8 +274,8 @@ def load_recipe(source: str | Path = "default", overrides: Sequence[str] = (), *
     except ValidationError as error:
         mistakes += [_explain(problem, schema) for problem in error.errors()]
     if mistakes:
-        lines = "\n".join(f"  - {mistake}" for mistake in mistakes)
-        raise ValueError(f"{path}: {len(mistakes)} mistake{'s' if len(mistakes) > 1 else ''} in the recipe\n{lines}")
+        count = f"{path}: {len(mistakes)} mistake{'s' if len(mistakes) > 1 else ''} in the recipe"
+        raise ValueError(Lines(count, *(f"  - {mistake}" for mistake in mistakes)))
     return recipe
 
 
@@ -363,5 +365,5 @@ def _all_keys(schema: type[BaseModel]) -> list[str]:
 
 
 def _nearest(name: str, valid: Sequence[str]) -> str:
-    close = difflib.get_close_matches(name, valid, n=1, cutoff=0.5)
+    close = difflib.get_close_matches(name[:COMPARED_LETTERS], valid, n=1, cutoff=0.5)
     return f"; did you mean {close[0]}?" if close else ""

@@ -10,6 +10,7 @@ Exit status: 0 done, 1 done but the weights hold NaN or the outputs differ, 2 un
 from __future__ import annotations
 
 import argparse
+import logging
 import sys
 from dataclasses import replace
 from importlib.util import find_spec
@@ -19,6 +20,8 @@ if __name__ == "__main__":  # run as a file, Python would look for modules in ma
     sys.path[0] = str(Path(__file__).resolve().parents[1])
 
 from mats_ds.config import STRATEGIES
+from mats_ds.core.arguments import ArgumentParser
+from mats_ds.core.text import log_to_stderr, say, tell_error
 from mats_ds.data.terminal import run_program
 from mats_ds.interop.compare import compare, compare_with_transformers
 from mats_ds.interop.hugging_face import CONFIG, write_hugging_face
@@ -34,7 +37,7 @@ TARGETS = ("mats", "hf", "videomae")
 
 
 def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(
+    parser = ArgumentParser(
         description="Convert weights between mats_ds, VideoMAE / EVEREST and Hugging Face, or say what a file holds.",
         epilog="Example: python mats_ds/convert.py runs/k400 k400.safetensors --verify",
     )
@@ -64,18 +67,19 @@ def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
 
 def main(arguments: list[str] | None = None) -> int:
     options = parse_arguments(arguments)
+    log_to_stderr(logging.WARNING)
     try:
         return inspect(options) if options.dest is None else convert(options)
     except ValueError as error:
-        print(f"error: {error}", file=sys.stderr)
+        tell_error(error)
         return UNUSABLE
 
 
 def inspect(options: argparse.Namespace) -> int:
     weights = read_source(options)
-    print(f"{options.source}: {weights.source}")
+    say(f"{options.source}: {weights.source}")
     num_values = sum(tensor.numel() for tensor in weights.state.values())
-    print(*weights.spec.describe(), f"{len(weights.state)} tensors, {num_values / 1e6:.1f} M values", sep="\n")
+    say(*weights.spec.describe(), f"{len(weights.state)} tensors, {num_values / 1e6:.1f} M values")
     tell(weights.notes)
     check_complete(weights)
     return DIFFERENT if name_nonfinite(weights.state) else DONE
@@ -94,8 +98,7 @@ def convert(options: argparse.Namespace) -> int:
         save_weights(dest, weights.spec, weights.state, note=f"from {weights.source}", **known)
     else:
         tell((write_hugging_face if target == "hf" else write_videomae)(dest, weights))
-    print(f"wrote {dest}: {FORMATS[target]}", f"from {options.source}: {weights.source}", sep="\n")
-    print(*weights.spec.describe(), sep="\n")
+    say(f"wrote {dest}: {FORMATS[target]}", f"from {options.source}: {weights.source}", *weights.spec.describe())
     if name_nonfinite(weights.state):
         return DIFFERENT  # said among the notes; outputs that are NaN cannot be compared
     return verify(weights, options, dest) if options.verify else DONE
@@ -128,7 +131,7 @@ def change_head(weights: Weights, options: argparse.Namespace) -> Weights:
             raise ValueError("--new-head belongs to --num-classes N")
         return weights
     started = load_classifier(weights, num_classes=options.num_classes, new_head=options.new_head)
-    print(started.report.describe())
+    say(started.report.describe())
     return replace(weights_of(started.model, weights.source), origin=weights.origin)
 
 
@@ -162,13 +165,12 @@ def verify(weights: Weights, options: argparse.Namespace, dest: Path) -> int:
     elif not options.num_classes:
         differences |= {f"transformers on {path}": compare_with_transformers(weights, path) for path in folders}
     for name, difference in differences.items():
-        print(f"verify: {name}: {difference.describe()}: {'equal' if difference.is_rounding else 'DIFFERENT'}")
+        say(f"verify: {name}: {difference.describe()}: {'equal' if difference.is_rounding else 'DIFFERENT'}")
     return DONE if all(difference.is_rounding for difference in differences.values()) else DIFFERENT
 
 
 def tell(notes) -> None:
-    for note in notes:
-        print(f"note: {note}")
+    say(*(f"note: {note}" for note in notes))
 
 
 if __name__ == "__main__":

@@ -28,6 +28,8 @@ import torch
 
 from mats_ds.clips import BadClip, ClipBatch, count_tokens
 from mats_ds.config import ClipSection
+from mats_ds.core.arguments import ArgumentParser
+from mats_ds.core.text import clean_line, say
 from mats_ds.data.classes import Classes, check_labels_of_model, warn_of_names
 from mats_ds.data.importers.labels import read_class_list
 from mats_ds.data.manifest import Manifest, read_manifest
@@ -47,7 +49,7 @@ from mats_ds.interop.model_options import (
 )
 from mats_ds.interop.origin import Origin
 from mats_ds.metering.accuracy import TOP, Accuracy, VideoScore, VideoScores, measure_accuracy, top_classes
-from mats_ds.metering.accuracy_files import describe_bad, describe_points, write_results
+from mats_ds.metering.accuracy_files import describe_bad, describe_points, draw_results, write_results
 from mats_ds.metering.accuracy_pictures import SweepPoint
 from mats_ds.metering.forward_cost import describe_speed, forward_macs, time_forwards
 from mats_ds.models.classifier import VideoClassifier, check_options
@@ -61,7 +63,7 @@ logger = logging.getLogger("mats_ds")
 
 
 def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(
+    parser = ArgumentParser(
         description="Test a classifier on labelled videos, or say what it makes of one video.",
         epilog="Example: bash launch.sh evaluate --model runs/ucf101 --manifest test.csv --keep_ratio 0.3 0.6 1.0",
     )
@@ -221,16 +223,15 @@ def evaluate(test: Test) -> None:
         label_S=manifest.label_S,
         paths=manifest.paths,
         names=test.names,
-        title=title_of(test, manifest),
-        speed_note=speed_note,
         about={**describe_test(test, manifest), "also": known},
         run={"ranks": test.place.world_size, "seconds": seconds, "speed": speed_note, "versions": collect_versions()},
     )
-    print(f"weights: {test.options.model}: {test.source}")
+    say(f"weights: {test.options.model}: {test.source}")
     views = f"{test.options.clips} x {test.options.crops} views"
-    print(f"{len(readable)} of {len(manifest)} videos of {manifest.name} scored on {views}; accuracy is over these")
+    say(f"{len(readable)} of {len(manifest)} videos of {manifest.name} scored on {views}; accuracy is over these")
     known_lines = [f"  {number} of them {name}: no accuracy on unseen videos" for name, number in known.items() if number]
-    print(*known_lines, *describe_bad(seen.bad), *describe_points(points), f"written: {out}", sep="\n")
+    say(*known_lines, *describe_bad(seen.bad), *describe_points(points), f"written: {out}")
+    draw_results(out, points, names=test.names, title=title_of(test, manifest), speed_note=speed_note)
 
 
 def sources_of(test: Test) -> dict[str, tuple[str, str | None]]:
@@ -247,7 +248,8 @@ def title_of(test: Test, manifest: Manifest) -> str:
     """Of pictures: model, which weights of it, videos, views."""
     options, described = test.options, test.origin.describe()
     weights = f"\n{described}, " if described else ", "
-    return f"{Path(options.model).resolve().name} on {manifest.name}{weights}{options.clips} x {options.crops} views"
+    model, videos = clean_line(Path(options.model).resolve().name), clean_line(manifest.name)
+    return f"{model} on {videos}{weights}{options.clips} x {options.crops} views"
 
 
 def describe_test(test: Test, manifest: Manifest) -> dict[str, object]:
@@ -276,11 +278,11 @@ def classify(test: Test) -> None:
     (video,) = seen.videos
     if video.mean is None:
         raise ValueError(f"{path} cannot be read: {seen.bad[0].reason}")
-    print(f"{path}: {video.num_read} views")
+    say(f"{path}: {video.num_read} views")
     for ratio, scores_C in zip(test.keep_ratios, video.mean, strict=True):
         if len(test.keep_ratios) > 1:
             print(f"{ratio:g} of the tokens:")
-        print(*(f"  {scores_C[label]:.4f}  {test.names[label]}" for label in top_classes(scores_C, TOP)), sep="\n")
+        say(*(f"  {scores_C[label]:.4f}  {test.names[label]}" for label in top_classes(scores_C, TOP)))
 
 
 def run(options: argparse.Namespace) -> None:

@@ -27,6 +27,8 @@ import torch
 
 from mats_ds.clips import BadClip, count_tokens
 from mats_ds.config import ClipSection
+from mats_ds.core.arguments import ArgumentParser
+from mats_ds.core.text import say
 from mats_ds.data.manifest import Manifest, read_manifest
 from mats_ds.data.terminal import run_program
 from mats_ds.data.view_pass import read_views
@@ -54,7 +56,7 @@ SHARD_VIDEOS = {"mean": 1000, "tubelet": 1000, "none": 32}  # all tokens of a Vi
 
 
 def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(
+    parser = ArgumentParser(
         description="Write the features of every video of a manifest, in shards with an index; call it again to go on.",
         epilog="Example: bash launch.sh extract --model runs/k400 --manifest videos.csv --out features --pool tubelet",
     )
@@ -254,7 +256,7 @@ def extract(options: argparse.Namespace) -> None:
         write_shard(shards[number], Shard(arrays, extraction.settings, tuple(bad)))
     wait_for_all(place)
     if place.rank == 0:
-        print(write_index(out, manifest, shards, extraction.encoder))
+        say(write_index(out, manifest, shards, extraction.encoder))
 
 
 def main(arguments: list[str] | None = None) -> int:

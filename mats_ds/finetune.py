@@ -10,7 +10,6 @@ from __future__ import annotations
 import argparse
 import json
 import logging
-import shlex
 import sys
 from contextlib import ExitStack
 from dataclasses import asdict
@@ -25,6 +24,8 @@ import torch
 from mats_ds.clips import TokenCounts, count_tokens
 from mats_ds.config import dump_recipe, load_recipe
 from mats_ds.config_finetune import FinetuneRecipe
+from mats_ds.core.arguments import ArgumentParser
+from mats_ds.core.text import quote_word
 from mats_ds.data.augment import Augmenter
 from mats_ds.data.classes import Classes, check_test_set, settle_classes
 from mats_ds.data.manifest import Manifest, read_manifest
@@ -62,7 +63,7 @@ logger = logging.getLogger("mats_ds")
 
 
 def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(
+    parser = ArgumentParser(
         description="Fine-tune a video classifier with motion-aware token selection, from pre-trained weights or from scratch.",
         epilog="Example: deepspeed --num_gpus 8 mats_ds/finetune.py --recipe finetune_ucf101 --ds_config "
         "ds_configs/zero2_finetune.json finetune.weights=runs/ucf101 data.manifest=train.csv evaluation.manifest=val.csv. "
@@ -214,7 +215,7 @@ def finetune(recipe: FinetuneRecipe, options: argparse.Namespace) -> None:
         )
     if place.rank == 0:
         tell_result(folder, recipe, num_trained_on=num_trained_on)
-    logger.info("run folder: %s  (report: python profiling/report.py %s)", folder, shlex.quote(str(folder)))
+    logger.info("run folder: %s  (report: python profiling/report.py %s)", folder, quote_word(folder))
 
 
 def open_test_set(recipe: FinetuneRecipe, classes: Classes) -> Manifest | None:
@@ -252,7 +253,7 @@ def tell_result(folder: Path, recipe: FinetuneRecipe, *, num_trained_on: int) ->
     test = recipe.evaluation
     views = test.clips or 1, test.crops or 1
     if (test.clips or test.crops) and test.training_views != views:
-        command = shlex.join(["mats_ds/evaluate.py", "--model", str(folder), "--manifest", str(test.manifest)])
+        command = f"mats_ds/evaluate.py --model {quote_word(folder)} --manifest {quote_word(test.manifest)}"
         logger.info("on %d x %d views, as the recipe tests: python %s", *views, command)
 
 

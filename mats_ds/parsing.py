@@ -82,5 +82,11 @@ def parse_yaml(text: str) -> Any:
         return yaml.load(text, _PlainLoader)
     except RecursionError:
         raise ValueError(NESTED) from None
+    except yaml.MarkedYAMLError as error:  # its own words are four lines with a drawing
+        words = ", ".join(filter(None, (error.context, error.problem)))
+        where = (
+            "" if error.problem_mark is None else f"line {error.problem_mark.line + 1}, column {error.problem_mark.column + 1}: "
+        )
+        raise ValueError(f"{where}{words}") from None
     except (yaml.YAMLError, ValueError, TypeError, AttributeError, KeyError, IndexError) as error:  # of `!!int a` and the like
-        raise ValueError(str(error) or type(error).__name__) from None
+        raise ValueError(" ".join(str(error).split()) or type(error).__name__) from None

@@ -17,6 +17,8 @@ from pathlib import Path
 if __name__ == "__main__":  # run as a file, Python would look for modules in mats_ds/ itself
     sys.path[0] = str(Path(__file__).resolve().parents[1])
 
+from mats_ds.core.arguments import ArgumentParser
+from mats_ds.core.text import log_to_stderr, quote_word, say, tell_error
 from mats_ds.data.importers import FORMATS, import_annotations
 from mats_ds.data.importers.output import describe_imported, refuse_to_overwrite, train_arguments, write_imported
 from mats_ds.data.terminal import run_program
@@ -55,15 +57,14 @@ def run_import(options: argparse.Namespace) -> int:
         subset=options.subset,
         labels=options.labels,
     )
-    print("\n".join(describe_imported(imported)))
+    say(*describe_imported(imported))
     if not imported.rows:
         raise ValueError(f"not one row of {options.source} can be used; nothing was written")
     written, kept = write_imported(imported, out, force=options.force)
     left = f"; {len(imported.mistakes)} left out" if imported.mistakes else ""
-    print(f"wrote {', '.join(map(str, written))} ({len(imported.rows)} rows{left})")
-    for path in kept:
-        print(f"what was there before is kept as {path}")
-    print(f"train with: {train_arguments(imported, out)}")
+    say(f"wrote {', '.join(map(str, written))} ({len(imported.rows)} rows{left})")
+    say(*(f"what was there before is kept as {path}" for path in kept))
+    say(f"train with: {train_arguments(imported, out)}")
     return LEFT_OUT if imported.mistakes else DONE
 
 
@@ -118,18 +119,17 @@ def run_check(options: argparse.Namespace) -> int:
         raise ValueError(f"{_say_system_error(error)}; what was checked so far is kept, and the same command goes on") from None
     except KeyboardInterrupt:
         progress.close()
-        print(f"stopped; the same command goes on from {journal_path(out)}", file=sys.stderr)
+        say(f"stopped; the same command goes on from {journal_path(out)}", stream=sys.stderr)
         return INTERRUPTED
     finally:
         signal.signal(signal.SIGTERM, on_terminate)
         progress.close()
     print(summarize(result))
-    use = f"data.manifest={out}" + (f" data.root={options.root}" if options.root else "")
-    print(f"Written: {out} (train with {use})" + (f", {result.quarantine}" if result.bad else ""))
+    use = quote_word(f"data.manifest={out}") + (f" {quote_word(f'data.root={options.root}')}" if options.root else "")
+    say(f"Written: {out} (train with {use})" + (f", {result.quarantine}" if result.bad else ""))
     if not options.quarantine and result.quarantine.name != "quarantine.csv":
-        print(f"The quarantine is {result.quarantine}: quarantine.csv beside it is of something else.")
-    for kept in result.kept:
-        print(f"What was there before, from version 0.1, is kept as {kept}.")
+        say(f"The quarantine is {result.quarantine}: quarantine.csv beside it is of something else.")
+    say(*(f"What was there before, from version 0.1, is kept as {kept}." for kept in result.kept))
     return LEFT_OUT if result.bad else DONE
 
 
@@ -164,7 +164,7 @@ def run_transcode(options: argparse.Namespace) -> int:
     from mats_ds.data.manifest import read_manifest
     from mats_ds.data.transcode import CopySettings
 
-    logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr)
+    log_to_stderr(logging.INFO)
     settings = CopySettings(
         short_side=options.short_side, gop=options.gop, codec=options.codec, crf=options.crf, preset=options.preset
     )
@@ -178,7 +178,7 @@ def run_transcode(options: argparse.Namespace) -> int:
     base = Path(options.root) if options.root and not scanned else scanned or source.parent
     if options.keep:
         check_out_folder(out, scanned=scanned)
-        print(*describe_plan(plan_copies(manifest, out, base=base), settings, segment_seconds=options.segment), sep="\n")
+        say(*describe_plan(plan_copies(manifest, out, base=base), settings, segment_seconds=options.segment))
         return DONE
     try:
         summary = make_copies(
@@ -201,7 +201,7 @@ def run_transcode(options: argparse.Namespace) -> int:
     except KeyboardInterrupt:
         print("interrupted: the same command goes on from here", file=sys.stderr)
         return INTERRUPTED
-    print(*summary.lines(), sep="\n")
+    say(*summary.lines())
     return LEFT_OUT if summary.failed else DONE
 
 
@@ -209,7 +209,7 @@ SUBCOMMANDS = (add_import, add_check, add_transcode)
 
 
 def main(arguments: list[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(description="Prepare videos and annotations for training.")
+    parser = ArgumentParser(description="Prepare videos and annotations for training.")
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
     for add in SUBCOMMANDS:
         add(commands)
@@ -217,10 +217,10 @@ def main(arguments: list[str] | None = None) -> int:
     try:
         return options.run(options)
     except ValueError as error:
-        print(f"error: {error}", file=sys.stderr)
+        tell_error(error)
         return UNUSABLE
     except OSError as error:
-        print(f"error: {_say_system_error(error)}", file=sys.stderr)
+        tell_error(_say_system_error(error))
         return UNUSABLE
 
 

@@ -25,6 +25,8 @@ import torch
 
 from mats_ds.clips import count_tokens
 from mats_ds.config import ClipSection
+from mats_ds.core.arguments import ArgumentParser
+from mats_ds.core.text import log_to_stderr, say, tell_error
 from mats_ds.data.manifest import Manifest, read_manifest
 from mats_ds.data.shared_classes import count_shared_classes
 from mats_ds.data.shared_videos import refuse_shared
@@ -61,7 +63,7 @@ SHOWN_BAD = 5
 
 
 def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(
+    parser = ArgumentParser(
         description="Probe frozen features of an encoder: k nearest neighbours, a linear and an attentive classifier.",
         epilog="Example: python mats_ds/probe.py --model runs/k400 --train train.csv --val val.csv --out probes/k400 --baseline",
     )
@@ -81,12 +83,12 @@ def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
 
 def main(arguments: list[str] | None = None) -> int:
     options = parse_arguments(arguments)
-    logging.basicConfig(level=logging.WARNING, format="%(message)s", stream=sys.stderr)
+    log_to_stderr(logging.WARNING)
     logger.setLevel(logging.INFO)
     try:
         probe(options)
     except (ValueError, OSError) as error:  # OSError: --out cannot be written
-        print(f"error: {error}", file=sys.stderr)
+        tell_error(error)
         return UNUSABLE
     return DONE
 
@@ -103,7 +105,7 @@ def probe(options: argparse.Namespace) -> None:
     subjects = {"trained": weights}
     if options.baseline:
         subjects["fresh"] = draw_fresh(weights, seed=options.seed)
-    print(*describe_weights(options.model, weights), sep="\n")
+    say(*describe_weights(options.model, weights))
     results: list[ProbeResult] = []
     for name, subject in subjects.items():
         encoder = open_encoder(subject, options, device)
@@ -113,7 +115,7 @@ def probe(options: argparse.Namespace) -> None:
             get_features(encoder, subject, manifest, clips, options, name=f"{part}-{name}")
             for part, manifest in (("train", train), ("val", val))
         )
-        print(
+        say(
             f"{name} weights: {encoder.width} features of {len(fit_to.label_S)} train and {len(test_on.label_S)} val videos "
             f"in {time.monotonic() - began:.1f} s"
         )
@@ -121,13 +123,13 @@ def probe(options: argparse.Namespace) -> None:
         results += run_probes(fit_to, test_on, options, num_classes=num_classes, heads=heads, name=name, device=device)
     chance = Chance(num_classes, float(torch.bincount(test_on.label_S).max()) / len(test_on.label_S))
     views = f"{options.clips} x {options.crops} views, {describe_clips(options, clips, weights)}"
-    print(f"measured on {len(test_on.label_S)} videos of {val.name}: {views}")
-    print(chance.describe(), *(result.describe() for result in results), sep="\n")
+    say(f"measured on {len(test_on.label_S)} videos of {val.name}: {views}")
+    say(chance.describe(), *(result.describe() for result in results))
     if options.out:
         path = Path(options.out) / "probe.json"
         told = as_json(options, weights, clips, results, chance) | {"also_trained_on": num_shared}
         path.write_text(json.dumps(told, indent=2) + "\n", encoding="utf-8")
-        print(f"written: {path}")
+        say(f"written: {path}")
 
 
 def draw_fresh(weights: Weights, *, seed: int) -> Weights:

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import logging
 import os
 import sys
 from pathlib import Path
@@ -25,6 +26,8 @@ from report_html import write_html  # noqa: E402
 from report_json import to_json  # noqa: E402
 from report_text import format_report  # noqa: E402
 
+from mats_ds.core.arguments import ArgumentParser  # noqa: E402
+from mats_ds.core.text import log_to_stderr, say, tell_error  # noqa: E402
 from mats_ds.data.terminal import run_program  # noqa: E402
 from mats_ds.metering.budget import load_budget  # noqa: E402
 
@@ -37,10 +40,11 @@ WITHIN, OVER, NOTHING_TO_JUDGE = 0, 1, 2
 def main(arguments: list[str] | None = None) -> int:
     """Print the report, write its files, return the exit status."""
     options = _parse(arguments)
+    log_to_stderr(logging.WARNING)
     try:
         return _compare(*options.compare, as_json=options.json) if options.compare else _report(options)
     except (ValueError, OSError) as error:
-        print(f"report: {error}", file=sys.stderr)
+        tell_error(error)
         return NOTHING_TO_JUDGE
 
 
@@ -58,7 +62,7 @@ def _report(options: argparse.Namespace) -> int:
     else:
         where = f"wrote {run_dir / 'report.html'} and report.json"
     _print(tree if options.json else format_report(figures, verdict))
-    print(f"report: {where}", file=sys.stderr)
+    say(f"report: {where}", stream=sys.stderr)
     return WITHIN if verdict.passed else OVER
 
 
@@ -93,7 +97,7 @@ def _last_change(run_dir: Path) -> float:
 
 
 def _parse(arguments: list[str] | None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(prog="report.py", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = ArgumentParser(prog="report.py", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     names = ", ".join(sorted(path.stem for path in BUDGETS.glob("*.json")))
     parser.add_argument("run_dir", nargs="?", type=Path, metavar="RUN_DIR", help="folder of a run (default: newest below runs/)")
     parser.add_argument("--budget", default=DEFAULT_BUDGET, metavar="FILE_OR_NAME", help=f"a JSON file, or one of {names}")

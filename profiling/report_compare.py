@@ -11,6 +11,7 @@ from report_figures import Figures
 from report_memory import list_kinds
 from report_words import format_flops, format_hours
 
+from mats_ds.core.text import clean_line
 from mats_ds.events import PHASES
 from mats_ds.metering.budget import format_bytes
 
@@ -80,7 +81,7 @@ def format_comparison(a: Figures, b: Figures) -> str:
     shown = [f"  {line}" for line in differences[:MAX_DIFFERENCES]]
     if len(differences) > MAX_DIFFERENCES:
         shown.append(f"  and {len(differences) - MAX_DIFFERENCES} more")
-    return "\n".join([*lines, "", "set differently:", *(shown or ["  nothing"])])
+    return "\n".join(map(clean_line, [*lines, "", "set differently:", *(shown or ["  nothing"])]))
 
 
 _COUNTS = {

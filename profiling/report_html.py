@@ -1,6 +1,7 @@
 """The report as one self-contained page: no network, no script; charts are inline SVG, the style is report.css.
 
-Every text that comes from a file of the run is escaped here, where it enters the page.
+Every text that comes from a file of the run is escaped here, where it enters the page. Control characters, and marks that turn
+the direction of what follows, are shown as escapes.
 """
 
 from __future__ import annotations
@@ -19,6 +20,7 @@ from report_svg import Limit, Series, draw_lines, draw_stack
 from report_text import describe, describe_energy, describe_tokens
 from report_words import count, format_flops
 
+from mats_ds.core.text import clean_page
 from mats_ds.events import PHASES
 from mats_ds.metering.budget import GIB, Budget, Check, Verdict, format_bytes
 
@@ -51,7 +53,7 @@ def build_page(figures: Figures, budget: Budget, verdict: Verdict) -> str:
         _bad_videos(figures),
         build_inputs(figures.run_dir),
     ]
-    return f"""<!DOCTYPE html>
+    page = f"""<!DOCTYPE html>
 <html lang="en">
 <head>
 <meta charset="utf-8">
@@ -74,6 +76,7 @@ def build_page(figures: Figures, budget: Budget, verdict: Verdict) -> str:
 </body>
 </html>
 """
+    return clean_page(page)  # HTML has no control characters, not even as references
 
 
 def _banner(figures: Figures, budget: Budget, verdict: Verdict) -> str:

@@ -9,6 +9,7 @@ from report_figures import Figures
 from report_memory import compare_with_plan, list_kinds
 from report_words import count, format_flops, format_hours
 
+from mats_ds.core.text import clean_line
 from mats_ds.metering.budget import Verdict, format_bytes
 from mats_ds.metering.peaks import MEASURED
 
@@ -27,13 +28,13 @@ class Row(NamedTuple):
 
 def format_report(figures: Figures, verdict: Verdict) -> str:
     """The whole report for a console; its first line is the verdict."""
-    lines = [f"{'PASS' if verdict.passed else 'FAIL'}: {verdict.headline}", ""]
+    lines = [clean_line(f"{'PASS' if verdict.passed else 'FAIL'}: {verdict.headline}"), ""]
     for line in verdict.lines:
-        lines += textwrap.wrap(line, WIDTH, initial_indent="  ", subsequent_indent=" " * 13)
+        lines += textwrap.wrap(clean_line(line), WIDTH, initial_indent="  ", subsequent_indent=" " * 13)
     lines.append("")
     for row in describe(figures):
         lines += textwrap.wrap(
-            f"{row.label:{LABEL_WIDTH}}{row.text}",
+            clean_line(f"{row.label:{LABEL_WIDTH}}{row.text}"),
             WIDTH,
             initial_indent="  ",
             subsequent_indent=" " * (LABEL_WIDTH + 2),

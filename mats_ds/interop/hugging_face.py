@@ -19,6 +19,7 @@ from safetensors.torch import load_file
 from mats_ds.clips import RGB_CHANNELS, TokenGrid
 from mats_ds.config import MLP_RATIO
 from mats_ds.core.small_files import read_small_text
+from mats_ds.core.text import Lines
 from mats_ds.interop.file_content import MAX_JSON_BYTES, check_content
 from mats_ds.interop.labels import Labels, read_labels
 from mats_ds.interop.names import PATCH_WEIGHT, from_convolution, reverse, to_convolution, translate
@@ -161,7 +162,7 @@ def check_config(config: Mapping[str, Any], kind: str, folder: Path) -> None:
     if kind == "pretrain" and not config.get("norm_pix_loss", True):
         problems.append("norm_pix_loss is false: it predicts plain pixels, ours predicts normalised ones")
     if problems:
-        raise ValueError("\n  - ".join([f"{folder / CONFIG} describes a model that ours cannot be", *problems]))
+        raise ValueError(Lines(f"{folder / CONFIG} describes a model that ours cannot be", *(f"  - {each}" for each in problems)))
 
 
 def grid_of(config: Mapping[str, Any]) -> TokenGrid:

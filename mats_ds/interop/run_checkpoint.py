@@ -18,6 +18,7 @@ from pydantic import ValidationError
 
 from mats_ds.config import Recipe
 from mats_ds.core.small_files import read_small_text
+from mats_ds.core.text import Lines
 from mats_ds.interop.file_content import MAX_JSON_BYTES
 from mats_ds.interop.origin import BEST_FILE, WEIGHTS_FROM, Origin, origin_of
 from mats_ds.interop.pickles import unpickle
@@ -63,7 +64,7 @@ def read_run(path: str | Path, *, weights_from: str | None = None) -> Weights:
         notes.append(f"{step.name} is passed over: {problem}")
     best = find_best(Path(path))
     hint = "" if best is None else f"; {best} is there: weights_from best"
-    raise ValueError(f"{path} has no whole checkpoint{hint}" + "".join(f"\n  - {note}" for note in notes))
+    raise ValueError(Lines(f"{path} has no whole checkpoint{hint}", *(f"  - {note}" for note in notes)))
 
 
 def find_best(path: Path) -> Path | None:

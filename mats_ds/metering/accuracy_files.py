@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+import contextlib
 import csv
 import json
 import math
 import os
 from collections.abc import Iterable, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 
 import numpy as np
 
 from mats_ds.clips import BadClip
+from mats_ds.core.drawing import try_to_draw
+from mats_ds.core.files import describe_wrong_kind
 from mats_ds.metering.accuracy import TOP, Accuracy, VideoScore, rank_labels, summarize_accuracy, top_classes
 from mats_ds.metering.accuracy_pictures import SweepPoint, draw_confusion, draw_sweep
 
@@ -93,12 +97,12 @@ def write_results(
     label_S: np.ndarray,
     paths: Sequence[str],
     names: Sequence[str],
-    title: str,
-    speed_note: str,
     about: Mapping[str, object],
     run: Mapping[str, object],
 ) -> None:
-    """Everything; the tables of each share in a folder of its own where there are several. `videos`: scores [points, classes].
+    """Everything but the pictures; the tables of each share in a folder of its own where there are several.
+
+    `videos`: scores [points, classes].
 
     results.json holds `about`, the counts of videos, the results and `run`; all but `run` is the same on any number of ranks.
     """
@@ -109,14 +113,28 @@ def write_results(
         of_point = [VideoScore(None if video.mean is None else video.mean[number], video.num_read) for video in videos]
         write_per_class(own / "per_class.csv", point.accuracy, names)
         write_predictions(own / "predictions.csv", of_point, label_S, paths, names)
-        draw_confusion(point.accuracy, names, own / "confusion.png", title=f"{title}, {point.keep_ratio:g} of the tokens kept")
     if len(points) > 1:
         write_sweep(folder / "sweep.csv", points)
-        draw_sweep(points, folder / "sweep.png", title=title, speed_note=speed_note)
     write_unreadable(folder / "unreadable.csv", bad)
     results = [{**point.costs(), **summarize_accuracy(point.accuracy)} for point in points]
     counts = count_videos(videos, num_views=num_views)
     write_json(folder / "results.json", {**about, "videos": counts, "results": results, "run": run})
+
+
+def draw_results(folder: Path, points: Sequence[SweepPoint], *, names: Sequence[str], title: str, speed_note: str) -> None:
+    """The pictures of what `write_results` has written. One that cannot be drawn is missing, and said to be."""
+    drawings = []
+    for point in points:
+        path = (folder / f"keep-{point.keep_ratio:g}" if len(points) > 1 else folder) / "confusion.png"
+        kept = f"{title}, {point.keep_ratio:g} of the tokens kept"
+        drawings.append((path, partial(draw_confusion, point.accuracy, names, path, title=kept)))
+    if len(points) > 1:
+        path = folder / "sweep.png"
+        drawings.append((path, partial(draw_sweep, points, path, title=title, speed_note=speed_note)))
+    for path, draw in drawings:
+        if not try_to_draw(draw, path) and describe_wrong_kind(path) is None:
+            with contextlib.suppress(OSError):
+                path.unlink()  # that of an earlier test would show other numbers
 
 
 def count_videos(videos: Sequence[VideoScore], *, num_views: int) -> dict[str, int]:

@@ -194,7 +194,7 @@ def _find_mistakes(tree: dict) -> list[str]:
     mistakes = []
     for key in tree:
         if key not in names:
-            close = difflib.get_close_matches(key, names, n=1, cutoff=0.5)
+            close = difflib.get_close_matches(key[:100], names, n=1, cutoff=0.5)
             mistakes.append(f"{key} is not a key of a budget" + (f"; did you mean {close[0]}?" if close else f"; keys: {names}"))
     for key in ("gpus", "memory_per_gpu_bytes"):
         value = tree.get(key)

@@ -135,7 +135,7 @@ def _judge_section(section: Mapping[str, Any], table: Mapping[str, Any], refused
             yield f"{name} is not supported: {refused[key]}"
         elif key not in table:
             known = [*table, *refused, *([] if path else IGNORED)]
-            close = difflib.get_close_matches(key, known, n=1, cutoff=0.6)
+            close = difflib.get_close_matches(key[:100], known, n=1, cutoff=0.6)
             yield f"{name!r} is no known key" + (f" (did you mean {close[0]!r}?)" if close else ": leave it out")
         elif isinstance(table[key], Only):
             if not _equals(value, table[key].value):

@@ -17,6 +17,7 @@ import torch
 import torch.distributed as dist
 
 from mats_ds.clips import BadClip, ClipBatch
+from mats_ds.core.text import Lines
 from mats_ds.events import Observer, PhaseClock, RunInfo, StepEvent
 from mats_ds.training.guard import Guard
 from mats_ds.training.stops import RanksLost, TrainingInterrupted, TrainingStopped
@@ -193,11 +194,12 @@ class _Loop:
                 self.known_bad[bad.sample] = bad
                 logger.warning("unreadable: %s: %s (another video takes its place)", bad.path, bad.reason)
         if len(self.known_bad) > self.max_bad_fraction * self.num_videos:
-            listed = "\n".join(f"  {bad.path}: {bad.reason}" for bad in list(self.known_bad.values())[:50])
             raise TrainingStopped(
-                f"{len(self.known_bad)} of {self.num_videos} videos are unreadable, more than "
-                f"data.max_bad_fraction={self.max_bad_fraction} allows:\n{listed}\n"
-                "mend or remove them, or raise data.max_bad_fraction"
+                Lines(
+                    f"{len(self.known_bad)} of {self.num_videos} videos are unreadable, more than "
+                    f"data.max_bad_fraction={self.max_bad_fraction} allows: mend or remove them, or raise data.max_bad_fraction",
+                    *(f"  {bad.path}: {bad.reason}" for bad in self.known_bad.values()),
+                )
             )
 
     def skip_or_stop(self, agreement: _Agreement, ranks_not_finite: int) -> None:
@@ -213,17 +215,16 @@ class _Loop:
             for path in paths
         ]
         names = _gather(guilty)
-        listed = "\n".join(f"  {name or '(blank clip)'}" for name in names[:NAMED_CLIPS])
-        more = f"\n  and {len(names) - NAMED_CLIPS} more" if len(names) > NAMED_CLIPS else ""
+        listed = [f"  {name or '(blank clip)'}" for name in names[:NAMED_CLIPS]]
+        if len(names) > NAMED_CLIPS:
+            listed.append(f"  and {len(names) - NAMED_CLIPS} more")
         if agreement.skipped and (before is None or step - before >= STEPS_BETWEEN_SKIPS):
             self.last_skip = step
-            logger.warning("%s; the step is left out, and the weights stay as they were; its clips:\n%s%s", what, listed, more)
+            logger.warning(Lines(f"{what}; the step is left out, and the weights stay as they were; its clips:", *listed))
             return
         again = f", and so was step {before + 1}" if before is not None and agreement.skipped else ""
-        raise TrainingStopped(
-            f"{what}{again}; its clips:\n{listed}{more}\n"
-            "resume from the last checkpoint with a lower optim.base_lr or with gradient_clipping in the DeepSpeed JSON"
-        )
+        advice = "resume from the last checkpoint with a lower optim.base_lr or with gradient_clipping in the DeepSpeed JSON"
+        raise TrainingStopped(Lines(f"{what}{again}; its clips:", *listed, advice))
 
     def interrupt(self, step: int) -> None:
         """Raises TrainingInterrupted on all ranks, after `step` steps have been saved."""

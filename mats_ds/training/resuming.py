@@ -19,6 +19,7 @@ from typing import Any, TypeVar
 import torch
 import torch.distributed as dist
 
+from mats_ds.core.text import Lines
 from mats_ds.training.checkpoint import Found, find_checkpoint, remove_unfinished
 from mats_ds.training.owners import describe_strangers, name_user
 from mats_ds.training.state_files import MALFORMED, SHOWN, check_state_files, without_code
@@ -153,8 +154,10 @@ def resume(engine: Any, point: ResumePoint | None) -> Resumed:
         lines = [line.strip() for line in str(error).splitlines()[1:]] or [str(error)]
         more = f" and {len(lines) - NAMED_MISMATCHES} more" if len(lines) > NAMED_MISMATCHES else ""
         raise ValueError(
-            f"{point.found.path} is of another model than the recipe's: {' '.join(lines[:NAMED_MISMATCHES])}{more}\n"
-            "go on with the recipe that it was saved with (recipe.yaml in the run folder), or use another --out"
+            Lines(
+                f"{point.found.path} is of another model than the recipe's: {' '.join(lines[:NAMED_MISMATCHES])}{more}",
+                "go on with the recipe that it was saved with (recipe.yaml in the run folder), or use another --out",
+            )
         ) from None
     if path is None:
         raise ValueError(f"DeepSpeed could not load {point.found.path}")

@@ -18,6 +18,7 @@ import torch
 import torch.distributed as dist
 
 from mats_ds.config import Recipe, dump_recipe
+from mats_ds.core.text import clean_line, describe_error, log_to_stderr, quote_word
 from mats_ds.training.batch import BatchPlan, plan_batch
 from mats_ds.training.ds_config import notes_on, read_ds_config, state_clipping, zero_stage_of
 from mats_ds.training.ds_outputs import check_outputs, name_outputs
@@ -120,7 +121,7 @@ def check_task(folder: Path, task: str) -> None:
     file = folder / RUN_FILE
     found = json.loads(file.read_text(encoding="utf-8")).get("task", "pretrain") if file.is_file() else task
     if found != task:
-        hint = f", and begin with its weights: finetune.weights={folder}" if task == "finetune" else ""
+        hint = f", and begin with its weights: {quote_word(f'finetune.weights={folder}')}" if task == "finetune" else ""
         raise ValueError(f"{folder} holds a run of mats_ds/{found}.py, and this is mats_ds/{task}.py: name another --out{hint}")
 
 
@@ -132,36 +133,37 @@ def run_command(work: Callable[[], None]) -> int:
     try:
         adopt_launcher()
     except ValueError as error:
-        return _end(USAGE_ERROR, f"error: {error}")
-    rank = os.environ.get("RANK", "0")
+        return _end(USAGE_ERROR, f"error: {describe_error(error)}")
+    rank = clean_line(os.environ.get("RANK", "0"))
     is_first = rank == "0"
     speaks = os.environ.get("LOCAL_RANK", rank) == "0"
-    here = "" if is_first else f"{socket.gethostname()}: "
-    logging.basicConfig(level=logging.WARNING if is_first else logging.ERROR, format="%(message)s", stream=sys.stderr)
+    here = "" if is_first else f"{clean_line(socket.gethostname())}: "
+    log_to_stderr(logging.WARNING if is_first else logging.ERROR)
     if is_first:
         logger.setLevel(logging.INFO)
     try:
         work()
     except ValueError as error:
-        return _end(USAGE_ERROR, f"{here}error: {error}" if speaks else None)
+        return _end(USAGE_ERROR, f"{here}error: {describe_error(error)}" if speaks else None)
     except AlreadyFinished as error:  # a job that is queued again after its end shall end well
-        return _end(FINISHED, f"nothing to do: {error}" if is_first else None)
+        return _end(FINISHED, f"nothing to do: {describe_error(error)}" if is_first else None)
     except TrainingInterrupted as error:
-        return _end(INTERRUPTED, f"{here}interrupted: {error}" if speaks else None)
+        return _end(INTERRUPTED, f"{here}interrupted: {describe_error(error)}" if speaks else None)
     except TrainingStopped as error:
-        return _end(RUN_ERROR, f"{here}stopped: {error}" if speaks else None)
+        return _end(RUN_ERROR, f"{here}stopped: {describe_error(error)}" if speaks else None)
     except RanksLost as error:
-        return _end(RUN_ERROR, f"{here}stopped: rank {rank}: {error}", in_order=False)
+        return _end(RUN_ERROR, f"{here}stopped: rank {rank}: {describe_error(error)}", in_order=False)
     except KeyboardInterrupt:
         return _end(KILLED_BY_USER, f"stopped: rank {rank} at once; the newest checkpoint stands", in_order=False)
     except OSError as error:
         advice = "make room or mend that disk, then go on with --resume auto"
-        return _end(RUN_ERROR, f"{here}stopped: rank {rank}: {error}; {advice}", in_order=False)
+        return _end(RUN_ERROR, f"{here}stopped: rank {rank}: {describe_error(error)}; {advice}", in_order=False)
     except (RuntimeError, MemoryError) as error:
         if not is_out_of_memory(error):
             raise
         # The recorder has said what to lower.
-        return _end(RUN_ERROR, f"{here}stopped: rank {rank} is out of memory: {str(error).splitlines()[0]}", in_order=False)
+        first = clean_line(str(error).partition("\n")[0] or type(error).__name__)
+        return _end(RUN_ERROR, f"{here}stopped: rank {rank} is out of memory: {first}", in_order=False)
     return _end(FINISHED, None)
 
 

@@ -16,6 +16,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import NamedTuple
 
+from mats_ds.core.text import quote_word
 from mats_ds.data.class_names import merge_names, normalise_name
 from mats_ds.data.importers.class_folders import fits_class_folders, read_class_folders
 from mats_ds.data.importers.ego4d import fits_ego4d, read_ego4d
@@ -92,7 +93,7 @@ def weigh_formats(source: Source) -> Recognised:
     Raises ValueError where none fits, and says what the source is instead, or where two fit that read it differently.
     """
     if source.lines and "path" in column_names(source.lines[0][1]):
-        raise ValueError(f"{source.place} is a manifest already: train with data.manifest={source.place}")
+        raise ValueError(f"{source.place} is a manifest already: train with {quote_word(f'data.manifest={source.place}')}")
     reasons = {name: why for name, form in FORMATS.items() if (why := form.fits(source))}
     columns = judge_columns(source)
     if "mmaction2" in reasons and columns.meaning not in ("label", "start total"):  # frame folders are its own format first

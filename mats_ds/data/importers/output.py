@@ -11,12 +11,12 @@ import csv
 import io
 import math
 import os
-import shlex
 from collections import Counter
 from collections.abc import Iterable
 from pathlib import Path
 
 from mats_ds.core.files import refuse_wrong_kind, replace_file
+from mats_ds.core.text import quote_word
 from mats_ds.data.importers.rows import NOT_FOUND, Imported, Row
 from mats_ds.data.own_files import claim_name, find_same, find_same_place, set_aside, sum_file, sum_text
 
@@ -115,10 +115,10 @@ def train_arguments(imported: Imported, out: Path) -> str:
     """What the trainer needs to find the manifest and its videos."""
     arguments = [f"data.manifest={out}"]
     if imported.root is None:
-        return f"{shlex.join(arguments)} data.root=VIDEO_DIR"
+        return f"{quote_word(arguments[0])} data.root=VIDEO_DIR"
     if imported.root.resolve() != out.absolute().parent.resolve():
         arguments.append(f"data.root={imported.root}")
-    return shlex.join(arguments)
+    return " ".join(map(quote_word, arguments))
 
 
 def format_manifest(rows: list[Row]) -> str:
