@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import json
 import logging
 import os
 import socket
@@ -18,6 +17,7 @@ import torch
 import torch.distributed as dist
 
 from mats_ds.config import Recipe, dump_recipe
+from mats_ds.core.folder_lock import release_all_folders
 from mats_ds.training.batch import BatchPlan, plan_batch
 from mats_ds.training.ds_config import check_monitors, notes_on, read_ds_config, state_clipping, zero_stage_of
 from mats_ds.training.engine import Place, start_distributed
@@ -42,7 +42,6 @@ logger = logging.getLogger("mats_ds")
 
 EXIT_SECONDS = 10.0
 CHECKPOINTS = "checkpoints"
-RUN_FILE = "run.json"  # written by the recorder
 
 
 @dataclass(frozen=True)
@@ -84,18 +83,17 @@ def add_run_options(parser: argparse.ArgumentParser, *, default_recipe: str | No
 def start_run(recipe: Recipe, options: argparse.Namespace, *, task: str) -> RunStart:
     """Read the JSON, join the other ranks, settle batch and folder. Raises ValueError for what does not fit together."""
     ds_config = read_ds_config(options.ds_config)
-    check_monitors(ds_config)
     for note in notes_on(ds_config):
         logger.info("%s", note)
     ds_config = state_clipping(ds_config)
     place = start_distributed(timeout_seconds=recipe.run.hang_seconds)
     plan = plan_batch(ds_config, recipe_batch=recipe.optim.global_batch, world_size=place.world_size, repeats=recipe.data.repeats)
     resume = options.resume is not None
-    folder = choose_run_folder(options.out, recipe_name=recipe.name, resume=resume)
+    folder = choose_run_folder(options.out, recipe_name=recipe.name, task=task, resume=resume)
+    check_monitors(ds_config)  # they make folders, which may lie in that of the run
     check_shared_folder(folder)
     point = None
     if resume:
-        check_task(folder, task)
         stage = zero_stage_of(ds_config)
         sizes = dict(world_size=place.world_size, global_batch=plan.global_batch)
         point = find_resume_point(folder / CHECKPOINTS, **sizes, zero_stage=stage)
@@ -112,15 +110,6 @@ def make_saver(engine: Any, recipe: Recipe, start: RunStart) -> CheckpointSaver:
         keep=recipe.run.keep_checkpoints,
         keep_every_steps=recipe.run.keep_every_steps,
     )
-
-
-def check_task(folder: Path, task: str) -> None:
-    """Raises ValueError where the folder to go on in holds a run of another script."""
-    file = folder / RUN_FILE
-    found = json.loads(file.read_text(encoding="utf-8")).get("task", "pretrain") if file.is_file() else task
-    if found != task:
-        hint = f", and begin with its weights: finetune.weights={folder}" if task == "finetune" else ""
-        raise ValueError(f"{folder} holds a run of mats_ds/{found}.py, and this is mats_ds/{task}.py: name another --out{hint}")
 
 
 def run_command(work: Callable[[], None]) -> int:
@@ -161,6 +150,8 @@ def run_command(work: Callable[[], None]) -> int:
             raise
         # The recorder has said what to lower.
         return _end(RUN_ERROR, f"{here}stopped: rank {rank} is out of memory: {str(error).splitlines()[0]}", in_order=False)
+    finally:
+        release_all_folders()
     return _end(FINISHED, None)
 
 
