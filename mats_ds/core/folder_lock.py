@@ -36,6 +36,7 @@ except ImportError:  # no POSIX system
 logger = logging.getLogger(__name__)
 
 LOCK_FILE = ".lock"
+WHAT_TO_DO = "stop that one first, wait for it, or choose another --out"
 CONTENT_BYTES = 8192
 HELD = (errno.EACCES, errno.EAGAIN)
 NO_LOCKS = (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP, errno.ENOTSUP, errno.EINVAL)
@@ -81,8 +82,8 @@ def hold_folder(folder: Path, *, command: str) -> None:
     run are not yet.
 
     command: what this process does there, as another one is told, e.g. "prepare transcode".
-    Raises ValueError that names command, host, process and time of the holder where another process has it, and for a `.lock` that
-    no program of ours wrote; OSError where the folder cannot be written.
+    Raises ValueError that names command, host, process and time of the holder where another process has it, and for a `.lock`
+    that no program of ours wrote; OSError where the folder cannot be written.
     """
     if _find_hold(folder) is not None:
         return
@@ -159,7 +160,7 @@ def _keep(folder: Path, path: Path, descriptor: int, *, has_locks: bool) -> None
 
 
 def _release(hold: _Hold) -> None:
-    """The last process of a run takes the file away; if the folder is gone, or another is in its place, there is nothing to do."""
+    """The last process of a run takes the file away; where the folder is gone or another one, there is nothing to do."""
     if hold.process != os.getpid() or hold not in _holds:  # in a child, or released before
         return
     _holds.remove(hold)
@@ -190,13 +191,11 @@ def _take(path: Path) -> tuple[int, bool]:
                 return descriptor, True
             if got and not whole:
                 raise ValueError(
-                    f"{path.parent} is still in use by ranks of {_describe_holder(path)}: its first process has ended, and theirs "
-                    "have not. Wait until they have, end them, or choose another --out"
+                    f"{path.parent} is still in use by ranks of {_describe_holder(path)}: its first one has ended, and they "
+                    "have not: wait until they have, end them, or choose another --out"
                 )
             if not got and time.monotonic() - began > RELEASE_SECONDS:
-                raise ValueError(
-                    f"{path.parent} is in use by {_describe_holder(path)}: stop that one first, wait for it, or choose another --out"
-                )
+                raise ValueError(f"{path.parent} is in use by {_describe_holder(path)}: {WHAT_TO_DO}")
         except BaseException:
             os.close(descriptor)
             raise
@@ -255,9 +254,7 @@ def _claim_by_content(path: Path, descriptor: int, holder: Holder) -> None:
                 "file; else wait, or choose another --out"
             )
         if not ended:
-            raise ValueError(
-                f"{path.parent} is in use by {before.describe()}: stop that one first, wait for it, or choose another --out"
-            )
+            raise ValueError(f"{path.parent} is in use by {before.describe()}: {WHAT_TO_DO}")
     _write_holder(descriptor, holder)
     time.sleep(CLAIM_SECONDS)
     after = _read_holder(path)

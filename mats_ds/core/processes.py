@@ -1,4 +1,4 @@
-"""Which process is it, and is it still there? By what no clock changes: process number, ticks since boot, and which boot it was."""
+"""Which process is it, and is it still there? By what no clock changes: its number, ticks since boot, and which boot it was."""
 
 from __future__ import annotations
 

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import json
 import logging
-import os
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass, replace
@@ -20,6 +19,7 @@ from torch import nn
 from tqdm import tqdm
 
 from mats_ds.clips import BadClip, ClipBatch
+from mats_ds.core.files import open_to_append, write_text
 from mats_ds.events import RunInfo, StepEvent
 
 logger = logging.getLogger("mats_ds")
@@ -222,11 +222,9 @@ def read_evaluations(run_dir: Path) -> list[Evaluation]:
 
 def write_evaluations(run_dir: Path, evaluations: list[Evaluation]) -> None:
     """Replace the file, in one go."""
-    aside = run_dir / f".{EVALUATION_FILE}.part"
-    aside.write_text("".join(json.dumps(asdict(each)) + "\n" for each in evaluations), encoding="utf-8")
-    os.replace(aside, run_dir / EVALUATION_FILE)
+    write_text(run_dir / EVALUATION_FILE, "".join(json.dumps(asdict(each)) + "\n" for each in evaluations))
 
 
 def append_evaluation(run_dir: Path, evaluation: Evaluation) -> None:
-    with (run_dir / EVALUATION_FILE).open("a", encoding="utf-8") as file:
+    with open_to_append(run_dir / EVALUATION_FILE) as file:
         file.write(json.dumps(asdict(evaluation)) + "\n")

@@ -57,7 +57,9 @@ def check_run_folder(folder: Path, *, task: str, resume: bool) -> None:
     if not os.path.lexists(folder):
         return
     if not folder.exists():
-        raise ValueError(f"--out {folder} is a link to {os.readlink(folder)}, and nothing is there: mend it, or choose another name")
+        raise ValueError(
+            f"--out {folder} is a link to {os.readlink(folder)}, and nothing is there: mend it, or choose another name"
+        )
     if not folder.is_dir():
         raise ValueError(f"--out {folder} is a file, expected a folder: choose another name")
     if os.path.lexists(folder / RUN_FILE):
@@ -105,7 +107,9 @@ def refuse_links(folder: Path) -> None:
     for name in WRITTEN_FOLDERS:
         inner = folder / name
         if inner.is_symlink() or (inner.exists() and not inner.is_dir()):
-            raise WrongKindOfFile(f"{inner} is a link or a file, expected a folder or nothing: remove it or rename it, then try again")
+            raise WrongKindOfFile(
+                f"{inner} is a link or a file, expected a folder or nothing: remove it or rename it, then try again"
+            )
         if inner.is_dir():
             for entry in os.scandir(inner):
                 refuse_wrong_kind(Path(entry.path))

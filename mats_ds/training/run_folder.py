@@ -35,8 +35,8 @@ def choose_run_folder(out: str | None, *, recipe_name: str, task: str, resume: b
     """The folder that all ranks write to: `--out`, else the newest run of this recipe (to resume), else a new one below `runs/`.
     This run holds it until it ends (core/folder_lock.py).
 
-    Raises ValueError when --resume finds nothing to go on with, when --out holds a run that is not being resumed or anything else,
-    when another process is at work in it, and when the folder cannot be written. A folder that is refused is as it was.
+    Raises ValueError when --resume finds nothing to go on with, when --out holds a run that is not being resumed or anything
+    else, when another process is at work in it, and when the folder cannot be written. A folder that is refused is as it was.
     """
     choice: list[Any] = [None]
     if dist.get_rank() == 0:
@@ -108,7 +108,12 @@ def write_inputs(folder: Path, *, recipe: str, ds_config: Mapping[str, Any]) -> 
     """The resolved recipe and the DeepSpeed JSON, as this run uses them; says what differs from those that it goes on with."""
     inputs = (
         ("recipe.yaml", recipe, parse_yaml, "going on with other settings than before"),
-        ("ds_config.json", json.dumps(ds_config, indent=2) + "\n", parse_json, "going on with another DeepSpeed JSON than before"),
+        (
+            "ds_config.json",
+            json.dumps(ds_config, indent=2) + "\n",
+            parse_json,
+            "going on with another DeepSpeed JSON than before",
+        ),
     )
     for name, text, parse, words in inputs:
         try:

@@ -155,7 +155,7 @@ def test_a_run_is_over_when_its_last_rank_is_gone(tmp_path, elsewhere, monkeypat
     first.kill()
     first.wait()
     monkeypatch.setattr(folder_lock, "RANKS_END_SECONDS", 0.3)
-    with pytest.raises(ValueError, match=f"still in use by ranks of b on host .*, process {first.pid}, .*have not"):
+    with pytest.raises(ValueError, match=f"still in use by ranks of b on host .*, process {first.pid}, .*they have not"):
         hold_folder(tmp_path, command="c")
     monkeypatch.setattr(folder_lock, "RANKS_END_SECONDS", 60.0)
     threading.Timer(0.3, third.kill).start()

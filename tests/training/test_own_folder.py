@@ -6,6 +6,7 @@ import json
 import logging
 import os
 import time
+from pathlib import Path
 
 import pytest
 
@@ -37,7 +38,8 @@ def snapshot(folder):
             path = os.path.join(place, name)
             status = os.lstat(path)
             is_file = os.path.isfile(path) and not os.path.islink(path)
-            found[path] = (status.st_mode, status.st_ino, status.st_mtime_ns, open(path, "rb").read() if is_file else None)
+            content = Path(path).read_bytes() if is_file else None
+            found[path] = (status.st_mode, status.st_ino, status.st_mtime_ns, content)
     return found
 
 
@@ -93,7 +95,11 @@ def test_a_run_is_gone_on_with_by_its_own_script_and_never_begun_over(tmp_path, 
 STARTED = {
     "nothing": {},
     "a lock and a claim": {".lock": "", ".claim": "host a, process 5, since 2026"},
-    "a start that died before run.json": {".made_by.json": '{"made_by": "pretrain"}', "recipe.yaml": "a: 1", "ds_config.json": "{}"},
+    "a start that died before run.json": {
+        ".made_by.json": '{"made_by": "pretrain"}',
+        "recipe.yaml": "a: 1",
+        "ds_config.json": "{}",
+    },
     "files of file systems": {".DS_Store": "x", "lost+found/a": "x", ".nfs0000000000a1": "x", ".gitkeep": ""},
 }
 
@@ -144,7 +150,9 @@ def test_what_is_no_folder_is_refused_and_a_link_to_one_is_followed(tmp_path):
     assert sorted(os.listdir(tmp_path / "other disk")) == [".lock", ".made_by.json"]
 
 
-@pytest.mark.parametrize("name", ["recipe.yaml", "ds_config.json", "run.json", "bad_clips.csv", "records", "records/rank-00001.jsonl"])
+@pytest.mark.parametrize(
+    "name", ["recipe.yaml", "ds_config.json", "run.json", "bad_clips.csv", "records", "records/rank-00001.jsonl"]
+)
 def test_a_link_with_the_name_of_a_file_that_is_written_is_refused(tmp_path, name):
     folder = write_run(tmp_path / "run")
     (tmp_path / "private").write_text("mine")
@@ -208,7 +216,9 @@ def test_the_newest_run_is_the_one_that_was_started_last_whatever_the_times_of_f
     os.utime(old / "run.json", (2e9, 2e9))
     with caplog.at_level(logging.INFO):
         assert find_newest_run(tmp_path, recipe_name="tiny", task="pretrain") == new
-    assert f"{new}, the newest of 3 runs of tiny" in caplog.text and "tiny-20260110-000000/run.json is not of a run" in caplog.text
+    assert (
+        f"{new}, the newest of 3 runs of tiny" in caplog.text and "tiny-20260110-000000/run.json is not of a run" in caplog.text
+    )
     assert find_newest_run(tmp_path, recipe_name="tiny", task="finetune").name == "tiny-20260109-000000"
     with pytest.raises(ValueError, match="found no run of t"):
         find_newest_run(tmp_path, recipe_name="t[i]ny", task="pretrain")
