@@ -112,3 +112,14 @@ def test_numbers_are_finite(override):
     with pytest.raises(ValueError, match="finite") as caught:
         load_recipe("default", [override])
     assert override.partition("=")[0].partition(".")[2] in str(caught.value)
+
+
+@pytest.mark.parametrize("name", ["../..", "/tmp/a", "a/b", ".hidden", "-rf", "a" * 100_000])
+def test_the_name_of_a_recipe_is_the_name_of_a_file(tmp_path, name):
+    """It begins the name of the run folder; `../..` led out of runs/."""
+    path = tmp_path / "a.yaml"
+    path.write_text(f"name: {name}\n")
+    with pytest.raises(ValueError, match="name: it should .* becomes the name of a folder") as mistake:
+        load_recipe(path)
+    assert len(str(mistake.value)) < 600
+    assert load_recipe(path, ["name=my run"]).name == "my run"

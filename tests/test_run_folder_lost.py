@@ -82,7 +82,8 @@ def test_a_run_whose_folder_is_taken_away_stops_and_makes_no_half_of_one(ranks, 
         assert list(folder.iterdir()) == []
     if hurt is move:
         told = ranks(pretrain, 2, ["--out", str(tmp_path / "moved"), *arguments, "--resume", "auto"])
-        assert [status for status, _ in told] == [0, 0] and "steps: 3 to 6" in told[0][1], told
+        assert [status for status, _ in told] == [0, 0], told
+        assert "steps: 2 to 6" in told[0][1] or "steps: 3 to 6" in told[0][1], "the last save may have been on its way"
 
 
 def test_a_full_disk_ends_all_ranks_whichever_it_is_full_for(ranks, arguments, tmp_path):
@@ -105,4 +106,6 @@ def test_a_run_beside_another_is_refused_and_its_folder_left_as_it_is(ranks, arg
     assert status == 2 and f"error: {folder} is in use by mats_ds/finetune.py on host " in said
     assert f"process {os.getpid()}" in said
     after = {path: path.stat().st_mtime_ns for path in folder.rglob("*")}
-    assert {path for path in before if path != folder and before[path] != after.get(path)} == set() and before.keys() == after.keys()
+    assert {
+        path for path in before if path != folder and before[path] != after.get(path)
+    } == set() and before.keys() == after.keys()
