@@ -1,4 +1,4 @@
-"""Is a text that came from a file fit to be a part of a path? A name, and nothing that leads elsewhere or that a person cannot type."""
+"""Is a text that came from a file fit to be a part of a path? It is where it leads nowhere else, and a person can see it."""
 
 from __future__ import annotations
 

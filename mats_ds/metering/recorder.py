@@ -103,9 +103,18 @@ class Recorder:
             self._write_pending()
 
     def on_end(self, outcome: str) -> None:
-        """Write the last step's record, close the file; rank 0, and every rank that failed, writes its outcome."""
+        """Write the last step's record, close the file; rank 0, and every rank that failed, writes its outcome.
+
+        Raises OSError where a run that has finished cannot say so, as its folder is gone.
+        """
         assert self._run is not None, "on_start comes before on_end"
         rank, advice, snapshot = self._run.rank, "", ""
+        if lost := self.what_is_lost():  # what is there now, if anything, is another run's
+            self._writer.close()
+            self._meter.close()
+            if outcome == FINISHED:
+                raise FileNotFoundError(lost)
+            return
         if is_out_of_memory(outcome):
             snapshot = dump_snapshot(self._run_dir, self._device, rank=rank)
             advice = advise_on_memory(self._run, _last_peak(self._run, self._pending))
