@@ -145,7 +145,8 @@ def finetune(recipe: FinetuneRecipe, options: argparse.Namespace) -> None:
         """Write the weights that were tested; rank 0 alone, but under ZeRO-3 every rank has a part of them."""
         with full_parameters(engine):
             if place.rank == 0:
-                folder.stat()  # where it is gone, it is not made anew for one file
+                if lost := recorder.what_is_lost():  # what is there now is not to get our weights
+                    raise FileNotFoundError(lost)
                 tested = average.model if average else engine.module
                 note = f"chosen by its top-1 of {100 * found.top1:.2f}% on {found.measured_on}: no result on the same videos"
                 origin = origin_of(recipe.model_dump(mode="json"), step=found.step, averaged=found.averaged, is_best=True)

@@ -7,12 +7,15 @@ import errno
 import io
 import os
 import shutil
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
 
 from mats_ds.core.folder_lock import hold_folder, release_folder
 from mats_ds.data.synthetic import write_synthetic_set
+from mats_ds.training.own_folder import WRITTEN_FILES
 
 ROOT = Path(__file__).resolve().parents[1]
 SMALL = ["clip.num_frames=4", "clip.height=32", "clip.width=48", "optim.steps=6", "optim.warmup_steps=2", "run.log_steps=2"]
@@ -46,6 +49,18 @@ def fill_up(folder):
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
     records.os.write = write
+
+
+def make_read_only(folder):
+    """For this rank: root, whom nothing stops, becomes nobody."""
+    os.setuid(65534) if os.geteuid() == 0 else folder.chmod(0o555)
+
+
+def enter(folder):
+    """Somebody else tries to come in, and leaves word of what he was told."""
+    code = "import sys, pathlib; from mats_ds.core.folder_lock import *; hold_folder(pathlib.Path(sys.argv[1]), command='other')"
+    other = subprocess.run([sys.executable, "-c", code, str(folder)], capture_output=True, text=True, cwd=ROOT)
+    folder.with_name("told").write_text(other.stderr)
 
 
 def pretrain(arguments, hurt=None, hurt_rank=0):
@@ -93,6 +108,19 @@ def test_a_full_disk_ends_all_ranks_whichever_it_is_full_for(ranks, arguments, t
     assert "stopped: rank 0: rank 1" in told[0][1] or "stopped: rank 0: another rank" in told[0][1]
 
 
+@pytest.mark.slow
+def test_a_folder_that_becomes_read_only_ends_the_run_at_the_next_save(ranks, arguments, tmp_path):
+    """What was saved before stands; the folder is there, so it is not taken for deleted."""
+    folder = tmp_path / "run"
+    told = ranks(pretrain, 2, ["--out", str(folder), *arguments, "run.checkpoint_steps=2"], make_read_only)
+    folder.chmod(0o755)
+    assert [status for status, _ in told] == [1, 1], told
+    line = next(line for line in told[0][1].splitlines() if line.startswith("stopped: "))
+    assert "Permission denied" in line and "step 4" in line and "go on with --resume auto" in line
+    told = ranks(pretrain, 2, ["--out", str(folder), *arguments, "--resume", "auto"])
+    assert [status for status, _ in told] == [0, 0] and "steps: 3 to 6" in told[0][1], told
+
+
 def test_a_run_beside_another_is_refused_and_its_folder_left_as_it_is(ranks, arguments, tmp_path):
     """Whatever the other one is: here this process."""
     folder = tmp_path / "run"
@@ -109,3 +137,12 @@ def test_a_run_beside_another_is_refused_and_its_folder_left_as_it_is(ranks, arg
     assert {
         path for path in before if path != folder and before[path] != after.get(path)
     } == set() and before.keys() == after.keys()
+
+
+def test_a_folder_is_held_for_the_whole_of_a_run(ranks, arguments, tmp_path):
+    """Nothing in between opens the lock file again, which would give it up; and all that is left has a known name."""
+    folder = tmp_path / "run"
+    assert [status for status, _ in ranks(pretrain, 1, ["--out", str(folder), *arguments], enter)] == [0]
+    assert "is in use by mats_ds/pretrain.py on host " in (tmp_path / "told").read_text()
+    assert not (folder / ".lock").exists()
+    assert {path.name for path in folder.iterdir() if path.is_file()} <= {*WRITTEN_FILES, ".made_by.json"}

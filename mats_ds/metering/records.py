@@ -170,8 +170,8 @@ class RecordWriter:
         append_whole(self._file, dump_record(record) + "\n")
 
     def what_is_lost(self) -> str | None:
-        """Why records do not arrive any more; None while they do."""
-        return self._watch.what_is_lost()
+        """Why records do not arrive any more; None while they do, and once the file is closed."""
+        return None if self._file.closed else self._watch.what_is_lost()
 
     def close(self) -> None:
         self._file.close()

@@ -33,6 +33,8 @@ def find_others_where_a_clock_was_set():
     """The ranks that this one finds beside it, where the clock was set by an hour between the starts of any two."""
     from types import SimpleNamespace
 
+    import torch
+
     from mats_ds.training.engine import start_distributed
     from mats_ds.training.guard import find_others
 
@@ -41,7 +43,9 @@ def find_others_where_a_clock_was_set():
     true_boot_time = linux.boot_time()
     linux.BOOT_TIME = true_boot_time + 3600 * place.rank  # psutil 5.9 keeps it, later ones ask again
     linux.boot_time = lambda: true_boot_time + 3600 * place.rank
-    return list(find_others(SimpleNamespace(rank=place.rank, world_size=place.world_size)))
+    found = list(find_others(SimpleNamespace(rank=place.rank, world_size=place.world_size)))
+    torch.distributed.barrier()  # a rank that has looked stays until all have
+    return found
 
 
 def test_ranks_know_each_other_whatever_happens_to_the_clock(ranks):
