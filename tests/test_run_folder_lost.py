@@ -112,13 +112,14 @@ def test_a_full_disk_ends_all_ranks_whichever_it_is_full_for(ranks, arguments, t
 def test_a_folder_that_becomes_read_only_ends_the_run_at_the_next_save(ranks, arguments, tmp_path):
     """What was saved before stands; the folder is there, so it is not taken for deleted."""
     folder = tmp_path / "run"
-    told = ranks(pretrain, 2, ["--out", str(folder), *arguments, "run.checkpoint_steps=2"], make_read_only)
+    told = ranks(pretrain, 2, ["--out", str(folder), *arguments, "run.checkpoint_steps=1"], make_read_only)
     folder.chmod(0o755)
     assert [status for status, _ in told] == [1, 1], told
     line = next(line for line in told[0][1].splitlines() if line.startswith("stopped: "))
-    assert "Permission denied" in line and "step 4" in line and "go on with --resume auto" in line
+    assert "Permission denied" in line and "checkpoint" in line and "go on with --resume auto" in line
     told = ranks(pretrain, 2, ["--out", str(folder), *arguments, "--resume", "auto"])
-    assert [status for status, _ in told] == [0, 0] and "steps: 3 to 6" in told[0][1], told
+    assert [status for status, _ in told] == [0, 0], told
+    assert "steps: 2 to 6" in told[0][1] or "steps: 3 to 6" in told[0][1], "the save of step 2 was on its way or done"
 
 
 def test_a_run_beside_another_is_refused_and_its_folder_left_as_it_is(ranks, arguments, tmp_path):
