@@ -18,6 +18,7 @@ import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
 from mats_ds.clips import TokenGrid, count_tokens
+from mats_ds.core.file_names import why_no_file_name
 from mats_ds.core.small_files import read_small_text
 from mats_ds.core.text import Lines
 from mats_ds.parsing import MAX_YAML_CHARACTERS, parse_yaml
@@ -214,7 +215,7 @@ class RunSection(_Section):
 
 
 class Recipe(_Section):
-    """One experiment."""
+    """One experiment. `name` begins the names of its run folders below `runs/`."""
 
     name: str = "unnamed"
     model: ModelSection = ModelSection()
@@ -223,6 +224,13 @@ class Recipe(_Section):
     data: DataSection = DataSection()
     optim: OptimSection = OptimSection()
     run: RunSection = RunSection()
+
+    @field_validator("name")
+    @classmethod
+    def _is_a_file_name(cls, value: str) -> str:
+        if why := why_no_file_name(value):
+            raise ValueError(f"{why}: it becomes the name of a folder")
+        return value
 
     @model_validator(mode="after")
     def _counts(self) -> Recipe:
@@ -340,7 +348,7 @@ def _explain(problem: Any, schema: type[BaseModel]) -> str:
         return f"{dotted} is not a key of a recipe{hint}"
     message = problem["msg"].removeprefix("Value error, ")
     message = message[:1].lower() + message[1:]
-    got = "" if isinstance(problem["input"], (dict, BaseModel)) else f", got {problem['input']!r}"
+    got = "" if isinstance(problem["input"], (dict, BaseModel)) else f", got {problem['input']!r:.200}"
     hint = ""
     if problem["type"] == "literal_error" and isinstance(problem["input"], str):
         valid = problem["ctx"]["expected"].replace("'", "").replace(" or ", ", ").split(", ")

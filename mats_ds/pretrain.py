@@ -149,11 +149,17 @@ def pretrain(recipe: Recipe, options: argparse.Namespace) -> None:
                 *make_deep_dives(options, folder, place.device),
                 Console(log_steps=recipe.run.log_steps, memory_bytes=recorder.memory),
                 Monitor(engine, every_steps=recipe.run.log_steps, memory_bytes=recorder.memory),
-                Checkpointer(saver, every_steps=recipe.run.checkpoint_steps, extra=lambda: {"model_spec": model_spec}),
+                Checkpointer(
+                    saver,
+                    every_steps=recipe.run.checkpoint_steps,
+                    extra=lambda: {"model_spec": model_spec},
+                    what_is_lost=recorder.what_is_lost,
+                ),
             ],
             num_videos=len(manifest),
             max_bad_fraction=recipe.data.max_bad_fraction,
             hang_seconds=recipe.run.hang_seconds,
+            what_is_lost=recorder.what_is_lost,
         )
         try_to_draw(partial(draw, engine, shown, recipe, folder, rank=place.rank), folder / PICTURE)
     logger.info("run folder: %s  (report: python profiling/report.py %s)", folder, quote_word(folder))

@@ -138,3 +138,14 @@ def test_a_recipe_of_another_kind_of_file_is_not_read(tmp_path):
     (tmp_path / "r.yaml").write_text("name: " + "x" * 200_000)
     with pytest.raises(ValueError, match=r"200,\d+ (characters|bytes)|longer than 200,000"):
         load_recipe(tmp_path / "r.yaml")
+
+
+@pytest.mark.parametrize("name", ["../..", "/tmp/a", "a/b", ".hidden", "-rf", "a" * 100_000])
+def test_the_name_of_a_recipe_is_the_name_of_a_file(tmp_path, name):
+    """It begins the name of the run folder; `../..` led out of runs/."""
+    path = tmp_path / "a.yaml"
+    path.write_text(f"name: {name}\n")
+    with pytest.raises(ValueError, match="name: it should .* becomes the name of a folder") as mistake:
+        load_recipe(path)
+    assert len(str(mistake.value)) < 600
+    assert load_recipe(path, ["name=my run"]).name == "my run"

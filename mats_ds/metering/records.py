@@ -9,9 +9,13 @@ from __future__ import annotations
 
 import json
 import math
+import os
 from dataclasses import dataclass, fields
 from pathlib import Path
+from typing import IO
 
+from mats_ds.core.files import open_regular, open_to_append, refuse_wrong_kind
+from mats_ds.core.folder_watch import FileWatch
 from mats_ds.parsing import NESTED
 
 MAY_BE_NON_FINITE = ("loss", "learning_rate", "grad_norm")
@@ -145,26 +149,46 @@ def parse_record(line: str | bytes) -> StepRecord:
 
 
 class RecordWriter:
-    """Appends one rank's records to its file; every record is handed to the system as one whole line at once."""
+    """Appends one rank's records to its file; every record is handed to the system as one whole line at once.
+
+    The run folder must be there: it is not made anew where somebody has taken it away. Raises OSError, and ValueError where a
+    link has the name of the file or of its folder.
+    """
 
     def __init__(self, run_dir: str | Path, *, rank: int) -> None:
-        self.path = Path(run_dir) / RECORDS_FOLDER / f"rank-{rank:05d}.jsonl"
-        self.path.parent.mkdir(parents=True, exist_ok=True)
+        run_dir = Path(run_dir)
+        self.path = run_dir / RECORDS_FOLDER / f"rank-{rank:05d}.jsonl"
+        self.path.parent.mkdir(exist_ok=True)
+        refuse_wrong_kind(self.path, below=run_dir)
         torn = _ends_in_mid_line(self.path)
-        self._file = open(self.path, "a", buffering=1, encoding="utf-8", newline="\n")  # noqa: SIM115 (open for the whole run)
+        self._file = open_to_append(self.path)
+        self._watch = FileWatch(self.path, self._file.fileno(), folder=run_dir)
         if torn:
-            self._file.write("\n")
+            append_whole(self._file, "\n")
 
     def append(self, record: StepRecord) -> None:
-        self._file.write(dump_record(record) + "\n")
+        append_whole(self._file, dump_record(record) + "\n")
+
+    def what_is_lost(self) -> str | None:
+        """Why records do not arrive any more; None while they do, and once the file is closed."""
+        return None if self._file.closed else self._watch.what_is_lost()
 
     def close(self) -> None:
         self._file.close()
 
 
+def append_whole(file: IO[str], text: str) -> None:
+    """Add the text with a single call of the system, so that the lines of several processes never mix. Nothing stays in a buffer
+    that a full disk would refuse once more when the file is closed.
+    """
+    content = text.encode(errors="backslashreplace")
+    while content:  # a disk that is almost full takes the first part, and refuses the second
+        content = content[os.write(file.fileno(), content) :]
+
+
 def _ends_in_mid_line(path: Path) -> bool:
     if not path.exists() or path.stat().st_size == 0:
         return False
-    with open(path, "rb") as file:
+    with open_regular(path) as file:
         file.seek(-1, 2)
         return file.read(1) != b"\n"

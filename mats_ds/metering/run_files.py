@@ -7,12 +7,11 @@ other than 0 that fails writes an outcome of its own, outcome-rank-00003.json: r
 
 from __future__ import annotations
 
-import json
-import os
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any
 
+from mats_ds.core.files import write_json
 from mats_ds.events import RunInfo
 from mats_ds.metering.records import SCHEMA
 from mats_ds.parsing import parse_json
@@ -115,15 +114,8 @@ def _outcome_files(run_dir: str | Path) -> list[Path]:
 
 
 def write_atomically(path: Path, tree: dict[str, Any]) -> None:
-    """A reader sees the old file or the new one, never half of one."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    aside = path.with_name(path.name + ".tmp")
-    with open(aside, "w", encoding="utf-8") as file:
-        json.dump(tree, file, indent=1)
-        file.write("\n")
-        file.flush()
-        os.fsync(file.fileno())
-    os.replace(aside, path)
+    """A reader sees the old file or the new one, never half of one. The folder must be there."""
+    write_json(path, tree, durable=True)
 
 
 def read_object(path: Path) -> dict[str, Any]:

@@ -22,6 +22,7 @@ from typing import Any, NoReturn
 import psutil
 import torch.distributed as dist
 
+from mats_ds.core.processes import has_ended, identify_process
 from mats_ds.events import RunInfo
 from mats_ds.training.stops import RUN_ERROR
 
@@ -156,15 +157,14 @@ def find_launchers() -> list[psutil.Process]:
 
 def find_others(run: RunInfo) -> dict[int, psutil.Process]:
     """The other ranks on this machine, by rank; every rank takes part."""
-    me = psutil.Process()
     everyone: list[Any] = [None] * run.world_size
-    dist.all_gather_object(everyone, (run.rank, me.pid, me.create_time()))
+    dist.all_gather_object(everyone, (run.rank, identify_process()))
     others = {}
-    for rank, pid, created in everyone:
-        with contextlib.suppress(psutil.Error):  # a number that is of no process here belongs to another machine
-            process = psutil.Process(pid)
-            if rank != run.rank and process.create_time() == created:
-                others[rank] = process
+    for rank, identity in everyone:
+        # Known by ticks since boot: what psutil makes of them is another time in another process where the clock was set.
+        if rank != run.rank and has_ended(identity) is False:
+            with contextlib.suppress(psutil.Error):
+                others[rank] = psutil.Process(identity.process)
     return others
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import json
 import logging
 import os
 import socket
@@ -18,7 +17,8 @@ import torch
 import torch.distributed as dist
 
 from mats_ds.config import Recipe, dump_recipe
-from mats_ds.core.text import clean_line, describe_error, log_to_stderr, quote_word
+from mats_ds.core.folder_lock import release_all_folders
+from mats_ds.core.text import clean_line, describe_error, log_to_stderr
 from mats_ds.training.batch import BatchPlan, plan_batch
 from mats_ds.training.ds_config import notes_on, read_ds_config, state_clipping, zero_stage_of
 from mats_ds.training.ds_outputs import check_outputs, name_outputs
@@ -44,7 +44,6 @@ logger = logging.getLogger("mats_ds")
 
 EXIT_SECONDS = 10.0
 CHECKPOINTS = "checkpoints"
-RUN_FILE = "run.json"  # written by the recorder
 
 
 @dataclass(frozen=True)
@@ -93,11 +92,10 @@ def start_run(recipe: Recipe, options: argparse.Namespace, *, task: str) -> RunS
     place = start_distributed(timeout_seconds=recipe.run.hang_seconds)
     plan = plan_batch(ds_config, recipe_batch=recipe.optim.global_batch, world_size=place.world_size, repeats=recipe.data.repeats)
     resume = options.resume is not None
-    folder = choose_run_folder(options.out, recipe_name=recipe.name, resume=resume)
+    folder = choose_run_folder(options.out, recipe_name=recipe.name, task=task, resume=resume)
     check_shared_folder(folder)
     point = None
     if resume:
-        check_task(folder, task)
         stage = zero_stage_of(ds_config)
         sizes = dict(world_size=place.world_size, global_batch=plan.global_batch)
         point = find_resume_point(folder / CHECKPOINTS, **sizes, zero_stage=stage)
@@ -114,15 +112,6 @@ def make_saver(engine: Any, recipe: Recipe, start: RunStart) -> CheckpointSaver:
         keep=recipe.run.keep_checkpoints,
         keep_every_steps=recipe.run.keep_every_steps,
     )
-
-
-def check_task(folder: Path, task: str) -> None:
-    """Raises ValueError where the folder to go on in holds a run of another script."""
-    file = folder / RUN_FILE
-    found = json.loads(file.read_text(encoding="utf-8")).get("task", "pretrain") if file.is_file() else task
-    if found != task:
-        hint = f", and begin with its weights: {quote_word(f'finetune.weights={folder}')}" if task == "finetune" else ""
-        raise ValueError(f"{folder} holds a run of mats_ds/{found}.py, and this is mats_ds/{task}.py: name another --out{hint}")
 
 
 def run_command(work: Callable[[], None]) -> int:
@@ -164,6 +153,8 @@ def run_command(work: Callable[[], None]) -> int:
         # The recorder has said what to lower.
         first = clean_line(str(error).partition("\n")[0] or type(error).__name__)
         return _end(RUN_ERROR, f"{here}stopped: rank {rank} is out of memory: {first}", in_order=False)
+    finally:
+        release_all_folders()
     return _end(FINISHED, None)
 
 
