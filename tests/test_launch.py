@@ -26,10 +26,10 @@ def write_script(path: Path, text: str) -> Path:
 class Project:
     """A copy of launch.sh with a PATH and an environment of its own."""
 
-    def __init__(self, folder: Path):
-        self.root = folder / "a project"
+    def __init__(self, folder: Path, *, root: str = "a project", caller: str = "the caller"):
+        self.root = folder / root
         self.tools = folder / "tools"
-        self.caller = folder / "the caller"
+        self.caller = folder / caller
         for path in (self.root, self.tools, self.caller):
             path.mkdir()
         for name in ("launch.sh", "setup.py", "pyproject.toml"):
@@ -243,7 +243,8 @@ class TestSeveralMachines:
     """With stand-ins for the programs that reach other machines; tests/faults/hosts.py has real ones."""
 
     @pytest.fixture
-    def hosts(self, project):
+    def hosts(self, tmp_path):
+        project = Project(tmp_path, root="project", caller="caller")  # pdsh's shells would split "a project"
         project.put_driver("13.0", 3)
         for tool in ("pdsh", "ompi_info", "sinfo"):
             write_script(project.tools / tool, "exit 0")
