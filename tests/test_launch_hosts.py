@@ -19,9 +19,9 @@ from tests.test_launch import ROOT, Project, write_script
 
 ARGUMENTS = [
     "$(touch pwned)", "`touch pwned`", "$HOME", "${HOME}", "a b", "a  b ", "'single'", '"double"', "it's \"both\"", "back\\slash",
-    "end\\", "\\", ";", "a;touch pwned", "&", "a|b", "||", ">out", "<in", "(x)", "*", "?", "[ab]*", "{a,b}", "~", "a~", "#c", "x #y",
-    "!x", "^", "new\nline", "\n", "tab\tx", "", "é", "日本", "\u00a0", "-dash", "--", "%h", "%u%n", "100%", "%%h", "=zsh", "a=b", ":",
-    "\x1b[31m", "data.manifest='c: d'", "x.y=[1, 2]", "$'a\\nb'", os.fsdecode(b"no utf-8 \xff"),
+    "end\\", "\\", ";", "a;touch pwned", "&", "a|b", "||", ">out", "<in", "(x)", "*", "?", "[ab]*", "{a,b}", "~", "a~", "#c",
+    "x #y", "!x", "^", "new\nline", "\n", "tab\tx", "", "é", "日本", "\u00a0", "-dash", "--", "%h", "%u%n", "100%", "%%h",
+    "=zsh", "a=b", ":", "\x1b[31m", "data.manifest='c: d'", "x.y=[1, 2]", "$'a\\nb'", os.fsdecode(b"no utf-8 \xff"),
 ]  # fmt: skip
 TRAINER = "import json, os, sys; open('got-' + os.environ.get('RANK', '0'), 'w').write(json.dumps(sys.argv[1:]))\n"
 PDSH = r"""
