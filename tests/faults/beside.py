@@ -87,7 +87,7 @@ class FaultyClock:
 
 
 def jump_clock(scene: Scene) -> Row:
-    """The wall clock goes ten days forward in mid-run, then ten days back, and the run goes on in the past until it is stopped."""
+    """The wall clock goes ten days forward in mid-run, then back and ten days more; the run goes on until it is stopped."""
     clock = FaultyClock(scene.root / "clock")
     folder = scene.new_folder()
     job = start_launcher(folder, scene.videos, variables=clock.variables)
@@ -134,8 +134,7 @@ def kill_launch_sh(scene: Scene) -> Row:
     find_ranks(job, 2)
     begun = steps_done(job.folder)
     send(job.processes[0], signal.SIGKILL)
-    row = scene.after("SIGKILL of `launch.sh`", job, begun=begun, expected="the launcher has died")
-    return row
+    return scene.after("SIGKILL of `launch.sh`", job, begun=begun, expected="the launcher has died")
 
 
 def kill_launch_sh_early(scene: Scene) -> Row:
@@ -144,5 +143,7 @@ def kill_launch_sh_early(scene: Scene) -> Row:
     wait_until(lambda: len(list_ranks(job)) == 2, job)
     job.processes += job.processes[0].children(recursive=True)
     send(job.processes[0], signal.SIGKILL)
+    seconds = job.wait(300)  # as long as importing takes on a busy machine
     row = scene.after("SIGKILL of `launch.sh` at the start", job, begun=0, expected="the launcher has died")
+    row.end_seconds = seconds
     return row
