@@ -48,7 +48,8 @@ Several machines: pretrain, finetune, evaluate and extract take
   --no_ssh --node_rank I --master_addr A    start only the ranks of machine I here: type it on every machine of the file
   --num_nodes N, --num_gpus N, --include and --exclude HOST[:SLOT,...] take a part of the file (not with openmpi);
   --master_addr A, --master_port P, --ssh_port P, --launcher_args "..." go to the launcher as they are
-  With pdsh, NCCL_* and PYTHON* variables reach the other machines; others, such as GLOO_SOCKET_IFNAME or
+  With pdsh, these paths must hold no space, quote or other character that a shell reads; arguments may hold any of them.
+  NCCL_* and PYTHON* variables reach the other machines; others, such as GLOO_SOCKET_IFNAME or
   OMP_NUM_THREADS, where ~/.deepspeed_env or ./.deepspeed_env lists them, a NAME=VALUE a line.
 
 Environment variables
@@ -619,8 +620,8 @@ launch() { # launch NAME [LAUNCHER OPTIONS] [its own]: deepspeed mats_ds/NAME.py
 
   [[ -z $port ]] || is_port "$port" || fail 2 "--master_port takes a number from 1 to 65535, got '$port'"
   if [[ -z $hostfile ]]; then
-    [[ -z $no_ssh$num_nodes && $method == pdsh ]] \
-      || fail 2 "--no_ssh, --num_nodes and --launcher are for several machines: name them with --hostfile F"
+    [[ -z $no_ssh$num_nodes$force_multi && $method == pdsh ]] \
+      || fail 2 "--no_ssh, --num_nodes, --force_multi and --launcher are for several machines: name them with --hostfile F"
   else
     settle_hosts "$ROOT/mats_ds/$name.py"
   fi
@@ -646,12 +647,12 @@ launch() { # launch NAME [LAUNCHER OPTIONS] [its own]: deepspeed mats_ds/NAME.py
         launcher+=(--num_gpus "$num_gpus")
       fi
     fi
-    # errors still show; without a hostfile DeepSpeed would take /job/hostfile, unchecked, where there is one
-    launcher+=(--quiet --hostfile /dev/null)
+    launcher+=(--quiet) # errors still show
     if [[ -z $port ]]; then # two runs on one machine must not meet on the launcher's fixed port
       if is_dry; then launcher+=(--master_port PORT); else launcher+=(--master_port "$(free_port)"); fi
     fi
   fi
+  [[ -n $hostfile ]] || launcher+=(--hostfile /dev/null) # DeepSpeed would take /job/hostfile, unchecked, where there is one
   # Ranks look whether this script is still there (training/launcher_watch.py), and -m of Python 3.11 and newer must not take
   # modules from the folder that the caller stands in.
   LAUNCH_SH_PROCESS="$(name_this_process)" PYTHONSAFEPATH=1 \

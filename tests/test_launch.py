@@ -319,6 +319,7 @@ class TestSeveralMachines:
             ),
             (["--launcher", "openmpi"], "name them with --hostfile"),
             (["--num_nodes", "2"], "name them with --hostfile"),
+            (["--force_multi"], "name them with --hostfile"),
             (["--hostfile"], "--hostfile needs a value"),
         ],
     )

@@ -274,8 +274,9 @@ def test_values_of_that_file_are_looked_at_too(hosts):
 
 def test_no_other_hostfile_is_taken_without_being_named(hosts):
     """DeepSpeed's own default is /job/hostfile."""
-    _, launcher, _ = hosts.launch_plan("pretrain")
-    assert launcher[launcher.index("--hostfile") + 1] == os.devnull
+    for arguments in ([], ["--include", "localhost:0"]):
+        _, launcher, _ = hosts.launch_plan("pretrain", *arguments)
+        assert launcher[launcher.index("--hostfile") + 1] == os.devnull
 
 
 def test_a_machine_whose_name_ends_as_another_is_not_taken_for_it(hosts):
