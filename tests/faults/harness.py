@@ -132,7 +132,7 @@ def start_command(command: Sequence[str], folder: Path, videos: Path, *, variabl
     return Job(folder, [psutil.Process(handle.pid)], [handle], log)
 
 
-def find_ranks(job: Job, num_ranks: int, seconds: float = 120.0) -> list[psutil.Process]:
+def find_ranks(job: Job, num_ranks: int, seconds: float = 300.0) -> list[psutil.Process]:
     """The rank processes below a launcher once the first step is recorded; adds them to the job."""
     wait_until(lambda: read_losses(job.folder), job, seconds)
     ranks = list_ranks(job)
@@ -273,7 +273,7 @@ def newest_step(folder: Path) -> int:
     return max((int(path.name.removeprefix("step-")) for path in folder.glob("checkpoints/step-*")), default=0)
 
 
-def wait_until(is_so: Callable[[], Any], job: Job, seconds: float = 120.0) -> None:
+def wait_until(is_so: Callable[[], Any], job: Job, seconds: float = 300.0) -> None:
     """Raises TimeoutError when it is not so by then, or when the job has ended before."""
     until = time.monotonic() + seconds
     while not is_so():
