@@ -9,6 +9,7 @@ import torch
 import torch.distributed as dist
 
 from mats_ds.training.engine import Place, start_distributed
+from mats_ds.training.launcher_watch import end_with_launchers
 from mats_ds.training.launchers import adopt_launcher
 
 DTYPES = {"bf16": torch.bfloat16, "fp32": torch.float32}
@@ -17,10 +18,11 @@ DTYPES = {"bf16": torch.bfloat16, "fp32": torch.float32}
 def find_place(device: str | None = None) -> Place:
     """Join the ranks of the launcher, or stand alone on `device` (None: the GPU if there is one, else the CPU).
 
-    DeepSpeed is only loaded where there is more than one rank. Raises ValueError for a device that does not exist, or a single
-    GPU for several ranks.
+    DeepSpeed is only loaded where there is more than one rank. A process that a launcher has started ends soon after it. Raises
+    ValueError for a device that does not exist, or a single GPU for several ranks.
     """
     adopt_launcher()
+    end_with_launchers()
     if int(os.environ.get("WORLD_SIZE", "1")) > 1:
         if device == "cpu":
             os.environ["DS_ACCELERATOR"] = "cpu"
