@@ -3,15 +3,14 @@
 from __future__ import annotations
 
 import csv
-import json
 import math
-import os
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
 
 from mats_ds.clips import BadClip
+from mats_ds.core.files import replace_file, write_json
 from mats_ds.metering.accuracy import TOP, Accuracy, VideoScore, rank_labels, summarize_accuracy, top_classes
 from mats_ds.metering.accuracy_pictures import SweepPoint, draw_confusion, draw_sweep
 
@@ -21,19 +20,10 @@ SHOWN_BAD = 5
 
 def write_table(path: Path, header: Sequence[str], rows: Iterable[Sequence[object]]) -> None:
     """A CSV file, aside first and renamed when it is whole."""
-    aside = path.with_name(f".{path.name}.part")
-    with aside.open("w", newline="", encoding="utf-8") as stream:
+    with replace_file(path) as aside, aside.open("w", newline="", encoding="utf-8") as stream:
         writer = csv.writer(stream, lineterminator="\n")
         writer.writerow(header)
         writer.writerows(rows)
-    os.replace(aside, path)
-
-
-def write_json(path: Path, content: Mapping[str, object]) -> None:
-    """A JSON file, aside first and renamed when it is whole."""
-    aside = path.with_name(f".{path.name}.part")
-    aside.write_text(json.dumps(content, indent=2, allow_nan=False) + "\n", encoding="utf-8")
-    os.replace(aside, path)
 
 
 def write_per_class(path: Path, accuracy: Accuracy, names: Sequence[str]) -> None:
@@ -116,7 +106,7 @@ def write_results(
     write_unreadable(folder / "unreadable.csv", bad)
     results = [{**point.costs(), **summarize_accuracy(point.accuracy)} for point in points]
     counts = count_videos(videos, num_views=num_views)
-    write_json(folder / "results.json", {**about, "videos": counts, "results": results, "run": run})
+    write_json(folder / "results.json", {**about, "videos": counts, "results": results, "run": run}, indent=2)
 
 
 def count_videos(videos: Sequence[VideoScore], *, num_views: int) -> dict[str, int]:
