@@ -18,3 +18,8 @@ def format_hours(hours: float) -> str:
 def count(number: int, noun: str) -> str:
     """ "1 step", "3 steps"."""
     return f"{number} {noun}{'' if number == 1 else 's'}"
+
+
+def shorten(text: str, most: int = 400) -> str:
+    """A text of a file, which may be of any length, as far as a person would read it."""
+    return text if len(text) <= most else f"{text[:most]} ... ({len(text):,} characters)"

@@ -15,7 +15,8 @@ MAX_SECONDS = 1e9  # of one step: 31 years
 MAX_UNIX_SECONDS = 1e11  # the year 5138
 MAX_WHOLE = 2**63 - 1
 MAX_FLOAT = 3.4028234663852886e38  # of IEEE 754's binary32, in which losses and norms are computed
-MAX_NAME, MAX_ENTRIES = 5_000, 200  # characters of a name, a path or a version; versions or kinds of memory
+MAX_NAME = 5_000  # characters of a name, a path or a version
+MAX_ENTRIES, MAX_KEY = 200, 200  # versions or kinds of memory, and the characters of their names
 LONG_TEXTS = ("command", "run_dir", "outcome", "advice", "snapshot")  # as long as their file may be
 
 _BY_NAME: dict[str, tuple[float, float]] = {
@@ -64,8 +65,9 @@ def find_fault(name: str, value: Any, kind: str) -> str | None:
             return f"{name} is no object of at most {MAX_ENTRIES} entries"
         of_bytes, inner = kind == "dict[str, int]", "int" if kind == "dict[str, int]" else "str"
         faults = (find_fault("one_of_the_bytes" if of_bytes else name, each, inner) for each in value.values())
-        names = (find_fault(f"a name in {name}", each, "str") for each in value)
-        return next((f"{name}: {fault}" for fault in (*faults, *names) if fault), None)
+        if any(len(each) > MAX_KEY for each in value):
+            return f"{name} has a name of more than {MAX_KEY} characters"
+        return next((f"{name}: {fault}" for fault in faults if fault), None)
     if kind.startswith("tuple"):
         if not isinstance(value, (list, tuple)) or len(value) > MAX_ENTRIES:
             return f"{name} is no list of at most {MAX_ENTRIES} texts"

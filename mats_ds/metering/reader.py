@@ -18,7 +18,7 @@ import numpy as np
 from mats_ds.core.files import open_regular, refuse_wrong_kind
 from mats_ds.metering.limits import MAX_RANKS
 from mats_ds.metering.records import MAX_LINE_BYTES, RECORDS_FOLDER, StepRecord, parse_record
-from mats_ds.metering.stretches import MAX_UNREADABLE, find_stretches, read_lines
+from mats_ds.metering.stretches import MAX_UNREADABLE, NOT_OURS, find_stretches, read_lines
 
 if TYPE_CHECKING:
     from mats_ds.metering.columns import Columns
@@ -133,7 +133,7 @@ class RankReader:
             return
         self.num_unreadable += num
         if self.num_unreadable > MAX_UNREADABLE:
-            raise ValueError(f"{self.path}: more than {MAX_UNREADABLE:,} lines are no records: this file was not written by a run")
+            raise ValueError(f"{self.path}: more than {MAX_UNREADABLE:,} lines are no records: {NOT_OURS}")
         if len(self.unreadable) < NUM_NAMED_UNREADABLE:
             if len(line) == MAX_LINE_BYTES and not line.endswith(b"\n"):
                 why = f"longer than {MAX_LINE_BYTES:,} bytes"

@@ -24,7 +24,7 @@ FINISHED = "finished"
 MAX_FILE_BYTES = 4 * 2**20  # a part of a run takes about 500
 MAX_PARTS = 10_000
 SHOWN_FAULTS = 5
-_OUTCOME_OF_RANK = re.compile(r"outcome-rank-([0-9]{5})\.json")
+_OUTCOME_OF_RANK = re.compile(r"outcome-rank-[0-9]{5}\.json")
 
 
 @dataclass(frozen=True)
@@ -116,7 +116,7 @@ def read_outcome(run_dir: str | Path) -> Outcome | None:
 
 def _outcome_files(run_dir: str | Path) -> list[Path]:
     folder = Path(run_dir)
-    of_ranks = (path for path in folder.glob("outcome-rank-*.json") if (found := _OUTCOME_OF_RANK.fullmatch(path.name)))
+    of_ranks = (path for path in folder.glob("outcome-rank-*.json") if _OUTCOME_OF_RANK.fullmatch(path.name))
     return [path for path in (folder / OUTCOME_FILE, *sorted(of_ranks)[:MAX_RANKS]) if path.exists() or path.is_symlink()]
 
 

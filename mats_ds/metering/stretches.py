@@ -21,6 +21,7 @@ BLOCK_BYTES = 1 << 20
 MAX_DIGITS = 15  # as MAX_STEP has
 MAX_STRETCHES = 10_000  # a run that was resumed so often, or no run
 MAX_UNREADABLE = 10_000  # lines; a kill tears one
+NOT_OURS = "this file was not written by a run"
 _START = b'{"schema":?,"step":'  # ? stands for one digit
 _STEP = re.compile(rb'"step": ?(\d+)')
 _NEWLINE, _BRACE = b"\n}"
@@ -46,12 +47,12 @@ def find_stretches(path: Path) -> Stretches:
         (whole,) = np.nonzero(steps != NO_STEP)
         num_torn += len(steps) - len(whole)
         if num_torn > MAX_UNREADABLE:
-            raise ValueError(f"{path}: more than {MAX_UNREADABLE:,} lines are no records: this file was not written by a run")
+            raise ValueError(f"{path}: more than {MAX_UNREADABLE:,} lines are no records: {NOT_OURS}")
         if len(whole):
             before = np.concatenate(([np.inf if found.last_step is None else found.last_step], steps[whole][:-1]))
             begun = whole[steps[whole] <= before]
             if len(found.starts) + len(begun) > MAX_STRETCHES:
-                raise ValueError(f"{path}: the steps go back more than {MAX_STRETCHES:,} times: this file was not written by a run")
+                raise ValueError(f"{path}: the steps go back more than {MAX_STRETCHES:,} times: {NOT_OURS}")
             found.starts += [(found.num_lines + int(place), int(steps[place])) for place in begun]
             found.last_step = int(steps[whole[-1]])
         found.num_lines += len(steps)
