@@ -25,6 +25,7 @@ from plan_settle import Question, settle_question  # noqa: E402
 from plan_sweep import compare_published, format_sweep, sweep, sweep_to_json  # noqa: E402
 from plan_text import format_plan, plan_to_json  # noqa: E402
 
+from mats_ds.core.files import write_json  # noqa: E402
 from mats_ds.data.terminal import run_program  # noqa: E402
 from mats_ds.metering.cards import CARDS  # noqa: E402
 from mats_ds.metering.forecast import Feed, forecast, largest_micro_batch  # noqa: E402
@@ -74,7 +75,7 @@ def _sweep(question: Question, options: argparse.Namespace) -> int:
     cells = sweep(question.workload, question.ds_config, feed=question.feed, mfu=question.time.mfu, **how)
     if options.exact:
         tree = measure_sweep(cells, question.workload, question.ds_config, world_size=question.world_size)
-        EXACT_FILE.write_text(json.dumps(tree, indent=1) + "\n", encoding="utf-8")
+        write_json(EXACT_FILE, tree)
     if options.json:
         print(json.dumps(sweep_to_json(cells), indent=1))
         return FITS

@@ -1,4 +1,4 @@
-"""Write report.json and report.html into a run folder that may be somebody else's: whole, through no link, over nothing of others."""
+"""report.json and report.html in a run folder that may be somebody else's: whole, through no link, over nothing of others."""
 
 from __future__ import annotations
 

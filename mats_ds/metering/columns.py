@@ -55,25 +55,32 @@ def join_columns(parts: Sequence[Columns]) -> Columns:
 
 def parse_lines(lines: Sequence[bytes], names: Sequence[str]) -> Iterator[Columns | int]:
     """The columns `names` (and "step", "loss") of some lines; for an unreadable line its number, from 0, in its place."""
-    yield from _parse(lines, tuple(dict.fromkeys((*_ALWAYS, *names))), 0)
-
-
-def _parse(lines: Sequence[bytes], names: tuple[str, ...], first: int) -> Iterator[Columns | int]:
-    """All at once; where that fails, each half on its own, down to the line that is at fault."""
-    if not lines:
+    wanted = tuple(dict.fromkeys((*_ALWAYS, *names)))
+    trees = _validate(lines, wanted)
+    if trees is not None:
+        yield _to_columns(trees, wanted)
         return
+    sound: list[dict[str, float | None]] = []
+    for place, line in enumerate(lines):  # one by one: halves of halves take nine times as long where most are at fault
+        trees = _validate([line], wanted)
+        if trees is not None:
+            sound += trees
+            continue
+        if sound:
+            yield _to_columns(sound, wanted)
+            sound = []
+        yield place
+    if sound:
+        yield _to_columns(sound, wanted)
+
+
+def _validate(lines: Sequence[bytes], names: tuple[str, ...]) -> list[dict[str, float | None]] | None:
+    """One object a line; None where that fails."""
     try:
         trees = _make_validator(names).validate_json(b"[" + b",".join(lines) + b"]")
     except ValidationError:
-        trees = []
-    if len(trees) == len(lines):
-        yield _to_columns(trees, names)
-    elif len(lines) == 1:
-        yield first
-    else:
-        middle = len(lines) // 2
-        yield from _parse(lines[:middle], names, first)
-        yield from _parse(lines[middle:], names, first + middle)
+        return None
+    return trees if len(trees) == len(lines) else None
 
 
 def _to_columns(trees: list[dict[str, float | None]], names: tuple[str, ...]) -> Columns:

@@ -86,11 +86,13 @@ class RankReader:
         from mats_ds.metering.columns import join_columns
 
         parts: list[Columns] = []
+        num_records = 0
         for part in self._read_parts(names):
             parts.append(part)
-            if sum(map(len, parts)) >= RECORDS_AT_ONCE:
+            num_records += len(part)
+            if num_records >= RECORDS_AT_ONCE:
                 yield join_columns(parts)
-                parts = []
+                parts, num_records = [], 0
         if parts:
             yield join_columns(parts)
 

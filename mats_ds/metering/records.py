@@ -16,7 +16,7 @@ from mats_ds.metering.limits import MAX_FLOAT, limits_of, show
 from mats_ds.parsing import NESTED
 
 MAY_BE_NON_FINITE = ("loss", "learning_rate", "grad_norm")
-MAX_LINE_BYTES = 2**16  # our own lines have about 900
+MAX_LINE_BYTES = 2**14  # our own lines have about 900
 SCHEMA = 2  # 2 added the fields after peak_rss_bytes, all of which may be missing; older records still read
 RECORDS_FOLDER = "records"
 
