@@ -9,7 +9,7 @@ from typing import Any
 from report_beside import INPUTS
 from report_figures import Figures
 from report_memory import list_kinds
-from report_words import format_flops, format_hours, shorten
+from report_words import format_flops, format_hours, ratio_of, shorten
 
 from mats_ds.events import PHASES
 from mats_ds.metering.budget import format_bytes
@@ -32,7 +32,7 @@ class Compared:
     @property
     def ratio(self) -> float | None:
         """B over A."""
-        return self.b / self.a if self.a and self.b is not None else None
+        return ratio_of(self.b, self.a)
 
 
 def list_compared(a: Figures, b: Figures) -> list[Compared]:

@@ -10,9 +10,11 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from html import escape
 
+from report_words import SMALLEST
+
 WIDTH, HEIGHT = 520, 254
 LEFT, RIGHT, TOP, BOTTOM = 56, 10, 10, 40
-SMALLEST, SAME = 1e-30, 1e-9  # below, ticks between two values cannot be told apart
+SAME = 1e-9  # below, ticks between two values cannot be told apart
 Values = Sequence["float | None"]
 
 

@@ -119,7 +119,9 @@ def test_a_folder_that_cannot_be_written_gives_the_text_and_one_line(tmp_path, c
     assert errors == "report: report.json and report.html could not be written: Read-only file system\n"
 
 
-@pytest.mark.parametrize("content", ["[]", "3", "{}", '{"schema": 1, "run_dir": "wandb"}', "", "\ufeff[]", '{"world_size": 1e999}'])
+@pytest.mark.parametrize(
+    "content", ["[]", "3", "{}", '{"schema": 1, "run_dir": "wandb"}', "", "\ufeff[]", '{"world_size": 1e999}']
+)
 def test_a_folder_that_is_no_run_of_ours_gets_nothing(tmp_path, capsys, content):
     folder = tmp_path / "wandb"
     folder.mkdir()
