@@ -40,7 +40,7 @@ def main(arguments: list[str] | None = None) -> int:
     try:
         return _compare(*options.compare, as_json=options.json) if options.compare else _report(options)
     except (ValueError, OSError) as error:
-        print(f"error: {error}", file=sys.stderr)
+        print(f"error: {' '.join(str(error).splitlines())}", file=sys.stderr)  # a folder's name may have lines
         return NOTHING_TO_JUDGE
 
 
