@@ -26,6 +26,7 @@ from plan_sweep import compare_published, format_sweep, sweep, sweep_to_json  # 
 from plan_text import format_plan, plan_to_json  # noqa: E402
 
 from mats_ds.core.arguments import ArgumentParser  # noqa: E402
+from mats_ds.core.files import write_json  # noqa: E402
 from mats_ds.core.text import log_to_stderr, tell_error  # noqa: E402
 from mats_ds.data.terminal import run_program  # noqa: E402
 from mats_ds.metering.cards import CARDS  # noqa: E402
@@ -76,7 +77,7 @@ def _sweep(question: Question, options: argparse.Namespace) -> int:
     cells = sweep(question.workload, question.ds_config, feed=question.feed, mfu=question.time.mfu, **how)
     if options.exact:
         tree = measure_sweep(cells, question.workload, question.ds_config, world_size=question.world_size)
-        EXACT_FILE.write_text(json.dumps(tree, indent=1) + "\n", encoding="utf-8")
+        write_json(EXACT_FILE, tree)
     if options.json:
         print(json.dumps(sweep_to_json(cells), indent=1))
         return FITS

@@ -9,6 +9,7 @@ weights are those that the model computes with, in the run's precision; the opti
 from __future__ import annotations
 
 import hashlib
+import re
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
@@ -17,9 +18,8 @@ from typing import Any
 from pydantic import ValidationError
 
 from mats_ds.config import Recipe
-from mats_ds.core.small_files import read_small_text
+from mats_ds.core.files import read_bytes
 from mats_ds.core.text import Lines
-from mats_ds.interop.file_content import MAX_JSON_BYTES
 from mats_ds.interop.origin import BEST_FILE, WEIGHTS_FROM, Origin, origin_of
 from mats_ds.interop.pickles import unpickle
 from mats_ds.interop.plain import load_weights
@@ -29,6 +29,8 @@ from mats_ds.parsing import parse_json, parse_yaml
 
 COMPLETE = "complete.json"
 PREFIX = "step-"
+STEP_NAME = re.compile(rf"{PREFIX}[0-9]{{8}}")
+MAX_COMPLETE_BYTES = 2**24  # 150 bytes a file
 WEIGHT_FILE = "mp_rank_00_model_states.pt"
 SPEC_KEY = "model_spec"  # JSON of a ModelSpec, where the run stored one
 AVERAGE_KEY = "ema"  # the running average of the weights, where the run keeps one
@@ -41,7 +43,8 @@ def find_steps(path: str | Path) -> list[Path]:
     if (path / COMPLETE).is_file():
         return [path]
     folder = path / "checkpoints" if (path / "checkpoints").is_dir() else path
-    return sorted((step for step in folder.glob(f"{PREFIX}*") if (step / COMPLETE).is_file()), reverse=True)
+    named = (step for step in folder.glob(f"{PREFIX}*") if STEP_NAME.fullmatch(step.name))  # no copy like step-best
+    return sorted((step for step in named if (step / COMPLETE).is_file()), reverse=True)
 
 
 def read_run(path: str | Path, *, weights_from: str | None = None) -> Weights:
@@ -93,7 +96,7 @@ def read_best(path: Path) -> Weights:
 def what_is_wrong(step: Path) -> str | None:
     """Why the weights of a checkpoint cannot be read, or None when they are there with the bytes that were written."""
     try:
-        files = parse_json(read_small_text(step / COMPLETE, max_bytes=MAX_JSON_BYTES))["files"]
+        files = parse_json(read_bytes(step / COMPLETE, max_bytes=MAX_COMPLETE_BYTES).decode("utf-8"))["files"]
         stated = {**files[WEIGHT_FILE]} if WEIGHT_FILE in files else None
     except (ValueError, TypeError, KeyError) as error:
         return f"{COMPLETE} cannot be read: {error}"

@@ -4,9 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import csv
-import json
 import math
-import os
 from collections.abc import Iterable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
@@ -15,7 +13,7 @@ import numpy as np
 
 from mats_ds.clips import BadClip
 from mats_ds.core.drawing import try_to_draw
-from mats_ds.core.files import describe_wrong_kind
+from mats_ds.core.files import describe_wrong_kind, replace_file, write_json
 from mats_ds.metering.accuracy import TOP, Accuracy, VideoScore, rank_labels, summarize_accuracy, top_classes
 from mats_ds.metering.accuracy_pictures import SweepPoint, draw_confusion, draw_sweep
 
@@ -25,19 +23,10 @@ SHOWN_BAD = 5
 
 def write_table(path: Path, header: Sequence[str], rows: Iterable[Sequence[object]]) -> None:
     """A CSV file, aside first and renamed when it is whole."""
-    aside = path.with_name(f".{path.name}.part")
-    with aside.open("w", newline="", encoding="utf-8") as stream:
+    with replace_file(path) as aside, aside.open("w", newline="", encoding="utf-8") as stream:
         writer = csv.writer(stream, lineterminator="\n")
         writer.writerow(header)
         writer.writerows(rows)
-    os.replace(aside, path)
-
-
-def write_json(path: Path, content: Mapping[str, object]) -> None:
-    """A JSON file, aside first and renamed when it is whole."""
-    aside = path.with_name(f".{path.name}.part")
-    aside.write_text(json.dumps(content, indent=2, allow_nan=False) + "\n", encoding="utf-8")
-    os.replace(aside, path)
 
 
 def write_per_class(path: Path, accuracy: Accuracy, names: Sequence[str]) -> None:
@@ -118,7 +107,7 @@ def write_results(
     write_unreadable(folder / "unreadable.csv", bad)
     results = [{**point.costs(), **summarize_accuracy(point.accuracy)} for point in points]
     counts = count_videos(videos, num_views=num_views)
-    write_json(folder / "results.json", {**about, "videos": counts, "results": results, "run": run})
+    write_json(folder / "results.json", {**about, "videos": counts, "results": results, "run": run}, indent=2)
 
 
 def draw_results(folder: Path, points: Sequence[SweepPoint], *, names: Sequence[str], title: str, speed_note: str) -> None:

@@ -16,9 +16,11 @@ from typing import IO
 
 from mats_ds.core.files import open_regular, open_to_append, refuse_wrong_kind
 from mats_ds.core.folder_watch import FileWatch
+from mats_ds.metering.limits import MAX_FLOAT, limits_of, show
 from mats_ds.parsing import NESTED
 
 MAY_BE_NON_FINITE = ("loss", "learning_rate", "grad_norm")
+MAX_LINE_BYTES = 2**14  # our own lines have about 900
 SCHEMA = 2  # 2 added the fields after peak_rss_bytes, all of which may be missing; older records still read
 RECORDS_FOLDER = "records"
 
@@ -109,6 +111,11 @@ _NAMES = tuple(field.name for field in fields(StepRecord))
 _TYPES = tuple(_JSON_TYPES[str(field.type)] for field in fields(StepRecord))
 _ROUNDED = frozenset(name for name in _NAMES if name.endswith(("_seconds", "_per_second")) or name in ("joules", "mfu", "hfu"))
 _NON_FINITE_PLACES = tuple(_NAMES.index(name) for name in MAY_BE_NON_FINITE)
+_LIMITS = {
+    _NAMES.index(field.name): limits_of(field.name, str(field.type))
+    for field in fields(StepRecord)
+    if field.name not in MAY_BE_NON_FINITE
+}
 
 
 def dump_record(record: StepRecord) -> str:
@@ -138,14 +145,30 @@ def parse_record(line: str | bytes) -> StepRecord:
         raise ValueError(f"expected a JSON object, got {type(tree).__name__}")
     values = list(map(tree.get, _NAMES))
     if isinstance(values[0], int) and values[0] > SCHEMA:
-        raise ValueError(f"schema {values[0]}, but this version reads up to {SCHEMA}: update mats_ds")
+        raise ValueError(f"schema {show(values[0])}, but this version reads up to {SCHEMA}: update mats_ds")
     for place in _NON_FINITE_PLACES:
         if isinstance(values[place], str):
-            values[place] = float(values[place])
-    if not all(map(isinstance, values, _TYPES)):
-        wrong = [name for name, value, kind in zip(_NAMES, values, _TYPES, strict=True) if not isinstance(value, kind)]
+            values[place] = _read_float(values[place])
+    if not all(map(isinstance, values, _TYPES)) or bool in map(type, values):  # a bool is an int to Python
+        pairs = zip(_NAMES, values, _TYPES, strict=True)
+        wrong = [name for name, value, kind in pairs if not isinstance(value, kind) or isinstance(value, bool)]
         raise ValueError(f"missing or of the wrong type: {', '.join(wrong)}")
+    for place, (least, greatest) in _LIMITS.items():
+        value = values[place]
+        if value is not None and not least <= value <= greatest:
+            raise ValueError(f"{_NAMES[place]} is {show(value)}, which is not from {least:g} to {greatest:g}")
+    for place in _NON_FINITE_PLACES:
+        value = values[place]
+        if value is not None and abs(value) > MAX_FLOAT:  # beyond what a loss is computed in: as good as infinite
+            values[place] = math.copysign(math.inf, value)
     return StepRecord(*values)
+
+
+def _read_float(text: str) -> float:
+    try:
+        return float(text)
+    except ValueError:
+        raise ValueError(f"could not convert string to float: {text[:20]!r}") from None
 
 
 class RecordWriter:

@@ -182,3 +182,14 @@ class TestWhichWeightsOfARun:
         with caplog.at_level("INFO", "mats_ds"):
             load_model(run[0], weights_from="unaveraged")
         assert "step 10 of" in caplog.text and "weights without averaging" in caplog.text
+
+
+def test_a_copy_of_another_name_is_no_checkpoint_and_the_list_of_files_no_link(tmp_path):
+    """step-best comes after every number in the order of names: it was taken for the newest."""
+    old, new = write_step(tmp_path, 5, make_model(1)), write_step(tmp_path, 10, make_model(2))
+    shutil.copytree(old, tmp_path / "checkpoints" / "step-best")
+    assert read_weights(tmp_path).source.startswith("step 10 ")
+    (new / "complete.json").rename(tmp_path / "elsewhere.json")
+    (new / "complete.json").symlink_to(tmp_path / "elsewhere.json")
+    weights = read_weights(tmp_path)
+    assert weights.source.startswith("step 5 ") and "complete.json is a symbolic link" in weights.notes[0]
