@@ -3,37 +3,32 @@
 from __future__ import annotations
 
 import csv
-import json
 import math
-import os
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
 
 from mats_ds.clips import BadClip
+from mats_ds.core.files import read_bytes, replace_file, write_json
+from mats_ds.core.output_folder import make_subfolder
 from mats_ds.metering.accuracy import TOP, Accuracy, VideoScore, rank_labels, summarize_accuracy, top_classes
 from mats_ds.metering.accuracy_pictures import SweepPoint, draw_confusion, draw_sweep
+from mats_ds.parsing import parse_json
 
 DIGITS = 6
 SHOWN_BAD = 5
+RESULTS = "results.json"
+KEYS = {"weights", "manifest", "views", "videos", "results"}  # of results.json, in version 0.1 and since
+MAX_BYTES = 100_000_000  # of results.json: a few kB for a class and a share
 
 
 def write_table(path: Path, header: Sequence[str], rows: Iterable[Sequence[object]]) -> None:
     """A CSV file, aside first and renamed when it is whole."""
-    aside = path.with_name(f".{path.name}.part")
-    with aside.open("w", newline="", encoding="utf-8") as stream:
+    with replace_file(path) as aside, aside.open("w", newline="", encoding="utf-8") as stream:
         writer = csv.writer(stream, lineterminator="\n")
         writer.writerow(header)
         writer.writerows(rows)
-    os.replace(aside, path)
-
-
-def write_json(path: Path, content: Mapping[str, object]) -> None:
-    """A JSON file, aside first and renamed when it is whole."""
-    aside = path.with_name(f".{path.name}.part")
-    aside.write_text(json.dumps(content, indent=2, allow_nan=False) + "\n", encoding="utf-8")
-    os.replace(aside, path)
 
 
 def write_per_class(path: Path, accuracy: Accuracy, names: Sequence[str]) -> None:
@@ -104,8 +99,7 @@ def write_results(
     """
     folder.mkdir(parents=True, exist_ok=True)
     for number, point in enumerate(points):
-        own = folder / f"keep-{point.keep_ratio:g}" if len(points) > 1 else folder
-        own.mkdir(exist_ok=True)
+        own = make_subfolder(folder, f"keep-{point.keep_ratio:g}") if len(points) > 1 else folder
         of_point = [VideoScore(None if video.mean is None else video.mean[number], video.num_read) for video in videos]
         write_per_class(own / "per_class.csv", point.accuracy, names)
         write_predictions(own / "predictions.csv", of_point, label_S, paths, names)
@@ -116,7 +110,20 @@ def write_results(
     write_unreadable(folder / "unreadable.csv", bad)
     results = [{**point.costs(), **summarize_accuracy(point.accuracy)} for point in points]
     counts = count_videos(videos, num_views=num_views)
-    write_json(folder / "results.json", {**about, "videos": counts, "results": results, "run": run})
+    write_json(folder / RESULTS, {**about, "videos": counts, "results": results, "run": run})
+
+
+def is_test_folder(folder: Path) -> bool:
+    """Whether a test of version 0.1 has made the folder, which left no marker: results.json says so. A run's folder is the run's,
+    also where a test was once written into it.
+    """
+    if (folder / "run.json").exists():
+        return False
+    try:
+        tree = parse_json(read_bytes(folder / RESULTS, max_bytes=MAX_BYTES))
+    except (OSError, ValueError):
+        return False
+    return isinstance(tree, dict) and tree.keys() >= KEYS
 
 
 def count_videos(videos: Sequence[VideoScore], *, num_views: int) -> dict[str, int]:

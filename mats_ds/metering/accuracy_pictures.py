@@ -5,9 +5,11 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
+from mats_ds.core.files import replace_file
 from mats_ds.metering.accuracy import Accuracy
 from mats_ds.metering.flops import FLOPS_PER_MAC
 
@@ -63,7 +65,7 @@ def draw_confusion(accuracy: Accuracy, names: Sequence[str], path: Path, *, titl
     axis.set_ylabel("true class")
     figure.suptitle(f"{title}\ntop-1 {accuracy.top1.describe()}", fontsize=10)
     figure.colorbar(image, ax=axis, label="part of the true class", shrink=0.7)
-    figure.savefig(path, dpi=120)
+    save_figure(figure, path)
 
 
 def draw_sweep(points: Sequence[SweepPoint], path: Path, *, title: str, speed_note: str) -> None:
@@ -87,7 +89,13 @@ def draw_sweep(points: Sequence[SweepPoint], path: Path, *, title: str, speed_no
     left.set_ylabel("top-1 accuracy, % (bars: 95% interval)")
     right.set_xlabel(f"views a second, measured\n{speed_note}")
     figure.suptitle(f"{title}: accuracy by share of tokens kept", fontsize=11)
-    figure.savefig(path, dpi=120)
+    save_figure(figure, path)
+
+
+def save_figure(figure: Any, path: Path) -> None:
+    """A PNG, aside first and renamed when it is whole."""
+    with replace_file(path) as aside:
+        figure.savefig(aside, dpi=120, format="png")
 
 
 def new_figure(width_inches: float, height_inches: float):
