@@ -48,7 +48,7 @@ def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
         "--to", choices=TARGETS, help="format of DEST (default: mats for .safetensors, videomae for .pth, hf for a folder)"
     )
     parser.add_argument("--verify", action="store_true", help="run both models on random clips and compare their outputs")
-    parser.add_argument("--force", action="store_true", help="overwrite DEST: one file, or a Hugging Face folder that this command wrote")
+    parser.add_argument("--force", action="store_true", help="overwrite DEST (of folders, only an export of this command)")
     trained = parser.add_argument_group("what the source was trained on, where a .pth does not tell")
     for name, text in (("num-frames", "of a clip (16)"), ("height", "of a frame (224)"), ("width", "of a frame (224)")):
         trained.add_argument(f"--{name}", type=int, metavar="N", help=text)

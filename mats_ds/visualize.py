@@ -26,7 +26,7 @@ from torch import nn
 
 from mats_ds.clips import ClipSpec
 from mats_ds.config import STRATEGIES, ClipSection, ModelSection, Recipe, load_recipe
-from mats_ds.core.output_file import check_output_file
+from mats_ds.core.output_file import check_output_file, describe_leftovers
 from mats_ds.data.excerpt import Excerpt, plan_excerpts, read_excerpt
 from mats_ds.data.film import check_suffix, is_our_film, write_gif, write_mp4, write_png
 from mats_ds.data.probe import UnreadableVideo, index_video
@@ -114,7 +114,8 @@ def visualize(options: argparse.Namespace) -> None:
         raise ValueError(f"--fps is above 0, got {options.fps:g}")
     inputs = (options.video, options.weights, options.recipe)
     check_output_file(Path(options.out), inputs=inputs, is_ours=is_our_film, force=options.force)
-    print(*(f"note: {line}" for line in describe_leftovers(Path(options.out))), sep="\n", end="")
+    for line in describe_leftovers(Path(options.out)):
+        print(f"note: {line}")
     index = index_video(options.video)
     device = find_device(options.device)
     viewer = open_viewer(options)

@@ -7,6 +7,7 @@ that something else has filled: whatever names the files there have, they may be
 from __future__ import annotations
 
 import contextlib
+import itertools
 import os
 import re
 import stat
@@ -76,6 +77,20 @@ def check_output_folder(folder: Path, *, command: str, is_ours: Callable[[Path],
         f"--out {folder} holds {', '.join(names[:SHOWN_NAMES])}{more}, which `{command}` did not write: "
         "choose a new or empty folder"
     )
+
+
+def make_new_folder(parent: Path, name: str) -> Path:
+    """A folder that nobody else has made: of those that begin in the same second, the later ones get a number."""
+    for number in itertools.count(1):
+        folder = parent / (name if number == 1 else f"{name}-{number}")
+        try:
+            folder.mkdir(parents=True)
+        except FileExistsError:
+            if not parent.is_dir():
+                raise
+            continue
+        return folder
+    raise AssertionError
 
 
 def make_subfolder(folder: Path, name: str) -> Path:

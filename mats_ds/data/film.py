@@ -68,7 +68,8 @@ def write_gif(path: str | os.PathLike[str], pictures: Iterable[np.ndarray], *, f
     ]
     milliseconds = max(2, round(1000 / frames_per_second / GIF_MILLISECONDS)) * GIF_MILLISECONDS
     with _written_aside(path) as aside:
-        reduced[0].save(aside, format="GIF", save_all=True, append_images=reduced[1:], duration=milliseconds, loop=0, comment=COMMENT)
+        times = dict(duration=milliseconds, loop=0)
+        reduced[0].save(aside, format="GIF", save_all=True, append_images=reduced[1:], comment=COMMENT, **times)
 
 
 def write_png(path: str | os.PathLike[str], picture_HWC: np.ndarray) -> None:

@@ -18,6 +18,7 @@ from mats_ds.parsing import parse_json
 
 DIGITS = 6
 SHOWN_BAD = 5
+UNREADABLE_COLUMNS = ("sample", "path", "reason")
 RESULTS = "results.json"
 KEYS = {"weights", "manifest", "views", "videos", "results"}  # of results.json, in version 0.1 and since
 MAX_BYTES = 100_000_000  # of results.json: a few kB for a class and a share
@@ -75,7 +76,7 @@ def write_sweep(path: Path, points: Sequence[SweepPoint]) -> None:
 
 def write_unreadable(path: Path, bad: Sequence[BadClip]) -> None:
     """The files that could not be read, whole or in part, and why."""
-    write_table(path, ("sample", "path", "reason"), ((clip.sample, clip.path, clip.reason) for clip in bad))
+    write_table(path, UNREADABLE_COLUMNS, ((clip.sample, clip.path, clip.reason) for clip in bad))
 
 
 def write_results(
