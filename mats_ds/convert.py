@@ -20,7 +20,7 @@ if __name__ == "__main__":  # run as a file, Python would look for modules in ma
     sys.path[0] = str(Path(__file__).resolve().parents[1])
 
 from mats_ds.config import STRATEGIES
-from mats_ds.core.output_file import check_output_file, check_parent, describe_leftovers, is_same_file
+from mats_ds.core.output_file import check_output_file, check_parent, describe_fault, describe_leftovers, is_same_file
 from mats_ds.data.terminal import run_program
 from mats_ds.interop.compare import compare, compare_with_transformers
 from mats_ds.interop.export_folder import CONFIG, EXPORTED, check_export_folder
@@ -70,7 +70,7 @@ def main(arguments: list[str] | None = None) -> int:
     try:
         return inspect(options) if options.dest is None else convert(options)
     except (ValueError, OSError) as error:  # OSError: DEST cannot be written
-        print(f"error: {error}", file=sys.stderr)
+        print(f"error: {describe_fault(error, options.dest)}", file=sys.stderr)
         return UNUSABLE
 
 

@@ -62,7 +62,7 @@ from mats_ds.training.start import run_command
 logger = logging.getLogger("mats_ds")
 
 COMMAND = "evaluate"
-ADVICE = "mend that, then start the same command again"
+ADVICE = "make room or mend that, then start the same command again"
 
 
 def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
@@ -208,7 +208,8 @@ def evaluate(test: Test) -> None:
     try:
         seen = score_views(test, manifest, label="test")
         seconds = time.monotonic() - began
-        do_on_first(partial(write_test, test, manifest, seen, out=out, seconds=seconds), place, advice=ADVICE)
+        write = partial(write_test, test, manifest, seen, out=out, seconds=seconds)
+        do_on_first(write, place, advice=f"{out} is not finished: {ADVICE}")
     finally:
         if place.rank == 0:
             release_folder(out)

@@ -57,7 +57,7 @@ VERSION = 2  # of what the same settings give; 1 (version 0.1 of mats_ds) rounde
 INDEX, UNREADABLE = "index.csv", "unreadable.csv"
 INDEX_COLUMNS = ("path", "label", "sample", "clip", "crop", "shard", "row", "tubelets", "rows", "columns")
 TABLES = {INDEX: INDEX_COLUMNS, UNREADABLE: UNREADABLE_COLUMNS}
-ADVICE = "mend that, then start the same command again: the shards that are whole are kept"
+ADVICE = "make room or mend that, then start the same command again: the shards that are whole are kept"
 SHARD_VIDEOS = {"mean": 1000, "tubelet": 1000, "none": 32}  # all tokens of a ViT-B clip are 5 MB
 
 
@@ -228,21 +228,22 @@ def extract(options: argparse.Namespace) -> None:
     """Everything on this rank; rank 0 alone takes the folder and writes the index."""
     place = find_place(options.device)
     out = Path(options.out)
-    do_on_first(partial(check_output_folder, out, command=COMMAND, is_ours=is_features_folder), place, advice=ADVICE)
+    advice = f"{ADVICE} in {out}"
+    do_on_first(partial(check_output_folder, out, command=COMMAND, is_ours=is_features_folder), place, advice=advice)
     manifest = read_manifest(options.manifest, root=options.root)
     extraction = settle(options, manifest, device=place.device)
     try:
         begin = partial(begin_folder, out, asked=extraction.asked, told=extraction.told, tables=TABLES)
-        do_on_first(begin, place, advice=ADVICE)
+        do_on_first(begin, place, advice=advice)
         shards = shard_paths(out, len(manifest), options)
         find = partial(find_missing, shards[place.rank :: place.world_size], extraction.settings)
-        found = gather_on_all(do_on_all(find, place, advice=ADVICE), place)
+        found = gather_on_all(do_on_all(find, place, advice=advice), place)
         missing = sorted(path for paths in found for path in paths)
         if len(missing) < len(shards):
             logger.info("%d of %d shards are there and whole", len(shards) - len(missing), len(shards))
         mine = [shards.index(path) for path in missing[place.rank :: place.world_size]]
-        do_on_all(partial(write_shards, shards, mine, manifest, extraction, place), place, advice=ADVICE)
-        told = do_on_first(partial(write_index, out, manifest, shards, extraction.encoder), place, advice=ADVICE)
+        do_on_all(partial(write_shards, shards, mine, manifest, extraction, place), place, advice=advice)
+        told = do_on_first(partial(write_index, out, manifest, shards, extraction.encoder), place, advice=advice)
     finally:
         if place.rank == 0:
             release_folder(out)

@@ -26,6 +26,7 @@ from mats_ds.clips import count_tokens
 from mats_ds.config import ClipSection
 from mats_ds.core.files import write_json
 from mats_ds.core.folder_lock import release_folder
+from mats_ds.core.output_file import describe_fault
 from mats_ds.core.output_folder import check_output_folder, hold_output_folder, remove_parts
 from mats_ds.data.manifest import Manifest, read_manifest
 from mats_ds.data.shared_classes import count_shared_classes
@@ -93,7 +94,7 @@ def main(arguments: list[str] | None = None) -> int:
             if options.out:
                 release_folder(Path(options.out))
     except (ValueError, OSError) as error:  # OSError: --out cannot be written
-        print(f"error: {error}", file=sys.stderr)
+        print(f"error: {describe_fault(error, options.out)}", file=sys.stderr)
         return UNUSABLE
     return DONE
 

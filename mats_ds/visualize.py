@@ -26,7 +26,7 @@ from torch import nn
 
 from mats_ds.clips import ClipSpec
 from mats_ds.config import STRATEGIES, ClipSection, ModelSection, Recipe, load_recipe
-from mats_ds.core.output_file import check_output_file, describe_leftovers
+from mats_ds.core.output_file import check_output_file, describe_fault, describe_leftovers
 from mats_ds.data.excerpt import Excerpt, plan_excerpts, read_excerpt
 from mats_ds.data.film import check_suffix, is_our_film, write_gif, write_mp4, write_png
 from mats_ds.data.probe import UnreadableVideo, index_video
@@ -102,7 +102,8 @@ def main(arguments: list[str] | None = None) -> int:
     try:
         visualize(options)
     except (ValueError, UnreadableVideo, OSError) as error:  # OSError: --out cannot be written
-        text = f"{options.video}: {error.reason}" if isinstance(error, UnreadableVideo) else error
+        unreadable = isinstance(error, UnreadableVideo)
+        text = f"{options.video}: {error.reason}" if unreadable else describe_fault(error, options.out)
         print(f"error: {text}", file=sys.stderr)
         return UNUSABLE
     return DONE

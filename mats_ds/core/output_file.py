@@ -44,6 +44,12 @@ def describe_leftovers(path: Path) -> list[str]:
     return [f"{part} was left by a write that was killed, unless it still runs: remove it" for part in parts]
 
 
+def describe_fault(error: Exception, path: str | Path) -> str:
+    """The error in words, with the file or folder that was to be written where it names none itself, as of a full disk."""
+    is_nameless = isinstance(error, OSError) and error.errno is not None and error.filename is None
+    return f"{path} cannot be written: {error.strerror}" if is_nameless else str(error)
+
+
 def is_same_file(one: Path, other: Path) -> bool:
     """Whether two names lead to the same file, through links and hard links; False where one leads to none."""
     try:

@@ -4,7 +4,7 @@ import os
 
 import pytest
 
-from mats_ds.core.output_file import check_output_file, describe_leftovers
+from mats_ds.core.output_file import check_output_file, describe_fault, describe_leftovers
 
 
 def ours(path):
@@ -75,3 +75,10 @@ def test_leftovers_of_killed_writes_are_named(tmp_path):
     (line,) = describe_leftovers(tmp_path / "a.mp4")
     assert str(tmp_path / ".a.mp4.0123456789ab.part") in line and "remove it" in line
     assert describe_leftovers(tmp_path / "no folder" / "a.mp4") == []
+
+
+def test_a_full_disk_is_said_with_the_name_that_it_lacks():
+    assert describe_fault(OSError(28, "No space left"), "out") == "out cannot be written: No space left"
+    assert describe_fault(OSError(13, "Not permitted", "a"), "out") == "[Errno 13] Not permitted: 'a'"
+    assert describe_fault(OSError("a cannot be written: no room"), "out") == "a cannot be written: no room"
+    assert describe_fault(ValueError("3 is odd"), None) == "3 is odd"
