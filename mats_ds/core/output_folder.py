@@ -41,7 +41,7 @@ def hold_output_folder(folder: Path, *, command: str, is_ours: Callable[[Path], 
             release_folder(folder)
             raise
     except OSError as error:
-        raise ValueError(f"--out {folder} cannot be written: {error}: choose another folder") from None
+        raise ValueError(f"--out {folder} cannot be written: {error}: make room there, or choose another folder") from None
 
 
 def open_output_folder(folder: Path, *, command: str, is_ours: Callable[[Path], bool] | None = None) -> None:
