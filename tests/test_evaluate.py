@@ -407,6 +407,7 @@ class TestOut:
         arguments = ["--model", model, "--manifest", manifest, "--out", tmp_path / "test", *VIEWS, "--batch", "4"]
         assert run(*arguments)[0] == 0
         (tmp_path / "test" / ".made_by.json").unlink()
+        (tmp_path / "test" / ".predictions.csv.0123456789ab.part").touch()  # of a write that was killed
         assert run(*arguments)[0] == 0
         names = {path.name for path in (tmp_path / "test").iterdir()}
         tables = {"results.json", "per_class.csv", "predictions.csv", "unreadable.csv", "confusion.png"}

@@ -219,5 +219,5 @@ class TestOut:
         with file_limit(500):  # the features have 600 bytes, the marker 30
             status, printed, error = run("--probes", "knn")
         assert "knn        trained" in printed and caplog.text.count("not kept for the next time") == 2
-        assert status == 2 and "probe.json" in error and error.count("\n") == 1
+        assert status == 2 and str(tmp_path / "out") in error and error.count("\n") == 1
         assert {path.name for path in (tmp_path / "out").iterdir()} == {".made_by.json"}

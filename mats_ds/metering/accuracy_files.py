@@ -11,7 +11,7 @@ import numpy as np
 
 from mats_ds.clips import BadClip
 from mats_ds.core.files import read_bytes, replace_file, write_json
-from mats_ds.core.output_folder import make_subfolder
+from mats_ds.core.output_folder import make_subfolder, remove_parts
 from mats_ds.metering.accuracy import TOP, Accuracy, VideoScore, rank_labels, summarize_accuracy, top_classes
 from mats_ds.metering.accuracy_pictures import SweepPoint, draw_confusion, draw_sweep
 from mats_ds.parsing import parse_json
@@ -21,6 +21,7 @@ SHOWN_BAD = 5
 UNREADABLE_COLUMNS = ("sample", "path", "reason")
 RESULTS = "results.json"
 KEYS = {"weights", "manifest", "views", "videos", "results"}  # of results.json, in version 0.1 and since
+FILES = {RESULTS, "per_class.csv", "predictions.csv", "unreadable.csv", "confusion.png", "sweep.csv", "sweep.png"}
 MAX_BYTES = 100_000_000  # of results.json: a few kB for a class and a share
 
 
@@ -96,11 +97,14 @@ def write_results(
 ) -> None:
     """Everything; the tables of each share in a folder of its own where there are several. `videos`: scores [points, classes].
 
+    The folder is this process's alone: what killed writes left in it is removed.
     results.json holds `about`, the counts of videos, the results and `run`; all but `run` is the same on any number of ranks.
     """
     folder.mkdir(parents=True, exist_ok=True)
+    remove_parts(folder, of=FILES.__contains__)
     for number, point in enumerate(points):
         own = make_subfolder(folder, f"keep-{point.keep_ratio:g}") if len(points) > 1 else folder
+        remove_parts(own, of=FILES.__contains__)
         of_point = [VideoScore(None if video.mean is None else video.mean[number], video.num_read) for video in videos]
         write_per_class(own / "per_class.csv", point.accuracy, names)
         write_predictions(own / "predictions.csv", of_point, label_S, paths, names)
