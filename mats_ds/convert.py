@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import argparse
 import logging
+import os
 import sys
 from dataclasses import replace
 from importlib.util import find_spec
@@ -21,10 +22,12 @@ if __name__ == "__main__":  # run as a file, Python would look for modules in ma
 
 from mats_ds.config import STRATEGIES
 from mats_ds.core.arguments import ArgumentParser
+from mats_ds.core.output_file import check_output_file, check_parent, describe_fault, describe_leftovers, is_same_file
 from mats_ds.core.text import log_to_stderr, say, tell_error
 from mats_ds.data.terminal import run_program
 from mats_ds.interop.compare import compare, compare_with_transformers
-from mats_ds.interop.hugging_face import CONFIG, write_hugging_face
+from mats_ds.interop.export_folder import CONFIG, EXPORTED, check_export_folder
+from mats_ds.interop.hugging_face import write_hugging_face
 from mats_ds.interop.load import FORMATS, check_complete, identify, load_classifier, read_weights, weights_of
 from mats_ds.interop.model_options import add_weights_from
 from mats_ds.interop.origin import Origin
@@ -48,7 +51,7 @@ def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
         "--to", choices=TARGETS, help="format of DEST (default: mats for .safetensors, videomae for .pth, hf for a folder)"
     )
     parser.add_argument("--verify", action="store_true", help="run both models on random clips and compare their outputs")
-    parser.add_argument("--force", action="store_true", help="overwrite DEST")
+    parser.add_argument("--force", action="store_true", help="overwrite DEST (of folders, only an export of this command)")
     trained = parser.add_argument_group("what the source was trained on, where a .pth does not tell")
     for name, text in (("num-frames", "of a clip (16)"), ("height", "of a frame (224)"), ("width", "of a frame (224)")):
         trained.add_argument(f"--{name}", type=int, metavar="N", help=text)
@@ -70,8 +73,8 @@ def main(arguments: list[str] | None = None) -> int:
     log_to_stderr(logging.WARNING)
     try:
         return inspect(options) if options.dest is None else convert(options)
-    except ValueError as error:
-        tell_error(error)
+    except (ValueError, OSError) as error:  # OSError: DEST cannot be written
+        tell_error(describe_fault(error, options.dest))
         return UNUSABLE
 
 
@@ -87,7 +90,9 @@ def inspect(options: argparse.Namespace) -> int:
 
 def convert(options: argparse.Namespace) -> int:
     dest, target = Path(options.dest), options.to or guess_target(Path(options.dest))
-    refuse_to_overwrite(Path(options.source), dest, force=options.force)
+    refuse_to_overwrite(options, dest, target=target)
+    if target != "hf":
+        tell(describe_leftovers(dest))
     weights = read_source(options)
     tell(weights.notes)
     weights = change_head(weights, options)
@@ -117,10 +122,23 @@ def guess_target(dest: Path) -> str:
     return "videomae" if dest.suffix in (".pth", ".pt") else "hf"
 
 
-def refuse_to_overwrite(source: Path, dest: Path, *, force: bool) -> None:
-    if source.resolve() == dest.resolve():
+def refuse_to_overwrite(options: argparse.Namespace, dest: Path, *, target: str) -> None:
+    """Raise ValueError where DEST is the source or a part of it, or holds what may not be replaced; --force replaces one file,
+    or an export of ours.
+    """
+    source = Path(options.source)
+    files = [dest / name for name in EXPORTED] if target == "hf" else [dest]
+    if any(is_same_file(path, source) for path in (dest, *files)):
         raise ValueError(f"{dest} is the source itself")
-    if not force and (dest.is_file() or (dest / CONFIG).is_file()):
+    for file in files:
+        if os.path.lexists(file) and source.is_dir() and source.resolve() in file.resolve().parents:
+            raise ValueError(f"{file} is a part of the source {source}: give another name")
+    if target != "hf":
+        check_output_file(dest, inputs=[options.class_names], force=options.force)
+        return
+    check_export_folder(dest)
+    check_parent(dest)
+    if not options.force and (dest / CONFIG).exists():
         raise ValueError(f"{dest} exists: give another name, or --force")
 
 

@@ -7,7 +7,7 @@
 Reads top to bottom: open model and videos, score every view, put the ranks together, write. The scores of a video are the mean
 of its views' softmax scores, as VideoMAE is tested; accuracy is over the videos that can be read, the others are listed. Views
 and frames are those of the training's recipe; the weights of a run are its last ones, averaged where it keeps an average.
-Exit status: 0 done, 2 unusable input or arguments.
+Exit status: 0 done, 1 stopped by a fault (no room), 2 unusable input or arguments.
 """
 
 from __future__ import annotations
@@ -29,6 +29,8 @@ import torch
 from mats_ds.clips import BadClip, ClipBatch, count_tokens
 from mats_ds.config import ClipSection
 from mats_ds.core.arguments import ArgumentParser
+from mats_ds.core.folder_lock import release_folder
+from mats_ds.core.output_folder import check_output_folder, hold_output_folder, make_new_folder
 from mats_ds.core.text import clean_line, say
 from mats_ds.data.classes import Classes, check_labels_of_model, warn_of_names
 from mats_ds.data.importers.labels import read_class_list
@@ -49,17 +51,20 @@ from mats_ds.interop.model_options import (
 )
 from mats_ds.interop.origin import Origin
 from mats_ds.metering.accuracy import TOP, Accuracy, VideoScore, VideoScores, measure_accuracy, top_classes
-from mats_ds.metering.accuracy_files import describe_bad, describe_points, draw_results, write_results
+from mats_ds.metering.accuracy_files import describe_bad, describe_points, draw_results, is_test_folder, write_results
 from mats_ds.metering.accuracy_pictures import SweepPoint
 from mats_ds.metering.forward_cost import describe_speed, forward_macs, time_forwards
 from mats_ds.models.classifier import VideoClassifier, check_options
 from mats_ds.models.spec import describe_model
 from mats_ds.training.engine import Place
-from mats_ds.training.place import find_dtype, find_place, gather_on_first
+from mats_ds.training.place import do_on_first, find_dtype, find_place, gather_on_first
 from mats_ds.training.run_folder import collect_versions
 from mats_ds.training.start import run_command
 
 logger = logging.getLogger("mats_ds")
+
+COMMAND = "evaluate"
+ADVICE = "make room or mend that, then start the same command again"
 
 
 def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
@@ -197,14 +202,30 @@ def measure_points(test: Test, accuracies: list[Accuracy], example: ClipBatch) -
 
 def evaluate(test: Test) -> None:
     """A whole test, written into --out and told in words."""
-    began = time.monotonic()
+    began, place = time.monotonic(), test.place
     manifest = read_manifest(test.options.manifest, root=test.options.root)
     check_labels_of_model(manifest, test.model.num_classes)
     warn_of_names(manifest, test.options.manifest, Classes(test.model.num_classes, test.model.class_names))
-    seen = score_views(test, manifest, label="test")
-    if seen is None:
-        return
-    seconds = time.monotonic() - began
+    out = do_on_first(partial(begin_folder, test.options.out), place, advice=ADVICE)
+    try:
+        seen = score_views(test, manifest, label="test")
+        seconds = time.monotonic() - began
+        write = partial(write_test, test, manifest, seen, out=out, seconds=seconds)
+        do_on_first(write, place, advice=f"{out} is not finished: {ADVICE}")
+    finally:
+        if place.rank == 0:
+            release_folder(out)
+
+
+def begin_folder(out: str | None) -> Path:
+    """Take the folder of --out, or a new one below runs/. Raises ValueError where it holds something else or is in use."""
+    folder = Path(out) if out else make_new_folder(Path("runs"), f"evaluate-{time.strftime('%Y%m%d-%H%M%S')}")
+    hold_output_folder(folder, command=COMMAND, is_ours=is_test_folder)
+    return folder
+
+
+def write_test(test: Test, manifest: Manifest, seen: Seen, *, out: Path, seconds: float) -> None:
+    """What a test found, as files and in words. Raises ValueError where no video could be read."""
     known = count_known(manifest, sources_of(test))
     speed_note = describe_speed(test.place.device, test.dtype, num_views=len(seen.example.frames_BTHWC))
     readable = [sample for sample, video in enumerate(seen.videos) if video.mean is not None]
@@ -215,7 +236,7 @@ def evaluate(test: Test) -> None:
     accuracies = [measure_accuracy(scores_SRC[:, number], label_S) for number in range(len(test.keep_ratios))]
     points = measure_points(test, accuracies, seen.example)
     write_results(
-        out := Path(test.options.out or f"runs/evaluate-{time.strftime('%Y%m%d-%H%M%S')}"),
+        out,
         points,
         videos=seen.videos,
         bad=seen.bad,
@@ -287,14 +308,18 @@ def classify(test: Test) -> None:
 
 def run(options: argparse.Namespace) -> None:
     """A test, or one video."""
-    test = open_classifier(options, find_place(options.device))
+    place = find_place(options.device)
+    if options.out and not options.video:  # before the weights are read
+        check = partial(check_output_folder, Path(options.out), command=COMMAND, is_ours=is_test_folder)
+        do_on_first(check, place, advice=ADVICE)
+    test = open_classifier(options, place)
     (classify if options.video else evaluate)(test)
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Run it; returns the exit status: 0 done, 2 unusable input or arguments."""
+    """Run it; returns the exit status: 0 done, 1 stopped by a fault, 2 unusable input or arguments."""
     options = parse_arguments(arguments)
-    return run_command(lambda: run(options))
+    return run_command(lambda: run(options), advice=ADVICE)
 
 
 if __name__ == "__main__":

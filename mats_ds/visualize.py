@@ -29,9 +29,10 @@ from torch import nn
 from mats_ds.clips import ClipSpec
 from mats_ds.config import STRATEGIES, ClipSection, ModelSection, Recipe, load_recipe
 from mats_ds.core.arguments import ArgumentParser
+from mats_ds.core.output_file import check_output_file, describe_fault, describe_leftovers
 from mats_ds.core.text import log_to_stderr, say, tell_error
 from mats_ds.data.excerpt import Excerpt, plan_excerpts, read_excerpt
-from mats_ds.data.film import check_suffix, write_gif, write_mp4, write_png
+from mats_ds.data.film import check_suffix, is_our_film, write_gif, write_mp4, write_png
 from mats_ds.data.probe import UnreadableVideo, index_video
 from mats_ds.data.terminal import run_program
 from mats_ds.interop.load import load_classifier, load_model, read_weights
@@ -79,6 +80,7 @@ def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
         help="run folder or checkpoint of ours, .safetensors, .pth, or Hugging Face folder; without it the patch embedding is "
         "untrained: motion and tokens are shown, and there is no reconstruction",
     )
+    parser.add_argument("--force", action="store_true", help="overwrite FILE also where something else wrote it")
     add_weights_from(parser)
     parser.add_argument(
         "--recipe", metavar="NAME", help="size and spacing of the frames (default: that of the run, else default)"
@@ -105,8 +107,9 @@ def main(arguments: list[str] | None = None) -> int:
     log_to_stderr(logging.WARNING)
     try:
         visualize(options)
-    except FAULTS as error:
-        tell_error(f"{options.video}: {error.reason}" if isinstance(error, UnreadableVideo) else error)
+    except FAULTS as error:  # OSError: --out cannot be written
+        unreadable = isinstance(error, UnreadableVideo)
+        tell_error(f"{options.video}: {error.reason}" if unreadable else describe_fault(error, options.out))
         return UNUSABLE
     return DONE
 
@@ -115,8 +118,9 @@ def visualize(options: argparse.Namespace) -> None:
     suffix = check_suffix(options.out)
     if options.fps is not None and options.fps <= 0:
         raise ValueError(f"--fps is above 0, got {options.fps:g}")
-    if Path(options.out).resolve() == Path(options.video).resolve():
-        raise ValueError(f"--out {options.out} is the video itself: give another name")
+    inputs = (options.video, options.weights, options.recipe)
+    check_output_file(Path(options.out), inputs=inputs, is_ours=is_our_film, force=options.force)
+    say(*(f"note: {line}" for line in describe_leftovers(Path(options.out))))
     index = index_video(options.video)
     device = find_device(options.device)
     viewer = open_viewer(options)

@@ -34,6 +34,7 @@ GRACE_SECONDS = 4  # of a part that was told to end
 def main(arguments: list[str] | None = None) -> int:
     options = parse_arguments(arguments)
     began_seconds, mode = time.monotonic(), 2 if options.cpu else 1 if options.quick else 0
+    refuse_foreign(options.out)
     options.out.mkdir(parents=True, exist_ok=True)
     results, granted_seconds = {}, 0.0
     for name in options.only or PARTS:
@@ -71,6 +72,21 @@ def is_ours(folder: Path) -> bool:
     except (OSError, ValueError):
         return False
     return isinstance(tree, dict) and isinstance(tree.get("parts"), dict)
+
+
+def refuse_foreign(out: Path) -> None:
+    """End with status 2 where the folder holds something else than results of this program, which would be overwritten."""
+    names = sorted(path.name for path in out.iterdir()) if out.is_dir() else []
+    strangers = [name for name in names if not name.lstrip(".").startswith(("results.", "report-", *PARTS))]
+    try:
+        is_ours = "parts" in json.loads((out / "results.json").read_text(encoding="utf-8"))
+    except FileNotFoundError:  # stopped before its end
+        is_ours = not strangers
+    except (OSError, ValueError, TypeError):
+        is_ours = False
+    if names and not is_ours:
+        print(f"error: --out {out} holds {', '.join((strangers or names)[:3])}: choose a new or empty folder", file=sys.stderr)
+        raise SystemExit(2)
 
 
 def run_part(name: str, options: argparse.Namespace, *, seconds: float) -> dict:

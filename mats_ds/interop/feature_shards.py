@@ -10,7 +10,6 @@ from __future__ import annotations
 import hashlib
 import json
 import math
-import os
 import zipfile
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
@@ -23,7 +22,9 @@ from safetensors.numpy import save_file
 
 from mats_ds.clips import BadClip
 from mats_ds.core.archives import open_archive
+from mats_ds.core.files import refuse_wrong_kind, replace_file
 from mats_ds.interop.file_content import check_header
+from mats_ds.interop.tensor_file import write_tensor_file
 from mats_ds.interop.weights import Weights
 from mats_ds.parsing import parse_json
 
@@ -50,16 +51,12 @@ def write_shard(path: Path, shard: Shard) -> None:
             "bad": [[clip.path, clip.sample, clip.reason] for clip in shard.bad],
         }
     )
-    aside = path.with_name(f".{path.name}.part")
-    aside.write_bytes(b"")
-    usual_mode = aside.stat().st_mode  # safetensors makes files that their owner alone can read
     if path.suffix == SUFFIXES["npz"]:
-        with aside.open("wb") as stream:  # by name, numpy would add a suffix
+        with replace_file(path) as aside, aside.open("wb") as stream:  # by name, numpy would add a suffix
             np.savez(stream, **shard.arrays, **{ABOUT: np.array(about)})
     else:
-        save_file({name: np.ascontiguousarray(array) for name, array in shard.arrays.items()}, aside, metadata={ABOUT: about})
-    os.chmod(aside, usual_mode)
-    os.replace(aside, path)
+        arrays = {name: np.ascontiguousarray(array) for name, array in shard.arrays.items()}
+        write_tensor_file(path, lambda file: save_file(arrays, file, metadata={ABOUT: about}))
 
 
 def read_shard(path: Path) -> Shard:
@@ -112,13 +109,18 @@ def _check_array(member: IO[bytes], info: zipfile.ZipInfo) -> None:
 
 
 def is_finished(path: Path, settings: str) -> bool:
-    """Whether the file is there, whole, and made with these settings."""
-    if not path.is_file():
-        return False
-    try:
-        return read_shard(path).settings == settings
-    except ValueError:
-        return False
+    """Whether the file is there, whole, and made with these settings.
+
+    Raises WrongKindOfFile where it is not, and cannot be written either: a folder or a link has its name.
+    """
+    if path.is_file():
+        try:
+            if read_shard(path).settings == settings:
+                return True
+        except ValueError:
+            pass  # torn or damaged: made anew
+    refuse_wrong_kind(path)
+    return False
 
 
 def digest_arrays(arrays: Mapping[str, np.ndarray]) -> str:

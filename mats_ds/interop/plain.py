@@ -7,7 +7,6 @@ JSON of an Origin (which step of a training, averaged or not, chosen on what; ho
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -17,6 +16,7 @@ from safetensors.torch import save_file
 
 from mats_ds.interop.file_content import check_header
 from mats_ds.interop.origin import Origin, parse_origin
+from mats_ds.interop.tensor_file import write_tensor_file
 from mats_ds.interop.weights import Weights, check_tensors
 from mats_ds.models.spec import ModelSpec, dump_spec, parse_spec
 from mats_ds.parsing import parse_json
@@ -42,13 +42,12 @@ def save_weights(
 def write_tensors(path: Path, state: Mapping[str, torch.Tensor], metadata: dict[str, str]) -> None:
     """Write a safetensors file aside and rename it when it is whole."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    aside = path.with_name(f".{path.name}.part")
-    aside.write_bytes(b"")
-    usual_mode = aside.stat().st_mode  # safetensors makes files that their owner alone can read
-    # clones: safetensors refuses tensors that share memory
-    save_file({name: tensor.detach().cpu().contiguous().clone() for name, tensor in state.items()}, aside, metadata=metadata)
-    os.chmod(aside, usual_mode)
-    os.replace(aside, path)
+    write_tensor_file(path, lambda file: save_file(copy_tensors(state), file, metadata=metadata))
+
+
+def copy_tensors(state: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    """As safetensors wants them: on the host, contiguous, and none in the memory of another."""
+    return {name: tensor.detach().cpu().contiguous().clone() for name, tensor in state.items()}
 
 
 def is_foreign(path: str | Path) -> bool:

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import json
 import math
-import os
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from numbers import Integral
@@ -21,6 +20,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 
 from mats_ds.clips import TokenGrid
+from mats_ds.core.files import replace_file
 from mats_ds.interop.file_content import check_content
 from mats_ds.interop.foreign import read_foreign
 from mats_ds.interop.names import PATCH_WEIGHT, block_rows, from_convolution, reverse, to_convolution, translate
@@ -207,9 +207,11 @@ def write_videomae(path: str | Path, weights: Weights) -> list[str]:
     renamed = translate(state, FINETUNE_ROWS if spec.kind == "classifier" else PRETRAIN_ROWS)
     assert not renamed.unknown, renamed.unknown
     path.parent.mkdir(parents=True, exist_ok=True)
-    aside = path.with_name(f".{path.name}.part")
-    torch.save({"model": renamed.state, SPEC_KEY: json.dumps(dump_spec(spec))}, aside)
-    os.replace(aside, path)
+    with replace_file(path) as aside, aside.open("wb") as stream:  # of a path, torch would keep the name in the file
+        try:
+            torch.save({"model": renamed.state, SPEC_KEY: json.dumps(dump_spec(spec))}, stream)
+        except RuntimeError as error:  # torch hides why a write failed
+            raise OSError(f"{path} cannot be written: {error.__context__ or error}") from None
     notes = [f"VideoMAE's scripts need --num_frames {spec.grid.num_frames} --input_size {spec.grid.height}"]
     if spec.kind == "classifier" and spec.keep_ratio < 1:
         notes.append(

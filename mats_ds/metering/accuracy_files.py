@@ -13,12 +13,19 @@ import numpy as np
 
 from mats_ds.clips import BadClip
 from mats_ds.core.drawing import try_to_draw
-from mats_ds.core.files import describe_wrong_kind, replace_file, write_json
+from mats_ds.core.files import describe_wrong_kind, read_bytes, replace_file, write_json
+from mats_ds.core.output_folder import make_subfolder, remove_parts
 from mats_ds.metering.accuracy import TOP, Accuracy, VideoScore, rank_labels, summarize_accuracy, top_classes
 from mats_ds.metering.accuracy_pictures import SweepPoint, draw_confusion, draw_sweep
+from mats_ds.parsing import parse_json
 
 DIGITS = 6
 SHOWN_BAD = 5
+UNREADABLE_COLUMNS = ("sample", "path", "reason")
+RESULTS = "results.json"
+KEYS = {"weights", "manifest", "views", "videos", "results"}  # of results.json, in version 0.1 and since
+FILES = {RESULTS, "per_class.csv", "predictions.csv", "unreadable.csv", "confusion.png", "sweep.csv", "sweep.png"}
+MAX_BYTES = 100_000_000  # of results.json: a few kB for a class and a share
 
 
 def write_table(path: Path, header: Sequence[str], rows: Iterable[Sequence[object]]) -> None:
@@ -73,7 +80,7 @@ def write_sweep(path: Path, points: Sequence[SweepPoint]) -> None:
 
 def write_unreadable(path: Path, bad: Sequence[BadClip]) -> None:
     """The files that could not be read, whole or in part, and why."""
-    write_table(path, ("sample", "path", "reason"), ((clip.sample, clip.path, clip.reason) for clip in bad))
+    write_table(path, UNREADABLE_COLUMNS, ((clip.sample, clip.path, clip.reason) for clip in bad))
 
 
 def write_results(
@@ -93,12 +100,14 @@ def write_results(
 
     `videos`: scores [points, classes].
 
+    The folder is this process's alone: what killed writes left in it is removed.
     results.json holds `about`, the counts of videos, the results and `run`; all but `run` is the same on any number of ranks.
     """
     folder.mkdir(parents=True, exist_ok=True)
+    remove_parts(folder, of=FILES.__contains__)
     for number, point in enumerate(points):
-        own = folder / f"keep-{point.keep_ratio:g}" if len(points) > 1 else folder
-        own.mkdir(exist_ok=True)
+        own = make_subfolder(folder, f"keep-{point.keep_ratio:g}") if len(points) > 1 else folder
+        remove_parts(own, of=FILES.__contains__)
         of_point = [VideoScore(None if video.mean is None else video.mean[number], video.num_read) for video in videos]
         write_per_class(own / "per_class.csv", point.accuracy, names)
         write_predictions(own / "predictions.csv", of_point, label_S, paths, names)
@@ -107,7 +116,7 @@ def write_results(
     write_unreadable(folder / "unreadable.csv", bad)
     results = [{**point.costs(), **summarize_accuracy(point.accuracy)} for point in points]
     counts = count_videos(videos, num_views=num_views)
-    write_json(folder / "results.json", {**about, "videos": counts, "results": results, "run": run}, indent=2)
+    write_json(folder / RESULTS, {**about, "videos": counts, "results": results, "run": run}, indent=2)
 
 
 def draw_results(folder: Path, points: Sequence[SweepPoint], *, names: Sequence[str], title: str, speed_note: str) -> None:
@@ -124,6 +133,19 @@ def draw_results(folder: Path, points: Sequence[SweepPoint], *, names: Sequence[
         if not try_to_draw(draw, path) and describe_wrong_kind(path) is None:
             with contextlib.suppress(OSError):
                 path.unlink()  # that of an earlier test would show other numbers
+
+
+def is_test_folder(folder: Path) -> bool:
+    """Whether a test of version 0.1 has made the folder, which left no marker: results.json says so. A run's folder is the run's,
+    also where a test was once written into it.
+    """
+    if (folder / "run.json").exists():
+        return False
+    try:
+        tree = parse_json(read_bytes(folder / RESULTS, max_bytes=MAX_BYTES))
+    except (OSError, ValueError):
+        return False
+    return isinstance(tree, dict) and tree.keys() >= KEYS
 
 
 def count_videos(videos: Sequence[VideoScore], *, num_views: int) -> dict[str, int]:

@@ -114,10 +114,12 @@ def make_saver(engine: Any, recipe: Recipe, start: RunStart) -> CheckpointSaver:
     )
 
 
-def run_command(work: Callable[[], None]) -> int:
+def run_command(work: Callable[[], None], *, advice: str | None = None) -> int:
     """Run a training script's work; returns the exit status: 0 finished, 1 stopped by a fault of the run, 2 wrong arguments or
     configuration, 75 asked to stop and saved, 130 interrupted twice. Rank 0 speaks; what ends a run is also told by the first
     rank of every other host, which may be the only one to know, and by a rank that fails alone.
+
+    advice: what to do after a fault or an interruption, where the work is no training that has checkpoints.
     """
     try:
         adopt_launcher()
@@ -143,9 +145,9 @@ def run_command(work: Callable[[], None]) -> int:
     except RanksLost as error:
         return _end(RUN_ERROR, f"{here}stopped: rank {rank}: {describe_error(error)}", in_order=False)
     except KeyboardInterrupt:
-        return _end(KILLED_BY_USER, f"stopped: rank {rank} at once; the newest checkpoint stands", in_order=False)
+        return _end(KILLED_BY_USER, f"stopped: rank {rank} at once; {advice or 'the newest checkpoint stands'}", in_order=False)
     except OSError as error:
-        advice = "make room or mend that disk, then go on with --resume auto"
+        advice = advice or "make room or mend that disk, then go on with --resume auto"
         return _end(RUN_ERROR, f"{here}stopped: rank {rank}: {describe_error(error)}; {advice}", in_order=False)
     except (RuntimeError, MemoryError) as error:
         if not is_out_of_memory(error):

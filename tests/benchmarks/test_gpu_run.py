@@ -117,3 +117,13 @@ def test_the_whole_rehearsal_ends_within_three_minutes(tmp_path):
     assert not [part["ended"] for part in parts.values() if part["ended"] and "stopped after" not in part["ended"]]
     verdicts = [line["verdict"] for part in parts.values() for line in part["lines"]]
     assert "MISSED" not in verdicts and "needs a GPU" in verdicts
+
+
+@pytest.mark.parametrize("files", [{"card.json": "theirs", "notes.txt": ""}, {"results.json": "[]"}, {"results.json": "theirs"}])
+def test_a_foreign_folder_is_left_as_it_is(conductor, tmp_path, files):
+    (tmp_path / "out").mkdir()
+    for name, text in files.items():
+        (tmp_path / "out" / name).write_text(text)
+    done = subprocess.run([sys.executable, conductor, "--out", tmp_path / "out"], capture_output=True, text=True, timeout=100)
+    assert done.returncode == 2 and done.stderr.count("\n") == 1 and "new or empty folder" in done.stderr
+    assert {path.name: path.read_text() for path in (tmp_path / "out").iterdir()} == files
