@@ -17,8 +17,8 @@ from typing import Any
 from tqdm import tqdm
 from tqdm.contrib.logging import logging_redirect_tqdm
 
+from mats_ds.core.files import write_text
 from mats_ds.events import RunInfo, StepEvent
-from mats_ds.training.checkpoint import write_atomic
 from mats_ds.training.saving import CheckpointSaver
 from mats_ds.training.stops import TrainingStopped
 
@@ -167,5 +167,5 @@ def continue_csv(monitor: Any, *, clips: int) -> None:
         kept = [row for row in rows if row and row[0].isdigit() and int(row[0]) <= clips]
         text = io.StringIO()
         csv.writer(text).writerows([header, *kept])
-        write_atomic(file, text.getvalue())
+        write_text(file, text.getvalue())
         monitor.filenames.append(file.stem)

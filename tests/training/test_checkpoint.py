@@ -6,7 +6,7 @@ import json
 
 import pytest
 
-from mats_ds.training.checkpoint import find_checkpoint, prune, seal, what_is_broken
+from mats_ds.training.checkpoint import find_checkpoint, seal, what_is_broken
 
 
 def make_checkpoint(folder, step, *, world_size=2):
@@ -77,11 +77,3 @@ def test_one_checkpoint_can_be_named(tmp_path):
     make_checkpoint(tmp_path, 5)
     make_checkpoint(tmp_path, 10)
     assert find_checkpoint(tmp_path / "step-00000005").step == 5
-
-
-def test_the_newest_ones_are_kept_and_unfinished_ones_removed(tmp_path):
-    for step in (5, 10, 15, 20):
-        make_checkpoint(tmp_path, step)
-    (tmp_path / ".step-00000025.part").mkdir()
-    prune(tmp_path, keep=2)
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["step-00000015", "step-00000020"]
