@@ -148,11 +148,13 @@ def examine(checkpoint: Path, *, with_sums: bool = True) -> Verdict:
     for name in sorted(listed - complete.files.keys()):  # what DeepSpeed would load, too
         if MODEL_FILE.fullmatch(name) or OPTIMIZER_FILE.fullmatch(name):
             return Verdict(f"it holds {name}, which {COMPLETE} does not list")
-    with ThreadPoolExecutor(HASH_THREADS) as pool:  # the hash lets other threads run
-        for verdict in pool.map(lambda stated: _examine_file(checkpoint, stated, with_sums), complete.files.values()):
-            if verdict.problem is not None:
-                return verdict
-    return Verdict(None, complete=complete)
+    sizes = (_examine_file(checkpoint, stated, False) for stated in complete.files.values())
+    wrong = next((verdict for verdict in sizes if verdict.problem is not None), None)
+    if wrong is None and with_sums:
+        with ThreadPoolExecutor(min(HASH_THREADS, len(complete.files))) as pool:  # the hash lets other threads run
+            sums = pool.map(lambda stated: _examine_file(checkpoint, stated, True), complete.files.values())
+            wrong = next((verdict for verdict in sums if verdict.problem is not None), None)
+    return wrong or Verdict(None, complete=complete)
 
 
 def what_is_broken(checkpoint: Path) -> str | None:
@@ -231,4 +233,7 @@ def _file_sum(name: str, stated: Any) -> FileSum:
     sha256 = stated.get("sha256")
     if not isinstance(sha256, str) or not SHA256.fullmatch(sha256):
         raise ValueError(f'{name!r:.{SHOWN}} should have a "sha256" of 64 digits, got {sha256!r:.{SHOWN}}')
-    return FileSum(name, _number(stated, "bytes", 0, MAX_FILE_BYTES), sha256)
+    num_bytes = stated.get("bytes")
+    if type(num_bytes) is not int or not 0 <= num_bytes <= MAX_FILE_BYTES:
+        raise ValueError(f'{name!r:.{SHOWN}} should have "bytes" from 0 to {MAX_FILE_BYTES}, got {num_bytes!r:.{SHOWN}}')
+    return FileSum(name, num_bytes, sha256)

@@ -13,7 +13,7 @@ import secrets
 import stat
 from pathlib import Path
 
-from mats_ds.core.checkpoint_files import COMPLETE, LATEST, MODEL_FILE, OPTIMIZER_FILE, STEP_NAME, read_complete
+from mats_ds.core.checkpoint_files import COMPLETE, LATEST, MODEL_FILE, OPTIMIZER_FILE, STEP_NAME, name_of_step, read_complete
 from mats_ds.core.files import read_bytes
 
 logger = logging.getLogger(__name__)
@@ -104,8 +104,8 @@ def remove_unfinished(folder: Path) -> None:
             remove_part(path)
         elif ASIDE_NAME.fullmatch(name) and name.startswith(f".{LATEST}"):
             try:
-                content = read_bytes(path, max_bytes=20)
-                if not content or STEP_NAME.fullmatch(content.decode()):
+                begun = re.sub("[0-9]", "0", read_bytes(path, max_bytes=20).decode("ascii"))
+                if name_of_step(0).startswith(begun):  # a name, or the beginning of one
                     path.unlink()
             except (OSError, ValueError):  # longer, a link, a folder: of somebody else
                 continue

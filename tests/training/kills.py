@@ -34,7 +34,7 @@ class Killer:
             is_reading = call.__name__ == "open" and not (rest and rest[0] & (os.O_WRONLY | os.O_RDWR))
             if not is_reading and (isinstance(first, int) or os.fspath(first).startswith(self.folder)):
                 self._count()
-            return call(first, *rest, **named)
+            return None if call.__name__ == "fsync" else call(first, *rest, **named)  # which takes its time
 
         return wrapped
 
