@@ -218,6 +218,7 @@ def test_older_checkpoints_make_room_for_a_new_one(ranks, tmp_path):
     assert sorted(path.name for path in (tmp_path / "checkpoints").glob("step-*")) == ["step-00000003", "step-00000004"]
 
 
+@pytest.mark.slow
 def test_room_that_cannot_be_made_costs_nothing(ranks, tmp_path):
     """One and a half have room: the second save stops the run, and the first one is there."""
     options = {"folder": tmp_path, "checkpoint_steps": 1, "num_steps": 4}
@@ -226,7 +227,7 @@ def test_room_that_cannot_be_made_costs_nothing(ranks, tmp_path):
     assert find_checkpoint(tmp_path / "checkpoints").step == 1
 
 
-@pytest.mark.parametrize("how", ["truncate", "flip", "remove", "unseal"])
+@pytest.mark.parametrize("how", ["truncate", *(pytest.param(how, marks=pytest.mark.slow) for how in ("flip", "unseal"))])
 def test_a_torn_newest_one_costs_neither_the_one_resumed_from_nor_the_new_one(ranks, tmp_path, how):
     """One is to be kept; the run goes on from 2, as 5 is torn, and is asked to end after 4."""
     straight = ranks(train_options, 2, {"num_steps": 6})[0][1]
@@ -283,6 +284,7 @@ def train_and_break(options, name):
     return train(**options)
 
 
+@pytest.mark.slow
 def test_a_latest_that_has_no_room_neither_stops_the_run_nor_dangles(ranks, tmp_path):
     """Out of names for files, say. The checkpoint that it names stays as long as it does."""
     folder = tmp_path / "checkpoints"
@@ -307,6 +309,7 @@ def train_and_forbid(options):
     return train(**options, log=At(3, 0, act))
 
 
+@pytest.mark.slow
 def test_a_folder_that_becomes_read_only_in_mid_run_stops_all_ranks_and_keeps_what_was_saved(ranks, tmp_path):
     options = {"folder": tmp_path, "checkpoint_steps": 2, "num_steps": 6}
     for text in ranks(train_and_forbid, 2, options, expect_errors=True):
@@ -322,6 +325,7 @@ def save_while_one_is_written(options):
     return train(**options)
 
 
+@pytest.mark.slow
 def test_saves_that_overlap_are_written_one_after_the_other(ranks, tmp_path):
     options = {"folder": tmp_path, "checkpoint_steps": 1, "num_steps": 5}
     for _, _, _, outcome, _ in ranks(save_while_one_is_written, 2, options):
