@@ -136,7 +136,7 @@ def examine(checkpoint: Path, *, with_sums: bool = True) -> Verdict:
     """Whether complete.json is sound, and every file there with the bytes that were written; without sums, with their number."""
     try:
         complete = read_complete(checkpoint)
-        listed = {entry.name for entry in os.scandir(checkpoint)}
+        names = set(os.listdir(checkpoint))
     except FileNotFoundError:
         return Verdict(f"it has no {COMPLETE}: it was never finished")
     except NewerFormat as error:
@@ -145,7 +145,7 @@ def examine(checkpoint: Path, *, with_sums: bool = True) -> Verdict:
         return Verdict(f"{COMPLETE} cannot be read: {error}")
     except OSError as error:
         return Verdict(f"{COMPLETE} cannot be read: {error}", is_certain=False)
-    for name in sorted(listed - complete.files.keys()):  # what DeepSpeed would load, too
+    for name in sorted(names - complete.files.keys()):  # what DeepSpeed would load, too
         if MODEL_FILE.fullmatch(name) or OPTIMIZER_FILE.fullmatch(name):
             return Verdict(f"it holds {name}, which {COMPLETE} does not list")
     sizes = (_examine_file(checkpoint, stated, False) for stated in complete.files.values())

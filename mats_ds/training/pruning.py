@@ -41,10 +41,13 @@ class CheckpointFolder:
 
     def publish(self, part: Path, tag: str) -> None:
         """A sealed folder becomes the checkpoint `tag`, and older ones that need not stay go. Raises OSError where it could not
-        be renamed."""
+        be renamed; what comes after that is told in a warning, as the checkpoint is saved."""
         publish(part, self.path, tag)
-        self._hashed[_state_of(self.path / tag)] = Verdict(None)
-        self.prune(newest=tag)
+        try:
+            self._hashed[_state_of(self.path / tag)] = Verdict(None)
+            self.prune(newest=tag)
+        except OSError as error:
+            logger.warning("%s is saved, and older checkpoints stay: %s", self.path / tag, error)
 
     def prune(self, *, newest: str | None = None) -> None:
         """Remove the whole checkpoints beyond the newest `keep`, broken ones before a whole one, and what unfinished saves left.
@@ -101,7 +104,7 @@ class CheckpointFolder:
                 verdict = self._examine(checkpoint)
                 num_whole += verdict.problem is None
                 is_over = verdict.problem is not None and verdict.is_certain and num_whole > 0
-            if is_over and checkpoint.name not in needed and not self._is_for_good(checkpoint):
+            if is_over and checkpoint.name not in needed and not self._is_for_good(checkpoint, verdict):
                 unneeded.append(checkpoint)
         return unneeded[::-1]
 
@@ -113,7 +116,7 @@ class CheckpointFolder:
             if has_newer:
                 verdict = examine(checkpoint, with_sums=False)
                 is_over = verdict.problem is None or verdict.is_certain
-                if is_over and checkpoint.name not in needed and not self._is_for_good(checkpoint):
+                if is_over and checkpoint.name not in needed and not self._is_for_good(checkpoint, verdict):
                     older.append(checkpoint)
             else:
                 verdict = self._examine(checkpoint)
@@ -130,9 +133,9 @@ class CheckpointFolder:
             return self.protected
         return self.protected | {latest}
 
-    def _is_for_good(self, checkpoint: Path) -> bool:
-        step = step_of_name(checkpoint.name)
-        return bool(self.keep_every_steps) and step % self.keep_every_steps == 0
+    def _is_for_good(self, checkpoint: Path, verdict: Verdict) -> bool:
+        is_multiple = bool(self.keep_every_steps) and step_of_name(checkpoint.name) % self.keep_every_steps == 0
+        return is_multiple and verdict.problem is None
 
     def _examine(self, checkpoint: Path) -> Verdict:
         """Its files are looked at every time, and hashed the first time."""

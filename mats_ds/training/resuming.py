@@ -123,7 +123,7 @@ def convert(found: Found) -> Path:
 
 def resume(engine: Any, point: ResumePoint | None) -> Resumed:
     """Load it into the engine; called by all ranks. None: a fresh start. The settings of the parameter groups (weight decay,
-    betas) stay the recipe's. Raises ValueError for a checkpoint of another model.
+    betas) stay the recipe's. Raises ValueError for a checkpoint of another model or step.
     """
     if point is None:
         return Resumed()
@@ -142,6 +142,10 @@ def resume(engine: Any, point: ResumePoint | None) -> Resumed:
         ) from None
     if path is None:
         raise ValueError(f"DeepSpeed could not load {point.found.path}")
+    if (held := state.get("step")) != point.found.step:
+        raise ValueError(
+            f"{point.found.path} holds another step than it says, {held!r:.40}: start with another --out, or remove it"
+        )
     # Where it converts ZeRO-3, DeepSpeed 0.19 gives every group the settings of the first one, and all of them one step counter.
     for group, own in zip(engine.optimizer.param_groups, settings, strict=True):
         group.update(own)
@@ -150,7 +154,7 @@ def resume(engine: Any, point: ResumePoint | None) -> Resumed:
     dist.barrier()
     if point.converted and dist.get_rank() == 0:
         remove_converted(point.converted)
-    return Resumed(int(state["step"]), state)
+    return Resumed(point.found.step, state)
 
 
 def _separate_counters(states: Mapping[Any, dict[str, Any]]) -> None:

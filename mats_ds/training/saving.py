@@ -134,8 +134,8 @@ class CheckpointSaver:
 
         def make() -> None:
             self.folder.mkdir(parents=True, exist_ok=True)
-            self._on_disk.make_room(num_bytes, replaced=tag)
             check_names(self.folder, FILES_OF_RANK * dist.get_world_size() + FILES_BESIDE)
+            self._on_disk.make_room(num_bytes, replaced=tag)
 
         self._on_first(make, f"no room for a checkpoint in {self.folder}")
 

@@ -40,10 +40,11 @@ def test_the_newest_ones_are_kept_and_unfinished_ones_removed(tmp_path):
 
 
 def test_every_so_many_steps_one_stays(tmp_path):
-    for step in (3, 4, 6, 8, 9, 10):
+    for step in (3, 4, 6, 8, 9, 10, 12):
         write_checkpoint(tmp_path, step)
+    tear(tmp_path / "step-00000009")  # and a torn one is none
     prune(tmp_path, keep=2, keep_every_steps=3)
-    assert steps(tmp_path) == [3, 6, 9, 10]
+    assert steps(tmp_path) == [3, 6, 10, 12]
 
 
 @pytest.mark.parametrize("how", ["truncate", "flip", "remove", "unseal"])
@@ -249,6 +250,16 @@ def test_a_disk_that_became_read_only_keeps_all(small_disk, caplog):
     with pytest.raises(OSError, match="Errno 30"):
         on_disk.publish(part, "step-00000003")
     assert content_of(folder) == kept
+
+
+def test_a_checkpoint_is_saved_although_the_old_ones_cannot_be_looked_through(tmp_path, monkeypatch, caplog):
+    def fail(folder):
+        raise OSError(5, "Input/output error", str(folder))
+
+    write_checkpoint(tmp_path, 1)
+    monkeypatch.setattr(pruning, "list_checkpoints", fail)
+    save(CheckpointFolder(tmp_path, keep=1), 2)
+    assert steps(tmp_path) == [1, 2] and "step-00000002 is saved, and older checkpoints stay" in caplog.text
 
 
 FOREIGN = [
