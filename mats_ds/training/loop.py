@@ -141,6 +141,8 @@ class _Loop:
             for observer in self.observers:
                 observer.on_step(replace(event, is_last=any(asked) or step + 1 == self.run.total_steps))
             if any(asked):
+                for agreement in waiting:  # of a step whose loss is not finite nothing was saved
+                    self.check(agreement)
                 self.interrupt(step + 1)
         for agreement in waiting:
             self.check(agreement)

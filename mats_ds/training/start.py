@@ -111,6 +111,7 @@ def make_saver(engine: Any, recipe: Recipe, start: RunStart) -> CheckpointSaver:
         global_batch=start.plan.global_batch,
         keep=recipe.run.keep_checkpoints,
         keep_every_steps=recipe.run.keep_every_steps,
+        resumed_from=None if start.point is None else start.point.found.tag,
     )
 
 

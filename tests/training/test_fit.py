@@ -87,6 +87,7 @@ def train(
     micro_batch=2,
     folder=None,
     checkpoint_steps=0,
+    keep=2,
     keep_every=0,
     resume=False,
     model_class=MaskedAutoencoder,
@@ -122,7 +123,7 @@ def train(
     log = log or LossLog()
     observers = [log, Console(log_steps=2, memory_bytes=lambda: None), Monitor(engine, every_steps=1, memory_bytes=lambda: None)]
     if folder is not None:
-        kept = dict(keep=2, keep_every_steps=keep_every)
+        kept = dict(keep=keep, keep_every_steps=keep_every, resumed_from=None if point is None else point.found.tag)
         saver = CheckpointSaver(engine, folder / "checkpoints", recipe="name: test", global_batch=plan.global_batch, **kept)
         if stop_saving_after is not None:
             begin = saver.begin
