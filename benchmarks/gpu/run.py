@@ -34,7 +34,6 @@ GRACE_SECONDS = 4  # of a part that was told to end
 def main(arguments: list[str] | None = None) -> int:
     options = parse_arguments(arguments)
     began_seconds, mode = time.monotonic(), 2 if options.cpu else 1 if options.quick else 0
-    refuse_foreign(options.out)
     options.out.mkdir(parents=True, exist_ok=True)
     results, granted_seconds = {}, 0.0
     for name in options.only or PARTS:
@@ -61,7 +60,11 @@ def parse_arguments(arguments: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--only", nargs="+", choices=PARTS, metavar="PART", help=f"of {', '.join(PARTS)}")
     options = parser.parse_args(arguments)
     if options.out.is_dir() and any(options.out.iterdir()) and not is_ours(options.out):
-        parser.error(f"--out {options.out} holds files that this program did not write: choose a new or empty folder")
+        print(
+            f"error: --out {options.out} holds files that this program did not write: choose a new or empty folder",
+            file=sys.stderr,
+        )
+        raise SystemExit(2)
     return options
 
 
@@ -72,21 +75,6 @@ def is_ours(folder: Path) -> bool:
     except (OSError, ValueError):
         return False
     return isinstance(tree, dict) and isinstance(tree.get("parts"), dict)
-
-
-def refuse_foreign(out: Path) -> None:
-    """End with status 2 where the folder holds something else than results of this program, which would be overwritten."""
-    names = sorted(path.name for path in out.iterdir()) if out.is_dir() else []
-    strangers = [name for name in names if not name.lstrip(".").startswith(("results.", "report-", *PARTS))]
-    try:
-        is_ours = "parts" in json.loads((out / "results.json").read_text(encoding="utf-8"))
-    except FileNotFoundError:  # stopped before its end
-        is_ours = not strangers
-    except (OSError, ValueError, TypeError):
-        is_ours = False
-    if names and not is_ours:
-        print(f"error: --out {out} holds {', '.join((strangers or names)[:3])}: choose a new or empty folder", file=sys.stderr)
-        raise SystemExit(2)
 
 
 def run_part(name: str, options: argparse.Namespace, *, seconds: float) -> dict:

@@ -61,14 +61,6 @@ def test_a_part_that_fails_hangs_or_dies_does_not_take_the_others_along(conducto
     assert not status.exists() or status.read_text().rpartition(")")[2].split()[0] == "Z"
 
 
-def test_a_folder_of_somebody_else_is_left_as_it_is(tmp_path):
-    (tmp_path / "card.json").write_text("mine")
-    (tmp_path / "results.json").write_text('{"theirs": 1}')
-    done = run("--cpu", "--only", "card", "--out", tmp_path)
-    assert done.returncode == 2 and "choose a new or empty folder" in done.stderr
-    assert (tmp_path / "card.json").read_text() == "mine" and len(list(tmp_path.iterdir())) == 2
-
-
 def test_an_unknown_part_is_refused(tmp_path):
     done = run("--only", "nothing", "--out", tmp_path)
     assert done.returncode == 2 and "invalid choice: 'nothing'" in done.stderr
