@@ -133,7 +133,7 @@ class CheckpointSaver:
         """Raises TrainingStopped on all ranks where the disk has no room, even if older checkpoints went."""
 
         def make() -> None:
-            self.folder.mkdir(parents=True, exist_ok=True)
+            self.folder.mkdir(exist_ok=True)  # not a run folder that somebody took away
             check_names(self.folder, FILES_OF_RANK * dist.get_world_size() + FILES_BESIDE)
             self._on_disk.make_room(num_bytes, replaced=tag)
 

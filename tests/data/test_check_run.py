@@ -198,7 +198,7 @@ def test_facts_of_another_version_are_not_used(write_video, tmp_path, check):
     assert [table["wrote"] for table in tables] == ["quarantine.csv", "m.csv"]
     first["version"] = 0
     second["facts"].pop("gop")
-    journal.write_text("".join(json.dumps(entry) + "\n" for entry in (first, second, third)))
+    journal.write_text("".join(json.dumps(entry) + "\n" for entry in (first, second, third, *tables)))
     assert check(source).num_decoded == 2
 
 

@@ -63,7 +63,7 @@ def nasty(tmp_path):
 
 
 def save_nasty_classifier(path):
-    names = tuple(f"{name}{NASTY}" for name in CLASSES[:-1]) + ("x" * 10_000,)
+    names = tuple(f"{name}{NASTY}" for name in CLASSES[:-1]) + ("x" * 1_000,)
     return save_classifier(path, class_names=names)
 
 

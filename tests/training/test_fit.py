@@ -124,6 +124,7 @@ def train(
     observers = [log, Console(log_steps=2, memory_bytes=lambda: None), Monitor(engine, every_steps=1, memory_bytes=lambda: None)]
     if folder is not None:
         kept = dict(keep=keep, keep_every_steps=keep_every, resumed_from=None if point is None else point.found.tag)
+        folder.mkdir(parents=True, exist_ok=True)
         saver = CheckpointSaver(engine, folder / "checkpoints", recipe="name: test", global_batch=plan.global_batch, **kept)
         if stop_saving_after is not None:
             begin = saver.begin

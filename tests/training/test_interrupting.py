@@ -35,9 +35,9 @@ def interrupted_run(monkeypatch, losses):
     fields = dict.fromkeys(StepEvent.__dataclass_fields__)
 
     def take_step(step):
-        numbers = torch.tensor([losses[step], float(not math.isfinite(losses[step])), 0.0, float(step == 0)])
+        numbers = torch.tensor([losses[step], float(not math.isfinite(losses[step])), 0.0, float(step == 0), 0.0])
         event = StepEvent(**fields | {"step": step + 1, "loss": numbers[0], "skipped": False})
-        agreement = loop._Agreement(step, numbers, None, [numbers[0]], [(f"video{step}.mp4",)], (), False)
+        agreement = loop._Agreement(step, numbers, None, [numbers[0]], [(f"video{step}.mp4",)], (), False, None)
         return event, agreement
 
     train = loop._Loop(
@@ -49,6 +49,7 @@ def interrupted_run(monkeypatch, losses):
         observers=[Checkpointer(saver, every_steps=0)],
         num_videos=3,
         max_bad_fraction=0.1,
+        what_is_lost=lambda: None,
         guard=SimpleNamespace(enter=lambda phase: None, request="SIGTERM came to rank 0"),
     )
     monkeypatch.setattr(train, "take_step", take_step)
