@@ -20,7 +20,10 @@ from mats_ds.parsing import parse_json
 
 MARKER = ".made_by.json"
 MARKER_BYTES = 10_000
-NOT_COUNTED = {MARKER, ".lock", ".claim", ".DS_Store", "lost+found"}  # the last two: a system's, in every folder or disk
+# What file systems and file managers put into any folder; nothing here touches them.
+NOBODYS = {".DS_Store", ".directory", ".gitignore", ".gitkeep", ".keep", ".snapshot", "Thumbs.db", "desktop.ini", "lost+found"}
+NFS_LEFTOVER = ".nfs"  # a file that was removed while a process had it open
+NOT_COUNTED = {MARKER, ".lock", ".claim", *NOBODYS}  # `.claim` was version 0.1's lock
 PART = re.compile(r"\.(.+)\.[0-9a-f]{12}\.part", re.DOTALL)  # how files.replace_file calls what is not finished
 OLD_PART = re.compile(r"\.(.+)\.part", re.DOTALL)  # and version 0.1 did
 SHOWN_NAMES = 3
@@ -66,7 +69,7 @@ def check_output_folder(folder: Path, *, command: str, is_ours: Callable[[Path],
         found = sorted(entry.name for entry in os.scandir(folder))
     except OSError as error:
         raise ValueError(f"--out {folder} cannot be read ({error.strerror}): choose another folder") from None
-    names = [name for name in found if name not in NOT_COUNTED and not PART.fullmatch(name)]
+    names = [name for name in found if name not in NOT_COUNTED and not PART.fullmatch(name) and not name.startswith(NFS_LEFTOVER)]
     maker = read_marker(folder)
     if maker == command or (maker is None and (not names or (is_ours is not None and is_ours(folder)))):
         return

@@ -17,7 +17,7 @@ from typing import Any
 
 from mats_ds.core.files import WrongKindOfFile, read_bytes, refuse_wrong_kind
 from mats_ds.core.folder_lock import LOCK_FILE
-from mats_ds.core.output_folder import MARKER, read_marker
+from mats_ds.core.output_folder import MARKER, NFS_LEFTOVER, NOBODYS, read_marker
 from mats_ds.parsing import parse_json
 
 logger = logging.getLogger(__name__)
@@ -26,9 +26,6 @@ RUN_FILE = "run.json"
 RUN_FILE_BYTES = 1 << 24  # grows by some 300 bytes with every resume
 # A start leaves these behind where it ends before run.json. `.claim` was version 0.1's.
 LOCK_FILES = (LOCK_FILE, ".claim", MARKER)
-# What file systems and file managers put into any folder; nothing here touches them.
-NOBODYS = {".DS_Store", ".directory", ".gitignore", ".gitkeep", ".keep", ".snapshot", "Thumbs.db", "desktop.ini", "lost+found"}
-NFS_LEFTOVER = ".nfs"  # a file that was removed while a process had it open
 # A run writes these only after run.json: without that file, nobody knows what run they are of.
 LATER = ("checkpoints", "records", "evaluation.jsonl", "best.safetensors", "result.json", "outcome.json")
 WRITTEN_FILES = (
