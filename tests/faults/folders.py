@@ -96,7 +96,7 @@ def tear_then_keep_one(scene: Scene) -> Row:
         send(process, signal.SIGTERM)
     seconds = job.wait(END_SECONDS)
     words, statuses = name_words(job), name_statuses(job)
-    saved = re.search(r"step (\d+) is saved", words)
+    saved = re.search(rf"step (\d+) of {NUM_STEPS} is saved", words)
     assert saved, job.said()
     again = start_ranks(folder, scene.videos)
     assert again.wait(300) is not None and set(again.statuses()) == {0}, f"it could not go on:\n{again.said()}"
@@ -104,7 +104,7 @@ def tear_then_keep_one(scene: Scene) -> Row:
     assert began, again.said()
     lost = int(saved[1]) + 1 - int(began[1])
     row = Row("newest checkpoint torn, keep 1, SIGTERM", statuses, seconds, lost, scene.difference(folder), words)
-    row.expected, row.wanted_status = f"step {int(began[1]) - 1} is saved", "75"
+    row.expected, row.wanted_status = f"step {int(began[1]) - 1} of {NUM_STEPS} is saved", "75"
     return row
 
 

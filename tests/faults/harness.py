@@ -163,7 +163,9 @@ def arguments_of(folder: Path, videos: Path) -> list[str]:
 def new_log(folder: Path) -> Path:
     logs = folder.with_name(f"{folder.name}-logs")
     logs.mkdir(parents=True, exist_ok=True)
-    return logs / f"start-{sum(1 for _ in logs.iterdir()):03d}.log"
+    log = logs / f"start-{len(list(logs.glob('*.log'))):03d}.log"
+    log.touch(exist_ok=False)  # the ranks' own files, LOG.RANK, come later: two starts in one moment must not share them
+    return log
 
 
 def be_rank(place: Mapping[str, int], arguments: list[str], log: str, fault: Mapping[str, Any]) -> None:
