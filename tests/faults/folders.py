@@ -170,23 +170,24 @@ def kill_between_saves(scene: Scene) -> Row:
 def use_up_inodes(scene: Scene) -> Row:
     """The disk has room for bytes and none for another file. Needs the right to mount."""
     folder = scene.new_folder()
-    checkpoints = folder / "checkpoints"
-    model = newest_checkpoint(scene.root / "undisturbed")
-    num_files = sum(1 for _ in model.rglob("*")) + 1
-    mount_memory(checkpoints, f"nr_inodes={num_files + num_files // 2 + 2}")  # its root and `latest` too
+    checkpoints, aside = folder / "checkpoints", folder / "aside"
+    stop_after_two_saves(scene, folder)
+    checkpoints.rename(aside)
+    num_files = sum(1 for _ in aside.rglob("*")) + 1
+    mount_memory(checkpoints, f"nr_inodes={num_files + 3}")  # fewer than a checkpoint has
     try:
+        shutil.copytree(aside, checkpoints, dirs_exist_ok=True, symlinks=True)
         job = start_ranks(folder, scene.videos)
         seconds = job.wait(END_SECONDS)
         words, statuses = name_words(job), name_statuses(job)
         lost = steps_done(folder) - newest_step(folder)
-        shutil.copytree(checkpoints, folder / "kept", symlinks=True)
+        are_kept = sorted(path.name for path in checkpoints.glob("step-*")) == sorted(path.name for path in aside.glob("step-*"))
     finally:
         umount(checkpoints)
+    assert are_kept, f"a checkpoint went for nothing:\n{job.said()}"
     checkpoints.rmdir()
-    (folder / "kept").rename(checkpoints)
-    row = Row(
-        "out of inodes while saving", statuses, seconds, lost, scene.resume(folder), words, expected="No space left on device"
-    )
+    aside.rename(checkpoints)
+    row = Row("no inodes for the next checkpoint", statuses, seconds, lost, scene.resume(folder), words, expected="df -i")
     row.wanted_status = "1"
     return row
 
@@ -226,7 +227,7 @@ def kill_while_converting(scene: Scene) -> Row:
     shutil.rmtree(folder)
     begun = steps_done(moved)
     job = start_ranks(moved, scene.videos, world_size=1)
-    wait_until(lambda: list((moved / "checkpoints").glob(".universal/*/*")), job)
+    wait_until(lambda: list((moved / "checkpoints").glob(".universal-*/*/*")), job)
     send(job.processes[0], signal.SIGKILL)
     seconds = job.wait(END_SECONDS)
     lost = begun - newest_step(moved)
