@@ -161,6 +161,7 @@ def test_a_run_that_ended_early_goes_on_where_it_stopped(ranks, two_rank_run, vi
     assert f"nothing to do: {tmp_path} has finished all 6 steps" in again[0][1] and again[1][1] == ""
 
 
+@pytest.mark.slow
 def test_what_the_model_drops_is_the_same_after_a_resumption(ranks, videos, tmp_path):
     arguments = [*ARGUMENTS, f"data.manifest={videos}", *SMALL, "model.drop_path=0.1"]
     ranks(pretrain, 1, [*arguments, "--out", str(tmp_path / "whole")])
@@ -237,6 +238,7 @@ def test_a_mistake_is_one_clear_error(ranks, arguments, words, tmp_path):
     assert all(word in terminal for word in words), terminal
 
 
+@pytest.mark.slow
 def test_a_trace_is_written_on_any_run_and_a_cpu_says_that_snapshots_are_for_gpus(ranks, videos, tmp_path):
     options = ["--out", str(tmp_path / "run"), "--trace", "--memory_snapshot", "--trace_steps", "2"]
     [(status, terminal)] = ranks(pretrain, 1, [*ARGUMENTS, *options, f"data.manifest={videos}", *SMALL])

@@ -66,6 +66,7 @@ def test_an_unknown_part_is_refused(tmp_path):
     assert done.returncode == 2 and "invalid choice: 'nothing'" in done.stderr
 
 
+@pytest.mark.slow
 def test_without_pydantic_the_model_can_be_measured(tmp_path):
     code = (
         "import sys, importlib.util as u\n"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import pytest
 import torch
 
 from mats_ds.metering.reader import read_records
@@ -31,6 +32,7 @@ def train_until_memory_runs_out(run_dir):
     train(model_class=HoardingModel, num_steps=6, log=Recorder(run_dir, torch.device("cpu")))
 
 
+@pytest.mark.slow
 def test_the_steps_before_it_are_kept_and_the_outcome_says_what_to_lower(ranks, tmp_path):
     [text] = ranks(train_until_memory_runs_out, 1, tmp_path, expect_errors=True)
     assert "CUDA out of memory" in text

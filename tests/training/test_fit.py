@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import csv
 import dataclasses
 import json
@@ -124,7 +125,8 @@ def train(
     observers = [log, Console(log_steps=2, memory_bytes=lambda: None), Monitor(engine, every_steps=1, memory_bytes=lambda: None)]
     if folder is not None:
         kept = dict(keep=keep, keep_every_steps=keep_every, resumed_from=None if point is None else point.found.tag)
-        folder.mkdir(parents=True, exist_ok=True)
+        with contextlib.suppress(OSError):  # one that cannot be made is a test of its own
+            folder.mkdir(parents=True, exist_ok=True)
         saver = CheckpointSaver(engine, folder / "checkpoints", recipe="name: test", global_batch=plan.global_batch, **kept)
         if stop_saving_after is not None:
             begin = saver.begin
@@ -164,7 +166,7 @@ def test_a_second_run_is_equal_to_the_bit(ranks, one_rank_losses):
     assert losses == one_rank_losses
 
 
-@pytest.mark.parametrize("world_size", [2, 8])
+@pytest.mark.parametrize("world_size", [2, pytest.param(8, marks=pytest.mark.slow)])
 def test_more_ranks_give_the_same_losses_at_the_same_global_batch(ranks, one_rank_losses, world_size):
     results = ranks(train_options, world_size, {"num_steps": 20})
     for plan, losses, *_ in results:

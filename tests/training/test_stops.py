@@ -84,7 +84,10 @@ def test_a_second_one_stops_all_ranks_and_names_step_and_clips(ranks, tmp_path):
     assert find_checkpoint(tmp_path / "checkpoints").step == 7
 
 
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGUSR1, signal.SIGINT])
+SLOW_SIGNALS = [pytest.param(number, marks=pytest.mark.slow) for number in (signal.SIGUSR1, signal.SIGINT)]
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, *SLOW_SIGNALS])
 def test_a_signal_to_any_rank_saves_and_ends_all(ranks, tmp_path, number):
     options = {"folder": tmp_path, "num_steps": 6}
     straight = ranks(train_options, 2, {"num_steps": 6})[0][1]
@@ -227,7 +230,8 @@ def test_room_that_cannot_be_made_costs_nothing(ranks, tmp_path):
     assert find_checkpoint(tmp_path / "checkpoints").step == 1
 
 
-@pytest.mark.parametrize("how", ["truncate", *(pytest.param(how, marks=pytest.mark.slow) for how in ("flip", "unseal"))])
+@pytest.mark.slow
+@pytest.mark.parametrize("how", ["truncate", "flip", "unseal"])
 def test_a_torn_newest_one_costs_neither_the_one_resumed_from_nor_the_new_one(ranks, tmp_path, how):
     """One is to be kept; the run goes on from 2, as 5 is torn, and is asked to end after 4."""
     straight = ranks(train_options, 2, {"num_steps": 6})[0][1]
