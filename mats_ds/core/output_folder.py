@@ -6,6 +6,7 @@ that something else has filled: whatever names the files there have, they may be
 
 from __future__ import annotations
 
+import atexit
 import contextlib
 import itertools
 import os
@@ -83,7 +84,10 @@ def check_output_folder(folder: Path, *, command: str, is_ours: Callable[[Path],
 
 
 def make_new_folder(parent: Path, name: str) -> Path:
-    """A folder that nobody else has made: of those that begin in the same second, the later ones get a number."""
+    """A folder that nobody else has made: of those that begin in the same second, the later ones get a number.
+
+    It goes when this process ends and has written nothing into it, as after an error in the first seconds.
+    """
     for number in itertools.count(1):
         folder = parent / (name if number == 1 else f"{name}-{number}")
         try:
@@ -92,8 +96,18 @@ def make_new_folder(parent: Path, name: str) -> Path:
             if not parent.is_dir():
                 raise
             continue
+        atexit.register(_remove_unused, Path(os.path.abspath(folder)), os.getpid())
         return folder
     raise AssertionError
+
+
+def _remove_unused(folder: Path, process: int) -> None:
+    if os.getpid() != process:  # in a child
+        return
+    with contextlib.suppress(OSError):
+        if {entry.name for entry in os.scandir(folder)} <= {MARKER}:
+            (folder / MARKER).unlink(missing_ok=True)
+            folder.rmdir()
 
 
 def make_subfolder(folder: Path, name: str) -> Path:

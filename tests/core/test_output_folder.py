@@ -116,3 +116,15 @@ def test_folders_of_the_same_second_get_numbers(tmp_path):
     (tmp_path / "file").touch()
     with pytest.raises(OSError):
         make_new_folder(tmp_path / "file", "evaluate-1")
+
+
+@pytest.mark.parametrize(("written", "is_left"), [((), False), ((".made_by.json",), False), ((".made_by.json", "a.csv"), True)])
+def test_a_new_folder_that_nothing_was_written_into_does_not_stay(tmp_path, written, is_left):
+    """An error in the first seconds left an empty folder below runs/ each time."""
+    code = (
+        "import sys; from pathlib import Path; from mats_ds.core.output_folder import make_new_folder\n"
+        "folder = make_new_folder(Path(sys.argv[1]), 'run')\n"
+        "for name in sys.argv[2:]: (folder / name).touch()"
+    )
+    subprocess.run([sys.executable, "-c", code, str(tmp_path / "runs"), *written], check=True)
+    assert (tmp_path / "runs" / "run").exists() == is_left

@@ -235,5 +235,5 @@ def test_where_a_clock_was_wrong_the_newest_run_is_not_guessed(tmp_path):
 
 def test_runs_of_the_same_second_get_folders_of_their_own(tmp_path, monkeypatch):
     monkeypatch.setattr(run_folder, "RUNS", tmp_path / "runs")
-    names = [run_folder._make_new("ssv2-20260101-000000").name for _ in range(3)]
+    names = [run_folder.make_new_folder(run_folder.RUNS, "ssv2-20260101-000000").name for _ in range(3)]
     assert names == ["ssv2-20260101-000000", "ssv2-20260101-000000-2", "ssv2-20260101-000000-3"]
