@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import itertools
 import json
 import logging
 import os
@@ -20,9 +19,9 @@ import torch.distributed as dist
 from mats_ds import __version__
 from mats_ds.core.files import read_bytes, write_json, write_text
 from mats_ds.core.folder_lock import admit_ranks, hold_folder, join_hold, release_folder
-from mats_ds.core.output_folder import MARKER
+from mats_ds.core.output_folder import MARKER, make_new_folder
 from mats_ds.parsing import parse_json, parse_yaml
-from mats_ds.training.own_folder import check_run_folder, find_newest_run
+from mats_ds.training.own_folder import CHECKPOINTS, check_run_folder, find_newest_run
 
 logger = logging.getLogger(__name__)
 
@@ -60,18 +59,21 @@ def _choose(out: str | None, recipe_name: str, task: str, resume: bool) -> Path:
     elif resume:
         folder = find_newest_run(RUNS, recipe_name=recipe_name, task=task)
     else:
-        folder = _make_new(f"{recipe_name}-{time.strftime('%Y%m%d-%H%M%S')}")
+        folder = make_new_folder(RUNS, f"{recipe_name}-{time.strftime('%Y%m%d-%H%M%S')}")
     check_run_folder(folder, task=task, resume=resume)
     folder.mkdir(parents=True, exist_ok=True)
     hold_folder(folder, command=f"mats_ds/{task}.py")
     try:
         check_run_folder(folder, task=task, resume=resume)  # another one may just have begun in it
+        if (folder / CHECKPOINTS).is_symlink():  # a copy of this run folder has the same link
+            hold_folder(folder / CHECKPOINTS, command=f"mats_ds/{task}.py")
         if not (folder / MARKER).exists():
             write_json(folder / MARKER, {"made_by": task})
         with tempfile.TemporaryFile(dir=folder):  # the one way to know: permissions, quotas and read-only disks all speak up here
             pass
         admit_ranks(folder)
     except BaseException:
+        release_folder(folder / CHECKPOINTS)
         release_folder(folder)
         raise
     return folder
@@ -89,19 +91,6 @@ def parse_out(out: str) -> Path:
         return Path(out).expanduser()
     except RuntimeError:
         raise ValueError(f"--out {out}: there is no such home folder; write ./{out} for a folder of that name") from None
-
-
-def _make_new(name: str) -> Path:
-    """A folder below RUNS that nobody else has made: of runs that start in the same second, the later ones get a number."""
-    RUNS.mkdir(parents=True, exist_ok=True)
-    for number in itertools.count(1):
-        folder = RUNS / (name if number == 1 else f"{name}-{number}")
-        try:
-            folder.mkdir()
-        except FileExistsError:
-            continue
-        return folder
-    raise AssertionError
 
 
 def write_inputs(folder: Path, *, recipe: str, ds_config: Mapping[str, Any]) -> None:
