@@ -59,7 +59,7 @@ class Complete:
 @dataclass(frozen=True)
 class Verdict:
     """`problem`: why a checkpoint cannot be trusted, None where it can. `is_certain`: it is broken, and not just unreadable here
-    (by this version, for want of a permission). `complete`: what it says of itself, None where that cannot be read."""
+    (by this version, for want of a permission) or renamed. `complete`: what it says of itself, None where that cannot be read."""
 
     problem: str | None
     is_certain: bool = True
@@ -68,6 +68,10 @@ class Verdict:
 
 class NewerFormat(ValueError):
     """complete.json was written by a newer version of this program."""
+
+
+class OtherStep(ValueError):
+    """A folder has the name of another step than the one that complete.json says: somebody copied or renamed it."""
 
 
 def name_of_step(step: int) -> str:
@@ -109,7 +113,7 @@ def is_checkpoint(path: Path) -> bool:
 def read_complete(checkpoint: Path) -> Complete:
     """complete.json of a checkpoint, every value checked. A folder of our name holds the step that it is named after.
 
-    Raises FileNotFoundError, NewerFormat and ValueError.
+    Raises FileNotFoundError, NewerFormat, OtherStep and ValueError.
     """
     content = parse_strict_json(read_bytes(checkpoint / COMPLETE, max_bytes=MAX_COMPLETE_BYTES))
     if not isinstance(content, dict) or not isinstance(content.get("files"), dict):
@@ -120,7 +124,7 @@ def read_complete(checkpoint: Path) -> Complete:
         )
     step, named = _number(content, "step", 0, MAX_STEP), step_of_name(checkpoint.name)
     if named is not None and step != named:
-        raise ValueError(f'"step" is {step} in the folder of step {named}')
+        raise OtherStep(f"it holds step {step}: call it {name_of_step(step)} if you want to go on from it")
     complete = Complete(
         step=step,
         world_size=_number(content, "world_size", 1, MAX_RANKS),
@@ -139,7 +143,7 @@ def examine(checkpoint: Path, *, with_sums: bool = True) -> Verdict:
         names = set(os.listdir(checkpoint))
     except FileNotFoundError:
         return Verdict(f"it has no {COMPLETE}: it was never finished")
-    except NewerFormat as error:
+    except (NewerFormat, OtherStep) as error:  # whole, for all that is known here
         return Verdict(str(error), is_certain=False)
     except ValueError as error:
         return Verdict(f"{COMPLETE} cannot be read: {error}")

@@ -70,13 +70,13 @@ def replace_file(path: Path, *, durable: bool = False) -> Iterator[Path]:
     try:
         yield aside
         if durable:
-            _sync(aside)
+            sync_to_disk(aside)
         os.replace(aside, path)
     except BaseException:
         aside.unlink(missing_ok=True)
         raise
     if durable:
-        _sync(path.parent)
+        sync_to_disk(path.parent)
 
 
 def write_text(path: Path, text: str, *, durable: bool = False, errors: str = "strict") -> None:
@@ -126,7 +126,8 @@ def read_bytes(path: Path, *, max_bytes: int, below: Path | None = None) -> byte
     return content
 
 
-def _sync(path: Path) -> None:
+def sync_to_disk(path: Path) -> None:
+    """Force a file's content, or the names in a folder, to the disk."""
     descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)

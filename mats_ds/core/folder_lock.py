@@ -7,8 +7,7 @@ else may open that file in the process that holds it: closing any of its descrip
 The processes of one run hold a byte each, its first one byte 0. A folder is only given to another run when all of them are gone:
 those that outlive their first one for some seconds would write among the other's files.
 
-Where a filesystem has no locks, the file itself says who holds the folder. A holder of this machine that is not there any more is
-passed over; one of another host is not, as nobody here can see whether it still runs.
+Where a filesystem has no locks, the file itself says who holds the folder (lock_file.py).
 """
 
 from __future__ import annotations
@@ -17,16 +16,24 @@ import atexit
 import contextlib
 import errno
 import itertools
-import json
 import logging
 import os
 import time
-from dataclasses import asdict, dataclass, fields
+from dataclasses import dataclass
 from pathlib import Path
 
 from mats_ds.core.files import refuse_wrong_kind
-from mats_ds.core.processes import ProcessIdentity, has_ended, identify_process
-from mats_ds.parsing import parse_json
+from mats_ds.core.lock_file import (
+    CONTENT_BYTES,
+    WHAT_TO_DO,
+    claim_by_content,
+    describe_holder,
+    make_holder,
+    parse_holder,
+    read_holder,
+    write_holder,
+)
+from mats_ds.core.processes import identify_process
 
 try:
     import fcntl
@@ -36,29 +43,12 @@ except ImportError:  # no POSIX system
 logger = logging.getLogger(__name__)
 
 LOCK_FILE = ".lock"
-WHAT_TO_DO = "stop that one first, wait for it, or choose another --out"
-CONTENT_BYTES = 8192
 HELD = (errno.EACCES, errno.EAGAIN)
 NO_LOCKS = (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP, errno.ENOTSUP, errno.EINVAL)
 LEADER, EVERYBODY = (1, 0), (0, 0)  # length and start of what is locked; length 0 is "to the end"
 RELEASE_SECONDS = 0.5  # how long another process may take between letting go of a lock and removing the file
 RANKS_END_SECONDS = 20.0  # ranks that notice the death of another one end within 5 s, or 25 s after SIGTERM
-CLAIM_SECONDS = 0.5  # without locks: how long two that come at once may take to write their names
 POLL_SECONDS = 0.1
-
-
-@dataclass(frozen=True)
-class Holder:
-    """The content of the lock file: who holds the folder, for what, and (for a reader) since when."""
-
-    command: str
-    since: str
-    identity: ProcessIdentity
-
-    def describe(self) -> str:
-        """For a message: the texts come from a file that anybody may have written."""
-        text = f"{self.command} on host {self.identity.host}, process {self.identity.process}, since {self.since}"
-        return "".join(letter if letter.isprintable() else "?" for letter in text)
 
 
 @dataclass
@@ -89,13 +79,13 @@ def hold_folder(folder: Path, *, command: str) -> None:
         return
     path = folder / LOCK_FILE
     descriptor, has_locks = _take(path)
-    holder = Holder(command, time.strftime("%Y-%m-%d %H:%M:%S"), identify_process())
+    holder = make_holder(command)
     try:
         if has_locks:
-            _write_holder(descriptor, holder)
+            write_holder(descriptor, holder)
         else:
             logger.warning("%s: this filesystem has no locks, the file alone keeps other programs out of the folder", path)
-            _claim_by_content(path, descriptor, holder)
+            claim_by_content(path, descriptor, holder)
     except BaseException:
         os.close(descriptor)
         raise
@@ -170,7 +160,7 @@ def _release(hold: _Hold) -> None:
             fcntl.lockf(hold.descriptor, fcntl.LOCK_UN)
             is_last = _lock(hold.descriptor, EVERYBODY) is True
         else:
-            holder = _read_holder(hold.path)
+            holder = read_holder(hold.path)
             is_last = holder is not None and holder.identity == identify_process()
         if is_last and _is_at(hold.path, hold.descriptor):
             hold.path.unlink()
@@ -191,11 +181,11 @@ def _take(path: Path) -> tuple[int, bool]:
                 return descriptor, True
             if got and not whole:
                 raise ValueError(
-                    f"{path.parent} is still in use by ranks of {_describe_holder(path)}: its first one has ended, and they "
+                    f"{path.parent} is still in use by ranks of {describe_holder(path)}: its first one has ended, and they "
                     "have not: wait until they have, end them, or choose another --out"
                 )
             if not got and time.monotonic() - began > RELEASE_SECONDS:
-                raise ValueError(f"{path.parent} is in use by {_describe_holder(path)}: {WHAT_TO_DO}")
+                raise ValueError(f"{path.parent} is in use by {describe_holder(path)}: {WHAT_TO_DO}")
         except BaseException:
             os.close(descriptor)
             raise
@@ -222,7 +212,7 @@ def _open(path: Path) -> int:
     refuse_wrong_kind(path)
     flags = os.O_RDWR | os.O_CREAT | getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_NONBLOCK", 0)
     descriptor = os.open(path, flags, 0o666)
-    if os.fstat(descriptor).st_size and _parse_holder(os.pread(descriptor, CONTENT_BYTES, 0)) is None:
+    if os.fstat(descriptor).st_size and parse_holder(os.pread(descriptor, CONTENT_BYTES, 0)) is None:
         os.close(descriptor)
         raise ValueError(f"{path} is of another program: choose another --out, or remove it if nothing needs it")
     return descriptor
@@ -241,62 +231,6 @@ def _lock(descriptor: int, part: tuple[int, int]) -> bool | None:
             return None
         raise
     return True
-
-
-def _claim_by_content(path: Path, descriptor: int, holder: Holder) -> None:
-    """Without locks: pass over a holder that is gone, write one's own name, and see whether it is still there a moment later."""
-    before = _read_holder(path)
-    if before is not None and before.identity != holder.identity:
-        ended = has_ended(before.identity)
-        if ended is None:
-            raise ValueError(
-                f"{path.parent} is in use by {before.describe()}, as {path} says: if you are sure that it has ended, remove that "
-                "file; else wait, or choose another --out"
-            )
-        if not ended:
-            raise ValueError(f"{path.parent} is in use by {before.describe()}: {WHAT_TO_DO}")
-    _write_holder(descriptor, holder)
-    time.sleep(CLAIM_SECONDS)
-    after = _read_holder(path)
-    if after != holder:
-        raise ValueError(f"{path.parent} was taken at the same moment by {_describe_holder(path)}: choose another --out")
-
-
-def _write_holder(descriptor: int, holder: Holder) -> None:
-    content = {"command": holder.command, "since": holder.since, **asdict(holder.identity)}
-    os.ftruncate(descriptor, 0)
-    os.pwrite(descriptor, (json.dumps(content) + "\n").encode(), 0)
-    os.fsync(descriptor)
-
-
-def _read_holder(path: Path) -> Holder | None:
-    """Never where this process holds the lock already, see above."""
-    try:
-        descriptor = os.open(path, os.O_RDONLY | getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_NONBLOCK", 0))
-    except OSError:
-        return None
-    try:
-        return _parse_holder(os.read(descriptor, CONTENT_BYTES))
-    finally:
-        os.close(descriptor)
-
-
-def _parse_holder(content: bytes) -> Holder | None:
-    try:
-        tree = parse_json(content)
-        identity = ProcessIdentity(**{field.name: tree[field.name] for field in fields(ProcessIdentity)})
-        holder = Holder(tree["command"], tree["since"], identity)
-    except (ValueError, TypeError, KeyError):
-        return None
-    texts = (holder.command, holder.since, identity.host, identity.machine, identity.boot, identity.namespace)
-    numbers = (identity.process, 0 if identity.start_ticks is None else identity.start_ticks)
-    is_ours = all(isinstance(text, str) for text in texts) and all(type(number) is int for number in numbers)
-    return holder if is_ours else None
-
-
-def _describe_holder(path: Path) -> str:
-    holder = _read_holder(path)
-    return "another process" if holder is None else holder.describe()
 
 
 def _is_at(path: Path, descriptor: int) -> bool:

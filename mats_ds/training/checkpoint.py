@@ -26,7 +26,7 @@ from mats_ds.core.checkpoint_files import (
     name_lookalikes,
     what_is_broken,
 )
-from mats_ds.core.files import open_regular, write_json, write_text
+from mats_ds.core.files import open_regular, sync_to_disk, write_json, write_text
 from mats_ds.training.checkpoint_removal import foreign_names, new_part_name, remove_part
 
 __all__ = ["FileSum", "Found", "find_checkpoint", "publish", "seal", "what_is_broken"]
@@ -83,7 +83,7 @@ def publish(part: Path, folder: Path, tag: str) -> None:
     if os.path.lexists(target):
         old = _move_aside(target)
     os.rename(part, target)
-    _sync_names(folder)  # before anything older may go
+    sync_to_disk(folder)  # before anything older may go
     try:
         write_text(folder / LATEST, tag, durable=True)
     except (OSError, ValueError) as error:  # no room for a name, or a link of the user's
@@ -105,14 +105,6 @@ def _move_aside(target: Path) -> Path | None:
     os.rename(target, aside)
     logger.warning("%s was there and was not written by this run: it is now called %s", target, aside.name)
     return None
-
-
-def _sync_names(folder: Path) -> None:
-    descriptor = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
 
 
 def find_checkpoint(folder: Path) -> Found | None:

@@ -30,14 +30,14 @@ def new_part_name(tag: str) -> str:
 
 
 def foreign_names(folder: Path) -> list[str]:
-    """What a folder of a checkpoint holds beside what a save writes: relative names."""
+    """What a folder of a checkpoint holds beside what a save writes: relative names, also of what cannot be looked into."""
     try:
         listed = set(read_complete(folder).files)
     except (OSError, ValueError):
         listed = set()
     parents = {str(parent) for name in listed for parent in Path(name).parents}
-    found = []
-    for root, folders, files in os.walk(folder):
+    found: list[str] = []
+    for root, folders, files in os.walk(folder, onerror=lambda error: found.append(os.path.relpath(error.filename, folder))):
         for name in [*folders, *files]:
             path = Path(root, name)
             relative, mode = str(path.relative_to(folder)), path.lstat().st_mode

@@ -18,6 +18,7 @@ from pathlib import Path
 
 import psutil
 
+from mats_ds.core.processes import identify_process, read_start_ticks
 from mats_ds.training.stops import RUN_ERROR
 
 LAUNCHERS = {"deepspeed", "deepspeed.launcher.launch", "torchrun", "torch.distributed.run", "torch.distributed.launch"}
@@ -53,21 +54,16 @@ def read_launch_script(environment: Mapping[str, str]) -> LaunchScript | None:
     try:
         boot, namespace, pid, start_ticks = environment.get(LAUNCH_SH_VARIABLE, "").split()
         script = LaunchScript(int(pid), int(start_ticks))
-        here = Path("/proc/sys/kernel/random/boot_id").read_text().strip(), os.readlink("/proc/self/ns/pid")
-    except (ValueError, OSError):
+    except ValueError:
         return None
-    return script if (boot, namespace) == here else None
+    here = identify_process()
+    return script if (boot, namespace) == (here.boot, here.namespace) else None
 
 
 def is_alive(process: psutil.Process | LaunchScript) -> bool:
     """Whether that very process still runs; one that has ended and that nobody has waited for does not."""
     if isinstance(process, LaunchScript):
-        try:
-            text = Path(f"/proc/{process.pid}/stat").read_text(errors="replace")
-        except OSError:
-            return False
-        state, *fields = text.rpartition(")")[2].split()  # from the third field on: proc(5)
-        return state not in "ZX" and int(fields[18]) == process.start_ticks
+        return read_start_ticks(process.pid) == process.start_ticks
     try:
         return process.is_running() and process.status() != psutil.STATUS_ZOMBIE
     except psutil.Error:

@@ -23,11 +23,12 @@ from mats_ds.parsing import parse_json
 logger = logging.getLogger(__name__)
 
 RUN_FILE = "run.json"
+CHECKPOINTS = "checkpoints"
 RUN_FILE_BYTES = 1 << 24  # grows by some 300 bytes with every resume
 # A start leaves these behind where it ends before run.json. `.claim` was version 0.1's.
 LOCK_FILES = (LOCK_FILE, ".claim", MARKER)
 # A run writes these only after run.json: without that file, nobody knows what run they are of.
-LATER = ("checkpoints", "records", "evaluation.jsonl", "best.safetensors", "result.json", "outcome.json")
+LATER = (CHECKPOINTS, "records", "evaluation.jsonl", "best.safetensors", "result.json", "outcome.json")
 WRITTEN_FILES = (
     "recipe.yaml", "ds_config.json", RUN_FILE, "outcome.json", "plan.json", "plan-measured.json", "bad_clips.csv",
     "evaluation.jsonl", "result.json", "best.safetensors", "reconstruction.png",
@@ -97,8 +98,12 @@ def list_names(folder: Path) -> list[str]:
 
 def refuse_links(folder: Path) -> None:
     """Raises WrongKindOfFile (a ValueError) where a link, or no file, has the name of a file that a run writes: it would lead to
-    somewhere else.
+    somewhere else. The folder of checkpoints may be a link, to a bigger disk; that disk has to be there.
     """
+    checkpoints = folder / CHECKPOINTS
+    if os.path.lexists(checkpoints) and not checkpoints.is_dir():
+        link = f"a link to {os.readlink(checkpoints)}, and no folder is there" if checkpoints.is_symlink() else "no folder"
+        raise WrongKindOfFile(f"{checkpoints} is {link}: mount the disk that it lies on, or remove or rename it, then try again")
     for name in WRITTEN_FILES:
         refuse_wrong_kind(folder / name)
     for name in WRITTEN_FOLDERS:

@@ -8,9 +8,11 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import glob
 import logging
 import os
-from collections.abc import Callable, Mapping
+import tempfile
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, TypeVar
@@ -113,18 +115,19 @@ def convert(found: Found) -> Path:
 
     converted = make_converted(found.folder)
     target = converted / found.tag
-    settings = argparse.Namespace(
-        input_folder=str(found.path),
-        output_folder=str(target),
-        num_extract_workers=1,  # in this process: a fork of one that has joined a process group may hang
-        num_merge_workers=1,
-        keep_temp_folder=False,
-        strict=True,
-        inject_missing_state=False,
-    )
     try:
         target.mkdir()
         with contextlib.ExitStack() as around:
+            literal = around.enter_context(name_without_patterns(found.folder))
+            settings = argparse.Namespace(
+                input_folder=str(literal / found.tag),
+                output_folder=str(literal / target.relative_to(found.folder)),
+                num_extract_workers=1,  # in this process: a fork of one that has joined a process group may hang
+                num_merge_workers=1,
+                keep_temp_folder=False,
+                strict=True,
+                inject_missing_state=False,
+            )
             nowhere = around.enter_context(open(os.devnull, "w"))
             for redirect in (contextlib.redirect_stdout, contextlib.redirect_stderr):
                 around.enter_context(redirect(nowhere))
@@ -152,8 +155,8 @@ def resume(engine: Any, point: ResumePoint | None) -> Resumed:
     folder = point.converted or point.found.folder
     settings = [{key: group[key] for key in GROUP_SETTINGS if key in group} for group in engine.optimizer.param_groups]
     try:
-        with without_code():
-            path, state = engine.load_checkpoint(str(folder), tag=point.found.tag)
+        with name_without_patterns(folder) as literal, without_code():
+            path, state = engine.load_checkpoint(str(literal), tag=point.found.tag)
     except (RuntimeError, *MALFORMED) as error:  # torch's loader, DeepSpeed's universal one
         if not any(words in str(error) for words in MISMATCH_WORDS):
             if not isinstance(error, MALFORMED):
@@ -182,6 +185,19 @@ def resume(engine: Any, point: ResumePoint | None) -> Resumed:
     if point.converted and dist.get_rank() == 0:
         remove_converted(point.converted)
     return Resumed(point.found.step, state)
+
+
+@contextlib.contextmanager
+def name_without_patterns(folder: Path) -> Iterator[Path]:
+    """A name of the folder that means the same as a pattern: DeepSpeed 0.19 looks for its files with `glob.glob(FOLDER/...)`, and
+    finds none below a folder such as `try [1]`."""
+    if glob.escape(os.fspath(folder)) == os.fspath(folder):
+        yield folder
+        return
+    with tempfile.TemporaryDirectory() as place:
+        link = Path(place, "checkpoints")
+        link.symlink_to(os.path.abspath(folder))
+        yield link
 
 
 def _describe_malformed(found: Found, error: Exception) -> str:

@@ -21,7 +21,7 @@ from mats_ds.core.files import read_bytes, write_json, write_text
 from mats_ds.core.folder_lock import admit_ranks, hold_folder, join_hold, release_folder
 from mats_ds.core.output_folder import MARKER, make_new_folder
 from mats_ds.parsing import parse_json, parse_yaml
-from mats_ds.training.own_folder import check_run_folder, find_newest_run
+from mats_ds.training.own_folder import CHECKPOINTS, check_run_folder, find_newest_run
 
 logger = logging.getLogger(__name__)
 
@@ -65,12 +65,15 @@ def _choose(out: str | None, recipe_name: str, task: str, resume: bool) -> Path:
     hold_folder(folder, command=f"mats_ds/{task}.py")
     try:
         check_run_folder(folder, task=task, resume=resume)  # another one may just have begun in it
+        if (folder / CHECKPOINTS).is_symlink():  # a copy of this run folder has the same link
+            hold_folder(folder / CHECKPOINTS, command=f"mats_ds/{task}.py")
         if not (folder / MARKER).exists():
             write_json(folder / MARKER, {"made_by": task})
         with tempfile.TemporaryFile(dir=folder):  # the one way to know: permissions, quotas and read-only disks all speak up here
             pass
         admit_ranks(folder)
     except BaseException:
+        release_folder(folder / CHECKPOINTS)
         release_folder(folder)
         raise
     return folder

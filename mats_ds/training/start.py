@@ -24,6 +24,7 @@ from mats_ds.training.ds_config import notes_on, read_ds_config, state_clipping,
 from mats_ds.training.ds_outputs import check_outputs, name_outputs
 from mats_ds.training.engine import Place, start_distributed
 from mats_ds.training.launchers import adopt_launcher
+from mats_ds.training.own_folder import CHECKPOINTS
 from mats_ds.training.resuming import ResumePoint, find_resume_point
 from mats_ds.training.run_folder import choose_run_folder
 from mats_ds.training.saving import CheckpointSaver
@@ -43,7 +44,6 @@ from mats_ds.training.stops import (
 logger = logging.getLogger("mats_ds")
 
 EXIT_SECONDS = 10.0
-CHECKPOINTS = "checkpoints"
 
 
 @dataclass(frozen=True)

@@ -66,7 +66,7 @@ def test_only_real_folders_count_and_are_ordered_by_number(tmp_path):
         ({"step": -5}, '"step" should be 0 to 99999999, got -5'),
         ({"step": 10**9}, "got 1000000000"),
         ({"step": 10**400}, '"step" should be'),
-        ({"step": 4}, '"step" is 4 in the folder of step 5'),
+        ({"step": 4}, "holds step 4: call it step-00000004"),
         ({"step": 5.0}, '"step" should be a whole number, got 5.0'),
         ({"step": True}, "got True"),
         ({"step": None}, "got None"),

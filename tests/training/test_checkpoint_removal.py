@@ -91,3 +91,18 @@ def test_what_the_disk_does_not_let_go_is_said(tmp_path, monkeypatch, caplog):
     monkeypatch.setattr(os, "rename", refuse)
     assert not remove_checkpoint(checkpoint)
     assert "step-00000005 cannot be removed: [Errno 13] Permission denied" in caplog.text
+
+
+def test_a_folder_that_cannot_be_looked_into_stays(tmp_path, monkeypatch):
+    part = write_part(tmp_path / ".step-00000005.0123456789ab.part", 5)
+    scan = os.scandir
+
+    def refuse(path):
+        if os.fspath(path) == os.fspath(part):
+            raise PermissionError(13, "Permission denied", str(path))
+        return scan(path)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(os, "scandir", refuse)
+        remove_unfinished(tmp_path)
+    assert "complete.json" in names(part)

@@ -5,6 +5,9 @@ from __future__ import annotations
 import json
 import logging
 import os
+import shutil
+import subprocess
+import sys
 import time
 from pathlib import Path
 
@@ -165,6 +168,36 @@ def test_a_link_with_the_name_of_a_file_that_is_written_is_refused(tmp_path, nam
     with pytest.raises(ValueError, match=f"{folder / name} is a .*link"):
         _choose(str(folder), "tiny", "pretrain", True)
     assert snapshot(tmp_path) == before
+
+
+@pytest.mark.parametrize("kind", ["a link to .*nowhere", "no folder"])
+def test_checkpoints_on_a_disk_that_is_not_there_are_no_reason_to_begin_again(tmp_path, kind):
+    folder = write_run(tmp_path / "run")
+    shutil.rmtree(folder / "checkpoints", ignore_errors=True)
+    if "link" in kind:
+        (folder / "checkpoints").symlink_to(tmp_path / "nowhere")
+    else:
+        (folder / "checkpoints").write_text("mine")
+    before = snapshot(tmp_path)
+    with pytest.raises(ValueError, match=f"{folder / 'checkpoints'} is {kind}"):
+        _choose(str(folder), "tiny", "pretrain", True)
+    assert snapshot(tmp_path) == before
+
+
+def test_two_run_folders_with_one_folder_of_checkpoints_have_one_run(tmp_path):
+    """`cp -a` of a run folder whose checkpoints are a link to a bigger disk."""
+    (tmp_path / "big disk").mkdir()
+    folder = write_run(tmp_path / "run")
+    shutil.rmtree(folder / "checkpoints", ignore_errors=True)
+    (folder / "checkpoints").symlink_to(tmp_path / "big disk")
+    shutil.copytree(folder, tmp_path / "copy", symlinks=True)
+    assert _choose(str(folder), "tiny", "pretrain", True) == folder
+    code = "import sys; from mats_ds.training.run_folder import _choose; _choose(sys.argv[1], 'tiny', 'pretrain', True)"
+    command = [sys.executable, "-c", code, str(tmp_path / "copy")]
+    done = subprocess.run(command, capture_output=True, text=True, cwd=Path(__file__).resolve().parents[2])
+    assert done.returncode == 1 and "copy/checkpoints is in use by mats_ds/pretrain.py on host" in done.stderr
+    release_all_folders()
+    assert not (tmp_path / "copy" / ".lock").exists() and os.listdir(tmp_path / "big disk") == []
 
 
 def test_a_pipe_is_not_waited_for(tmp_path):

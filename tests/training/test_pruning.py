@@ -92,6 +92,16 @@ def test_one_that_only_a_newer_version_reads_is_not_broken(tmp_path):
     assert steps(tmp_path) == [1, 3]
 
 
+def test_a_copy_under_the_name_of_another_step_is_the_users(tmp_path):
+    write_checkpoint(tmp_path, 4).rename(tmp_path / "step-00000002")
+    for step in (3, 5):
+        write_checkpoint(tmp_path, step)
+    kept = content_of(tmp_path / "step-00000002")
+    prune(tmp_path, keep=1)
+    save(CheckpointFolder(tmp_path, keep=1), 2)
+    assert content_of(tmp_path / "step-00000002.kept-1") == kept
+
+
 def test_one_that_cannot_be_read_now_may_be_whole(tmp_path, monkeypatch):
     for step in (1, 2, 3):
         write_checkpoint(tmp_path, step)
