@@ -16,6 +16,7 @@ import argparse
 import logging
 import sys
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -31,6 +32,7 @@ from mats_ds.config import ClipSection
 from mats_ds.core.arguments import ArgumentParser
 from mats_ds.core.folder_lock import release_folder
 from mats_ds.core.output_folder import check_output_folder, hold_output_folder, make_new_folder
+from mats_ds.core.own_tables import begin_writing, end_writing, refuse_losses
 from mats_ds.core.text import clean_line, say
 from mats_ds.data.classes import Classes, check_labels_of_model, warn_of_names
 from mats_ds.data.importers.labels import read_class_list
@@ -51,7 +53,14 @@ from mats_ds.interop.model_options import (
 )
 from mats_ds.interop.origin import Origin
 from mats_ds.metering.accuracy import TOP, Accuracy, VideoScore, VideoScores, measure_accuracy, top_classes
-from mats_ds.metering.accuracy_files import describe_bad, describe_points, draw_results, is_test_folder, write_results
+from mats_ds.metering.accuracy_files import (
+    describe_bad,
+    describe_points,
+    draw_results,
+    is_test_folder,
+    result_names,
+    write_results,
+)
 from mats_ds.metering.accuracy_pictures import SweepPoint
 from mats_ds.metering.forward_cost import describe_speed, forward_macs, time_forwards
 from mats_ds.models.classifier import VideoClassifier, check_options
@@ -206,7 +215,7 @@ def evaluate(test: Test) -> None:
     manifest = read_manifest(test.options.manifest, root=test.options.root)
     check_labels_of_model(manifest, test.model.num_classes)
     warn_of_names(manifest, test.options.manifest, Classes(test.model.num_classes, test.model.class_names))
-    out = do_on_first(partial(begin_folder, test.options.out), place, advice=ADVICE)
+    out = do_on_first(partial(begin_folder, test.options, test.keep_ratios), place, advice=ADVICE)
     try:
         seen = score_views(test, manifest, label="test")
         seconds = time.monotonic() - began
@@ -217,9 +226,13 @@ def evaluate(test: Test) -> None:
             release_folder(out)
 
 
-def begin_folder(out: str | None) -> Path:
-    """Take the folder of --out, or a new one below runs/. Raises ValueError where it holds something else or is in use."""
-    folder = Path(out) if out else make_new_folder(Path("runs"), f"evaluate-{time.strftime('%Y%m%d-%H%M%S')}")
+def begin_folder(options: argparse.Namespace, keep_ratios: Sequence[float]) -> Path:
+    """Take the folder of --out, or a new one below runs/.
+
+    Raises ValueError where it holds something else or is in use, and where a file of the user's would be lost in it.
+    """
+    folder = Path(options.out) if options.out else make_new_folder(Path("runs"), f"evaluate-{time.strftime('%Y%m%d-%H%M%S')}")
+    refuse_losses(folder, result_names(keep_ratios), inputs=(options.manifest, options.class_names, options.model))
     hold_output_folder(folder, command=COMMAND, is_ours=is_test_folder)
     return folder
 
@@ -235,6 +248,8 @@ def write_test(test: Test, manifest: Manifest, seen: Seen, *, out: Path, seconds
     label_S = manifest.label_S[readable]
     accuracies = [measure_accuracy(scores_SRC[:, number], label_S) for number in range(len(test.keep_ratios))]
     points = measure_points(test, accuracies, seen.example)
+    names = result_names(test.keep_ratios)
+    begin_writing(out, names)
     write_results(
         out,
         points,
@@ -253,6 +268,7 @@ def write_test(test: Test, manifest: Manifest, seen: Seen, *, out: Path, seconds
     known_lines = [f"  {number} of them {name}: no accuracy on unseen videos" for name, number in known.items() if number]
     say(*known_lines, *describe_bad(seen.bad), *describe_points(points), f"written: {out}")
     draw_results(out, points, names=test.names, title=title_of(test, manifest), speed_note=speed_note)
+    end_writing(out, names)
 
 
 def sources_of(test: Test) -> dict[str, tuple[str, str | None]]:

@@ -31,11 +31,12 @@ from mats_ds.config import ClipSection
 from mats_ds.core.arguments import ArgumentParser
 from mats_ds.core.folder_lock import release_folder
 from mats_ds.core.output_folder import check_output_folder
+from mats_ds.core.own_tables import end_writing
 from mats_ds.core.text import say
 from mats_ds.data.manifest import Manifest, read_manifest
 from mats_ds.data.terminal import run_program
 from mats_ds.data.view_pass import read_views
-from mats_ds.interop.feature_folder import COMMAND, SHARD, begin_folder, is_features_folder
+from mats_ds.interop.feature_folder import COMMAND, SETTINGS, SHARD, begin_folder, is_features_folder
 from mats_ds.interop.feature_shards import SUFFIXES, Shard, digest, digest_weights, is_finished, read_shard, write_shard
 from mats_ds.interop.load import load_encoder
 from mats_ds.interop.model_options import (
@@ -221,6 +222,7 @@ def write_index(out: Path, manifest: Manifest, shards: list[Path], encoder: Vide
             rows.append([*labelled, path.name, row, grid.tau, grid.rows, grid.columns])
     write_table(out / INDEX, INDEX_COLUMNS, rows)
     write_unreadable(out / UNREADABLE, bad)
+    end_writing(out, (SETTINGS, *TABLES))
     note = f"; {len(bad)} unreadable, in whole or in part: see {UNREADABLE}" if bad else ""
     num_read = len({row[2] for row in rows})
     return f"{len(rows)} views of {num_read} videos (of {len(manifest)}) in {len(shards)} shards below {out}{note}"
@@ -235,7 +237,8 @@ def extract(options: argparse.Namespace) -> None:
     manifest = read_manifest(options.manifest, root=options.root)
     extraction = settle(options, manifest, device=place.device)
     try:
-        begin = partial(begin_folder, out, asked=extraction.asked, told=extraction.told, tables=TABLES)
+        inputs = (options.manifest, options.model)
+        begin = partial(begin_folder, out, asked=extraction.asked, told=extraction.told, tables=TABLES, inputs=inputs)
         do_on_first(begin, place, advice=advice)
         shards = shard_paths(out, len(manifest), options)
         find = partial(find_missing, shards[place.rank :: place.world_size], extraction.settings)

@@ -29,13 +29,23 @@ from mats_ds.core.files import write_json
 from mats_ds.core.folder_lock import release_folder
 from mats_ds.core.output_file import describe_fault
 from mats_ds.core.output_folder import check_output_folder, hold_output_folder, remove_parts
+from mats_ds.core.own_tables import begin_writing, end_writing, refuse_losses
 from mats_ds.core.text import log_to_stderr, say, tell_error
 from mats_ds.data.manifest import Manifest, read_manifest
 from mats_ds.data.shared_classes import count_shared_classes
 from mats_ds.data.shared_videos import refuse_shared
 from mats_ds.data.terminal import run_program
 from mats_ds.data.view_pass import read_views
-from mats_ds.interop.feature_file import FEATURES, RESULTS, FrozenSet, is_probe_folder, load_features, make_key, save_features
+from mats_ds.interop.feature_file import (
+    FEATURES,
+    RESULTS,
+    FrozenSet,
+    is_probe_folder,
+    load_features,
+    make_key,
+    refuse_foreign_features,
+    save_features,
+)
 from mats_ds.interop.load import load_encoder
 from mats_ds.interop.model_options import (
     add_model_options,
@@ -107,6 +117,8 @@ def probe(options: argparse.Namespace) -> None:
     out = Path(options.out) if options.out else None
     if out is not None:
         check_output_folder(out, command=COMMAND, is_ours=is_probe_folder)
+        refuse_losses(out, [RESULTS], inputs=(options.train, options.val, options.model))
+        refuse_foreign_features(out)
     if options.neighbours < 1:
         raise ValueError(f"--neighbours is at least 1, got {options.neighbours}")
     train, val = read_manifest(options.train, root=options.root), read_manifest(options.val, root=options.root)
@@ -141,7 +153,9 @@ def probe(options: argparse.Namespace) -> None:
     say(chance.describe(), *(result.describe() for result in results))
     if out is not None:
         told = as_json(options, weights, clips, results, chance) | {"also_trained_on": num_shared}
+        begin_writing(out, [RESULTS])
         write_json(out / RESULTS, told, indent=2)
+        end_writing(out, [RESULTS])
         say(f"written: {out / RESULTS}")
 
 

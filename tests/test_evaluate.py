@@ -413,6 +413,24 @@ class TestOut:
         tables = {"results.json", "per_class.csv", "predictions.csv", "unreadable.csv", "confusion.png"}
         assert names == {".made_by.json", *tables}
 
+    @pytest.mark.parametrize("name", ["per_class.csv", "results.json", "confusion.png", "sweep.csv"])
+    def test_what_somebody_has_put_there_or_changed_is_not_overwritten(self, tmp_path, manifest, model, name):
+        out = tmp_path / "out"
+        arguments = ["--model", model, "--manifest", manifest, "--out", out, *VIEWS, "--batch", "4"]
+        assert run(*arguments)[0] == 0 and run(*arguments)[0] == 0
+        (out / name).write_text("mine")
+        before = bytes_below(out)
+        status, _, err = run(*arguments, *(["--keep_ratio", "0.25", "1"] if name in ("sweep.csv", "results.json") else []))
+        assert status == 2 and f"{out / name} was " in err and "rename it" in err and bytes_below(out) == before
+
+    def test_its_own_predictions_are_no_source_for_it(self, tmp_path, manifest, model):
+        out = tmp_path / "out"
+        assert run("--model", model, "--manifest", manifest, "--out", out, *VIEWS, "--batch", "4")[0] == 0
+        before = bytes_below(out)
+        arguments = ["--manifest", out / "predictions.csv", "--root", tmp_path, "--out", out, *VIEWS, "--batch", "4"]
+        status, _, err = run("--model", model, *arguments)
+        assert status == 2 and "predictions.csv would be overwritten" in err and bytes_below(out) == before
+
     @pytest.mark.parametrize("name", ["predictions.csv", "results.json", "confusion.png", "keep-0.25"])
     def test_a_link_is_not_followed(self, tmp_path, manifest, model, name):
         """In a folder of somebody else's that says that it is of a test."""

@@ -16,6 +16,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from safetensors.numpy import save_file
 
 import mats_ds
 from mats_ds import extract
@@ -222,6 +223,44 @@ class TestOut:
         before = bytes_below(out)
         status, _, err = run(*arguments)
         assert status == 2 and f"{out / name} is another table" in err and bytes_below(out) == before
+
+    @pytest.mark.parametrize("name", ["index.csv", "features.json"])
+    def test_one_that_was_edited_below_its_first_line_is_not_overwritten(self, done, name):
+        arguments, out = done
+        text = (out / name).read_text()
+        (out / name).write_text(text.replace('"source": "', '"source": "mine: ') if name.endswith(".json") else f"{text}mine\n")
+        before = bytes_below(out)
+        status, _, err = run(*arguments)
+        assert status == 2 and f"{out / name} was changed" in err and "rename it" in err and bytes_below(out) == before
+        (out / name).rename(out / "mine")
+        assert run(*arguments)[0] == 0 and (out / name).read_text() == text
+
+    def test_its_own_index_is_no_source_for_it(self, tmp_path, model):
+        out = tmp_path / "out"
+        readable = write_manifest(tmp_path / "two.csv", write_videos(tmp_path / "set", num_videos=2))
+        assert run("--model", model, "--manifest", readable, "--out", out, *FEW)[0] == 0
+        before = bytes_below(out)
+        status, _, err = run("--model", model, "--manifest", out / "index.csv", "--root", tmp_path, "--out", out, *FEW)
+        assert status == 2 and "index.csv would be overwritten" in err and bytes_below(out) == before
+
+    @pytest.mark.parametrize("foreign", ["text", "tensors", "arrays"])
+    def test_a_foreign_file_with_the_name_of_a_shard_is_not_overwritten(self, tmp_path, manifest, model, foreign):
+        """It comes only late in the run: nothing is written before it is seen."""
+        form = "npz" if foreign == "arrays" else "safetensors"
+        arguments = ["--model", model, "--manifest", manifest, "--out", tmp_path / "out", "--shard_videos", "2", *FEW]
+        assert run(*arguments, "--format", form)[0] == 0
+        shard = tmp_path / "out" / f"features-00002.{form}"
+        if foreign == "text":
+            shard.write_text("precious")
+        elif foreign == "tensors":
+            save_file({"precious": np.zeros(3)}, shard)
+        else:
+            np.savez(shard, precious=np.zeros(3))
+        (tmp_path / "out" / f"features-00001.{form}").unlink()
+        before = shard.read_bytes()
+        status, _, err = run(*arguments, "--format", form)
+        assert status == 2 and f"{shard} is no shard" in err and err.count("\n") == 1
+        assert shard.read_bytes() == before and not (tmp_path / "out" / f"features-00001.{form}").exists()
 
     @pytest.mark.parametrize(
         "name", ["index.csv", "unreadable.csv", "features.json", "features-00001.safetensors", ".made_by.json"]

@@ -204,6 +204,16 @@ class TestOut:
         names = {".made_by.json", "probe.json", "train-trained.safetensors", "val-trained.safetensors"}
         assert {path.name for path in (tmp_path / "out").iterdir()} == names
 
+    @pytest.mark.parametrize("name", ["probe.json", "val-fresh.safetensors", "val-trained.safetensors"])
+    def test_what_somebody_has_put_there_or_changed_is_not_overwritten(self, run, tmp_path, monkeypatch, name):
+        assert run("--probes", "knn")[0] == 0
+        (tmp_path / "out" / name).write_text('{"model": "mine"}')
+        monkeypatch.setattr(probe, "read_model_weights", None)
+        before = {path.name: path.read_bytes() for path in (tmp_path / "out").iterdir()}
+        status, printed, error = run("--probes", "knn")
+        assert (status, printed) == (2, "") and f"{name} " in error and "rename it" in error and error.count("\n") == 1
+        assert {path.name: path.read_bytes() for path in (tmp_path / "out").iterdir()} == before
+
     @pytest.mark.parametrize("name", ["probe.json", "val-trained.safetensors"])
     def test_a_link_is_not_followed(self, run, tmp_path, name):
         precious = tmp_path / "precious"

@@ -14,13 +14,14 @@ import re
 import stat
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 from mats_ds.core.files import WrongKindOfFile, read_bytes, write_json
 from mats_ds.core.folder_lock import hold_folder, release_folder
 from mats_ds.parsing import parse_json
 
 MARKER = ".made_by.json"
-MARKER_BYTES = 10_000
+MARKER_BYTES = 1_000_000  # own_tables.py keeps a sum a file in it
 # What file systems and file managers put into any folder; nothing here touches them.
 NOBODYS = {".DS_Store", ".directory", ".gitignore", ".gitkeep", ".keep", ".snapshot", "Thumbs.db", "desktop.ini", "lost+found"}
 NFS_LEFTOVER = ".nfs"  # a file that was removed while a process had it open
@@ -144,8 +145,14 @@ def remove_parts(folder: Path, *, of: Callable[[str], bool]) -> int:
 
 def read_marker(folder: Path) -> str | None:
     """The command that made a folder; None where no marker says so."""
+    maker = read_marker_tree(folder).get("made_by")
+    return maker if isinstance(maker, str) else None
+
+
+def read_marker_tree(folder: Path) -> dict[str, Any]:
+    """All that a folder's marker says; empty where there is none."""
     try:
         tree = parse_json(read_bytes(folder / MARKER, max_bytes=MARKER_BYTES))
     except (OSError, WrongKindOfFile, ValueError):
-        return None
-    return tree["made_by"] if isinstance(tree, dict) and isinstance(tree.get("made_by"), str) else None
+        return {}
+    return tree if isinstance(tree, dict) else {}

@@ -8,7 +8,6 @@ where their text changes, the old file keeps existing as NAME.old. Everything el
 from __future__ import annotations
 
 import csv
-import io
 import os
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -17,6 +16,7 @@ from mats_ds.core.files import write_text
 from mats_ds.data.check_journal import CheckJournal, journal_path
 from mats_ds.data.own_files import claim_name, find_same, refuse_sources, set_aside, sum_file, sum_text
 from mats_ds.data.probe import describe_error
+from mats_ds.data.table import format_table
 
 BAD_COLUMNS = ("path", "label", "reason")
 QUARANTINE = "quarantine.csv"
@@ -77,10 +77,10 @@ class CheckTables:
     def write(self, journal: CheckJournal, rows: Sequence[tuple], bad: Sequence[tuple]) -> None:
         """Write both, the manifest last. Raises ValueError where something has taken a name since the check began."""
         self._refuse_loss(self.out, "--out", journal)
-        text = _format_csv(BAD_COLUMNS, bad)
+        text = format_table(BAD_COLUMNS, bad)
         while not self._write(self._choose_quarantine(journal), text, journal):
             continue
-        text = _format_csv(self._columns, rows)
+        text = format_table(self._columns, rows)
         while not self._write(self.out, text, journal):
             self._refuse_loss(self.out, "--out", journal)
 
@@ -161,11 +161,3 @@ def _make_folder(target: Path) -> None:
         raise ValueError(f"cannot make the folder of {target}: {describe_error(error)}") from None
     if not os.access(target.parent, os.W_OK):
         raise ValueError(f"{target} cannot be written: give a name in a folder of yours")
-
-
-def _format_csv(columns: Sequence[str], rows: Sequence[tuple]) -> str:
-    text = io.StringIO(newline="")
-    writer = csv.writer(text, lineterminator="\n")
-    writer.writerow(columns)
-    writer.writerows(rows)
-    return text.getvalue()

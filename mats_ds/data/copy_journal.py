@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import contextlib
 import csv
-import io
 import json
 import logging
 import math
@@ -33,6 +32,7 @@ from mats_ds.data.file_identity import FileIdentity, identify, is_same_file, wit
 from mats_ds.data.own_files import OwnFiles, refuse_sources, set_aside, sum_file, sum_text
 from mats_ds.data.publishing import Publisher, remove_parts
 from mats_ds.data.segment import Segment
+from mats_ds.data.table import format_table
 from mats_ds.parsing import parse_json
 
 try:
@@ -223,15 +223,6 @@ def open_copy_journal(out: Path, kind: dict[str, Any]) -> Iterator[CopyJournal]:
             yield CopyJournal(file, kind, out)
     finally:
         release_folder(out)
-
-
-def format_table(header: Sequence[str], rows: Sequence[tuple]) -> str:
-    """CSV text."""
-    text = io.StringIO(newline="")
-    writer = csv.writer(text, lineterminator="\n")
-    writer.writerow(header)
-    writer.writerows(rows)
-    return text.getvalue()
 
 
 def _read_entries(file: TextIO, out: Path) -> dict[str, dict[str, Any]]:

@@ -20,6 +20,7 @@ from safetensors import SafetensorError, safe_open
 from mats_ds.core.files import read_bytes, refuse_wrong_kind
 from mats_ds.interop.file_content import check_header
 from mats_ds.interop.plain import write_tensors
+from mats_ds.interop.tensor_file import begins_with
 from mats_ds.parsing import parse_json
 
 KEY, TOKENS = "key", "tokens_SKD"
@@ -66,6 +67,13 @@ def holds_features(path: Path) -> bool:
             return KEY in (file.metadata() or {}) and "pooled_SD" in file.keys()  # noqa: SIM118 (it is no dictionary)
     except (OSError, ValueError, SafetensorError):
         return False
+
+
+def refuse_foreign_features(folder: Path) -> None:
+    """Raise ValueError where a file with the name of features is of something else, and would be overwritten."""
+    for path in (folder / name for name in FEATURES):
+        if path.is_file() and not path.is_symlink() and not begins_with(path, KEY):
+            raise ValueError(f"{path} holds no features of this command, and would be lost: rename it, or give another --out")
 
 
 def is_probe_folder(folder: Path) -> bool:

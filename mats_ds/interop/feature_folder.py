@@ -10,6 +10,7 @@ from typing import Any
 
 from mats_ds.core.files import open_regular, read_bytes, write_json
 from mats_ds.core.output_folder import hold_output_folder, remove_parts
+from mats_ds.core.own_tables import begin_writing, refuse_losses
 from mats_ds.parsing import parse_json
 
 logger = logging.getLogger("mats_ds")
@@ -20,19 +21,28 @@ MAX_SETTINGS_BYTES = 10_000_000
 
 
 def begin_folder(
-    out: Path, *, asked: Mapping[str, object], told: Mapping[str, object], tables: Mapping[str, Sequence[str]]
+    out: Path,
+    *,
+    asked: Mapping[str, object],
+    told: Mapping[str, object],
+    tables: Mapping[str, Sequence[str]],
+    inputs: Sequence[str | Path | None] = (),
 ) -> None:
     """Take the folder and write down what is asked for; what a killed start left unfinished is removed.
 
-    told: what else features.json says. tables: names and columns of the tables that will be written. Raises ValueError, and
-    changes nothing, when `out` holds something else or features made otherwise, or is in use.
+    told: what else features.json says. tables: names and columns of the tables that will be written. inputs: what is read.
+    Raises ValueError, and changes nothing, when `out` holds something else or features made otherwise, is in use, or a file
+    of the user's would be lost in it.
     """
+    written = (SETTINGS, *tables)
     for _ in range(2):  # before the folder is held, so that a foreign one stays as it is, and after, when nobody else writes
         refuse_other_settings(out / SETTINGS, asked)
         refuse_other_tables(out, tables)
+        refuse_losses(out, written, inputs=inputs)
         hold_output_folder(out, command=COMMAND, is_ours=is_features_folder)
+    begin_writing(out, written)
     write_json(out / SETTINGS, {**asked, **told}, indent=2)
-    if num_removed := remove_parts(out, of=lambda name: name in (SETTINGS, *tables) or name.startswith(SHARD)):
+    if num_removed := remove_parts(out, of=lambda name: name in written or name.startswith(SHARD)):
         logger.info("removed %d unfinished files of an earlier start", num_removed)
 
 

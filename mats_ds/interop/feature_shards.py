@@ -24,11 +24,12 @@ from mats_ds.clips import BadClip
 from mats_ds.core.archives import open_archive
 from mats_ds.core.files import refuse_wrong_kind, replace_file
 from mats_ds.interop.file_content import check_header
-from mats_ds.interop.tensor_file import write_tensor_file
+from mats_ds.interop.tensor_file import begins_with, write_tensor_file
 from mats_ds.interop.weights import Weights
 from mats_ds.parsing import parse_json
 
 SUFFIXES = {"safetensors": ".safetensors", "npz": ".npz"}
+ZIP_MARK = b"PK\x03\x04"
 MAX_ARRAYS = 100  # a shard has seven
 ABOUT = "about"  # JSON: an entry of the metadata, or an array of one string
 
@@ -111,7 +112,7 @@ def _check_array(member: IO[bytes], info: zipfile.ZipInfo) -> None:
 def is_finished(path: Path, settings: str) -> bool:
     """Whether the file is there, whole, and made with these settings.
 
-    Raises WrongKindOfFile where it is not, and cannot be written either: a folder or a link has its name.
+    Raises ValueError where it is not, and is not to be written either: a folder, a link or a file of something else has its name.
     """
     if path.is_file():
         try:
@@ -120,7 +121,23 @@ def is_finished(path: Path, settings: str) -> bool:
         except ValueError:
             pass  # torn or damaged: made anew
     refuse_wrong_kind(path)
+    if path.is_file() and not _may_be_shard(path):
+        raise ValueError(f"{path} is no shard of features, and would be lost: rename it, or give another --out")
     return False
+
+
+def _may_be_shard(path: Path) -> bool:
+    """Whether a file that cannot be read was perhaps a shard before it was torn or damaged."""
+    if path.suffix != SUFFIXES["npz"]:
+        return begins_with(path, ABOUT)
+    with path.open("rb") as stream:
+        if not ZIP_MARK.startswith(stream.read(len(ZIP_MARK))):
+            return False
+    try:
+        with path.open("rb") as stream, open_archive(stream) as archive:
+            return f"{ABOUT}.npy" in archive.namelist()
+    except (zipfile.BadZipFile, ValueError, OSError):  # torn
+        return True
 
 
 def digest_arrays(arrays: Mapping[str, np.ndarray]) -> str:

@@ -14,7 +14,9 @@ from pathlib import Path
 
 from safetensors import SafetensorError
 
-from mats_ds.core.files import replace_file
+from mats_ds.core.files import open_regular, replace_file
+
+LENGTH_BYTES = 8  # of the header, before it
 
 
 def write_tensor_file(path: Path, save: Callable[[Path], None]) -> None:
@@ -24,6 +26,16 @@ def write_tensor_file(path: Path, save: Callable[[Path], None]) -> None:
     """
     with replace_file(path) as aside:
         save_tensors(aside, save)
+
+
+def begins_with(path: Path, key: str) -> bool:
+    """Whether a .safetensors file may have been written with `key` as its first metadata, perhaps torn or damaged since; an empty
+    file may. False for a file of another program.
+    """
+    wanted = b'{"__metadata__":{"%s":' % key.encode()
+    with open_regular(path) as stream:
+        found = stream.read(LENGTH_BYTES + len(wanted))
+    return not found or (len(found) > LENGTH_BYTES and wanted.startswith(found[LENGTH_BYTES:]))
 
 
 def save_tensors(aside: Path, save: Callable[[Path], None]) -> None:

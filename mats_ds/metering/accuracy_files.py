@@ -28,6 +28,20 @@ FILES = {RESULTS, "per_class.csv", "predictions.csv", "unreadable.csv", "confusi
 MAX_BYTES = 100_000_000  # of results.json: a few kB for a class and a share
 
 
+def result_names(keep_ratios: Sequence[float]) -> list[str]:
+    """The files that `write_results` and `draw_results` write for these shares, counted from the folder."""
+    tables = ("per_class.csv", "predictions.csv", "confusion.png")
+    if len(keep_ratios) == 1:
+        return [RESULTS, "unreadable.csv", *tables]
+    of_shares = [f"{share_folder(ratio)}/{name}" for ratio in keep_ratios for name in tables]
+    return [RESULTS, "unreadable.csv", "sweep.csv", "sweep.png", *of_shares]
+
+
+def share_folder(keep_ratio: float) -> str:
+    """The name of the folder of one of several shares."""
+    return f"keep-{keep_ratio:g}"
+
+
 def write_table(path: Path, header: Sequence[str], rows: Iterable[Sequence[object]]) -> None:
     """A CSV file, aside first and renamed when it is whole."""
     with replace_file(path) as aside, aside.open("w", newline="", encoding="utf-8") as stream:
@@ -106,7 +120,7 @@ def write_results(
     folder.mkdir(parents=True, exist_ok=True)
     remove_parts(folder, of=FILES.__contains__)
     for number, point in enumerate(points):
-        own = make_subfolder(folder, f"keep-{point.keep_ratio:g}") if len(points) > 1 else folder
+        own = make_subfolder(folder, share_folder(point.keep_ratio)) if len(points) > 1 else folder
         remove_parts(own, of=FILES.__contains__)
         of_point = [VideoScore(None if video.mean is None else video.mean[number], video.num_read) for video in videos]
         write_per_class(own / "per_class.csv", point.accuracy, names)
@@ -123,7 +137,7 @@ def draw_results(folder: Path, points: Sequence[SweepPoint], *, names: Sequence[
     """The pictures of what `write_results` has written. One that cannot be drawn is missing, and said to be."""
     drawings = []
     for point in points:
-        path = (folder / f"keep-{point.keep_ratio:g}" if len(points) > 1 else folder) / "confusion.png"
+        path = (folder / share_folder(point.keep_ratio) if len(points) > 1 else folder) / "confusion.png"
         kept = f"{title}, {point.keep_ratio:g} of the tokens kept"
         drawings.append((path, partial(draw_confusion, point.accuracy, names, path, title=kept)))
     if len(points) > 1:
