@@ -21,10 +21,14 @@ from typing import TextIO
 MAX_CHARACTERS = 4000  # of a line: a path has 4096 bytes at most on Linux
 MAX_LINES = 64  # of one message, and MAX_MESSAGE characters in all
 MAX_MESSAGE = 16_000
-# Control characters (C0, DEL, C1), line and paragraph separators with the marks that turn the direction of what follows (the
-# overrides and isolates of Unicode's annex 9, as in CVE-2021-42574), and surrogates, which stand for bytes that are no UTF-8.
-_UNSAFE = re.compile(r"[\x00-\x1f\x7f-\x9f\u2028-\u202e\u2066-\u2069\ud800-\udfff]")
-_UNSAFE_IN_OUTPUT = re.compile(r"(?!^\r|\r\n)[\x00-\x09\x0b-\x1f\x7f-\x9f\u2028-\u202e\u2066-\u2069\ud800-\udfff]")
+# Control characters (C0, DEL, C1), line and paragraph separators, surrogates, which stand for bytes that are no UTF-8, and of
+# Unicode's format characters (category Cf) those that turn the direction of a text (annex 9, as in CVE-2021-42574) or are never
+# seen: two names that look the same would be two. The joiners U+200C and U+200D stay, which Persian, Hindi and emoji need.
+_FORMAT = (
+    r"\xad\u061c\u180e\u200b\u200e\u200f\u2028-\u202e\u2060-\u206f\ufeff\ufff9-\ufffb\U0001d173-\U0001d17a\U000e0000-\U000e007f"
+)
+_UNSAFE = re.compile(rf"[\x00-\x1f\x7f-\x9f{_FORMAT}\ud800-\udfff]")
+_UNSAFE_IN_OUTPUT = re.compile(rf"(?!^\r|\r\n)[\x00-\x09\x0b-\x1f\x7f-\x9f{_FORMAT}\ud800-\udfff]")
 _COLOUR = re.compile(r"\x1b\[[0-9;]*m")
 _CURSOR_UP = re.compile(r"\n*(\x1b\[A)+")
 _SHORT = {"\n": r"\n", "\r": r"\r", "\t": r"\t"}
@@ -149,4 +153,5 @@ def _escape(found: re.Match[str]) -> str:
     code = ord(character)
     if 0xDC80 <= code <= 0xDCFF:  # as Python keeps a byte of a name that is no UTF-8
         code -= 0xDC00
-    return _SHORT.get(character) or (f"\\x{code:02x}" if code < 0x100 else f"\\u{code:04x}")
+    width = 2 if code < 0x100 else 4 if code < 0x10000 else 8
+    return _SHORT.get(character) or f"\\{'xuU'[width // 4]}{code:0{width}x}"

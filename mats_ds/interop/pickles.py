@@ -19,6 +19,7 @@ import numpy as np
 import torch
 
 from mats_ds.core.archives import MAX_EXPANSION
+from mats_ds.core.pickle_bombs import InflatingPickle, refuse_inflating_calls
 from mats_ds.core.stored_bytes import count_stored_bytes
 from mats_ds.interop.file_content import AGAIN, check_content
 
@@ -32,9 +33,12 @@ def unpickle(path: Path) -> Mapping[str, Any]:
     check_content(path)
     try:
         with torch.serialization.safe_globals(_harmless()), path.open("rb") as stream:  # of a path, torch would judge the suffix
+            refuse_inflating_calls(stream)
             content = torch.load(stream, map_location="cpu", weights_only=True)
     except OSError:
         raise
+    except InflatingPickle as error:
+        raise ValueError(f"{path} cannot be read: {error}") from None
     except Exception as error:  # damaged, it makes torch's reader fail in any way
         raise ValueError(_explain(path, error)) from None
     claimed, num_bytes = count_stored_bytes(content), path.stat().st_size
@@ -46,12 +50,21 @@ def unpickle(path: Path) -> Mapping[str, Any]:
 
 
 def _harmless() -> list[Any]:
-    scalar = np.float64(0).__reduce__()[0]  # NumPy 1 and 2 keep it in different modules
     types = [type(np.dtype(name)) for name in NUMPY_TYPES]
-    names = [(scalar, f"{module}.multiarray.scalar") for module in ("numpy.core", "numpy._core")]
+    names = [(_make_number, f"{module}.multiarray.scalar") for module in ("numpy.core", "numpy._core")]
     paths = [(pathlib.PurePosixPath, "pathlib.PosixPath"), (pathlib.PureWindowsPath, "pathlib.WindowsPath")]
     paths += [(made, name.replace("pathlib.", "pathlib._local.")) for made, name in paths]  # as Python 3.13 calls it
     return [argparse.Namespace, np.dtype, *types, *names, *paths, (_encode, "_codecs.encode")]
+
+
+_SCALAR = np.float64(0).__reduce__()[0]  # NumPy 1 and 2 keep it in different modules
+
+
+def _make_number(dtype: np.dtype, content: bytes) -> Any:
+    """NumPy's own makes gigabytes of zeros for a type of that size without content."""
+    if dtype.kind not in "fiub" or len(content) != dtype.itemsize:
+        raise pickle.UnpicklingError(f"a value of NumPy that is no number of {dtype.itemsize} bytes")
+    return _SCALAR(dtype, content)
 
 
 def _encode(text: str, encoding: str) -> bytes:

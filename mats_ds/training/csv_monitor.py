@@ -24,6 +24,7 @@ DEEPSPEED_EVENTS = (
         for part in ("forward", "backward", "backward_inner", "backward_allreduce", "step")
     ),
 )
+MAX_DIGITS = 18  # of a number of clips
 HEADERS = {name.replace("/", "_"): f"step,{name.rpartition('/')[2]}" for name in (*OUR_EVENTS, *DEEPSPEED_EVENTS)}
 
 
@@ -42,7 +43,8 @@ def is_own(file: Path) -> bool:
     """Whether a regular file was begun by the monitor, or is empty."""
     header = HEADERS[file.stem].encode()
     with open_regular(file) as stream:
-        return stream.readline(len(header) + 2).rstrip(b"\r\n") in (header, b"")
+        line = stream.readline(len(header) + 2)
+        return not line or line.rstrip(b"\r\n") == header
 
 
 def continue_csv(monitor: Any, *, clips: int) -> None:
@@ -66,6 +68,7 @@ def continue_csv(monitor: Any, *, clips: int) -> None:
 
 
 def _clips_of(line: bytes) -> float:
-    """The clips at which a row was written; infinite for a row that was not finished."""
+    """The clips at which a row was written; infinite for a row that was not finished, or that no run can have written."""
     number = line.partition(b",")[0]
-    return int(number) if number.isdigit() and line.endswith(b"\n") else float("inf")
+    is_row = number.isdigit() and len(number) <= MAX_DIGITS and line.endswith(b"\n")
+    return int(number) if is_row else float("inf")

@@ -64,13 +64,31 @@ def check_outputs(ds_config: Mapping[str, Any]) -> None:
 
 def monitor_folder(section: Mapping[str, Any]) -> Path:
     """Where a monitor writes, as DeepSpeed puts it together: output_path, then job_name."""
-    return Path(os.path.abspath(os.path.join(section.get("output_path", ""), section.get("job_name", JOB_NAME))))
+    return _resolve(os.path.join(section.get("output_path", ""), section.get("job_name", JOB_NAME)))
 
 
 def flops_file(ds_config: Mapping[str, Any]) -> Path | None:
     """Where the FLOP profiler writes; None where it is off or prints to the terminal."""
     name = ds_config["flops_profiler"].get("output_file") if _is_on(ds_config, "flops_profiler") else None
-    return Path(os.path.abspath(name)) if name else None
+    if not name:
+        return None
+    folder, leaf = os.path.split(name)
+    return _resolve(folder, _refuse_no_name(leaf))  # a link of the file's own name is refused, and not followed
+
+
+def _resolve(folder: str, leaf: str = "") -> Path:
+    """What the system opens: `link/..` is above the folder that the link leads to, and not where the link is."""
+    return Path(os.path.realpath(_refuse_no_name(folder)), leaf)
+
+
+def _refuse_no_name(text: str) -> str:
+    try:
+        encoded = os.fsencode(text)
+    except UnicodeEncodeError:  # half a character
+        encoded = b"\0"
+    if b"\0" in encoded:
+        raise ValueError(f"the DeepSpeed JSON names a file {text!r:.100}, which none can be called: give another name")
+    return text
 
 
 def _is_on(ds_config: Mapping[str, Any], key: str) -> bool:
@@ -80,6 +98,12 @@ def _is_on(ds_config: Mapping[str, Any], key: str) -> bool:
 
 def _check_folder(folder: Path, what: str) -> None:
     """Raises ValueError where a folder is not there and could not be made, or could not be written to."""
+    try:
+        folder.lstat()
+    except (FileNotFoundError, NotADirectoryError):
+        pass
+    except OSError as error:  # a name too long, or a folder above that may not be entered
+        raise ValueError(f"{what}: {error}") from None
     existing = next(parent for parent in (folder, *folder.parents) if os.path.lexists(parent))
     if not existing.is_dir():
         raise ValueError(f"{what}: {existing}: Not a directory")

@@ -23,6 +23,7 @@ import torch
 
 from mats_ds.core.archives import open_archive
 from mats_ds.core.files import open_regular
+from mats_ds.core.pickle_bombs import InflatingPickle, refuse_inflating_calls
 from mats_ds.core.stored_bytes import count_stored_bytes
 
 FORCE, FORCE_NOT = "TORCH_FORCE_WEIGHTS_ONLY_LOAD", "TORCH_FORCE_NO_WEIGHTS_ONLY_LOAD"
@@ -92,12 +93,14 @@ def _read_description(path: Path) -> Mapping[str, Any]:
             except (ValueError, zipfile.BadZipFile, NotImplementedError) as error:
                 raise ValueError(f"{path} cannot be read: {error}") from None
         num_bytes = stream.seek(0, os.SEEK_END)
-        stream.seek(0)
         try:
+            refuse_inflating_calls(stream)
             with without_code():
                 content = torch.load(stream, map_location="meta", weights_only=True)
         except OSError:
             raise
+        except InflatingPickle as error:
+            raise ValueError(f"{path} cannot be read: {error}") from None
         except pickle.UnpicklingError as error:
             raise ValueError(_explain_refusal(path, error)) from None
         except Exception as error:  # damaged, it makes torch's reader fail in any way

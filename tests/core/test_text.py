@@ -27,6 +27,7 @@ UNSAFE = [
     *map(chr, range(0x7F, 0xA0)),
     *map(chr, range(0x2028, 0x202F)),
     *map(chr, range(0x2066, 0x206A)),
+    *"\xad\u061c\u200b\u200e\u200f\u2060\u2064\u206f\ufeff\ufffa\U0001d173\U000e0001\U000e0041",
 ]
 NASTY = "a\nerror: all is lost\r\x1b[2J\x1b]0;title\x07\x9b31m\u202egpj\u2029\x00"
 

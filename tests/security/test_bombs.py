@@ -225,6 +225,49 @@ def run_with_a_long_list(folder):
     (step / "complete.json").write_text('{"files": [' + "[]," * 4_000_000 + "0]}")
 
 
+def pickle_that(content):
+    """A pickle of protocol 2 in a zip file of torch."""
+
+    def make(path):
+        torch.save({}, path)
+        rezip(path, lambda name, old: b"\x80\x02" + content + b"." if name.endswith("data.pkl") else old)
+
+    return make
+
+
+NUM_BYTES = struct.pack("<i", 1 << 30)
+
+
+def pth_of_zero_bytes(path):
+    pickle_that(b"cbuiltins\nbytearray\nJ" + NUM_BYTES + b"\x85R")(path)
+
+
+def old_pth_of_zero_bytes(path):
+    torch.save({}, path, _use_new_zipfile_serialization=False)
+    old = path.read_bytes()
+    path.write_bytes(old.replace(b"}q", b"}(X\1\0\0\0ac__builtin__\nbytearray\nJ" + NUM_BYTES + b"\x85Ruq", 1))
+
+
+def pth_of_a_number_of_a_gigabyte(path):
+    dtype = b"cnumpy\ndtype\nX\x0b\0\0\0V1000000000\x85R"
+    module = np.float64(0).__reduce__()[0].__module__
+    pickle_that(b"c" + module.encode() + b"\nscalar\n" + dtype + b"\x85R")(path)
+
+
+def pth_that_copies_one_number(path):
+    """`torch.zeros(1).expand(2**28)`, made a tensor of float64 by a function that is meant for other devices."""
+    torch.save({"a": torch.zeros(1).expand(1 << 28)}, path)
+
+    def change(name, old):
+        if not name.endswith("data.pkl"):
+            return old
+        begin, end = old.index(b"ctorch._utils"), old.rindex(b"s.")
+        call = b"ctorch._utils\n_rebuild_device_tensor_from_cpu_tensor\n("
+        return old[:begin] + call + old[begin:end] + b"ctorch\nfloat64\nX\3\0\0\0cpu\x89tR" + old[end:]
+
+    rezip(path, change)
+
+
 def load_with_heads(path):
     return load_model(read_weights(path, heads=3))
 
@@ -252,6 +295,10 @@ BOMBS = {
     pth_of_empty_tensors: (load_model, "a.pth", r"qkv.weight \[0, 200000000\] is empty"),
     pth_of_a_long_word: (load_with_heads, "a.pth", r"num_frames.*whole number.*got a"),
     pth_of_dictionaries_in_each_other: (load_model, "a.pth", r"holds no weights|no patch embedding"),
+    pth_of_zero_bytes: (load_model, "a.pth", r"calls bytearray"),
+    old_pth_of_zero_bytes: (load_model, "a.pth", r"calls bytearray"),
+    pth_of_a_number_of_a_gigabyte: (load_model, "a.pth", r"a\.pth cannot be read"),
+    pth_that_copies_one_number: (load_model, "a.pth", r"calls _rebuild_device_tensor_from_cpu_tensor"),
     ours_of_a_trillion: (load_encoder, "a.safetensors", r"more than 172,8\d\d,\d+,\d+ values"),
     ours_of_many_blocks: (load_model, "a.safetensors", r"5,000 blocks, expected 1,000"),
     ours_of_a_long_film: (load_model, "a.safetensors", r"6e\+06 tokens a clip, expected 262,144"),

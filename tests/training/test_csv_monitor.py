@@ -6,7 +6,7 @@ from types import SimpleNamespace
 
 import pytest
 
-from mats_ds.training.csv_monitor import HEADERS, continue_csv
+from mats_ds.training.csv_monitor import HEADERS, continue_csv, name_stranger
 
 
 def go_on(folder, *, clips):
@@ -85,3 +85,16 @@ def test_deepspeeds_monitor_makes_these_names_and_headers(tmp_path, monkeypatch)
     monitor.write_events([(name, 0.5, 16) for name in (*OUR_EVENTS, *DEEPSPEED_EVENTS)])
     made = {path.stem: path.read_text().splitlines()[0] for path in (tmp_path / "run").iterdir()}
     assert made == HEADERS
+
+
+@pytest.mark.parametrize("content", [b"\n", b"\r\n800,1\r\n"])
+def test_a_file_that_begins_with_an_empty_line_is_not_deepspeeds(tmp_path, content):
+    (tmp_path / "mats_loss.csv").write_bytes(content)
+    assert "mats_loss.csv does not begin with" in name_stranger(tmp_path)
+    assert go_on(tmp_path, clips=16) == [] and (tmp_path / "mats_loss.csv").read_bytes() == content
+
+
+def test_a_row_of_thousands_of_digits_goes_as_one_that_was_not_finished(tmp_path):
+    (tmp_path / "mats_loss.csv").write_bytes(b"step,loss\r\n16,0.5\r\n" + b"9" * 5000 + b",1\r\n")
+    assert go_on(tmp_path, clips=10**18) == ["mats_loss"]
+    assert (tmp_path / "mats_loss.csv").read_bytes() == b"step,loss\r\n16,0.5\r\n"

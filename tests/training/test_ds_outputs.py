@@ -85,6 +85,27 @@ def test_a_profile_goes_over_nothing_but_a_profile(tmp_path):
     assert mine.read_text() == "three years of work" and not (tmp_path / "new").exists()
 
 
+def test_the_way_back_from_a_link_is_the_systems(tmp_path):
+    """`link/..` is above the folder that the link leads to: what is judged and said is what DeepSpeed opens."""
+    (tmp_path / "theirs" / "deep").mkdir(parents=True)
+    (tmp_path / "theirs" / "mats_loss.csv").write_text("precious\n")
+    (tmp_path / "link").symlink_to(tmp_path / "theirs" / "deep")
+    back = tmp_path / "link" / ".."
+    with pytest.raises(ValueError, match=r"output_file.*theirs/mats_loss.csv, which holds no profile"):
+        check_outputs(read(tmp_path, **profile(back / "mats_loss.csv")))
+    config = read(tmp_path, csv_monitor={"enabled": True, "output_path": str(back), "job_name": ""})
+    with pytest.raises(ValueError, match=r"theirs/mats_loss.csv does not begin with"):
+        check_outputs(config)
+    assert str(tmp_path / "theirs") in name_outputs(config)[0]
+
+
+@pytest.mark.parametrize("name", ["a\0b", "a\ud800b", "a" * 300])
+def test_names_that_no_file_can_have_are_told_with_their_key(tmp_path, name):
+    for sections in (profile(tmp_path / name), profile(tmp_path / name / "profile.txt"), csv_into(tmp_path / name)):
+        with pytest.raises(ValueError, match="in the DeepSpeed JSON|the DeepSpeed JSON names"):
+            check_outputs(read(tmp_path, **sections))
+
+
 def test_what_deepspeeds_profiler_wrote_is_written_anew(tmp_path):
     """Against DeepSpeed itself: the mark by which its files are known is that of the version that is installed."""
     import torch

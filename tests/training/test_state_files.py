@@ -106,8 +106,17 @@ def claiming(path):
             archive.writestr(name, content.replace(b"K\x10tq", b"\x8a\x05\0\0\0\0\1tq") if name.endswith("pkl") else content)
 
 
+def call_for_bytes(path):
+    torch.save({"module": {"a": torch.zeros(1)}, "more": bytearray(5)}, path)
+
+
 @pytest.mark.parametrize(
-    ("make", "words"), [(deflated, r"unfold to 16,7\d\d,\d+"), (claiming, r"claims 17,179,869,184 bytes|cannot be read")]
+    ("make", "words"),
+    [
+        (deflated, r"unfold to 16,7\d\d,\d+"),
+        (claiming, r"claims 17,179,869,184 bytes|cannot be read"),
+        (call_for_bytes, r"cannot be read: it calls bytearray"),
+    ],
 )
 def test_a_file_that_grows_when_it_is_read_is_refused(tmp_path, make, words):
     make(tmp_path / MODEL)
