@@ -14,8 +14,11 @@ from collections.abc import Callable
 from typing import Any
 
 RANK_TIMEOUT_SECONDS = 240
-# The last two are what deepspeed.initialize imports when it is first called.
-PRELOADED = ["torch", "deepspeed", "timm", "av", "mats_ds.pretrain", "deepspeed.module_inject", "torch._inductor.compile_fx"]
+# The last ones are what deepspeed.initialize imports when it is first called, and what the modules of the tests import.
+PRELOADED = [
+    "torch", "deepspeed", "timm", "av", "mats_ds.pretrain", "mats_ds.finetune", "mats_ds.extract",
+    "deepspeed.module_inject", "torch._inductor.compile_fx", "tests.rank_preload", "pytest",
+]  # fmt: skip
 
 
 def free_port() -> int:

@@ -1,11 +1,10 @@
 """The rooms of the house, checked on the source: who may import whom, and what a module may be called."""
 
 import ast
+import functools
 import subprocess
 import sys
 from pathlib import Path
-
-import pytest
 
 import mats_ds
 
@@ -27,6 +26,7 @@ def name_of(path: Path) -> str:
     return path.relative_to(ROOT).as_posix()
 
 
+@functools.cache
 def modules_imported_by(path: Path) -> set[str]:
     """Dotted names of every import in a file, wherever it stands; relative ones and the package's lazy names resolved."""
     found = set()
@@ -67,26 +67,34 @@ def test_resolves_every_way_of_importing(tmp_path, monkeypatch):
     assert our_parts_imported_by(path) == {"data", "tokens", "training", "models", "config", "events"}
 
 
-@pytest.mark.parametrize("path", PACKAGE_FILES, ids=name_of)
-def test_rooms_import_only_the_base_and_themselves(path):
-    room = path.relative_to(PACKAGE).parts[0].removesuffix(".py")
-    allowed = set(BASE)
+def room_of(path: Path) -> str:
+    return path.relative_to(PACKAGE).parts[0].removesuffix(".py")
+
+
+def parts_allowed_in(room: str) -> set[str]:
+    """What of ours a file of a room may import."""
+    if room == "__init__":
+        return set()
+    if room in SCRIPTS:
+        return BASE | ROOMS
     if room in ROOMS:
-        allowed |= {room} | {other for owner, other in EXCEPTIONS if owner == room}
-    elif room in SCRIPTS:
-        allowed |= ROOMS
-    elif room == "__init__":
-        allowed = set()
-    else:
-        assert room in BASE, f"{name_of(path)} is in no known room; name the room in CONTRIBUTING.md and in this test"
-    assert our_parts_imported_by(path) <= allowed
+        return BASE | {room} | {other for owner, other in EXCEPTIONS if owner == room}
+    return set(BASE)
 
 
-@pytest.mark.parametrize("path", ALL_FILES, ids=name_of)
-def test_scripts_are_imported_by_nobody(path):
-    if name_of(path).startswith("tests/"):
-        return  # a test may reach into a script
-    assert not our_parts_imported_by(path) & SCRIPTS
+def test_every_file_is_in_a_known_room():
+    unknown = [name_of(path) for path in PACKAGE_FILES if room_of(path) not in BASE | ROOMS | SCRIPTS | {"__init__"}]
+    assert unknown == [], "name the room in CONTRIBUTING.md and in this test"
+
+
+def test_rooms_import_only_the_base_and_themselves():
+    foreign = {name_of(path): our_parts_imported_by(path) - parts_allowed_in(room_of(path)) for path in PACKAGE_FILES}
+    assert {name: parts for name, parts in foreign.items() if parts} == {}
+
+
+def test_scripts_are_imported_by_nobody():
+    others = [path for path in ALL_FILES if not name_of(path).startswith("tests/")]  # a test may reach into a script
+    assert [name_of(path) for path in others if our_parts_imported_by(path) & SCRIPTS] == []
 
 
 def test_only_the_pipeline_imports_dali():
@@ -116,10 +124,9 @@ def test_profiling_is_a_folder_of_tools_and_no_package():
     assert not (ROOT / "profiling" / "__init__.py").exists(), "Python 3.15 has a package of that name"
 
 
-@pytest.mark.parametrize("path", PACKAGE_FILES, ids=name_of)
-def test_every_module_opens_with_a_docstring(path):
-    text = path.read_text(encoding="utf-8")
-    assert not text.strip() or ast.get_docstring(ast.parse(text)), "say first what the module is"
+def test_every_module_opens_with_a_docstring():
+    texts = {name_of(path): path.read_text(encoding="utf-8") for path in PACKAGE_FILES}
+    assert [name for name, text in texts.items() if text.strip() and not ast.get_docstring(ast.parse(text))] == []
 
 
 def test_importing_the_package_loads_nothing_heavy():

@@ -48,10 +48,10 @@ def evil_workers(monkeypatch):
 
 @pytest.fixture
 def check(tmp_path):
-    """`check(source)`: with small files, two workers, everything written into out/."""
+    """`check(source)`: with small files, one worker (it takes half a second to start), everything written into out/."""
 
     def run(source, **options):
-        options = {"num_workers": 2, "timeout_seconds": 60.0} | options
+        options = {"num_workers": 1, "timeout_seconds": 60.0} | options
         places = {"out": tmp_path / "out" / "m.csv", "quarantine": tmp_path / "out" / "quarantine.csv"}
         return check_manifest(read_manifest(source, root=options.get("root")), **places, **options)
 
@@ -75,7 +75,7 @@ def test_writes_the_good_and_the_bad(write_video, write_broken, tmp_path, check)
     source = tmp_path / "source.csv"
     lines = ["path,label,start,end", "videos/a.mp4,3,0.2,0.8", '"videos/b, c.mkv",4,,', "videos/a.mp4,5,,", "videos/a.mp4,6,7,9"]
     source.write_text("\n".join([*lines, *(f"{path},7,," for path in bad)]))
-    result = check(source)
+    result = check(source, num_workers=2)
     assert (result.num_rows, result.num_decoded, len(result.facts), len(result.bad)) == (8, 5, 2, 5)
     assert not list((tmp_path / "out").glob(".*"))
 
@@ -131,7 +131,7 @@ def test_paths_below_a_root_are_written_relative_to_it(write_video, tmp_path, ch
 def test_a_worker_that_dies_or_hangs_costs_one_file(write_video, tmp_path, check, evil_workers):
     names = ["a.mp4", "crash.mp4", "b.mp4", "fault.mp4", "hang.mp4", "killed.mp4", "c.mp4", "slow.mp4"]
     source = write_videos(write_video, tmp_path / "videos", names)
-    result = check(source, timeout_seconds=1.5)
+    result = check(source, num_workers=2, timeout_seconds=1.5)
     assert sorted(os.path.basename(path) for path in result.facts) == ["a.mp4", "b.mp4", "c.mp4", "slow.mp4"]
     reasons = {os.path.basename(row.path): row.reason for row in result.bad}
     assert reasons == {
@@ -162,7 +162,7 @@ def test_an_interrupted_check_goes_on_where_it_was(write_video, write_broken, tm
             raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
-        check(source, on_done=interrupt)
+        check(source, num_workers=2, on_done=interrupt)
     assert finished == [0, 1, 2, 3] and not (tmp_path / "out" / "m.csv").exists()
     assert not children_of(os.getpid())
     with open(journal_path(tmp_path / "out" / "m.csv"), "a") as journal:
@@ -246,7 +246,7 @@ def test_a_worker_that_is_killed_while_it_starts_is_replaced(write_video, tmp_pa
             killed.append(self.process.pid)
 
     monkeypatch.setattr(check_workers._Worker, "__init__", start_and_kill)
-    result = check(write_videos(write_video, tmp_path / "videos", ["a.mp4", "b.mp4"]))
+    result = check(write_videos(write_video, tmp_path / "videos", ["a.mp4", "b.mp4"]), num_workers=2)
     assert len(killed) == 2 and (len(result.facts), result.bad) == (2, [])
 
 

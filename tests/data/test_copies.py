@@ -14,7 +14,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from mats_ds.data import copy_plan, copy_workers
+from mats_ds.data import copies, copy_plan, copy_workers
 from mats_ds.data.copies import make_copies
 from mats_ds.data.copy_plan import plan_copies
 from mats_ds.data.decode import decode_frames
@@ -50,6 +50,12 @@ def videos(write_video, tmp_path):
     return folder
 
 
+@pytest.fixture
+def without_workers(monkeypatch):
+    """Copies are made in this process: for what is the same however they are made."""
+    monkeypatch.setattr(copies, "copy_all", lambda tasks, **_: map(copy_workers.copy_one, tasks))
+
+
 def copy_list(videos, out, **how):
     return make_copies(read_manifest(videos / "list.csv"), out, base=videos, **how)
 
@@ -65,8 +71,8 @@ def test_keeps_tree_labels_and_times(videos, tmp_path):
         ("y/long.mp4", "7", "2.0", ""),
         ("x/a.mp4", "4", "1.0", ""),
     ]
-    copies = read_manifest(summary.manifest)
-    assert [index_video(path).num_frames for path in copies.paths] == [40, 40, 80, 80, 40]
+    written = read_manifest(summary.manifest)
+    assert [index_video(path).num_frames for path in written.paths] == [40, 40, 80, 80, 40]
     assert (summary.num_files, summary.num_reused, summary.failed) == (4, 0, {})
     assert summary.source_bytes == sum(path.stat().st_size for path in videos.rglob("*.*") if path.suffix != ".csv")
     assert summary.speed.num_files == 4 and summary.speed.ratio > 0
@@ -74,6 +80,7 @@ def test_keeps_tree_labels_and_times(videos, tmp_path):
     assert fingerprints(videos) == before
 
 
+@pytest.mark.usefixtures("without_workers")
 def test_does_nothing_twice(videos, write_video, tmp_path):
     out = tmp_path / "out"
     copy_list(videos, out)
@@ -177,6 +184,7 @@ def test_gives_up_when_workers_cannot_even_start(videos, monkeypatch, tmp_path):
         copy_list(videos, tmp_path / "out")
 
 
+@pytest.mark.usefixtures("without_workers")
 def test_keeps_the_readable_part_only_if_asked(videos, write_video, tmp_path):
     whole = write_video(videos / "y/c.mkv", num_frames=200).read_bytes()
     (videos / "y/c.mkv").write_bytes(whole[: len(whole) // 2])
@@ -187,6 +195,7 @@ def test_keeps_the_readable_part_only_if_asked(videos, write_video, tmp_path):
     assert [Path(path).name for path in copy_list(videos, tmp_path / "out").failed] == ["c.mkv"]
 
 
+@pytest.mark.usefixtures("without_workers")
 def test_keeps_the_readable_part_of_a_file_that_no_row_uses_to_its_end(videos, write_video, tmp_path):
     """As a check writes it: `end` lies behind the last frame that decodes."""
     whole = write_video(videos / "y/c.mkv", num_frames=200).read_bytes()
@@ -207,6 +216,7 @@ def test_keeps_the_readable_part_of_a_file_that_no_row_uses_to_its_end(videos, w
     assert not (tmp_path / "out" / "partial.csv").exists()
 
 
+@pytest.mark.usefixtures("without_workers")
 def test_cuts_files_and_maps_their_rows(videos, read_numbers, tmp_path):
     manifest = read_manifest(videos / "list.csv")
     summary = make_copies(manifest, tmp_path / "out", base=videos, segment_seconds=1.5)
@@ -279,6 +289,7 @@ def test_workers_load_neither_torch_nor_dali():
     assert subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True).stdout.split() == []
 
 
+@pytest.mark.usefixtures("without_workers")
 def test_journal_is_lines_of_json(videos, tmp_path):
     copy_list(videos, tmp_path / "out")
     lines = [line for line in (tmp_path / "out" / "copies.jsonl").read_text().split("\n") if line]
@@ -310,6 +321,7 @@ def test_a_fault_of_the_program_costs_one_file(videos, monkeypatch):
     assert ready == copy_workers.READY and outcome.source == "a.mp4" and "TypeError: wrong" in outcome.problem
 
 
+@pytest.mark.usefixtures("without_workers")
 def test_an_original_that_went_away_after_its_copy_is_named(videos, tmp_path):
     copy_list(videos, tmp_path / "out")
     (videos / "x/b.avi").unlink()
@@ -318,6 +330,7 @@ def test_an_original_that_went_away_after_its_copy_is_named(videos, tmp_path):
     assert "x/b.mp4" not in [row["path"] for row in read_table(summary.manifest)]
 
 
+@pytest.mark.usefixtures("without_workers")
 def test_a_row_without_a_frame_in_any_segment_is_named(videos, tmp_path):
     (videos / "list.csv").write_text("path,label,start,end\nx/a.mp4,1,,\nx/a.mp4,2,50,60\n")
     summary = copy_list(videos, tmp_path / "out", segment_seconds=2.0)
