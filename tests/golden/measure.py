@@ -119,7 +119,7 @@ def measure_evaluation(folder: Path) -> dict[str, Any]:
 
 
 def measure_features(folder: Path) -> dict[str, Any]:
-    """Sums of the features of every shard, and the digest of their bytes."""
+    """The norm of every array of every shard, and the digest of its bytes."""
     from safetensors.numpy import load_file
 
     options = ["--model", "pre", "--manifest", "val/list.csv", "--clips", 2, "--crops", 1]
@@ -128,7 +128,8 @@ def measure_features(folder: Path) -> dict[str, Any]:
     for path in sorted((folder / "features").rglob("*.safetensors")):
         for name, array in sorted(load_file(path).items()):
             digest = hashlib.sha256(array.tobytes()).hexdigest()
-            shards[f"{path.stem}.{name}"] = {"shape": list(array.shape), "sum": float(array.astype(float).sum()), SUM: digest}
+            norm = float((array.astype(float) ** 2).sum() ** 0.5)
+            shards[f"{path.stem}.{name}"] = {"shape": list(array.shape), "norm": norm, SUM: digest}
     return shards
 
 
