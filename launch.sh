@@ -48,7 +48,8 @@ Several machines: pretrain, finetune, evaluate and extract take
   --no_ssh --node_rank I --master_addr A    start only the ranks of machine I here: type it on every machine of the file
   --num_nodes N, --num_gpus N, --include and --exclude HOST[:SLOT,...] take a part of the file (not with openmpi);
   --master_addr A, --master_port P, --ssh_port P, --launcher_args "..." go to the launcher as they are
-  With pdsh, NCCL_* and PYTHON* variables reach the other machines; others, such as GLOO_SOCKET_IFNAME or
+  With pdsh, these paths must hold no space, quote or other character that a shell reads; arguments may hold any of them.
+  NCCL_* and PYTHON* variables reach the other machines; others, such as GLOO_SOCKET_IFNAME or
   OMP_NUM_THREADS, where ~/.deepspeed_env or ./.deepspeed_env lists them, a NAME=VALUE a line.
 
 Environment variables
@@ -61,9 +62,15 @@ Environment variables
 HELP
 }
 
-say() { echo "==> $*" >&2; }
+plain() { # plain TEXT...: without the control characters (but tabs and new lines) that a terminal may obey; 4000 bytes at most
+  local LC_ALL=C text="$*"
+  text="${text:0:4000}"
+  text="${text//[$'\001'-$'\010'$'\013'-$'\037'$'\177']/?}"
+  printf '%s\n' "${text//$'\302'[$'\200'-$'\237']/?}" # U+0080 to U+009F in UTF-8
+}
+say() { plain "==> $*" >&2; }
 fail() { # fail STATUS MESSAGE...
-  echo "launch.sh: ${*:2}" >&2
+  plain "launch.sh: ${*:2}" >&2
   exit "$1"
 }
 is_dry() { [[ -n ${MATS_DRY_RUN:-} && $MATS_DRY_RUN != 0 ]]; }
@@ -74,14 +81,15 @@ run_last() { # become the command: signals and the exit status are then its own
 }
 
 run_group() { # run a command in a process group of its own, and leave nobody of that group behind: the deepspeed launcher
-  # does not pass a signal on to its ranks
-  local child status=0 got="" wait_tenths
+  # does not pass a signal on to its ranks. Where util-linux is here, the command gets SIGTERM when this script is killed.
+  local child status=0 got="" wait_tenths leash=(setpriv --pdeathsig TERM)
   if is_dry; then
     show "$@"
     return
   fi
+  "${leash[@]}" true 2>/dev/null || leash=(env)
   set -m
-  "$@" </dev/null &
+  "${leash[@]}" "$@" </dev/null &
   child=$!
   set +m
   trap 'got=INT' INT
@@ -145,14 +153,15 @@ list_gpus() { # one "index uuid" line a GPU; nothing without one
 }
 
 visible_gpus() { # the indices that may be used, one a line: CUDA_VISIBLE_DEVICES holds indices or UUIDs, up to the first bad one
-  local gpus wanted index uuid match
+  local gpus wanted index uuid match listed
   gpus="$(list_gpus)"
   [[ -n $gpus ]] || return 0
   if [[ -z ${CUDA_VISIBLE_DEVICES+set} ]]; then
     cut -d' ' -f1 <<<"$gpus"
     return
   fi
-  for wanted in ${CUDA_VISIBLE_DEVICES//,/ }; do
+  IFS=', ' read -r -a listed <<<"$CUDA_VISIBLE_DEVICES" || true
+  for wanted in ${listed[@]+"${listed[@]}"}; do
     match=""
     while read -r index uuid; do
       if [[ $wanted == "$index" || ($wanted == GPU-* && $uuid == "$wanted"*) ]]; then match="$index"; fi
@@ -200,7 +209,8 @@ lacks_packages() { # true, with MISSING filled in, where holds_packages prints s
   [[ -n $MISSING ]]
 }
 
-version_of() { "$1" -c 'import sys; print("%d.%d" % sys.version_info[:2])' 2>/dev/null; }
+# -I: without it, Python would take a module from the folder that the caller stands in
+version_of() { "$1" -I -c 'import sys; print("%d.%d" % sys.version_info[:2])' 2>/dev/null; }
 supported() { [[ $(version_of "$1") =~ ^3\.1[0-4]$ ]]; }
 
 find_base() { # an interpreter that the packages support, by its real path (a shim would not survive inside a venv)
@@ -213,9 +223,20 @@ find_base() { # an interpreter that the packages support, by its real path (a sh
   fi
   for name in "$@"; do
     if supported "$name"; then
-      "$name" -c 'import sys; print(sys.executable)'
+      "$name" -I -c 'import sys; print(sys.executable)'
       return
     fi
+  done
+}
+
+check_venv_is_ours() { # before .venv is made anew: it holds what venv and uv put there, and nothing else
+  local entry
+  [[ -d $VENV && ! -f $VENV/pyvenv.cfg ]] || return 0
+  for entry in "$VENV"/* "$VENV"/.[!.]*; do
+    case "${entry##*/}" in
+      bin | lib | lib64 | include | share | .gitignore | .lock | CACHEDIR.TAG | "${STAMP##*/}" | "*" | ".[!.]*") ;;
+      *) fail 2 "$VENV is in the way: it holds $entry, so it is no environment of Python; give that folder another name" ;;
+    esac
   done
 }
 
@@ -230,7 +251,7 @@ find_uv() { # uv from PATH, or from an earlier bootstrap
 }
 
 bootstrap_uv() { # bootstrap_uv BASE: uv through venv, else through pip alone; sets UV
-  local base="${1:-python3}" aside
+  local base="${1:-python3}" aside here="$PWD"
   if is_dry; then
     show "$base" -m venv "$VENV"
     show "$VENV/bin/python" -m pip install uv
@@ -238,9 +259,12 @@ bootstrap_uv() { # bootstrap_uv BASE: uv through venv, else through pip alone; s
     return
   fi
   say "uv is not here: fetching it with pip"
+  check_venv_is_ours
+  cd -- "$ROOT" # pip is looked for in the current folder first
   if supported "$base" && "$base" -m venv --clear "$VENV" >/dev/null 2>&1; then
     if "$VENV/bin/python" -m pip install --quiet --disable-pip-version-check uv; then
       UV="$VENV/bin/uv"
+      cd -- "$here"
       return
     fi
     fail 1 "pip could not fetch uv (see above)"
@@ -249,10 +273,11 @@ bootstrap_uv() { # bootstrap_uv BASE: uv through venv, else through pip alone; s
   aside="$(mktemp -d)"
   export PIP_ROOT_USER_ACTION=ignore
   # shellcheck disable=SC2064 # the path as it is now
-  trap "rm -rf -- '$aside'" EXIT
+  trap "rm -rf -- $(printf %q "$aside")" EXIT
   if "$base" -m pip --version >/dev/null 2>&1 \
     && "$base" -m pip install --quiet --disable-pip-version-check --target "$aside" uv; then
     UV="$aside/bin/uv"
+    cd -- "$here"
     return
   fi
   fail 1 "neither uv nor python3's venv is here. On Debian or Ubuntu, type:  sudo apt-get install python3-venv
@@ -285,9 +310,11 @@ install() {
   if [[ -f /etc/ssl/certs/ca-certificates.crt ]]; then
     export UV_SYSTEM_CERTS="${UV_SYSTEM_CERTS:-true}" UV_NATIVE_TLS="${UV_NATIVE_TLS:-true}"
   fi
-  if ! "$VENV/bin/python" -c pass 2>/dev/null; then
+  if ! "$VENV/bin/python" -I -c pass 2>/dev/null; then
+    check_venv_is_ours
     run rm -rf -- "$VENV"
-    run_group "$UV" venv --quiet --python "${base:-3.12}" "$VENV" \
+    # --directory: uv would obey a uv.toml of the folder that the caller stands in
+    run_group "$UV" venv --quiet --python "${base:-3.12}" "$VENV" --directory "$ROOT" \
       || fail 1 "no Python 3.10 to 3.14 was found or could be fetched: install one, or name it with MATS_PYTHON"
   elif [[ -n ${MATS_PYTHON:-} && $(version_of "$VENV/bin/python") != $(version_of "$base") ]]; then
     fail 2 "$VENV holds Python $(version_of "$VENV/bin/python"), MATS_PYTHON is $(version_of "$base"): remove .venv first"
@@ -302,7 +329,7 @@ install() {
   is_dry && return
   case "$UV" in
     "$VENV"/* | "$(command -v uv || true)") ;;
-    *) "$UV" pip install --quiet --python "$VENV/bin/python" uv ;; # the one aside is about to go
+    *) "$UV" pip install --quiet --directory "$ROOT" --python "$VENV/bin/python" uv ;; # the one aside is about to go
   esac
   stamp_text "$build" >"$STAMP"
   say "installed in $((SECONDS - seconds)) s"
@@ -333,27 +360,39 @@ setup() { # setup [EXTRA]: fills in PYTHON, and installs only where nothing that
 }
 
 # ---------------------------------------------------------------------------------------------- running
-free_port() { "$PYTHON" -c 'import socket; s = socket.socket(); s.bind(("127.0.0.1", 0)); print(s.getsockname()[1])'; }
+free_port() { "$PYTHON" -I -c 'import socket; s = socket.socket(); s.bind(("127.0.0.1", 0)); print(s.getsockname()[1])'; }
+
+is_host() { # RFC 1123, section 2.1: labels of letters, digits and "-", 63 characters each (RFC 1034), 253 in all; "_" is common
+  local LC_ALL=C label='[A-Za-z0-9_]([A-Za-z0-9_-]{0,61}[A-Za-z0-9_])?'
+  ((${#1} <= 253)) && [[ $1 =~ ^$label(\.$label)*$ ]]
+}
+is_address() { is_host "$1" || [[ $1 == *:* && $1 =~ ^[0-9A-Fa-f:.]+$ ]]; }
+is_port() { [[ $1 =~ ^[1-9][0-9]{0,4}$ ]] && (($1 < 65536)); }
 
 read_hostfile() { # read_hostfile FILE: the names in it, one a line; its mistakes are errors, all at once
-  local line number=0 mistakes=() names=() name
+  local line number=0 mistakes=() names=() name mistake
   [[ -f $1 ]] || fail 2 "there is no hostfile $1: it has a line a machine, such as:  node1 slots=8"
+  # Python takes a carriage return for the end of a line, and bash leaves zero bytes out: both would see other lines
+  (($(tr -d '\t\n\r\040-\176\200-\377' <"$1" | wc -c) == 0)) || mistakes+=("it holds control characters: no text file")
   while IFS= read -r line || [[ -n $line ]]; do
     number=$((number + 1))
     line="${line%$'\r'}"
+    [[ $line != *$'\r'* ]] || mistakes+=("line $number: a carriage return in the middle of it")
     [[ $line =~ ^[[:space:]]*(#|$) ]] && continue
-    if [[ ! $line =~ ^[[:space:]]*([^[:space:]]+)[[:space:]]+slots=([1-9][0-9]*)[[:space:]]*(#.*)?$ ]]; then
+    if [[ ! $line =~ ^[[:space:]]*([^[:space:]]+)[[:space:]]+slots=([1-9][0-9]{0,3})[[:space:]]*(#.*)?$ ]]; then
       mistakes+=("line $number: expected NAME slots=GPUS, got '$line'")
       continue
     fi
     name="${BASH_REMATCH[1]}"
+    is_host "$name" || mistakes+=("line $number: '$name' is no host name (letters, digits, '-', '_' and '.'); for a user or an \
+IPv6 address, write  Host NAME  with User or HostName into ~/.ssh/config and that NAME here")
     [[ " ${names[*]-} " != *" $name "* ]] || mistakes+=("line $number: $name is there twice")
     names+=("$name")
   done <"$1"
   ((${#names[@]} || ${#mistakes[@]})) || mistakes=("it names no machine; a line of it looks like:  node1 slots=8")
   if ((${#mistakes[@]})); then
-    printf 'launch.sh: %s: %s\n' "$1" "${mistakes[0]}" >&2
-    ((${#mistakes[@]} == 1)) || printf '  %s\n' "${mistakes[@]:1}" >&2
+    plain "launch.sh: $1: ${mistakes[0]}" >&2
+    for mistake in "${mistakes[@]:1:20}"; do plain "  $mistake" >&2; done
     exit 2
   fi
   printf '%s\n' "${names[@]}"
@@ -362,7 +401,12 @@ read_hostfile() { # read_hostfile FILE: the names in it, one a line; its mistake
 choose_hosts() { # choose_hosts NUM_NODES INCLUDE EXCLUDE NAME...: those that take part, one a line
   local count="$1" include="$2" exclude="$3" name part chosen=() wanted=()
   shift 3
+  for part in "$include" "$exclude"; do
+    [[ $part =~ ^[A-Za-z0-9_.:,@-]*$ ]] || fail 2 "--include and --exclude take HOST[:SLOT,...], joined by @, got '$part'"
+  done
+  # the pattern above leaves nothing that a word without quotes could expand to
   for part in ${include//@/ } ${exclude//@/ }; do
+    [[ $part != *:* || $part =~ ^[^:]+:[0-9]+(,[0-9]+)*$ ]] || fail 2 "'$part': expected HOST or HOST:SLOT,SLOT,... with numbers"
     [[ " $* " == *" ${part%%:*} "* ]] || fail 2 "${part%%:*} is not in the hostfile, which names $*"
   done
   for part in ${include//@/ }; do wanted+=("${part%%:*}"); done
@@ -388,7 +432,9 @@ check_launcher() { # check_launcher NAME: is the program here that starts ranks 
   sudo apt-get install openmpi-bin" ;;
     slurm) command -v sinfo >/dev/null || fail 1 "srun and sinfo are not here: --launcher slurm works
   on a machine of a SLURM cluster, inside a job (slurm.sbatch is one)" ;;
-    mpich | impi | mvapich) ;;
+    mpich | impi) ;;
+    mvapich) [[ ! -L /tmp/deepspeed_mvapich_hostfile && (! -e /tmp/deepspeed_mvapich_hostfile || -O /tmp/deepspeed_mvapich_hostfile) ]] \
+      || fail 2 "DeepSpeed writes into /tmp/deepspeed_mvapich_hostfile, which is a link or not yours: remove it first" ;;
     *) fail 2 "--launcher takes pdsh, openmpi or slurm, got '$1'" ;;
   esac
 }
@@ -402,7 +448,7 @@ check_hosts() { # check_hosts SCRIPT PORT HOST...: is every machine reached, wit
   if is_dry; then return; fi
   answers="$(PDSH_RCMD_TYPE=ssh PDSH_SSH_ARGS_APPEND="$append" pdsh -w "$(IFS=, && echo "$*")" "$question" 2>&1)" || true
   for host in "$@"; do
-    grep -qF -- "$host: answered" <<<"$answers" || silent+=("$host")
+    grep -qxF -- "$host: answered" <<<"$answers" || silent+=("$host")
   done
   if ((${#silent[@]})); then
     fail 1 "cannot start anything on ${silent[*]}: ssh without a password must work (ssh-copy-id). It said:
@@ -415,8 +461,66 @@ $(printf '  %s\n' "${missing[@]:0:8}")"
   fi
 }
 
+unsafe_in() { # unsafe_in TEXT: the first character that a shell would not take literally in a word without quotes, or nothing
+  local LC_ALL=C left="${1//[A-Za-z0-9_@+=:,.\/-]/}"
+  left="${left//[$'\200'-$'\377']/}" # letters of other languages
+  [[ -z $left ]] || printf '%q' "${left:0:1}"
+}
+
+check_paths() { # DeepSpeed writes these into the line that pdsh gives to a shell over there, without quotes
+  local path unsafe
+  for path in "$PWD" "$(pwd -P)" "$ROOT" "$PYTHON" "$("$PYTHON" -I -c 'import sys; print(sys.executable)')"; do
+    unsafe="$(unsafe_in "$path")"
+    [[ -z $unsafe ]] || fail 2 "the path '$path' holds the character $unsafe, which a shell on the other hosts would read \
+another way: move it to a path without (a link will not do), or take --launcher openmpi or slurm"
+  done
+}
+
+check_variable() { # check_variable WHERE NAME VALUE: may DeepSpeed write  export NAME="VALUE";  into that line?
+  local LC_ALL=C unsafe
+  [[ $2 =~ ^[A-Za-z_][A-Za-z0-9_]*$ ]] || fail 2 "$1: '$2' is no name of a variable (in a file, each line is NAME=VALUE)"
+  [[ $method == pdsh ]] || return 0
+  unsafe="${3//[^\"\$\`\\%]/}"
+  [[ -z $unsafe ]] || fail 2 "$1: the value of $2 holds the character ${unsafe:0:1}, which a shell on the other hosts would read \
+another way: write it without, or remove the variable"
+}
+
+check_variables() { # those that DeepSpeed hands on: by their beginnings, and by its two files
+  local pair file line number files name="${DS_ENV_FILE-.deepspeed_env}"
+  while IFS= read -r -d '' pair; do
+    case "$pair" in
+      MLFLOW* | PYTHON* | MV2* | UCX* | NCCL*) check_variable "environment" "${pair%%=*}" "${pair#*=}" ;;
+    esac
+  done < <(env -0)
+  files=("${HOME:-}/$name" "./$name")
+  [[ $name != /* ]] || files=("$name")
+  for file in "${files[@]}"; do
+    [[ -f $file ]] || continue
+    number=0
+    while IFS= read -r line || [[ -n $line ]]; do
+      number=$((number + 1))
+      line="${line%$'\r'}"
+      [[ $line == *=* && $line != *$'\r'* ]] || fail 2 "$file, line $number: expected NAME=VALUE, got '$line'"
+      name="${line%%=*}"
+      check_variable "$file, line $number" "${name//[[:blank:]]/}" "${line#*=}"
+    done <"$file"
+  done
+}
+
+encode_script() { # make `script` one word, where one of its words is not safe from the shells on the way (mats_ds/run_encoded.py)
+  local word LC_ALL=C safe='^[A-Za-z0-9_@+:,./-][A-Za-z0-9_@+=:,./-]*$'
+  for word in ${script[@]+"${script[@]}"}; do
+    [[ $word =~ $safe && $word != : ]] && continue # mpirun takes a lone ":" for itself
+    script=("$name" "$(printf '%s\0' "${script[@]}" | base64 | tr -d '\n' | tr '+/' '-_')")
+    program="$ROOT/mats_ds/run_encoded.py"
+    return
+  done
+}
+
 settle_hosts() { # settle_hosts SCRIPT: checks what launch has read, and adds to its launcher options and variables
   local listed names hosts first
+  [[ -z $ssh_port ]] || is_port "$ssh_port" || fail 2 "--ssh_port takes a number from 1 to 65535, got '$ssh_port'"
+  [[ -z $address ]] || is_address "$address" || fail 2 "--master_addr takes a host name or an address, got '$address'"
   if [[ -n $no_ssh ]]; then
     [[ $node_rank =~ ^[0-9]+$ ]] || fail 2 "--no_ssh needs --node_rank I, the place of this machine in the hostfile from 0 on"
     [[ -n $address ]] || fail 2 "--no_ssh needs --master_addr A, the address of the first machine of the hostfile"
@@ -429,9 +533,14 @@ settle_hosts() { # settle_hosts SCRIPT: checks what launch has read, and adds to
   mapfile -t hosts <<<"$listed"
   first="${hosts[0]}"
   if [[ -n $no_ssh ]]; then
-    ((node_rank < ${#hosts[@]})) || fail 2 "--node_rank $node_rank: there are ${#hosts[@]} machines, counted from 0"
+    ((10#$node_rank < ${#hosts[@]})) || fail 2 "--node_rank $node_rank: there are ${#hosts[@]} machines, counted from 0"
     return
   fi
+  if ((${#hosts[@]} > 1)) || [[ -n $force_multi ]]; then # otherwise no shell and no other host is on the way
+    [[ $method != pdsh ]] || check_paths
+    check_variables
+  fi
+  encode_script
   case "$method" in
     pdsh) check_hosts "$1" "$ssh_port" "${hosts[@]}" ;;
     openmpi)
@@ -453,7 +562,7 @@ settle_hosts() { # settle_hosts SCRIPT: checks what launch has read, and adds to
 launch() { # launch NAME [LAUNCHER OPTIONS] [its own]: deepspeed mats_ds/NAME.py with as many ranks as there are accelerators
   local name="$1" with=(env) launcher=() script=() num_gpus="" placed="" port="" config="" default_config="" gpus=() cores
   local hostfile="" method=pdsh no_ssh="" node_rank="" address="" num_nodes="" include="" exclude="" ssh_port="" launcher_args=""
-  local option value
+  local option value force_multi="" program="$ROOT/mats_ds/$1.py"
   shift
   while (($#)); do
     case "$1" in
@@ -490,7 +599,11 @@ launch() { # launch NAME [LAUNCHER OPTIONS] [its own]: deepspeed mats_ds/NAME.py
         no_ssh=yes
         launcher+=("$1")
         ;;
-      --no_ssh_check | --force_multi | --bind_cores_to_rank) launcher+=("$1") ;;
+      --force_multi)
+        force_multi=yes
+        launcher+=("$1")
+        ;;
+      --no_ssh_check | --bind_cores_to_rank) launcher+=("$1") ;;
       *)
         [[ $1 == --ds_config || $1 == --ds_config=* ]] && config=given
         script+=("$1")
@@ -505,9 +618,10 @@ launch() { # launch NAME [LAUNCHER OPTIONS] [its own]: deepspeed mats_ds/NAME.py
   esac
   [[ -n $config ]] || script=(--ds_config "$default_config" ${script[@]+"${script[@]}"})
 
+  [[ -z $port ]] || is_port "$port" || fail 2 "--master_port takes a number from 1 to 65535, got '$port'"
   if [[ -z $hostfile ]]; then
-    [[ -z $no_ssh$num_nodes && $method == pdsh ]] \
-      || fail 2 "--no_ssh, --num_nodes and --launcher are for several machines: name them with --hostfile F"
+    [[ -z $no_ssh$num_nodes$force_multi && $method == pdsh ]] \
+      || fail 2 "--no_ssh, --num_nodes, --force_multi and --launcher are for several machines: name them with --hostfile F"
   else
     settle_hosts "$ROOT/mats_ds/$name.py"
   fi
@@ -538,8 +652,19 @@ launch() { # launch NAME [LAUNCHER OPTIONS] [its own]: deepspeed mats_ds/NAME.py
       if is_dry; then launcher+=(--master_port PORT); else launcher+=(--master_port "$(free_port)"); fi
     fi
   fi
-  run_group "${with[@]}" "$PYTHON" -m deepspeed.launcher.runner ${launcher[@]+"${launcher[@]}"} \
-    "$ROOT/mats_ds/$name.py" ${script[@]+"${script[@]}"}
+  [[ -n $hostfile ]] || launcher+=(--hostfile /dev/null) # DeepSpeed would take /job/hostfile, unchecked, where there is one
+  # Ranks look whether this script is still there (training/launcher_watch.py), and -m of Python 3.11 and newer must not take
+  # modules from the folder that the caller stands in.
+  LAUNCH_SH_PROCESS="$(name_this_process)" PYTHONSAFEPATH=1 \
+    run_group "${with[@]}" "$PYTHON" -m deepspeed.launcher.runner ${launcher[@]+"${launcher[@]}"} \
+    "$program" ${script[@]+"${script[@]}"}
+}
+
+name_this_process() { # what no other process of any host bears: boot, process namespace, number, start in ticks; nothing without /proc
+  local boot stat fields
+  { read -r boot </proc/sys/kernel/random/boot_id && stat="$(</proc/$$/stat)"; } 2>/dev/null || return 0
+  read -r -a fields <<<"${stat##*) }" # after the name, which may hold anything; from the third field on
+  echo "$boot $(readlink /proc/self/ns/pid) $$ ${fields[19]}"
 }
 
 # ---------------------------------------------------------------------------------------------- commands
@@ -550,11 +675,12 @@ demo() {
     return
   fi
   (($# <= 1)) || fail 2 "demo takes one folder, got $#: $*"
+  [[ ${1:-} != *$'\n'* ]] || fail 2 "demo: a new line in the name of the folder $(printf %q "$1"): give it another name"
   if (($#)); then
     [[ -e $1 ]] || fail 2 "demo: there is no folder $1"
     videos="$(realpath -- "$1")"
     # an override is read as YAML: quote a path that YAML might read otherwise
-    [[ $videos =~ ^[A-Za-z0-9_/.\ +-]+$ ]] || videos="'${videos//\'/\'\'}'"
+    [[ $videos =~ ^[A-Za-z0-9_/.\ +-]+$ && $videos != *" " ]] || videos="'${videos//\'/\'\'}'"
     # fewer steps than on the synthetic set: with large pictures most of a step is decoding
     data=("data.manifest=$videos" data.max_bad_fraction=0.5 optim.steps=80)
   fi
@@ -632,6 +758,7 @@ distance() { # the number of edits from one word to another
 
 unknown() {
   local name near="" edits fewest=4
+  ((${#1} <= 40)) || fail 2 "there is no command '${1:0:40}...'. Commands: ${COMMANDS[*]}"
   for name in "${COMMANDS[@]}"; do
     edits="$(distance "$1" "$name")"
     if ((edits < fewest)); then near="; did you mean '$name'?" fewest="$edits"; fi

@@ -18,9 +18,13 @@ import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
 from mats_ds.clips import TokenGrid, count_tokens
-from mats_ds.parsing import parse_yaml
+from mats_ds.core.file_names import why_no_file_name
+from mats_ds.core.small_files import read_small_text
+from mats_ds.core.text import Lines
+from mats_ds.parsing import MAX_YAML_CHARACTERS, parse_yaml
 
 RECIPE_FOLDER = Path(__file__).parent / "recipes"
+COMPARED_LETTERS = 100  # of a wrong name that is looked up: comparing takes memory and time for each
 
 
 class ModelSize(NamedTuple):
@@ -42,6 +46,9 @@ MODEL_SIZES = {
     "huge": ModelSize(1280, 32, 16, 640, 8, 12),
 }
 MLP_RATIO = 4
+MAX_TOKENS = 1 << 18  # of a clip: 128 frames of 1024 x 1024; attention over as many has no memory anywhere
+YEAR_SECONDS = 31_536_000  # longer waits are none, and Python's clocks end somewhere
+MOST_STEPS = 10**12
 
 RECOMPUTE_LEVELS = ("none", "pointwise", "mlp")
 STRATEGIES = ("mats", "random_drop", "tube", "random", "running_cell", "run_length")
@@ -82,12 +89,12 @@ class ClipSection(_Section):
     (METHOD section 5).
     """
 
-    num_frames: int = Field(16, ge=1)
-    stride: int = Field(4, ge=1)
-    stride_seconds: float | None = Field(None, gt=0)
+    num_frames: int = Field(16, ge=1, le=4096)
+    stride: int = Field(4, ge=1, le=1_000_000)
+    stride_seconds: float | None = Field(None, gt=0, le=86_400)
     sampling: Literal["dense", "uniform"] = "dense"
-    height: int = Field(224, ge=1)
-    width: int = Field(224, ge=1)
+    height: int = Field(224, ge=1, le=16_384)
+    width: int = Field(224, ge=1, le=16_384)
     tubelet: tuple[int, int, int] = (2, 16, 16)
     crop_scales: tuple[float, ...] = (1.0, 0.875, 0.75, 0.66)
     flip: bool = False
@@ -101,7 +108,9 @@ class ClipSection(_Section):
 
     @model_validator(mode="after")
     def _divides(self) -> ClipSection:
-        self.grid()
+        num_tokens = self.grid().num_tokens
+        if num_tokens > MAX_TOKENS:
+            raise ValueError(f"a clip has {num_tokens:,} tokens, expected {MAX_TOKENS:,} at most: make it smaller")
         return self
 
     def grid(self) -> TokenGrid:
@@ -156,9 +165,9 @@ class DataSection(_Section):
     root: str | None = None
     repeats: int = Field(1, ge=1, le=32)
     max_bad_fraction: float = Field(0.01, ge=0, le=1)
-    num_workers: int | None = Field(None, ge=0)
-    prefetch: int = Field(2, ge=1)
-    clip_timeout_seconds: float = Field(60.0, gt=0)
+    num_workers: int | None = Field(None, ge=0, le=4096)
+    prefetch: int = Field(2, ge=1, le=4096)
+    clip_timeout_seconds: float = Field(60.0, gt=0, le=YEAR_SECONDS)
 
 
 class OptimSection(_Section):
@@ -173,10 +182,10 @@ class OptimSection(_Section):
     min_lr: float = Field(1e-5, ge=0)
     warmup_lr: float = Field(1e-6, ge=0)
     warmup_epochs: float = Field(40, ge=0)
-    epochs: float = Field(800, gt=0)
-    steps: int | None = Field(None, ge=1)
+    epochs: float = Field(800, gt=0, le=1_000_000)
+    steps: int | None = Field(None, ge=1, le=MOST_STEPS)
     warmup_steps: int = Field(0, ge=0)
-    global_batch: int = Field(192, ge=1)
+    global_batch: int = Field(192, ge=1, le=1 << 24)
     betas: tuple[float, float] = (0.9, 0.95)
     weight_decay: float = Field(0.05, ge=0)
     eps: float = Field(1e-8, gt=0)
@@ -196,17 +205,17 @@ class RunSection(_Section):
     A rank that waits `hang_seconds` for its clips or for the other ranks ends the run.
     """
 
-    seed: int = Field(0, ge=0)
-    max_steps: int | None = Field(None, ge=1)
+    seed: int = Field(0, ge=0, lt=1 << 63)
+    max_steps: int | None = Field(None, ge=1, le=MOST_STEPS)
     checkpoint_steps: int = Field(1000, ge=0)
     keep_checkpoints: int = Field(3, ge=1)
     keep_every_steps: int = Field(0, ge=0)
-    hang_seconds: float = Field(1800.0, gt=0)
+    hang_seconds: float = Field(1800.0, gt=0, le=YEAR_SECONDS)
     log_steps: int = Field(10, ge=1)
 
 
 class Recipe(_Section):
-    """One experiment."""
+    """One experiment. `name` begins the names of its run folders below `runs/`."""
 
     name: str = "unnamed"
     model: ModelSection = ModelSection()
@@ -215,6 +224,13 @@ class Recipe(_Section):
     data: DataSection = DataSection()
     optim: OptimSection = OptimSection()
     run: RunSection = RunSection()
+
+    @field_validator("name")
+    @classmethod
+    def _is_a_file_name(cls, value: str) -> str:
+        if why := why_no_file_name(value):
+            raise ValueError(f"{why}: it becomes the name of a folder")
+        return value
 
     @model_validator(mode="after")
     def _counts(self) -> Recipe:
@@ -246,8 +262,9 @@ def load_recipe(source: str | Path = "default", overrides: Sequence[str] = (), *
     name, and for a recipe of another trainer than the schema's.
     """
     path = _find_recipe(source)
+    text = read_small_text(path, max_bytes=MAX_YAML_CHARACTERS)
     try:
-        tree = parse_yaml(path.read_text(encoding="utf-8"))
+        tree = parse_yaml(text)
     except ValueError as error:
         raise ValueError(f"{path} is not valid YAML: {error}") from None
     if tree is None:
@@ -265,8 +282,8 @@ def load_recipe(source: str | Path = "default", overrides: Sequence[str] = (), *
     except ValidationError as error:
         mistakes += [_explain(problem, schema) for problem in error.errors()]
     if mistakes:
-        lines = "\n".join(f"  - {mistake}" for mistake in mistakes)
-        raise ValueError(f"{path}: {len(mistakes)} mistake{'s' if len(mistakes) > 1 else ''} in the recipe\n{lines}")
+        count = f"{path}: {len(mistakes)} mistake{'s' if len(mistakes) > 1 else ''} in the recipe"
+        raise ValueError(Lines(count, *(f"  - {mistake}" for mistake in mistakes)))
     return recipe
 
 
@@ -331,7 +348,7 @@ def _explain(problem: Any, schema: type[BaseModel]) -> str:
         return f"{dotted} is not a key of a recipe{hint}"
     message = problem["msg"].removeprefix("Value error, ")
     message = message[:1].lower() + message[1:]
-    got = "" if isinstance(problem["input"], (dict, BaseModel)) else f", got {problem['input']!r}"
+    got = "" if isinstance(problem["input"], (dict, BaseModel)) else f", got {problem['input']!r:.200}"
     hint = ""
     if problem["type"] == "literal_error" and isinstance(problem["input"], str):
         valid = problem["ctx"]["expected"].replace("'", "").replace(" or ", ", ").split(", ")
@@ -356,5 +373,5 @@ def _all_keys(schema: type[BaseModel]) -> list[str]:
 
 
 def _nearest(name: str, valid: Sequence[str]) -> str:
-    close = difflib.get_close_matches(name, valid, n=1, cutoff=0.5)
+    close = difflib.get_close_matches(name[:COMPARED_LETTERS], valid, n=1, cutoff=0.5)
     return f"; did you mean {close[0]}?" if close else ""

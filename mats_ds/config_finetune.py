@@ -46,7 +46,7 @@ class FinetuneSection(_Section):
     weights: str | None = None
     weights_from: Literal["last", "average", "unaveraged", "best"] | None = None
     new_head: bool = False
-    num_classes: int | None = Field(None, ge=2)
+    num_classes: int | None = Field(None, ge=2, le=1_000_000)
     label_smoothing: float = Field(0.1, ge=0, lt=1)
     layer_decay: float = Field(0.75, gt=0, le=1)
     head_dropout: float = Field(0.0, ge=0, lt=1)
@@ -161,13 +161,13 @@ def parse_rand_augment(text: str) -> RandAugmentPlan:
     first, *parts = text.split("-")
     values = {"m": 10.0, "n": 2.0, "mstd": 0.0, "inc": 0.0, "p": 0.5}
     for part in parts:
-        match = re.fullmatch(r"(mstd|inc|m|n|p)(\d+(?:\.\d+)?)", part)
+        match = re.fullmatch(r"(mstd|inc|m|n|p)(\d{1,9}(?:\.\d{1,9})?)", part)
         if match is None:
             raise ValueError(f"rand_augment knows no {part!r}: write m, n, mstd, inc1 and p as in rand-m7-n4-mstd0.5-inc1")
         values[match[1]] = float(match[2])
     plan = RandAugmentPlan(values["m"], int(values["n"]), values["mstd"], values["p"])
     if first != "rand" or values["inc"] != 1:
         raise ValueError("rand_augment begins with rand and has inc1, as in rand-m7-n4-mstd0.5-inc1")
-    if not (0 <= plan.magnitude <= 10 and plan.num_operations == values["n"] >= 1 and plan.probability <= 1):
-        raise ValueError("rand_augment: m is 0 to 10, n a whole number of at least 1, p at most 1")
+    if not (0 <= plan.magnitude <= 10 and 1 <= plan.num_operations == values["n"] <= 100 and plan.probability <= 1):
+        raise ValueError("rand_augment: m is 0 to 10, n a whole number from 1 to 100, p at most 1")
     return plan

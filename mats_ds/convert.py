@@ -10,6 +10,8 @@ Exit status: 0 done, 1 done but the weights hold NaN or the outputs differ, 2 un
 from __future__ import annotations
 
 import argparse
+import logging
+import os
 import sys
 from dataclasses import replace
 from importlib.util import find_spec
@@ -19,9 +21,13 @@ if __name__ == "__main__":  # run as a file, Python would look for modules in ma
     sys.path[0] = str(Path(__file__).resolve().parents[1])
 
 from mats_ds.config import STRATEGIES
+from mats_ds.core.arguments import ArgumentParser
+from mats_ds.core.output_file import check_output_file, check_parent, describe_fault, describe_leftovers, is_same_file
+from mats_ds.core.text import log_to_stderr, say, tell_error
 from mats_ds.data.terminal import run_program
 from mats_ds.interop.compare import compare, compare_with_transformers
-from mats_ds.interop.hugging_face import CONFIG, write_hugging_face
+from mats_ds.interop.export_folder import CONFIG, EXPORTED, check_export_folder
+from mats_ds.interop.hugging_face import write_hugging_face
 from mats_ds.interop.load import FORMATS, check_complete, identify, load_classifier, read_weights, weights_of
 from mats_ds.interop.model_options import add_weights_from
 from mats_ds.interop.origin import Origin
@@ -34,7 +40,7 @@ TARGETS = ("mats", "hf", "videomae")
 
 
 def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(
+    parser = ArgumentParser(
         description="Convert weights between mats_ds, VideoMAE / EVEREST and Hugging Face, or say what a file holds.",
         epilog="Example: python mats_ds/convert.py runs/k400 k400.safetensors --verify",
     )
@@ -45,7 +51,7 @@ def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
         "--to", choices=TARGETS, help="format of DEST (default: mats for .safetensors, videomae for .pth, hf for a folder)"
     )
     parser.add_argument("--verify", action="store_true", help="run both models on random clips and compare their outputs")
-    parser.add_argument("--force", action="store_true", help="overwrite DEST")
+    parser.add_argument("--force", action="store_true", help="overwrite DEST (of folders, only an export of this command)")
     trained = parser.add_argument_group("what the source was trained on, where a .pth does not tell")
     for name, text in (("num-frames", "of a clip (16)"), ("height", "of a frame (224)"), ("width", "of a frame (224)")):
         trained.add_argument(f"--{name}", type=int, metavar="N", help=text)
@@ -64,18 +70,19 @@ def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
 
 def main(arguments: list[str] | None = None) -> int:
     options = parse_arguments(arguments)
+    log_to_stderr(logging.WARNING)
     try:
         return inspect(options) if options.dest is None else convert(options)
-    except ValueError as error:
-        print(f"error: {error}", file=sys.stderr)
+    except (ValueError, OSError) as error:  # OSError: DEST cannot be written
+        tell_error(describe_fault(error, options.dest))
         return UNUSABLE
 
 
 def inspect(options: argparse.Namespace) -> int:
     weights = read_source(options)
-    print(f"{options.source}: {weights.source}")
+    say(f"{options.source}: {weights.source}")
     num_values = sum(tensor.numel() for tensor in weights.state.values())
-    print(*weights.spec.describe(), f"{len(weights.state)} tensors, {num_values / 1e6:.1f} M values", sep="\n")
+    say(*weights.spec.describe(), f"{len(weights.state)} tensors, {num_values / 1e6:.1f} M values")
     tell(weights.notes)
     check_complete(weights)
     return DIFFERENT if name_nonfinite(weights.state) else DONE
@@ -83,7 +90,9 @@ def inspect(options: argparse.Namespace) -> int:
 
 def convert(options: argparse.Namespace) -> int:
     dest, target = Path(options.dest), options.to or guess_target(Path(options.dest))
-    refuse_to_overwrite(Path(options.source), dest, force=options.force)
+    refuse_to_overwrite(options, dest, target=target)
+    if target != "hf":
+        tell(describe_leftovers(dest))
     weights = read_source(options)
     tell(weights.notes)
     weights = change_head(weights, options)
@@ -94,8 +103,7 @@ def convert(options: argparse.Namespace) -> int:
         save_weights(dest, weights.spec, weights.state, note=f"from {weights.source}", **known)
     else:
         tell((write_hugging_face if target == "hf" else write_videomae)(dest, weights))
-    print(f"wrote {dest}: {FORMATS[target]}", f"from {options.source}: {weights.source}", sep="\n")
-    print(*weights.spec.describe(), sep="\n")
+    say(f"wrote {dest}: {FORMATS[target]}", f"from {options.source}: {weights.source}", *weights.spec.describe())
     if name_nonfinite(weights.state):
         return DIFFERENT  # said among the notes; outputs that are NaN cannot be compared
     return verify(weights, options, dest) if options.verify else DONE
@@ -114,10 +122,23 @@ def guess_target(dest: Path) -> str:
     return "videomae" if dest.suffix in (".pth", ".pt") else "hf"
 
 
-def refuse_to_overwrite(source: Path, dest: Path, *, force: bool) -> None:
-    if source.resolve() == dest.resolve():
+def refuse_to_overwrite(options: argparse.Namespace, dest: Path, *, target: str) -> None:
+    """Raise ValueError where DEST is the source or a part of it, or holds what may not be replaced; --force replaces one file,
+    or an export of ours.
+    """
+    source = Path(options.source)
+    files = [dest / name for name in EXPORTED] if target == "hf" else [dest]
+    if any(is_same_file(path, source) for path in (dest, *files)):
         raise ValueError(f"{dest} is the source itself")
-    if not force and (dest.is_file() or (dest / CONFIG).is_file()):
+    for file in files:
+        if os.path.lexists(file) and source.is_dir() and source.resolve() in file.resolve().parents:
+            raise ValueError(f"{file} is a part of the source {source}: give another name")
+    if target != "hf":
+        check_output_file(dest, inputs=[options.class_names], force=options.force)
+        return
+    check_export_folder(dest)
+    check_parent(dest)
+    if not options.force and (dest / CONFIG).exists():
         raise ValueError(f"{dest} exists: give another name, or --force")
 
 
@@ -128,7 +149,7 @@ def change_head(weights: Weights, options: argparse.Namespace) -> Weights:
             raise ValueError("--new-head belongs to --num-classes N")
         return weights
     started = load_classifier(weights, num_classes=options.num_classes, new_head=options.new_head)
-    print(started.report.describe())
+    say(started.report.describe())
     return replace(weights_of(started.model, weights.source), origin=weights.origin)
 
 
@@ -162,13 +183,12 @@ def verify(weights: Weights, options: argparse.Namespace, dest: Path) -> int:
     elif not options.num_classes:
         differences |= {f"transformers on {path}": compare_with_transformers(weights, path) for path in folders}
     for name, difference in differences.items():
-        print(f"verify: {name}: {difference.describe()}: {'equal' if difference.is_rounding else 'DIFFERENT'}")
+        say(f"verify: {name}: {difference.describe()}: {'equal' if difference.is_rounding else 'DIFFERENT'}")
     return DONE if all(difference.is_rounding for difference in differences.values()) else DIFFERENT
 
 
 def tell(notes) -> None:
-    for note in notes:
-        print(f"note: {note}")
+    say(*(f"note: {note}" for note in notes))
 
 
 if __name__ == "__main__":

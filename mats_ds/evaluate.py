@@ -7,7 +7,7 @@
 Reads top to bottom: open model and videos, score every view, put the ranks together, write. The scores of a video are the mean
 of its views' softmax scores, as VideoMAE is tested; accuracy is over the videos that can be read, the others are listed. Views
 and frames are those of the training's recipe; the weights of a run are its last ones, averaged where it keeps an average.
-Exit status: 0 done, 2 unusable input or arguments.
+Exit status: 0 done, 1 stopped by a fault (no room), 2 unusable input or arguments.
 """
 
 from __future__ import annotations
@@ -28,6 +28,10 @@ import torch
 
 from mats_ds.clips import BadClip, ClipBatch, count_tokens
 from mats_ds.config import ClipSection
+from mats_ds.core.arguments import ArgumentParser
+from mats_ds.core.folder_lock import release_folder
+from mats_ds.core.output_folder import check_output_folder, hold_output_folder, make_new_folder
+from mats_ds.core.text import clean_line, say
 from mats_ds.data.classes import Classes, check_labels_of_model, warn_of_names
 from mats_ds.data.importers.labels import read_class_list
 from mats_ds.data.manifest import Manifest, read_manifest
@@ -47,21 +51,24 @@ from mats_ds.interop.model_options import (
 )
 from mats_ds.interop.origin import Origin
 from mats_ds.metering.accuracy import TOP, Accuracy, VideoScore, VideoScores, measure_accuracy, top_classes
-from mats_ds.metering.accuracy_files import describe_bad, describe_points, write_results
+from mats_ds.metering.accuracy_files import describe_bad, describe_points, draw_results, is_test_folder, write_results
 from mats_ds.metering.accuracy_pictures import SweepPoint
 from mats_ds.metering.forward_cost import describe_speed, forward_macs, time_forwards
 from mats_ds.models.classifier import VideoClassifier, check_options
 from mats_ds.models.spec import describe_model
 from mats_ds.training.engine import Place
-from mats_ds.training.place import find_dtype, find_place, gather_on_first
+from mats_ds.training.place import do_on_first, find_dtype, find_place, gather_on_first
 from mats_ds.training.run_folder import collect_versions
 from mats_ds.training.start import run_command
 
 logger = logging.getLogger("mats_ds")
 
+COMMAND = "evaluate"
+ADVICE = "make room or mend that, then start the same command again"
+
 
 def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(
+    parser = ArgumentParser(
         description="Test a classifier on labelled videos, or say what it makes of one video.",
         epilog="Example: bash launch.sh evaluate --model runs/ucf101 --manifest test.csv --keep_ratio 0.3 0.6 1.0",
     )
@@ -195,14 +202,30 @@ def measure_points(test: Test, accuracies: list[Accuracy], example: ClipBatch) -
 
 def evaluate(test: Test) -> None:
     """A whole test, written into --out and told in words."""
-    began = time.monotonic()
+    began, place = time.monotonic(), test.place
     manifest = read_manifest(test.options.manifest, root=test.options.root)
     check_labels_of_model(manifest, test.model.num_classes)
     warn_of_names(manifest, test.options.manifest, Classes(test.model.num_classes, test.model.class_names))
-    seen = score_views(test, manifest, label="test")
-    if seen is None:
-        return
-    seconds = time.monotonic() - began
+    out = do_on_first(partial(begin_folder, test.options.out), place, advice=ADVICE)
+    try:
+        seen = score_views(test, manifest, label="test")
+        seconds = time.monotonic() - began
+        write = partial(write_test, test, manifest, seen, out=out, seconds=seconds)
+        do_on_first(write, place, advice=f"{out} is not finished: {ADVICE}")
+    finally:
+        if place.rank == 0:
+            release_folder(out)
+
+
+def begin_folder(out: str | None) -> Path:
+    """Take the folder of --out, or a new one below runs/. Raises ValueError where it holds something else or is in use."""
+    folder = Path(out) if out else make_new_folder(Path("runs"), f"evaluate-{time.strftime('%Y%m%d-%H%M%S')}")
+    hold_output_folder(folder, command=COMMAND, is_ours=is_test_folder)
+    return folder
+
+
+def write_test(test: Test, manifest: Manifest, seen: Seen, *, out: Path, seconds: float) -> None:
+    """What a test found, as files and in words. Raises ValueError where no video could be read."""
     known = count_known(manifest, sources_of(test))
     speed_note = describe_speed(test.place.device, test.dtype, num_views=len(seen.example.frames_BTHWC))
     readable = [sample for sample, video in enumerate(seen.videos) if video.mean is not None]
@@ -213,7 +236,7 @@ def evaluate(test: Test) -> None:
     accuracies = [measure_accuracy(scores_SRC[:, number], label_S) for number in range(len(test.keep_ratios))]
     points = measure_points(test, accuracies, seen.example)
     write_results(
-        out := Path(test.options.out or f"runs/evaluate-{time.strftime('%Y%m%d-%H%M%S')}"),
+        out,
         points,
         videos=seen.videos,
         bad=seen.bad,
@@ -221,16 +244,15 @@ def evaluate(test: Test) -> None:
         label_S=manifest.label_S,
         paths=manifest.paths,
         names=test.names,
-        title=title_of(test, manifest),
-        speed_note=speed_note,
         about={**describe_test(test, manifest), "also": known},
         run={"ranks": test.place.world_size, "seconds": seconds, "speed": speed_note, "versions": collect_versions()},
     )
-    print(f"weights: {test.options.model}: {test.source}")
+    say(f"weights: {test.options.model}: {test.source}")
     views = f"{test.options.clips} x {test.options.crops} views"
-    print(f"{len(readable)} of {len(manifest)} videos of {manifest.name} scored on {views}; accuracy is over these")
+    say(f"{len(readable)} of {len(manifest)} videos of {manifest.name} scored on {views}; accuracy is over these")
     known_lines = [f"  {number} of them {name}: no accuracy on unseen videos" for name, number in known.items() if number]
-    print(*known_lines, *describe_bad(seen.bad), *describe_points(points), f"written: {out}", sep="\n")
+    say(*known_lines, *describe_bad(seen.bad), *describe_points(points), f"written: {out}")
+    draw_results(out, points, names=test.names, title=title_of(test, manifest), speed_note=speed_note)
 
 
 def sources_of(test: Test) -> dict[str, tuple[str, str | None]]:
@@ -247,7 +269,8 @@ def title_of(test: Test, manifest: Manifest) -> str:
     """Of pictures: model, which weights of it, videos, views."""
     options, described = test.options, test.origin.describe()
     weights = f"\n{described}, " if described else ", "
-    return f"{Path(options.model).resolve().name} on {manifest.name}{weights}{options.clips} x {options.crops} views"
+    model, videos = clean_line(Path(options.model).resolve().name), clean_line(manifest.name)
+    return f"{model} on {videos}{weights}{options.clips} x {options.crops} views"
 
 
 def describe_test(test: Test, manifest: Manifest) -> dict[str, object]:
@@ -276,23 +299,27 @@ def classify(test: Test) -> None:
     (video,) = seen.videos
     if video.mean is None:
         raise ValueError(f"{path} cannot be read: {seen.bad[0].reason}")
-    print(f"{path}: {video.num_read} views")
+    say(f"{path}: {video.num_read} views")
     for ratio, scores_C in zip(test.keep_ratios, video.mean, strict=True):
         if len(test.keep_ratios) > 1:
             print(f"{ratio:g} of the tokens:")
-        print(*(f"  {scores_C[label]:.4f}  {test.names[label]}" for label in top_classes(scores_C, TOP)), sep="\n")
+        say(*(f"  {scores_C[label]:.4f}  {test.names[label]}" for label in top_classes(scores_C, TOP)))
 
 
 def run(options: argparse.Namespace) -> None:
     """A test, or one video."""
-    test = open_classifier(options, find_place(options.device))
+    place = find_place(options.device)
+    if options.out and not options.video:  # before the weights are read
+        check = partial(check_output_folder, Path(options.out), command=COMMAND, is_ours=is_test_folder)
+        do_on_first(check, place, advice=ADVICE)
+    test = open_classifier(options, place)
     (classify if options.video else evaluate)(test)
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Run it; returns the exit status: 0 done, 2 unusable input or arguments."""
+    """Run it; returns the exit status: 0 done, 1 stopped by a fault, 2 unusable input or arguments."""
     options = parse_arguments(arguments)
-    return run_command(lambda: run(options))
+    return run_command(lambda: run(options), advice=ADVICE)
 
 
 if __name__ == "__main__":

@@ -5,7 +5,7 @@
 
 Reads top to bottom: settle what is asked for, write the shards that are missing, write the index. The same command goes on
 where an earlier one ended; shards are the same on any number of ranks. Labels are not needed.
-Exit status: 0 done, 2 unusable input or arguments.
+Exit status: 0 done, 1 stopped by a fault (no room), 2 unusable input or arguments.
 """
 
 from __future__ import annotations
@@ -17,6 +17,7 @@ import os
 import sys
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 if __name__ == "__main__":  # run as a file, Python would look for modules in mats_ds/ itself
@@ -27,9 +28,14 @@ import torch
 
 from mats_ds.clips import BadClip, count_tokens
 from mats_ds.config import ClipSection
+from mats_ds.core.arguments import ArgumentParser
+from mats_ds.core.folder_lock import release_folder
+from mats_ds.core.output_folder import check_output_folder
+from mats_ds.core.text import say
 from mats_ds.data.manifest import Manifest, read_manifest
 from mats_ds.data.terminal import run_program
 from mats_ds.data.view_pass import read_views
+from mats_ds.interop.feature_folder import COMMAND, SHARD, begin_folder, is_features_folder
 from mats_ds.interop.feature_shards import SUFFIXES, Shard, digest, digest_weights, is_finished, read_shard, write_shard
 from mats_ds.interop.load import load_encoder
 from mats_ds.interop.model_options import (
@@ -41,20 +47,24 @@ from mats_ds.interop.model_options import (
     find_clip_section,
     read_model_weights,
 )
-from mats_ds.metering.accuracy_files import write_json, write_table, write_unreadable
+from mats_ds.metering.accuracy_files import UNREADABLE_COLUMNS, write_table, write_unreadable
 from mats_ds.models.features import VideoEncoder, average_tubelets
-from mats_ds.training.place import find_dtype, find_place, gather_on_all, wait_for_all
+from mats_ds.training.engine import Place
+from mats_ds.training.place import do_on_all, do_on_first, find_dtype, find_place, gather_on_all
 from mats_ds.training.start import run_command
 
 logger = logging.getLogger("mats_ds")
 
 VERSION = 2  # of what the same settings give; 1 (version 0.1 of mats_ds) rounded position tables under bf16
-SETTINGS, INDEX, UNREADABLE = "features.json", "index.csv", "unreadable.csv"
+INDEX, UNREADABLE = "index.csv", "unreadable.csv"
+INDEX_COLUMNS = ("path", "label", "sample", "clip", "crop", "shard", "row", "tubelets", "rows", "columns")
+TABLES = {INDEX: INDEX_COLUMNS, UNREADABLE: UNREADABLE_COLUMNS}
+ADVICE = "make room or mend that, then start the same command again: the shards that are whole are kept"
 SHARD_VIDEOS = {"mean": 1000, "tubelet": 1000, "none": 32}  # all tokens of a ViT-B clip are 5 MB
 
 
 def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(
+    parser = ArgumentParser(
         description="Write the features of every video of a manifest, in shards with an index; call it again to go on.",
         epilog="Example: bash launch.sh extract --model runs/k400 --manifest videos.csv --out features --pool tubelet",
     )
@@ -76,19 +86,22 @@ def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
 
 @dataclass(frozen=True)
 class Extraction:
-    """All that a shard depends on but its videos; `settings` is the digest of it."""
+    """All that a shard depends on but its videos: `asked`. `told`: what else features.json says, in words."""
 
     encoder: VideoEncoder
     section: ClipSection
-    settings: str
+    asked: Mapping[str, object]
+    told: Mapping[str, object]
     options: argparse.Namespace
 
+    @property
+    def settings(self) -> str:
+        """The digest of what is asked for."""
+        return digest([json.dumps(self.asked, sort_keys=True).encode()])
 
-def settle(options: argparse.Namespace, manifest: Manifest, *, out: Path, device: torch.device, is_first: bool) -> Extraction:
-    """Load the encoder and write down what is asked for.
 
-    Raises ValueError when `out` holds features of something else, or the weights or numbers cannot be used.
-    """
+def settle(options: argparse.Namespace, manifest: Manifest, *, device: torch.device) -> Extraction:
+    """Load the encoder and say what is asked for. Raises ValueError when the weights or numbers cannot be used."""
     weights = read_model_weights(options)
     for line in describe_weights(options.model, weights):
         logger.info("%s", line)
@@ -132,25 +145,8 @@ def settle(options: argparse.Namespace, manifest: Manifest, *, out: Path, device
         "precision": str(dtype).removeprefix("torch."),
         "shard_videos": options.shard_videos,
     }
-    refuse_other_settings(out / SETTINGS, asked)
-    if is_first:
-        out.mkdir(parents=True, exist_ok=True)
-        told = {"weights": str(options.model), "source": weights.source, "origin": weights.origin.as_json()}
-        write_json(out / SETTINGS, {**asked, **told, "manifest": manifest.name})
-    settings = digest([json.dumps(asked, sort_keys=True).encode()])
-    return Extraction(encoder.to(device, dtype), section, settings, options)
-
-
-def refuse_other_settings(path: Path, asked: Mapping[str, object]) -> None:
-    """Raises ValueError when a folder was begun with other settings, and says which."""
-    if not path.is_file():
-        return
-    there = json.loads(path.read_text(encoding="utf-8"))
-    other = [
-        f"{name} is {there.get(name)!r} there and {value!r} here" for name, value in asked.items() if there.get(name) != value
-    ]
-    if other:
-        raise ValueError(f"{path.parent} holds features made otherwise ({'; '.join(other)}): use another --out")
+    told = {"weights": str(options.model), "source": weights.source, "origin": weights.origin.as_json()}
+    return Extraction(encoder.to(device, dtype), section, asked, {**told, "manifest": manifest.name}, options)
 
 
 def extract_shard(
@@ -210,7 +206,7 @@ def encode(encoder: VideoEncoder, frames_BTHWC: torch.Tensor, *, pool: str, stor
 def shard_paths(out: Path, num_videos: int, options: argparse.Namespace) -> list[Path]:
     """The files of the shards, in their order."""
     num_shards = -(-num_videos // options.shard_videos)
-    return [out / f"features-{number:05d}{SUFFIXES[options.format]}" for number in range(num_shards)]
+    return [out / f"{SHARD}{number:05d}{SUFFIXES[options.format]}" for number in range(num_shards)]
 
 
 def write_index(out: Path, manifest: Manifest, shards: list[Path], encoder: VideoEncoder) -> str:
@@ -223,8 +219,7 @@ def write_index(out: Path, manifest: Manifest, shards: list[Path], encoder: Vide
         for row, (sample, clip, crop) in enumerate(places):
             labelled = [manifest.paths[sample], int(manifest.label_S[sample]), sample, clip, crop]
             rows.append([*labelled, path.name, row, grid.tau, grid.rows, grid.columns])
-    header = ("path", "label", "sample", "clip", "crop", "shard", "row", "tubelets", "rows", "columns")
-    write_table(out / INDEX, header, rows)
+    write_table(out / INDEX, INDEX_COLUMNS, rows)
     write_unreadable(out / UNREADABLE, bad)
     note = f"; {len(bad)} unreadable, in whole or in part: see {UNREADABLE}" if bad else ""
     num_read = len({row[2] for row in rows})
@@ -232,35 +227,54 @@ def write_index(out: Path, manifest: Manifest, shards: list[Path], encoder: Vide
 
 
 def extract(options: argparse.Namespace) -> None:
-    """Everything on this rank; rank 0 writes the index."""
+    """Everything on this rank; rank 0 alone takes the folder and writes the index."""
     place = find_place(options.device)
-    manifest, out = read_manifest(options.manifest, root=options.root), Path(options.out)
-    extraction = settle(options, manifest, out=out, device=place.device, is_first=place.rank == 0)
-    wait_for_all(place)
-    shards = shard_paths(out, len(manifest), options)
-    checked = range(place.rank, len(shards), place.world_size)
-    found = gather_on_all([number for number in checked if not is_finished(shards[number], extraction.settings)], place)
-    missing = sorted(number for numbers in found for number in numbers)
-    if len(missing) < len(shards):
-        logger.info("%d of %d shards are there and whole", len(shards) - len(missing), len(shards))
-    for number in missing[place.rank :: place.world_size]:
+    out = Path(options.out)
+    advice = f"{ADVICE} in {out}"
+    do_on_first(partial(check_output_folder, out, command=COMMAND, is_ours=is_features_folder), place, advice=advice)
+    manifest = read_manifest(options.manifest, root=options.root)
+    extraction = settle(options, manifest, device=place.device)
+    try:
+        begin = partial(begin_folder, out, asked=extraction.asked, told=extraction.told, tables=TABLES)
+        do_on_first(begin, place, advice=advice)
+        shards = shard_paths(out, len(manifest), options)
+        find = partial(find_missing, shards[place.rank :: place.world_size], extraction.settings)
+        found = gather_on_all(do_on_all(find, place, advice=advice), place)
+        missing = sorted(path for paths in found for path in paths)
+        if len(missing) < len(shards):
+            logger.info("%d of %d shards are there and whole", len(shards) - len(missing), len(shards))
+        mine = [shards.index(path) for path in missing[place.rank :: place.world_size]]
+        do_on_all(partial(write_shards, shards, mine, manifest, extraction, place), place, advice=advice)
+        told = do_on_first(partial(write_index, out, manifest, shards, extraction.encoder), place, advice=advice)
+    finally:
+        if place.rank == 0:
+            release_folder(out)
+    if place.rank == 0:
+        say(told)
+
+
+def find_missing(shards: list[Path], settings: str) -> list[Path]:
+    """Those that are not there, torn, or made otherwise."""
+    return [path for path in shards if not is_finished(path, settings)]
+
+
+def write_shards(shards: list[Path], numbers: list[int], manifest: Manifest, extraction: Extraction, place: Place) -> None:
+    """Make the shards with these numbers."""
+    for number in numbers:
         arrays, bad = extract_shard(
             extraction,
             manifest,
-            first=number * options.shard_videos,
+            first=number * extraction.options.shard_videos,
             device=place.device,
             label=f"shard {number + 1} of {len(shards)}" if place.rank == 0 else "",
         )
         write_shard(shards[number], Shard(arrays, extraction.settings, tuple(bad)))
-    wait_for_all(place)
-    if place.rank == 0:
-        print(write_index(out, manifest, shards, extraction.encoder))
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Run it; returns the exit status: 0 done, 2 unusable input or arguments."""
+    """Run it; returns the exit status: 0 done, 1 stopped by a fault, 2 unusable input or arguments."""
     options = parse_arguments(arguments)
-    return run_command(lambda: extract(options))
+    return run_command(lambda: extract(options), advice=ADVICE)
 
 
 if __name__ == "__main__":

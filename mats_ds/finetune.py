@@ -10,7 +10,6 @@ from __future__ import annotations
 import argparse
 import json
 import logging
-import shlex
 import sys
 from contextlib import ExitStack
 from dataclasses import asdict
@@ -25,6 +24,9 @@ import torch
 from mats_ds.clips import TokenCounts, count_tokens
 from mats_ds.config import dump_recipe, load_recipe
 from mats_ds.config_finetune import FinetuneRecipe
+from mats_ds.core.arguments import ArgumentParser
+from mats_ds.core.files import write_json
+from mats_ds.core.text import quote_word
 from mats_ds.data.augment import Augmenter
 from mats_ds.data.classes import Classes, check_test_set, settle_classes
 from mats_ds.data.manifest import Manifest, read_manifest
@@ -36,7 +38,6 @@ from mats_ds.data.views import ViewSampler, fit_micro_batch
 from mats_ds.interop.begin import build_classifier
 from mats_ds.interop.origin import BEST_FILE, origin_of
 from mats_ds.interop.plain import save_weights
-from mats_ds.metering.accuracy_files import write_json
 from mats_ds.metering.deep_dives import add_deep_dive_options, make_deep_dives
 from mats_ds.metering.flops import StepFlops, step_flops
 from mats_ds.metering.forecast import Feed
@@ -62,7 +63,7 @@ logger = logging.getLogger("mats_ds")
 
 
 def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(
+    parser = ArgumentParser(
         description="Fine-tune a video classifier with motion-aware token selection, from pre-trained weights or from scratch.",
         epilog="Example: deepspeed --num_gpus 8 mats_ds/finetune.py --recipe finetune_ucf101 --ds_config "
         "ds_configs/zero2_finetune.json finetune.weights=runs/ucf101 data.manifest=train.csv evaluation.manifest=val.csv. "
@@ -145,6 +146,8 @@ def finetune(recipe: FinetuneRecipe, options: argparse.Namespace) -> None:
         """Write the weights that were tested; rank 0 alone, but under ZeRO-3 every rank has a part of them."""
         with full_parameters(engine):
             if place.rank == 0:
+                if lost := recorder.what_is_lost():  # what is there now is not to get our weights
+                    raise FileNotFoundError(lost)
                 tested = average.model if average else engine.module
                 note = f"chosen by its top-1 of {100 * found.top1:.2f}% on {found.measured_on}: no result on the same videos"
                 origin = origin_of(recipe.model_dump(mode="json"), step=found.step, averaged=found.averaged, is_best=True)
@@ -200,7 +203,9 @@ def finetune(recipe: FinetuneRecipe, options: argparse.Namespace) -> None:
                     averaged=average is not None,
                 )
             )
-        observers.append(Checkpointer(saver, every_steps=recipe.run.checkpoint_steps, extra=extra_state))
+        observers.append(
+            Checkpointer(saver, every_steps=recipe.run.checkpoint_steps, extra=extra_state, what_is_lost=recorder.what_is_lost)
+        )
         fit(
             engine,
             loader.micro_batches(resumed.step),
@@ -211,10 +216,11 @@ def finetune(recipe: FinetuneRecipe, options: argparse.Namespace) -> None:
             num_videos=len(manifest),
             max_bad_fraction=recipe.data.max_bad_fraction,
             hang_seconds=recipe.run.hang_seconds,
+            what_is_lost=recorder.what_is_lost,
         )
     if place.rank == 0:
         tell_result(folder, recipe, num_trained_on=num_trained_on)
-    logger.info("run folder: %s  (report: python profiling/report.py %s)", folder, shlex.quote(str(folder)))
+    logger.info("run folder: %s  (report: python profiling/report.py %s)", folder, quote_word(folder))
 
 
 def open_test_set(recipe: FinetuneRecipe, classes: Classes) -> Manifest | None:
@@ -246,13 +252,13 @@ def tell_result(folder: Path, recipe: FinetuneRecipe, *, num_trained_on: int) ->
     tests = [asdict(test) for test in read_evaluations(folder)]
     if not (result := conclude(tests, num_trained_on=num_trained_on, best_file=BEST_FILE)):
         return
-    write_json(folder / RESULT_FILE, result.as_json())
+    write_json(folder / RESULT_FILE, result.as_json(), durable=True, indent=2)
     for line in result.describe():
         logger.info("%s", line)
     test = recipe.evaluation
     views = test.clips or 1, test.crops or 1
     if (test.clips or test.crops) and test.training_views != views:
-        command = shlex.join(["mats_ds/evaluate.py", "--model", str(folder), "--manifest", str(test.manifest)])
+        command = f"mats_ds/evaluate.py --model {quote_word(folder)} --manifest {quote_word(test.manifest)}"
         logger.info("on %d x %d views, as the recipe tests: python %s", *views, command)
 
 

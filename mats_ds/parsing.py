@@ -15,6 +15,7 @@ from typing import Any
 import yaml
 
 NESTED = "it is nested too deeply"
+MAX_YAML_CHARACTERS = 200_000  # a recipe has 2,000; the reader makes a kilobyte of two brackets
 
 
 class _PlainLoader(yaml.SafeLoader):
@@ -74,10 +75,18 @@ def _make_float(text: str) -> float:
 
 
 def parse_yaml(text: str) -> Any:
-    """The value of a YAML document. Raises ValueError."""
+    """The value of a YAML document of MAX_YAML_CHARACTERS at most. Raises ValueError."""
+    if len(text) > MAX_YAML_CHARACTERS:
+        raise ValueError(f"it has {len(text):,} characters, expected {MAX_YAML_CHARACTERS:,} at most")
     try:
         return yaml.load(text, _PlainLoader)
     except RecursionError:
         raise ValueError(NESTED) from None
+    except yaml.MarkedYAMLError as error:  # its own words are four lines with a drawing
+        words = ", ".join(filter(None, (error.context, error.problem)))
+        where = (
+            "" if error.problem_mark is None else f"line {error.problem_mark.line + 1}, column {error.problem_mark.column + 1}: "
+        )
+        raise ValueError(f"{where}{words}") from None
     except (yaml.YAMLError, ValueError, TypeError, AttributeError, KeyError, IndexError) as error:  # of `!!int a` and the like
-        raise ValueError(str(error) or type(error).__name__) from None
+        raise ValueError(" ".join(str(error).split()) or type(error).__name__) from None

@@ -17,6 +17,8 @@ from pathlib import Path
 if __name__ == "__main__":  # run as a file, Python would look for modules in mats_ds/ itself
     sys.path[0] = str(Path(__file__).resolve().parents[1])
 
+from mats_ds.core.arguments import ArgumentParser
+from mats_ds.core.text import log_to_stderr, quote_word, say, tell_error
 from mats_ds.data.importers import FORMATS, import_annotations
 from mats_ds.data.importers.output import describe_imported, refuse_to_overwrite, train_arguments, write_imported
 from mats_ds.data.terminal import run_program
@@ -39,7 +41,7 @@ def add_import(commands) -> None:
     parser.add_argument("--split", metavar="NAME", help="1, 2 or 3 where splits are numbered; train, val or test elsewhere")
     parser.add_argument("--subset", choices=("train", "val", "test"), help="which part of a numbered split")
     parser.add_argument("--labels", metavar="FILE", help="class list that numbers the classes; answers of a test list")
-    parser.add_argument("--force", action="store_true", help="overwrite files of an earlier import")
+    parser.add_argument("--force", action="store_true", help="take the names of files that are there; they are kept as NAME.old")
     parser.set_defaults(run=run_import)
 
 
@@ -55,13 +57,14 @@ def run_import(options: argparse.Namespace) -> int:
         subset=options.subset,
         labels=options.labels,
     )
-    print("\n".join(describe_imported(imported)))
+    say(*describe_imported(imported))
     if not imported.rows:
         raise ValueError(f"not one row of {options.source} can be used; nothing was written")
-    written = write_imported(imported, out)
+    written, kept = write_imported(imported, out, force=options.force)
     left = f"; {len(imported.mistakes)} left out" if imported.mistakes else ""
-    print(f"wrote {', '.join(map(str, written))} ({len(imported.rows)} rows{left})")
-    print(f"train with: {train_arguments(imported, out)}")
+    say(f"wrote {', '.join(map(str, written))} ({len(imported.rows)} rows{left})")
+    say(*(f"what was there before is kept as {path}" for path in kept))
+    say(f"train with: {train_arguments(imported, out)}")
     return LEFT_OUT if imported.mistakes else DONE
 
 
@@ -71,7 +74,11 @@ def add_check(commands) -> None:
     parser.add_argument("source", help="manifest, or folder of videos")
     parser.add_argument("--out", required=True, metavar="CSV", help="manifest of the readable files to write")
     parser.add_argument("--root", metavar="DIR", help="folder that relative paths start from (default: that of SOURCE)")
-    parser.add_argument("--quarantine", metavar="CSV", help="list of the bad ones (default: quarantine.csv beside --out)")
+    parser.add_argument(
+        "--quarantine",
+        metavar="CSV",
+        help="list of the bad ones (default: quarantine.csv beside --out; OUT.quarantine.csv where that is of another list)",
+    )
     parser.add_argument("--workers", type=int, metavar="N", help="processes (default: all cores)")
     parser.add_argument(
         "--timeout", type=float, default=300.0, metavar="SECONDS", help="give a file up when no frame comes for so long (300)"
@@ -87,11 +94,10 @@ def run_check(options: argparse.Namespace) -> int:
     from mats_ds.data.check_run import check_manifest, journal_path
     from mats_ds.data.check_summary import CheckProgress, summarize
     from mats_ds.data.manifest import read_manifest
+    from mats_ds.data.own_files import refuse_sources
 
     out = Path(options.out)
-    if out.resolve() == Path(options.source).resolve():
-        raise ValueError(f"--out {out} is the source itself, whose bad rows would be lost: give another name")
-    quarantine = Path(options.quarantine) if options.quarantine else out.parent / "quarantine.csv"
+    refuse_sources(out, option="--out", sources=[options.source])
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     progress = CheckProgress(sys.stderr)
     on_terminate = signal.signal(signal.SIGTERM, signal.default_int_handler)  # end the workers then, too
@@ -99,25 +105,31 @@ def run_check(options: argparse.Namespace) -> int:
         result = check_manifest(
             read_manifest(options.source, root=options.root),
             out=out,
-            quarantine=quarantine,
+            quarantine=options.quarantine,
             num_workers=cores if options.workers is None else options.workers,
             resume=not options.restart,
             timeout_seconds=options.timeout,
             root=options.root,
+            sources=[options.source],
             on_done=progress,
         )
     except RuntimeError as error:
         raise ValueError(f"{error}; what was checked so far is kept") from None
+    except OSError as error:  # no room, no permission
+        raise ValueError(f"{_say_system_error(error)}; what was checked so far is kept, and the same command goes on") from None
     except KeyboardInterrupt:
         progress.close()
-        print(f"stopped; the same command goes on from {journal_path(out)}", file=sys.stderr)
+        say(f"stopped; the same command goes on from {journal_path(out)}", stream=sys.stderr)
         return INTERRUPTED
     finally:
         signal.signal(signal.SIGTERM, on_terminate)
         progress.close()
     print(summarize(result))
-    use = f"data.manifest={out}" + (f" data.root={options.root}" if options.root else "")
-    print(f"Written: {out} (train with {use})" + (f", {quarantine}" if result.bad else ""))
+    use = quote_word(f"data.manifest={out}") + (f" {quote_word(f'data.root={options.root}')}" if options.root else "")
+    say(f"Written: {out} (train with {use})" + (f", {result.quarantine}" if result.bad else ""))
+    if not options.quarantine and result.quarantine.name != "quarantine.csv":
+        say(f"The quarantine is {result.quarantine}: quarantine.csv beside it is of something else.")
+    say(*(f"What was there before, from version 0.1, is kept as {kept}." for kept in result.kept))
     return LEFT_OUT if result.bad else DONE
 
 
@@ -152,7 +164,7 @@ def run_transcode(options: argparse.Namespace) -> int:
     from mats_ds.data.manifest import read_manifest
     from mats_ds.data.transcode import CopySettings
 
-    logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr)
+    log_to_stderr(logging.INFO)
     settings = CopySettings(
         short_side=options.short_side, gop=options.gop, codec=options.codec, crf=options.crf, preset=options.preset
     )
@@ -166,7 +178,7 @@ def run_transcode(options: argparse.Namespace) -> int:
     base = Path(options.root) if options.root and not scanned else scanned or source.parent
     if options.keep:
         check_out_folder(out, scanned=scanned)
-        print(*describe_plan(plan_copies(manifest, out, base=base), settings, segment_seconds=options.segment), sep="\n")
+        say(*describe_plan(plan_copies(manifest, out, base=base), settings, segment_seconds=options.segment))
         return DONE
     try:
         summary = make_copies(
@@ -174,6 +186,7 @@ def run_transcode(options: argparse.Namespace) -> int:
             out,
             base=base,
             scanned=scanned,
+            sources=[] if scanned else [source],
             settings=settings,
             segment_seconds=options.segment,
             reencode=options.reencode,
@@ -183,10 +196,12 @@ def run_transcode(options: argparse.Namespace) -> int:
         )
     except RuntimeError as error:
         raise ValueError(f"{error}; what was copied so far is kept") from None
+    except OSError as error:  # no room, no permission
+        raise ValueError(f"{_say_system_error(error)}; what was copied so far is kept, and the same command goes on") from None
     except KeyboardInterrupt:
         print("interrupted: the same command goes on from here", file=sys.stderr)
         return INTERRUPTED
-    print(*summary.lines(), sep="\n")
+    say(*summary.lines())
     return LEFT_OUT if summary.failed else DONE
 
 
@@ -194,7 +209,7 @@ SUBCOMMANDS = (add_import, add_check, add_transcode)
 
 
 def main(arguments: list[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(description="Prepare videos and annotations for training.")
+    parser = ArgumentParser(description="Prepare videos and annotations for training.")
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
     for add in SUBCOMMANDS:
         add(commands)
@@ -202,8 +217,15 @@ def main(arguments: list[str] | None = None) -> int:
     try:
         return options.run(options)
     except ValueError as error:
-        print(f"error: {error}", file=sys.stderr)
+        tell_error(error)
         return UNUSABLE
+    except OSError as error:
+        tell_error(_say_system_error(error))
+        return UNUSABLE
+
+
+def _say_system_error(error: OSError) -> str:
+    return ": ".join(str(part) for part in (error.filename, error.strerror or error) if part)
 
 
 if __name__ == "__main__":

@@ -12,8 +12,8 @@ import dataclasses
 import itertools
 import json
 import logging
-import shlex
 import sys
+from functools import partial
 from pathlib import Path
 
 if __name__ == "__main__":  # run as a file, Python would look for modules in mats_ds/ itself
@@ -23,6 +23,9 @@ import torch
 
 from mats_ds.clips import ClipBatch, count_selection
 from mats_ds.config import Recipe, dump_recipe, load_recipe
+from mats_ds.core.arguments import ArgumentParser
+from mats_ds.core.drawing import try_to_draw
+from mats_ds.core.text import clean_line, quote_word
 from mats_ds.data.opening import open_loader, open_videos
 from mats_ds.data.sampler import ClipSampler
 from mats_ds.data.terminal import run_program
@@ -53,7 +56,7 @@ SHOWN_CLIPS = 4
 
 
 def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(
+    parser = ArgumentParser(
         description="Pre-train a video model with motion-aware token selection.",
         epilog="Example: deepspeed --num_gpus 8 mats_ds/pretrain.py --ds_config ds_configs/zero2.json data.manifest=videos.csv",
     )
@@ -146,14 +149,20 @@ def pretrain(recipe: Recipe, options: argparse.Namespace) -> None:
                 *make_deep_dives(options, folder, place.device),
                 Console(log_steps=recipe.run.log_steps, memory_bytes=recorder.memory),
                 Monitor(engine, every_steps=recipe.run.log_steps, memory_bytes=recorder.memory),
-                Checkpointer(saver, every_steps=recipe.run.checkpoint_steps, extra=lambda: {"model_spec": model_spec}),
+                Checkpointer(
+                    saver,
+                    every_steps=recipe.run.checkpoint_steps,
+                    extra=lambda: {"model_spec": model_spec},
+                    what_is_lost=recorder.what_is_lost,
+                ),
             ],
             num_videos=len(manifest),
             max_bad_fraction=recipe.data.max_bad_fraction,
             hang_seconds=recipe.run.hang_seconds,
+            what_is_lost=recorder.what_is_lost,
         )
-        draw(engine, shown, recipe, folder, rank=place.rank)
-    logger.info("run folder: %s  (report: python profiling/report.py %s)", folder, shlex.quote(str(folder)))
+        try_to_draw(partial(draw, engine, shown, recipe, folder, rank=place.rank), folder / PICTURE)
+    logger.info("run folder: %s  (report: python profiling/report.py %s)", folder, quote_word(folder))
 
 
 def few_clips(batch: ClipBatch) -> ClipBatch:
@@ -169,7 +178,7 @@ def draw(engine, batch: ClipBatch, recipe: Recipe, folder: Path, *, rank: int) -
         seen = engine.module.reconstruct(batch.frames_BTHWC, batch.key_B)
     if rank == 0:
         liveliest = int(seen.motion_BN.mean(dim=1).argmax())
-        title = f"{Path(batch.paths[liveliest]).name}: {recipe.name}, {recipe.selection.strategy}"
+        title = clean_line(f"{Path(batch.paths[liveliest]).name}: {recipe.name}, {recipe.selection.strategy}")
         draw_reconstruction(seen, recipe.clip.grid(), folder / PICTURE, clip=liveliest, title=title)
 
 

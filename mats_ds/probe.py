@@ -9,7 +9,6 @@ with the validation set. Exit status: 0 done, 2 unusable input or arguments.
 from __future__ import annotations
 
 import argparse
-import json
 import logging
 import sys
 import time
@@ -25,12 +24,18 @@ import torch
 
 from mats_ds.clips import count_tokens
 from mats_ds.config import ClipSection
+from mats_ds.core.arguments import ArgumentParser
+from mats_ds.core.files import write_json
+from mats_ds.core.folder_lock import release_folder
+from mats_ds.core.output_file import describe_fault
+from mats_ds.core.output_folder import check_output_folder, hold_output_folder, remove_parts
+from mats_ds.core.text import log_to_stderr, say, tell_error
 from mats_ds.data.manifest import Manifest, read_manifest
 from mats_ds.data.shared_classes import count_shared_classes
 from mats_ds.data.shared_videos import refuse_shared
 from mats_ds.data.terminal import run_program
 from mats_ds.data.view_pass import read_views
-from mats_ds.interop.feature_file import FrozenSet, load_features, make_key, save_features
+from mats_ds.interop.feature_file import FEATURES, RESULTS, FrozenSet, is_probe_folder, load_features, make_key, save_features
 from mats_ds.interop.load import load_encoder
 from mats_ds.interop.model_options import (
     add_model_options,
@@ -54,6 +59,7 @@ from mats_ds.training.run_folder import collect_versions
 logger = logging.getLogger("mats_ds")
 
 DONE, UNUSABLE = 0, 2
+COMMAND = "probe"
 PROBES = ("knn", "linear", "attentive")
 VERSION = 2  # of what the same settings give; 1 (version 0.1 of mats_ds) rounded position tables under bf16
 TOKEN_BYTES, GIB = 2, 2**30
@@ -61,7 +67,7 @@ SHOWN_BAD = 5
 
 
 def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(
+    parser = ArgumentParser(
         description="Probe frozen features of an encoder: k nearest neighbours, a linear and an attentive classifier.",
         epilog="Example: python mats_ds/probe.py --model runs/k400 --train train.csv --val val.csv --out probes/k400 --baseline",
     )
@@ -81,12 +87,16 @@ def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
 
 def main(arguments: list[str] | None = None) -> int:
     options = parse_arguments(arguments)
-    logging.basicConfig(level=logging.WARNING, format="%(message)s", stream=sys.stderr)
+    log_to_stderr(logging.WARNING)
     logger.setLevel(logging.INFO)
     try:
-        probe(options)
+        try:
+            probe(options)
+        finally:
+            if options.out:
+                release_folder(Path(options.out))
     except (ValueError, OSError) as error:  # OSError: --out cannot be written
-        print(f"error: {error}", file=sys.stderr)
+        tell_error(describe_fault(error, options.out))
         return UNUSABLE
     return DONE
 
@@ -94,6 +104,9 @@ def main(arguments: list[str] | None = None) -> int:
 def probe(options: argparse.Namespace) -> None:
     """A whole run: every probe that was asked for, told in words and written into --out."""
     device = find_device(options.device)
+    out = Path(options.out) if options.out else None
+    if out is not None:
+        check_output_folder(out, command=COMMAND, is_ours=is_probe_folder)
     if options.neighbours < 1:
         raise ValueError(f"--neighbours is at least 1, got {options.neighbours}")
     train, val = read_manifest(options.train, root=options.root), read_manifest(options.val, root=options.root)
@@ -103,7 +116,10 @@ def probe(options: argparse.Namespace) -> None:
     subjects = {"trained": weights}
     if options.baseline:
         subjects["fresh"] = draw_fresh(weights, seed=options.seed)
-    print(*describe_weights(options.model, weights), sep="\n")
+    say(*describe_weights(options.model, weights))
+    if out is not None:
+        hold_output_folder(out, command=COMMAND, is_ours=is_probe_folder)
+        remove_parts(out, of=(*FEATURES, RESULTS).__contains__)
     results: list[ProbeResult] = []
     for name, subject in subjects.items():
         encoder = open_encoder(subject, options, device)
@@ -113,7 +129,7 @@ def probe(options: argparse.Namespace) -> None:
             get_features(encoder, subject, manifest, clips, options, name=f"{part}-{name}")
             for part, manifest in (("train", train), ("val", val))
         )
-        print(
+        say(
             f"{name} weights: {encoder.width} features of {len(fit_to.label_S)} train and {len(test_on.label_S)} val videos "
             f"in {time.monotonic() - began:.1f} s"
         )
@@ -121,13 +137,12 @@ def probe(options: argparse.Namespace) -> None:
         results += run_probes(fit_to, test_on, options, num_classes=num_classes, heads=heads, name=name, device=device)
     chance = Chance(num_classes, float(torch.bincount(test_on.label_S).max()) / len(test_on.label_S))
     views = f"{options.clips} x {options.crops} views, {describe_clips(options, clips, weights)}"
-    print(f"measured on {len(test_on.label_S)} videos of {val.name}: {views}")
-    print(chance.describe(), *(result.describe() for result in results), sep="\n")
-    if options.out:
-        path = Path(options.out) / "probe.json"
+    say(f"measured on {len(test_on.label_S)} videos of {val.name}: {views}")
+    say(chance.describe(), *(result.describe() for result in results))
+    if out is not None:
         told = as_json(options, weights, clips, results, chance) | {"also_trained_on": num_shared}
-        path.write_text(json.dumps(told, indent=2) + "\n", encoding="utf-8")
-        print(f"written: {path}")
+        write_json(out / RESULTS, told, indent=2)
+        say(f"written: {out / RESULTS}")
 
 
 def draw_fresh(weights: Weights, *, seed: int) -> Weights:
@@ -177,7 +192,10 @@ def get_features(
     found = load_features(path, key=key, needs_tokens=needs_tokens)
     if found is None:
         found = extract(encoder, manifest, clips, options, num_tokens=num_tokens, needs_tokens=needs_tokens, label=name)
-        save_features(path, found, key=key)
+        try:
+            save_features(path, found, key=key)
+        except OSError as error:  # the probes need no file
+            logger.warning("the features are not kept for the next time: %s", error)
     return found
 
 

@@ -10,6 +10,7 @@ Exit status: 0 done, 2 unusable input or arguments, nothing written.
 from __future__ import annotations
 
 import argparse
+import logging
 import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -21,13 +22,17 @@ if __name__ == "__main__":  # run as a file, Python would look for modules in ma
 
 import numpy as np
 import torch
+from av.error import FFmpegError
 from pydantic import ValidationError
 from torch import nn
 
 from mats_ds.clips import ClipSpec
 from mats_ds.config import STRATEGIES, ClipSection, ModelSection, Recipe, load_recipe
+from mats_ds.core.arguments import ArgumentParser
+from mats_ds.core.output_file import check_output_file, describe_fault, describe_leftovers
+from mats_ds.core.text import log_to_stderr, say, tell_error
 from mats_ds.data.excerpt import Excerpt, plan_excerpts, read_excerpt
-from mats_ds.data.film import check_suffix, write_gif, write_mp4, write_png
+from mats_ds.data.film import check_suffix, is_our_film, write_gif, write_mp4, write_png
 from mats_ds.data.probe import UnreadableVideo, index_video
 from mats_ds.data.terminal import run_program
 from mats_ds.interop.load import load_classifier, load_model, read_weights
@@ -41,6 +46,7 @@ from mats_ds.models.sight import Sight, look_with_decoder, look_without_decoder
 from mats_ds.training.place import find_device
 
 DONE, UNUSABLE = 0, 2
+FAULTS = (ValueError, UnreadableVideo, OSError, FFmpegError, ImportError, MemoryError)  # of reading, drawing, writing
 PNG_ROWS = 12  # of all clips together
 MAX_ROWS, MIN_ROWS = 4, 2  # of one clip in a still picture
 MIN_FRAMES_PER_SECOND, MAX_FRAMES_PER_SECOND = 1.0, 30.0
@@ -58,7 +64,7 @@ class Viewer:
 
 
 def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(
+    parser = ArgumentParser(
         description="Show what a model sees of a video: original, motion scores, kept tokens, visible tokens, reconstruction. "
         "With adaptive frames also which of the candidate frames were taken.",
         epilog="Example: python mats_ds/visualize.py video.mp4 --weights runs/k400 --out video.gif --start 2.5 --clips 3",
@@ -74,6 +80,7 @@ def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
         help="run folder or checkpoint of ours, .safetensors, .pth, or Hugging Face folder; without it the patch embedding is "
         "untrained: motion and tokens are shown, and there is no reconstruction",
     )
+    parser.add_argument("--force", action="store_true", help="overwrite FILE also where something else wrote it")
     add_weights_from(parser)
     parser.add_argument(
         "--recipe", metavar="NAME", help="size and spacing of the frames (default: that of the run, else default)"
@@ -97,11 +104,12 @@ def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
 
 def main(arguments: list[str] | None = None) -> int:
     options = parse_arguments(arguments)
+    log_to_stderr(logging.WARNING)
     try:
         visualize(options)
-    except (ValueError, UnreadableVideo, OSError) as error:  # OSError: --out cannot be written
-        text = f"{options.video}: {error.reason}" if isinstance(error, UnreadableVideo) else error
-        print(f"error: {text}", file=sys.stderr)
+    except FAULTS as error:  # OSError: --out cannot be written
+        unreadable = isinstance(error, UnreadableVideo)
+        tell_error(f"{options.video}: {error.reason}" if unreadable else describe_fault(error, options.out))
         return UNUSABLE
     return DONE
 
@@ -110,8 +118,9 @@ def visualize(options: argparse.Namespace) -> None:
     suffix = check_suffix(options.out)
     if options.fps is not None and options.fps <= 0:
         raise ValueError(f"--fps is above 0, got {options.fps:g}")
-    if Path(options.out).resolve() == Path(options.video).resolve():
-        raise ValueError(f"--out {options.out} is the video itself: give another name")
+    inputs = (options.video, options.weights, options.recipe)
+    check_output_file(Path(options.out), inputs=inputs, is_ours=is_our_film, force=options.force)
+    say(*(f"note: {line}" for line in describe_leftovers(Path(options.out))))
     index = index_video(options.video)
     device = find_device(options.device)
     viewer = open_viewer(options)
@@ -126,7 +135,7 @@ def visualize(options: argparse.Namespace) -> None:
     )
     write_sheets(options.out, suffix, look_at_clips(viewer, specs, options), frames_per_second=options.fps)
     told = f" ({len(specs)} clips: the video has no room for {options.clips})" if len(specs) < options.clips else ""
-    print(f"wrote {options.out}{told}: {viewer.note}")
+    say(f"wrote {options.out}{told}: {viewer.note}")
 
 
 def look_at_clips(viewer: Viewer, specs: list[ClipSpec], options: argparse.Namespace) -> Iterator[Sheet]:
@@ -156,7 +165,7 @@ def open_viewer(options: argparse.Namespace) -> Viewer:
         return Viewer(model, recipe, "no weights given: motion of an untrained patch embedding, no reconstruction")
     weights = read_weights(options.weights, weights_from=options.weights_from)
     spec = weights.spec
-    print(*describe_weights(options.weights, weights), sep="\n")
+    say(*describe_weights(options.weights, weights))
     if options.recipe is None:
         shown = {**recipe.clip.model_dump(), **weights.origin.clip}
         recipe = recipe.model_copy(update={"clip": ClipSection.model_validate(shown)})

@@ -25,6 +25,9 @@ from plan_settle import Question, settle_question  # noqa: E402
 from plan_sweep import compare_published, format_sweep, sweep, sweep_to_json  # noqa: E402
 from plan_text import format_plan, plan_to_json  # noqa: E402
 
+from mats_ds.core.arguments import ArgumentParser  # noqa: E402
+from mats_ds.core.files import write_json  # noqa: E402
+from mats_ds.core.text import log_to_stderr, tell_error  # noqa: E402
 from mats_ds.data.terminal import run_program  # noqa: E402
 from mats_ds.metering.cards import CARDS  # noqa: E402
 from mats_ds.metering.forecast import Feed, forecast, largest_micro_batch  # noqa: E402
@@ -37,13 +40,13 @@ DEFAULT_JSON = HERE.parent / "ds_configs" / "zero2.json"
 def main(arguments: list[str] | None = None) -> int:
     """Print the plan or the sweep, return the exit status."""
     options = parse_arguments(arguments)
-    logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr)
+    log_to_stderr(logging.INFO)
     try:
         with contextlib.redirect_stdout(sys.stderr):  # DeepSpeed says on stdout, before the answer, that there is no GPU
             question = settle_question(options)
         return _sweep(question, options) if options.sweep else _plan(question, options)
     except (ValueError, OSError) as error:
-        print(f"plan: {error}", file=sys.stderr)
+        tell_error(error)
         return BAD_INPUT
 
 
@@ -74,7 +77,7 @@ def _sweep(question: Question, options: argparse.Namespace) -> int:
     cells = sweep(question.workload, question.ds_config, feed=question.feed, mfu=question.time.mfu, **how)
     if options.exact:
         tree = measure_sweep(cells, question.workload, question.ds_config, world_size=question.world_size)
-        EXACT_FILE.write_text(json.dumps(tree, indent=1) + "\n", encoding="utf-8")
+        write_json(EXACT_FILE, tree)
     if options.json:
         print(json.dumps(sweep_to_json(cells), indent=1))
         return FITS
@@ -88,7 +91,7 @@ def _sweep(question: Question, options: argparse.Namespace) -> int:
 
 
 def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(prog="plan.py", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = ArgumentParser(prog="plan.py", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--recipe", default="default", help="YAML file, or a name in mats_ds/recipes (default: %(default)s)")
     parser.add_argument("--ds_config", default=str(DEFAULT_JSON), help="DeepSpeed JSON (default: ds_configs/zero2.json)")
     parser.add_argument("--gpus", type=int, default=8, metavar="N", help="GPUs of the run (default: %(default)s)")

@@ -24,8 +24,10 @@ import torch
 import torch.distributed as dist
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from mats_ds.core.files import WrongKindOfFile, write_json
 from mats_ds.metering.live_bytes import LiveBytes
 from mats_ds.metering.plan_memory import ZeroSettings
+from mats_ds.metering.run_files import build_from, read_object
 from mats_ds.metering.workload import Workload
 
 NUM_STEPS = 2
@@ -82,12 +84,12 @@ def measure_cached(workload: Workload, ds_config: Mapping[str, Any], *, folder: 
     }
     key = hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()[:20]
     path = (folder or Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "mats_ds" / "plans") / f"{key}.json"
-    with contextlib.suppress(OSError, ValueError, TypeError, KeyError):
-        return ExactMemory(**json.loads(path.read_text(encoding="utf-8"))["bytes"])
+    with contextlib.suppress(OSError, ValueError):  # none yet, or spoilt: it is measured anew
+        return build_from(ExactMemory, read_object(path).get("bytes"), path)
     exact = measure_exactly(workload, ds_config, **sizes)
-    with contextlib.suppress(OSError):  # a cache that cannot be written costs time, nothing else
+    with contextlib.suppress(OSError, WrongKindOfFile):  # a cache that cannot be written costs time, nothing else
         path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text(json.dumps({"bytes": asdict(exact), "settings": settings}, indent=1) + "\n", encoding="utf-8")
+        write_json(path, {"bytes": asdict(exact), "settings": settings})
     return exact
 
 

@@ -21,6 +21,8 @@ sys.path[:] = [str(HERE.parent), str(HERE), *(entry for entry in sys.path if ent
 from plan_scale import GB, Scale, Site, plan_scale  # noqa: E402
 
 from mats_ds.config import MODEL_SIZES  # noqa: E402
+from mats_ds.core.arguments import ArgumentParser  # noqa: E402
+from mats_ds.core.text import tell_error  # noqa: E402
 from mats_ds.data.nvdec import num_engines  # noqa: E402
 from mats_ds.data.terminal import run_program  # noqa: E402
 from mats_ds.metering.cards import find_card  # noqa: E402
@@ -136,7 +138,7 @@ def main(arguments: list[str] | None = None) -> int:
         how = dict(card=find_card(options.gpu), ds_config=ds_config, mfu=options.mfu, site=Site())
         scales = [plan_scale(model, world_size, **how) for model in options.models for world_size in options.gpus]
     except ValueError as error:
-        print(f"plan_scaling: {error}", file=sys.stderr)
+        tell_error(error)
         return 2
     micro_batch = scales[0].batch.micro_batch
     print(format_scaling(scales, world_sizes=options.gpus, micro_batch=micro_batch))
@@ -144,9 +146,7 @@ def main(arguments: list[str] | None = None) -> int:
 
 
 def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(
-        prog="plan_scaling.py", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = ArgumentParser(prog="plan_scaling.py", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     default_json = HERE.parent / "ds_configs" / "zero2.json"
     parser.add_argument("--gpus", type=_at_least_two, nargs="+", default=[8, 64, 1024], help="numbers of GPUs (8 64 1024)")
     parser.add_argument("--models", nargs="+", choices=list(MODEL_SIZES), default=["base", "large"], help="(base large)")

@@ -10,7 +10,7 @@ or lacks records, or diverged; 2 there is nothing to judge. A comparison judges 
 from __future__ import annotations
 
 import argparse
-import json
+import logging
 import os
 import sys
 from pathlib import Path
@@ -20,11 +20,14 @@ HERE = Path(__file__).resolve().parent
 sys.path[:] = [str(HERE.parent), str(HERE), *(entry for entry in sys.path if entry not in (str(HERE.parent), str(HERE)))]
 
 from report_compare import compare_runs, format_comparison  # noqa: E402
-from report_figures import read_figures  # noqa: E402
+from report_figures import Figures, read_figures  # noqa: E402
 from report_html import write_html  # noqa: E402
 from report_json import to_json  # noqa: E402
 from report_text import format_report  # noqa: E402
+from report_write import dump_tree, write_reports  # noqa: E402
 
+from mats_ds.core.arguments import ArgumentParser  # noqa: E402
+from mats_ds.core.text import log_to_stderr, say, tell_error  # noqa: E402
 from mats_ds.data.terminal import run_program  # noqa: E402
 from mats_ds.metering.budget import load_budget  # noqa: E402
 
@@ -37,10 +40,11 @@ WITHIN, OVER, NOTHING_TO_JUDGE = 0, 1, 2
 def main(arguments: list[str] | None = None) -> int:
     """Print the report, write its files, return the exit status."""
     options = _parse(arguments)
+    log_to_stderr(logging.WARNING)
     try:
         return _compare(*options.compare, as_json=options.json) if options.compare else _report(options)
     except (ValueError, OSError) as error:
-        print(f"report: {error}", file=sys.stderr)
+        tell_error(error)
         return NOTHING_TO_JUDGE
 
 
@@ -49,23 +53,26 @@ def _report(options: argparse.Namespace) -> int:
     budget = load_budget(options.budget, folder=BUDGETS)
     figures = read_figures(run_dir)
     verdict = figures.judge(budget)
-    tree = json.dumps(to_json(figures, budget, verdict), indent=1)
-    try:
-        (run_dir / "report.json").write_text(tree + "\n", encoding="utf-8")
-        write_html(run_dir / "report.html", figures, budget, verdict)
-    except OSError as error:  # a folder of somebody else's: the verdict still counts
-        where = f"report.json and report.html could not be written: {error}"
-    else:
-        where = f"wrote {run_dir / 'report.html'} and report.json"
-    _print(tree if options.json else format_report(figures, verdict))
-    print(f"report: {where}", file=sys.stderr)
+    tree = to_json(figures, budget, verdict)
+    text = dump_tree(tree) if options.json else format_report(figures, verdict)
+    _print(text)
+    where = write_reports(run_dir, tree, lambda path: write_html(path, figures, budget, verdict))
+    say(f"report: {where}", stream=sys.stderr)
     return WITHIN if verdict.passed else OVER
 
 
 def _compare(dir_a: Path, dir_b: Path, *, as_json: bool) -> int:
-    a, b = read_figures(dir_a), read_figures(dir_b)
-    _print(json.dumps(compare_runs(a, b), indent=1) if as_json else format_comparison(a, b))
+    a, b = (_read_named(folder) for folder in (dir_a, dir_b))
+    _print(dump_tree(compare_runs(a, b)) if as_json else format_comparison(a, b))
     return WITHIN
+
+
+def _read_named(folder: Path) -> Figures:
+    """The figures of a run folder; an error says which of the two it is."""
+    try:
+        return read_figures(folder)
+    except (ValueError, OSError) as error:
+        raise ValueError(str(error) if str(folder) in str(error) else f"{folder}: {error}") from None
 
 
 def _print(text: str) -> None:
@@ -89,11 +96,11 @@ def find_newest_run(folder: Path) -> Path:
 
 
 def _last_change(run_dir: Path) -> float:
-    return max(path.stat().st_mtime for path in (run_dir / "run.json", *(run_dir / "records").glob("rank-*.jsonl")))
+    return max(path.lstat().st_mtime for path in (run_dir / "run.json", *(run_dir / "records").glob("rank-*.jsonl")))
 
 
 def _parse(arguments: list[str] | None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(prog="report.py", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = ArgumentParser(prog="report.py", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     names = ", ".join(sorted(path.stem for path in BUDGETS.glob("*.json")))
     parser.add_argument("run_dir", nargs="?", type=Path, metavar="RUN_DIR", help="folder of a run (default: newest below runs/)")
     parser.add_argument("--budget", default=DEFAULT_BUDGET, metavar="FILE_OR_NAME", help=f"a JSON file, or one of {names}")

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from functools import reduce
 
 import numpy as np
-from report_ranks import RankFigures
+from report_ranks import MIN_SECONDS, RankFigures
 
 NOTABLE_SHARE = 0.03
 
@@ -64,7 +64,7 @@ def find_balance(ranks: list[RankFigures]) -> Balance | None:
     mean = total / len(timed)
     whole = float(longest.sum())
     return Balance(
-        lost_share=float((latest - mean).sum()) / whole if whole > 0 else 0.0,
+        lost_share=float((latest - mean).sum()) / whole if whole >= MIN_SECONDS else 0.0,
         last_shares={rank: float((last == rank).mean()) for rank in arrivals},
         late_seconds={rank: float((arrival - mean).mean()) for rank, arrival in arrivals.items()},
     )

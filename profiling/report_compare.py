@@ -4,19 +4,20 @@ from __future__ import annotations
 
 import difflib
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
+from report_beside import INPUTS
 from report_figures import Figures
 from report_memory import list_kinds
-from report_words import format_flops, format_hours
+from report_words import format_flops, format_hours, ratio_of, shorten
 
+from mats_ds.core.text import clean_line
 from mats_ds.events import PHASES
 from mats_ds.metering.budget import format_bytes
 
-INPUT_FILES = ("recipe.yaml", "ds_config.json")
 NAME_WIDTH, VALUE_WIDTH = 34, 22
 MAX_DIFFERENCES = 40
+MAX_LINES = 2_000
 
 
 @dataclass(frozen=True)
@@ -32,7 +33,7 @@ class Compared:
     @property
     def ratio(self) -> float | None:
         """B over A."""
-        return self.b / self.a if self.a and self.b is not None else None
+        return ratio_of(self.b, self.a)
 
 
 def list_compared(a: Figures, b: Figures) -> list[Compared]:
@@ -58,7 +59,8 @@ def list_compared(a: Figures, b: Figures) -> list[Compared]:
 
 def list_differences(a: Figures, b: Figures) -> list[str]:
     """Lines that only A's ("-") or only B's ("+") recipe, DeepSpeed JSON, card and versions have."""
-    lines = [line for name in INPUT_FILES for line in _diff(_read(a.run_dir / name), _read(b.run_dir / name))]
+    pairs = [[_lines_of(each.beside.inputs.get(name, "")) for each in (a, b)] for name in INPUTS]
+    lines = [line for pair in pairs for line in _diff(*pair)]
     texts = [[f"{name} {version}" for name, version in _describe_setting(each).items()] for each in (a, b)]
     return lines + _diff(*texts)
 
@@ -71,7 +73,9 @@ def compare_runs(a: Figures, b: Figures) -> dict[str, Any]:
 
 def format_comparison(a: Figures, b: Figures) -> str:
     """The comparison for a console."""
-    lines = [f"A: {a.run.info.recipe_name}, {a.run_dir}", f"B: {b.run.info.recipe_name}, {b.run_dir}", ""]
+    named = (("A", a), ("B", b))
+    lines = [*(f"{letter}: {shorten(each.run.info.recipe_name)}, {each.run_dir}" for letter, each in named)]
+    lines += [*(f"{letter}: {text}" for letter, each in named for text in each.beside.left_out), ""]
     lines.append(f"{'':{NAME_WIDTH}}{'A':>{VALUE_WIDTH}}{'B':>{VALUE_WIDTH}}   B / A")
     for row in list_compared(a, b):
         ratio = "" if row.ratio is None else f"{row.ratio:.3f}"
@@ -80,7 +84,7 @@ def format_comparison(a: Figures, b: Figures) -> str:
     shown = [f"  {line}" for line in differences[:MAX_DIFFERENCES]]
     if len(differences) > MAX_DIFFERENCES:
         shown.append(f"  and {len(differences) - MAX_DIFFERENCES} more")
-    return "\n".join([*lines, "", "set differently:", *(shown or ["  nothing"])])
+    return "\n".join(map(clean_line, [*lines, "", "set differently:", *(shown or ["  nothing"])]))
 
 
 _COUNTS = {
@@ -115,8 +119,20 @@ def _describe_setting(figures: Figures) -> dict[str, str]:
 
 
 def _diff(a: list[str], b: list[str]) -> list[str]:
-    return [line for line in difflib.ndiff(a, b) if line.startswith(("- ", "+ "))]
+    """What differs; of equally many lines in place of each other the first beside the first. Linear where ndiff, which looks for
+    alike lines, takes hours for some thousand."""
+    lines = []
+    for kind, a_start, a_stop, b_start, b_stop in difflib.SequenceMatcher(None, a, b, autojunk=True).get_opcodes():
+        if kind == "equal":
+            continue
+        removed, added = [f"- {line}" for line in a[a_start:a_stop]], [f"+ {line}" for line in b[b_start:b_stop]]
+        alike = len(removed) == len(added)
+        lines += [line for pair in zip(removed, added, strict=True) for line in pair] if alike else removed + added
+    return lines
 
 
-def _read(path: Path) -> list[str]:
-    return path.read_text(encoding="utf-8", errors="replace").splitlines() if path.is_file() else []
+def _lines_of(text: str) -> list[str]:
+    lines = text.splitlines()
+    if len(lines) > MAX_LINES:
+        lines = [*lines[:MAX_LINES], f"(and {len(lines) - MAX_LINES} more lines, which are not compared)"]
+    return [shorten(line) for line in lines]

@@ -5,8 +5,8 @@ Loads neither torch nor anything that does, so that a report takes about a secon
 
 from __future__ import annotations
 
-import csv
 import time
+from collections.abc import Iterable
 from dataclasses import dataclass
 from functools import reduce
 from pathlib import Path
@@ -14,26 +14,18 @@ from typing import Any
 
 import numpy as np
 from report_balance import Balance, find_balance
+from report_beside import BadVideo, Beside, read_beside
 from report_missing import find_missing
-from report_ranks import CURVES, Curve, RankFigures, Span, summarize_ranks
+from report_ranks import CURVES, MIN_SECONDS, Curve, RankFigures, Span, summarize_ranks
 
 from mats_ds.events import PHASES
-from mats_ds.metering.budget import Budget, Measured, Verdict, judge
+from mats_ds.metering.budget import Budget, Measured, Verdict, first_line, judge
 from mats_ds.metering.memory_kinds import split_peak
 from mats_ds.metering.peaks import BF16, FP32, Peak, find_peak
 from mats_ds.metering.plan_file import Plan, read_plan
 from mats_ds.metering.reader import read_records
 from mats_ds.metering.run_files import Outcome, RunFile, read_outcome, read_run
 from mats_ds.metering.run_result import read_result
-
-
-@dataclass(frozen=True)
-class BadVideo:
-    """A video that could not be read, and how often it was met."""
-
-    path: str
-    reason: str
-    times: int
 
 
 @dataclass
@@ -53,9 +45,13 @@ class Figures:
     step_seconds: float | None
     mean_step_seconds: float | None
     balance: Balance | None
-    bad_videos: list[BadVideo]
+    beside: Beside
     silent_seconds: float | None
     result: dict[str, Any] | None = None  # what a fine-tuning's last weights are worth
+
+    @property
+    def bad_videos(self) -> list[BadVideo]:
+        return self.beside.bad_videos
 
     @property
     def on_gpu(self) -> bool:
@@ -171,7 +167,7 @@ class Figures:
         """Mean power of a card over the steps."""
         metered = [rank for rank in self.ranks if rank.num_metered_clips]
         seconds = sum(rank.phase_seconds["total"] for rank in metered)
-        return sum(rank.joules for rank in metered) / seconds if seconds > 0 else None
+        return sum(rank.joules for rank in metered) / seconds if seconds >= MIN_SECONDS else None
 
     @property
     def hours(self) -> float | None:
@@ -224,18 +220,16 @@ def read_figures(run_dir: str | Path) -> Figures:
     run_dir = Path(run_dir)
     run, outcome, reader = read_run(run_dir), read_outcome(run_dir), read_records(run_dir)
     if reader.first_step is None or reader.last_step is None:
-        how = "" if outcome is None else f"; the run ended with: {outcome.outcome.strip().splitlines()[0]}"
+        how = "" if outcome is None else f"; the run ended with: {first_line(outcome.outcome)}"
         raise ValueError(f"{run_dir} holds no record of any step, so there is nothing to judge{how}")
     span = Span(reader.first_step, reader.last_step)
-    ranks = summarize_ranks(reader, span)
-    if not any(rank.num_records for rank in ranks):
-        raise ValueError(f"{run_dir} holds no readable record: {next(text for rank in ranks for text in rank.unreadable)}")
     curves = {name: Curve(span.num_buckets) for name in CURVES}
-    for rank in ranks:
-        for name, curve in curves.items():
-            curve.merge(rank.curves[name])
+    ranks = _collect_ranks(summarize_ranks(reader, span), curves)
+    if not any(rank.num_records for rank in ranks):
+        why = next((text for rank in ranks for text in rank.unreadable), "the files have changed while they were read")
+        raise ValueError(f"{run_dir} holds no readable record: {why}")
     steps, clips, seconds = _merge_steps(ranks)
-    timed = seconds > 0
+    timed = seconds >= MIN_SECONDS
     rates = clips[timed] / seconds[timed]
     throughput = Curve(span.num_buckets)
     throughput.add(span.buckets(steps[timed]), rates)
@@ -254,10 +248,26 @@ def read_figures(run_dir: str | Path) -> Figures:
         step_seconds=float(np.median(seconds)) if len(seconds) else None,
         mean_step_seconds=float(seconds.mean()) if len(seconds) else None,
         balance=find_balance(ranks),
-        bad_videos=_read_bad_videos(run_dir),
+        beside=read_beside(run_dir),
         silent_seconds=max(0.0, time.time() - max(last_seconds)) if last_seconds else None,
         result=read_result(run_dir),
     )
+
+
+def _collect_ranks(found: Iterable[RankFigures], curves: dict[str, Curve]) -> list[RankFigures]:
+    """The ranks in a list, their curves added up in `curves`. Only the worst rank keeps all of its own, the others that of their
+    memory: of thousands of ranks they would be the largest part of the report."""
+    ranks: list[RankFigures] = []
+    worst = None
+    for rank in found:
+        for name, curve in curves.items():
+            curve.merge(rank.curves[name])
+        ranks.append(rank)
+        if worst is None or rank.peak_bytes > worst.peak_bytes:
+            worst, rank = rank, worst
+        if rank is not None:
+            rank.curves = {"memory_bytes": rank.curves["memory_bytes"]}
+    return ranks
 
 
 def _merge_steps(ranks: list[RankFigures]) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
@@ -269,15 +279,3 @@ def _merge_steps(ranks: list[RankFigures]) -> tuple[np.ndarray, np.ndarray, np.n
         clips[places] += rank.clips
         seconds[places] = np.maximum(seconds[places], rank.seconds)
     return steps, clips, seconds
-
-
-def _read_bad_videos(run_dir: Path) -> list[BadVideo]:
-    path = run_dir / "bad_clips.csv"
-    if not path.exists():
-        return []
-    times: dict[tuple[str, str], int] = {}
-    with open(path, encoding="utf-8", errors="replace", newline="") as file:
-        for row in csv.reader(line.replace("\0", "") for line in file):
-            if len(row) == 5 and row[0] != "rank":
-                times[row[2], row[4]] = times.get((row[2], row[4]), 0) + 1
-    return [BadVideo(video, reason, num) for (video, reason), num in times.items()]

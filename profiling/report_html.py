@@ -1,6 +1,7 @@
 """The report as one self-contained page: no network, no script; charts are inline SVG, the style is report.css.
 
-Every text that comes from a file of the run is escaped here, where it enters the page.
+Every text that comes from a file of the run is escaped here, where it enters the page. Control characters, and marks that turn
+the direction of what follows, are shown as escapes.
 """
 
 from __future__ import annotations
@@ -17,27 +18,33 @@ from report_ranks import RankFigures
 from report_sections import build_inputs, build_memory, build_plan, draw_memory_over_steps
 from report_svg import Limit, Series, draw_lines, draw_stack
 from report_text import describe, describe_energy, describe_tokens
-from report_words import count, format_flops
+from report_words import count, format_flops, shorten
 
+from mats_ds.core.files import write_text
+from mats_ds.core.text import clean_page
 from mats_ds.events import PHASES
 from mats_ds.metering.budget import GIB, Budget, Check, Verdict, format_bytes
 
 STYLE = Path(__file__).with_name("report.css")
-RECONSTRUCTION = "reconstruction.png"
+GENERATOR = '<meta name="generator" content="mats_ds report">'
+KICKER = '<p class="kicker">mats_ds run report</p>'
 NUM_LISTED_VIDEOS = 100
+NUM_DRAWN_RANKS, NUM_LISTED_RANKS = 64, 256
+MAX_COMMAND = 2_000
 PHASE_COLOURS = {"data": 3, "forward": 0, "backward": 1, "optimizer": 2, "other": 7}
 
 
 def write_html(path: Path, figures: Figures, budget: Budget, verdict: Verdict) -> None:
-    """Write the page."""
-    path.write_text(build_page(figures, budget, verdict), encoding="utf-8")
+    """Write the page, as a whole or not at all."""
+    write_text(path, build_page(figures, budget, verdict), errors="backslashreplace")
 
 
 def build_page(figures: Figures, budget: Budget, verdict: Verdict) -> str:
     """The whole page as text."""
     info = figures.run.info
-    name = escape(info.recipe_name)
-    where = f"{escape(info.model_name)} on {info.world_size} &times; {escape(info.device_name)}"
+    name = escape(shorten(info.recipe_name))
+    where = f"{escape(shorten(info.model_name))} on {info.world_size} &times; {escape(shorten(info.device_name))}"
+    command = escape(shorten(info.command, MAX_COMMAND))
     word = "PASS" if verdict.passed else "FAIL"
     sections = [
         _banner(figures, budget, verdict),
@@ -45,16 +52,17 @@ def build_page(figures: Figures, budget: Budget, verdict: Verdict) -> str:
         _charts(figures, budget),
         build_memory(figures, budget),
         build_plan(figures),
-        _reconstruction(figures.run_dir / RECONSTRUCTION),
+        _reconstruction(figures.beside.picture),
         _ranks(figures),
         _facts(figures),
         _bad_videos(figures),
-        build_inputs(figures.run_dir),
+        build_inputs(figures.beside.inputs),
     ]
-    return f"""<!DOCTYPE html>
+    page = f"""<!DOCTYPE html>
 <html lang="en">
 <head>
 <meta charset="utf-8">
+{GENERATOR}
 <meta name="viewport" content="width=device-width, initial-scale=1">
 <meta name="color-scheme" content="light dark">
 <title>{word}: {name}</title>
@@ -64,22 +72,23 @@ def build_page(figures: Figures, budget: Budget, verdict: Verdict) -> str:
 <body>
 <main>
 <header>
-<p class="kicker">mats_ds run report</p>
+{KICKER}
 <h1>{name}</h1>
-<p class="sub">{where}, started {escape(info.started or "at an unknown time")}</p>
+<p class="sub">{where}, started {escape(shorten(info.started) or "at an unknown time")}</p>
 </header>
 {"".join(section for section in sections if section)}
-<footer>{escape(str(figures.run_dir))} &middot; {escape(info.command)} &middot; written {time.strftime("%Y-%m-%d %H:%M")}</footer>
+<footer>{escape(str(figures.run_dir))} &middot; {command} &middot; written {time.strftime("%Y-%m-%d %H:%M")}</footer>
 </main>
 </body>
 </html>
 """
+    return clean_page(page)  # HTML has no control characters, not even as references
 
 
 def _banner(figures: Figures, budget: Budget, verdict: Verdict) -> str:
     word, kind = ("PASS", "pass") if verdict.passed else ("FAIL", "fail")
     checks = "".join(_check(check) for check in verdict.checks)
-    told = "" if figures.outcome is None else figures.outcome.advice
+    told = "" if figures.outcome is None else shorten(figures.outcome.advice)
     advice = f'<p class="advice"><b>What would help:</b> {escape(told)}</p>' if told else ""
     what = "GPU memory" if figures.on_gpu else "host memory: no GPU was there"
     return f"""<section class="verdict {kind}">
@@ -147,14 +156,16 @@ def _cards_of_some_runs(figures: Figures) -> list[str]:
 def _charts(figures: Figures, budget: Budget) -> str:
     steps, curves = figures.span.steps(), figures.curves
     loss = Series("mean", curves["loss"].mean(), 0, curves["loss"].minimum(), curves["loss"].maximum())
-    memory = [Series(f"rank {rank.rank}", scale(rank.curves["memory_bytes"].maximum(), GIB), rank.rank) for rank in figures.ranks]
+    drawn = _pick_ranks(figures, NUM_DRAWN_RANKS)
+    memory = [Series(f"rank {rank.rank}", scale(rank.curves["memory_bytes"].maximum(), GIB), rank.rank) for rank in drawn]
     limit = Limit(f"budget {budget.memory_per_gpu_bytes / GIB:.1f} GiB", budget.memory_per_gpu_bytes / GIB)
     throughput = Series("all ranks", figures.throughput.mean(), 2, figures.throughput.minimum(), figures.throughput.maximum())
     phases = [Series(phase, curves[f"{phase}_seconds"].mean(), PHASE_COLOURS[phase]) for phase in PHASES]
     phases.append(Series("other", _other_seconds(figures), PHASE_COLOURS["other"]))
     rate, norm = Series("learning rate", curves["learning_rate"].mean(), 4), Series("norm", curves["grad_norm"].mean(), 5)
     mfu = Series("MFU", scale(curves["mfu"].mean(), 0.01), 6)
-    memory_kind = "torch's reserved peak of each step" if figures.on_gpu else "host RSS of each rank"
+    whose = "each rank" if len(drawn) == len(figures.ranks) else f"the {len(drawn)} ranks with the largest peaks"
+    memory_kind = f"torch's reserved peak of each step, {whose}" if figures.on_gpu else f"host RSS of {whose}"
     charts = [
         chart("Loss", "mean and range", draw_lines(steps, [loss], title="Loss", label=tick, from_zero=False)),
         chart("Memory, GiB", memory_kind, draw_lines(steps, memory, title="Memory", label=tick, limit=limit), memory),
@@ -175,10 +186,10 @@ def _other_seconds(figures: Figures) -> list[float | None]:
     return [None if total is None else max(0.0, total - spent) for total, spent in zip(totals, known, strict=True)]
 
 
-def _reconstruction(path: Path) -> str:
-    if not path.is_file():
+def _reconstruction(picture: bytes | None) -> str:
+    if picture is None:
         return ""
-    data = base64.b64encode(path.read_bytes()).decode("ascii")
+    data = base64.b64encode(picture).decode("ascii")
     return f"""<section><h2>What the model sees and rebuilds</h2>
 <figure class="wide"><img alt="Frames, motion, kept tokens and reconstruction of a clip" src="data:image/png;base64,{data}">
 <figcaption>Columns from left to right: original frames, motion map, kept tokens, reconstruction.</figcaption></figure></section>
@@ -192,9 +203,18 @@ def _ranks(figures: Figures) -> str:
     names += ["host RSS", "step, s", "waiting"]
     if figures.balance is not None:
         names += ["arrives", "last in"]
-    rows = [[*_rank_row(rank, figures), str(rank.num_bad_clips)] for rank in figures.ranks]
+    listed = _pick_ranks(figures, NUM_LISTED_RANKS)
+    rows = [[*_rank_row(rank, figures), str(rank.num_bad_clips)] for rank in listed]
+    more = len(figures.ranks) - len(listed)
+    rest = f'<p class="note">{more} more, with smaller peaks, are in report.json.</p>' if more else ""
     text = "" if figures.balance is None else f'<p class="note">{escape(figures.balance.text)}</p>'
-    return f"<section><h2>Ranks</h2>{table([*names, 'bad'], rows, 'numbers')}{text}</section>\n"
+    return f"<section><h2>Ranks</h2>{table([*names, 'bad'], rows, 'numbers')}{rest}{text}</section>\n"
+
+
+def _pick_ranks(figures: Figures, most: int) -> list[RankFigures]:
+    """All ranks, or as many of them as a page can show: those with the largest peaks."""
+    picked = sorted(figures.ranks, key=lambda rank: -rank.peak_bytes)[:most]
+    return sorted(picked, key=lambda rank: rank.rank)
 
 
 def _rank_row(rank: RankFigures, figures: Figures) -> list[str]:

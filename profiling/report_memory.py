@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from report_figures import Figures
-from report_words import format_flops, format_hours
+from report_words import format_flops, format_hours, ratio_of
 
 from mats_ds.metering.budget import format_bytes
 from mats_ds.metering.memory_kinds import WORDS, name_kind, on_device
@@ -25,7 +25,7 @@ class Pair:
     @property
     def ratio(self) -> float | None:
         """Measured over planned."""
-        return self.measured / self.planned if self.planned and self.measured is not None else None
+        return ratio_of(self.measured, self.planned)
 
     @property
     def ratio_text(self) -> str:

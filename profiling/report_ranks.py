@@ -7,7 +7,7 @@ because the throughput of a run is that of the slowest rank of each step. Counts
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass, field
 from functools import partial
@@ -22,6 +22,7 @@ NUM_BUCKETS = 240
 PARALLEL_ABOVE_BYTES = 64 * 2**20
 MAXIMA = ("peak_allocated_bytes", "peak_reserved_bytes", "nvml_used_bytes", "peak_rss_bytes", "peak_active_bytes",
           "peak_inactive_bytes", "num_alloc_retries", "num_ooms")  # fmt: skip
+MIN_SECONDS = 1e-6  # nothing of a run is timed below: a divisor near 0 would make every rate infinite
 CURVES = ("loss", "learning_rate", "grad_norm", "memory_bytes", "mfu", "activation_bytes", "clip_bytes", "peak_allocated_bytes",
           "peak_reserved_bytes", "nvml_used_bytes", "total_seconds", *(f"{phase}_seconds" for phase in PHASES))  # fmt: skip
 PEAK_PARTS = ("peak_allocated_bytes", "peak_reserved_bytes", "nvml_used_bytes", "clip_bytes", "activation_bytes")
@@ -166,14 +167,15 @@ class RankFigures:
         return float(np.median(self.seconds)) if len(self.seconds) else None
 
 
-def summarize_ranks(reader: RecordReader, span: Span) -> list[RankFigures]:
-    """The figures of every rank that has a file; large runs are read by several processes."""
+def summarize_ranks(reader: RecordReader, span: Span) -> Iterator[RankFigures]:
+    """The figures of every rank that has a file, one by one; large runs are read by several processes."""
     readers = reader.by_rank.items()
     num_bytes = sum(each.path.stat().st_size for _, each in readers)
     if len(readers) > 1 and num_bytes > PARALLEL_ABOVE_BYTES:
         with ProcessPoolExecutor() as pool:
-            return list(pool.map(partial(_summarize, span=span), *zip(*readers, strict=True)))
-    return [_summarize(rank, each, span=span) for rank, each in readers]
+            yield from pool.map(partial(_summarize, span=span), *zip(*readers, strict=True))
+    else:
+        yield from (_summarize(rank, each, span=span) for rank, each in readers)
 
 
 def _summarize(rank: int, reader: RankReader, *, span: Span) -> RankFigures:

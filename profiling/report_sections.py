@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from html import escape
-from pathlib import Path
 
+from report_beside import INPUTS
 from report_blocks import chart, scale, table, tick
 from report_figures import Figures
 from report_memory import compare_with_plan, list_kinds
@@ -12,7 +13,6 @@ from report_svg import Series, draw_stack
 
 from mats_ds.metering.budget import GIB, Budget, format_bytes
 
-INPUTS = {"recipe.yaml": "Recipe, as resolved", "ds_config.json": "DeepSpeed JSON"}
 KIND_COLOURS = {"clips": 4, "activations": 1, "cache": 7, "outside": 6}
 STATIC_COLOURS = (0, 5, 2, 3, 4)
 
@@ -90,13 +90,13 @@ def build_plan(figures: Figures) -> str:
     return f"<section><h2>Planned and measured</h2>{table(names, rows, 'numbers named')}{text}</section>\n"
 
 
-def build_inputs(run_dir: Path) -> str:
+def build_inputs(inputs: Mapping[str, str]) -> str:
     """Recipe and DeepSpeed JSON as the run used them, folded."""
-    parts = []
-    for name, title in INPUTS.items():
-        if (run_dir / name).is_file():
-            text = (run_dir / name).read_text(encoding="utf-8", errors="replace")
-            parts.append(f"<details><summary>{title}</summary><pre>{escape(text)}</pre></details>")
+    parts = [
+        f"<details><summary>{title}</summary><pre>{escape(inputs[name])}</pre></details>"
+        for name, title in INPUTS.items()
+        if name in inputs
+    ]
     return f"<section><h2>What it was started with</h2>{''.join(parts)}</section>\n" if parts else ""
 
 

@@ -10,8 +10,11 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from html import escape
 
+from report_words import SMALLEST
+
 WIDTH, HEIGHT = 520, 254
 LEFT, RIGHT, TOP, BOTTOM = 56, 10, 10, 40
+SAME = 1e-9  # below, ticks between two values cannot be told apart
 Values = Sequence["float | None"]
 
 
@@ -102,8 +105,8 @@ def draw_stack(steps: Sequence[float], layers: Sequence[Series], *, title: str, 
 
 def _make_frame(steps: Sequence[float], low: float, high: float) -> tuple[_Frame, list[float]]:
     """The frame with round numbers at its ends, and those round numbers."""
-    if high <= low:  # all values are equal
-        low, high = (0.0, 2 * high) if high > 0 else (low - 1.0, high + 1.0)
+    if high - low <= max(SMALLEST, SAME * max(abs(low), abs(high))):  # all values are equal, or as good as that
+        low, high = (0.0, 2 * high) if high > SMALLEST else (low - 1.0, high + 1.0)
     spacing = _round_up((high - low) / 4)
     first, last = math.floor(low / spacing + 1e-9), math.ceil(high / spacing - 1e-9)
     ticks = [number * spacing for number in range(first, last + 1)]

@@ -7,14 +7,15 @@ from typing import NamedTuple
 
 from report_figures import Figures
 from report_memory import compare_with_plan, list_kinds
-from report_words import count, format_flops, format_hours
+from report_words import count, format_flops, format_hours, shorten
 
+from mats_ds.core.text import clean_line
 from mats_ds.metering.budget import Verdict, format_bytes
 from mats_ds.metering.peaks import MEASURED
 
 WIDTH = 110
 LABEL_WIDTH = 18
-NUM_LISTED_VIDEOS = 5
+NUM_LISTED_VIDEOS, NUM_LISTED_PARTS = 5, 20
 NOTABLE_DEVIATION = 0.05  # of what was measured from what was planned: the bound that a plan is tested to
 
 
@@ -27,13 +28,13 @@ class Row(NamedTuple):
 
 def format_report(figures: Figures, verdict: Verdict) -> str:
     """The whole report for a console; its first line is the verdict."""
-    lines = [f"{'PASS' if verdict.passed else 'FAIL'}: {verdict.headline}", ""]
+    lines = [clean_line(f"{'PASS' if verdict.passed else 'FAIL'}: {verdict.headline}"), ""]
     for line in verdict.lines:
-        lines += textwrap.wrap(line, WIDTH, initial_indent="  ", subsequent_indent=" " * 13)
+        lines += textwrap.wrap(clean_line(line), WIDTH, initial_indent="  ", subsequent_indent=" " * 13)
     lines.append("")
     for row in describe(figures):
         lines += textwrap.wrap(
-            f"{row.label:{LABEL_WIDTH}}{row.text}",
+            clean_line(f"{row.label:{LABEL_WIDTH}}{row.text}"),
             WIDTH,
             initial_indent="  ",
             subsequent_indent=" " * (LABEL_WIDTH + 2),
@@ -51,9 +52,10 @@ def describe(figures: Figures) -> list[Row]:
     length = f"step {figures.span.last_step} of {info.total_steps}, epoch {_last_epoch(figures)}; {figures.num_clips} clips"
     if figures.hours is not None:
         length += f"; {format_hours(figures.hours)} for the whole run at this pace"
+    name, card, model = (shorten(text) for text in (info.recipe_name, info.device_name, info.model_name))
     rows = [
-        Row("run", f"{info.recipe_name} on {info.world_size} x {info.device_name}, data {info.data_name or 'not named'}"),
-        Row("model", f"{info.model_name}, {info.num_parameters / 1e6:.1f} M parameters, {info.precision}; {batch}"),
+        Row("run", f"{name} on {info.world_size} x {card}, data {shorten(info.data_name) or 'not named'}"),
+        Row("model", f"{model}, {info.num_parameters / 1e6:.1f} M parameters, {shorten(info.precision)}; {batch}"),
         Row("length", length),
         Row("loss", describe_loss(figures)),
         Row("memory", _describe_memory(figures)),
@@ -66,7 +68,7 @@ def describe(figures: Figures) -> list[Row]:
         Row("achieved", describe_achieved(figures)),
         Row("memory by kind", _describe_kinds(figures)),
         Row("bad videos", describe_bad_videos(figures)),
-        Row("versions", ", ".join(f"{name} {version}" for name, version in info.versions.items()) or "not recorded"),
+        Row("versions", ", ".join(f"{name} {shorten(version)}" for name, version in info.versions.items()) or "not recorded"),
     ]
     if figures.joules_per_clip is not None:
         rows.insert(-3, Row("energy", describe_energy(figures)))
@@ -119,7 +121,7 @@ def describe_energy(figures: Figures) -> str:
 def describe_bad_videos(figures: Figures) -> str:
     if not figures.bad_videos and not figures.num_bad_clips:
         return "none"
-    named = [f"{video.path} ({video.reason})" for video in figures.bad_videos[:NUM_LISTED_VIDEOS]]
+    named = [f"{shorten(video.path)} ({shorten(video.reason)})" for video in figures.bad_videos[:NUM_LISTED_VIDEOS]]
     more = len(figures.bad_videos) - len(named)
     text = (
         f"{count(len(figures.bad_videos), 'video')} unreadable, {count(figures.num_substitutes, 'clip')} replaced by a substitute"
@@ -133,15 +135,18 @@ def list_notes(figures: Figures) -> list[str]:
     num_superseded = sum(rank.num_superseded for rank in figures.ranks)
     num_unreadable = sum(rank.num_unreadable for rank in figures.ranks)
     if len(figures.run.parts) > 1:
-        firsts = ", ".join(str(part.first_step) for part in figures.run.parts[1:])
+        parts = figures.run.parts[1:]
+        firsts = ", ".join(str(part.first_step) for part in parts[-NUM_LISTED_PARTS:])
+        firsts = firsts if len(parts) <= NUM_LISTED_PARTS else f"{firsts} (the last of {len(parts)})"
         again = f"; {count(num_superseded, 'older record')} of steps done again left out" if num_superseded else ""
         notes.append(f"resumed at step {firsts}{again}")
     if num_unreadable:
         named = [text for rank in figures.ranks for text in rank.unreadable][:3]
         notes.append(f"{count(num_unreadable, 'unreadable line')} left out: {'; '.join(named)}")
+    notes += figures.beside.left_out
     if figures.outcome is not None and figures.outcome.advice:
-        where = f"; the allocator's state is in {figures.outcome.snapshot}" if figures.outcome.snapshot else ""
-        notes.append(f"rank {figures.outcome.rank} ran out of memory: {figures.outcome.advice}{where}")
+        where = f"; the allocator's state is in {shorten(figures.outcome.snapshot)}" if figures.outcome.snapshot else ""
+        notes.append(f"rank {figures.outcome.rank} ran out of memory: {shorten(figures.outcome.advice)}{where}")
     num_ooms = max((rank.num_ooms or 0 for rank in figures.ranks), default=0)
     num_retries = max((rank.num_alloc_retries or 0 for rank in figures.ranks), default=0)
     if num_ooms or num_retries:

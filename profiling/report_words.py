@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+SMALLEST = 1e-30
+
 
 def format_flops(flops: float) -> str:
     """FLOPs for people: "120 GFLOP", "3.25 TFLOP"."""
@@ -18,3 +20,15 @@ def format_hours(hours: float) -> str:
 def count(number: int, noun: str) -> str:
     """ "1 step", "3 steps"."""
     return f"{number} {noun}{'' if number == 1 else 's'}"
+
+
+def ratio_of(over: float | None, under: float | None) -> float | None:
+    """`over` / `under`; None where one is not known, or the second is 0 or so near to it that nothing can be said."""
+    if over is None or under is None or abs(under) < SMALLEST:
+        return None
+    return over / under
+
+
+def shorten(text: str, most: int = 400) -> str:
+    """A text of a file, which may be of any length, as far as a person would read it."""
+    return text if len(text) <= most else f"{text[:most]} ... ({len(text):,} characters)"

@@ -1,5 +1,8 @@
 """What holds for every test: those marked gpu are skipped where torch sees no GPU."""
 
+import contextlib
+import resource
+
 import pytest
 
 
@@ -21,3 +24,19 @@ def ranks():
     from tests.ranks import run_ranks
 
     return run_ranks
+
+
+@pytest.fixture
+def file_limit():
+    """`with file_limit(BYTES)`: a write beyond so many bytes of a file fails with an OSError, as on a full disk."""
+
+    @contextlib.contextmanager
+    def limit(num_bytes):
+        before = resource.getrlimit(resource.RLIMIT_FSIZE)
+        resource.setrlimit(resource.RLIMIT_FSIZE, (num_bytes, before[1]))  # Python ignores the signal that comes with it
+        try:
+            yield
+        finally:
+            resource.setrlimit(resource.RLIMIT_FSIZE, before)
+
+    return limit

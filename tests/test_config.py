@@ -112,3 +112,40 @@ def test_numbers_are_finite(override):
     with pytest.raises(ValueError, match="finite") as caught:
         load_recipe("default", [override])
     assert override.partition("=")[0].partition(".")[2] in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    "override",
+    [
+        "clip.num_frames=1000000000", "clip.height=1000000016", "clip.stride=10000000000000000000", "clip.stride_seconds=1e300",
+        "data.num_workers=1000000000", "data.prefetch=1000000000", "data.clip_timeout_seconds=1e300", "optim.epochs=1e300",
+        "optim.steps=10000000000000000000", "optim.global_batch=1000000000000", "run.seed=99999999999999999999",
+        "run.max_steps=10000000000000000000", "run.hang_seconds=1e300",
+    ],
+)  # fmt: skip
+def test_numbers_that_no_machine_can_obey_are_mistakes_of_the_recipe(override):
+    with pytest.raises(ValueError, match="1 mistake in the recipe") as refusal:
+        load_recipe("default", [override])
+    assert override.partition("=")[0] in str(refusal.value) and "less than" in str(refusal.value)
+
+
+def test_a_clip_of_a_million_tokens_is_a_mistake_of_the_recipe():
+    with pytest.raises(ValueError, match="a clip has 1,048,576 tokens, expected 262,144 at most"):
+        load_recipe("default", ["clip.num_frames=128", "clip.height=2048", "clip.width=2048"])
+
+
+def test_a_recipe_of_another_kind_of_file_is_not_read(tmp_path):
+    (tmp_path / "r.yaml").write_text("name: " + "x" * 200_000)
+    with pytest.raises(ValueError, match=r"200,\d+ (characters|bytes)|longer than 200,000"):
+        load_recipe(tmp_path / "r.yaml")
+
+
+@pytest.mark.parametrize("name", ["../..", "/tmp/a", "a/b", ".hidden", "-rf", "a" * 100_000])
+def test_the_name_of_a_recipe_is_the_name_of_a_file(tmp_path, name):
+    """It begins the name of the run folder; `../..` led out of runs/."""
+    path = tmp_path / "a.yaml"
+    path.write_text(f"name: {name}\n")
+    with pytest.raises(ValueError, match="name: it should .* becomes the name of a folder") as mistake:
+        load_recipe(path)
+    assert len(str(mistake.value)) < 600
+    assert load_recipe(path, ["name=my run"]).name == "my run"

@@ -204,3 +204,87 @@ def test_a_run_of_the_trainer_becomes_a_file(ranks, tmp_path, capsys):
     assert (model.strategy, model.grid) == ("mats", TokenGrid(4, 32, 48, (2, 8, 8)))
     stored = torch.load(run / "checkpoints" / "step-00000002" / "mp_rank_00_model_states.pt", weights_only=True)["module"]
     assert all(torch.equal(tensor, stored[name]) for name, tensor in model.state_dict().items())
+
+
+class TestDest:
+    """Nothing is overwritten that this command did not write or was not told to, and never the source."""
+
+    @pytest.fixture
+    def folder(self, tmp_path, classifier_file):
+        """A Hugging Face folder of ours, changed since: it is the source, and somebody's only copy."""
+        assert main([str(classifier_file), str(tmp_path / "hf")]) == DONE
+        return tmp_path / "hf"
+
+    @pytest.mark.parametrize("name", ["model.safetensors", "config.json", "../hf/model.safetensors"])
+    def test_a_part_of_the_source_is_not_written(self, folder, capsys, name):
+        before = {path: path.read_bytes() for path in folder.iterdir()}
+        assert main([str(folder), str(folder / name), "--to", "mats", "--force"]) == UNUSABLE
+        assert "is a part of the source" in capsys.readouterr().err
+        assert {path: path.read_bytes() for path in folder.iterdir()} == before
+
+    def test_a_folder_that_the_source_lies_in_is_not_filled(self, tmp_path, classifier_file, capsys):
+        inside = tmp_path / "new" / "model.safetensors"
+        inside.parent.mkdir()
+        classifier_file.rename(inside)
+        before = inside.read_bytes()
+        assert main([str(inside), str(inside.parent), "--force"]) == UNUSABLE
+        assert "is the source itself" in capsys.readouterr().err and inside.read_bytes() == before
+
+    @pytest.mark.parametrize("arguments", [(), ("--force",)])
+    def test_a_foreign_folder_is_refused_before_the_weights_are_read(
+        self, tmp_path, classifier_file, monkeypatch, capsys, arguments
+    ):
+        (tmp_path / "theirs").mkdir()
+        (tmp_path / "theirs" / "model.safetensors").write_text("theirs")
+        monkeypatch.setattr("mats_ds.convert.read_source", None)
+        assert main([str(classifier_file), str(tmp_path / "theirs"), *arguments]) == UNUSABLE
+        error = capsys.readouterr().err
+        assert "holds model.safetensors" in error and "new or empty folder" in error
+        assert [path.name for path in (tmp_path / "theirs").iterdir()] == ["model.safetensors"]
+
+    def test_an_own_folder_is_replaced_when_forced(self, folder, classifier_file, capsys):
+        assert main([str(classifier_file), str(folder)]) == UNUSABLE
+        assert "exists: give another name, or --force" in capsys.readouterr().err
+        assert main([str(classifier_file), str(folder), "--force", "--keep-ratio", "0.25"]) == DONE
+        assert load_model(folder).keep_ratio == 0.25
+
+    @pytest.mark.parametrize("name", ["a.safetensors", "a.pth", "hf"])
+    @pytest.mark.parametrize("kind", ["link", "other"])
+    def test_a_link_or_another_kind_is_refused_even_when_forced(self, tmp_path, classifier_file, capsys, name, kind):
+        dest, precious = tmp_path / name, tmp_path / "precious"
+        precious.write_text("precious")
+        if kind == "link":
+            dest.symlink_to(precious)
+        elif name == "hf":
+            dest.write_text("")
+        else:
+            dest.mkdir()
+        assert main([str(classifier_file), str(dest), "--force"]) == UNUSABLE
+        error = capsys.readouterr().err
+        assert error.startswith("error: ") and error.count("\n") == 1 and precious.read_text() == "precious"
+
+    def test_the_list_of_names_is_an_input(self, tmp_path, classifier_file, capsys):
+        names = tmp_path / "names.pth"
+        names.write_text("a\nb\nc\n")
+        assert main([str(classifier_file), str(names), "--class-names", str(names), "--force"]) == UNUSABLE
+        assert "is read" in capsys.readouterr().err and names.read_text() == "a\nb\nc\n"
+
+    @pytest.mark.parametrize("name", ["a.safetensors", "a.pth", "hf"])
+    def test_no_room_is_one_error_and_leaves_what_was_there(self, tmp_path, classifier_file, file_limit, capsys, name):
+        assert main([str(classifier_file), str(tmp_path / name)]) == DONE
+        before = sorted(path for path in tmp_path.rglob("*"))
+        old = load_model(tmp_path / name)
+        capsys.readouterr()
+        with file_limit(8192):
+            assert main([str(classifier_file), str(tmp_path / name), "--force", "--keep-ratio", "0.25"]) == UNUSABLE
+        error = capsys.readouterr().err
+        assert error.startswith("error: ") and "cannot be written" in error and error.count("\n") == 1, error
+        assert sorted(path for path in tmp_path.rglob("*")) == before
+        assert load_model(tmp_path / name).keep_ratio == old.keep_ratio == 0.5
+
+    def test_what_cannot_be_written_is_said_first(self, tmp_path, classifier_file, monkeypatch, capsys):
+        (tmp_path / "file").touch()
+        monkeypatch.setattr("mats_ds.convert.read_source", None)
+        for name in ("file/a.pth", "file/hf"):
+            assert main([str(classifier_file), str(tmp_path / name)]) == UNUSABLE
+            assert "is no folder" in capsys.readouterr().err

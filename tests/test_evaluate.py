@@ -373,6 +373,84 @@ class TestErrors:
         assert status == 2 and "not one of 1 videos can be read" in err
 
 
+def bytes_below(folder):
+    return {path.relative_to(folder): path.read_bytes() if path.is_file() else None for path in folder.rglob("*")}
+
+
+class TestOut:
+    """--out DIR: new, empty or of an earlier test; anything else stays as it is."""
+
+    FOREIGN = {
+        "results of another program": {"results.json": '{"parts": []}', "results.md": ""},
+        "a list": {"results.json": "[]"},
+        "a run": {
+            "run.json": "{}",
+            "recipe.yaml": "",
+            "results.json": '{"weights":0,"manifest":0,"views":0,"videos":0,"results":0}',
+        },
+        "pictures": {"confusion.png": "theirs"},
+        "another command's": {".made_by.json": '{"made_by": "extract"}', "index.csv": ""},
+    }
+
+    @pytest.mark.parametrize("files", FOREIGN.values(), ids=FOREIGN)
+    def test_a_foreign_folder_is_refused_before_the_weights_are_read(self, tmp_path, manifest, model, monkeypatch, files):
+        for name, text in files.items():
+            (tmp_path / name).write_text(text)
+        before = bytes_below(tmp_path)
+        monkeypatch.setattr(evaluate, "open_classifier", None)
+        status, told, err = run("--model", model, "--manifest", manifest, "--out", tmp_path, *VIEWS)
+        assert (status, told) == (2, "") and err.startswith("error: ") and err.count("\n") == 1
+        assert "new or empty folder" in err and bytes_below(tmp_path) == before
+
+    def test_twice_into_one_folder_also_of_version_0_1_and_into_one_below_a_run(self, tmp_path, manifest, model):
+        (tmp_path / "run.json").write_text("{}")
+        arguments = ["--model", model, "--manifest", manifest, "--out", tmp_path / "test", *VIEWS, "--batch", "4"]
+        assert run(*arguments)[0] == 0
+        (tmp_path / "test" / ".made_by.json").unlink()
+        (tmp_path / "test" / ".predictions.csv.0123456789ab.part").touch()  # of a write that was killed
+        assert run(*arguments)[0] == 0
+        names = {path.name for path in (tmp_path / "test").iterdir()}
+        tables = {"results.json", "per_class.csv", "predictions.csv", "unreadable.csv", "confusion.png"}
+        assert names == {".made_by.json", *tables}
+
+    @pytest.mark.parametrize("name", ["predictions.csv", "results.json", "confusion.png", "keep-0.25"])
+    def test_a_link_is_not_followed(self, tmp_path, manifest, model, name):
+        """In a folder of somebody else's that says that it is of a test."""
+        (tmp_path / "out").mkdir()
+        (tmp_path / "out" / ".made_by.json").write_text('{"made_by": "evaluate"}')
+        (tmp_path / "precious").mkdir()
+        (tmp_path / "precious" / "file").write_text("precious")
+        (tmp_path / "out" / name).symlink_to(tmp_path / "precious" / ("" if name == "keep-0.25" else "file"))
+        shares = ["0.25", "1"] if name == "keep-0.25" else ["0.25"]
+        before = bytes_below(tmp_path / "precious")
+        arguments = ["--model", model, "--manifest", manifest, "--out", tmp_path / "out", "--keep_ratio", *shares]
+        run(*arguments, *VIEWS, "--batch", "4")
+        assert bytes_below(tmp_path / "precious") == before and (tmp_path / "out" / name).is_symlink()
+
+    def test_without_room_it_is_one_line(self, tmp_path, manifest, model, file_limit):
+        arguments = ["--model", model, "--manifest", manifest, "--out", tmp_path / "out", *VIEWS, "--batch", "4"]
+        with file_limit(150):  # the marker has 30 bytes, every table more than 200
+            status, told, err = run(*arguments)
+        assert (status, told) == (1, "") and err.startswith("stopped: rank 0: ") and err.count("\n") == 1, err
+        assert "start the same command again" in err and not list((tmp_path / "out").glob(".*.part"))
+        assert run(*arguments)[0] == 0
+
+    def test_one_video_writes_nothing(self, tmp_path, model, videos):
+        (tmp_path / "a").touch()
+        assert run("--model", model, "--video", videos[0][0], "--out", tmp_path, *VIEWS)[0] == 0
+        assert [path.name for path in tmp_path.iterdir()] == ["a"]
+
+    @pytest.mark.slow
+    def test_two_ranks_end_alike(self, tmp_path, manifest, folder, model, ranks):
+        only = write_manifest(tmp_path / "only.csv", [(folder / "broken.mp4", 0)])
+        (tmp_path / "theirs").mkdir()
+        (tmp_path / "theirs" / "a").touch()
+        for listed, out in ((manifest, tmp_path / "theirs"), (only, tmp_path / "new")):
+            answers = ranks(run, 2, "--model", model, "--manifest", listed, "--out", out, *VIEWS)
+            assert [status for status, *_ in answers] == [2, 2], answers
+            assert answers[0][2].count("error: ") == 1 and answers[1][2] == ""
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("name", ["evaluate", "extract"])
 def test_is_reachable_as_a_module_and_as_a_file(name, tmp_path):

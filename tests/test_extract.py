@@ -6,6 +6,12 @@ import contextlib
 import csv
 import io
 import json
+import os
+import resource
+import socket
+import subprocess
+import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -159,6 +165,142 @@ class TestResume:
         assert run(*["--model", other, *arguments[2:]])[0] == 2
 
 
+def bytes_below(folder):
+    return {path.relative_to(folder): path.read_bytes() if path.is_file() else None for path in folder.rglob("*")}
+
+
+class TestOut:
+    """--out DIR: new, empty or of an earlier extraction; anything else stays as it is."""
+
+    FOREIGN = {
+        "an index": {"index.csv": "path,label\nprecious.mp4,1\n"},
+        "settings of another program": {"features.json": '{"name": "theirs"}'},
+        "a list": {"features.json": "[]"},
+        "a shard's name": {"features-00000.safetensors": "theirs"},
+        "another command's": {".made_by.json": '{"made_by": "probe"}', "probe.json": "{}"},
+        "notes": {"notes.txt": "theirs"},
+    }
+
+    @pytest.mark.parametrize("files", FOREIGN.values(), ids=FOREIGN)
+    def test_a_foreign_folder_is_refused_before_the_weights_are_read(self, tmp_path, manifest, model, monkeypatch, files):
+        for name, text in files.items():
+            (tmp_path / name).write_text(text)
+        before = bytes_below(tmp_path)
+        monkeypatch.setattr(extract, "read_model_weights", None)
+        status, told, err = run("--model", model, "--manifest", manifest, "--out", tmp_path, *FEW)
+        assert (status, told) == (2, "") and err.startswith("error: ") and err.count("\n") == 1
+        assert "new or empty folder" in err and bytes_below(tmp_path) == before
+
+    def test_the_folder_of_the_videos_is_refused(self, folder, manifest, model):
+        before = bytes_below(folder / "set")
+        status, _, err = run("--model", model, "--manifest", folder / "set", "--out", folder / "set", *FEW)
+        assert status == 2 and "did not write" in err and bytes_below(folder / "set") == before
+
+    def test_a_linked_folder_of_ones_own_is_taken(self, tmp_path, manifest, model):
+        (tmp_path / "disk").mkdir()
+        (tmp_path / "link").symlink_to(tmp_path / "disk")
+        assert run("--model", model, "--manifest", manifest, "--out", tmp_path / "link" / "new", *FEW)[0] == 0
+        assert (tmp_path / "disk" / "new" / "index.csv").is_file()
+
+    @pytest.fixture
+    def done(self, tmp_path, manifest, model):
+        arguments = ["--model", model, "--manifest", manifest, "--out", tmp_path / "out", "--shard_videos", "2", *FEW]
+        assert run(*arguments)[0] == 0
+        assert not (tmp_path / "out" / ".lock").exists()
+        return arguments, tmp_path / "out"
+
+    def test_a_folder_without_a_marker_is_known_by_its_settings(self, done):
+        """As version 0.1 left it."""
+        arguments, out = done
+        (out / ".made_by.json").unlink()
+        assert run(*arguments)[0] == 0 and (out / ".made_by.json").is_file()
+
+    @pytest.mark.parametrize("name", ["index.csv", "unreadable.csv"])
+    def test_a_table_that_somebody_has_changed_is_not_overwritten(self, done, name):
+        arguments, out = done
+        (out / name).write_text("path,notes\nprecious,1\n")
+        before = bytes_below(out)
+        status, _, err = run(*arguments)
+        assert status == 2 and f"{out / name} is another table" in err and bytes_below(out) == before
+
+    @pytest.mark.parametrize(
+        "name", ["index.csv", "unreadable.csv", "features.json", "features-00001.safetensors", ".made_by.json"]
+    )
+    def test_a_link_is_neither_followed_nor_replaced(self, done, tmp_path, name):
+        arguments, out = done
+        precious = tmp_path / "precious"
+        precious.write_text("precious")
+        (out / name).unlink()
+        (out / name).symlink_to(precious)
+        status, _, err = run(*arguments)
+        assert status == 2 and err.startswith("error: ") and err.count("\n") == 1, err
+        assert precious.read_text() == "precious" and (out / name).is_symlink()
+
+    def test_what_a_killed_start_left_is_removed_and_nothing_else(self, done, caplog):
+        arguments, out = done
+        shard = ".features-00001.safetensors.0123456789ab.part"
+        for name in (shard, ".index.csv.part", "features-00001.safetensors.part", "notes.txt"):
+            (out / name).touch()
+        (out / "features-00001.safetensors").unlink()
+        with caplog.at_level("INFO", "mats_ds"):
+            assert run(*arguments)[0] == 0
+        assert "removed 2 unfinished files" in caplog.text
+        left = {path.name for path in out.iterdir()}
+        assert {"features-00001.safetensors.part", "notes.txt"} <= left and not {shard, ".index.csv.part"} & left
+
+    def test_a_second_one_at_once_is_refused_with_who_is_there(self, done):
+        arguments, out = done
+        code = "import sys, pathlib; from mats_ds.core.folder_lock import hold_folder as hold\n"
+        code += "hold(pathlib.Path(sys.argv[1]), command='extract'); print('held', flush=True); sys.stdin.read()"
+        with subprocess.Popen([sys.executable, "-c", code, out], stdin=-1, stdout=-1, text=True) as other:
+            assert other.stdout.readline() == "held\n"
+            before = bytes_below(out)
+            status, _, err = run(*arguments)
+            after = bytes_below(out)
+            other.stdin.close()
+        assert status == 2 and f"in use by extract on host {socket.gethostname()}, process {other.pid}" in err
+        assert before == after and Path(".lock") in after
+
+    def test_without_room_it_stops_with_one_line_and_goes_on_later(self, tmp_path, manifest, model, file_limit):
+        out = tmp_path / "out"
+        arguments = ["--model", model, "--manifest", manifest, "--out", out, "--shard_videos", "2", "--pool", "none", *FEW]
+        with file_limit(3000):  # a shard of two videos has 5 kB
+            status, told, err = run(*arguments)
+        assert (status, told) == (1, "") and err.startswith("stopped: rank 0: ") and err.count("\n") == 1
+        assert "features-00000.safetensors cannot be written" in err and "start the same command again" in err
+        assert {path.name for path in out.iterdir()} == {".made_by.json", "features.json"}
+        status, told, _ = run(*arguments)
+        assert status == 0 and "5 views of 5 videos (of 6) in 3 shards" in told
+
+    def test_a_folder_that_cannot_be_written_is_said_first(self, tmp_path, manifest, model):
+        (tmp_path / "file").touch()
+        status, _, err = run("--model", model, "--manifest", manifest, "--out", tmp_path / "file" / "new", *FEW)
+        assert status == 2 and err.startswith("error: ") and "another folder" in err and err.count("\n") == 1
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("fault", ["foreign folder", "no room on rank 1"])
+def test_two_ranks_end_alike(tmp_path, manifest, model, ranks, fault):
+    arguments = ["--model", model, "--manifest", manifest, "--out", tmp_path, "--shard_videos", "2", "--pool", "none", *FEW]
+    if fault == "foreign folder":
+        (tmp_path / "index.csv").write_text("theirs")
+        answers = ranks(run, 2, *arguments)
+        assert [status for status, *_ in answers] == [2, 2] and answers[0][2].count("holds index.csv") == 1, answers
+        assert [path.name for path in tmp_path.iterdir()] == ["index.csv"]
+    else:
+        answers = ranks(run_with_little_room, 2, *arguments)
+        assert [status for status, *_ in answers] == [1, 1], answers
+        assert "stopped: rank 1: " in answers[0][2] and "cannot be written" in answers[0][2]
+        assert {path.name for path in tmp_path.glob("features-*")} == {f"features-0000{n}.safetensors" for n in (0, 2)}
+        assert [status for status, *_ in ranks(run, 2, *arguments)] == [0, 0]
+
+
+def run_with_little_room(*arguments):
+    if os.environ["RANK"] == "1":
+        resource.setrlimit(resource.RLIMIT_FSIZE, (2000, resource.getrlimit(resource.RLIMIT_FSIZE)[1]))
+    return run(*arguments)
+
+
 @pytest.mark.slow
 def test_two_ranks_write_the_same_shards(folder, manifest, model, ranks):
     arguments = ["--model", model, "--manifest", manifest, "--shard_videos", "2", *FEW]
@@ -166,7 +308,7 @@ def test_two_ranks_write_the_same_shards(folder, manifest, model, ranks):
         answers = ranks(run, world_size, *arguments, "--out", folder / f"ranks-{world_size}")
         assert [status for status, *_ in answers] == [0] * world_size, answers
     one, two = (sorted((folder / f"ranks-{number}").iterdir()) for number in (1, 2))
-    assert [path.name for path in one] == [path.name for path in two] and len(one) == 6
+    assert [path.name for path in one] == [path.name for path in two] and len(one) == 7
     assert all(left.read_bytes() == right.read_bytes() for left, right in zip(one, two, strict=True))
 
 

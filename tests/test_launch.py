@@ -26,10 +26,10 @@ def write_script(path: Path, text: str) -> Path:
 class Project:
     """A copy of launch.sh with a PATH and an environment of its own."""
 
-    def __init__(self, folder: Path):
-        self.root = folder / "a project"
+    def __init__(self, folder: Path, *, root: str = "a project", caller: str = "the caller"):
+        self.root = folder / root
         self.tools = folder / "tools"
-        self.caller = folder / "the caller"
+        self.caller = folder / caller
         for path in (self.root, self.tools, self.caller):
             path.mkdir()
         for name in ("launch.sh", "setup.py", "pyproject.toml"):
@@ -109,6 +109,12 @@ def test_help_names_every_command_and_variable(project, arguments):
     assert used == {"MATS_PYTHON", "MATS_DRY_RUN"}, "document every variable in the help"
 
 
+def test_what_is_told_holds_nothing_that_a_terminal_obeys(project):
+    done = project.run("\x1b[31m\x9b\x07\r", "x")
+    assert done.returncode == 2 and not set("\x1b\x07\r\x9b") & set(done.stderr) and "'?[31m???'" in done.stderr
+    assert len(project.run("x" * 100_000).stderr) < 400
+
+
 @pytest.mark.parametrize(
     ("typed", "nearest"), [("tset", "test"), ("pretrian", "pretrain"), ("dmeo", "demo"), ("reports", "report"), ("x", None)]
 )
@@ -138,12 +144,17 @@ class TestDemo:
         assert report[1] == "profiling/report.py"
         assert report[2].startswith("runs/demo-")
 
+    def test_a_new_line_in_its_name_is_refused(self, project):
+        (project.caller / "two\nlines").mkdir()
+        done = project.run("demo", "two\nlines")
+        assert done.returncode == 2 and "a new line in the name of the folder $'two\\nlines'" in done.stderr
+
     def test_a_folder_is_the_callers(self, project):
         (project.caller / "my videos").mkdir()
         _, _, trainer = project.launch_plan("demo", "my videos")
         assert trainer[6:] == [f"data.manifest={project.caller}/my videos", "data.max_bad_fraction=0.5", "optim.steps=80"]
 
-    @pytest.mark.parametrize("name", ["a: b", "it's # one", "[x]"])
+    @pytest.mark.parametrize("name", ["a: b", "it's # one", "[x]", "a "])
     def test_a_folder_that_yaml_would_misread_arrives(self, project, name):
         from mats_ds.config import load_recipe
 
@@ -243,7 +254,8 @@ class TestSeveralMachines:
     """With stand-ins for the programs that reach other machines; tests/faults/hosts.py has real ones."""
 
     @pytest.fixture
-    def hosts(self, project):
+    def hosts(self, tmp_path):
+        project = Project(tmp_path, root="project", caller="caller")  # pdsh's shells would split "a project"
         project.put_driver("13.0", 3)
         for tool in ("pdsh", "ompi_info", "sinfo"):
             write_script(project.tools / tool, "exit 0")
@@ -307,6 +319,7 @@ class TestSeveralMachines:
             ),
             (["--launcher", "openmpi"], "name them with --hostfile"),
             (["--num_nodes", "2"], "name them with --hostfile"),
+            (["--force_multi"], "name them with --hostfile"),
             (["--hostfile"], "--hostfile needs a value"),
         ],
     )
@@ -508,6 +521,41 @@ class TestSecondRun:
         installing.put_driver("13.0", 1)
         assert installing.setup() == 0
 
+    def test_a_folder_of_that_name_that_is_no_environment_stays(self, installing):
+        folder = installing.root / ".venv"
+        folder.mkdir()
+        (folder / "thesis.tex").write_text("mine")
+        done = installing.run("setup")
+        assert done.returncode == 2 and "thesis.tex" in done.stderr and "give that folder another name" in done.stderr
+        assert (folder / "thesis.tex").read_text() == "mine"
+
+    def test_a_half_made_environment_is_made_anew(self, installing):
+        (installing.root / ".venv" / "bin").mkdir(parents=True)
+        (installing.root / ".venv" / "bin" / "python").write_text("torn")
+        assert installing.setup() == 1
+
+    def test_uv_reads_no_settings_of_the_callers_folder(self, installing):
+        """A uv.toml there could name another package index."""
+        calls = installing.tools / "calls"
+        installing.setup()
+        lines = [line for line in calls.read_text().splitlines() if line.startswith(("venv", "pip install"))]
+        assert len(lines) == 2 and all(f"--directory {installing.root}" in line for line in lines)
+
+    @pytest.mark.skipif(shutil.which("setpriv") is None, reason="needs setpriv (util-linux)")
+    def test_a_killed_launch_sh_leaves_no_installation_running(self, installing):
+        pid_file = installing.tools / "pid"
+        write_script(
+            installing.tools / "uv",
+            f'[ "$1" = venv ] || exit 0\necho $$ > "{pid_file}.part"\nmv "{pid_file}.part" "{pid_file}"\nexec sleep 600',
+        )
+        launch = subprocess.Popen(
+            ["bash", str(installing.root / "launch.sh"), "setup"], cwd=installing.caller, env=installing.environment
+        )
+        wait_for(pid_file.exists, launch)
+        launch.kill()
+        launch.wait()
+        wait_for(lambda: not is_running(int(pid_file.read_text())))
+
     def test_a_failed_installation_is_tried_again(self, installing):
         good = (installing.tools / "uv").read_text()
         write_script(installing.tools / "uv", 'if [ "$1" = pip ]; then exit 1; fi\n' + good.partition("\n")[2])
@@ -551,6 +599,13 @@ class TestRealLauncher:
                 [f"--local_rank={rank}", "--ds_config", f"{running.root}/ds_configs/zero2.json", "--out", "a b", "x.y='c: d'"]
             )
 
+    @pytest.mark.skipif(sys.version_info < (3, 11), reason="Python 3.10 has no PYTHONSAFEPATH")
+    def test_no_module_of_the_callers_folder_is_taken(self, running):
+        for name in ("socket", "json", "argparse", "psutil", "deepspeed"):
+            (running.caller / f"{name}.py").write_text("open('taken', 'w').close()\nraise SystemExit(9)\n")
+        done = running.run("pretrain")
+        assert done.returncode == 0 and not (running.caller / "taken").exists(), done.stderr
+
     def test_the_status_of_a_failed_rank_comes_back(self, running):
         assert running.run("pretrain", "fail-1").returncode == 3
 
@@ -577,6 +632,13 @@ class TestRealLauncher:
         launch.send_signal(number)
         assert launch.wait(timeout=60) == status
         assert not [pid for pid in pids if is_running(pid)]
+
+
+def wait_for(is_so, process: subprocess.Popen | None = None, seconds: float = 240) -> None:
+    deadline = time.monotonic() + seconds
+    while not is_so():
+        assert time.monotonic() < deadline and (process is None or process.poll() is None)
+        time.sleep(0.1)
 
 
 def is_running(pid: int) -> bool:

@@ -37,3 +37,15 @@ def test_a_key_that_yaml_gives_twice_is_named_with_its_line(text):
 
 def test_the_same_key_in_two_sections_is_no_repetition():
     assert parse_yaml("a: {b: 1}\nc: {b: 1}\n") == {"a": {"b": 1}, "c": {"b": 1}}
+
+
+@pytest.mark.parametrize("text", ["a: 1\nb: [2\nc: 3\n", "a: 1\nb: c: d\n", "a: \x07\n", "a: !!int x\n"])
+def test_what_is_wrong_with_yaml_is_one_line(text):
+    with pytest.raises(ValueError) as caught:
+        parse_yaml(text)
+    assert "\n" not in str(caught.value) and str(caught.value)
+
+
+def test_yaml_that_does_not_parse_is_named_with_its_place():
+    with pytest.raises(ValueError, match=r"line 2, column 5: .*mapping values are not allowed"):
+        parse_yaml("a: 1\nb: c: d\n")

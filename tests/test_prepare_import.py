@@ -96,6 +96,73 @@ def test_nothing_is_overwritten_without_force(run, videos, tmp_path):
     assert status == 2 and "would overwrite list.csv, which is being imported" in said
 
 
+def test_force_loses_nothing(run, videos, tmp_path):
+    for name in ("train.csv", "train.csv.mistakes.txt", "train.csv.classes.txt"):
+        (tmp_path / name).write_text(f"my {name}")
+    status, said = run("list.csv", "--root", videos, "--out", "train.csv", "--force")
+    assert status == 0 and "train.csv.old" in said
+    assert (tmp_path / "train.csv.old").read_text() == "my train.csv"
+    assert (tmp_path / "train.csv.mistakes.txt.old").read_text() == "my train.csv.mistakes.txt"
+    assert (tmp_path / "train.csv.classes.txt.old").read_text() == "my train.csv.classes.txt"
+    assert not (tmp_path / "train.csv.mistakes.txt").exists()
+    names = sorted(path.name for path in tmp_path.iterdir())
+    assert run("list.csv", "--root", videos, "--out", "train.csv", "--force")[0] == 0  # the same once more
+    assert sorted(path.name for path in tmp_path.iterdir()) == names
+
+
+@pytest.mark.parametrize("out", ["link.csv", "hard.csv", "way/list.csv", "videos/run/0.mp4", "way/videos/run/0.mp4", "names.txt"])
+def test_what_is_read_is_never_written(run, videos, tmp_path, out):
+    (tmp_path / "names.txt").write_text("run\nsit\n")
+    (tmp_path / "link.csv").symlink_to("list.csv")
+    (tmp_path / "hard.csv").hardlink_to("list.csv")
+    (tmp_path / "way").symlink_to(".")
+    before = {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()}
+    status, said = run("list.csv", "--root", videos, "--labels", "names.txt", "--out", out, "--force")
+    assert status == 2 and "error: " in said and Path(out).name in said
+    assert {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()} == before
+
+
+def test_a_class_list_beside_the_source_is_never_written(run, tmp_path):
+    (tmp_path / "v" / "Run").mkdir(parents=True)
+    (tmp_path / "v" / "Run" / "v_Run_g01_c01.avi").touch()
+    (tmp_path / "trainlist01.txt").write_text("Run/v_Run_g01_c01.avi 1\n")
+    (tmp_path / "classInd.txt").write_text("1 Run\n")
+    status, said = run("trainlist01.txt", "--root", "v", "--out", "classInd.txt", "--force")
+    assert status == 2 and "classInd.txt" in said and (tmp_path / "classInd.txt").read_text() == "1 Run\n"
+
+
+def test_of_two_imports_that_end_together_one_writes(run, videos, tmp_path, monkeypatch):
+    from mats_ds.data.importers import output
+
+    claim = output.claim_name
+
+    def claim_late(path):
+        if path.name == "train.csv.classes.txt":  # the name of the manifest is taken by then
+            path.write_text("of a second import")
+        claim(path)
+
+    monkeypatch.setattr(output, "claim_name", claim_late)
+    status, said = run("list.csv", "--root", videos, "--out", "train.csv")
+    assert status == 2 and "train.csv.classes.txt" in said
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["list.csv", "train.csv.classes.txt", "videos"]
+    assert (tmp_path / "train.csv.classes.txt").read_text() == "of a second import"
+
+
+def test_an_output_that_appears_meanwhile_is_not_overwritten(run, videos, tmp_path, monkeypatch):
+    from mats_ds import prepare
+
+    describe = prepare.describe_imported
+
+    def appear(imported):
+        (tmp_path / "train.csv").write_text("of a second import")
+        return describe(imported)
+
+    monkeypatch.setattr(prepare, "describe_imported", appear)
+    assert run("list.csv", "--root", videos, "--out", "train.csv")[0] == 2
+    assert (tmp_path / "train.csv").read_text() == "of a second import"
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["list.csv", "train.csv", "videos"]
+
+
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [

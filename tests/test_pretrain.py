@@ -62,6 +62,48 @@ def test_a_run_leaves_records_of_every_rank_its_inputs_a_picture_and_a_checkpoin
     assert json.loads((folder / "outcome.json").read_text())["outcome"] == "finished"
 
 
+def pretrain_without_pictures(arguments):
+    """As pretrain, where whoever draws runs out of memory."""
+    from mats_ds import pretrain as script
+
+    def draw_reconstruction(*given, **options):
+        raise MemoryError("no\nmore")
+
+    script.draw_reconstruction = draw_reconstruction
+    return pretrain(arguments)
+
+
+class TestNamesAndPictures:
+    NASTY = "a\nerror: lost\x1b[2J\u202e$\\frac{$"
+    TWO_STEPS = ["optim.steps=2", "optim.warmup_steps=1", "run.log_steps=1"]
+
+    @pytest.fixture
+    def data(self, videos, tmp_path):
+        """A folder of a nasty name, with videos of nasty names."""
+        folder = tmp_path / self.NASTY
+        folder.mkdir()
+        for number, video in enumerate(sorted(videos.rglob("*.mp4"))[:16]):
+            (folder / f"{number}{self.NASTY}.mp4").write_bytes(video.read_bytes())
+        return folder
+
+    def test_a_run_on_videos_of_any_name_ends_with_its_picture(self, ranks, data, tmp_path):
+        folder = tmp_path / f"run{self.NASTY}"
+        arguments = [*ARGUMENTS, "--out", str(folder), f"data.manifest={data}", *SMALL, *self.TWO_STEPS]
+        [(status, terminal)] = ranks(pretrain, 1, arguments)
+        assert status == 0 and (folder / "reconstruction.png").read_bytes().startswith(b"\x89PNG"), terminal
+        lines = terminal.split("\n")
+        assert all(map(str.isprintable, lines)) and not any(line.startswith("error:") for line in lines), terminal
+        assert r"run folder: " in terminal and r"$'" in lines[-2]  # the command to paste is quoted
+
+    def test_a_run_whose_picture_cannot_be_drawn_is_finished(self, ranks, videos, tmp_path):
+        folder = tmp_path / "run"
+        arguments = [*ARGUMENTS, "--out", str(folder), f"data.manifest={videos}", *SMALL, *self.TWO_STEPS]
+        [(status, terminal)] = ranks(pretrain_without_pictures, 1, arguments)
+        assert status == 0 and terminal.count("no picture") == 1 and "Traceback" not in terminal, terminal
+        assert (folder / "checkpoints" / "latest").read_text() == "step-00000002"
+        assert json.loads((folder / "outcome.json").read_text())["outcome"] == "finished"
+
+
 def test_a_checkpoint_says_what_model_it_is_of(two_rank_run):
     from mats_ds.interop.run_checkpoint import read_run
 

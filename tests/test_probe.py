@@ -176,3 +176,48 @@ def test_labels_that_do_not_fit_are_told_before_anything_is_decoded(run, videos)
     (videos / "odd.csv").write_text(rows.replace(",0\n", ",7\n"))
     status, printed, error = run(val="odd.csv")
     assert status == 2 and "has videos of class 7" in error and printed == ""
+
+
+class TestOut:
+    """--out DIR: new, empty or of an earlier probe; anything else stays as it is."""
+
+    def test_a_foreign_folder_is_refused_before_the_weights_are_read(self, run, tmp_path, monkeypatch):
+        monkeypatch.setattr(probe, "read_model_weights", None)
+        for number, (name, text) in enumerate(
+            {"probe.json": '{"model": 1}', "train-trained.safetensors": "theirs", "index.csv": "", "notes.txt": ""}.items()
+        ):
+            folder = tmp_path / str(number)
+            folder.mkdir()
+            (folder / name).write_text(text)
+            status, printed, error = run(out=str(number))
+            assert (status, printed) == (2, "") and f"holds {name}" in error and "new or empty folder" in error
+            assert [path.name for path in folder.iterdir()] == [name] and (folder / name).read_text() == text
+
+    @pytest.mark.parametrize("left", ["everything", "features alone"])
+    def test_a_folder_of_version_0_1_is_known_by_what_it_holds(self, run, tmp_path, monkeypatch, left):
+        assert run("--probes", "knn")[0] == 0
+        (tmp_path / "out" / ".made_by.json").unlink()
+        if left != "everything":
+            (tmp_path / "out" / "probe.json").unlink()
+        monkeypatch.setattr(probe, "extract", None)
+        assert run("--probes", "knn")[0] == 0  # with the features of before
+        names = {".made_by.json", "probe.json", "train-trained.safetensors", "val-trained.safetensors"}
+        assert {path.name for path in (tmp_path / "out").iterdir()} == names
+
+    @pytest.mark.parametrize("name", ["probe.json", "val-trained.safetensors"])
+    def test_a_link_is_not_followed(self, run, tmp_path, name):
+        precious = tmp_path / "precious"
+        precious.write_text("precious")
+        (tmp_path / "out").mkdir()
+        (tmp_path / "out" / ".made_by.json").write_text('{"made_by": "probe"}')
+        (tmp_path / "out" / name).symlink_to(precious)
+        status, _, error = run("--probes", "knn")
+        assert status == 2 and error.startswith("error: ") and "symbolic link" in error
+        assert precious.read_text() == "precious" and (tmp_path / "out" / name).is_symlink()
+
+    def test_without_room_for_the_features_the_figures_are_still_there(self, run, tmp_path, file_limit, caplog):
+        with file_limit(500):  # the features have 600 bytes, the marker 30
+            status, printed, error = run("--probes", "knn")
+        assert "knn        trained" in printed and caplog.text.count("not kept for the next time") == 2
+        assert status == 2 and str(tmp_path / "out") in error and error.count("\n") == 1
+        assert {path.name for path in (tmp_path / "out").iterdir()} == {".made_by.json"}

@@ -177,3 +177,59 @@ def test_files_that_are_no_video_or_no_weights(show, tmp_path):
     (tmp_path / "w.pth").write_text(json.dumps({"no": "weights"}))
     status, _, error = show("--weights", str(tmp_path / "w.pth"))
     assert status == 2 and "w.pth" in error and error.count("\n") == 1
+
+
+class TestOut:
+    """--out FILE: what this command wrote is replaced, nothing else is, and no input by any name."""
+
+    @pytest.mark.parametrize("suffix", [".png", ".gif", ".mp4"])
+    def test_an_own_picture_is_replaced(self, show, tmp_path, suffix):
+        for seed in ("1", "2"):
+            assert show("--recipe", "tiny", "--seed", seed, out=f"x{suffix}")[0] == 0
+        assert [path.name for path in tmp_path.iterdir()] == [f"x{suffix}"]
+
+    @pytest.mark.parametrize("suffix", [".png", ".gif", ".mp4"])
+    def test_another_file_is_refused_before_any_work_unless_forced(self, show, tmp_path, monkeypatch, suffix):
+        out = tmp_path / f"x{suffix}"
+        out.write_text("theirs")
+        with monkeypatch.context() as patch:
+            patch.setattr(visualize, "index_video", None)
+            status, printed, error = show("--recipe", "tiny", out=out.name)
+        assert (status, printed) == (2, "") and f"{out} exists" in error and "--force" in error and error.count("\n") == 1
+        assert out.read_text() == "theirs"
+        assert show("--recipe", "tiny", "--force", out=out.name)[0] == 0 and out.read_bytes() != b"theirs"
+
+    @pytest.mark.parametrize("kind", ["same", "hard link", "link"])
+    def test_the_video_is_never_written(self, show, video, tmp_path, kind):
+        """Not even one that this command has drawn."""
+        assert show("--recipe", "tiny", out="drawn.mp4")[0] == 0
+        drawn, out = tmp_path / "drawn.mp4", tmp_path / "out.mp4"
+        before = drawn.read_bytes()
+        if kind == "same":
+            out = drawn
+        elif kind == "link":
+            out.symlink_to(drawn)
+        else:
+            out.hardlink_to(drawn)
+        status, _, error = show("--recipe", "tiny", "--force", out=out.name, source=str(drawn))
+        assert status == 2 and "give another name" in error and drawn.read_bytes() == before
+
+    def test_a_recipe_with_a_pictures_name_is_not_overwritten(self, show, tmp_path):
+        recipe = tmp_path / "recipe.png"
+        recipe.write_text(dump_recipe(load_recipe("tiny")))
+        status, _, error = show("--recipe", str(recipe), "--force", out="recipe.png")
+        assert status == 2 and "is read: give another name" in error and recipe.read_text().startswith("name:")
+
+    def test_no_room_is_one_error_and_leaves_what_was_there(self, show, tmp_path, file_limit):
+        assert show("--recipe", "tiny", "--seed", "1")[0] == 0
+        before = (tmp_path / "x.png").read_bytes()
+        with file_limit(2000):
+            status, _, error = show("--recipe", "tiny", "--seed", "2")
+        assert status == 2 and error.startswith("error: ") and error.count("\n") == 1
+        assert (tmp_path / "x.png").read_bytes() == before and [path.name for path in tmp_path.iterdir()] == ["x.png"]
+
+    def test_what_a_killed_write_left_is_named(self, show, tmp_path):
+        left = tmp_path / ".x.png.0123456789ab.part"
+        left.touch()
+        status, printed, _ = show("--recipe", "tiny")
+        assert status == 0 and f"note: {left}" in printed and left.exists()

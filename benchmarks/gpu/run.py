@@ -60,7 +60,11 @@ def parse_arguments(arguments: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--only", nargs="+", choices=PARTS, metavar="PART", help=f"of {', '.join(PARTS)}")
     options = parser.parse_args(arguments)
     if options.out.is_dir() and any(options.out.iterdir()) and not is_ours(options.out):
-        parser.error(f"--out {options.out} holds files that this program did not write: choose a new or empty folder")
+        print(
+            f"error: --out {options.out} holds files that this program did not write: choose a new or empty folder",
+            file=sys.stderr,
+        )
+        raise SystemExit(2)
     return options
 
 

@@ -37,7 +37,7 @@ def describe_wrong_kind(path: Path) -> str | None:
     except (FileNotFoundError, NotADirectoryError):
         return None
     if stat.S_ISLNK(mode):
-        return f"a symbolic link to {os.readlink(path)}"
+        return f"a symbolic link to {os.readlink(path)!r}"
     return None if stat.S_ISREG(mode) else KINDS.get(stat.S_IFMT(mode), "no regular file")
 
 
@@ -48,7 +48,7 @@ def refuse_wrong_kind(path: Path, *, below: Path | None = None) -> None:
         for parent in reversed(path.relative_to(below).parents[:-1]):
             if (below / parent).is_symlink():
                 raise WrongKindOfFile(
-                    f"{below / parent} is a symbolic link to {os.readlink(below / parent)}, which is not followed: "
+                    f"{below / parent} is a symbolic link to {os.readlink(below / parent)!r}, which is not followed: "
                     "put the folder itself there, or remove the link"
                 )
     kind = describe_wrong_kind(path)

@@ -6,17 +6,45 @@ that something else has filled: whatever names the files there have, they may be
 
 from __future__ import annotations
 
+import contextlib
+import itertools
 import os
+import re
+import stat
 from collections.abc import Callable
 from pathlib import Path
 
 from mats_ds.core.files import WrongKindOfFile, read_bytes, write_json
+from mats_ds.core.folder_lock import hold_folder, release_folder
 from mats_ds.parsing import parse_json
 
 MARKER = ".made_by.json"
 MARKER_BYTES = 10_000
-NOT_COUNTED = {MARKER, ".lock", ".claim"}
+# What file systems and file managers put into any folder; nothing here touches them.
+NOBODYS = {".DS_Store", ".directory", ".gitignore", ".gitkeep", ".keep", ".snapshot", "Thumbs.db", "desktop.ini", "lost+found"}
+NFS_LEFTOVER = ".nfs"  # a file that was removed while a process had it open
+NOT_COUNTED = {MARKER, ".lock", ".claim", *NOBODYS}  # `.claim` was version 0.1's lock
+PART = re.compile(r"\.(.+)\.[0-9a-f]{12}\.part", re.DOTALL)  # how files.replace_file calls what is not finished
+OLD_PART = re.compile(r"\.(.+)\.part", re.DOTALL)  # and version 0.1 did
 SHOWN_NAMES = 3
+
+
+def hold_output_folder(folder: Path, *, command: str, is_ours: Callable[[Path], bool] | None = None) -> None:
+    """`open_output_folder`, and keep other processes out until `release_folder` or the end of this one.
+
+    Raises ValueError where the folder holds something else, is in use or cannot be written.
+    """
+    check_output_folder(folder, command=command, is_ours=is_ours)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        hold_folder(folder, command=command)
+        try:
+            open_output_folder(folder, command=command, is_ours=is_ours)  # another command may have had it until now
+        except BaseException:
+            release_folder(folder)
+            raise
+    except OSError as error:
+        raise ValueError(f"--out {folder} cannot be written: {error}: make room there, or choose another folder") from None
 
 
 def open_output_folder(folder: Path, *, command: str, is_ours: Callable[[Path], bool] | None = None) -> None:
@@ -27,7 +55,7 @@ def open_output_folder(folder: Path, *, command: str, is_ours: Callable[[Path], 
     """
     check_output_folder(folder, command=command, is_ours=is_ours)
     folder.mkdir(parents=True, exist_ok=True)
-    if not (folder / MARKER).exists():
+    if read_marker(folder) != command:
         write_json(folder / MARKER, {"made_by": command})
 
 
@@ -37,7 +65,11 @@ def check_output_folder(folder: Path, *, command: str, is_ours: Callable[[Path],
         if os.path.lexists(folder):
             raise ValueError(f"--out {folder} is no folder: choose another name")
         return
-    names = sorted(entry.name for entry in os.scandir(folder) if entry.name not in NOT_COUNTED)
+    try:
+        found = sorted(entry.name for entry in os.scandir(folder))
+    except OSError as error:
+        raise ValueError(f"--out {folder} cannot be read ({error.strerror}): choose another folder") from None
+    names = [name for name in found if name not in NOT_COUNTED and not PART.fullmatch(name) and not name.startswith(NFS_LEFTOVER)]
     maker = read_marker(folder)
     if maker == command or (maker is None and (not names or (is_ours is not None and is_ours(folder)))):
         return
@@ -48,6 +80,52 @@ def check_output_folder(folder: Path, *, command: str, is_ours: Callable[[Path],
         f"--out {folder} holds {', '.join(names[:SHOWN_NAMES])}{more}, which `{command}` did not write: "
         "choose a new or empty folder"
     )
+
+
+def make_new_folder(parent: Path, name: str) -> Path:
+    """A folder that nobody else has made: of those that begin in the same second, the later ones get a number."""
+    for number in itertools.count(1):
+        folder = parent / (name if number == 1 else f"{name}-{number}")
+        try:
+            folder.mkdir(parents=True)
+        except FileExistsError:
+            if not parent.is_dir():
+                raise
+            continue
+        return folder
+    raise AssertionError
+
+
+def make_subfolder(folder: Path, name: str) -> Path:
+    """A folder within one's own. Raises WrongKindOfFile for a link: it would lead out of it."""
+    inside = folder / name
+    if inside.is_symlink():
+        raise WrongKindOfFile(f"{inside} is a symbolic link to {os.readlink(inside)}, expected a folder: remove the link")
+    inside.mkdir(exist_ok=True)
+    return inside
+
+
+def find_parts(folder: Path, *, of: Callable[[str], bool]) -> list[Path]:
+    """What killed or running writes have left beside the files in `folder` whose names `of` accepts."""
+    if not folder.is_dir():
+        return []
+    named = ((path, PART.fullmatch(path.name) or OLD_PART.fullmatch(path.name)) for path in folder.iterdir())
+    return sorted(path for path, found in named if found and of(found[1]))
+
+
+def remove_parts(folder: Path, *, of: Callable[[str], bool]) -> int:
+    """Remove what killed writes have left (see `find_parts`) in a folder that this process holds; returns how many there were."""
+    num_removed = 0
+    for part in find_parts(folder, of=of):
+        with contextlib.suppress(OSError):  # what cannot be removed is not ours, or hurts nobody
+            if stat.S_ISDIR(part.lstat().st_mode):  # of a library that has its own unfinished file: interop/tensor_file.py
+                for file in part.iterdir():
+                    file.unlink()
+                part.rmdir()
+            else:
+                part.unlink()
+            num_removed += 1
+    return num_removed
 
 
 def read_marker(folder: Path) -> str | None:

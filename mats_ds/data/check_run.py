@@ -7,35 +7,31 @@ modification). `out` and `quarantine` appear at once, when all files are done.
 
 from __future__ import annotations
 
-import csv
 import dataclasses
-import fcntl
-import io
-import json
 import math
 import os
 import time
-from collections.abc import Callable, Iterator
-from contextlib import closing, contextmanager
+from collections.abc import Callable, Sequence
+from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TextIO
 
 from mats_ds.data.check import FileFacts
-from mats_ds.data.check_workers import Outcome, check_files, facts_from_json
+from mats_ds.data.check_journal import CheckJournal, journal_path, open_journal
+from mats_ds.data.check_tables import BAD_COLUMNS, CheckTables
+from mats_ds.data.check_workers import Outcome, check_files
+from mats_ds.data.file_identity import FileIdentity, identify, is_same_file, with_sample
 from mats_ds.data.manifest import Manifest
 from mats_ds.data.probe import describe_error
 from mats_ds.data.terminal import why_not_utf8
 
-JOURNAL_VERSION = 3  # counted up when facts of an older check can no longer be used
+__all__ = ["BAD_COLUMNS", "COLUMNS", "BadRow", "CheckResult", "check_manifest", "journal_path"]
+
 FACT_COLUMNS = tuple(
     field.name for field in dataclasses.fields(FileFacts) if field.name not in ("start_seconds", "end_seconds", "warnings")
 )
 COLUMNS = ("path", "label", "start", "end", *FACT_COLUMNS, "warnings")
-BAD_COLUMNS = ("path", "label", "reason")
-SAVE_SECONDS = 30.0
 SAME_TIME_SECONDS = 1e-6  # as the loader compares
-Identity = tuple[int, int]  # bytes, time of modification in nanoseconds
 
 
 @dataclass(frozen=True)
@@ -49,144 +45,94 @@ class BadRow:
 
 @dataclass(frozen=True)
 class CheckResult:
-    """facts: of the readable files, by path. bad: rows in quarantine. num_decoded: files decoded now, the rest was known."""
+    """facts: of the readable files, by path. bad: rows in quarantine. num_decoded: files decoded now, the rest was known.
+
+    quarantine: the table of `bad`. kept: files that were in the way of the tables, by the names that they have now.
+    """
 
     facts: dict[str, FileFacts]
     bad: list[BadRow]
     num_rows: int
     num_decoded: int
     wall_seconds: float
+    quarantine: Path | None = None
+    kept: tuple[Path, ...] = ()
 
 
 def check_manifest(
     manifest: Manifest,
     *,
     out: str | os.PathLike[str],
-    quarantine: str | os.PathLike[str],
+    quarantine: str | os.PathLike[str] | None = None,
     num_workers: int,
     resume: bool = True,
     timeout_seconds: float = 300.0,
     root: str | os.PathLike[str] | None = None,
+    sources: Sequence[str | os.PathLike[str]] = (),
     on_done: Callable[[int, int, int], None] = lambda num_done, num_files, num_bad: None,
 ) -> CheckResult:
     """Check all files of a manifest in `num_workers` processes and write `out` and `quarantine`.
 
+    quarantine None: `quarantine.csv` beside `out`, or, where that is of something else, `OUT.quarantine.csv`.
     A file is given up when no frame of it comes for `timeout_seconds`. Without `resume` everything is decoded again. Paths
-    are written relative to `root` where given (and the file below it), else absolute. `on_done` is called after each file.
-    Raises ValueError for unusable arguments, RuntimeError when no worker can start. When it is interrupted, the journal is
-    whole and no process is left.
+    are written relative to `root` where given (and the file below it), else absolute. sources: the files that the manifest
+    was read from, which are never written, nor are its videos. `on_done` is called after each file.
+    Raises ValueError for unusable arguments and where a file that this did not write would be lost, before anything is
+    decoded; RuntimeError when no worker can start. When it is interrupted, the journal is whole and no process is left.
     """
     if num_workers < 1:
         raise ValueError(f"a check needs at least 1 worker, got {num_workers}")
     if not timeout_seconds > 0:
         raise ValueError(f"the time limit is a number of seconds above 0, got {timeout_seconds}")
-    out, quarantine = Path(out), Path(quarantine)
-    if out.resolve() == quarantine.resolve():
-        raise ValueError(f"the manifest and the quarantine would both be written to {out}: give two names")
-    for target in (out, quarantine):
-        _make_room(target)
+    base = None if root is None else Path(root)
+    tables = CheckTables(
+        Path(out),
+        None if quarantine is None else Path(quarantine),
+        columns=COLUMNS,
+        sources=sources,
+        listed=manifest.paths,
+        written_path=lambda path: _written_path(path, base),
+    )
+    tables.make_room()
     began_seconds = time.monotonic()
-    outcomes: dict[str, Outcome] = {}
-    waiting: list[str] = []
-    with _open_journal(journal_path(out), resume) as (journal, known):
-        identities: dict[str, Identity] = {}
-        for path in dict.fromkeys(manifest.paths):
-            try:
-                identities[path] = _identify(path)
-            except (OSError, ValueError) as error:
-                outcomes[path] = Outcome(path, None, describe_error(error))
-                continue
-            before = known.get(path)
-            if before and before[0] == identities[path]:
-                outcomes[path] = before[1]
-            else:
-                waiting.append(path)
+    with open_journal(journal_path(out)) as journal:
+        tables.refuse_losses(journal)
+        if not resume:
+            journal.forget_outcomes()
+        outcomes, waiting = _look_up(manifest.paths, journal)
         num_files = len(outcomes) + len(waiting)
         num_bad = sum(outcome.facts is None for outcome in outcomes.values())
         on_done(len(outcomes), num_files, num_bad)
-        saved_seconds = time.monotonic()
         # Closed at once when we are interrupted: its workers must not wait for the garbage collector.
-        with closing(check_files(waiting, num_workers=num_workers, timeout_seconds=timeout_seconds)) as arriving:
+        with closing(check_files([*waiting], num_workers=num_workers, timeout_seconds=timeout_seconds)) as arriving:
             for outcome in arriving:
-                journal.write(_journal_line(outcome, identities[outcome.path]))
-                journal.flush()
-                if time.monotonic() - saved_seconds > SAVE_SECONDS:
-                    os.fsync(journal.fileno())
-                    saved_seconds = time.monotonic()
+                journal.add(outcome, with_sample(outcome.path, waiting[outcome.path]))
                 outcomes[outcome.path] = outcome
                 num_bad += outcome.facts is None
                 on_done(len(outcomes), num_files, num_bad)
-    rows, bad = _sort_rows(manifest, outcomes, None if root is None else Path(root))
-    _write_csv(out, COLUMNS, rows)
-    _write_csv(quarantine, BAD_COLUMNS, [(row.path, row.label, row.reason) for row in bad])
+        rows, bad = _sort_rows(manifest, outcomes, base)
+        tables.write(journal, rows, [(row.path, row.label, row.reason) for row in bad])
     facts = {path: outcomes[path].facts for path in dict.fromkeys(manifest.paths) if outcomes[path].facts is not None}
-    return CheckResult(facts, bad, len(manifest), len(waiting), time.monotonic() - began_seconds)
+    seconds = time.monotonic() - began_seconds
+    return CheckResult(facts, bad, len(manifest), len(waiting), seconds, tables.written_quarantine, tuple(tables.kept))
 
 
-def _make_room(target: Path) -> None:
-    """See to it, before hours of decoding, that a file can be written there."""
-    if target.is_dir():
-        raise ValueError(f"{target} is a folder: give the name of a .csv file")
-    try:
-        target.parent.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise ValueError(f"cannot make the folder of {target}: {describe_error(error)}") from None
-    if not os.access(target.parent, os.W_OK):
-        raise ValueError(f"{target} cannot be written: give a name in a folder of yours")
-
-
-def journal_path(out: str | os.PathLike[str]) -> Path:
-    """Where the outcomes are kept: `m.csv` -> `m.csv.journal`."""
-    return Path(f"{os.fspath(out)}.journal")
-
-
-def _identify(path: str) -> Identity:
-    status = os.stat(path)
-    return status.st_size, status.st_mtime_ns
-
-
-@contextmanager
-def _open_journal(path: Path, resume: bool) -> Iterator[tuple[TextIO, dict[str, tuple[Identity, Outcome]]]]:
-    """The journal, opened for appending, and what it knows already. Raises ValueError while another check writes it."""
-    with open(path, "a+", encoding="utf-8") as journal:
+def _look_up(paths: Sequence[str], journal: CheckJournal) -> tuple[dict[str, Outcome], dict[str, FileIdentity]]:
+    """What is known of the files already, and the identities of those that must be decoded."""
+    outcomes: dict[str, Outcome] = {}
+    waiting: dict[str, FileIdentity] = {}
+    for path in dict.fromkeys(paths):
         try:
-            fcntl.flock(journal, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise ValueError(f"another check is writing {path}: wait for it, or give another --out") from None
-        except OSError:  # a file system without locks
-            pass
-        if not resume:
-            journal.truncate(0)
-        journal.seek(0)
-        lines = journal.read().split("\n")
-        if lines[-1]:  # the last line was torn
-            journal.write("\n")
-        yield journal, _read_journal(lines)
-
-
-def _read_journal(lines: list[str]) -> dict[str, tuple[Identity, Outcome]]:
-    """The last outcome of each file that can be used again; torn lines and those of older versions are passed over."""
-    known: dict[str, tuple[Identity, Outcome]] = {}
-    for line in lines:
-        try:
-            entry = json.loads(line)
-            if entry["version"] != JOURNAL_VERSION:
-                continue
-            facts = None if entry["facts"] is None else facts_from_json(entry["facts"])
-            outcome = Outcome(entry["path"], facts, entry["problem"], entry["again"])
-            identity = (entry["bytes"], entry["mtime_ns"])
-        except (ValueError, KeyError, TypeError):
+            identity = identify(path)
+        except (OSError, ValueError) as error:
+            outcomes[path] = Outcome(path, None, describe_error(error))
             continue
-        known.pop(outcome.path, None)
-        if not outcome.again:
-            known[outcome.path] = identity, outcome
-    return known
-
-
-def _journal_line(outcome: Outcome, identity: Identity) -> str:
-    num_bytes, mtime_ns = identity
-    entry = {"version": JOURNAL_VERSION, "bytes": num_bytes, "mtime_ns": mtime_ns} | dataclasses.asdict(outcome)
-    return json.dumps(entry) + "\n"
+        before = journal.known.get(path)
+        if before and is_same_file(path, identity, before[0]):
+            outcomes[path] = before[1]
+        else:
+            waiting[path] = identity
+    return outcomes, waiting
 
 
 def _sort_rows(manifest: Manifest, outcomes: dict[str, Outcome], root: Path | None) -> tuple[list[tuple], list[BadRow]]:
@@ -253,17 +199,3 @@ def _cell(value: object) -> object:
 
 def _seconds_cell(seconds: float) -> str:
     return "" if math.isnan(seconds) else f"{seconds:.6f}".rstrip("0").rstrip(".")
-
-
-def _write_csv(path: Path, columns: tuple[str, ...], rows: list[tuple]) -> None:
-    """Written aside and renamed, so that nobody sees half a file."""
-    text = io.StringIO(newline="")
-    writer = csv.writer(text, lineterminator="\n")
-    writer.writerow(columns)
-    writer.writerows(rows)
-    aside = path.with_name(f".{path.name}.{os.getpid()}")
-    with open(aside, "w", encoding="utf-8", errors="backslashreplace", newline="") as file:
-        file.write(text.getvalue())
-        file.flush()
-        os.fsync(file.fileno())
-    os.replace(aside, path)

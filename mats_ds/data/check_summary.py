@@ -12,6 +12,7 @@ from typing import TextIO
 
 from tqdm import tqdm
 
+from mats_ds.core.text import clean_line
 from mats_ds.data.check import CLIP_FRAMES, CLIP_STRIDE, FileFacts
 from mats_ds.data.check_run import CheckResult
 from mats_ds.data.copy_plan import show_bytes
@@ -175,7 +176,7 @@ def _say_speed(facts: dict[str, FileFacts]) -> str:
             f"{CLIP_STRIDE}, mean over the files, measured on this machine during the check).",
             "Slowest, in CPU ms to decode one second of video:",
             *(
-                f"  {cost[path]:>6.0f}  {path} ({facts[path].codec}, {facts[path].width}x{facts[path].height})"
+                f"  {cost[path]:>6.0f}  {clean_line(path)} ({facts[path].codec}, {facts[path].width}x{facts[path].height})"
                 for path in slowest
             ),
         ]
@@ -205,7 +206,7 @@ def _group(told: Iterable[tuple[str, str]]) -> str:
     for members in sorted(groups.values(), key=len, reverse=True):
         path, words = members[0]
         others = f" and {len(members) - 1} more" if len(members) > 1 else ""
-        lines.append(f"  {len(members):>6}  {words}\n          {path}{others}")
+        lines.append(f"  {len(members):>6}  {clean_line(words)}\n          {clean_line(path)}{others}")
     return "\n".join(lines)
 
 

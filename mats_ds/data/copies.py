@@ -3,16 +3,13 @@
     OUT/manifest.csv   path,label,start,end of the copies, paths relative to OUT
     OUT/failed.csv     path,reason of every original that has no copy, only if there is one
     OUT/partial.csv    path,reason of every original that breaks off and was copied up to there, only if there is one
-    OUT/copies.jsonl   one line a finished file: what a later run need not do again
+    OUT/copies.jsonl   one line a finished file: what a later run need not do again (copy_journal.py)
 
-A file is done again only if its size, its time of change or the settings differ from that line, or a copy is gone.
+A file is done again only if it (file_identity.py) or the settings differ from that line, or a copy is gone.
 """
 
 from __future__ import annotations
 
-import contextlib
-import csv
-import json
 import logging
 import math
 import os
@@ -21,30 +18,22 @@ import time
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
 
-from mats_ds.data.copy_plan import (
-    JOURNAL,
-    PlannedCopy,
-    check_out_folder,
-    check_space,
-    estimate_bytes,
-    is_inside,
-    plan_copies,
-    show_bytes,
-)
+from mats_ds.data.copy_journal import open_copy_journal
+from mats_ds.data.copy_plan import PlannedCopy, check_out_folder, check_space, estimate_bytes, plan_copies, show_bytes
 from mats_ds.data.copy_workers import CopyOutcome, CopyTask, copy_all
 from mats_ds.data.decode_speed import DecodeSpeed, measure_decode_speed
+from mats_ds.data.file_identity import identify
 from mats_ds.data.manifest import Manifest
-from mats_ds.data.segment import Segment, check_seconds
+from mats_ds.data.probe import describe_error
+from mats_ds.data.segment import check_seconds
 from mats_ds.data.terminal import why_not_utf8
 from mats_ds.data.transcode import CopySettings
-from mats_ds.parsing import parse_json
 
 logger = logging.getLogger(__name__)
 
 MANIFEST, FAILED, PARTIAL = "manifest.csv", "failed.csv", "partial.csv"
-HEADER = ("path", "label", "start", "end")
+HEADER, REASON_HEADER = ("path", "label", "start", "end"), ("path", "reason")
 FORMAT_VERSION = 2  # counted up when copies of an older program are no longer right
 MIN_TIMEOUT_SECONDS = 1.0
 LINE_SECONDS = 30.0  # between two lines of progress where there is no terminal
@@ -91,6 +80,7 @@ def make_copies(
     *,
     base: Path | None = None,
     scanned: Path | None = None,
+    sources: Sequence[str | os.PathLike[str]] = (),
     settings: CopySettings | None = None,
     segment_seconds: float | None = None,
     reencode: bool = False,
@@ -100,11 +90,13 @@ def make_copies(
 ) -> CopySummary:
     """Copy every file of the manifest into `out`, in the same folders as below `base`.
 
-    `scanned`: the folder that the manifest was read from, if it was one. With `segment_seconds` the files are cut instead,
-    without re-encoding; `reencode` transcodes those that cannot be cut as they are. A file that breaks off is copied up to
-    there if no row of the manifest goes beyond (a check of the videos writes such rows), or in any case with `keep_partial`.
+    `scanned`: the folder that the manifest was read from, if it was one; `sources`: the files, which are never written.
+    With `segment_seconds` the files are cut instead, without re-encoding; `reencode` transcodes those that cannot be cut as they
+    are. A file that breaks off is copied up to there if no row of the manifest goes beyond (a check of the videos writes such
+    rows), or in any case with `keep_partial`.
     One whose frames do not come for `timeout_seconds` is given up.
-    Raises ValueError, with no copy written, when `out` or the disk's room is not fit for it.
+    Raises ValueError, with no copy written, when `out` or the disk's room is not fit for it, and where a file that this did
+    not write would be lost.
     """
     out, settings = Path(out), settings or CopySettings()
     if num_workers < 1:
@@ -117,37 +109,53 @@ def make_copies(
     planned = plan_copies(manifest, out, base=base)
     kind = {"version": FORMAT_VERSION, **asdict(settings), "segment_seconds": segment_seconds, "reencode": reencode}
     needed_seconds = _needed_seconds(manifest)
-    with _open_journal(out, kind) as journal:
+    with open_copy_journal(out, kind) as journal:
+        for name, header in ((MANIFEST, HEADER), (FAILED, REASON_HEADER), (PARTIAL, REASON_HEADER)):
+            journal.check_table(out / name, header, sources=sources)
+        journal.remove_leftovers(planned)
         outcomes = {
             copy.source: done
             for copy in planned
             if (done := journal.find(copy, keep_partial=keep_partial, needed_seconds=needed_seconds[copy.source])) is not None
         }
+        num_reused = sum(bool(outcome.pieces) for outcome in outcomes.values())
+        identities = {}
         for copy in planned:
+            if copy.source not in outcomes:
+                try:
+                    identities[copy.source] = identify(copy.source)
+                except (OSError, ValueError) as error:
+                    outcomes[copy.source] = CopyOutcome(copy.source, (), describe_error(error))
             if problem := why_not_utf8(copy.source):  # neither journal nor manifest could hold it
                 outcomes[copy.source] = CopyOutcome(copy.source, (), problem)
         remaining = [copy for copy in planned if copy.source not in outcomes]
-        num_reused = sum(bool(outcome.pieces) for outcome in outcomes.values())
+        publishers = journal.make_publishers(remaining, is_cut=segment_seconds is not None)
         check_space(out, _needed_bytes(remaining, settings, segment_seconds))
         tasks = [
-            CopyTask(copy.source, copy.target, settings, segment_seconds, reencode, keep_partial, needed_seconds[copy.source])
+            CopyTask(
+                copy.source,
+                copy.target,
+                settings,
+                segment_seconds,
+                reencode,
+                keep_partial,
+                needed_seconds[copy.source],
+                publishers[copy.source],
+            )
             for copy in remaining
         ]
         arriving = copy_all(tasks, num_workers=num_workers, timeout_seconds=timeout_seconds)
         for outcome in _show_progress(arriving, len(tasks)):
             outcomes[outcome.source] = outcome
             if outcome.pieces:
-                journal.add(outcome, needed_seconds=needed_seconds[outcome.source])
-    problems = {copy.source: outcomes[copy.source].problem for copy in planned}
-    failed = {source: problem for source, problem in problems.items() if not outcomes[source].pieces}
-    partial = {source: problem for source, problem in problems.items() if problem and outcomes[source].pieces}
-    rows, lost = _carry_rows(manifest, outcomes, out.absolute(), is_cut=segment_seconds is not None)
-    _write_table(out / MANIFEST, HEADER, rows)
-    for name, told in ((FAILED, [*failed.items(), *lost]), (PARTIAL, list(partial.items()))):
-        if told:
-            _write_table(out / name, ("path", "reason"), told)
-        else:
-            (out / name).unlink(missing_ok=True)
+                journal.add(outcome, identities[outcome.source], needed_seconds=needed_seconds[outcome.source])
+        problems = {copy.source: outcomes[copy.source].problem for copy in planned}
+        failed = {source: problem for source, problem in problems.items() if not outcomes[source].pieces}
+        partial = {source: problem for source, problem in problems.items() if problem and outcomes[source].pieces}
+        rows, lost = _carry_rows(manifest, outcomes, out.absolute(), is_cut=segment_seconds is not None)
+        journal.write_table(out / MANIFEST, HEADER, rows, even_empty=True)
+        journal.write_table(out / FAILED, REASON_HEADER, [*failed.items(), *lost])
+        journal.write_table(out / PARTIAL, REASON_HEADER, [*partial.items()])
     pieces = {source: outcome.pieces for source, outcome in outcomes.items() if outcome.pieces}
     pairs = [(source, found[0].path) for source, found in pieces.items()] if segment_seconds is None else []
     return CopySummary(
@@ -179,77 +187,6 @@ def _needed_bytes(planned: Sequence[PlannedCopy], settings: CopySettings, segmen
     return estimate_bytes(planned, settings)
 
 
-class _Journal:
-    """The finished files of `out`, by source."""
-
-    def __init__(self, file, kind: dict[str, Any], out: Path) -> None:
-        self._file, self._kind = file, kind
-        self._entries: dict[str, dict[str, Any]] = {}
-        file.seek(0)
-        for line in file:
-            with contextlib.suppress(ValueError, KeyError, TypeError):  # the last line of a run that was killed, or anybody's
-                entry = parse_json(line)
-                places = [Segment(**piece).path for piece in entry["pieces"]]
-                # No journal, whoever wrote it, has files outside of `out` compared or removed.
-                if {"kind", "file", "problem"} <= set(entry) and all(is_inside(place, out) for place in places):
-                    self._entries[entry["source"]] = entry
-        file.seek(0, os.SEEK_END)
-
-    def find(self, copy: PlannedCopy, *, keep_partial: bool, needed_seconds: float) -> CopyOutcome | None:
-        """The outcome of an earlier run, if it still holds."""
-        entry = self._entries.get(copy.source)
-        if entry is None or entry["kind"] != self._kind or entry["file"] != _identity(copy.source):
-            return None
-        pieces = tuple(Segment(**piece) for piece in entry["pieces"])
-        whole = all(os.path.isfile(piece.path) and os.path.getsize(piece.path) == piece.num_bytes for piece in pieces)
-        reaches = entry.get("needed_seconds") is not None and needed_seconds <= entry["needed_seconds"]
-        if not whole or (entry["problem"] and not keep_partial and not reaches):
-            return None
-        return CopyOutcome(copy.source, pieces, entry["problem"])
-
-    def add(self, outcome: CopyOutcome, *, needed_seconds: float) -> None:
-        """Note a finished file; pieces that an earlier run made of it and this one did not are removed."""
-        entry = {
-            "source": outcome.source,
-            "file": _identity(outcome.source),
-            "kind": self._kind,
-            "pieces": [asdict(piece) for piece in outcome.pieces],
-            "problem": outcome.problem,
-            "needed_seconds": None if math.isinf(needed_seconds) else needed_seconds,
-        }
-        self._file.write("\n" + json.dumps(entry))  # a torn line before it does no harm
-        self._file.flush()
-        present = {piece.path for piece in outcome.pieces}
-        for piece in self._entries.get(outcome.source, {}).get("pieces", ()):
-            if piece["path"] not in present:
-                Path(piece["path"]).unlink(missing_ok=True)
-        self._entries[outcome.source] = entry
-
-
-def _identity(path: str) -> list[int]:
-    """Size and time of change of a file; empty if there is none."""
-    try:
-        status = os.stat(path)
-    except OSError:
-        return []
-    return [status.st_size, status.st_mtime_ns]
-
-
-@contextlib.contextmanager
-def _open_journal(out: Path, kind: dict[str, Any]) -> Iterator[_Journal]:
-    """The journal of `out`, locked: of two runs into one folder, the second is refused with a ValueError."""
-    out.mkdir(parents=True, exist_ok=True)
-    with open(out / JOURNAL, "a+", encoding="utf-8") as file:
-        with contextlib.suppress(ImportError):  # not on this system: nobody is refused
-            import fcntl
-
-            try:
-                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except OSError:
-                raise ValueError(f"another run is writing into {out}: wait for it, or give another --out") from None
-        yield _Journal(file, kind, out)
-
-
 def _carry_rows(
     manifest: Manifest, outcomes: dict[str, CopyOutcome], out: Path, *, is_cut: bool
 ) -> tuple[list[tuple], list[tuple[str, str]]]:
@@ -272,16 +209,6 @@ def _carry_rows(
 
 def _show_seconds(seconds: float) -> str:
     return "" if math.isnan(seconds) else repr(round(float(seconds), 6))
-
-
-def _write_table(path: Path, header: Sequence[str], rows: Sequence[tuple]) -> None:
-    """A CSV that appears at once."""
-    part = path.with_name(path.name + ".part")
-    with open(part, "w", newline="", encoding="utf-8", errors="backslashreplace") as file:
-        writer = csv.writer(file, lineterminator="\n")
-        writer.writerow(header)
-        writer.writerows(rows)
-    os.replace(part, path)
 
 
 def _show_progress(outcomes: Iterator[CopyOutcome], num_tasks: int) -> Iterator[CopyOutcome]:

@@ -12,13 +12,17 @@ from pathlib import Path
 import av
 import numpy as np
 
+from mats_ds.core.files import open_regular
+from mats_ds.core.output_folder import NOT_COUNTED, check_output_folder, read_marker
 from mats_ds.data.header_length import promised_seconds
 from mats_ds.data.manifest import Manifest
 from mats_ds.data.probe import READ_ERRORS, UnreadableVideo, open_video
 from mats_ds.data.segment import can_cut
 from mats_ds.data.transcode import CopySettings
 
+COMMAND = "prepare transcode"
 JOURNAL = "copies.jsonl"
+JOURNAL_BYTES = 1 << 20  # so many tell whether it is one of ours
 # Bits a pixel at the default quality, upper end of 60 real clips of K400, UCF101 and the like (0.05 to 0.3); own measurement.
 # Six steps of crf halve the bytes of H.264, about nine those of VP9.
 BITS_PER_PIXEL = {"h264": 0.2, "vp9": 0.2}
@@ -42,7 +46,8 @@ def plan_copies(manifest: Manifest, out: Path, *, base: Path | None = None) -> l
     """One copy for each file of the manifest, in its order, in the same folders below `out` as the originals below `base`.
 
     Without `base`, or where a file lies outside it, the originals' common folder is the base. Two files of one folder whose names
-    differ only in their ending keep it (a.avi.mp4). Raises ValueError when a copy would take the place of an original.
+    differ only in their ending keep it (a.avi.mp4). Raises ValueError when a copy would take the place of an original or of
+    another copy.
     """
     sources = list(dict.fromkeys(os.path.abspath(path) for path in manifest.paths))
     start = os.path.abspath(base) if base else None
@@ -55,6 +60,7 @@ def plan_copies(manifest: Manifest, out: Path, *, base: Path | None = None) -> l
         name = stem if uses[stem] == 1 else os.path.relpath(source, start)
         num_bytes = os.path.getsize(source) if os.path.isfile(source) else 0
         planned.append(PlannedCopy(source, num_bytes, str(out.absolute() / f"{name}.mp4")))
+    _refuse_twins(planned, out)
     originals = {os.path.realpath(source) for source in sources}
     folders = {os.path.dirname(source) for source in originals}
     for copy in planned:
@@ -64,6 +70,28 @@ def plan_copies(manifest: Manifest, out: Path, *, base: Path | None = None) -> l
         if place in originals or os.path.dirname(place) in folders:
             raise ValueError(f"--out {out} would put the copy {copy.target} among the originals: give a folder of its own")
     return planned
+
+
+def _refuse_twins(planned: Sequence[PlannedCopy], out: Path) -> None:
+    """Raises ValueError where two originals would get one copy, also where the disk takes A.mp4 and a.mp4 for one name."""
+    spell = str.casefold if ignores_case(out) else str
+    taken: dict[str, PlannedCopy] = {}
+    for copy in planned:
+        other = taken.setdefault(spell(copy.target), copy)
+        if other is not copy:
+            raise ValueError(
+                f"{other.source} and {copy.source} would both be copied to {copy.target}: rename one of them, or copy them into "
+                "two folders"
+            )
+
+
+def ignores_case(folder: Path) -> bool:
+    """Whether files whose names differ in case only are one file there. Of a folder that is not there yet, its parent tells."""
+    place = folder.absolute()
+    while not place.exists():
+        place = place.parent
+    twin = place.with_name(place.name.swapcase())
+    return twin != place and twin.exists() and os.path.samefile(twin, place)
 
 
 def is_inside(path: str, folder: Path) -> bool:
@@ -81,8 +109,25 @@ def check_out_folder(out: Path, *, scanned: Path | None = None) -> None:
         )
     if out.exists() and not out.is_dir():
         raise ValueError(f"--out {out} is a file: give a folder")
-    if out.is_dir() and any(out.iterdir()) and not (out / JOURNAL).is_file():
+    if out.is_dir() and read_marker(out) is None and not _is_empty(out) and not holds_copies(out):
         raise ValueError(f"--out {out} holds files, but no {JOURNAL} of an earlier run: give an empty or a new folder")
+    check_output_folder(out, command=COMMAND, is_ours=holds_copies)
+
+
+def holds_copies(folder: Path) -> bool:
+    """Whether version 0.1 has made copies there: its journal names some, or is empty and nothing else is there."""
+    try:
+        with open_regular(folder / JOURNAL) as journal:
+            lines = [line for line in journal.read(JOURNAL_BYTES).split(b"\n") if line]
+    except (OSError, ValueError):
+        return False
+    if not lines:
+        return all(path.name == JOURNAL or path.name in NOT_COUNTED for path in folder.iterdir())
+    return any(line.startswith(b'{"source": ') and b'"pieces": ' in line for line in lines)
+
+
+def _is_empty(folder: Path) -> bool:
+    return all(path.name in NOT_COUNTED for path in folder.iterdir())
 
 
 def estimate_bytes(planned: Sequence[PlannedCopy], settings: CopySettings) -> int:

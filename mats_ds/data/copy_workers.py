@@ -16,11 +16,12 @@ import time
 import traceback
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from multiprocessing.connection import Connection, wait
 from pathlib import Path
 
 from mats_ds.data.probe import UnreadableVideo
+from mats_ds.data.publishing import Publisher
 from mats_ds.data.segment import Segment, segment_file
 from mats_ds.data.transcode import CopyFailed, CopySettings, transcode_file
 
@@ -36,6 +37,7 @@ class CopyTask:
     """One file to copy: transcoded into `target`, or cut into segments named after it where `segment_seconds` is given.
 
     `needed_seconds`: beyond it nobody wants a frame, so a file that breaks off there is copied as far as it goes.
+    `publisher`: which files that are there already may be replaced.
     """
 
     source: str
@@ -45,6 +47,7 @@ class CopyTask:
     reencode: bool = False
     keep_partial: bool = False
     needed_seconds: float = math.inf
+    publisher: Publisher = field(default_factory=Publisher)
 
 
 @dataclass(frozen=True)
@@ -70,6 +73,7 @@ def copy_one(task: CopyTask, *, on_beat: Callable[[], None] = lambda: None) -> C
                 seconds=task.segment_seconds,
                 reencode=task.settings if task.reencode else None,
                 name=target.stem,
+                publisher=task.publisher,
                 on_beat=on_beat,
             )
             return CopyOutcome(task.source, tuple(pieces))
@@ -79,6 +83,7 @@ def copy_one(task: CopyTask, *, on_beat: Callable[[], None] = lambda: None) -> C
             settings=task.settings,
             keep_partial=task.keep_partial,
             needed_seconds=task.needed_seconds,
+            publisher=task.publisher,
             on_beat=on_beat,
         )
     except (UnreadableVideo, CopyFailed) as failure:
@@ -200,14 +205,7 @@ class _Crew:
 
 def _sweep(task: CopyTask) -> None:
     """Remove what a killed worker left half written."""
-    target = Path(task.target)
-    if task.segment_seconds is None:
-        target.with_name(target.name + ".part").unlink(missing_ok=True)
-        return
-    for place in target.parent.iterdir() if target.parent.is_dir() else ():
-        is_piece = place.name.startswith(f"{target.stem}_") and place.name.endswith(".part")
-        if is_piece or place.name.startswith(f".{target.stem}.whole.mp4"):
-            place.unlink(missing_ok=True)
+    task.publisher.remove_parts(Path(task.target).parent)
 
 
 def _describe_end(exit_code: int | None) -> str:

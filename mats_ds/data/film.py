@@ -1,7 +1,7 @@
 """Finished pictures (uint8 RGB [H, W, 3]) one after the other -> a file that people watch: .mp4, .gif, or one still .png.
 
 An .mp4 is H.264 (MPEG-4 part 2 where PyAV has no such encoder) with 4:2:0 pictures of even sides, which every player takes. Files
-appear at once: they are written aside and renamed.
+appear at once: they are written aside and renamed. Each says in a comment that it is ours, so that it may be replaced.
 """
 
 from __future__ import annotations
@@ -15,7 +15,8 @@ from pathlib import Path
 import av
 import numpy as np
 
-from mats_ds.data.containers import file_url
+from mats_ds.core.files import replace_file
+from mats_ds.data.containers import file_url, open_container
 
 H264_ENCODERS = ("libx264", "libopenh264")
 CRF = "16"  # text and edges of tokens stay sharp
@@ -23,6 +24,7 @@ SPARE_BIT_RATE = 4_000_000  # of encoders that know no constant quality
 MAX_RATE_DENOMINATOR = 1000
 GIF_MILLISECONDS = 10  # what a GIF can tell apart
 SUFFIXES = (".mp4", ".gif", ".png")
+COMMENT = "drawn by mats_ds/visualize.py"
 
 
 def check_suffix(path: str | os.PathLike[str]) -> str:
@@ -43,6 +45,7 @@ def write_mp4(path: str | os.PathLike[str], pictures: Iterable[np.ndarray], *, f
         _written_aside(path) as aside,
         av.open(file_url(aside), "w", format="mp4", options={"movflags": "faststart"}) as container,
     ):
+        container.metadata["comment"] = COMMENT
         stream = container.add_stream(encoder, rate=rate, options=options)
         stream.pix_fmt = "yuv420p"
         stream.codec_context.thread_count = 1  # the same bytes on every machine
@@ -65,16 +68,35 @@ def write_gif(path: str | os.PathLike[str], pictures: Iterable[np.ndarray], *, f
     ]
     milliseconds = max(2, round(1000 / frames_per_second / GIF_MILLISECONDS)) * GIF_MILLISECONDS
     with _written_aside(path) as aside:
-        reduced[0].save(aside, format="GIF", save_all=True, append_images=reduced[1:], duration=milliseconds, loop=0)
+        times = dict(duration=milliseconds, loop=0)
+        reduced[0].save(aside, format="GIF", save_all=True, append_images=reduced[1:], comment=COMMENT, **times)
 
 
 def write_png(path: str | os.PathLike[str], picture_HWC: np.ndarray) -> None:
     """One picture, uint8 RGB, without loss."""
     from PIL import Image
+    from PIL.PngImagePlugin import PngInfo
 
     (picture_HWC,) = _check_pictures([picture_HWC])
+    about = PngInfo()
+    about.add_text("Comment", COMMENT)
     with _written_aside(path) as aside:
-        Image.fromarray(picture_HWC).save(aside, format="PNG", optimize=True)
+        Image.fromarray(picture_HWC).save(aside, format="PNG", optimize=True, pnginfo=about)
+
+
+def is_our_film(path: str | os.PathLike[str]) -> bool:
+    """Whether one of the functions above wrote the file, as its comment says; those of version 0.1 have none."""
+    from PIL import Image
+
+    try:
+        if check_suffix(path) == ".mp4":
+            with open_container(os.fspath(path)) as container:
+                return container.metadata.get("comment") == COMMENT
+        with Image.open(path, formats=("PNG", "GIF")) as image:
+            found = image.info.get("Comment", image.info.get("comment"))
+            return found in (COMMENT, COMMENT.encode())
+    except (av.error.FFmpegError, OSError, ValueError, SyntaxError, Image.DecompressionBombError):
+        return False  # another kind of file, or a torn one
 
 
 def find_encoder() -> str:
@@ -108,9 +130,5 @@ def _written_aside(path: str | os.PathLike[str]) -> Iterator[Path]:
     """A path beside `path` that takes its place when all went well."""
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
-    aside = path.with_name(f".{path.name}.{os.getpid()}.part")
-    try:
+    with replace_file(path) as aside:
         yield aside
-        aside.replace(path)
-    finally:
-        aside.unlink(missing_ok=True)

@@ -22,6 +22,7 @@ from pathlib import Path
 
 import numpy as np
 
+from mats_ds.core.text import Lines
 from mats_ds.data.class_names import merge_names, normalise_name
 from mats_ds.data.list_text import VIDEO_EXTENSIONS, column_names, decode_text, find_delimiter, split_line
 from mats_ds.data.terminal import explain_locale
@@ -150,11 +151,11 @@ def _read_file(place: Path, base: Path) -> _Rows:
     if not rows.paths and not rows.mistakes:
         rows.mistakes.append("it lists no video")
     if rows.mistakes:
-        shown = "\n".join(f"  - {mistake}" for mistake in rows.mistakes[:MAX_MISTAKES_SHOWN])
+        shown = [f"  - {mistake}" for mistake in rows.mistakes[:MAX_MISTAKES_SHOWN]]
         hidden = len(rows.mistakes) - MAX_MISTAKES_SHOWN
-        more = f"\n  and {hidden} more" if hidden > 0 else ""
+        more = [f"  and {hidden} more"] if hidden > 0 else []
         count = f"{len(rows.mistakes)} mistake{'s' if len(rows.mistakes) > 1 else ''}"
-        raise ValueError(f"{place}: {count}\n{shown}{more}")
+        raise ValueError(Lines(f"{place}: {count}", *shown, *more))
     return rows
 
 

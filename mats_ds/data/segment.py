@@ -19,7 +19,8 @@ import numpy as np
 
 from mats_ds.data.containers import file_url
 from mats_ds.data.probe import READ_ERRORS, UnreadableVideo, describe_error, index_video, open_video
-from mats_ds.data.transcode import CopyFailed, CopySettings, publish, transcode_file
+from mats_ds.data.publishing import Publisher, publish
+from mats_ds.data.transcode import CopyFailed, CopySettings, transcode_file
 from mats_ds.data.video_index import VideoIndex
 
 MP4_CODECS = frozenset(("h264", "hevc", "mpeg4", "av1", "vp9"))
@@ -78,27 +79,31 @@ def segment_file(
     seconds: float,
     reencode: CopySettings | None = None,
     name: str | None = None,
+    publisher: Publisher | None = None,
     on_beat: Callable[[], None] = lambda: None,
 ) -> list[Segment]:
     """Cut `source` into `folder`/NAME_0000.mp4, ... (.mkv where MP4 cannot hold the codec or its times); NAME: the source's.
 
     With `reencode`, a file that cannot be cut as it is gets transcoded with these settings first and its copy is cut.
     `on_beat` is called for every packet that is read and every segment that is read back.
+    publisher: which files of the segments' names may be replaced; without one, any but the original.
     Raises UnreadableVideo for a broken source and CopyFailed where it cannot be cut, both with nothing written.
     """
     check_seconds(seconds)
     source, folder = os.fspath(source), Path(folder)
-    name = name or Path(source).stem
+    name, publisher = name or Path(source).stem, publisher or Publisher()
     folder.mkdir(parents=True, exist_ok=True)
     try:
-        return _cut(index_video(source), folder, seconds=seconds, name=name, on_beat=on_beat)
+        return _cut(index_video(source), folder, seconds=seconds, name=name, publisher=publisher, on_beat=on_beat)
     except CopyFailed as failure:
         if reencode is None:
             raise CopyFailed(f"{failure.reason}; --reencode transcodes it first, then cuts") from None
-    copy = folder / f".{name}.whole.mp4"
+    copy = publisher.open_part(folder, "whole.mp4")
     try:
-        later = transcode_file(source, copy, settings=reencode, on_beat=on_beat).first_seconds
-        pieces = _cut(index_video(str(copy)), folder, seconds=seconds, name=name, on_beat=on_beat)
+        unnoted = Publisher(publisher.prefix)  # what becomes of it are the pieces
+        later = transcode_file(source, copy, settings=reencode, publisher=unnoted, on_beat=on_beat).first_seconds
+        whole = index_video(str(copy))
+        pieces = _cut(whole, folder, seconds=seconds, name=name, publisher=publisher, on_beat=on_beat)
         return [
             replace(piece, first_seconds=piece.first_seconds + later, last_seconds=piece.last_seconds + later) for piece in pieces
         ]
@@ -122,20 +127,26 @@ def can_cut(source: str | os.PathLike[str], *, seconds: float) -> str:
     return ""
 
 
-def _cut(index: VideoIndex, folder: Path, *, seconds: float, name: str, on_beat: Callable[[], None]) -> list[Segment]:
+def _cut(
+    index: VideoIndex, folder: Path, *, seconds: float, name: str, publisher: Publisher, on_beat: Callable[[], None]
+) -> list[Segment]:
     cuts = _plan_cuts(index, seconds=seconds, on_beat=on_beat)
     suffix = ".mkv" if index.codec not in MP4_CODECS or index.container.startswith("matroska") else ".mp4"
     targets = [folder / f"{name}_{number:04d}{suffix}" for number in range(len(cuts.first_packet_G))]
-    parts = [target.with_name(target.name + ".part") for target in targets]
     for target in targets:
         if target.exists() and os.path.samefile(target, index.path):
             raise ValueError(f"{target} is the original itself: give another folder")
+        publisher.check_target(target)
+    parts: list[Path] = []
     try:
-        _copy_packets(index, cuts, parts, on_beat)
+        parts += [publisher.open_part(folder, number) for number in range(len(targets))]
+        _copy_packets(index, cuts, parts, "matroska" if suffix == ".mkv" else "mp4", on_beat)
         for number, part in enumerate(parts):
-            _verify(part, index, first=cuts.first_frame_G[number], num_frames=cuts.num_frames_G[number])
+            name = targets[number].name
+            _verify(part, index, name=name, first=cuts.first_frame_G[number], num_frames=cuts.num_frames_G[number])
             on_beat()
         for part, target in zip(parts, targets, strict=True):
+            publisher.note(part, target)
             publish(part, target)
     finally:
         for part in parts:
@@ -205,7 +216,7 @@ def _packets(index: VideoIndex) -> Iterator[av.Packet]:
         raise UnreadableVideo(f"breaks off: {describe_error(error)}") from None
 
 
-def _copy_packets(index: VideoIndex, cuts: _Cuts, parts: list[Path], on_beat: Callable[[], None]) -> None:
+def _copy_packets(index: VideoIndex, cuts: _Cuts, parts: list[Path], kind: str, on_beat: Callable[[], None]) -> None:
     """Write each segment's packets, its time counted from its first frame."""
     container, template = open_video(index.path, stream_index=index.stream_index)
     with container:
@@ -216,7 +227,7 @@ def _copy_packets(index: VideoIndex, cuts: _Cuts, parts: list[Path], on_beat: Ca
                     if output is not None:
                         output.close()
                     segment += 1
-                    output, stream = _open_part(parts[segment], template, index)
+                    output, stream = _open_part(parts[segment], kind, template, index)
                 origin = cuts.first_pts_G[segment]
                 packet.pts -= origin
                 if packet.dts is not None:
@@ -231,32 +242,29 @@ def _copy_packets(index: VideoIndex, cuts: _Cuts, parts: list[Path], on_beat: Ca
                 output.close()
 
 
-def _open_part(part: Path, template: av.VideoStream, index: VideoIndex):
-    """An output file with one stream like the source's."""
-    kind = "matroska" if part.suffixes[-2] == ".mkv" else "mp4"
+def _open_part(part: Path, kind: str, template: av.VideoStream, index: VideoIndex):
+    """An output file, of the format `kind`, with one stream like the source's."""
     output = av.open(file_url(part), "w", format=kind)
     stream = output.add_stream_from_template(template, opaque=True)
     stream.time_base = index.time_base
     return output, stream
 
 
-def _verify(part: Path, index: VideoIndex, *, first: int, num_frames: int) -> None:
-    """Read a segment back: its packets and times are the source's, and its first group of pictures decodes alone."""
+def _verify(part: Path, index: VideoIndex, *, name: str, first: int, num_frames: int) -> None:
+    """Read back the segment `name`: its packets and times are the source's, and its first group of pictures decodes alone."""
     try:
         found = index_video(str(part))
         num_alone = int(np.searchsorted(found.pts_F, found.keyframe_pts_K[1])) if len(found.keyframe_pts_K) > 1 else num_frames
         num_decoded = _count_decoded(found, num_alone)
     except (UnreadableVideo, *READ_ERRORS) as error:
-        raise CopyFailed(f"{part.stem} cannot be read back: {describe_error(error)}") from None
+        raise CopyFailed(f"{name} cannot be read back: {describe_error(error)}") from None
     if found.num_frames != num_frames or num_decoded < num_alone:
-        raise CopyFailed(
-            f"{part.stem} has {found.num_frames} of {num_frames} frames, {num_decoded} of its first {num_alone} decode"
-        )
+        raise CopyFailed(f"{name} has {found.num_frames} of {num_frames} frames, {num_decoded} of its first {num_alone} decode")
     expected_seconds = index.seconds()[first : first + num_frames]
     if np.abs(found.seconds() - (expected_seconds - expected_seconds[0])).max() > SAME_TIME_SECONDS:
-        raise CopyFailed(f"{part.stem} has other times than the source")
+        raise CopyFailed(f"{name} has other times than the source")
     if (found.upright_size, found.orientation) != (index.upright_size, index.orientation):
-        raise CopyFailed(f"{part.stem} lost that its pictures are {index.orientation}")
+        raise CopyFailed(f"{name} lost that its pictures are {index.orientation}")
 
 
 def _count_decoded(index: VideoIndex, num_wanted: int) -> int:

@@ -16,6 +16,7 @@ from collections.abc import Iterable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 
+from mats_ds.core.text import Lines
 from mats_ds.data.manifest import Manifest, read_manifest
 
 logger = logging.getLogger("mats_ds")
@@ -40,11 +41,11 @@ class SharedVideos:
     same: list[tuple[int, int]]
     other_times: list[tuple[int, int]]
 
-    def describe(self, pairs: list[tuple[int, int]], what: str) -> str:
+    def describe(self, pairs: list[tuple[int, int]], what: str) -> list[str]:
         """How many of these pairs there are, and the first few."""
         lines = [f"  - {self.test.paths[row]}{self._alias(row, other)}" for row, other in pairs[:SHOWN]]
         more = [f"  and {len(pairs) - SHOWN} more"] if len(pairs) > SHOWN else []
-        return "\n".join([f"{len(pairs)} of {len(self.test)} videos of {self.test.name} {what}:", *lines, *more])
+        return [f"{len(pairs)} of {len(self.test)} videos of {self.test.name} {what}:", *lines, *more]
 
     def _alias(self, row: int, other: int) -> str:
         path, train_path = self.test.paths[row], self.train.paths[other]
@@ -58,13 +59,14 @@ def refuse_shared(test: Manifest, train: Manifest, *, allowed: bool, fix: str) -
     shared = find_shared(test, train)
     if shared.other_times:
         what = f"are other times of files that {train.name} has as well"
-        logger.warning("warning: %s", shared.describe(shared.other_times, what))
+        first, *rest = shared.describe(shared.other_times, what)
+        logger.warning(Lines(f"warning: {first}", *rest))
     if not shared.same:
         return 0
-    told = shared.describe(shared.same, f"are in {train.name} as well, so an accuracy on them is none of unseen videos")
+    first, *rest = shared.describe(shared.same, f"are in {train.name} as well, so an accuracy on them is none of unseen videos")
     if not allowed:
-        raise ValueError(f"{told}\ntake them out of one of the two manifests, or {fix} to be warned only")
-    logger.warning("warning: %s", told)
+        raise ValueError(Lines(first, *rest, f"take them out of one of the two manifests, or {fix} to be warned only"))
+    logger.warning(Lines(f"warning: {first}", *rest))
     return len(shared.same)
 
 

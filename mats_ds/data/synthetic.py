@@ -8,20 +8,22 @@ background in each frame, so that a motion score can be checked against the trut
 from __future__ import annotations
 
 import contextlib
-import csv
 import json
 import logging
 import os
 import shutil
+import tempfile
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, fields
 from fractions import Fraction
 from pathlib import Path
 
 import av
 import numpy as np
 
+from mats_ds.core.files import open_to_append, write_text
 from mats_ds.data.containers import file_url
+from mats_ds.data.own_files import sum_file, sum_text
 from mats_ds.data.scenes import NAMES, Box, SceneSize, draw_scene
 
 logger = logging.getLogger(__name__)
@@ -73,20 +75,27 @@ def write_synthetic_set(
 ) -> Path:
     """The manifest of the set in `folder`, written if it is not there yet. The classes are the first of scenes.NAMES.
 
-    A complete set of the same settings is reused, an incomplete or other synthetic set is written anew. The set appears at
-    once, complete, and only one of several processes writes it. Raises ValueError when the folder holds other files.
+    A complete set of the same settings is reused, a damaged or other synthetic set is written anew. The set appears at
+    once, complete, and only one of several processes writes it, the others wait. Raises ValueError when the folder holds
+    anything else or cannot be written.
     """
     settings = SyntheticSettings(num_videos, num_frames, height, width, seed, num_classes)
     if not 2 <= num_classes <= len(NAMES):
         raise ValueError(f"a synthetic set needs 2 to {len(NAMES)} classes of {', '.join(NAMES)}; got num_classes={num_classes}")
     if num_videos < 1 or num_frames < 2 or min(height, width) < 48 or height % 2 or width % 2:
         raise ValueError(f"a synthetic set needs 1 video, 2 frames and even sides of at least 48 pixels, got {settings}")
-    target = Path(folder).absolute()
+    target = Path(os.path.realpath(folder))  # a link to a larger disk stays one
     if not _is_complete(target, settings):
-        target.parent.mkdir(parents=True, exist_ok=True)
-        with _only_one_process(target.with_name(f".{target.name}.lock")):
-            if not _is_complete(target, settings):
-                _write_aside(target, settings)
+        try:
+            target.parent.mkdir(parents=True, exist_ok=True)
+            with _only_one_process(target.with_name(f".{target.name}.lock")):
+                if not _is_complete(target, settings):
+                    _write_aside(target, settings)
+        except OSError as error:
+            raise ValueError(
+                f"the synthetic set cannot be written to {target} ({error.strerror or error}): make room there, or name your "
+                "videos with data.manifest="
+            ) from None
     return target / MANIFEST_NAME
 
 
@@ -106,58 +115,94 @@ def _is_complete(target: Path, settings: SyntheticSettings) -> bool:
 
 @contextlib.contextmanager
 def _only_one_process(lock: Path) -> Iterator[None]:
+    """Ranks that find no set wait here for the one that writes it."""
     try:
         import fcntl
     except ImportError:  # not on this system: the rename at the end still keeps the set whole
         yield
         return
-    with open(lock, "w") as file:
+    with open_to_append(lock) as file:
         fcntl.flock(file, fcntl.LOCK_EX)
         yield
 
 
 def _write_aside(target: Path, settings: SyntheticSettings) -> None:
-    """Write the set beside its place, then rename it."""
+    """Write the set beside its place, then rename it; of a set that was there before, only its own files are removed."""
     from tqdm import tqdm
 
-    _refuse_foreign_files(target)
-    aside = target.with_name(f".{target.name}.{os.getpid()}")
-    shutil.rmtree(aside, ignore_errors=True)
-    aside.mkdir()
+    check_own_files(target)
+    aside = Path(tempfile.mkdtemp(prefix=f".{target.name}.", dir=target.parent))
+    new, old = aside / "new", aside / "old"
     try:
+        new.mkdir()
         encoder = _h264_encoder()
         numbers = tqdm(range(settings.num_videos), desc=f"writing synthetic videos to {target}", unit="video", delay=2.0)
-        videos = [_write_video(aside, number, settings, encoder) for number in numbers]
-        with open(aside / MANIFEST_NAME, "w", newline="", encoding="utf-8") as file:
-            writer = csv.writer(file, lineterminator="\n")
-            writer.writerow(("path", "label"))
-            writer.writerows((video.path, video.label) for video in videos)
+        videos = [_write_video(new, number, settings, encoder) for number in numbers]
+        write_text(new / MANIFEST_NAME, _format_manifest([(video.path, video.label) for video in videos]))
         motion = {
             "settings": asdict(settings),
             "directions": NAMES[: settings.num_classes],
-            "bytes": [(aside / video.path).stat().st_size for video in videos],
+            "bytes": [(new / video.path).stat().st_size for video in videos],
             "videos": [asdict(video) for video in videos],
+            "sha256": {video.path: sum_file(new / video.path) for video in videos},
         }
-        (aside / MOTION_NAME).write_text(json.dumps(motion))
+        (new / MOTION_NAME).write_text(json.dumps(motion))
+        check_own_files(target)  # again: writing takes a while
         if target.exists():
-            shutil.rmtree(target)
-        aside.rename(target)
+            target.rename(old)
+        new.rename(target)
     finally:
-        shutil.rmtree(aside, ignore_errors=True)
+        shutil.rmtree(new, ignore_errors=True)
+        with contextlib.suppress(ValueError):  # somebody has put a file into the old set in the last moment: it stays
+            check_own_files(old)
+            shutil.rmtree(aside, ignore_errors=True)
 
 
-def _refuse_foreign_files(target: Path) -> None:
-    """Raise ValueError rather than delete anything that is not part of a synthetic set."""
-    if not target.exists():
+def check_own_files(target: Path) -> None:
+    """Raises ValueError where a folder holds anything but an older or damaged set, or nothing at all.
+
+    Anything else is a file that its motion.json does not name, or one that was changed. One that is shorter than it was
+    counts as torn.
+    """
+    if not os.path.lexists(target):
         return
-    ours = (MANIFEST_NAME, MOTION_NAME)
-    foreign = (
-        [path.name for path in sorted(target.iterdir()) if path.name not in ours and not path.name.startswith("synthetic_")]
-        if target.is_dir()
-        else [target.name]
-    )
-    if foreign:
-        raise ValueError(f"{target} holds {foreign[0]}, which is no part of a synthetic set: choose an empty or new folder")
+    names = sorted(path.name for path in target.iterdir()) if target.is_dir() else []
+    if names or not target.is_dir():
+        sums, num_bytes = _read_sums(target)
+        for name in names or [target.name]:
+            path = target / name
+            if name not in sums or not _is_own(path, sums[name], num_bytes.get(name)):
+                changed = "has been changed" if name in sums else "is no part of a synthetic set"
+                raise ValueError(f"{target} holds {name}, which {changed}: move it away, or choose an empty or new folder")
+
+
+def _read_sums(target: Path) -> tuple[dict[str, str | None], dict[str, int]]:
+    """By name, the SHA-256 of what a set was made of (None: not noted, as by version 0.1) and the bytes of its videos.
+
+    Both are empty where there is no motion.json of a set.
+    """
+    try:
+        motion = json.loads((target / MOTION_NAME).read_text())
+        videos = [str(video["path"]) for video in motion["videos"]]
+        is_ours = set(motion["settings"]) == {field.name for field in fields(SyntheticSettings)}
+        if not is_ours or not all(name.startswith("synthetic_") for name in videos):
+            return {}, {}
+        sums = dict.fromkeys([MOTION_NAME, *videos]) | motion.get("sha256", {})
+        sums[MANIFEST_NAME] = sum_text(_format_manifest([(video["path"], video["label"]) for video in motion["videos"]]))
+        return sums, dict(zip(videos, motion["bytes"], strict=True))
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+        return {}, {}
+
+
+def _format_manifest(rows: list[tuple[str, int]]) -> str:
+    return "".join(f"{path},{label}\n" for path, label in [("path", "label"), *rows])
+
+
+def _is_own(path: Path, checksum: str | None, num_bytes: int | None) -> bool:
+    if path.is_symlink() or not path.is_file():
+        return False
+    is_torn = num_bytes is not None and path.stat().st_size < num_bytes
+    return is_torn or (sum_file(path) == checksum if checksum else num_bytes in (None, path.stat().st_size))
 
 
 def _h264_encoder() -> str:
@@ -183,7 +228,8 @@ def _write_video(folder: Path, number: int, settings: SyntheticSettings, h264_en
     size = SceneSize(settings.num_frames, settings.height, settings.width, settings.num_classes)
     scene = draw_scene(rng, name, size=size, pans=_pans(number, settings))
     path = f"synthetic_{number:03d}_{name}.{suffix}"
-    with av.open(file_url(folder / path), "w") as container:
+    # Without random identifiers and versions in the headers: the same settings give the same bytes.
+    with av.open(file_url(folder / path), "w", options={"fflags": "+bitexact"}) as container:
         stream = container.add_stream(encoder, rate=Fraction(25), options=options)
         stream.width, stream.height, stream.pix_fmt = settings.width, settings.height, "yuv420p"
         stream.codec_context.gop_size = GOP_FRAMES

@@ -3,21 +3,31 @@
     if __name__ == "__main__":
         sys.exit(run_program(main))
 
-Characters that the terminal's encoding has not are printed as escapes. When nobody reads any more (`| head`), or the file that
-the output is sent to cannot grow, the rest of the output is dropped, and the program goes on to its own exit status.
+Characters that the terminal's encoding has not are printed as escapes, and so are those that a terminal would obey, whoever
+prints them (mats_ds/core/text.py). When nobody reads any more (`| head`), or the file that the output is sent to cannot
+grow, the rest of the output is dropped, and the program goes on to its own exit status.
 """
 
 from __future__ import annotations
 
 import contextlib
+import logging
 import os
 import sys
+import warnings
 from collections.abc import Callable
 from typing import Any, TextIO
 
+from mats_ds.core.text import clean_line, clean_output, describe_crash
+
+CRASHED = 1
+
 
 class TolerantStream:
-    """A text stream that drops its output from the first failing write on. Everything else is the stream's own."""
+    """A text stream without characters that a terminal obeys, which drops its output from the first failing write on.
+
+    Everything else is the stream's own.
+    """
 
     def __init__(self, stream: TextIO) -> None:
         self._stream = stream
@@ -30,10 +40,10 @@ class TolerantStream:
 
     def write(self, text: str) -> int:
         try:
-            return self._stream.write(text)
+            self._stream.write(clean_output(text))
         except OSError:
             self._drop()
-            return len(text)
+        return len(text)
 
     def writelines(self, lines: Any) -> None:
         for line in lines:
@@ -55,21 +65,34 @@ class TolerantStream:
 
 
 def make_tolerant() -> None:
-    """Make standard output and errors show any name and survive their reader."""
+    """Make standard output and errors show any name and survive their reader; so with logs of those who came first."""
     for name in ("stdout", "stderr"):
         stream = getattr(sys, name)
         if stream is None or isinstance(stream, TolerantStream):
             continue
         if hasattr(stream, "reconfigure"):
             stream.reconfigure(errors="backslashreplace")
-        setattr(sys, name, TolerantStream(stream))
+        tolerant = TolerantStream(stream)
+        setattr(sys, name, tolerant)
+        for logger in (logging.root, *logging.root.manager.loggerDict.values()):
+            for handler in getattr(logger, "handlers", ()):
+                if getattr(handler, "stream", None) is stream:
+                    handler.stream = tolerant
+    warnings.formatwarning = _format_warning
+
+
+def _format_warning(message: Warning | str, category: type[Warning], filename: str, lineno: int, line: str | None = None) -> str:
+    return f"{filename}:{lineno}: {category.__name__}: {clean_line(message)}\n"
 
 
 def run_program(main: Callable[[], int]) -> int:
-    """The exit status of a program's `main`, whatever became of its output."""
+    """The exit status of a program's `main`, whatever became of its output; CRASHED with a traceback where it raises."""
     make_tolerant()
     try:
         return main()
+    except Exception as error:
+        print(describe_crash(error), file=sys.stderr)
+        return CRASHED
     finally:
         sys.stdout.flush()
         sys.stderr.flush()

@@ -34,6 +34,7 @@ from mats_ds.data.containers import file_url
 from mats_ds.data.ffmpeg_words import in_words
 from mats_ds.data.header_length import describe_torn_end
 from mats_ds.data.probe import READ_ERRORS, UnreadableVideo, describe_error, index_video, open_video
+from mats_ds.data.publishing import Publisher, publish
 from mats_ds.data.upright import UprightScaler, copy_size
 from mats_ds.data.video_index import VideoIndex
 
@@ -125,27 +126,31 @@ def transcode_file(
     settings: CopySettings | None = None,
     keep_partial: bool = False,
     needed_seconds: float = math.inf,
+    publisher: Publisher | None = None,
     on_beat: Callable[[], None] = lambda: None,
 ) -> Transcoded:
     """Write the training copy of `source` as the .mp4 file `target`, whole and verified or not at all.
 
     Of a source that breaks off, the readable part is kept if it reaches up to `needed_seconds` (beyond which nobody wants a
     frame), or in any case with `keep_partial`. `on_beat` is called for every frame that is encoded and verified.
+    publisher: which file of the target's name may be replaced; without one, any but the original.
     Raises UnreadableVideo when less of the source decodes than that, and CopyFailed when the copy cannot be encoded or does
     not hold what was put into it.
     """
     source, target = os.fspath(source), Path(target)
-    settings = settings or CopySettings()
+    settings, publisher = settings or CopySettings(), publisher or Publisher()
     index = index_video(source)
     if target.exists() and os.path.samefile(source, target):
         raise ValueError(f"{target} is the original itself: give another target")
-    part = target.with_name(target.name + ".part")
+    publisher.check_target(target)
     target.parent.mkdir(parents=True, exist_ok=True)
+    part = publisher.open_part(target.parent)
     try:
         written = _encode(index, part, settings, on_beat)
         if written.problem and not (len(written.pts) and (keep_partial or _reaches(written, index, needed_seconds))):
             raise UnreadableVideo(written.problem + ("; --keep-partial keeps what decodes" if len(written.pts) else ""))
         verify_copy(part, written, gop=settings.gop, on_beat=on_beat)
+        publisher.note(part, target)
         publish(part, target)
     finally:
         with contextlib.suppress(FileNotFoundError):
@@ -302,15 +307,3 @@ def verify_copy(path: Path, written: _Written, *, gop: int, on_beat: Callable[[]
         raise CopyFailed(f"the copy cannot be read: {describe_error(error)}") from None
     if number != len(written.pts):
         raise CopyFailed(f"the copy has {number} frames, {len(written.pts)} were put into it")
-
-
-def publish(part: Path, target: Path) -> None:
-    """Give a finished file its name, once its bytes are on the disk."""
-    with open(part, "rb") as file:
-        os.fsync(file.fileno())
-    os.replace(part, target)
-    folder = os.open(target.parent, os.O_RDONLY)
-    try:
-        os.fsync(folder)
-    finally:
-        os.close(folder)

@@ -9,21 +9,27 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
+import math
 import zipfile
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import IO
 
 import numpy as np
 from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save_file
 
 from mats_ds.clips import BadClip
+from mats_ds.core.archives import open_archive
+from mats_ds.core.files import refuse_wrong_kind, replace_file
+from mats_ds.interop.file_content import check_header
+from mats_ds.interop.tensor_file import write_tensor_file
 from mats_ds.interop.weights import Weights
 from mats_ds.parsing import parse_json
 
 SUFFIXES = {"safetensors": ".safetensors", "npz": ".npz"}
+MAX_ARRAYS = 100  # a shard has seven
 ABOUT = "about"  # JSON: an entry of the metadata, or an array of one string
 
 
@@ -45,26 +51,22 @@ def write_shard(path: Path, shard: Shard) -> None:
             "bad": [[clip.path, clip.sample, clip.reason] for clip in shard.bad],
         }
     )
-    aside = path.with_name(f".{path.name}.part")
-    aside.write_bytes(b"")
-    usual_mode = aside.stat().st_mode  # safetensors makes files that their owner alone can read
     if path.suffix == SUFFIXES["npz"]:
-        with aside.open("wb") as stream:  # by name, numpy would add a suffix
+        with replace_file(path) as aside, aside.open("wb") as stream:  # by name, numpy would add a suffix
             np.savez(stream, **shard.arrays, **{ABOUT: np.array(about)})
     else:
-        save_file({name: np.ascontiguousarray(array) for name, array in shard.arrays.items()}, aside, metadata={ABOUT: about})
-    os.chmod(aside, usual_mode)
-    os.replace(aside, path)
+        arrays = {name: np.ascontiguousarray(array) for name, array in shard.arrays.items()}
+        write_tensor_file(path, lambda file: save_file(arrays, file, metadata={ABOUT: about}))
 
 
 def read_shard(path: Path) -> Shard:
     """Raises ValueError for a file that is torn, damaged or of another program."""
     try:
         if path.suffix == SUFFIXES["npz"]:
-            with np.load(path, allow_pickle=False) as file:
-                arrays = {name: file[name] for name in file.files}
+            arrays = _read_npz(path)
             text = str(arrays.pop(ABOUT))
         else:
+            check_header(path)
             with safe_open(path, framework="np") as file:
                 text = (file.metadata() or {})[ABOUT]
                 arrays = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (it is no dictionary)
@@ -77,14 +79,48 @@ def read_shard(path: Path) -> Shard:
     return Shard(arrays, settings, bad)
 
 
+def _read_npz(path: Path) -> dict[str, np.ndarray]:
+    """All arrays of the file. Raises ValueError, before any is unpacked, for a file that unfolds to more than its bytes."""
+    with path.open("rb") as stream, open_archive(stream) as archive:
+        infos = archive.infolist()
+        if len(infos) > MAX_ARRAYS:
+            raise ValueError(f"it has {len(infos):,} arrays, expected {MAX_ARRAYS} at most")
+        for info in infos:
+            with archive.open(info) as member:
+                _check_array(member, info)
+    with np.load(path, allow_pickle=False) as file:
+        return {name: file[name] for name in file.files}
+
+
+def _check_array(member: IO[bytes], info: zipfile.ZipInfo) -> None:
+    """Raises ValueError for an array that says it has more numbers than are stored: NumPy would make
+    room for them first.
+    """
+    readers = {(1, 0): np.lib.format.read_array_header_1_0, (2, 0): np.lib.format.read_array_header_2_0}
+    version = np.lib.format.read_magic(member)
+    if version not in readers:
+        raise ValueError(
+            f"{info.filename} is an array of NumPy's format {version}, expected one of {', '.join(map(str, readers))}"
+        )
+    shape, _, dtype = readers[version](member)
+    claimed = math.prod(shape) * dtype.itemsize
+    if claimed > info.file_size:
+        raise ValueError(f"{info.filename} says it has {claimed:.6g} bytes, and {info.file_size:,} are stored")
+
+
 def is_finished(path: Path, settings: str) -> bool:
-    """Whether the file is there, whole, and made with these settings."""
-    if not path.is_file():
-        return False
-    try:
-        return read_shard(path).settings == settings
-    except ValueError:
-        return False
+    """Whether the file is there, whole, and made with these settings.
+
+    Raises WrongKindOfFile where it is not, and cannot be written either: a folder or a link has its name.
+    """
+    if path.is_file():
+        try:
+            if read_shard(path).settings == settings:
+                return True
+        except ValueError:
+            pass  # torn or damaged: made anew
+    refuse_wrong_kind(path)
+    return False
 
 
 def digest_arrays(arrays: Mapping[str, np.ndarray]) -> str:

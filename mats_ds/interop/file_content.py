@@ -11,6 +11,7 @@ import struct
 import zipfile
 from pathlib import Path
 
+from mats_ds.core.archives import ArchiveTooLarge, open_archive
 from mats_ds.parsing import parse_json
 
 HEAD_BYTES = 4096
@@ -32,7 +33,8 @@ OTHERS = {
 }
 TAR_MARK, TAR_AT = b"ustar", 257
 TABLE_MAGIC = struct.pack("<Q", 0xDB4775248B80FB57)  # ends the .index file of a TensorFlow checkpoint (LevelDB's table format)
-MAX_HEADER_BYTES = 100_000_000  # safetensors' own limit
+MAX_HEADER_BYTES = 10_000_000  # safetensors reads ten times as much; ViT-g has 50,000 bytes, and names of classes are beside them
+MAX_JSON_BYTES = 8_000_000  # with the names of ImageNet-21k's classes, twice, config.json has 1.6 million
 SHOWN = 80
 AGAIN = "download it again"
 
@@ -74,6 +76,7 @@ def check_content(path: str | Path) -> str:
         _check_zip(path, num_bytes)
         return "zip"
     if _is_safetensors(head, num_bytes):
+        check_header(path)
         return "safetensors"
     if _is_text(head) and not head.startswith(b"(dp"):  # a pickle of protocol 0 is text, too
         what = "JSON text, perhaps a server's answer" if _is_json(path, text, num_bytes) else "text"
@@ -89,8 +92,10 @@ def _size_in(head: bytes) -> str:
 def _check_zip(path: Path, num_bytes: int) -> None:
     """Raises ValueError for a zip file that is cut off, or that torch did not write."""
     try:
-        with zipfile.ZipFile(path) as archive:
+        with path.open("rb") as stream, open_archive(stream) as archive:
             names = archive.namelist()
+    except ArchiveTooLarge as error:
+        raise ValueError(f"{path} cannot be read: {error}") from None
     except (zipfile.BadZipFile, OSError, ValueError, NotImplementedError) as error:
         raise ValueError(f"{path} is cut off or damaged, it may be torn ({num_bytes} bytes; {error}): {AGAIN}") from None
     if any("/code/" in name for name in names):
@@ -105,7 +110,18 @@ def _is_safetensors(head: bytes, num_bytes: int) -> bool:
     if len(head) < 9:
         return False
     (length,) = struct.unpack("<Q", head[:8])
-    return 2 <= length <= min(MAX_HEADER_BYTES, num_bytes - 8) and head[8:9] == b"{"
+    return 2 <= length <= num_bytes - 8 and head[8:9] == b"{"
+
+
+def check_header(path: str | Path) -> None:
+    """Raises ValueError for a safetensors file whose list of tensors alone would fill the memory: each of a hundred megabytes of
+    empty tensors becomes several when it is read.
+    """
+    with Path(path).open("rb") as stream:
+        head = stream.read(8)
+    length = int.from_bytes(head, "little")
+    if MAX_HEADER_BYTES < length <= Path(path).stat().st_size:  # longer than the file, it is torn: its reader says so
+        raise ValueError(f"{path} says that its header has {length:,} bytes, expected {MAX_HEADER_BYTES:,} at most")
 
 
 def _is_text(head: bytes) -> bool:
@@ -117,7 +133,7 @@ def _is_text(head: bytes) -> bool:
 
 
 def _is_json(path: Path, text: bytes, num_bytes: int) -> bool:
-    if text[:1] not in (b"{", b"[") or num_bytes > MAX_HEADER_BYTES:
+    if text[:1] not in (b"{", b"[") or num_bytes > MAX_JSON_BYTES:
         return False
     try:
         parse_json(path.read_bytes().decode("utf-8-sig"))

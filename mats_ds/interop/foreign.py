@@ -22,7 +22,7 @@ from typing import Any
 
 import torch
 
-from mats_ds.interop.weights import check_plain
+from mats_ds.interop.weights import MAX_NAME_CHARACTERS, MAX_TENSORS, check_tensors, list_names
 from mats_ds.models.blocks import sine_cosine_positions
 
 # Where weights lie in a checkpoint, the likeliest first. DeepSpeed says module, Lightning and mmaction2 state_dict.
@@ -85,8 +85,7 @@ def read_foreign(content: Mapping[str, Any], path: str | Path) -> Foreign:
         for name in names:
             del found.tensors[name]
     _refuse(found.tensors, path)
-    for name, tensor in found.tensors.items():
-        check_plain(name, tensor)
+    check_tensors(found.tensors)
     _join_projections(found.tensors)
     _split_biases(found)
     _fold_layer_scale(found)
@@ -106,19 +105,33 @@ def find_state(content: Mapping[str, Any], notes: list[str]) -> Mapping[str, Any
     return content
 
 
-def holds_tensors(value: Any, nesting: int = MAX_NESTING) -> bool:
-    """Whether a dictionary holds tensors, or one that does; under `model` may also lie what a model is made of."""
-    if not isinstance(value, Mapping) or not nesting:
-        return False
-    return any(isinstance(item, torch.Tensor) or holds_tensors(item, nesting - 1) for item in value.values())
+def holds_tensors(value: Any) -> bool:
+    """Whether a dictionary holds tensors, or one that does; under `model` may also lie what a model is made of.
+
+    Looked through once each: a small file can hold dictionaries that stand in each other a million times.
+    """
+    level, seen = [value], set()
+    for _ in range(MAX_NESTING):
+        level = [each for each in level if isinstance(each, Mapping) and id(each) not in seen and not seen.add(id(each))]
+        items = [item for each in level for item in each.values()]
+        if any(isinstance(item, torch.Tensor) for item in items):
+            return True
+        level = items
+    return False
 
 
 def unwrap(state: Mapping[str, Any]) -> dict[str, Any]:
     """Names without WRAPPERS."""
+    if len(state) > MAX_TENSORS:
+        raise ValueError(f"a dictionary of weights has {MAX_TENSORS:,} names at most, got {len(state):,}")
     stripped = {}
     for name, value in state.items():
         if not isinstance(name, str):
-            raise ValueError(f"a dictionary of weights has names, got the key {name!r}")
+            raise ValueError(f"a dictionary of weights has names, got a key that is a {type(name).__name__}")
+        if len(name) > MAX_NAME_CHARACTERS:
+            raise ValueError(
+                f"a weight has a name of {MAX_NAME_CHARACTERS:,} characters at most, got {len(name):,}: {name[:60]!r}"
+            )
         while name.startswith(WRAPPERS):
             name = name.partition(".")[2]
         stripped[name] = value
@@ -137,7 +150,7 @@ def _choose_encoder(found: Foreign, path: str | Path) -> None:
     beside = {name: tensor for name, tensor in found.tensors.items() if name.startswith(HEADS)}
     others = {name.partition(".")[0] for name in found.tensors if not name.startswith((chosen, *HEADS))}
     if others:
-        found.notes.append(f"the model under {chosen!r} is read; left out: {', '.join(sorted(others))}")
+        found.notes.append(f"the model under {chosen!r} is read; left out: {list_names(sorted(others))}")
     found.tensors = {**beside, **unwrap(kept)}
 
 
@@ -200,7 +213,7 @@ def _fold_layer_scale(found: Foreign) -> None:
         for name in [name for name in found.tensors if name.endswith(f".gamma_{number}")]:
             stem = name.removesuffix(f"gamma_{number}") + layer
             gamma_D, weight, bias = (found.tensors.get(key) for key in (name, f"{stem}.weight", f"{stem}.bias"))
-            if weight is None or bias is None or gamma_D.shape != bias.shape or len(weight) != len(bias):
+            if weight is None or bias is None or bias.ndim != 1 or not gamma_D.shape == bias.shape == weight.shape[:-1]:
                 continue  # stays, and is told with the names that VideoMAE has not
             del found.tensors[name]
             found.tensors[f"{stem}.weight"] = gamma_D.float()[:, None] * weight.float()

@@ -14,24 +14,25 @@ from typing import Any
 
 import torch
 from safetensors import SafetensorError
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 
 from mats_ds.clips import RGB_CHANNELS, TokenGrid
 from mats_ds.config import MLP_RATIO
-from mats_ds.interop.file_content import check_content
+from mats_ds.core.small_files import read_small_text
+from mats_ds.core.text import Lines
+from mats_ds.interop.export_folder import CONFIG, PREPROCESSOR, SPEC_KEY, write_export
+from mats_ds.interop.file_content import MAX_JSON_BYTES, check_content
 from mats_ds.interop.labels import Labels, read_labels
 from mats_ds.interop.names import PATCH_WEIGHT, from_convolution, reverse, to_convolution, translate
 from mats_ds.interop.pickles import unpickle
-from mats_ds.interop.plain import is_foreign, write_tensors
-from mats_ds.interop.weights import Weights, as_float32, check_exportable, measure
+from mats_ds.interop.plain import copy_tensors, is_foreign
+from mats_ds.interop.weights import Weights, as_float32, check_exportable, list_names, measure
 from mats_ds.models.encoder import IMAGENET_MEAN, IMAGENET_STD, UINT8_MAX
 from mats_ds.models.spec import ModelSpec, dump_spec
 from mats_ds.parsing import parse_json
 
-CONFIG = "config.json"
 WEIGHT_FILES = ("model.safetensors", "model.safetensors.index.json", "pytorch_model.bin", "pytorch_model.bin.index.json")
 LAST_NORM_EPS = 1e-5  # torch's default, which transformers leaves in decoder.norm and fc_norm
-SPEC_KEY = "mats_ds"
 KEPT_FIELDS = ("strategy", "keep_ratio", "visible_ratio", "distance", "feature", "num_candidate_frames", "last_norm_eps")
 ARCHITECTURES = {"pretrain": "VideoMAEForPreTraining", "classifier": "VideoMAEForVideoClassification", "encoder": "VideoMAEModel"}
 
@@ -76,7 +77,7 @@ def read_hugging_face(folder: str | Path) -> Weights:
         theirs = {f"videomae.{name}": tensor for name, tensor in theirs.items()}
     renamed = translate(join_projections(theirs), reverse(ROWS))
     if renamed.unknown:
-        raise ValueError(f"{folder} has {len(renamed.unknown)} tensors that VideoMAE has not: {', '.join(renamed.unknown)}")
+        raise ValueError(f"{folder} has {len(renamed.unknown)} tensors that VideoMAE has not: {list_names(renamed.unknown)}")
     state = as_float32(renamed.state)
     if PATCH_WEIGHT not in state:
         raise ValueError(f"{folder} has no patch embedding among its {len(theirs)} tensors")
@@ -104,6 +105,8 @@ def read_config(folder: Path) -> dict[str, Any]:
     path = folder / CONFIG
     if not path.is_file():
         raise ValueError(f"{folder} has no {CONFIG}: this is no Hugging Face model")
+    if path.stat().st_size > MAX_JSON_BYTES:
+        raise ValueError(f"{path} has {path.stat().st_size:,} bytes, expected {MAX_JSON_BYTES:,} at most: download it again")
     text = path.read_text(encoding="utf-8", errors="replace")
     try:
         config = parse_json(text)
@@ -126,7 +129,7 @@ def read_tensors(folder: Path) -> dict[str, torch.Tensor]:
         raise ValueError(f"{folder} has none of {', '.join(WEIGHT_FILES)}")
     files = [name]
     if name.endswith(".index.json"):
-        named = parse_json((folder / name).read_text(encoding="utf-8"))["weight_map"].values()
+        named = parse_json(read_small_text(folder / name, max_bytes=MAX_JSON_BYTES))["weight_map"].values()
         if strangers := [
             file for file in named if not isinstance(file, str) or Path(file).name != (file or None) or "\0" in file
         ]:
@@ -158,7 +161,7 @@ def check_config(config: Mapping[str, Any], kind: str, folder: Path) -> None:
     if kind == "pretrain" and not config.get("norm_pix_loss", True):
         problems.append("norm_pix_loss is false: it predicts plain pixels, ours predicts normalised ones")
     if problems:
-        raise ValueError("\n  - ".join([f"{folder / CONFIG} describes a model that ours cannot be", *problems]))
+        raise ValueError(Lines(f"{folder / CONFIG} describes a model that ours cannot be", *(f"  - {each}" for each in problems)))
 
 
 def grid_of(config: Mapping[str, Any]) -> TokenGrid:
@@ -198,7 +201,8 @@ def suspicions(state: Mapping[str, torch.Tensor]) -> list[str]:
 def write_hugging_face(folder: str | Path, weights: Weights) -> list[str]:
     """Write a folder that `from_pretrained` loads; returns what a person should know about it.
 
-    Raises ValueError for a model that transformers' VideoMAE cannot be.
+    Raises ValueError for a model that transformers' VideoMAE cannot be, and for a folder that holds something else than an
+    export of ours.
     """
     spec, folder = weights.spec, Path(folder)
     check_exportable(spec, "transformers")
@@ -212,10 +216,9 @@ def write_hugging_face(folder: str | Path, weights: Weights) -> list[str]:
     theirs = split_projections(renamed.state)
     if spec.kind == "encoder":
         theirs = {name.removeprefix("videomae."): tensor for name, tensor in theirs.items()}
-    folder.mkdir(parents=True, exist_ok=True)
-    (folder / CONFIG).write_text(json.dumps(make_config(spec), indent=2) + "\n", encoding="utf-8")
-    (folder / "preprocessor_config.json").write_text(json.dumps(make_preprocessor(spec.grid), indent=2) + "\n", encoding="utf-8")
-    write_tensors(folder / WEIGHT_FILES[0], theirs, {"format": "pt"})
+    trees = {CONFIG: make_config(spec), PREPROCESSOR: make_preprocessor(spec.grid)}
+    texts = {name: json.dumps(tree, indent=2) + "\n" for name, tree in trees.items()}
+    write_export(folder, texts=texts, save=lambda path, metadata: save_file(copy_tensors(theirs), path, metadata=metadata))
     notes = []
     if spec.kind == "classifier" and spec.keep_ratio < 1:
         notes.append(

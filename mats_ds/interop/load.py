@@ -38,7 +38,7 @@ FORMATS = {
     "run": "a run of mats_ds, or one of its checkpoints",
 }
 NORM = "encoder.norm."
-FAULTS = (TypeError, KeyError, IndexError, AttributeError, ArithmeticError, RecursionError, RuntimeError)
+FAULTS = (TypeError, KeyError, IndexError, AttributeError, ArithmeticError, RecursionError, RuntimeError, MemoryError)
 logger = logging.getLogger(__name__)
 SPEC_FIELDS = {field.name for field in fields(ModelSpec)}
 

@@ -8,6 +8,7 @@ and a file of ours say what the recipe of the training had. For others it is 4 f
 from __future__ import annotations
 
 import argparse
+import os
 from pathlib import Path
 from typing import Any
 
@@ -18,11 +19,11 @@ from mats_ds.config import ClipSection
 from mats_ds.interop.load import read_weights
 from mats_ds.interop.origin import BEST_FILE, CLIP_KEYS, WEIGHTS_FROM, origin_of
 from mats_ds.interop.plain import SUFFIX
+from mats_ds.interop.recipe_beside import RECIPE, read_recipe_text
 from mats_ds.interop.run_checkpoint import find_steps
 from mats_ds.interop.weights import Weights
 from mats_ds.parsing import parse_yaml
 
-RECIPE = "recipe.yaml"
 VIEWS = {"clips": 5, "crops": 3}  # of a test where no recipe says it; METHOD: UCF101 and K400
 RECIPE_WORDS, DEFAULT_WORDS = "the recipe of the training", "the default, no recipe says it"
 HINTS = ("num_frames", "height", "width", "heads")
@@ -145,9 +146,11 @@ def read_beside(path: Path) -> Any:
     `path`: a run folder, its folder of checkpoints, one of them, or a file of weights in the run folder.
     """
     steps = find_steps(path) if path.is_dir() else []
-    for folder in (path, *(step.resolve().parent.parent for step in steps[:1])) if steps else (path.parent,):
-        if (folder / RECIPE).is_file() and (steps or path.suffix == SUFFIX):
-            return parse_yaml((folder / RECIPE).read_text(encoding="utf-8"))
+    # a run's checkpoints may be a link to a larger disk: first the run that the path names
+    runs = [where.parent.parent for step in steps[:1] for where in (Path(os.path.abspath(step)), step.resolve())]
+    for folder in (path, *runs) if steps else (path.parent,):
+        if os.path.lexists(folder / RECIPE) and (steps or path.suffix == SUFFIX):
+            return parse_yaml(read_recipe_text(folder / RECIPE))
     return None
 
 

@@ -18,6 +18,8 @@ from typing import Any
 import numpy as np
 import torch
 
+from mats_ds.core.archives import MAX_EXPANSION
+from mats_ds.core.stored_bytes import count_stored_bytes
 from mats_ds.interop.file_content import AGAIN, check_content
 
 NUMPY_TYPES = ("float64", "float32", "float16", "int64", "int32", "int16", "int8", "uint8", "bool")
@@ -35,6 +37,9 @@ def unpickle(path: Path) -> Mapping[str, Any]:
         raise
     except Exception as error:  # damaged, it makes torch's reader fail in any way
         raise ValueError(_explain(path, error)) from None
+    claimed, num_bytes = count_stored_bytes(content), path.stat().st_size
+    if claimed > MAX_EXPANSION * num_bytes:
+        raise ValueError(f"{path} claims {claimed:,} bytes of tensors and is {num_bytes:,} bytes long: {AGAIN}")
     if not isinstance(content, Mapping):
         raise ValueError(f"{path} holds a {type(content).__name__}, expected a dictionary of weights")
     return content

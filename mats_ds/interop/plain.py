@@ -7,7 +7,6 @@ JSON of an Origin (which step of a training, averaged or not, chosen on what; ho
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -15,8 +14,10 @@ import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 
+from mats_ds.interop.file_content import check_header
 from mats_ds.interop.origin import Origin, parse_origin
-from mats_ds.interop.weights import Weights
+from mats_ds.interop.tensor_file import write_tensor_file
+from mats_ds.interop.weights import Weights, check_tensors
 from mats_ds.models.spec import ModelSpec, dump_spec, parse_spec
 from mats_ds.parsing import parse_json
 
@@ -41,30 +42,31 @@ def save_weights(
 def write_tensors(path: Path, state: Mapping[str, torch.Tensor], metadata: dict[str, str]) -> None:
     """Write a safetensors file aside and rename it when it is whole."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    aside = path.with_name(f".{path.name}.part")
-    aside.write_bytes(b"")
-    usual_mode = aside.stat().st_mode  # safetensors makes files that their owner alone can read
-    # clones: safetensors refuses tensors that share memory
-    save_file({name: tensor.detach().cpu().contiguous().clone() for name, tensor in state.items()}, aside, metadata=metadata)
-    os.chmod(aside, usual_mode)
-    os.replace(aside, path)
+    write_tensor_file(path, lambda file: save_file(copy_tensors(state), file, metadata=metadata))
+
+
+def copy_tensors(state: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    """As safetensors wants them: on the host, contiguous, and none in the memory of another."""
+    return {name: tensor.detach().cpu().contiguous().clone() for name, tensor in state.items()}
 
 
 def is_foreign(path: str | Path) -> bool:
     """Whether a safetensors file is of another program and holds a model with VideoMAE's patch embedding, a Conv3d."""
     try:
+        check_header(path)
         with safe_open(path, framework="pt") as file:
             if (file.metadata() or {}).get("format") == FORMAT:
                 return False
             names = [name for name in file.keys() if name.endswith(CONVOLUTIONS)]  # noqa: SIM118 (it is no dictionary)
             return any(len(file.get_slice(name).get_shape()) == 5 for name in names)
-    except SafetensorError:
+    except (SafetensorError, ValueError):
         return False
 
 
 def load_weights(path: str | Path) -> Weights:
     """Read the file. Raises ValueError for a file that is torn, of another program, or of a newer version."""
     path = Path(path)
+    check_header(path)
     try:
         with safe_open(path, framework="pt") as file:
             metadata = file.metadata() or {}
@@ -78,6 +80,7 @@ def load_weights(path: str | Path) -> Weights:
             state = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (it is no dictionary)
     except SafetensorError as error:
         raise ValueError(f"{path} cannot be read, it may be torn: {error}") from None
+    check_tensors(state)
     described = origin.describe()
     source = "a weight file of mats_ds" + (f": {described}" if described else "")
     return Weights(spec, state, source, (metadata["note"],) if metadata.get("note") else (), origin)

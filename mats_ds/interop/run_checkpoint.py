@@ -1,14 +1,13 @@
 """The weights of one of our runs: those that DeepSpeed wrote into its checkpoints (ZeRO-1 and -2), their running average, or
 best.safetensors.
 
-Layout, as `training/checkpoint.py` writes it: RUN/checkpoints/step-00001000/{mp_rank_00_model_states.pt, ..., complete.json}. The
+Layout, as `core/checkpoint_files.py` has it: RUN/checkpoints/step-00001000/{mp_rank_00_model_states.pt, ..., complete.json}. The
 weights are those that the model computes with, in the run's precision; the optimizer's float32 copies are not read. The average
 (`finetune.ema_decay`) is float32; where a run keeps one, it is what the run tests, and what is read unless one asks for another.
 """
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
@@ -17,6 +16,8 @@ from typing import Any
 from pydantic import ValidationError
 
 from mats_ds.config import Recipe
+from mats_ds.core.checkpoint_files import COMPLETE, is_checkpoint, list_checkpoints, read_complete, what_is_wrong_with
+from mats_ds.core.text import Lines
 from mats_ds.interop.origin import BEST_FILE, WEIGHTS_FROM, Origin, origin_of
 from mats_ds.interop.pickles import unpickle
 from mats_ds.interop.plain import load_weights
@@ -24,21 +25,17 @@ from mats_ds.interop.weights import Weights, as_float32, measure
 from mats_ds.models.spec import ModelSpec, parse_spec
 from mats_ds.parsing import parse_json, parse_yaml
 
-COMPLETE = "complete.json"
-PREFIX = "step-"
 WEIGHT_FILE = "mp_rank_00_model_states.pt"
 SPEC_KEY = "model_spec"  # JSON of a ModelSpec, where the run stored one
 AVERAGE_KEY = "ema"  # the running average of the weights, where the run keeps one
-CHUNK_BYTES = 1 << 22
 
 
 def find_steps(path: str | Path) -> list[Path]:
     """The finished checkpoints of a run folder, of its `checkpoints` folder, or the one that `path` itself is; newest first."""
     path = Path(path)
-    if (path / COMPLETE).is_file():
-        return [path]
     folder = path / "checkpoints" if (path / "checkpoints").is_dir() else path
-    return sorted((step for step in folder.glob(f"{PREFIX}*") if (step / COMPLETE).is_file()), reverse=True)
+    steps = [step for step in list_checkpoints(folder) if is_checkpoint(step)]
+    return steps or ([path] if is_checkpoint(path) else [])
 
 
 def read_run(path: str | Path, *, weights_from: str | None = None) -> Weights:
@@ -61,13 +58,13 @@ def read_run(path: str | Path, *, weights_from: str | None = None) -> Weights:
         notes.append(f"{step.name} is passed over: {problem}")
     best = find_best(Path(path))
     hint = "" if best is None else f"; {best} is there: weights_from best"
-    raise ValueError(f"{path} has no whole checkpoint{hint}" + "".join(f"\n  - {note}" for note in notes))
+    raise ValueError(Lines(f"{path} has no whole checkpoint{hint}", *(f"  - {note}" for note in notes)))
 
 
 def find_best(path: Path) -> Path | None:
     """best.safetensors of a run folder, or of the run that a folder `checkpoints` or one of its checkpoints belongs to."""
     path = path.resolve()
-    if (path / COMPLETE).is_file():
+    if is_checkpoint(path):
         path = path.parent
     folder = path.parent if path.name == "checkpoints" else path
     return folder / BEST_FILE if (folder / BEST_FILE).is_file() else None
@@ -81,29 +78,22 @@ def read_best(path: Path) -> Weights:
             f"{path} has no {BEST_FILE}: a run keeps it where it is tested during the training (evaluation.manifest); "
             "take its last weights: weights_from last"
         )
-    if (path / COMPLETE).is_file():
+    if is_checkpoint(path):
         raise ValueError(f"{path} is one checkpoint, and {BEST_FILE} is of the whole run: name {best.parent}")
     weights = load_weights(best)
     return replace(weights, source=f"{BEST_FILE} of one of our runs, {weights.origin.describe() or 'of no known step'} ({best})")
 
 
 def what_is_wrong(step: Path) -> str | None:
-    """Why the weights of a checkpoint cannot be read, or None when they are there with the bytes that were written."""
+    """Why the weights of a checkpoint cannot be read, or None when they are there with the bytes that were written. Its other
+    files may be missing."""
     try:
-        files = parse_json((step / COMPLETE).read_text(encoding="utf-8"))["files"]
-        stated = {**files[WEIGHT_FILE]} if WEIGHT_FILE in files else None
-    except (ValueError, TypeError, KeyError) as error:
+        files = read_complete(step).files
+    except (OSError, ValueError) as error:
         return f"{COMPLETE} cannot be read: {error}"
-    file = step / WEIGHT_FILE
-    if stated is None:
+    if WEIGHT_FILE not in files:
         return f"it has no {WEIGHT_FILE}: ZeRO-3 keeps weights in parts; merge them with checkpoints/zero_to_fp32.py"
-    if not file.is_file() or file.stat().st_size != stated.get("bytes"):
-        return f"{WEIGHT_FILE} is missing or torn"
-    digest = hashlib.sha256()
-    with file.open("rb") as stream:
-        while chunk := stream.read(CHUNK_BYTES):
-            digest.update(chunk)
-    return None if digest.hexdigest() == stated.get("sha256") else f"{WEIGHT_FILE} does not match its checksum"
+    return what_is_wrong_with(step, files[WEIGHT_FILE])
 
 
 def read_step(step: Path, notes: list[str], weights_from: str) -> Weights:

@@ -9,9 +9,9 @@ from __future__ import annotations
 
 import json
 import math
-import os
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
+from numbers import Integral
 from pathlib import Path
 from typing import Any
 
@@ -20,11 +20,12 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 
 from mats_ds.clips import TokenGrid
+from mats_ds.core.files import replace_file
 from mats_ds.interop.file_content import check_content
 from mats_ds.interop.foreign import read_foreign
 from mats_ds.interop.names import PATCH_WEIGHT, block_rows, from_convolution, reverse, to_convolution, translate
 from mats_ds.interop.pickles import unpickle
-from mats_ds.interop.weights import Weights, as_float32, check_exportable, guess_grid, measure
+from mats_ds.interop.weights import Weights, as_float32, check_exportable, guess_grid, list_names, measure
 from mats_ds.models.blocks import NORM_EPS
 from mats_ds.models.spec import ModelSpec, dump_spec, parse_spec
 from mats_ds.parsing import parse_json
@@ -47,6 +48,8 @@ FINETUNE_ROWS = [
     ("class_head.*", "head.*"),
 ]
 SPEC_KEY = "mats_ds"
+SHOWN_KEYS = 400
+MAX_SIDE = 100_000  # frames of a clip, or pixels of a side
 UMT_FRAMES = 8  # of the published models with tubelets of one frame: Unmasked Teacher, arXiv 2303.16058
 
 
@@ -84,8 +87,8 @@ def read_videomae(
     sizes = measure(state, heads=heads, decoder_heads=decoder_heads)
     source = f"a {'fine-tuning' if sizes['kind'] == 'classifier' else 'pre-training'} checkpoint of VideoMAE or EVEREST"
     arguments = as_dict(content.get("args"))
-    frames = arguments.get("num_frames") and arguments["num_frames"] * arguments.get("num_segments", 1)
-    side = arguments.get("input_size")
+    frames, segments, side = (count_in(arguments, name, path) for name in ("num_frames", "num_segments", "input_size"))
+    frames = frames and frames * (segments or 1)
     known = {"num_frames": num_frames or frames, "height": height or side, "width": width or side}
     grid = guess_clip(renamed, known, path)
     notes = list(renamed.notes)
@@ -113,11 +116,11 @@ def rename_state(content: Mapping[str, Any], path: str | Path) -> Renamed:
     is_pretraining = any(name.startswith("encoder.") for name in found.tensors)
     renamed = translate(found.tensors, reverse(PRETRAIN_ROWS if is_pretraining else FINETUNE_ROWS))
     if not renamed.state:
-        keys = ", ".join(map(str, list(content)[:12]))
+        keys = ", ".join(f"{key:.100}" for key in content if isinstance(key, str))[:SHOWN_KEYS]
         hint = f": it is a part of a Hugging Face folder, give the folder {Path(path).parent}" if "videomae.emb" in keys else ""
         raise ValueError(f"{path} holds no weights of VideoMAE{hint}: its keys are {keys}")
     if renamed.unknown:
-        names = ", ".join(renamed.unknown)
+        names = list_names(renamed.unknown)
         raise ValueError(f"{path} has {len(renamed.unknown)} tensors that VideoMAE's models have not: {names}")
     state = as_float32(renamed.state)
     if "class_head.weight" in state and "fc_norm.weight" not in state:
@@ -157,6 +160,20 @@ def as_dict(arguments: Any) -> dict[str, Any]:
     return dict(arguments) if isinstance(arguments, Mapping) else vars(arguments) if arguments is not None else {}
 
 
+def count_in(arguments: Mapping[str, Any], name: str, path: str | Path) -> int | None:
+    """A number of `args`; None where it is not said. Raises ValueError for what is no size of a clip."""
+    value = arguments.get(name)
+    if not value:
+        return None
+    if not isinstance(value, Integral) or not 1 <= value <= MAX_SIDE:
+        raise ValueError(f"{path} says {name} in its args, expected a whole number from 1 to {MAX_SIDE:,}, got {shorten(value)}")
+    return int(value)
+
+
+def shorten(value: Any) -> str:
+    return str(value)[:40] if isinstance(value, (str, float)) else f"a {type(value).__name__}"
+
+
 def selection_of(arguments: Mapping[str, Any], kind: str) -> dict[str, Any]:
     """Which tokens the model was trained on, as its `args` tell; what VideoMAE does where they do not.
 
@@ -190,9 +207,11 @@ def write_videomae(path: str | Path, weights: Weights) -> list[str]:
     renamed = translate(state, FINETUNE_ROWS if spec.kind == "classifier" else PRETRAIN_ROWS)
     assert not renamed.unknown, renamed.unknown
     path.parent.mkdir(parents=True, exist_ok=True)
-    aside = path.with_name(f".{path.name}.part")
-    torch.save({"model": renamed.state, SPEC_KEY: json.dumps(dump_spec(spec))}, aside)
-    os.replace(aside, path)
+    with replace_file(path) as aside, aside.open("wb") as stream:  # of a path, torch would keep the name in the file
+        try:
+            torch.save({"model": renamed.state, SPEC_KEY: json.dumps(dump_spec(spec))}, stream)
+        except RuntimeError as error:  # torch hides why a write failed
+            raise OSError(f"{path} cannot be written: {error.__context__ or error}") from None
     notes = [f"VideoMAE's scripts need --num_frames {spec.grid.num_frames} --input_size {spec.grid.height}"]
     if spec.kind == "classifier" and spec.keep_ratio < 1:
         notes.append(

@@ -3,19 +3,26 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field, fields
+from typing import Any
 
 import torch
 
 from mats_ds.clips import TokenGrid
-from mats_ds.config import MLP_RATIO, MODEL_SIZES
+from mats_ds.config import MAX_TOKENS, MLP_RATIO, MODEL_SIZES
+from mats_ds.core.stored_bytes import count_stored_bytes
 from mats_ds.interop.names import PATCH_WEIGHT
 from mats_ds.interop.origin import Origin
 from mats_ds.models.spec import ModelSpec
 
 BYTES_PER_FLOAT32 = 4
-MAX_TABLE_BYTES = 1 << 31  # 500 times that of ViT-L with 32 frames of 224 x 224
+MAX_TABLE_BYTES = 1 << 30  # 80 times that of ViT-L with 32 frames of 224 x 224
+MAX_BLOCKS = 1000  # ViT-g has 40
+MAX_TENSORS = 100_000
+MAX_NAME_CHARACTERS = 1000
+MAX_SHARED = 2  # how often the bytes of a file may be used, where tensors share them
+BLOCK_VALUES = 4 + 2 * MLP_RATIO  # matrices of width x width in a block: query, key, value, output, two of the MLP
 MAX_NAMED = 8
 NONFINITE = "NaN or infinite weights"
 SPEC_TYPES = {"int": int, "float": (int, float), "str": str, "bool": bool, "tuple[str, ...]": tuple}
@@ -59,7 +66,26 @@ def measure(state: Mapping[str, torch.Tensor], *, heads: int | None = None, deco
             "decoder_depth": count_blocks(state, "decoder"),
             "decoder_heads": decoder_heads or heads_of(decoder_width, "decoder_width", "decoder_heads"),
         }
+    check_size(state, fields)
     return fields
+
+
+def check_size(state: Mapping[str, torch.Tensor], fields: Mapping[str, Any]) -> None:
+    """Raises ValueError, before a model is built, where one of these sizes would have more than twice
+    the values of the tensors.
+    """
+    blocks = (fields["depth"], fields.get("decoder_depth", 0))
+    if max(blocks) > MAX_BLOCKS:
+        raise ValueError(f"the weights are of {max(blocks):,} blocks, expected {MAX_BLOCKS:,} at most")
+    widths = (fields["width"], fields.get("decoder_width", 0))
+    needed = sum(BLOCK_VALUES * depth * width**2 for depth, width in zip(blocks, widths, strict=True))
+    needed += fields.get("num_classes", 0) * fields["width"] + widths[0] * widths[1]
+    stored = sum(tensor.numel() for tensor in state.values())
+    if needed > 2 * stored:
+        raise ValueError(
+            f"a model of width {widths[0]:,} with {blocks[0]:,} blocks has more than {needed:,} values, and the "
+            f"{len(state)} tensors have {stored:,}: tensors are missing, or these are not what they are called"
+        )
 
 
 def count_blocks(state: Mapping[str, torch.Tensor], stack: str) -> int:
@@ -83,14 +109,26 @@ def check_plain(name: str, tensor: torch.Tensor) -> None:
     is_plain = isinstance(tensor, torch.Tensor) and tensor.layout == torch.strided and tensor.device.type == "cpu"
     if not is_plain or tensor.is_quantized or not tensor.is_floating_point():
         raise ValueError(f"{name} is no plain tensor of real numbers")
+    if tensor.numel() == 0:
+        raise ValueError(f"{name} {list(tensor.shape)} is empty")
     if tensor.numel() * tensor.element_size() > tensor.untyped_storage().nbytes():
         raise ValueError(f"{name} {list(tensor.shape)} is larger than what is stored of it: make it contiguous before saving")
 
 
-def as_float32(state: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-    """The tensors in float32, which holds every value of bf16 and fp16 exactly. Raises ValueError as `check_plain` does."""
+def check_tensors(state: Mapping[str, torch.Tensor]) -> None:
+    """Raises ValueError as `check_plain` does, and where many tensors are made of the same bytes: changed one by one, or copied,
+    they would fill any memory.
+    """
     for name, tensor in state.items():
         check_plain(name, tensor)
+    measured, stored = sum(tensor.numel() * tensor.element_size() for tensor in state.values()), count_stored_bytes(state)
+    if measured > MAX_SHARED * stored:
+        raise ValueError(f"{len(state)} tensors of {measured:,} bytes share {stored:,} that are stored: copy each before saving")
+
+
+def as_float32(state: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    """The tensors in float32, which holds every value of bf16 and fp16 exactly. Raises ValueError as `check_tensors` does."""
+    check_tensors(state)
     return {name: tensor.float() for name, tensor in state.items()}
 
 
@@ -119,8 +157,14 @@ def check_description(weights: Weights) -> Weights:
             raise ValueError(f"{name} has tubelets of {grid.tubelet}, and {PATCH_WEIGHT} is {list(state[PATCH_WEIGHT].shape)}")
     most_frames = max(spec.grid.num_frames, spec.num_candidate_frames)
     num_tokens = max(spec.grid.num_tokens * most_frames // spec.grid.num_frames, spec.position_grid.num_tokens)
-    if num_tokens * max(spec.width, spec.decoder_width) * BYTES_PER_FLOAT32 > MAX_TABLE_BYTES:
-        raise ValueError(f"the description of the model says {num_tokens} tokens a clip: more than any memory holds")
+    table_bytes = num_tokens * max(spec.width, spec.decoder_width) * BYTES_PER_FLOAT32
+    if num_tokens > MAX_TOKENS or table_bytes > MAX_TABLE_BYTES:
+        raise ValueError(
+            f"the description of the model says {min(num_tokens, 10**30):.6g} tokens a clip, expected {MAX_TOKENS:,} "
+            f"at most, and {MAX_TABLE_BYTES:,} bytes of their positions"
+        )
+    if any(isinstance(name, str) and len(name) > MAX_NAME_CHARACTERS for name in spec.class_names):
+        raise ValueError(f"a class of the model has a name of more than {MAX_NAME_CHARACTERS:,} characters")
     if not all(isinstance(name, str) for name in spec.class_names) or len(spec.class_names) not in (0, spec.num_classes):
         raise ValueError(f"the description of the model has {len(spec.class_names)} names for {spec.num_classes} classes")
     return weights
@@ -135,6 +179,12 @@ def name_nonfinite(state: Mapping[str, torch.Tensor]) -> list[str]:
     shown = ", ".join(f"{name} ({count} of {state[name].numel()})" for name, count in list(spoilt.items())[:MAX_NAMED])
     more = f", and {len(spoilt) - MAX_NAMED} more tensors" if len(spoilt) > MAX_NAMED else ""
     return [f"{NONFINITE} in {len(spoilt)} of {len(state)} tensors, {num_spoilt} of their {num_values} values: {shown}{more}"]
+
+
+def list_names(names: Collection[str]) -> str:
+    """The first of some names of a file, which may be many and long, and how many more there are."""
+    shown = ", ".join(f"{name:.100}" for name in list(names)[:MAX_NAMED])
+    return shown + (f" and {len(names) - MAX_NAMED:,} more" if len(names) > MAX_NAMED else "")
 
 
 def check_exportable(spec: ModelSpec, program: str) -> None:

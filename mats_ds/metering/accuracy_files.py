@@ -2,38 +2,38 @@
 
 from __future__ import annotations
 
+import contextlib
 import csv
-import json
 import math
-import os
 from collections.abc import Iterable, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 
 import numpy as np
 
 from mats_ds.clips import BadClip
+from mats_ds.core.drawing import try_to_draw
+from mats_ds.core.files import describe_wrong_kind, read_bytes, replace_file, write_json
+from mats_ds.core.output_folder import make_subfolder, remove_parts
 from mats_ds.metering.accuracy import TOP, Accuracy, VideoScore, rank_labels, summarize_accuracy, top_classes
 from mats_ds.metering.accuracy_pictures import SweepPoint, draw_confusion, draw_sweep
+from mats_ds.parsing import parse_json
 
 DIGITS = 6
 SHOWN_BAD = 5
+UNREADABLE_COLUMNS = ("sample", "path", "reason")
+RESULTS = "results.json"
+KEYS = {"weights", "manifest", "views", "videos", "results"}  # of results.json, in version 0.1 and since
+FILES = {RESULTS, "per_class.csv", "predictions.csv", "unreadable.csv", "confusion.png", "sweep.csv", "sweep.png"}
+MAX_BYTES = 100_000_000  # of results.json: a few kB for a class and a share
 
 
 def write_table(path: Path, header: Sequence[str], rows: Iterable[Sequence[object]]) -> None:
     """A CSV file, aside first and renamed when it is whole."""
-    aside = path.with_name(f".{path.name}.part")
-    with aside.open("w", newline="", encoding="utf-8") as stream:
+    with replace_file(path) as aside, aside.open("w", newline="", encoding="utf-8") as stream:
         writer = csv.writer(stream, lineterminator="\n")
         writer.writerow(header)
         writer.writerows(rows)
-    os.replace(aside, path)
-
-
-def write_json(path: Path, content: Mapping[str, object]) -> None:
-    """A JSON file, aside first and renamed when it is whole."""
-    aside = path.with_name(f".{path.name}.part")
-    aside.write_text(json.dumps(content, indent=2, allow_nan=False) + "\n", encoding="utf-8")
-    os.replace(aside, path)
 
 
 def write_per_class(path: Path, accuracy: Accuracy, names: Sequence[str]) -> None:
@@ -80,7 +80,7 @@ def write_sweep(path: Path, points: Sequence[SweepPoint]) -> None:
 
 def write_unreadable(path: Path, bad: Sequence[BadClip]) -> None:
     """The files that could not be read, whole or in part, and why."""
-    write_table(path, ("sample", "path", "reason"), ((clip.sample, clip.path, clip.reason) for clip in bad))
+    write_table(path, UNREADABLE_COLUMNS, ((clip.sample, clip.path, clip.reason) for clip in bad))
 
 
 def write_results(
@@ -93,30 +93,59 @@ def write_results(
     label_S: np.ndarray,
     paths: Sequence[str],
     names: Sequence[str],
-    title: str,
-    speed_note: str,
     about: Mapping[str, object],
     run: Mapping[str, object],
 ) -> None:
-    """Everything; the tables of each share in a folder of its own where there are several. `videos`: scores [points, classes].
+    """Everything but the pictures; the tables of each share in a folder of its own where there are several.
 
+    `videos`: scores [points, classes].
+
+    The folder is this process's alone: what killed writes left in it is removed.
     results.json holds `about`, the counts of videos, the results and `run`; all but `run` is the same on any number of ranks.
     """
     folder.mkdir(parents=True, exist_ok=True)
+    remove_parts(folder, of=FILES.__contains__)
     for number, point in enumerate(points):
-        own = folder / f"keep-{point.keep_ratio:g}" if len(points) > 1 else folder
-        own.mkdir(exist_ok=True)
+        own = make_subfolder(folder, f"keep-{point.keep_ratio:g}") if len(points) > 1 else folder
+        remove_parts(own, of=FILES.__contains__)
         of_point = [VideoScore(None if video.mean is None else video.mean[number], video.num_read) for video in videos]
         write_per_class(own / "per_class.csv", point.accuracy, names)
         write_predictions(own / "predictions.csv", of_point, label_S, paths, names)
-        draw_confusion(point.accuracy, names, own / "confusion.png", title=f"{title}, {point.keep_ratio:g} of the tokens kept")
     if len(points) > 1:
         write_sweep(folder / "sweep.csv", points)
-        draw_sweep(points, folder / "sweep.png", title=title, speed_note=speed_note)
     write_unreadable(folder / "unreadable.csv", bad)
     results = [{**point.costs(), **summarize_accuracy(point.accuracy)} for point in points]
     counts = count_videos(videos, num_views=num_views)
-    write_json(folder / "results.json", {**about, "videos": counts, "results": results, "run": run})
+    write_json(folder / RESULTS, {**about, "videos": counts, "results": results, "run": run}, indent=2)
+
+
+def draw_results(folder: Path, points: Sequence[SweepPoint], *, names: Sequence[str], title: str, speed_note: str) -> None:
+    """The pictures of what `write_results` has written. One that cannot be drawn is missing, and said to be."""
+    drawings = []
+    for point in points:
+        path = (folder / f"keep-{point.keep_ratio:g}" if len(points) > 1 else folder) / "confusion.png"
+        kept = f"{title}, {point.keep_ratio:g} of the tokens kept"
+        drawings.append((path, partial(draw_confusion, point.accuracy, names, path, title=kept)))
+    if len(points) > 1:
+        path = folder / "sweep.png"
+        drawings.append((path, partial(draw_sweep, points, path, title=title, speed_note=speed_note)))
+    for path, draw in drawings:
+        if not try_to_draw(draw, path) and describe_wrong_kind(path) is None:
+            with contextlib.suppress(OSError):
+                path.unlink()  # that of an earlier test would show other numbers
+
+
+def is_test_folder(folder: Path) -> bool:
+    """Whether a test of version 0.1 has made the folder, which left no marker: results.json says so. A run's folder is the run's,
+    also where a test was once written into it.
+    """
+    if (folder / "run.json").exists():
+        return False
+    try:
+        tree = parse_json(read_bytes(folder / RESULTS, max_bytes=MAX_BYTES))
+    except (OSError, ValueError):
+        return False
+    return isinstance(tree, dict) and tree.keys() >= KEYS
 
 
 def count_videos(videos: Sequence[VideoScore], *, num_views: int) -> dict[str, int]:

@@ -5,14 +5,18 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
+from mats_ds.core.drawing import fit_label, fit_title, plain_drawing
+from mats_ds.core.files import replace_file
 from mats_ds.metering.accuracy import Accuracy
 from mats_ds.metering.flops import FLOPS_PER_MAC
 
 MAX_NAMED = 60  # classes whose names can be read on the axes
 MAX_NUMBERED = 25  # classes for which every cell shows its number
+MAX_CELLS = 1000  # of a side: more classes than the picture has pixels are drawn as groups of neighbours
 INK, ACCENT, MUTED = "#1f2933", "#0b6e99", "#7b8794"
 PATCH = {"facecolor": "white", "edgecolor": "none", "alpha": 0.7, "pad": 0.8}  # so that no line crosses a number
 LABEL = {"xytext": (6, 6), "textcoords": "offset points", "color": INK, "fontsize": 9, "bbox": PATCH}
@@ -43,12 +47,20 @@ class SweepPoint:
 
 
 def draw_confusion(accuracy: Accuracy, names: Sequence[str], path: Path, *, title: str) -> None:
-    """A PNG: rows are true classes, columns predicted ones, each row in parts of its own videos."""
+    """A PNG: rows are true classes, columns predicted ones, each row in parts of its own videos.
+
+    Beyond MAX_CELLS classes a cell stands for a group of classes that follow each other.
+    """
+    with plain_drawing():
+        _draw_confusion(accuracy, [fit_label(name) for name in names], path, title=title)
+
+
+def _draw_confusion(accuracy: Accuracy, names: Sequence[str], path: Path, *, title: str) -> None:
     side = max(4.8, min(14.0, 2.6 + 0.32 * len(names)))
     figure = new_figure(side + 1.6, side)
     axis = figure.subplots()
-    total_C1 = accuracy.confusion_CC.sum(axis=1, keepdims=True)
-    part_CC = accuracy.confusion_CC / np.maximum(total_C1, 1)
+    confusion_CC, group = group_classes(accuracy.confusion_CC)
+    part_CC = confusion_CC / np.maximum(confusion_CC.sum(axis=1, keepdims=True), 1)
     image = axis.imshow(part_CC, cmap="Blues", vmin=0, vmax=1, interpolation="nearest")
     if len(names) <= MAX_NAMED:
         size = 9 if len(names) <= MAX_NUMBERED else 6
@@ -59,15 +71,28 @@ def draw_confusion(accuracy: Accuracy, names: Sequence[str], path: Path, *, titl
             if count:
                 colour = "white" if part_CC[row, column] > 0.55 else INK
                 axis.text(column, row, str(count), ha="center", va="center", color=colour, fontsize=8)
-    axis.set_xlabel("predicted class")
-    axis.set_ylabel("true class")
-    figure.suptitle(f"{title}\ntop-1 {accuracy.top1.describe()}", fontsize=10)
+    each = f" (groups of {group})" if group > 1 else ""
+    axis.set_xlabel(f"predicted class{each}")
+    axis.set_ylabel(f"true class{each}")
+    figure.suptitle(f"{fit_title(title)}\ntop-1 {accuracy.top1.describe()}", fontsize=10)
     figure.colorbar(image, ax=axis, label="part of the true class", shrink=0.7)
-    figure.savefig(path, dpi=120)
+    save_figure(figure, path)
+
+
+def group_classes(confusion_CC: np.ndarray) -> tuple[np.ndarray, int]:
+    """The counts of at most MAX_CELLS groups of classes that follow each other, and how many classes a group has."""
+    group = -(-len(confusion_CC) // MAX_CELLS)
+    starts = np.arange(0, len(confusion_CC), group)
+    return np.add.reduceat(np.add.reduceat(confusion_CC, starts, axis=0), starts, axis=1), group
 
 
 def draw_sweep(points: Sequence[SweepPoint], path: Path, *, title: str, speed_note: str) -> None:
     """A PNG: top-1 with its interval against multiply-adds of a view (left) and against measured views a second (right)."""
+    with plain_drawing():
+        _draw_sweep(points, path, title=title, speed_note=speed_note)
+
+
+def _draw_sweep(points: Sequence[SweepPoint], path: Path, *, title: str, speed_note: str) -> None:
     figure = new_figure(10.5, 4.4)
     left, right = figure.subplots(1, 2, sharey=True)
     ordered = sorted(points, key=lambda point: point.keep_ratio)
@@ -85,9 +110,15 @@ def draw_sweep(points: Sequence[SweepPoint], path: Path, *, title: str, speed_no
         axis.margins(0.12)
     left.set_xlabel("GMACs of one view (published “GFLOPs”; twice as many FLOPs)")
     left.set_ylabel("top-1 accuracy, % (bars: 95% interval)")
-    right.set_xlabel(f"views a second, measured\n{speed_note}")
-    figure.suptitle(f"{title}: accuracy by share of tokens kept", fontsize=11)
-    figure.savefig(path, dpi=120)
+    right.set_xlabel(f"views a second, measured\n{fit_title(speed_note)}")
+    figure.suptitle(f"{fit_title(title)}: accuracy by share of tokens kept", fontsize=11)
+    save_figure(figure, path)
+
+
+def save_figure(figure: Any, path: Path) -> None:
+    """A PNG, aside first and renamed when it is whole."""
+    with replace_file(path) as aside:
+        figure.savefig(aside, dpi=120, format="png")
 
 
 def new_figure(width_inches: float, height_inches: float):

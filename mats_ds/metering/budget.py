@@ -9,11 +9,15 @@ import difflib
 from dataclasses import dataclass, fields
 from pathlib import Path
 
+from mats_ds.metering.limits import MAX_NAME, MAX_RANKS, MAX_WHOLE, show
 from mats_ds.metering.run_files import FINISHED
 from mats_ds.parsing import parse_strict_json
 
 GIB = 2**30
 SILENCE_SECONDS, SILENT_STEPS = 600, 20  # a checkpoint or an evaluation may take that long
+MAX_BUDGET_BYTES = 2**16
+MAX_LIMIT = 1e15  # of hours and joules
+SHOWN_CHARACTERS, SHOWN_MISTAKES = 500, 10
 
 
 @dataclass(frozen=True)
@@ -80,7 +84,11 @@ def load_budget(source: str | Path, *, folder: str | Path | None = None) -> Budg
     """
     path = _find(source, None if folder is None else Path(folder))
     try:
-        tree = parse_strict_json(path.read_text(encoding="utf-8"))
+        with path.open("rb") as stream:
+            content = stream.read(MAX_BUDGET_BYTES + 1)
+        if len(content) > MAX_BUDGET_BYTES:
+            raise ValueError(f"it is longer than {MAX_BUDGET_BYTES:,} bytes")
+        tree = parse_strict_json(content.decode("utf-8-sig"))
     except ValueError as error:
         raise ValueError(f"{path} is not valid JSON: {error}") from None
     if not isinstance(tree, dict):
@@ -154,8 +162,13 @@ def _judge_outcome(measured: Measured) -> Check:
         return Check("outcome", True, "the run finished")
     rank = f" on rank {measured.outcome_rank}" if measured.outcome_rank else ""
     step = "" if measured.last_step is None else f" after step {measured.last_step}"
-    why = (measured.outcome.strip().splitlines() or ["no reason was told"])[0]
-    return Check("outcome", False, f"the run stopped early{rank}{step}: {why}")
+    return Check("outcome", False, f"the run stopped early{rank}{step}: {first_line(measured.outcome)}")
+
+
+def first_line(outcome: str) -> str:
+    """What a report says of an outcome, which may be as long as an error text."""
+    line = (outcome.strip().splitlines() or ["no reason was told"])[0]
+    return line if len(line) <= SHOWN_CHARACTERS else f"{line[:SHOWN_CHARACTERS]} ... ({len(line):,} characters)"
 
 
 def _describe_silence(measured: Measured) -> str:
@@ -194,18 +207,22 @@ def _find_mistakes(tree: dict) -> list[str]:
     mistakes = []
     for key in tree:
         if key not in names:
-            close = difflib.get_close_matches(key, names, n=1, cutoff=0.5)
-            mistakes.append(f"{key} is not a key of a budget" + (f"; did you mean {close[0]}?" if close else f"; keys: {names}"))
-    for key in ("gpus", "memory_per_gpu_bytes"):
+            close = difflib.get_close_matches(key[:MAX_NAME], names, n=1, cutoff=0.5)
+            hint = f"; did you mean {close[0]}?" if close else f"; keys: {names}"
+            name = key if key.isprintable() and len(key) < SHOWN_CHARACTERS else show(key)
+            mistakes.append(f"{name} is not a key of a budget{hint}")
+    for key, greatest in (("gpus", MAX_RANKS), ("memory_per_gpu_bytes", MAX_WHOLE)):
         value = tree.get(key)
-        if type(value) is not int or value < 1:
-            got = f"got {value!r}" if key in tree else "it is missing"
-            mistakes.append(f"{key} is a whole number above 0, {got}")
+        if type(value) is not int or not 1 <= value <= greatest:
+            got = f"got {show(value)}" if key in tree else "it is missing"
+            most = f" and at most {greatest:,}" if type(value) is int and value > greatest else ""
+            mistakes.append(f"{key} is a whole number above 0{most}, {got}")
     for key in ("hours", "joules_per_clip"):
         value = tree.get(key)
-        if value is not None and (type(value) not in (int, float) or not value > 0):
-            mistakes.append(f"{key} is a number above 0 or left out, got {value!r}")
+        if value is not None and (type(value) not in (int, float) or not 0 < value <= MAX_LIMIT):
+            mistakes.append(f"{key} is a number above 0 (at most {MAX_LIMIT:g}) or left out, got {show(value)}")
     for key in ("name", "note"):
-        if not isinstance(tree.get(key, ""), str):
-            mistakes.append(f"{key} is a text, got {tree[key]!r}")
-    return mistakes
+        value = tree.get(key, "")
+        if not isinstance(value, str) or len(value) > MAX_NAME:
+            mistakes.append(f"{key} is a text of at most {MAX_NAME:,} characters, got {show(value)}")
+    return mistakes[:SHOWN_MISTAKES]

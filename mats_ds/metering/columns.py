@@ -2,7 +2,7 @@
 
 Some hundred lines are parsed and checked in one call of pydantic's validator, which builds nothing but the fields that are
 asked for: a third of the time of the standard library's parser, which checks nothing. A line passes here if `parse_record`
-takes it, as far as the fields that are asked for go.
+takes it, as far as the fields that are asked for go: the same types, the same limits.
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ from functools import cached_property, lru_cache
 import numpy as np
 from pydantic_core import SchemaValidator, ValidationError, core_schema
 
+from mats_ds.metering.limits import MAX_FLOAT, limits_of
 from mats_ds.metering.records import MAY_BE_NON_FINITE, SCHEMA, StepRecord
 
 _DECLARED = {field.name: str(field.type) for field in fields(StepRecord)}
@@ -54,25 +55,32 @@ def join_columns(parts: Sequence[Columns]) -> Columns:
 
 def parse_lines(lines: Sequence[bytes], names: Sequence[str]) -> Iterator[Columns | int]:
     """The columns `names` (and "step", "loss") of some lines; for an unreadable line its number, from 0, in its place."""
-    yield from _parse(lines, tuple(dict.fromkeys((*_ALWAYS, *names))), 0)
-
-
-def _parse(lines: Sequence[bytes], names: tuple[str, ...], first: int) -> Iterator[Columns | int]:
-    """All at once; where that fails, each half on its own, down to the line that is at fault."""
-    if not lines:
+    wanted = tuple(dict.fromkeys((*_ALWAYS, *names)))
+    trees = _validate(lines, wanted)
+    if trees is not None:
+        yield _to_columns(trees, wanted)
         return
+    sound: list[dict[str, float | None]] = []
+    for place, line in enumerate(lines):  # one by one: halves of halves take nine times as long where most are at fault
+        trees = _validate([line], wanted)
+        if trees is not None:
+            sound += trees
+            continue
+        if sound:
+            yield _to_columns(sound, wanted)
+            sound = []
+        yield place
+    if sound:
+        yield _to_columns(sound, wanted)
+
+
+def _validate(lines: Sequence[bytes], names: tuple[str, ...]) -> list[dict[str, float | None]] | None:
+    """One object a line; None where that fails."""
     try:
         trees = _make_validator(names).validate_json(b"[" + b",".join(lines) + b"]")
     except ValidationError:
-        trees = []
-    if len(trees) == len(lines):
-        yield _to_columns(trees, names)
-    elif len(lines) == 1:
-        yield first
-    else:
-        middle = len(lines) // 2
-        yield from _parse(lines[:middle], names, first)
-        yield from _parse(lines[middle:], names, first + middle)
+        return None
+    return trees if len(trees) == len(lines) else None
 
 
 def _to_columns(trees: list[dict[str, float | None]], names: tuple[str, ...]) -> Columns:
@@ -82,6 +90,11 @@ def _to_columns(trees: list[dict[str, float | None]], names: tuple[str, ...]) ->
     values = dict(zip(names, zip(*rows, strict=True), strict=True))
     losses = values["loss"]
     columns = {name: np.array(column, dtype=np.float64) for name, column in values.items()}  # None becomes NaN
+    for name in MAY_BE_NON_FINITE:
+        if name in columns:  # beyond what a loss is computed in: as good as infinite
+            column = columns[name]
+            beyond = np.abs(column) > MAX_FLOAT
+            column[beyond] = np.copysign(np.inf, column[beyond])
     lost = ~np.isfinite(columns["loss"])
     if lost.any():
         lost &= np.array([loss is not None for loss in losses])
@@ -97,8 +110,11 @@ def _make_validator(names: tuple[str, ...]) -> SchemaValidator:
 
 def _declare(name: str) -> core_schema.TypedDictField:
     kind, _, optional = _DECLARED[name].partition(" | ")
+    least, greatest = limits_of(name, kind)
     if kind == "int":
-        schema = core_schema.int_schema(strict=True, le=SCHEMA if name == "schema" else None)
+        schema = core_schema.int_schema(strict=True, ge=least, le=SCHEMA if name == "schema" else greatest)
+    elif name in MAY_BE_NON_FINITE:
+        schema = core_schema.float_schema()  # not strict: "nan" is a text in JSON
     else:
-        schema = core_schema.float_schema(strict=name not in MAY_BE_NON_FINITE)  # "nan" is a text in JSON
+        schema = core_schema.float_schema(strict=True, ge=least, le=greatest, allow_inf_nan=False)
     return core_schema.typed_dict_field(core_schema.nullable_schema(schema) if optional else schema, required=not optional)

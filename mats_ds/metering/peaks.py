@@ -14,7 +14,6 @@ say so.
 
 from __future__ import annotations
 
-import json
 import logging
 import os
 import re
@@ -23,12 +22,17 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
+from mats_ds.core.files import WrongKindOfFile, read_bytes, write_json
+from mats_ds.metering.limits import limits_of
+from mats_ds.parsing import parse_json
+
 if TYPE_CHECKING:
     import torch
 
 IN_TABLE, MEASURED = "table", "measured"
 MATRIX_SIDE = 8192
 NUM_TIMED = 10
+MAX_CACHE_BYTES = 2**20
 _log = logging.getLogger(__name__)
 
 BF16, TF32, FP32 = "bf16", "tf32", "fp32"
@@ -160,18 +164,20 @@ def _wait(device: torch.device) -> None:
 
 
 def _read_cache(path: Path) -> dict[str, float]:
+    """Rates that a card can have; what else the file holds is left out."""
     try:
-        tree = json.loads(path.read_text(encoding="utf-8"))
-        return {str(name): float(value) for name, value in tree.items() if float(value) > 0}
-    except (OSError, ValueError, AttributeError, TypeError):  # none yet, or spoilt: it is measured anew
+        tree = parse_json(read_bytes(path, max_bytes=MAX_CACHE_BYTES))
+    except (OSError, ValueError):  # none yet, or spoilt: it is measured anew
         return {}
+    if not isinstance(tree, dict):
+        return {}
+    least, greatest = limits_of("peak_flops", "float")
+    return {name: float(value) for name, value in tree.items() if type(value) in (int, float) and least <= value <= greatest}
 
 
 def _write_cache(path: Path, known: dict[str, float]) -> None:
-    aside = path.with_name(f"{path.name}.{os.getpid()}")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        aside.write_text(json.dumps(known, indent=1) + "\n", encoding="utf-8")
-        os.replace(aside, path)
-    except OSError as error:
+        write_json(path, known)
+    except (OSError, WrongKindOfFile) as error:
         _log.warning("the measured peak could not be kept in %s: %s", path, error)

@@ -5,9 +5,11 @@ One rank's memory by kind is named as in memory_kinds.py, so that planned and me
 
 from __future__ import annotations
 
+import os
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 
+from mats_ds.metering.limits import MAX_BYTES, show
 from mats_ds.metering.run_files import build_from, read_object, write_atomically
 
 PLAN_FILE = "plan.json"
@@ -58,16 +60,17 @@ def read_plan(run_dir: str | Path) -> Plan | None:
     Raises ValueError where the file cannot be read.
     """
     path = Path(run_dir) / PLAN_FILE
-    if not path.exists():
+    if not os.path.lexists(path):
         return None
     tree = read_object(path)
     schema = tree.get("schema", PLAN_SCHEMA)
     if not isinstance(schema, int) or schema > PLAN_SCHEMA:
-        raise ValueError(f"{path} has schema {schema!r}, but this version reads up to {PLAN_SCHEMA}: update mats_ds")
+        raise ValueError(f"{path} has schema {show(schema)}, but this version reads up to {PLAN_SCHEMA}: update mats_ds")
+    kinds = tree.get("bytes_by_kind", {})
+    if not isinstance(kinds, dict) or not all(type(size) is int for size in kinds.values()):
+        raise ValueError(f"{path}: bytes_by_kind maps kinds of memory to whole numbers, got {show(kinds)}")
     plan = build_from(Plan, tree, path)
-    if not isinstance(plan.bytes_by_kind, dict) or not all(type(size) is int for size in plan.bytes_by_kind.values()):
-        raise ValueError(f"{path}: bytes_by_kind maps kinds of memory to whole numbers, got {plan.bytes_by_kind!r}")
-    return replace(plan, assumptions=tuple(map(str, plan.assumptions)))
+    return replace(plan, assumptions=tuple(plan.assumptions))
 
 
 def write_measured(run_dir: str | Path, *, saved_bytes: int) -> Path:
@@ -80,9 +83,9 @@ def write_measured(run_dir: str | Path, *, saved_bytes: int) -> Path:
 def read_measured_saved_bytes(run_dir: str | Path) -> int | None:
     """What `write_measured` wrote, None where nothing was measured. Raises ValueError where the file cannot be read."""
     path = Path(run_dir) / MEASURED_FILE
-    if not path.exists():
+    if not os.path.lexists(path):
         return None
     saved_bytes = read_object(path).get("saved_bytes")
-    if type(saved_bytes) is not int:
-        raise ValueError(f"{path}: saved_bytes is a whole number, got {saved_bytes!r}")
+    if type(saved_bytes) is not int or not 0 <= saved_bytes <= MAX_BYTES:
+        raise ValueError(f"{path}: saved_bytes is a whole number of bytes, got {show(saved_bytes)}")
     return saved_bytes

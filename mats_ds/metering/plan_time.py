@@ -8,10 +8,12 @@ not in it.
 from __future__ import annotations
 
 import math
+import os
 from dataclasses import dataclass
 from pathlib import Path
 from statistics import median
 
+from mats_ds.core.files import refuse_wrong_kind
 from mats_ds.metering.flops import StepFlops
 from mats_ds.metering.peaks import BF16, find_peak
 from mats_ds.metering.reader import RankReader
@@ -74,15 +76,19 @@ def plan_time(
 def measured_mfu(run_dir: str | Path) -> float:
     """The median MFU of a run's first rank, its first fifth of steps apart. Raises ValueError where none was recorded."""
     path = Path(run_dir) / RECORDS_FOLDER / "rank-00000.jsonl"
+    refuse_wrong_kind(path, below=Path(run_dir))
     if not path.is_file():
         raise ValueError(f"{run_dir} is not a run folder: it has no {RECORDS_FOLDER}/rank-00000.jsonl")
-    info = read_run(run_dir).info if (Path(run_dir) / RUN_FILE).is_file() else None
+    info = read_run(run_dir).info if os.path.lexists(Path(run_dir) / RUN_FILE) else None
     if info is not None and info.precision != BF16 and not info.peak_arithmetic:
         raise ValueError(
             f"{run_dir} ran in {info.precision} and recorded its MFU of the bf16 peak, as it did then: state one with --mfu"
         )
     figures = [record.mfu for record in RankReader(path)]
-    known = [mfu for mfu in figures[len(figures) // 5 :] if mfu is not None]
+    known = [mfu for mfu in figures[len(figures) // 5 :] if mfu]
     if not known:
         raise ValueError(f"{run_dir} recorded no MFU (a CPU, or a card whose peak is not known): state one with --mfu")
-    return median(known)
+    mfu = median(known)
+    if mfu > 1:
+        raise ValueError(f"{run_dir} recorded an MFU of {mfu:.3g}, which is above 1: state one with --mfu")
+    return mfu

@@ -19,12 +19,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
 from mats_ds.clips import BadClip
+from mats_ds.core.files import open_regular, open_to_append
 from mats_ds.events import RunInfo, StepEvent
 from mats_ds.metering.advice import advise_on_memory, is_out_of_memory
 from mats_ds.metering.memory import DeviceMeter, MemoryReading
 from mats_ds.metering.memory_kinds import left_for_activations, split_peak
 from mats_ds.metering.peaks import arithmetic_of, settle_peak
-from mats_ds.metering.records import SCHEMA, RecordWriter, StepRecord
+from mats_ds.metering.records import SCHEMA, RecordWriter, StepRecord, append_whole
 from mats_ds.metering.run_files import FINISHED, Outcome, write_outcome, write_run
 from mats_ds.metering.snapshots import dump_snapshot
 
@@ -32,6 +33,7 @@ if TYPE_CHECKING:
     import torch
 
 BAD_CLIPS_FILE = "bad_clips.csv"
+MAX_DIGITS = 20  # of a step: int() refuses numbers of thousands
 BAD_CLIPS_COLUMNS = ("rank", "step", "path", "sample", "reason")
 _log = logging.getLogger(__name__)
 
@@ -68,15 +70,18 @@ class Recorder:
         """The newest memory figure, (bytes, what it is); None before there is one."""
         return (self.latest.memory_bytes, self.latest.memory_name) if self.latest else None
 
+    def what_is_lost(self) -> str | None:
+        """Why nothing that is written into the run folder arrives any more (it was deleted or moved away); None while it does."""
+        return None if self._writer is None else self._writer.what_is_lost()
+
     def on_start(self, run: RunInfo) -> None:
-        """Open this rank's file; rank 0 writes run.json."""
+        """Open this rank's file; rank 0 writes run.json. The run folder must be there."""
         self._run = run = _add_card(run, self._device)
-        self._run_dir.mkdir(parents=True, exist_ok=True)
         if run.rank == 0:
             write_run(self._run_dir, run)
-            with open(self._run_dir / BAD_CLIPS_FILE, "a", encoding="utf-8") as file:
-                if file.tell() == 0:
-                    file.write(",".join(BAD_CLIPS_COLUMNS) + "\n")
+            with open_to_append(self._run_dir / BAD_CLIPS_FILE) as file:
+                if os.fstat(file.fileno()).st_size == 0:
+                    append_whole(file, ",".join(BAD_CLIPS_COLUMNS) + "\n")
         self._writer = RecordWriter(self._run_dir, rank=run.rank)
         self._num_bad_clips_total = _count_bad_clips(self._run_dir, rank=run.rank, up_to_step=run.first_step)
         self._joules_before = self._meter.read_joules()
@@ -98,9 +103,18 @@ class Recorder:
             self._write_pending()
 
     def on_end(self, outcome: str) -> None:
-        """Write the last step's record, close the file; rank 0, and every rank that failed, writes its outcome."""
+        """Write the last step's record, close the file; rank 0, and every rank that failed, writes its outcome.
+
+        Raises OSError where a run that has finished cannot say so, as its folder is gone.
+        """
         assert self._run is not None, "on_start comes before on_end"
         rank, advice, snapshot = self._run.rank, "", ""
+        if lost := self.what_is_lost():  # what is there now, if anything, is another run's
+            self._writer.close()
+            self._meter.close()
+            if outcome == FINISHED:
+                raise FileNotFoundError(lost)
+            return
         if is_out_of_memory(outcome):
             snapshot = dump_snapshot(self._run_dir, self._device, rank=rank)
             advice = advise_on_memory(self._run, _last_peak(self._run, self._pending))
@@ -108,8 +122,9 @@ class Recorder:
             self._write_pending()
         except RuntimeError as error:  # a device that failed cannot tell the last step's loss; the outcome still counts
             _log.warning("the last step could not be recorded: %s", error)
-        self._writer.close()
-        self._meter.close()
+        finally:
+            self._writer.close()
+            self._meter.close()
         if rank == 0 or outcome != FINISHED:
             last_step = None if self.latest is None else self.latest.step
             write_outcome(self._run_dir, Outcome(outcome, last_step, time.time(), rank, advice, snapshot))
@@ -204,18 +219,19 @@ def _append_bad_clips(run_dir: Path, clips: Iterable[BadClip], *, rank: int, ste
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
     writer.writerows((rank, step, clip.path, clip.sample, clip.reason) for clip in clips)
-    file = os.open(run_dir / BAD_CLIPS_FILE, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o644)
-    try:
-        os.write(file, text.getvalue().encode())
-    finally:
-        os.close(file)
+    with open_to_append(run_dir / BAD_CLIPS_FILE) as file:
+        append_whole(file, text.getvalue())
 
 
 def _count_bad_clips(run_dir: Path, *, rank: int, up_to_step: int) -> int:
     """Bad clips that this rank met before a resume; those of steps that are done again will be met again."""
-    path = run_dir / BAD_CLIPS_FILE
-    if not path.exists():
+    try:
+        with open_regular(run_dir / BAD_CLIPS_FILE) as stream:
+            rows = list(csv.reader(io.TextIOWrapper(stream, encoding="utf-8", errors="replace", newline="")))
+    except FileNotFoundError:
         return 0
-    with open(path, encoding="utf-8", newline="") as file:
-        rows = [row for row in csv.reader(file) if row[:1] == [str(rank)] and len(row) == len(BAD_CLIPS_COLUMNS)]
-    return sum(row[1].isdigit() and int(row[1]) <= up_to_step for row in rows)
+    except csv.Error as error:
+        _log.warning("%s cannot be read, so unreadable clips are counted from here on: %s", run_dir / BAD_CLIPS_FILE, error)
+        return 0
+    mine = [row for row in rows if row[:1] == [str(rank)] and len(row) == len(BAD_CLIPS_COLUMNS)]
+    return sum(row[1].isdecimal() and len(row[1]) < MAX_DIGITS and int(row[1]) <= up_to_step for row in mine)

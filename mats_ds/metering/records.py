@@ -9,12 +9,18 @@ from __future__ import annotations
 
 import json
 import math
+import os
 from dataclasses import dataclass, fields
 from pathlib import Path
+from typing import IO
 
+from mats_ds.core.files import open_regular, open_to_append, refuse_wrong_kind
+from mats_ds.core.folder_watch import FileWatch
+from mats_ds.metering.limits import MAX_FLOAT, limits_of, show
 from mats_ds.parsing import NESTED
 
 MAY_BE_NON_FINITE = ("loss", "learning_rate", "grad_norm")
+MAX_LINE_BYTES = 2**14  # our own lines have about 900
 SCHEMA = 2  # 2 added the fields after peak_rss_bytes, all of which may be missing; older records still read
 RECORDS_FOLDER = "records"
 
@@ -105,6 +111,11 @@ _NAMES = tuple(field.name for field in fields(StepRecord))
 _TYPES = tuple(_JSON_TYPES[str(field.type)] for field in fields(StepRecord))
 _ROUNDED = frozenset(name for name in _NAMES if name.endswith(("_seconds", "_per_second")) or name in ("joules", "mfu", "hfu"))
 _NON_FINITE_PLACES = tuple(_NAMES.index(name) for name in MAY_BE_NON_FINITE)
+_LIMITS = {
+    _NAMES.index(field.name): limits_of(field.name, str(field.type))
+    for field in fields(StepRecord)
+    if field.name not in MAY_BE_NON_FINITE
+}
 
 
 def dump_record(record: StepRecord) -> str:
@@ -134,37 +145,73 @@ def parse_record(line: str | bytes) -> StepRecord:
         raise ValueError(f"expected a JSON object, got {type(tree).__name__}")
     values = list(map(tree.get, _NAMES))
     if isinstance(values[0], int) and values[0] > SCHEMA:
-        raise ValueError(f"schema {values[0]}, but this version reads up to {SCHEMA}: update mats_ds")
+        raise ValueError(f"schema {show(values[0])}, but this version reads up to {SCHEMA}: update mats_ds")
     for place in _NON_FINITE_PLACES:
         if isinstance(values[place], str):
-            values[place] = float(values[place])
-    if not all(map(isinstance, values, _TYPES)):
-        wrong = [name for name, value, kind in zip(_NAMES, values, _TYPES, strict=True) if not isinstance(value, kind)]
+            values[place] = _read_float(values[place])
+    if not all(map(isinstance, values, _TYPES)) or bool in map(type, values):  # a bool is an int to Python
+        pairs = zip(_NAMES, values, _TYPES, strict=True)
+        wrong = [name for name, value, kind in pairs if not isinstance(value, kind) or isinstance(value, bool)]
         raise ValueError(f"missing or of the wrong type: {', '.join(wrong)}")
+    for place, (least, greatest) in _LIMITS.items():
+        value = values[place]
+        if value is not None and not least <= value <= greatest:
+            raise ValueError(f"{_NAMES[place]} is {show(value)}, which is not from {least:g} to {greatest:g}")
+    for place in _NON_FINITE_PLACES:
+        value = values[place]
+        if value is not None and abs(value) > MAX_FLOAT:  # beyond what a loss is computed in: as good as infinite
+            values[place] = math.copysign(math.inf, value)
     return StepRecord(*values)
 
 
+def _read_float(text: str) -> float:
+    try:
+        return float(text)
+    except ValueError:
+        raise ValueError(f"could not convert string to float: {text[:20]!r}") from None
+
+
 class RecordWriter:
-    """Appends one rank's records to its file; every record is handed to the system as one whole line at once."""
+    """Appends one rank's records to its file; every record is handed to the system as one whole line at once.
+
+    The run folder must be there: it is not made anew where somebody has taken it away. Raises OSError, and ValueError where a
+    link has the name of the file or of its folder.
+    """
 
     def __init__(self, run_dir: str | Path, *, rank: int) -> None:
-        self.path = Path(run_dir) / RECORDS_FOLDER / f"rank-{rank:05d}.jsonl"
-        self.path.parent.mkdir(parents=True, exist_ok=True)
+        run_dir = Path(run_dir)
+        self.path = run_dir / RECORDS_FOLDER / f"rank-{rank:05d}.jsonl"
+        self.path.parent.mkdir(exist_ok=True)
+        refuse_wrong_kind(self.path, below=run_dir)
         torn = _ends_in_mid_line(self.path)
-        self._file = open(self.path, "a", buffering=1, encoding="utf-8", newline="\n")  # noqa: SIM115 (open for the whole run)
+        self._file = open_to_append(self.path)
+        self._watch = FileWatch(self.path, self._file.fileno(), folder=run_dir)
         if torn:
-            self._file.write("\n")
+            append_whole(self._file, "\n")
 
     def append(self, record: StepRecord) -> None:
-        self._file.write(dump_record(record) + "\n")
+        append_whole(self._file, dump_record(record) + "\n")
+
+    def what_is_lost(self) -> str | None:
+        """Why records do not arrive any more; None while they do, and once the file is closed."""
+        return None if self._file.closed else self._watch.what_is_lost()
 
     def close(self) -> None:
         self._file.close()
 
 
+def append_whole(file: IO[str], text: str) -> None:
+    """Add the text with a single call of the system, so that the lines of several processes never mix. Nothing stays in a buffer
+    that a full disk would refuse once more when the file is closed.
+    """
+    content = text.encode(errors="backslashreplace")
+    while content:  # a disk that is almost full takes the first part, and refuses the second
+        content = content[os.write(file.fileno(), content) :]
+
+
 def _ends_in_mid_line(path: Path) -> bool:
     if not path.exists() or path.stat().st_size == 0:
         return False
-    with open(path, "rb") as file:
+    with open_regular(path) as file:
         file.seek(-1, 2)
         return file.read(1) != b"\n"

@@ -7,20 +7,24 @@ other than 0 that fails writes an outcome of its own, outcome-rank-00003.json: r
 
 from __future__ import annotations
 
-import json
-import os
+import re
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any
 
+from mats_ds.core.files import read_bytes, write_json
 from mats_ds.events import RunInfo
+from mats_ds.metering.limits import MAX_RANKS, find_fault, show
 from mats_ds.metering.records import SCHEMA
 from mats_ds.parsing import parse_json
 
 RUN_FILE = "run.json"
 OUTCOME_FILE = "outcome.json"
 FINISHED = "finished"
-PLAIN_TYPES = {"int": int, "float": (int, float), "str": str, "bool": bool}
+MAX_FILE_BYTES = 4 * 2**20  # a part of a run takes about 500
+MAX_PARTS = 10_000
+SHOWN_FAULTS = 5
+_OUTCOME_OF_RANK = re.compile(r"outcome-rank-[0-9]{5}\.json")
 
 
 @dataclass(frozen=True)
@@ -86,8 +90,9 @@ def read_run(run_dir: str | Path) -> RunFile:
     path = Path(run_dir) / RUN_FILE
     tree = read_object(path)
     parts = tree.get("parts", [])
-    if not isinstance(parts, list):
-        raise ValueError(f"{path}: parts is a list, got {parts!r}")
+    if not isinstance(parts, list) or len(parts) > MAX_PARTS:
+        got = f"{len(parts):,}" if isinstance(parts, list) else show(parts)
+        raise ValueError(f"{path}: parts is a list of at most {MAX_PARTS:,}, got {got}")
     return RunFile(info=build_from(RunInfo, tree, path), parts=tuple(build_from(RunPart, part, path) for part in parts))
 
 
@@ -111,27 +116,24 @@ def read_outcome(run_dir: str | Path) -> Outcome | None:
 
 def _outcome_files(run_dir: str | Path) -> list[Path]:
     folder = Path(run_dir)
-    return [path for path in (folder / OUTCOME_FILE, *sorted(folder.glob("outcome-rank-*.json"))) if path.exists()]
+    of_ranks = (path for path in folder.glob("outcome-rank-*.json") if _OUTCOME_OF_RANK.fullmatch(path.name))
+    return [path for path in (folder / OUTCOME_FILE, *sorted(of_ranks)[:MAX_RANKS]) if path.exists() or path.is_symlink()]
 
 
 def write_atomically(path: Path, tree: dict[str, Any]) -> None:
-    """A reader sees the old file or the new one, never half of one."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    aside = path.with_name(path.name + ".tmp")
-    with open(aside, "w", encoding="utf-8") as file:
-        json.dump(tree, file, indent=1)
-        file.write("\n")
-        file.flush()
-        os.fsync(file.fileno())
-    os.replace(aside, path)
+    """A reader sees the old file or the new one, never half of one. The folder must be there."""
+    write_json(path, tree, durable=True)
 
 
 def read_object(path: Path) -> dict[str, Any]:
-    """The JSON object of a file. Raises ValueError that says what is wrong with it."""
+    """The JSON object of a file of a run folder, which may be somebody else's. Raises ValueError that says what is wrong with it:
+    a link or a pipe, too long, no JSON, no object."""
     try:
-        tree = parse_json(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
+        content = read_bytes(path, max_bytes=MAX_FILE_BYTES)
+    except (FileNotFoundError, NotADirectoryError):
         raise ValueError(f"{path.parent} is not a run folder: it has no {path.name}") from None
+    try:
+        tree = parse_json(content.decode("utf-8-sig"))
     except ValueError as error:
         raise ValueError(f"{path} is not valid JSON: {error}") from None
     if not isinstance(tree, dict):
@@ -140,20 +142,15 @@ def read_object(path: Path) -> dict[str, Any]:
 
 
 def build_from(kind: type[Any], tree: Any, path: Path) -> Any:
-    """A dataclass from the keys that it knows. Raises ValueError where one that it needs is missing or of another type."""
+    """A dataclass from the keys that it knows. Raises ValueError where one that it needs is missing, of another type, or a number
+    that no run has."""
     if not isinstance(tree, dict):
-        raise ValueError(f"{path} is not of this version: expected an object, got {tree!r}")
+        raise ValueError(f"{path} is not of this version: expected an object, got {show(tree)}")
     known = {field.name: str(field.type) for field in fields(kind) if field.name in tree}
-    wrong = [name for name, declared in known.items() if not _fits(tree[name], declared)]
-    if wrong:
-        raise ValueError(f"{path} is not of this version: {', '.join(wrong)} of another type")
+    faults = [fault for name, declared in known.items() if (fault := find_fault(name, tree[name], declared))]
+    if faults:
+        raise ValueError(f"{path} is not of this version: {'; '.join(faults[:SHOWN_FAULTS])}")
     try:
         return kind(**{name: tree[name] for name in known})
     except TypeError as error:
         raise ValueError(f"{path} is not of this version: {error}") from None
-
-
-def _fits(value: Any, declared: str) -> bool:
-    """Whether a value is of a declared type, as far as that is a plain one."""
-    kind, _, optional = declared.partition(" | ")
-    return isinstance(value, PLAIN_TYPES.get(kind, object)) or (optional == "None" and value is None)

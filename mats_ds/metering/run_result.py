@@ -6,15 +6,19 @@ So it is written down with what chose it, and is no result.
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from mats_ds.metering.accuracy import Share
+from mats_ds.metering.limits import MAX_FLOAT, MAX_NAME, show
 from mats_ds.metering.run_files import read_object
 
 RESULT_FILE = "result.json"
+MAX_LINES = 20  # ours has three
+MAX_DEPTH = 10  # ours has three
 
 
 @dataclass(frozen=True)
@@ -80,13 +84,27 @@ def conclude(tests: Sequence[Mapping[str, Any]], *, num_trained_on: int, best_fi
 def read_result(run_dir: str | Path) -> dict[str, Any] | None:
     """What result.json of a run folder holds; None where there is none. Raises ValueError where it is something else."""
     path = Path(run_dir) / RESULT_FILE
-    if not path.is_file():
+    if not os.path.lexists(path):
         return None
     tree = read_object(path)
     words = tree.get("words")
     if not isinstance(words, list) or not all(isinstance(line, str) for line in words):
         raise ValueError(f"{path} is not of this version: words should be a list of lines, got {words!r:.80}")
+    if len(words) > MAX_LINES or any(len(line) > MAX_NAME for line in words):
+        raise ValueError(f"{path} is not of this version: words should be at most {MAX_LINES} lines of {MAX_NAME:,} characters")
+    _check_values(tree, path)
     return tree
+
+
+def _check_values(tree: Any, path: Path, *, depth: int = 0) -> None:
+    """Raises ValueError for what report.json cannot hold: numbers that are not finite, and objects in objects without end."""
+    if depth > MAX_DEPTH:
+        raise ValueError(f"{path} is not of this version: it is nested more than {MAX_DEPTH} deep")
+    if isinstance(tree, (dict, list)):
+        for value in tree.values() if isinstance(tree, dict) else tree:
+            _check_values(value, path, depth=depth + 1)
+    elif isinstance(tree, (int, float)) and not -MAX_FLOAT <= tree <= MAX_FLOAT:
+        raise ValueError(f"{path} is not of this version: it holds {show(tree)}")
 
 
 def top1_of(test: Mapping[str, Any]) -> Share:

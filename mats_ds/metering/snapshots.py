@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from mats_ds.core.files import WrongKindOfFile, refuse_wrong_kind
 from mats_ds.events import RunInfo, StepEvent
 
 if TYPE_CHECKING:
@@ -29,9 +30,10 @@ def dump_snapshot(run_dir: str | Path, device: torch.device, *, rank: int, name:
 
     path = Path(run_dir) / FOLDER / f"{name}-rank-{rank:05d}.pickle"
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
+        path.parent.mkdir(exist_ok=True)
+        refuse_wrong_kind(path, below=Path(run_dir))
         torch.cuda.memory._dump_snapshot(str(path))
-    except (OSError, RuntimeError) as error:
+    except (OSError, RuntimeError, WrongKindOfFile) as error:
         _log.warning("the allocator's state could not be written: %s", error)
         return ""
     return str(path)

@@ -1,7 +1,7 @@
 """Where a file of records was begun anew: a first look at a file for nothing but its step numbers.
 
 Lines as our writer writes them begin alike, so that the step numbers of a block of lines are read digit by digit for all of them
-at once; a line that begins otherwise is searched on its own.
+at once; a line that begins otherwise is searched on its own. A line that is longer than any record is never held as a whole.
 """
 
 from __future__ import annotations
@@ -10,11 +10,18 @@ import re
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import IO
 
 import numpy as np
 
+from mats_ds.core.files import open_regular
+from mats_ds.metering.records import MAX_LINE_BYTES
+
 BLOCK_BYTES = 1 << 20
-MAX_DIGITS = 15
+MAX_DIGITS = 15  # as MAX_STEP has
+MAX_STRETCHES = 10_000  # a run that was resumed so often, or no run
+MAX_UNREADABLE = 10_000  # lines; a kill tears one
+NOT_OURS = "this file was not written by a run"
 _START = b'{"schema":?,"step":'  # ? stands for one digit
 _STEP = re.compile(rb'"step": ?(\d+)')
 _NEWLINE, _BRACE = b"\n}"
@@ -31,24 +38,48 @@ class Stretches:
 
 
 def find_stretches(path: Path) -> Stretches:
-    """The stretches of a file; a torn line belongs to none, as its step number may have lost digits."""
-    found = Stretches()
+    """The stretches of a file; a torn line belongs to none, as its step number may have lost digits.
+
+    Raises ValueError where the steps go back more often than those of any run, or most lines are no records.
+    """
+    found, num_torn = Stretches(), 0
     for steps in _read_steps(path):
         (whole,) = np.nonzero(steps != NO_STEP)
+        num_torn += len(steps) - len(whole)
+        if num_torn > MAX_UNREADABLE:
+            raise ValueError(f"{path}: more than {MAX_UNREADABLE:,} lines are no records: {NOT_OURS}")
         if len(whole):
             before = np.concatenate(([np.inf if found.last_step is None else found.last_step], steps[whole][:-1]))
             begun = whole[steps[whole] <= before]
+            if len(found.starts) + len(begun) > MAX_STRETCHES:
+                raise ValueError(f"{path}: the steps go back more than {MAX_STRETCHES:,} times: {NOT_OURS}")
             found.starts += [(found.num_lines + int(place), int(steps[place])) for place in begun]
             found.last_step = int(steps[whole[-1]])
         found.num_lines += len(steps)
     return found
 
 
+def read_lines(file: IO[bytes]) -> Iterator[bytes]:
+    """The lines of a file; of one that is longer than MAX_LINE_BYTES its beginning alone, without an end."""
+    while line := file.readline(MAX_LINE_BYTES):
+        if not line.endswith(b"\n"):
+            _skip_line(file)
+        yield line
+
+
+def _skip_line(file: IO[bytes]) -> None:
+    while (rest := file.readline(BLOCK_BYTES)) and not rest.endswith(b"\n"):
+        pass
+
+
 def _read_steps(path: Path) -> Iterator[np.ndarray]:
-    """The step of every line, block by block; NO_STEP for a line that is torn or names none."""
-    with open(path, "rb") as file:
+    """The step of every line, block by block; NO_STEP for a line that is torn, too long, or names none."""
+    with open_regular(path) as file:
         while block := file.read(BLOCK_BYTES):
-            block += file.readline()  # to the end of the line
+            if not block.endswith(b"\n"):
+                block += file.readline(MAX_LINE_BYTES)  # to the end of the line
+                if not block.endswith(b"\n"):
+                    _skip_line(file)
             raw = np.frombuffer(block, dtype=np.uint8)
             ends = np.flatnonzero(raw == _NEWLINE)
             if len(ends) == 0 or ends[-1] != len(raw) - 1:
@@ -56,10 +87,11 @@ def _read_steps(path: Path) -> Iterator[np.ndarray]:
             starts = np.concatenate(([0], ends[:-1] + 1))
             steps = _read_numbers(raw, starts, ends)
             for place in np.flatnonzero(steps == NO_STEP):
-                line = block[starts[place] : ends[place] + 1]
+                line = block[starts[place] : min(starts[place] + MAX_LINE_BYTES, ends[place] + 1)]
                 match = _STEP.search(line, 0, 64)
                 if match and len(match[1]) <= MAX_DIGITS and line.endswith(b"}\n"):
                     steps[place] = int(match[1])
+            steps[ends - starts >= MAX_LINE_BYTES] = NO_STEP
             yield steps
 
 

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from mats_ds.core.files import WrongKindOfFile, refuse_wrong_kind
 from mats_ds.events import RunInfo, StepEvent
 
 if TYPE_CHECKING:
@@ -62,9 +63,10 @@ class StepTrace:
     def _write(self, profiler: Any) -> None:
         path = Path(self.run_dir) / FOLDER / f"rank-{self._rank:05d}.json.gz"
         try:
-            path.parent.mkdir(parents=True, exist_ok=True)
+            path.parent.mkdir(exist_ok=True)
+            refuse_wrong_kind(path, below=self.run_dir)
             profiler.export_chrome_trace(str(path))
-        except OSError as error:
+        except (OSError, WrongKindOfFile) as error:
             _log.warning("the trace could not be written: %s", error)
         self._path = path
 

@@ -24,6 +24,7 @@ from torch.utils.checkpoint import checkpoint
 from mats_ds.config import MLP_RATIO, RECOMPUTE_LEVELS
 
 NORM_EPS = 1e-6
+ROWS_AT_ONCE = 16_384  # of a table of positions, in float64 until it is stored
 
 
 def recompute_in_backward(part: Callable[..., Any], *inputs: torch.Tensor) -> Any:
@@ -156,7 +157,11 @@ def sine_cosine_positions(num_tokens: int, width: int) -> torch.Tensor:
 
     Source: "Attention is all you need", arXiv 1706.03762, section 3.5, over the flattened time-major tokens as in VideoMAE.
     """
-    place = torch.arange(num_tokens, dtype=torch.float64)[:, None]
+    positions_ND = torch.empty(num_tokens, width, dtype=torch.float32)
     channel = torch.arange(width, dtype=torch.float64)[None, :]
-    angle = place / 10000 ** (2 * torch.div(channel, 2, rounding_mode="floor") / width)
-    return torch.where(channel % 2 == 0, angle.sin(), angle.cos()).float()
+    divisor = 10000 ** (2 * torch.div(channel, 2, rounding_mode="floor") / width)
+    for start in range(0, num_tokens, ROWS_AT_ONCE):
+        rows_nD = positions_ND[start : start + ROWS_AT_ONCE]
+        angle = torch.arange(start, start + len(rows_nD), dtype=torch.float64)[:, None] / divisor
+        rows_nD.copy_(torch.where(channel % 2 == 0, angle.sin(), angle.cos()))
+    return positions_ND

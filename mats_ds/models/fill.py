@@ -8,6 +8,8 @@ from dataclasses import dataclass
 import torch
 from torch import nn
 
+from mats_ds.core.text import Lines
+
 # What a classifier has that pre-training has not, and the other way round.
 CLASSIFIER_ONLY = ("fc_norm.", "class_head.")
 PRETRAINING_ONLY = ("encoder.norm.", "to_decoder.", "mask_token", "decoder.", "head.")
@@ -55,7 +57,7 @@ def fill_model(
         if names
     ]
     if problems:
-        raise ValueError("\n  - ".join(["the weights do not fit the model", *problems]))
+        raise ValueError(Lines("the weights do not fit the model", *(f"  - {problem}" for problem in problems)))
     with torch.no_grad():
         for name in fits:
             own[name].copy_(state[name])

@@ -8,6 +8,8 @@ import torch
 from einops import repeat
 
 from mats_ds.clips import TokenGrid
+from mats_ds.core.drawing import fit_title, plain_drawing
+from mats_ds.core.files import replace_file
 from mats_ds.models.encoder import UINT8_MAX, join_patches, split_patches
 from mats_ds.models.mae import Reconstruction
 
@@ -40,6 +42,11 @@ def kept_frames(reconstruction: Reconstruction, grid: TokenGrid) -> torch.Tensor
 
 def draw_reconstruction(reconstruction: Reconstruction, grid: TokenGrid, path: Path, *, clip: int = 0, title: str = "") -> None:
     """Write a PNG with one row per shown frame and the four columns of COLUMNS for clip number `clip`."""
+    with plain_drawing():
+        _draw_reconstruction(reconstruction, grid, path, clip=clip, title=fit_title(title))
+
+
+def _draw_reconstruction(reconstruction: Reconstruction, grid: TokenGrid, path: Path, *, clip: int, title: str) -> None:
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
@@ -75,4 +82,5 @@ def draw_reconstruction(reconstruction: Reconstruction, grid: TokenGrid, path: P
     dropped = grid.num_tokens - visible - targets
     legend = f"green: {visible} tokens seen by the encoder, orange: {targets} to be reconstructed, dark: {dropped} dropped"
     figure.suptitle(f"{title}\n{legend}" if title else legend, fontsize=10)
-    figure.savefig(path, dpi=110)
+    with replace_file(path) as aside:
+        figure.savefig(aside, dpi=110, format="png")

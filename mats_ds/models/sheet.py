@@ -5,6 +5,7 @@ Drawn with Pillow and the font that matplotlib brings. Pixels of a panel are enl
 
 from __future__ import annotations
 
+from bisect import bisect_right
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
@@ -12,6 +13,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from mats_ds.core.text import clean_line
 from mats_ds.models.panels import Panel
 
 if TYPE_CHECKING:
@@ -130,9 +132,9 @@ def load_font() -> ImageFont.FreeTypeFont:
 
 
 def fit_text(text: str, width: int) -> str:
-    """The text, its end cut off with three dots where it is wider than `width` pixels."""
+    """The text as one line, its end cut off with three dots where it is wider than `width` pixels."""
+    text = clean_line(text)[: max(0, width)]  # hardly a character is narrower than a pixel
     if load_font().getlength(text) <= width:
         return text
-    while text and load_font().getlength(text + "...") > width:
-        text = text[:-1]
-    return text + "..."
+    most = bisect_right(range(len(text)), width, key=lambda length: load_font().getlength(text[:length] + "...")) - 1
+    return text[: max(0, most)] + "..."

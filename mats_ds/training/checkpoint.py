@@ -1,30 +1,39 @@
 """Checkpoints on disk: whole or passed over. What DeepSpeed's own `latest` does not check is checked here, by sums.
 
-Layout: checkpoints/step-00001000/{DeepSpeed's files, complete.json}, checkpoints/latest (the name of the newest whole one).
-`saving.py` writes them, `resuming.py` loads them into an engine; this file needs neither an engine nor ranks.
+`core/checkpoint_files.py` says what a checkpoint is; `saving.py` writes them, `pruning.py` lets the old ones go, and
+`resuming.py` loads them into an engine. This file needs neither an engine nor ranks.
 """
 
 from __future__ import annotations
 
-import hashlib
-import json
 import logging
 import os
-import shutil
 from collections.abc import Iterable, Mapping
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from mats_ds.core.checkpoint_files import (
+    COMPLETE,
+    FORMAT_VERSION,
+    LATEST,
+    FileSum,
+    Verdict,
+    examine,
+    hash_stream,
+    is_checkpoint,
+    list_checkpoints,
+    name_lookalikes,
+    what_is_broken,
+)
+from mats_ds.core.files import open_regular, write_json, write_text
+from mats_ds.training.checkpoint_removal import foreign_names, new_part_name, remove_part
+
+__all__ = ["FileSum", "Found", "find_checkpoint", "publish", "seal", "what_is_broken"]
+
 logger = logging.getLogger(__name__)
 
-FORMAT_VERSION = 1
-COMPLETE = "complete.json"
-LATEST = "latest"
-PREFIX = "step-"
-CHUNK_BYTES = 1 << 22
-HASH_THREADS = 8
+SHOWN_NAMES = 5
 
 
 @dataclass(frozen=True)
@@ -43,15 +52,6 @@ class Found:
         return self.folder / self.tag
 
 
-@dataclass(frozen=True)
-class FileSum:
-    """Size and SHA-256 of one file of a checkpoint; `name` is relative to the checkpoint's folder."""
-
-    name: str
-    num_bytes: int
-    sha256: str
-
-
 def seal(
     part: Path, *, step: int, world_size: int, facts: Mapping[str, Any] | None = None, known: Iterable[FileSum] = ()
 ) -> None:
@@ -64,123 +64,75 @@ def seal(
         name = str(file.relative_to(part))
         if name in sums and sums[name].num_bytes == file.stat().st_size:
             continue
-        with file.open("rb") as stream:
-            digest = _sha256(stream)
+        with open_regular(file) as stream:
+            digest = hash_stream(stream)
             os.fsync(stream.fileno())
         sums[name] = FileSum(name, file.stat().st_size, digest)
     files = {each.name: {"bytes": each.num_bytes, "sha256": each.sha256} for each in sums.values()}
     content = {"format_version": FORMAT_VERSION, "step": step, "world_size": world_size, **(facts or {}), "files": files}
-    write_atomic(part / COMPLETE, json.dumps(content, indent=1))
+    write_json(part / COMPLETE, content, durable=True)
 
 
 def publish(part: Path, folder: Path, tag: str) -> None:
-    """A sealed folder becomes the checkpoint `tag`, and the latest one."""
-    shutil.rmtree(folder / tag, ignore_errors=True)
-    os.replace(part, folder / tag)
-    write_atomic(folder / LATEST, tag)
+    """A sealed folder becomes the checkpoint `tag`, and the latest one.
 
-
-def what_is_broken(checkpoint: Path) -> str | None:
-    """Why a checkpoint folder cannot be trusted, or None when every file is there with the bytes that were written."""
+    A broken checkpoint of that name goes; anything else of that name is the user's and gets another one, with a warning. Raises
+    OSError where the folder cannot be renamed; after that the checkpoint counts, whatever becomes of `latest`.
+    """
+    target, old = folder / tag, None
+    if os.path.lexists(target):
+        old = _move_aside(target)
+    os.rename(part, target)
+    _sync_names(folder)  # before anything older may go
     try:
-        content = read_complete(checkpoint)
-    except FileNotFoundError:
-        return f"it has no {COMPLETE}: it was never finished"
-    except (OSError, ValueError, RecursionError) as error:
-        return f"{COMPLETE} cannot be read: {error}"
-    if content["format_version"] > FORMAT_VERSION:
-        return f"it was written by a newer version (format {content['format_version']}, this one reads {FORMAT_VERSION})"
-    with ThreadPoolExecutor(HASH_THREADS) as pool:  # the hash lets other threads run
-        for problem in pool.map(lambda item: _what_is_wrong(checkpoint, *item), content["files"].items()):
-            if problem is not None:
-                return problem
+        write_text(folder / LATEST, tag, durable=True)
+    except (OSError, ValueError) as error:  # no room for a name, or a link of the user's
+        logger.warning("step %s is saved, but %s does not name it: %s", tag.removeprefix("step-"), folder / LATEST, error)
+    if old is not None:
+        remove_part(old)
+
+
+def _move_aside(target: Path) -> Path | None:
+    """Free the name of a checkpoint; returns what may be deleted then."""
+    verdict = examine(target) if target.is_dir() and not target.is_symlink() else Verdict(None)
+    if verdict.problem is not None and verdict.is_certain and not foreign_names(target):
+        old = target.with_name(new_part_name(target.name))
+        os.rename(target, old)
+        return old
+    number = 1
+    while os.path.lexists(aside := target.with_name(f"{target.name}.kept-{number}")):
+        number += 1
+    os.rename(target, aside)
+    logger.warning("%s was there and was not written by this run: it is now called %s", target, aside.name)
     return None
 
 
-def read_complete(checkpoint: Path) -> dict[str, Any]:
-    """complete.json of a checkpoint, its types checked. Raises FileNotFoundError and ValueError."""
-    content = json.loads((checkpoint / COMPLETE).read_text(encoding="utf-8"))
-    if not isinstance(content, dict) or not isinstance(content.get("files"), dict):
-        raise ValueError('expected an object with "files"')
-    for key in ("format_version", "step", "world_size"):
-        if type(content.get(key)) is not int:
-            raise ValueError(f'"{key}" should be a whole number, got {content.get(key)!r}')
-    for name, stated in content["files"].items():
-        parts = Path(name).parts
-        if not parts or Path(name).is_absolute() or ".." in parts or "\0" in name:
-            raise ValueError(f"{name!r} is no file of this folder")
-        if not isinstance(stated, dict) or type(stated.get("bytes")) is not int or not isinstance(stated.get("sha256"), str):
-            raise ValueError(f"{name!r} should have bytes and sha256")
-    return content
+def _sync_names(folder: Path) -> None:
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
 
 
 def find_checkpoint(folder: Path) -> Found | None:
-    """The newest whole checkpoint of a folder (`checkpoints/`, or one `step-...` inside it); None if there is none at all.
+    """The newest whole checkpoint of a folder (`checkpoints/`, or one checkpoint itself); None if there is none at all.
 
-    Broken ones are passed over with a warning. Raises ValueError when there are checkpoints but all of them are broken.
+    Broken ones are passed over with a warning, and so are copies and links. Raises ValueError when there are checkpoints but all
+    of them are broken.
     """
-    itself = (folder / COMPLETE).is_file()
-    candidates = [folder] if itself else sorted(folder.glob(f"{PREFIX}*"), reverse=True)
+    candidates = list_checkpoints(folder) or ([folder] if is_checkpoint(folder) else [])
+    for name in name_lookalikes(folder)[:SHOWN_NAMES]:
+        logger.warning("%r in %s is left alone: a checkpoint is a folder named step- and eight digits, no link", name, folder)
     for candidate in candidates:
-        problem = what_is_broken(candidate)
-        if problem is None:
-            content = read_complete(candidate)
-            stage, batch = content.get("zero_stage"), content.get("global_batch")
-            return Found(candidate.parent, candidate.name, content["step"], content["world_size"], stage, batch)
-        logger.warning("checkpoint %s is passed over: %s", candidate, problem)
+        verdict = examine(candidate)
+        if verdict.complete is not None:
+            complete = verdict.complete
+            sizes = dict(zero_stage=complete.zero_stage, global_batch=complete.global_batch)
+            return Found(candidate.parent, candidate.name, complete.step, complete.world_size, **sizes)
+        logger.warning("checkpoint %s is passed over: %s", candidate, verdict.problem)
     if candidates:
         raise ValueError(
             f"none of the {len(candidates)} checkpoints in {folder} is whole: start with another --out, or remove them"
         )
     return None
-
-
-def prune(folder: Path, *, keep: int, keep_every_steps: int = 0) -> None:
-    """Remove all but the newest `keep` checkpoints and those at multiples of `keep_every_steps` (0: none), and what unfinished
-    saves left behind.
-    """
-    for old in sorted(folder.glob(f"{PREFIX}*"))[:-keep]:
-        step = old.name.removeprefix(PREFIX)
-        if not (keep_every_steps and step.isdigit() and int(step) % keep_every_steps == 0):
-            shutil.rmtree(old)
-    remove_unfinished(folder)
-
-
-def remove_unfinished(folder: Path) -> None:
-    """What a save left behind that was killed."""
-    for part in folder.glob(f".{PREFIX}*.part"):
-        shutil.rmtree(part, ignore_errors=True)
-
-
-def write_atomic(path: Path, text: str) -> None:
-    """Write a small file so that it is there as a whole or not at all, also after a power cut."""
-    aside = path.with_name(f".{path.name}.part")
-    with aside.open("w", encoding="utf-8") as stream:
-        stream.write(text)
-        stream.flush()
-        os.fsync(stream.fileno())
-    os.replace(aside, path)
-    directory = os.open(path.parent, os.O_RDONLY)
-    try:
-        os.fsync(directory)
-    finally:
-        os.close(directory)
-
-
-def _what_is_wrong(checkpoint: Path, name: str, stated: Mapping[str, Any]) -> str | None:
-    file = checkpoint / name
-    if not file.is_file():
-        return f"{name} is missing"
-    if file.stat().st_size != stated["bytes"]:
-        return f"{name} has {file.stat().st_size} bytes instead of {stated['bytes']}"
-    with file.open("rb") as stream:
-        if _sha256(stream) != stated["sha256"]:
-            return f"{name} does not match its checksum"
-    return None
-
-
-def _sha256(stream: Any) -> str:
-    digest = hashlib.sha256()
-    while chunk := stream.read(CHUNK_BYTES):
-        digest.update(chunk)
-    return digest.hexdigest()

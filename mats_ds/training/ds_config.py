@@ -8,7 +8,6 @@ in ds_keys.py, and what the JSON leaves out is stated.
 from __future__ import annotations
 
 import difflib
-import importlib.util
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -37,7 +36,7 @@ STATED = {
     "gradient_allreduce_op": "mean",
 }
 ADAMS = ("adam", "adamw")
-MONITORS = {"tensorboard": "tensorboard", "wandb": "wandb", "comet": "comet_ml", "csv_monitor": None}  # what each needs installed
+MAX_BYTES = 1_000_000
 EXAMPLE = '{"type": "AdamW", "params": {"torch_adam": true, "fused": true}}'
 
 
@@ -48,6 +47,8 @@ def read_ds_config(path: str | Path) -> dict[str, Any]:
     path = Path(path)
     if not path.is_file():
         raise ValueError(f"no DeepSpeed JSON at {path}: try ds_configs/zero2.json")
+    if path.stat().st_size > MAX_BYTES:
+        raise ValueError(f"{path} is {path.stat().st_size:,} bytes long: a DeepSpeed JSON has {MAX_BYTES:,} at most")
     try:
         config = parse_strict_json(path.read_text(encoding="utf-8"))
     except ValueError as error:
@@ -106,20 +107,6 @@ def notes_on(ds_config: Mapping[str, Any]) -> list[str]:
     return notes
 
 
-def check_monitors(ds_config: Mapping[str, Any]) -> None:
-    """Raises ValueError for a monitor that cannot start here: DeepSpeed would fail on rank 0 alone while the others wait."""
-    for key, package in MONITORS.items():
-        monitor = _section(ds_config, key)
-        if not monitor.get("enabled", False):
-            continue
-        if package is not None and importlib.util.find_spec(package) is None:
-            raise ValueError(f'the DeepSpeed JSON switches on "{key}", and {package} is not installed: pip install {package}')
-        try:
-            Path(monitor.get("output_path", "")).mkdir(parents=True, exist_ok=True)
-        except OSError as error:
-            raise ValueError(f'"{key}" in the DeepSpeed JSON cannot write to its output_path: {error}') from None
-
-
 def hand_over(ds_config: Mapping[str, Any], *, accumulation: int, micro_batch: int) -> dict[str, Any]:
     """What `deepspeed.initialize` is given: the JSON without comments (keys that begin with _) and what the recipe decides, with
     the batch of this run and every default stated that would change weights.
@@ -148,7 +135,7 @@ def _judge_section(section: Mapping[str, Any], table: Mapping[str, Any], refused
             yield f"{name} is not supported: {refused[key]}"
         elif key not in table:
             known = [*table, *refused, *([] if path else IGNORED)]
-            close = difflib.get_close_matches(key, known, n=1, cutoff=0.6)
+            close = difflib.get_close_matches(key[:100], known, n=1, cutoff=0.6)
             yield f"{name!r} is no known key" + (f" (did you mean {close[0]!r}?)" if close else ": leave it out")
         elif isinstance(table[key], Only):
             if not _equals(value, table[key].value):

@@ -7,10 +7,9 @@ from __future__ import annotations
 
 import json
 import logging
-import os
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +19,9 @@ from torch import nn
 from tqdm import tqdm
 
 from mats_ds.clips import BadClip, ClipBatch
+from mats_ds.core.files import open_regular, open_to_append, write_text
 from mats_ds.events import RunInfo, StepEvent
+from mats_ds.parsing import parse_json
 
 logger = logging.getLogger("mats_ds")
 
@@ -214,19 +215,32 @@ def describe_evaluation(found: Evaluation, *, best: float) -> str:
 
 
 def read_evaluations(run_dir: Path) -> list[Evaluation]:
-    """The tests of a run, oldest first; none where there is no file. A last line that was cut off is passed over."""
+    """The tests of a run, oldest first; none where there is no file. A last line that was cut off is passed over, and so is, with
+    a word, one that is no test. Keys that this version does not know are ignored.
+    """
     path = run_dir / EVALUATION_FILE
-    lines = path.read_text(encoding="utf-8").splitlines(keepends=True) if path.is_file() else []
-    return [Evaluation(**json.loads(line)) for line in lines if line.endswith("\n")]
+    try:
+        with open_regular(path) as stream:
+            lines = stream.read().decode("utf-8", "replace").splitlines(keepends=True)
+    except FileNotFoundError:
+        return []
+    found = []
+    for number, line in enumerate(lines, start=1):
+        if not line.endswith("\n"):
+            continue
+        try:
+            tree = parse_json(line)
+            found.append(Evaluation(**{field.name: tree[field.name] for field in fields(Evaluation) if field.name in tree}))
+        except (ValueError, TypeError) as error:
+            logger.warning("%s line %d is passed over: %s", path, number, str(error)[:200])
+    return found
 
 
 def write_evaluations(run_dir: Path, evaluations: list[Evaluation]) -> None:
     """Replace the file, in one go."""
-    aside = run_dir / f".{EVALUATION_FILE}.part"
-    aside.write_text("".join(json.dumps(asdict(each)) + "\n" for each in evaluations), encoding="utf-8")
-    os.replace(aside, run_dir / EVALUATION_FILE)
+    write_text(run_dir / EVALUATION_FILE, "".join(json.dumps(asdict(each)) + "\n" for each in evaluations))
 
 
 def append_evaluation(run_dir: Path, evaluation: Evaluation) -> None:
-    with (run_dir / EVALUATION_FILE).open("a", encoding="utf-8") as file:
+    with open_to_append(run_dir / EVALUATION_FILE) as file:
         file.write(json.dumps(asdict(evaluation)) + "\n")

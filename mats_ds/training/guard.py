@@ -15,20 +15,20 @@ import sys
 import threading
 import time
 from collections.abc import Callable
-from pathlib import Path
 from types import FrameType
 from typing import Any, NoReturn
 
 import psutil
 import torch.distributed as dist
 
+from mats_ds.core.processes import has_ended, identify_process
 from mats_ds.events import RunInfo
+from mats_ds.training.launcher_watch import LaunchScript, find_launchers, is_alive
 from mats_ds.training.stops import RUN_ERROR
 
 logger = logging.getLogger(__name__)
 
 SIGNALS = (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT)
-LAUNCHERS = {"deepspeed", "deepspeed.launcher.launch", "torchrun", "torch.distributed.run", "torch.distributed.launch"}
 POLL_SECONDS = 0.5
 # The deepspeed launcher kills a rank that lives 30 s after SIGTERM; what it could not say by then it never will.
 SIGTERM_SECONDS = 25.0
@@ -51,7 +51,7 @@ class Guard:
         self._request_at: float | None = None
         self._ended = threading.Event()
         self._handlers: dict[int, Any] = {}
-        self._launchers: list[psutil.Process] = []
+        self._launchers: list[psutil.Process | LaunchScript] = []
         self._others: dict[int, psutil.Process] = {}
         self._dead: str | None = None
 
@@ -129,7 +129,7 @@ class Guard:
             self._dead, self._dead_at = dead, now
         if self._dead and now - self._dead_at > NOTICE_SECONDS:
             return f"{self._dead}, so rank {self._run.rank} ends too; see that rank's message, then go on with --resume auto"
-        if self._launchers and not all(_is_running(launcher) for launcher in self._launchers):
+        if self._launchers and not all(is_alive(launcher) for launcher in self._launchers):
             self._ask("the launcher has died")
             self._request_at = self._request_at or now
         if self._request_at is not None and now - self._request_at > SIGTERM_SECONDS and phase != "between":
@@ -140,46 +140,24 @@ class Guard:
         return None
 
 
-def find_launchers() -> list[psutil.Process]:
-    """The processes above this one that have started it: deepspeed's runner and per-node launcher, or torchrun."""
-    found = []
-    for process in psutil.Process().parents():
-        try:
-            words = {Path(word).name for word in process.cmdline()[:4]}  # python [-u] [-m] launcher
-        except psutil.Error:
-            break
-        if not words & LAUNCHERS:
-            break
-        found.append(process)
-    return found
-
-
 def find_others(run: RunInfo) -> dict[int, psutil.Process]:
     """The other ranks on this machine, by rank; every rank takes part."""
-    me = psutil.Process()
     everyone: list[Any] = [None] * run.world_size
-    dist.all_gather_object(everyone, (run.rank, me.pid, me.create_time()))
+    dist.all_gather_object(everyone, (run.rank, identify_process()))
     others = {}
-    for rank, pid, created in everyone:
-        with contextlib.suppress(psutil.Error):  # a number that is of no process here belongs to another machine
-            process = psutil.Process(pid)
-            if rank != run.rank and process.create_time() == created:
-                others[rank] = process
+    for rank, identity in everyone:
+        # Known by ticks since boot: what psutil makes of them is another time in another process where the clock was set.
+        if rank != run.rank and has_ended(identity) is False:
+            with contextlib.suppress(psutil.Error):
+                others[rank] = psutil.Process(identity.process)
     return others
 
 
 def _name_dead(others: dict[int, psutil.Process]) -> str | None:
     for rank, process in others.items():
-        if not _is_running(process):
+        if not is_alive(process):
             return f"rank {rank} (process {process.pid}) has died"
     return None
-
-
-def _is_running(process: psutil.Process) -> bool:
-    try:
-        return process.is_running() and process.status() != psutil.STATUS_ZOMBIE
-    except psutil.Error:
-        return False
 
 
 def _leave(line: str) -> NoReturn:

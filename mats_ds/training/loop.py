@@ -1,9 +1,9 @@
 """The training loop: `fit` takes micro-batches to optimizer steps and tells observers. It knows nothing of motion,
 labels or profiling.
 
-All ranks agree after every step on four numbers, in one small all-reduce: the loss, whether any rank's loss is not
-finite, how many unreadable videos were newly found, and whether a rank was asked to stop. On a GPU the agreement of a step is
-read one step later, so that the host never waits.
+All ranks agree after every step on five numbers, in one small all-reduce: the loss, whether any rank's loss is not
+finite, how many unreadable videos were newly found, whether a rank was asked to stop, and whether one has lost its run folder.
+On a GPU the agreement of a step is read one step later, so that the host never waits.
 """
 
 from __future__ import annotations
@@ -17,9 +17,10 @@ import torch
 import torch.distributed as dist
 
 from mats_ds.clips import BadClip, ClipBatch
+from mats_ds.core.text import Lines
 from mats_ds.events import Observer, PhaseClock, RunInfo, StepEvent
 from mats_ds.training.guard import Guard
-from mats_ds.training.stops import RanksLost, TrainingInterrupted, TrainingStopped
+from mats_ds.training.stops import FolderLost, RanksLost, TrainingInterrupted, TrainingStopped
 
 logger = logging.getLogger(__name__)
 
@@ -32,12 +33,14 @@ class _Agreement:
     """What the ranks told each other about one step, possibly still on its way from the device."""
 
     step: int
-    numbers: torch.Tensor  # [sum of losses, ranks with a loss that is not finite, newly found bad videos, ranks asked to stop]
+    # [sum of losses, ranks with a loss that is not finite, newly found bad videos, ranks asked to stop, ranks without run folder]
+    numbers: torch.Tensor
     arrived: Any
     micro_losses: list[torch.Tensor]
     paths: list[tuple[str, ...]]
     new_bad: tuple[BadClip, ...]
     skipped: bool
+    lost: str | None
 
 
 def fit(
@@ -51,31 +54,36 @@ def fit(
     num_videos: int,
     max_bad_fraction: float,
     hang_seconds: float = 1800.0,
+    what_is_lost: Callable[[], str | None] = lambda: None,
 ) -> None:
     """Train from `run.first_step` to `run.total_steps`.
 
     engine: a DeepSpeed engine. loss_of(engine, batch): the scalar loss of a micro-batch, from one call of the engine. batches:
     endless, already at the first step. learning_rate: of a step counted from 0; parameter groups multiply it by their
     "lr_scale". Observers' `on_end` is called on every rank however it ends. A step whose gradients are not finite is skipped;
-    a second one within STEPS_BETWEEN_SKIPS, or one that the engine could not skip, stops the run.
-    Raises TrainingStopped on all ranks for that, and when more than `max_bad_fraction` of the `num_videos` videos are
+    a second one within STEPS_BETWEEN_SKIPS, or one that the engine could not skip, stops the run. what_is_lost(): asked after
+    every step, why what this rank writes does not arrive any more, or None.
+    Raises TrainingStopped on all ranks for these, and when more than `max_bad_fraction` of the `num_videos` videos are
     unreadable; TrainingInterrupted on all ranks when a signal asked to stop; RanksLost where other ranks do not answer. A rank
     whose clips do not come within `hang_seconds` ends its process (see guard.py).
     """
     outcome = "interrupted"
     started: list[Observer] = []
+    guard = None
     try:
-        for observer in observers:
-            observer.on_start(run)
-            started.append(observer)
-        with Guard(run, hang_seconds=hang_seconds) as guard:
-            loop = _Loop(engine, batches, run, learning_rate, loss_of, observers, num_videos, max_bad_fraction, guard)
-            try:
-                loop.train()
-            except RuntimeError as error:
-                if not is_lost_contact(error):
-                    raise
-                raise RanksLost(_name_lost(guard, error)) from error
+        try:
+            for observer in observers:
+                observer.on_start(run)
+                started.append(observer)
+            with Guard(run, hang_seconds=hang_seconds) as guard:
+                watched = (num_videos, max_bad_fraction, guard, what_is_lost)
+                _Loop(engine, batches, run, learning_rate, loss_of, observers, *watched).train()
+        except (TrainingStopped, TrainingInterrupted):
+            raise
+        except RuntimeError as error:
+            if not is_lost_contact(error):
+                raise
+            raise RanksLost(_name_lost(guard, error)) from error
         outcome = "finished"
     except KeyboardInterrupt:
         outcome = "interrupted by the user"
@@ -84,8 +92,23 @@ def fit(
         outcome = f"{type(error).__name__}: {error}"
         raise
     finally:
-        for observer in started:
+        end_observers(started, outcome)
+
+
+def end_observers(observers: Sequence[Observer], outcome: str) -> None:
+    """Tell all of them, whatever becomes of one: they may wait for the other ranks' in the same order. Raises the first fault of
+    a run that has finished; those of a run that ends with a fault are words, so that they do not take its place.
+    """
+    first: Exception | None = None
+    for observer in observers:
+        try:
             observer.on_end(outcome)
+        except (OSError, RuntimeError, ValueError) as error:
+            first = first or error
+            if outcome != "finished":
+                logger.warning("while ending: %s", str(error).partition("\n")[0][:400])
+    if first is not None and outcome == "finished":
+        raise first
 
 
 @dataclass
@@ -101,6 +124,7 @@ class _Loop:
     num_videos: int
     max_bad_fraction: float
     guard: Guard
+    what_is_lost: Callable[[], str | None]
     known_bad: dict[int, BadClip] = field(default_factory=dict)
     last_skip: int | None = None
 
@@ -117,6 +141,8 @@ class _Loop:
             for observer in self.observers:
                 observer.on_step(replace(event, is_last=any(asked) or step + 1 == self.run.total_steps))
             if any(asked):
+                for agreement in waiting:  # of a step whose loss is not finite nothing was saved
+                    self.check(agreement)
                 self.interrupt(step + 1)
         for agreement in waiting:
             self.check(agreement)
@@ -157,7 +183,9 @@ class _Loop:
         # full_like fills on the device; a tensor made from a host number would wait for all the work before it
         num_new_bad = torch.full_like(local_loss, len(new_bad))
         is_asked = torch.full_like(local_loss, guard.request is not None)
-        numbers = torch.stack([local_loss, (~local_loss.isfinite()).float(), num_new_bad, is_asked])
+        lost = self.what_is_lost()
+        is_lost = torch.full_like(local_loss, lost is not None)
+        numbers = torch.stack([local_loss, (~local_loss.isfinite()).float(), num_new_bad, is_asked, is_lost])
         dist.all_reduce(numbers)
         skipped = engine.skipped_steps > skips_before
         event = StepEvent(
@@ -173,13 +201,16 @@ class _Loop:
             clip_bytes=clip_bytes,
             skipped=skipped,
         )
-        return event, _send(step, numbers, micro_losses, paths, tuple(new_bad), skipped)
+        return event, _send(step, numbers, micro_losses, paths, tuple(new_bad), skipped, lost)
 
     def check(self, agreement: _Agreement) -> bool:
         """Stop all ranks alike when the step went wrong; True when a rank was asked to stop."""
         if agreement.arrived is not None:
             agreement.arrived.synchronize()
-        _, ranks_not_finite, num_new_bad, ranks_asked = agreement.numbers.tolist()
+        _, ranks_not_finite, num_new_bad, ranks_asked, ranks_lost = agreement.numbers.tolist()
+        if ranks_lost:
+            why = next(lost for lost in _gather([agreement.lost]) if lost)
+            raise FolderLost(why, step=agreement.step + 1)
         if num_new_bad:
             self.count_bad(agreement)
         if ranks_not_finite or agreement.skipped:
@@ -193,11 +224,12 @@ class _Loop:
                 self.known_bad[bad.sample] = bad
                 logger.warning("unreadable: %s: %s (another video takes its place)", bad.path, bad.reason)
         if len(self.known_bad) > self.max_bad_fraction * self.num_videos:
-            listed = "\n".join(f"  {bad.path}: {bad.reason}" for bad in list(self.known_bad.values())[:50])
             raise TrainingStopped(
-                f"{len(self.known_bad)} of {self.num_videos} videos are unreadable, more than "
-                f"data.max_bad_fraction={self.max_bad_fraction} allows:\n{listed}\n"
-                "mend or remove them, or raise data.max_bad_fraction"
+                Lines(
+                    f"{len(self.known_bad)} of {self.num_videos} videos are unreadable, more than "
+                    f"data.max_bad_fraction={self.max_bad_fraction} allows: mend or remove them, or raise data.max_bad_fraction",
+                    *(f"  {bad.path}: {bad.reason}" for bad in self.known_bad.values()),
+                )
             )
 
     def skip_or_stop(self, agreement: _Agreement, ranks_not_finite: int) -> None:
@@ -213,17 +245,16 @@ class _Loop:
             for path in paths
         ]
         names = _gather(guilty)
-        listed = "\n".join(f"  {name or '(blank clip)'}" for name in names[:NAMED_CLIPS])
-        more = f"\n  and {len(names) - NAMED_CLIPS} more" if len(names) > NAMED_CLIPS else ""
+        listed = [f"  {name or '(blank clip)'}" for name in names[:NAMED_CLIPS]]
+        if len(names) > NAMED_CLIPS:
+            listed.append(f"  and {len(names) - NAMED_CLIPS} more")
         if agreement.skipped and (before is None or step - before >= STEPS_BETWEEN_SKIPS):
             self.last_skip = step
-            logger.warning("%s; the step is left out, and the weights stay as they were; its clips:\n%s%s", what, listed, more)
+            logger.warning(Lines(f"{what}; the step is left out, and the weights stay as they were; its clips:", *listed))
             return
         again = f", and so was step {before + 1}" if before is not None and agreement.skipped else ""
-        raise TrainingStopped(
-            f"{what}{again}; its clips:\n{listed}{more}\n"
-            "resume from the last checkpoint with a lower optim.base_lr or with gradient_clipping in the DeepSpeed JSON"
-        )
+        advice = "resume from the last checkpoint with a lower optim.base_lr or with gradient_clipping in the DeepSpeed JSON"
+        raise TrainingStopped(Lines(f"{what}{again}; its clips:", *listed, advice))
 
     def interrupt(self, step: int) -> None:
         """Raises TrainingInterrupted on all ranks, after `step` steps have been saved."""
@@ -239,13 +270,13 @@ def is_lost_contact(error: RuntimeError) -> bool:
     return any(word in text for word in ("gloo", "nccl", "connection closed by peer", "connection reset by peer"))
 
 
-def _name_lost(guard: Guard, error: RuntimeError) -> str:
+def _name_lost(guard: Guard | None, error: RuntimeError) -> str:
     reason = str(error).strip().splitlines()[0].rpartition("] ")[2].partition(". ")[0]
-    who = guard.who_died() or "another rank has died, hangs or is cut off from the network"
+    who = (guard and guard.who_died()) or "another rank has died, hangs or is cut off from the network"
     return f"{who} ({reason[:160]}); see its message, then go on with --resume auto"
 
 
-def _send(step, numbers, micro_losses, paths, new_bad, skipped) -> _Agreement:
+def _send(step, numbers, micro_losses, paths, new_bad, skipped, lost) -> _Agreement:
     """Start the copy of the agreed numbers to the host; on a CPU they are there already."""
     arrived = None
     if numbers.is_cuda:
@@ -253,8 +284,8 @@ def _send(step, numbers, micro_losses, paths, new_bad, skipped) -> _Agreement:
         on_host.copy_(numbers, non_blocking=True)
         arrived = torch.cuda.Event()
         arrived.record()
-        return _Agreement(step, on_host, arrived, micro_losses, paths, new_bad, skipped)
-    return _Agreement(step, numbers, arrived, micro_losses, paths, new_bad, skipped)
+        return _Agreement(step, on_host, arrived, micro_losses, paths, new_bad, skipped, lost)
+    return _Agreement(step, numbers, arrived, micro_losses, paths, new_bad, skipped, lost)
 
 
 def _gather(items: Sequence[Any]) -> list[Any]:

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import csv
-import io
 import logging
 import math
 import os
@@ -11,16 +9,16 @@ import sys
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
+import torch.distributed as dist
 from tqdm import tqdm
 from tqdm.contrib.logging import logging_redirect_tqdm
 
 from mats_ds.events import RunInfo, StepEvent
-from mats_ds.training.checkpoint import write_atomic
+from mats_ds.training.csv_monitor import continue_csv
 from mats_ds.training.saving import CheckpointSaver
-from mats_ds.training.stops import TrainingStopped
+from mats_ds.training.stops import FolderLost, TrainingStopped
 
 logger = logging.getLogger(__name__)
 
@@ -95,12 +93,14 @@ class Checkpointer:
     """Saves every `every_steps` steps (0: only at the end) while training goes on, and after the last one; never a loss that is
     not finite, unless its step was skipped.
 
-    `extra()` is stored in the checkpoint beside the engine. List it after observers whose state that is.
+    `extra()` is stored in the checkpoint beside the engine. List it after observers whose state that is. what_is_lost(): why what
+    this rank writes does not arrive any more, or None: a folder that is gone is not made anew for a checkpoint.
     """
 
     saver: CheckpointSaver
     every_steps: int
     extra: Callable[[], Mapping[str, Any]] = dict
+    what_is_lost: Callable[[], str | None] | None = None
 
     def on_start(self, run: RunInfo) -> None:
         """Raises TrainingStopped where not even one checkpoint has room."""
@@ -111,13 +111,23 @@ class Checkpointer:
         due = self.every_steps and event.step % self.every_steps == 0
         # The loss is the same on all ranks, so they decide alike; it is looked at only when a save is due.
         if (due or event.is_last) and (event.skipped or math.isfinite(float(event.loss))):
+            self._check_folder(event.step)
             self.saver.begin(event.step, self.extra())
             if event.is_last:
                 self.saver.finish()
 
+    def _check_folder(self, step: int) -> None:
+        """Raises FolderLost on all ranks where one of them has lost it."""
+        if self.what_is_lost is None:
+            return
+        answers: list[str | None] = [None] * dist.get_world_size()
+        dist.all_gather_object(answers, self.what_is_lost())
+        if why := next((answer for answer in answers if answer), None):
+            raise FolderLost(why, step=step)
+
     def on_end(self, outcome: str) -> None:
         """Publish what is on its way where all ranks stopped alike; a rank that failed alone cannot."""
-        if outcome.startswith(TrainingStopped.__name__):
+        if outcome.startswith(TrainingStopped.__name__):  # not FolderLost: it could only make half a folder
             self.saver.finish()
 
 
@@ -155,17 +165,3 @@ class Monitor:
 
     def on_end(self, outcome: str) -> None:
         """DeepSpeed's writers flush on their own."""
-
-
-def continue_csv(monitor: Any, *, clips: int) -> None:
-    """Have DeepSpeed's CSV monitor go on after `clips` clips in the files that it left: what a resumed run does again goes, and
-    no second header comes in between. (TensorBoard and the others draw the newer of two values by themselves.)
-    """
-    for file in Path(monitor.log_dir).glob("*.csv"):
-        with file.open(newline="", encoding="utf-8") as stream:
-            header, *rows = list(csv.reader(stream)) or [[]]
-        kept = [row for row in rows if row and row[0].isdigit() and int(row[0]) <= clips]
-        text = io.StringIO()
-        csv.writer(text).writerows([header, *kept])
-        write_atomic(file, text.getvalue())
-        monitor.filenames.append(file.stem)

@@ -10,7 +10,6 @@ import argparse
 import contextlib
 import logging
 import os
-import shutil
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -19,12 +18,17 @@ from typing import Any, TypeVar
 import torch
 import torch.distributed as dist
 
-from mats_ds.training.checkpoint import Found, find_checkpoint, remove_unfinished
+from mats_ds.core.text import Lines
+from mats_ds.training.checkpoint import Found, find_checkpoint
+from mats_ds.training.checkpoint_removal import remove_unfinished
+from mats_ds.training.converted import make_converted, remove_converted, remove_left_converted
+from mats_ds.training.owners import describe_strangers, name_user
+from mats_ds.training.state_files import MALFORMED, SHOWN, check_state_files, without_code
 
 logger = logging.getLogger(__name__)
 
-CONVERTED = ".universal"  # folder beside the checkpoints
 NAMED_MISMATCHES = 2
+REASON_CHARACTERS = 300
 MISMATCH_WORDS = ("state_dict", "full param numel")
 T = TypeVar("T")
 GROUP_SETTINGS = ("lr_scale", "weight_decay", "betas", "eps")
@@ -40,10 +44,15 @@ class Resumed:
 
 @dataclass(frozen=True)
 class ResumePoint:
-    """A whole checkpoint to go on from. `is_converted`: the engine must be made with `load_universal`."""
+    """A whole checkpoint to go on from. `converted`: the folder that holds it divided anew; the engine must then be made with
+    `load_universal`."""
 
     found: Found
-    is_converted: bool = False
+    converted: Path | None = None
+
+    @property
+    def is_converted(self) -> bool:
+        return self.converted is not None
 
 
 def find_resume_point(folder: Path, *, world_size: int, global_batch: int, zero_stage: int) -> ResumePoint | None:
@@ -55,17 +64,18 @@ def find_resume_point(folder: Path, *, world_size: int, global_batch: int, zero_
 
     def find() -> ResumePoint | None:
         remove_unfinished(folder)
-        shutil.rmtree(folder / CONVERTED, ignore_errors=True)
+        remove_left_converted(folder)
         found = find_checkpoint(folder)
         if found is None:
             logger.warning("no checkpoint in %s yet: starting from the first step", folder)
             return None
         check_fit(found, world_size=world_size, global_batch=global_batch, zero_stage=zero_stage)
+        warn_of_strangers(found)
+        check_state_files(found.path)
         if found.world_size == world_size or zero_stage == 0:
             return ResumePoint(found)
         logger.info("step %d was saved by %d ranks, this run has %d: dividing it anew", found.step, found.world_size, world_size)
-        convert(found)
-        return ResumePoint(found, is_converted=True)
+        return ResumePoint(found, convert(found))
 
     return ask_first(find)
 
@@ -85,12 +95,24 @@ def check_fit(found: Found, *, world_size: int, global_batch: int, zero_stage: i
         )
 
 
-def convert(found: Found) -> None:
-    """Write the checkpoint's optimizer state whole, into CONVERTED beside it. Raises ValueError where the disk has no room."""
+def warn_of_strangers(found: Found) -> None:
+    """Say whose the run is, where not all of it is this user's."""
+    strangers = describe_strangers([found.folder.parent, found.folder, found.path, *found.path.iterdir()])
+    if strangers is not None:
+        logger.warning(
+            "%s was made by %s, and this is %s: go on only with runs of people you trust, with no run of others as root",
+            found.path, strangers, name_user(os.getuid()),
+        )  # fmt: skip
+
+
+def convert(found: Found) -> Path:
+    """Write the checkpoint's optimizer state whole, into a new folder beside it; returns that folder. Raises ValueError where the
+    disk has no room, and for a checkpoint that DeepSpeed cannot convert.
+    """
     from deepspeed.checkpoint import ds_to_universal
 
-    target = found.folder / CONVERTED / found.tag
-    target.mkdir(parents=True)
+    converted = make_converted(found.folder)
+    target = converted / found.tag
     settings = argparse.Namespace(
         input_folder=str(found.path),
         output_folder=str(target),
@@ -101,46 +123,70 @@ def convert(found: Found) -> None:
         inject_missing_state=False,
     )
     try:
-        with open(os.devnull, "w") as nowhere, contextlib.redirect_stdout(nowhere), contextlib.redirect_stderr(nowhere):
+        target.mkdir()
+        with contextlib.ExitStack() as around:
+            nowhere = around.enter_context(open(os.devnull, "w"))
+            for redirect in (contextlib.redirect_stdout, contextlib.redirect_stderr):
+                around.enter_context(redirect(nowhere))
+            around.enter_context(without_code())
             ds_to_universal.main(settings)
-    except (OSError, RuntimeError) as error:
-        shutil.rmtree(found.folder / CONVERTED, ignore_errors=True)
+    except MALFORMED as error:
+        remove_converted(converted)
+        raise ValueError(_describe_malformed(found, error)) from None
+    except Exception as error:  # what another program has saved makes DeepSpeed's converter fail in any way
+        remove_converted(converted)
+        reason = (str(error).splitlines() or [""])[0][:REASON_CHARACTERS]
         raise ValueError(
-            f"{found.path} could not be divided anew: {error}; it needs about its own size on that disk for a moment, or resume "
-            f"with --num_gpus {found.world_size}"
+            f"{found.path} could not be divided anew: {type(error).__name__}: {reason}; it needs about its own size on that disk "
+            f"for a moment; or resume with --num_gpus {found.world_size}"
         ) from None
+    return converted
 
 
 def resume(engine: Any, point: ResumePoint | None) -> Resumed:
     """Load it into the engine; called by all ranks. None: a fresh start. The settings of the parameter groups (weight decay,
-    betas) stay the recipe's. Raises ValueError for a checkpoint of another model.
+    betas) stay the recipe's. Raises ValueError for a checkpoint of another model or step.
     """
     if point is None:
         return Resumed()
-    folder = point.found.folder / CONVERTED if point.is_converted else point.found.folder
+    folder = point.converted or point.found.folder
     settings = [{key: group[key] for key in GROUP_SETTINGS if key in group} for group in engine.optimizer.param_groups]
     try:
-        path, state = engine.load_checkpoint(str(folder), tag=point.found.tag)
-    except (RuntimeError, AssertionError) as error:  # torch's loader, DeepSpeed's universal one
+        with without_code():
+            path, state = engine.load_checkpoint(str(folder), tag=point.found.tag)
+    except (RuntimeError, *MALFORMED) as error:  # torch's loader, DeepSpeed's universal one
         if not any(words in str(error) for words in MISMATCH_WORDS):
-            raise
+            if not isinstance(error, MALFORMED):
+                raise
+            raise ValueError(_describe_malformed(point.found, error)) from error
         lines = [line.strip() for line in str(error).splitlines()[1:]] or [str(error)]
         more = f" and {len(lines) - NAMED_MISMATCHES} more" if len(lines) > NAMED_MISMATCHES else ""
         raise ValueError(
-            f"{point.found.path} is of another model than the recipe's: {' '.join(lines[:NAMED_MISMATCHES])}{more}\n"
-            "go on with the recipe that it was saved with (recipe.yaml in the run folder), or use another --out"
+            Lines(
+                f"{point.found.path} is of another model than the recipe's: {' '.join(lines[:NAMED_MISMATCHES])}{more}",
+                "go on with the recipe that it was saved with (recipe.yaml in the run folder), or use another --out",
+            )
         ) from None
     if path is None:
         raise ValueError(f"DeepSpeed could not load {point.found.path}")
+    if (held := state.get("step")) != point.found.step:
+        raise ValueError(
+            f"{point.found.path} holds another step than it says, {held!r:.40}: start with another --out, or remove it"
+        )
     # Where it converts ZeRO-3, DeepSpeed 0.19 gives every group the settings of the first one, and all of them one step counter.
     for group, own in zip(engine.optimizer.param_groups, settings, strict=True):
         group.update(own)
     if point.is_converted:
         _separate_counters(engine.optimizer.state)
     dist.barrier()
-    if point.is_converted and dist.get_rank() == 0:
-        shutil.rmtree(folder, ignore_errors=True)
-    return Resumed(int(state["step"]), state)
+    if point.converted and dist.get_rank() == 0:
+        remove_converted(point.converted)
+    return Resumed(point.found.step, state)
+
+
+def _describe_malformed(found: Found, error: Exception) -> str:
+    words = (str(error).splitlines() or [""])[0][:SHOWN]
+    return f"{found.path} is not as DeepSpeed writes checkpoints: {type(error).__name__}: {words}"
 
 
 def _separate_counters(states: Mapping[Any, dict[str, Any]]) -> None:
@@ -150,14 +196,14 @@ def _separate_counters(states: Mapping[Any, dict[str, Any]]) -> None:
 
 
 def ask_first(find: Callable[[], T]) -> T:
-    """Rank 0's answer on every rank, or its ValueError; called by all ranks."""
+    """Rank 0's answer on every rank, or its ValueError or OSError; called by all ranks."""
     answer: list[Any] = [None]
     if dist.get_rank() == 0:
         try:
             answer = [find()]
-        except ValueError as error:
+        except (ValueError, OSError) as error:
             answer = [error]
     dist.broadcast_object_list(answer, src=0)
-    if isinstance(answer[0], ValueError):
+    if isinstance(answer[0], (ValueError, OSError)):
         raise answer[0]
     return answer[0]

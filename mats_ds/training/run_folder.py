@@ -18,25 +18,30 @@ from typing import Any
 import torch.distributed as dist
 
 from mats_ds import __version__
+from mats_ds.core.files import read_bytes, write_json, write_text
+from mats_ds.core.folder_lock import admit_ranks, hold_folder, join_hold, release_folder
+from mats_ds.core.output_folder import MARKER
 from mats_ds.parsing import parse_json, parse_yaml
-from mats_ds.training.run_claim import claim_new_run
+from mats_ds.training.own_folder import check_run_folder, find_newest_run
 
 logger = logging.getLogger(__name__)
 
 RUNS = Path("runs")
+INPUT_BYTES = 1 << 20
 PACKAGES = ("torch", "deepspeed", "timm", "av", "nvidia-dali-cuda130", "nvidia-dali-cuda120", "numpy", "pydantic", "nvidia-ml-py")
 
 
-def choose_run_folder(out: str | None, *, recipe_name: str, resume: bool) -> Path:
+def choose_run_folder(out: str | None, *, recipe_name: str, task: str, resume: bool) -> Path:
     """The folder that all ranks write to: `--out`, else the newest run of this recipe (to resume), else a new one below `runs/`.
+    This run holds it until it ends (core/folder_lock.py).
 
-    Raises ValueError when --resume finds nothing to go on with, when --out holds a run that is not being resumed or in which
-    another process is starting one, and when the folder cannot be written.
+    Raises ValueError when --resume finds nothing to go on with, when --out holds a run that is not being resumed or anything
+    else, when another process is at work in it, and when the folder cannot be written. A folder that is refused is as it was.
     """
     choice: list[Any] = [None]
     if dist.get_rank() == 0:
         try:
-            choice = [_choose(out, recipe_name, resume)]
+            choice = [_choose(out, recipe_name, task, resume)]
         except ValueError as error:
             choice = [error]
         except OSError as error:
@@ -44,24 +49,46 @@ def choose_run_folder(out: str | None, *, recipe_name: str, resume: bool) -> Pat
     dist.broadcast_object_list(choice, src=0)
     if isinstance(choice[0], ValueError):
         raise choice[0]
+    if dist.get_rank() != 0:
+        join_hold(choice[0], rank=dist.get_rank())
     return choice[0]
 
 
-def _choose(out: str | None, recipe_name: str, resume: bool) -> Path:
+def _choose(out: str | None, recipe_name: str, task: str, resume: bool) -> Path:
     if out is not None:
-        folder = Path(out)
+        folder = parse_out(out)
     elif resume:
-        runs = sorted(RUNS.glob(f"{recipe_name}-*/run.json"), key=lambda path: path.stat().st_mtime)
-        if not runs:
-            raise ValueError(f"--resume auto found no run of {recipe_name} below {RUNS}/: name its folder with --out")
-        folder = runs[-1].parent
+        folder = find_newest_run(RUNS, recipe_name=recipe_name, task=task)
     else:
         folder = _make_new(f"{recipe_name}-{time.strftime('%Y%m%d-%H%M%S')}")
+    check_run_folder(folder, task=task, resume=resume)
     folder.mkdir(parents=True, exist_ok=True)
-    claim_new_run(folder, resume=resume)
-    with tempfile.TemporaryFile(dir=folder):  # the one way to know: permissions, quotas and read-only disks all speak up here
-        pass
+    hold_folder(folder, command=f"mats_ds/{task}.py")
+    try:
+        check_run_folder(folder, task=task, resume=resume)  # another one may just have begun in it
+        if not (folder / MARKER).exists():
+            write_json(folder / MARKER, {"made_by": task})
+        with tempfile.TemporaryFile(dir=folder):  # the one way to know: permissions, quotas and read-only disks all speak up here
+            pass
+        admit_ranks(folder)
+    except BaseException:
+        release_folder(folder)
+        raise
     return folder
+
+
+def parse_out(out: str) -> Path:
+    """The folder of an `--out`. Raises ValueError for an empty one, which a shell variable without a value leaves, and for a home
+    folder that is not known. (A shell leaves the ~ of --out=~/run as it is.)
+    """
+    if not out.strip():
+        raise ValueError("--out is empty: name a folder")
+    if not out.startswith("~"):
+        return Path(out)
+    try:
+        return Path(out).expanduser()
+    except RuntimeError:
+        raise ValueError(f"--out {out}: there is no such home folder; write ./{out} for a folder of that name") from None
 
 
 def _make_new(name: str) -> Path:
@@ -79,18 +106,25 @@ def _make_new(name: str) -> Path:
 
 def write_inputs(folder: Path, *, recipe: str, ds_config: Mapping[str, Any]) -> None:
     """The resolved recipe and the DeepSpeed JSON, as this run uses them; says what differs from those that it goes on with."""
-    file = folder / "recipe.yaml"
-    if file.exists():
-        changes = name_changes(parse_yaml(file.read_text(encoding="utf-8")), parse_yaml(recipe))
+    inputs = (
+        ("recipe.yaml", recipe, parse_yaml, "going on with other settings than before"),
+        (
+            "ds_config.json",
+            json.dumps(ds_config, indent=2) + "\n",
+            parse_json,
+            "going on with another DeepSpeed JSON than before",
+        ),
+    )
+    for name, text, parse, words in inputs:
+        try:
+            changes = name_changes(parse(read_bytes(folder / name, max_bytes=INPUT_BYTES).decode()), parse(text))
+        except FileNotFoundError:
+            changes = []
+        except ValueError as error:
+            changes = [f"what {name} held cannot be read ({str(error)[:200]})"]
         if changes:
-            logger.warning("going on with other settings than before: %s", "; ".join(changes))
-    file.write_text(recipe, encoding="utf-8")
-    file = folder / "ds_config.json"
-    if file.exists():
-        changes = name_changes(parse_json(file.read_text(encoding="utf-8")), dict(ds_config))
-        if changes:
-            logger.warning("going on with another DeepSpeed JSON than before: %s", "; ".join(changes))
-    file.write_text(json.dumps(ds_config, indent=2) + "\n", encoding="utf-8")
+            logger.warning("%s: %s", words, "; ".join(changes))
+        write_text(folder / name, text)
 
 
 def name_changes(before: Any, after: Any, *, path: str = "") -> list[str]:

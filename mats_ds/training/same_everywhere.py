@@ -21,6 +21,7 @@ import numpy as np
 import torch.distributed as dist
 
 from mats_ds.config import Recipe
+from mats_ds.core.text import Lines
 from mats_ds.training.run_folder import PACKAGES, collect_versions
 
 # Where a host keeps its videos and how it reads them is its own affair.
@@ -140,14 +141,12 @@ def describe_differences(reports: Sequence[_Report], details: Sequence[Mapping[s
         for title, values in differing or [(name, [report.facts[name] for report in reports])]:
             lines.append(f"  {title}: {_list_values(reports, values)}")
     more = [f"  and {len(lines) - MAX_LINES} more"] if len(lines) > MAX_LINES else []
-    return "\n".join(
-        [
-            "the hosts of this run do not have the same:",
-            *lines[:MAX_LINES],
-            *more,
-            "give all of them the same files (one checkout and one .venv on a shared disk, or copies made anew), and the same "
-            f"command; only {', '.join(sorted(LOCAL_KEYS))} may differ",
-        ]
+    return Lines(
+        "the hosts of this run do not have the same:",
+        *lines[:MAX_LINES],
+        *more,
+        "give all of them the same files (one checkout and one .venv on a shared disk, or copies made anew), and the same "
+        f"command; only {', '.join(sorted(LOCAL_KEYS))} may differ",
     )
 
 
@@ -175,9 +174,11 @@ def _describe_failures(reports: Sequence[_Report], failed: Sequence[int]) -> str
     errors = list(dict.fromkeys(reports[rank].error for rank in failed))
     if len(failed) == len(reports) and len(errors) == 1:
         return errors[0]
-    return "\n".join(
-        f"on {_name_hosts(reports, [rank for rank in failed if reports[rank].error == error])}: {error}" for error in errors
-    )
+    told: list[str] = []
+    for error in errors:
+        first, *rest = error.split("\n") if isinstance(error, Lines) else [error]
+        told += [f"on {_name_hosts(reports, [rank for rank in failed if reports[rank].error == error])}: {first}", *rest]
+    return Lines(*told)
 
 
 def _details(recipe: Recipe, ds_config: Mapping[str, Any] | None) -> dict[str, dict[str, Any]]:

@@ -10,34 +10,39 @@ from __future__ import annotations
 import hashlib
 import logging
 import os
-import shutil
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 import torch.distributed as dist
 
-from mats_ds.training.checkpoint import PREFIX, FileSum, prune, publish, remove_unfinished, seal
+from mats_ds.core.checkpoint_files import FileSum, name_of_step
+from mats_ds.training.checkpoint import seal
+from mats_ds.training.checkpoint_removal import new_part_name, remove_part
+from mats_ds.training.pruning import GIBIBYTE, CheckpointFolder, check_names, free_bytes
 from mats_ds.training.stops import TrainingStopped
 
 logger = logging.getLogger(__name__)
 
-GIBIBYTE = 2**30
 SMALL_FILES_BYTES = 1 << 20  # what a checkpoint holds beside tensors, at most
 BYTES_OF_STATE = 12  # float32 master weight and two moments
+FILES_OF_RANK = 2  # weights and optimizer
+FILES_BESIDE = 5  # complete.json and `latest`, each written aside first, and the folder
 # What DeepSpeed's converter to world-size-independent checkpoints asks for.
 UNIVERSAL_INFO = {"universal_checkpoint_info": {"universal_checkpoint_version": 0.2}}
+SCRIPTS = ("zero_to_fp32.py", "zero_to_torch.py")
+T = TypeVar("T")
 
 
 @dataclass
 class CheckpointSaver:
     """Saves one engine into `folder` (checkpoints/); one save at a time is on its way.
 
-    recipe: the resolved recipe as YAML, stored inside. The last `keep` checkpoints stay, and those at multiples of
-    `keep_every_steps`.
+    recipe: the resolved recipe as YAML, stored inside. The last `keep` checkpoints stay, those at multiples of
+    `keep_every_steps`, and the one named `resumed_from`.
     """
 
     engine: Any
@@ -46,8 +51,13 @@ class CheckpointSaver:
     global_batch: int
     keep: int
     keep_every_steps: int = 0
+    resumed_from: str | None = None
     _pending: _Pending | None = field(default=None, init=False)
     _thread: ThreadPoolExecutor = field(default_factory=lambda: ThreadPoolExecutor(1, "checkpoint"), init=False)
+
+    def __post_init__(self) -> None:
+        protected = frozenset() if self.resumed_from is None else frozenset([self.resumed_from])
+        self._on_disk = CheckpointFolder(self.folder, self.keep, self.keep_every_steps, protected)
 
     def check_room(self, extra: Mapping[str, Any]) -> None:
         """Before the first step; called by all ranks. Raises TrainingStopped where the folder cannot be written to or has no room
@@ -56,7 +66,7 @@ class CheckpointSaver:
         num_bytes = checkpoint_bytes(self.engine, extra)
         self._make_room(num_bytes)
         if dist.get_rank() == 0:
-            missing = self.keep + 1 - sum(1 for _ in self.folder.glob(f"{PREFIX}*"))
+            missing = self.keep + 1 - self._on_disk.count()
             free = free_bytes(self.folder)
             if free < missing * num_bytes:
                 logger.warning(
@@ -71,17 +81,19 @@ class CheckpointSaver:
         for the save before.
         """
         self.finish()
-        self._make_room(checkpoint_bytes(self.engine, extra))
-        tag = f"{PREFIX}{step:08d}"
-        part = self.folder / f".{tag}.part"
-        self._on_first(lambda: _make_empty(part), f"no folder for the checkpoint of step {step}")
+        tag = name_of_step(step)
+        self._make_room(checkpoint_bytes(self.engine, extra), tag)
+        part = self._on_first(lambda: _make_part(self.folder, tag), f"no folder for the checkpoint of step {step}")
         state = {"step": step, "world_size": dist.get_world_size(), "recipe": self.recipe, **UNIVERSAL_INFO, **extra}
         writer = _BackgroundWriter(self.engine.checkpoint_engine, part, self._thread)
         self.engine.checkpoint_engine = writer
+        copy_scripts = self.engine._copy_recovery_script
+        self.engine._copy_recovery_script = lambda folder: _copy_scripts(copy_scripts, Path(folder))
         try:
             self.engine.save_checkpoint(str(self.folder), tag=part.name, client_state=state, save_latest=False)
         finally:
             self.engine.checkpoint_engine = writer.plain
+            del self.engine._copy_recovery_script
         self._pending = _Pending(step, tag, part, writer.files)
 
     def poll(self) -> None:
@@ -107,7 +119,7 @@ class CheckpointSaver:
         problems = [f"rank {rank}: {problem}" for rank, (_, problem) in enumerate(parts) if problem]
         what = f"the checkpoint of step {pending.step} could not be written to {self.folder}"
         if problems:
-            self._on_first(lambda: shutil.rmtree(pending.part, ignore_errors=True), what)
+            self._on_first(lambda: remove_part(pending.part), what)
             raise TrainingStopped(_explain(what, "; ".join(problems)))
         known = [each for sums, _ in parts for each in sums]
         self._on_first(lambda: self._publish(pending, known), what)
@@ -115,37 +127,31 @@ class CheckpointSaver:
     def _publish(self, pending: _Pending, known: list[FileSum]) -> None:
         facts = {"zero_stage": self.engine.zero_optimization_stage(), "global_batch": self.global_batch}
         seal(pending.part, step=pending.step, world_size=dist.get_world_size(), facts=facts, known=known)
-        publish(pending.part, self.folder, pending.tag)
-        prune(self.folder, keep=self.keep, keep_every_steps=self.keep_every_steps)
+        self._on_disk.publish(pending.part, pending.tag)
 
-    def _make_room(self, num_bytes: int) -> None:
-        """Raises TrainingStopped on all ranks where the disk has no room, even after older checkpoints have gone."""
+    def _make_room(self, num_bytes: int, tag: str | None = None) -> None:
+        """Raises TrainingStopped on all ranks where the disk has no room, even if older checkpoints went."""
 
         def make() -> None:
-            self.folder.mkdir(parents=True, exist_ok=True)
-            remove_unfinished(self.folder)
-            for keep in range(self.keep, 0, -1):
-                if free_bytes(self.folder) >= num_bytes:
-                    return
-                logger.warning("little room in %s: of its checkpoints only the newest %d stay", self.folder, keep)
-                prune(self.folder, keep=keep, keep_every_steps=self.keep_every_steps)
-            free = free_bytes(self.folder)
-            if free < num_bytes:
-                raise OSError(f"it needs {num_bytes / GIBIBYTE:.2f} GiB and {free / GIBIBYTE:.2f} GiB are free")
+            self.folder.mkdir(exist_ok=True)  # not a run folder that somebody took away
+            check_names(self.folder, FILES_OF_RANK * dist.get_world_size() + FILES_BESIDE)
+            self._on_disk.make_room(num_bytes, replaced=tag)
 
         self._on_first(make, f"no room for a checkpoint in {self.folder}")
 
-    def _on_first(self, work: Any, what: str) -> None:
-        """Do it on rank 0; every rank waits, and raises TrainingStopped where it failed."""
-        problem: list[str | None] = [None]
+    def _on_first(self, work: Callable[[], T], what: str) -> T:
+        """Rank 0 does it, and every rank gets what it returns, or raises TrainingStopped where it failed."""
+        answer: list[Any] = [None, None]
         if dist.get_rank() == 0:
             try:
-                work()
-            except OSError as error:
-                problem = [_explain(what, str(error))]
-        dist.broadcast_object_list(problem, src=0)
-        if problem[0] is not None:
-            raise TrainingStopped(problem[0])
+                answer = [work(), None]
+            except (OSError, ValueError) as error:
+                answer = [None, _explain(what, str(error))]
+        dist.broadcast_object_list(answer, src=0)
+        result, problem = answer
+        if problem is not None:
+            raise TrainingStopped(problem)
+        return result
 
 
 @dataclass(frozen=True)
@@ -233,20 +239,27 @@ def _collect(files: list[Future[FileSum]]) -> tuple[list[FileSum], str | None]:
     return sums, problem
 
 
-def _make_empty(part: Path) -> None:
-    shutil.rmtree(part, ignore_errors=True)
-    part.mkdir(parents=True)
+def _make_part(folder: Path, tag: str) -> Path:
+    """A new folder for what is to become the checkpoint `tag`."""
+    part = folder / new_part_name(tag)
+    part.mkdir()
+    return part
+
+
+def _copy_scripts(copy: Callable[[str], None], folder: Path) -> None:
+    """DeepSpeed's programs that merge a checkpoint, where none are yet: it would write through links of their names."""
+    files = [folder / name for name in SCRIPTS]
+    if any(os.path.lexists(file) for file in files):
+        return
+    try:
+        copy(str(folder))
+    except OSError:  # a full disk: the files that matter tell of it, on all ranks alike
+        for file in files:
+            file.unlink(missing_ok=True)
 
 
 def _explain(what: str, why: str) -> str:
     return f"{what}: {why}; make room or mend the folder, then go on with --resume auto"
-
-
-def free_bytes(folder: Path) -> int:
-    """Free bytes on the disk of a folder that need not exist yet."""
-    while not folder.exists():
-        folder = folder.parent
-    return shutil.disk_usage(folder).free
 
 
 def checkpoint_bytes(engine: Any, extra: Mapping[str, Any] | None = None) -> int:

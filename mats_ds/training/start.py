@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import json
 import logging
 import os
 import socket
@@ -18,8 +17,11 @@ import torch
 import torch.distributed as dist
 
 from mats_ds.config import Recipe, dump_recipe
+from mats_ds.core.folder_lock import release_all_folders
+from mats_ds.core.text import clean_line, describe_error, log_to_stderr
 from mats_ds.training.batch import BatchPlan, plan_batch
-from mats_ds.training.ds_config import check_monitors, notes_on, read_ds_config, state_clipping, zero_stage_of
+from mats_ds.training.ds_config import notes_on, read_ds_config, state_clipping, zero_stage_of
+from mats_ds.training.ds_outputs import check_outputs, name_outputs
 from mats_ds.training.engine import Place, start_distributed
 from mats_ds.training.launchers import adopt_launcher
 from mats_ds.training.resuming import ResumePoint, find_resume_point
@@ -42,7 +44,6 @@ logger = logging.getLogger("mats_ds")
 
 EXIT_SECONDS = 10.0
 CHECKPOINTS = "checkpoints"
-RUN_FILE = "run.json"  # written by the recorder
 
 
 @dataclass(frozen=True)
@@ -84,18 +85,17 @@ def add_run_options(parser: argparse.ArgumentParser, *, default_recipe: str | No
 def start_run(recipe: Recipe, options: argparse.Namespace, *, task: str) -> RunStart:
     """Read the JSON, join the other ranks, settle batch and folder. Raises ValueError for what does not fit together."""
     ds_config = read_ds_config(options.ds_config)
-    check_monitors(ds_config)
-    for note in notes_on(ds_config):
+    check_outputs(ds_config)
+    for note in (*notes_on(ds_config), *name_outputs(ds_config)):
         logger.info("%s", note)
     ds_config = state_clipping(ds_config)
     place = start_distributed(timeout_seconds=recipe.run.hang_seconds)
     plan = plan_batch(ds_config, recipe_batch=recipe.optim.global_batch, world_size=place.world_size, repeats=recipe.data.repeats)
     resume = options.resume is not None
-    folder = choose_run_folder(options.out, recipe_name=recipe.name, resume=resume)
+    folder = choose_run_folder(options.out, recipe_name=recipe.name, task=task, resume=resume)
     check_shared_folder(folder)
     point = None
     if resume:
-        check_task(folder, task)
         stage = zero_stage_of(ds_config)
         sizes = dict(world_size=place.world_size, global_batch=plan.global_batch)
         point = find_resume_point(folder / CHECKPOINTS, **sizes, zero_stage=stage)
@@ -111,56 +111,53 @@ def make_saver(engine: Any, recipe: Recipe, start: RunStart) -> CheckpointSaver:
         global_batch=start.plan.global_batch,
         keep=recipe.run.keep_checkpoints,
         keep_every_steps=recipe.run.keep_every_steps,
+        resumed_from=None if start.point is None else start.point.found.tag,
     )
 
 
-def check_task(folder: Path, task: str) -> None:
-    """Raises ValueError where the folder to go on in holds a run of another script."""
-    file = folder / RUN_FILE
-    found = json.loads(file.read_text(encoding="utf-8")).get("task", "pretrain") if file.is_file() else task
-    if found != task:
-        hint = f", and begin with its weights: finetune.weights={folder}" if task == "finetune" else ""
-        raise ValueError(f"{folder} holds a run of mats_ds/{found}.py, and this is mats_ds/{task}.py: name another --out{hint}")
-
-
-def run_command(work: Callable[[], None]) -> int:
+def run_command(work: Callable[[], None], *, advice: str | None = None) -> int:
     """Run a training script's work; returns the exit status: 0 finished, 1 stopped by a fault of the run, 2 wrong arguments or
     configuration, 75 asked to stop and saved, 130 interrupted twice. Rank 0 speaks; what ends a run is also told by the first
     rank of every other host, which may be the only one to know, and by a rank that fails alone.
+
+    advice: what to do after a fault or an interruption, where the work is no training that has checkpoints.
     """
     try:
         adopt_launcher()
     except ValueError as error:
-        return _end(USAGE_ERROR, f"error: {error}")
-    rank = os.environ.get("RANK", "0")
+        return _end(USAGE_ERROR, f"error: {describe_error(error)}")
+    rank = clean_line(os.environ.get("RANK", "0"))
     is_first = rank == "0"
     speaks = os.environ.get("LOCAL_RANK", rank) == "0"
-    here = "" if is_first else f"{socket.gethostname()}: "
-    logging.basicConfig(level=logging.WARNING if is_first else logging.ERROR, format="%(message)s", stream=sys.stderr)
+    here = "" if is_first else f"{clean_line(socket.gethostname())}: "
+    log_to_stderr(logging.WARNING if is_first else logging.ERROR)
     if is_first:
         logger.setLevel(logging.INFO)
     try:
         work()
     except ValueError as error:
-        return _end(USAGE_ERROR, f"{here}error: {error}" if speaks else None)
+        return _end(USAGE_ERROR, f"{here}error: {describe_error(error)}" if speaks else None)
     except AlreadyFinished as error:  # a job that is queued again after its end shall end well
-        return _end(FINISHED, f"nothing to do: {error}" if is_first else None)
+        return _end(FINISHED, f"nothing to do: {describe_error(error)}" if is_first else None)
     except TrainingInterrupted as error:
-        return _end(INTERRUPTED, f"{here}interrupted: {error}" if speaks else None)
+        return _end(INTERRUPTED, f"{here}interrupted: {describe_error(error)}" if speaks else None)
     except TrainingStopped as error:
-        return _end(RUN_ERROR, f"{here}stopped: {error}" if speaks else None)
+        return _end(RUN_ERROR, f"{here}stopped: {describe_error(error)}" if speaks else None)
     except RanksLost as error:
-        return _end(RUN_ERROR, f"{here}stopped: rank {rank}: {error}", in_order=False)
+        return _end(RUN_ERROR, f"{here}stopped: rank {rank}: {describe_error(error)}", in_order=False)
     except KeyboardInterrupt:
-        return _end(KILLED_BY_USER, f"stopped: rank {rank} at once; the newest checkpoint stands", in_order=False)
+        return _end(KILLED_BY_USER, f"stopped: rank {rank} at once; {advice or 'the newest checkpoint stands'}", in_order=False)
     except OSError as error:
-        advice = "make room or mend that disk, then go on with --resume auto"
-        return _end(RUN_ERROR, f"{here}stopped: rank {rank}: {error}; {advice}", in_order=False)
+        advice = advice or "make room or mend that disk, then go on with --resume auto"
+        return _end(RUN_ERROR, f"{here}stopped: rank {rank}: {describe_error(error)}; {advice}", in_order=False)
     except (RuntimeError, MemoryError) as error:
         if not is_out_of_memory(error):
             raise
         # The recorder has said what to lower.
-        return _end(RUN_ERROR, f"{here}stopped: rank {rank} is out of memory: {str(error).splitlines()[0]}", in_order=False)
+        first = clean_line(str(error).partition("\n")[0] or type(error).__name__)
+        return _end(RUN_ERROR, f"{here}stopped: rank {rank} is out of memory: {first}", in_order=False)
+    finally:
+        release_all_folders()
     return _end(FINISHED, None)
 
 

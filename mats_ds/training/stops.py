@@ -11,6 +11,16 @@ class TrainingStopped(RuntimeError):
     """The run cannot go on, on any rank; the message says why and what to do."""
 
 
+class FolderLost(TrainingStopped):
+    """What the run writes does not arrive any more, on one rank at least. `why`: FileWatch's sentence."""
+
+    def __init__(self, why: str, *, step: int) -> None:
+        super().__init__(
+            f"{why}, noticed after step {step}; what came after its newest checkpoint is not saved. If it was moved, put it back "
+            "or name its new place with --out, and go on with --resume auto; if it was deleted, begin again with another --out"
+        )
+
+
 class TrainingInterrupted(RuntimeError):
     """The run was asked to end and has saved the step that it was at; the message says who asked."""
 

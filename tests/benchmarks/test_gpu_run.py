@@ -61,14 +61,6 @@ def test_a_part_that_fails_hangs_or_dies_does_not_take_the_others_along(conducto
     assert not status.exists() or status.read_text().rpartition(")")[2].split()[0] == "Z"
 
 
-def test_a_folder_of_somebody_else_is_left_as_it_is(tmp_path):
-    (tmp_path / "card.json").write_text("mine")
-    (tmp_path / "results.json").write_text('{"theirs": 1}')
-    done = run("--cpu", "--only", "card", "--out", tmp_path)
-    assert done.returncode == 2 and "choose a new or empty folder" in done.stderr
-    assert (tmp_path / "card.json").read_text() == "mine" and len(list(tmp_path.iterdir())) == 2
-
-
 def test_an_unknown_part_is_refused(tmp_path):
     done = run("--only", "nothing", "--out", tmp_path)
     assert done.returncode == 2 and "invalid choice: 'nothing'" in done.stderr
@@ -117,3 +109,13 @@ def test_the_whole_rehearsal_ends_within_three_minutes(tmp_path):
     assert not [part["ended"] for part in parts.values() if part["ended"] and "stopped after" not in part["ended"]]
     verdicts = [line["verdict"] for part in parts.values() for line in part["lines"]]
     assert "MISSED" not in verdicts and "needs a GPU" in verdicts
+
+
+@pytest.mark.parametrize("files", [{"card.json": "theirs", "notes.txt": ""}, {"results.json": "[]"}, {"results.json": "theirs"}])
+def test_a_foreign_folder_is_left_as_it_is(conductor, tmp_path, files):
+    (tmp_path / "out").mkdir()
+    for name, text in files.items():
+        (tmp_path / "out" / name).write_text(text)
+    done = subprocess.run([sys.executable, conductor, "--out", tmp_path / "out"], capture_output=True, text=True, timeout=100)
+    assert done.returncode == 2 and done.stderr.count("\n") == 1 and "new or empty folder" in done.stderr
+    assert {path.name: path.read_text() for path in (tmp_path / "out").iterdir()} == files

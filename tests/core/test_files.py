@@ -64,3 +64,11 @@ def test_long_files_are_not_read(tmp_path):
     assert read_bytes(tmp_path / "a", max_bytes=5) == b"12345"
     with pytest.raises(ValueError, match="4 bytes"):
         read_bytes(tmp_path / "a", max_bytes=4)
+
+
+def test_what_a_link_leads_to_is_named_in_one_line(tmp_path):
+    path = tmp_path / "a"
+    path.symlink_to("x\n\x1b[31mred")
+    with pytest.raises(WrongKindOfFile) as refused:
+        open_regular(path)
+    assert "\n" not in str(refused.value) and "\x1b" not in str(refused.value)

@@ -194,10 +194,11 @@ def test_facts_of_another_version_are_not_used(write_video, tmp_path, check):
     source = write_videos(write_video, tmp_path / "videos", ["a.mp4", "b.mp4", "c.mp4"])
     check(source)
     journal = journal_path(tmp_path / "out" / "m.csv")
-    first, second, third = (json.loads(line) for line in journal.read_text().splitlines())
+    first, second, third, *tables = (json.loads(line) for line in journal.read_text().splitlines())
+    assert [table["wrote"] for table in tables] == ["quarantine.csv", "m.csv"]
     first["version"] = 0
     second["facts"].pop("gop")
-    journal.write_text("".join(json.dumps(entry) + "\n" for entry in (first, second, third)))
+    journal.write_text("".join(json.dumps(entry) + "\n" for entry in (first, second, third, *tables)))
     assert check(source).num_decoded == 2
 
 

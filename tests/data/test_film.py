@@ -8,7 +8,7 @@ import pytest
 from PIL import Image
 
 from mats_ds.data import film
-from mats_ds.data.film import check_suffix, write_gif, write_mp4, write_png
+from mats_ds.data.film import check_suffix, is_our_film, write_gif, write_mp4, write_png
 
 
 def draw_pictures(num_pictures=5, height=37, width=51) -> np.ndarray:
@@ -104,3 +104,37 @@ def test_the_suffix_tells_the_format():
         check_suffix("x.avi")
     with pytest.raises(ValueError, match="has no suffix"):
         check_suffix("x")
+
+
+def test_a_film_says_whose_it_is_and_no_other_file_does(tmp_path):
+    pictures = draw_pictures()
+    write_mp4(tmp_path / "a.mp4", pictures, frames_per_second=5)
+    write_gif(tmp_path / "a.gif", pictures, frames_per_second=5)
+    write_png(tmp_path / "a.png", pictures[0])
+    assert all(is_our_film(tmp_path / f"a{suffix}") for suffix in film.SUFFIXES)
+    for suffix in (".png", ".gif"):
+        Image.fromarray(pictures[0]).save(tmp_path / f"b{suffix}")
+    with av.open(str(tmp_path / "a.mp4")) as source, av.open(str(tmp_path / "b.mp4"), "w") as copy:
+        stream = copy.add_stream_from_template(source.streams.video[0])
+        for packet in source.demux(video=0):
+            if packet.dts is not None:
+                packet.stream = stream
+                copy.mux(packet)
+    assert not any(is_our_film(tmp_path / f"b{suffix}") for suffix in film.SUFFIXES)
+    for suffix in film.SUFFIXES:
+        (tmp_path / f"c{suffix}").write_text(film.COMMENT)  # text
+        (tmp_path / f"d{suffix}").write_bytes((tmp_path / f"a{suffix}").read_bytes()[:40])  # torn
+        assert not is_our_film(tmp_path / f"c{suffix}") and not is_our_film(tmp_path / f"d{suffix}")
+    (tmp_path / "e.mp4").write_text("#EXTM3U\n#EXT-X-TARGETDURATION:1\n#EXTINF:1,\na.mp4\n")  # names ours
+    assert not is_our_film(tmp_path / "e.mp4")
+
+
+@pytest.mark.parametrize("kind", ["link", "folder"])
+def test_a_link_or_a_folder_is_not_replaced(tmp_path, kind):
+    (tmp_path / "precious").mkdir()
+    if kind == "link":
+        (tmp_path / "a.png").symlink_to(tmp_path / "precious")
+    else:
+        (tmp_path / "precious").rename(tmp_path / "a.png")
+    with pytest.raises(ValueError, match=kind):
+        write_png(tmp_path / "a.png", draw_pictures()[0])

@@ -2,10 +2,12 @@
 
 import json
 import multiprocessing
+import os
 
 import numpy as np
 import pytest
 
+from mats_ds.data import synthetic as synthetic_module
 from mats_ds.data.decode import decode_frames
 from mats_ds.data.manifest import read_manifest
 from mats_ds.data.probe import index_video
@@ -102,6 +104,113 @@ def test_foreign_files_are_never_deleted(tmp_path):
     with pytest.raises(ValueError, match="thesis.tex"):
         write_synthetic_set(tmp_path, **SMALL)
     assert (tmp_path / "thesis.tex").exists()
+
+
+def contents(folder):
+    return {str(path.relative_to(folder)): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+
+
+@pytest.fixture
+def small(tmp_path):
+    """A set of two videos in a folder of its own, to be written anew with another seed."""
+    write_synthetic_set(tmp_path / "home" / "set", **(SMALL | {"num_videos": 2}))
+    return tmp_path / "home" / "set"
+
+
+def write_anew(folder):
+    write_synthetic_set(folder, **(SMALL | {"num_videos": 2}), seed=1)
+
+
+def test_the_same_settings_give_the_same_bytes(small, tmp_path):
+    write_synthetic_set(tmp_path / "again", **(SMALL | {"num_videos": 2}))
+    assert contents(small) == contents(tmp_path / "again")
+
+
+@pytest.mark.parametrize("old", [False, True])
+@pytest.mark.parametrize(
+    ("name", "text"),
+    [
+        ("synthetic_notes.txt", "mine"),
+        ("synthetic_900_left.mp4", "mine"),
+        ("deep/thesis.tex", "mine"),
+        (".hidden", ""),
+        ("manifest.csv", "path,label\nmine.mp4,1\n"),
+        ("motion.json", "{}"),
+        ("motion.json", '{"videos": [], "bytes": [], "settings": {}}'),
+        ("motion.json", '{"videos": [], "bytes": [], "settings": {"mine": 1}}'),
+    ],
+)
+def test_a_set_with_a_file_of_the_users_is_not_deleted(small, name, text, old):
+    if old:  # as version 0.1 leaves it
+        motion = json.loads((small / "motion.json").read_text())
+        del motion["sha256"]
+        (small / "motion.json").write_text(json.dumps(motion))
+    (small / name).parent.mkdir(exist_ok=True)
+    (small / name).write_text(text)
+    before = contents(small.parent)
+    with pytest.raises(ValueError, match="holds"):
+        write_anew(small)
+    assert contents(small.parent) == before
+
+
+def test_a_set_of_version_0_1_is_written_anew(small):
+    motion = json.loads((small / "motion.json").read_text())
+    (small / "motion.json").write_text(json.dumps({name: motion[name] for name in motion if name != "sha256"}))
+    write_anew(small)
+    assert json.loads((small / "motion.json").read_text())["settings"]["seed"] == 1
+    assert {path.name for path in small.parent.iterdir()} == {"set", ".set.lock"}
+
+
+def test_a_video_that_was_replaced_is_the_users(small):
+    video = next(small.glob("*.mp4"))
+    video.write_bytes(video.read_bytes() + b"longer")
+    with pytest.raises(ValueError, match=video.name):
+        write_anew(small)
+
+
+def test_a_link_to_another_disk_stays_a_link(tmp_path):
+    (tmp_path / "disk").mkdir()
+    (tmp_path / "set").symlink_to(tmp_path / "disk")
+    for seed in (0, 1):
+        write_synthetic_set(tmp_path / "set", **(SMALL | {"num_videos": 2}), seed=seed)
+    assert (tmp_path / "set").is_symlink() and len(read_manifest(tmp_path / "disk" / "manifest.csv")) == 2
+
+
+def test_a_file_that_is_put_into_the_set_meanwhile_stays(small, monkeypatch):
+    draw = synthetic_module.draw_scene
+
+    def put(*given, **more):
+        (small / "thesis.tex").write_text("mine")
+        return draw(*given, **more)
+
+    monkeypatch.setattr(synthetic_module, "draw_scene", put)
+    with pytest.raises(ValueError, match="thesis.tex"):
+        write_anew(small)
+    assert (small / "thesis.tex").read_text() == "mine" and (small / "manifest.csv").exists()
+    assert {path.name for path in small.parent.iterdir()} == {"set", ".set.lock"}
+
+
+def test_neighbours_of_the_set_stay(small):
+    """What lies beside it under names that look temporary."""
+    for name in (".set.lock", f".set.{os.getpid()}/a", ".set.tmp/b"):
+        (small.parent / name).parent.mkdir(exist_ok=True)
+        (small.parent / name).write_text("mine")
+    write_anew(small)
+    assert {name: data for name, data in contents(small.parent).items() if not name.startswith("set/")} == {
+        ".set.lock": b"mine",
+        f".set.{os.getpid()}/a": b"mine",
+        ".set.tmp/b": b"mine",
+    }
+
+
+def test_a_full_disk_is_told_in_one_line_and_leaves_nothing(tmp_path, monkeypatch):
+    def fail(*given, **more):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(synthetic_module, "_write_video", fail)
+    with pytest.raises(ValueError, match="set.*No space left"):
+        write_synthetic_set(tmp_path / "set", **SMALL)
+    assert {path.name for path in tmp_path.iterdir()} == {".set.lock"}
 
 
 def test_several_processes_write_it_once(tmp_path):

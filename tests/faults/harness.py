@@ -103,15 +103,27 @@ def start_ranks(
     return Job(folder, [psutil.Process(handle.pid) for handle in handles], handles, log)
 
 
-def start_launcher(folder: Path, videos: Path, *, num_gpus: int = 2) -> Job:
+def start_launcher(folder: Path, videos: Path, *, num_gpus: int = 2, variables: Mapping[str, str] | None = None) -> Job:
     """`deepspeed --num_gpus N mats_ds/pretrain.py`, as users start it; `find_ranks` waits for its ranks."""
-    log = new_log(folder)
     command = [str(Path(sys.executable).with_name("deepspeed")), "--num_gpus", str(num_gpus), str(ROOT / "mats_ds/pretrain.py")]
+    return start_command(command, folder, videos, variables=variables or {})
+
+
+def start_launch_sh(folder: Path, videos: Path, *, num_gpus: int = 2) -> Job:
+    """`bash launch.sh pretrain`, likewise."""
+    command = ["bash", str(ROOT / "launch.sh"), "pretrain", "--num_gpus", str(num_gpus)]
+    variables = {"MATS_PYTHON": sys.executable, "MATS_DRY_RUN": "", "CUDA_VISIBLE_DEVICES": ""}
+    return start_command(command, folder, videos, variables=variables)
+
+
+def start_command(command: Sequence[str], folder: Path, videos: Path, *, variables: Mapping[str, str]) -> Job:
+    log = new_log(folder)
     environment = {
         **os.environ,
         "OMP_NUM_THREADS": "1",
         "DS_ACCELERATOR": "cpu",
         "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}",
+        **variables,
     }
     with log.open("w") as stream:
         handle = subprocess.Popen(
@@ -120,14 +132,26 @@ def start_launcher(folder: Path, videos: Path, *, num_gpus: int = 2) -> Job:
     return Job(folder, [psutil.Process(handle.pid)], [handle], log)
 
 
-def find_ranks(job: Job, num_ranks: int, seconds: float = 120.0) -> list[psutil.Process]:
+def find_ranks(job: Job, num_ranks: int, seconds: float = 300.0) -> list[psutil.Process]:
     """The rank processes below a launcher once the first step is recorded; adds them to the job."""
     wait_until(lambda: read_losses(job.folder), job, seconds)
-    below = [process for process in job.processes[0].children(recursive=True) if "pretrain.py" in " ".join(process.cmdline())]
-    ranks = [process for process in below if not any("launch" in word for word in process.cmdline()[:4])]
-    assert len(ranks) == num_ranks, [process.cmdline() for process in below]
+    ranks = list_ranks(job)
+    assert len(ranks) == num_ranks, [process.cmdline() for process in ranks]
     job.processes += [process for process in job.processes[0].children(recursive=True)]
     return ranks
+
+
+def list_ranks(job: Job) -> list[psutil.Process]:
+    """The rank processes that are there below a launcher."""
+    found = []
+    for process in job.processes[0].children(recursive=True):
+        with contextlib.suppress(psutil.Error):
+            words = process.cmdline()
+            if any(word.endswith("/pretrain.py") for word in words) and not any(
+                "launch" in Path(word).name for word in words[:4]
+            ):
+                found.append(process)
+    return found
 
 
 def arguments_of(folder: Path, videos: Path) -> list[str]:
@@ -139,11 +163,15 @@ def arguments_of(folder: Path, videos: Path) -> list[str]:
 def new_log(folder: Path) -> Path:
     logs = folder.with_name(f"{folder.name}-logs")
     logs.mkdir(parents=True, exist_ok=True)
-    return logs / f"start-{sum(1 for _ in logs.iterdir()):03d}.log"
+    log = logs / f"start-{len(list(logs.glob('*.log'))):03d}.log"
+    log.touch(exist_ok=False)  # the ranks' own files, LOG.RANK, come later: two starts in one moment must not share them
+    return log
 
 
 def be_rank(place: Mapping[str, int], arguments: list[str], log: str, fault: Mapping[str, Any]) -> None:
-    """One rank. fault: {"kind": "nan", "steps": [...]}, {"kind": "hang" | "memory", "step": N, "rank": R}."""
+    """One rank. fault: {"kind": "nan", "steps": [...]}, {"kind": "hang" | "memory", "step": N, "rank": R},
+    {"kind": "kill at latest", "is_before": B}, {"kind": "no privileges"}.
+    """
     import torch
 
     os.environ.update({name: str(value) for name, value in place.items()}, MASTER_ADDR="127.0.0.1", OMP_NUM_THREADS="1")
@@ -159,12 +187,48 @@ def be_rank(place: Mapping[str, int], arguments: list[str], log: str, fault: Map
 
     engine.JOIN_SECONDS = HANG_SECONDS  # no launcher is here to end the others of a rank that dies before it has joined
 
-    if fault:
+    if fault.get("kind") == "kill at latest":
+        kill_at_latest(is_before=fault["is_before"])
+    elif fault.get("kind") == "no privileges":
+        drop_privileges()
+    elif fault:
         pretrain.fit = inject(pretrain.fit, fault)
     try:
         leave(pretrain.main(arguments))
     except SystemExit as end:
         os._exit(end.code)
+
+
+def kill_at_latest(*, is_before: bool) -> None:
+    """SIGKILL this process in the moment when `latest` is about to move to its second checkpoint, or has just done so."""
+    replace, moves = os.replace, []
+
+    def replace_and_die(source: Any, target: Any, **rest: Any) -> None:
+        moves.extend([target] if Path(target).name == "latest" else [])
+        is_time = len(moves) == 2 and Path(target).name == "latest"
+        if is_time and is_before:
+            os.kill(os.getpid(), signal.SIGKILL)
+        replace(source, target, **rest)
+        if is_time:
+            os.kill(os.getpid(), signal.SIGKILL)
+
+    os.replace = replace_and_die
+
+
+def drop_privileges() -> None:
+    """Let the permissions of files count for this process although it is root's. Source: capset(2), capability.h of Linux."""
+    import ctypes
+
+    version, dac_override, dac_read_search = 0x20080522, 1 << 1, 1 << 2
+    words = (ctypes.c_uint32 * 6)()  # effective, permitted, inheritable of capabilities 0 to 31, then of the rest
+    header = (ctypes.c_uint32 * 2)(version, 0)
+    library = ctypes.CDLL(None, use_errno=True)
+    if os.geteuid() != 0:
+        return
+    assert library.capget(header, words) == 0
+    words[0] &= ~(dac_override | dac_read_search)
+    words[1] &= ~(dac_override | dac_read_search)
+    assert library.capset(header, words) == 0, os.strerror(ctypes.get_errno())
 
 
 def inject(fit: Callable, fault: Mapping[str, Any]) -> Callable:
@@ -211,7 +275,7 @@ def newest_step(folder: Path) -> int:
     return max((int(path.name.removeprefix("step-")) for path in folder.glob("checkpoints/step-*")), default=0)
 
 
-def wait_until(is_so: Callable[[], Any], job: Job, seconds: float = 120.0) -> None:
+def wait_until(is_so: Callable[[], Any], job: Job, seconds: float = 300.0) -> None:
     """Raises TimeoutError when it is not so by then, or when the job has ended before."""
     until = time.monotonic() + seconds
     while not is_so():

@@ -22,11 +22,12 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
+from tests.faults import beside, folders
 from tests.faults.harness import (
     CHECKPOINT_STEPS,
     FAULT_FILE,
@@ -40,78 +41,10 @@ from tests.faults.harness import (
     start_launcher,
     start_ranks,
     wait_until,
-    write_videos,
 )
+from tests.faults.scene import END_SECONDS, NOT_TIMED, OTHER_RANKS_TOLERANCE, Row, Scene, can_mount, steps_done
 
-END_SECONDS = 60.0  # no fault may keep a process alive for longer
-OTHER_RANKS_TOLERANCE = 1e-4
-NOT_TIMED = -1.0  # for faults whose end was not timed
 SMALL_DISK = "54m"
-
-
-@dataclass
-class Row:
-    """What one fault did. `lost_steps`: done before it and to be done again; `difference`: the largest of any loss, None where
-    the run never began.
-    """
-
-    fault: str
-    status: str
-    end_seconds: float | None
-    lost_steps: int | None
-    difference: float | None
-    words: str
-    tolerance: float = 0.0
-    expected: str = ""
-
-    def problem(self) -> str | None:
-        """What is not as it should be."""
-        if self.end_seconds is None:
-            return f"a process was alive {END_SECONDS:.0f} s after it"
-        if self.difference is not None and not self.difference <= self.tolerance:
-            return f"after it, losses differ by {self.difference:.3g}"
-        if self.expected and self.expected not in self.words:
-            return f"nobody said {self.expected!r}"
-        return None
-
-
-class Scene:
-    """A place for runs, and the losses of the undisturbed one."""
-
-    def __init__(self, root: Path) -> None:
-        self.root, self.videos, self.number = root, write_videos(root), 0
-        job = start_ranks(root / "undisturbed", self.videos)
-        assert job.wait(300) is not None and job.statuses() == [0, 0], job.said()
-        self.losses = read_losses(root / "undisturbed")
-        assert len(self.losses) == NUM_STEPS
-
-    def new_folder(self) -> Path:
-        self.number += 1
-        return self.root / f"run-{self.number:02d}"
-
-    def resume(self, folder: Path, *, world_size: int = 2) -> float:
-        """Go on until the end; the largest difference of any step's loss to the undisturbed run."""
-        job = start_ranks(folder, self.videos, world_size=world_size)
-        seconds = job.wait(300)
-        assert seconds is not None and set(job.statuses()) == {0}, f"it could not go on:\n{job.said()}"
-        return self.difference(folder)
-
-    def difference(self, folder: Path) -> float:
-        losses = read_losses(folder)
-        assert list(losses) and len(losses) == NUM_STEPS, f"{len(losses)} of {NUM_STEPS} steps are recorded"
-        return max(abs(losses[step] - self.losses[step]) for step in self.losses)
-
-    def after(self, fault: str, job: Job, *, begun: int, expected: str = "") -> Row:
-        """The row of a fault that has just happened to a job that had done `begun` steps."""
-        seconds = job.wait(END_SECONDS)
-        words = " | ".join(dict.fromkeys(job.last_words()))
-        statuses = ", ".join(str(status) for status in dict.fromkeys(job.statuses()))
-        lost = max([begun, *read_losses(job.folder)]) - newest_step(job.folder)
-        return Row(fault, statuses, seconds, lost, self.resume(job.folder), words, expected=expected)
-
-
-def steps_done(folder: Path) -> int:
-    return max(read_losses(folder), default=0)
 
 
 def kill_at_random(scene: Scene, *, num_kills: int, chance: random.Random) -> Row:
@@ -268,16 +201,6 @@ def shrink_disk(scene: Scene) -> Row:
     return Row(what, statuses, seconds, lost, scene.resume(folder), words, expected="go on with --resume auto")
 
 
-def can_mount(root: Path) -> bool:
-    """Whether this machine lets us mount a disk in memory."""
-    place = root / "mount"
-    place.mkdir()
-    if subprocess.run(["mount", "-t", "tmpfs", "tmpfs", str(place)], capture_output=True, check=False).returncode:
-        return False
-    subprocess.run(["umount", str(place)], check=True)
-    return True
-
-
 def write_nowhere(scene: Scene) -> Row:
     """--out below something that is no folder."""
     file = scene.root / "a-file"
@@ -324,6 +247,7 @@ def all_faults(scene: Scene, *, short: bool, chance: random.Random) -> Iterator[
     yield lambda: tear_newest(scene)
     if short:
         return
+    mounts = can_mount(scene.root)
     yield lambda: signal_to_ranks(scene, signal.SIGTERM)
     yield lambda: signal_to_launcher(scene, signal.SIGTERM, "SIGTERM to the launcher")
     yield lambda: press_ctrl_c(scene)
@@ -331,7 +255,7 @@ def all_faults(scene: Scene, *, short: bool, chance: random.Random) -> Iterator[
     yield lambda: signal_to_launcher(scene, signal.SIGKILL, "SIGKILL of `deepspeed`")
     yield lambda: kill_under_launcher(scene)
     yield lambda: fill_disk(scene)
-    if can_mount(scene.root):
+    if mounts:
         yield lambda: shrink_disk(scene)
     yield lambda: write_nowhere(scene)
     hangs = f"a loader hangs (run.hang_seconds={HANG_SECONDS:g})"
@@ -340,6 +264,22 @@ def all_faults(scene: Scene, *, short: bool, chance: random.Random) -> Iterator[
     yield lambda: inject(scene, "out of memory", "memory", expected="rank 1 is out of memory")
     yield lambda: skip_one_step(scene)
     yield lambda: stop_at_second(scene)
+    yield lambda: beside.kill_launch_sh(scene)
+    yield lambda: beside.kill_launch_sh_early(scene)
+    if shutil.which("gcc"):
+        yield lambda: beside.jump_clock(scene)
+    yield lambda: beside.check_videos_beside(scene)
+    yield lambda: folders.delete_folder(scene)
+    yield lambda: folders.close_folder(scene)
+    yield lambda: folders.resume_twice(scene)
+    yield lambda: folders.tear_then_keep_one(scene)
+    yield lambda: folders.kill_at_latest(scene)
+    yield lambda: folders.kill_between_saves(scene)
+    yield lambda: folders.kill_while_converting(scene)
+    if mounts:
+        yield lambda: folders.tear_with_little_room(scene)
+        yield lambda: folders.use_up_inodes(scene)
+        yield lambda: folders.export_without_inodes(scene)
 
 
 def table(rows: list[Row]) -> str:
@@ -351,8 +291,9 @@ def table(rows: list[Row]) -> str:
     for row in rows:
         end = "never" if row.end_seconds is None else f"{row.end_seconds:.1f}"
         end = "-" if row.end_seconds == NOT_TIMED else end
+        lost = "-" if row.lost_steps is None else row.lost_steps
         difference = "-" if row.difference is None else f"{row.difference:.2g}"
-        lines.append(f"| {row.fault} | {row.status} | {end} | {row.lost_steps} | {difference} |")
+        lines.append(f"| {row.fault} | {row.status} | {end} | {lost} | {difference} |")
     return "\n".join(lines)
 
 
@@ -363,12 +304,17 @@ def main() -> int:
     parser.add_argument("--only", type=int, nargs="+", metavar="N", help="numbers of rows")
     parser.add_argument("--seed", type=int, default=0, help="of the random moments")
     options = parser.parse_args()
-    began, rows = time.monotonic(), []
+    began, rows, failed = time.monotonic(), [], 0
     with tempfile.TemporaryDirectory() as root:
         scene = Scene(Path(root))
         faults = all_faults(scene, short=options.short, chance=random.Random(options.seed))
         for hurt in [fault for number, fault in enumerate(faults, start=1) if not options.only or number in options.only]:
-            row = hurt()
+            try:
+                row = hurt()
+            except (AssertionError, TimeoutError) as error:  # the others are tried all the same
+                failed += 1
+                print(f"FAIL  {error}", flush=True)
+                continue
             rows.append(row)
             problem = row.problem()
             print(f"{'FAIL' if problem else 'ok'}  {row.fault}: {problem or row.words[:200]}", flush=True)
@@ -382,7 +328,7 @@ def main() -> int:
         options.out.mkdir(parents=True, exist_ok=True)
         (options.out / "faults.md").write_text(text)
         (options.out / "faults.json").write_text(json.dumps([asdict(row) for row in rows], indent=1) + "\n")
-    return 1 if any(row.problem() for row in rows) else 0
+    return 1 if failed or any(row.problem() for row in rows) else 0
 
 
 if __name__ == "__main__":

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import os
+
 import pytest
 
 from mats_ds.config import dump_recipe, load_recipe
 from mats_ds.config_finetune import FinetuneRecipe
+from mats_ds.interop.model_options import read_run_clip
 from mats_ds.interop.recipe_beside import read_recipe_beside
 
 
@@ -37,3 +40,31 @@ def test_a_recipe_that_is_none_is_an_error(tmp_path):
     (tmp_path / "recipe.yaml").write_text("clip: {strid: 3}")
     with pytest.raises(ValueError, match="did you mean stride"):
         read_recipe_beside(tmp_path)
+
+
+@pytest.mark.parametrize("kind", ["link", "pipe", "long"])
+def test_a_recipe_that_is_no_file_of_the_run_is_refused(tmp_path, kind):
+    """A link could lead to any file, whose content an error message then shows; a pipe would be waited for."""
+    private, path = tmp_path / "private", tmp_path / "run" / "recipe.yaml"
+    path.parent.mkdir()
+    private.write_text(dump_recipe(load_recipe("tiny")))
+    if kind == "link":
+        path.symlink_to(private)
+    elif kind == "pipe":
+        os.mkfifo(path)
+    else:
+        path.write_bytes(b"# \n" * 2**20)
+    with pytest.raises(ValueError, match=r"recipe\.yaml"):
+        read_recipe_beside(tmp_path / "run")
+
+
+def test_checkpoints_on_a_larger_disk_are_read_through_their_link_with_the_runs_recipe(tmp_path):
+    recipe = load_recipe("tiny", ["clip.stride=7"])
+    (tmp_path / "big" / "step-00000003").mkdir(parents=True)
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / "recipe.yaml").write_text(dump_recipe(recipe))
+    (tmp_path / "run" / "checkpoints").symlink_to(tmp_path / "big")
+    (tmp_path / "big" / "step-00000003" / "complete.json").write_text("{}")
+    for place in ("run", "run/checkpoints", "run/checkpoints/step-00000003"):
+        assert read_recipe_beside(tmp_path / place) == recipe
+        assert read_run_clip(tmp_path / place)["stride"] == 7

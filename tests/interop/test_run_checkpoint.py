@@ -41,7 +41,8 @@ def write_step(run, step, model, *, dtype=torch.float32, **client_state):
     )
     content = (folder / WEIGHTS).read_bytes()
     stated = {"bytes": len(content), "sha256": hashlib.sha256(content).hexdigest()}
-    (folder / "complete.json").write_text(json.dumps({"files": {WEIGHTS: stated}, "step": step}))
+    content = {"format_version": 1, "step": step, "world_size": 1, "files": {WEIGHTS: stated}}
+    (folder / "complete.json").write_text(json.dumps(content))
     return folder
 
 
@@ -73,7 +74,7 @@ def test_a_torn_one_is_passed_over_and_said(tmp_path):
     assert "step 5 of" in weights.source
     assert weights.notes == (f"step-00000010 is passed over: {WEIGHTS} does not match its checksum",)
     (folder.parent / "step-00000005" / WEIGHTS).unlink()
-    with pytest.raises(ValueError, match="no whole checkpoint\n.*checksum\n.*missing or torn"):
+    with pytest.raises(ValueError, match="no whole checkpoint\n.*checksum\n.*is missing"):
         read_weights(tmp_path)
 
 
@@ -93,8 +94,10 @@ def test_a_stored_description_wins_over_the_recipe(tmp_path, classifier):
 
 def test_zero_3_and_recipes_of_another_version_are_told(tmp_path):
     folder = write_step(tmp_path / "a", 5, make_model(1))
-    stated = json.loads((folder / "complete.json").read_text())
-    (folder / "complete.json").write_text(json.dumps(stated | {"files": {"zero_pp_rank_0_mp_rank_00_model_states.pt": {}}}))
+    content = json.loads((folder / "complete.json").read_text())
+    [stated] = content["files"].values()
+    content["files"] = {"zero_pp_rank_0_mp_rank_00_model_states.pt": stated}
+    (folder / "complete.json").write_text(json.dumps(content))
     with pytest.raises(ValueError, match="ZeRO-3 keeps weights in parts"):
         read_weights(tmp_path / "a")
     write_step(tmp_path / "b", 5, make_model(1), recipe="model: {name: tiny, colour: red}")
@@ -182,3 +185,14 @@ class TestWhichWeightsOfARun:
         with caplog.at_level("INFO", "mats_ds"):
             load_model(run[0], weights_from="unaveraged")
         assert "step 10 of" in caplog.text and "weights without averaging" in caplog.text
+
+
+def test_a_copy_of_another_name_is_no_checkpoint_and_the_list_of_files_no_link(tmp_path):
+    """step-best comes after every number in the order of names: it was taken for the newest."""
+    old, new = write_step(tmp_path, 5, make_model(1)), write_step(tmp_path, 10, make_model(2))
+    shutil.copytree(old, tmp_path / "checkpoints" / "step-best")
+    assert read_weights(tmp_path).source.startswith("step 10 ")
+    (new / "complete.json").rename(tmp_path / "elsewhere.json")
+    (new / "complete.json").symlink_to(tmp_path / "elsewhere.json")
+    weights = read_weights(tmp_path)
+    assert weights.source.startswith("step 5 ") and "complete.json is a symbolic link" in weights.notes[0]

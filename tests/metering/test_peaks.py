@@ -118,3 +118,16 @@ def test_a_cache_that_cannot_be_written_does_not_matter(tmp_path, monkeypatch, c
 def test_the_measurement_is_a_rate_that_a_device_could_have():
     for arithmetic in ("bf16", "fp32"):
         assert 1e7 < measure_peak(CPU, arithmetic, side=64) < 1e14
+
+
+def test_a_cache_is_not_written_through_a_link_nor_believed_whatever_it_says(tmp_path, monkeypatch, caplog):
+    monkeypatch.setattr(peaks, "measure_peak", lambda device, arithmetic: 4e13)
+    cache, private = tmp_path / "peaks.json", tmp_path / "private"
+    private.write_text('{"NVIDIA Foo 9000": 1e300, "other": true}')
+    cache.symlink_to(private)
+    assert settle_peak(CUDA, "NVIDIA Foo 9000", cache=cache).flops_per_second == 4e13
+    assert private.read_text().startswith('{"NVIDIA Foo 9000": 1e300') and "symbolic link" in caplog.text
+    cache.unlink()
+    private.rename(cache)
+    assert settle_peak(CUDA, "NVIDIA Foo 9000", cache=cache).flops_per_second == 4e13  # 1e300 is no rate of a card
+    assert json.loads(cache.read_text()) == {"NVIDIA Foo 9000": 4e13}

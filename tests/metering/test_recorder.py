@@ -1,8 +1,10 @@
 """The recorder as the training loop sees it: events in, files out, without waiting for the device."""
 
 import csv
+import errno
 import json
 import math
+import os
 import time
 import types
 
@@ -12,6 +14,7 @@ import torch
 from mats_ds.clips import BadClip
 from mats_ds.events import PhaseClock, PhaseTimes, RunInfo, StepEvent
 from mats_ds.metering import recorder as recorder_module
+from mats_ds.metering import records as records_module
 from mats_ds.metering.memory import MemoryReading
 from mats_ds.metering.reader import read_records
 from mats_ds.metering.recorder import Recorder
@@ -294,3 +297,78 @@ def test_recording_a_step_costs_less_than_a_hundredth_of_a_short_step(tmp_path, 
     with capsys.disabled():
         print(f"\n  recording costs {min(rounds) * 1e6:.0f} microseconds of a CPU a step")
     assert min(rounds) < 1e-3  # a hundredth of a step of a tenth of a second
+
+
+@pytest.mark.parametrize("is_replaced", [False, True])
+def test_nothing_is_written_where_the_run_folder_is_gone(tmp_path, is_replaced):
+    """A new folder of that name is somebody else's."""
+    folder = tmp_path / "run"
+    folder.mkdir()
+    recorder = record_run(folder, [make_event(1)], outcome=None)
+    assert recorder.what_is_lost() is None
+    folder.rename(tmp_path / "moved")
+    if is_replaced:
+        folder.mkdir()
+    assert str(folder) in recorder.what_is_lost()
+    recorder.on_end("FolderLost: it is gone")
+    assert [str(path.relative_to(tmp_path)) for path in tmp_path.rglob("run*")] == ["run"] * is_replaced + ["moved/run.json"]
+    assert not is_replaced or list(folder.iterdir()) == []
+
+
+def test_a_run_has_not_finished_where_its_folder_is_gone(tmp_path):
+    folder = tmp_path / "run"
+    folder.mkdir()
+    recorder = record_run(folder, [make_event(1)], outcome=None)
+    folder.rename(tmp_path / "moved")
+    with pytest.raises(OSError, match="is gone"):
+        recorder.on_end("finished")
+    assert not folder.exists()
+
+
+def test_a_recorder_does_not_make_the_run_folder(tmp_path):
+    """The start of the run did, and holds it; where it is gone by now, records would go into half of one."""
+    with pytest.raises(FileNotFoundError):
+        record_run(tmp_path / "run", [make_event(1)])
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("name", ["bad_clips.csv", "records/rank-00000.jsonl", "records", "run.json"])
+def test_a_link_in_the_run_folder_is_not_followed(tmp_path, name):
+    folder, private = tmp_path / "run", tmp_path / "private"
+    (folder / name).parent.mkdir(parents=True)
+    private.mkdir() if name == "records" else private.write_text("mine\n")
+    (folder / name).symlink_to(private)
+    with pytest.raises(ValueError, match=f"{folder / name} is a symbolic link"):
+        record_run(folder, [make_event(1, bad_clips=(BadClip("a.mp4", 1, "torn"),))])
+    assert list(private.iterdir()) == [] if name == "records" else private.read_text() == "mine\n"
+
+
+def test_a_disk_that_is_almost_full_leaves_whole_lines_and_an_error(tmp_path, monkeypatch):
+    """It takes a part of a line; what a resumed run adds does not mix with that."""
+    recorder = record_run(tmp_path, [make_event(1), make_event(2)], outcome=None)
+    room = [100]
+    true_write = os.write
+
+    def write(descriptor, content):
+        if room[0] == 0:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        taken = true_write(descriptor, content[: room[0]])
+        room[0] -= taken
+        return taken
+
+    monkeypatch.setattr(records_module.os, "write", write)
+    with pytest.raises(OSError, match="No space left"):
+        recorder.on_step(make_event(3))
+    monkeypatch.undo()
+    recorder.on_end("OSError: no space")
+    record_run(tmp_path, [make_event(2), make_event(3)], first_step=1)
+    assert [record.step for record in read_records(tmp_path)] == [1, 2, 3]
+
+
+def test_a_file_of_bad_clips_that_cannot_be_read_stops_nobody(tmp_path, caplog):
+    (tmp_path / "bad_clips.csv").write_bytes(b"rank,step,path,sample,reason\n0,1,\xff,1,x\n0," + b"9" * 5000 + b",a,1,x\n")
+    (record,) = (record_run(tmp_path, [make_event(2)], first_step=1), *read_records(tmp_path))[1:]
+    assert record.num_bad_clips_total == 1
+    (tmp_path / "bad_clips.csv").write_bytes(b"0,1," + b"x" * 200_000 + b",1,x\n")
+    record_run(tmp_path, [make_event(3)], first_step=2)
+    assert "bad_clips.csv cannot be read" in caplog.text

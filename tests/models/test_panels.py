@@ -139,3 +139,9 @@ class TestSheet:
         short = fit_text("a video with a very long name indeed", 100)
         assert short.startswith("a video") and short.endswith("...") and load_font().getlength(short) <= 100
         assert fit_text("short", 100) == "short"
+
+    @pytest.mark.parametrize("name", ["two\nlines", "\x1b[2J\x00\udcff", "x" * 10**6, "\u202eabc", "日本\u200d🎬", "שלום", ""])
+    def test_any_name_is_one_line_of_its_width(self, name):
+        shown = fit_text(name, 100)
+        assert load_font().getlength(shown) <= 100 and shown.replace("\u200d", "").isprintable()
+        assert draw_sheet(self.sheet(title=name, note="n"), [2]).shape == draw_sheet(self.sheet(note="n"), [2]).shape

@@ -83,6 +83,19 @@ def test_texts_from_files_cannot_become_markup(tmp_path):
     check_tags(page)
 
 
+def test_texts_from_files_hold_nothing_that_html_has_not_or_that_turns_the_direction(tmp_path):
+    evil = "a\x00\x07\x1b[2J\x7f\x9b\u202egpj\u2066\u2028\ud800 é日本"
+    run_dir = write_fake_run(
+        tmp_path / "run", recipe_name=evil, device_name=evil, command=evil, data_name=evil, versions={evil: evil}
+    )
+    (run_dir / "bad_clips.csv").write_text("rank,step,path,sample,reason\n0,1,b\x1b\x07\u202e.mp4,1,\x0c\x85\n")
+    page = build(run_dir)
+    page.encode()
+    assert all(character.isprintable() or character == "\n" for character in page)
+    assert "é日本" in page and r"a\x00\x07\x1b[2J" in page
+    check_tags(page)
+
+
 def test_the_reconstruction_is_embedded_where_there_is_one(tmp_path):
     run_dir = write_fake_run(tmp_path / "run")
     assert "<img" not in build(run_dir)

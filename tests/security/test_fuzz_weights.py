@@ -5,6 +5,8 @@ import json
 import os
 import pickle
 import struct
+import tempfile
+from pathlib import Path
 
 import pytest
 import torch
@@ -188,13 +190,14 @@ def test_a_hugging_face_folder(tmp_path, read_or_refuse, data):
     from mats_ds.interop.hugging_face import write_hugging_face
 
     square = MaskedAutoencoder(grid=TokenGrid(4, 16, 16, (2, 8, 8)), keep_ratio=0.9, visible_ratio=0.3, **SIZES)
-    write_hugging_face(tmp_path, weights_of(square, ""))
-    path = tmp_path / "config.json"
+    folder = Path(tempfile.mkdtemp(dir=tmp_path))  # one that was changed is not written over
+    write_hugging_face(folder, weights_of(square, ""))
+    path = folder / "config.json"
     tree = json.loads(path.read_text())
     for name in data.draw(st.lists(st.sampled_from(CONFIG_WORDS), min_size=1, max_size=3)):
         tree[name] = data.draw(st.one_of(HUGE, SCALARS, objects(CONFIG_WORDS)))
     path.write_text(data.draw(st.one_of(st.just(json.dumps(tree)), values(CONFIG_WORDS).map(json.dumps))))
-    read_or_refuse(load, tmp_path)
+    read_or_refuse(load, folder)
 
 
 @pytest.mark.parametrize("name", ["../elsewhere.safetensors", "/etc/hostname", "sub/a.safetensors", 3, "", "a\0.bin"])

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import json
+import shutil
 
 import pytest
 
-from mats_ds.training.checkpoint import find_checkpoint, prune, seal, what_is_broken
+from mats_ds.training.checkpoint import find_checkpoint, publish, seal, what_is_broken
+from tests.training.checkpoints import content_of, names, rewrite, tear, write_checkpoint, write_part
+from tests.training.kills import Killed, Killer
 
 
 def make_checkpoint(folder, step, *, world_size=2):
@@ -79,9 +82,92 @@ def test_one_checkpoint_can_be_named(tmp_path):
     assert find_checkpoint(tmp_path / "step-00000005").step == 5
 
 
-def test_the_newest_ones_are_kept_and_unfinished_ones_removed(tmp_path):
-    for step in (5, 10, 15, 20):
-        make_checkpoint(tmp_path, step)
-    (tmp_path / ".step-00000025.part").mkdir()
-    prune(tmp_path, keep=2)
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["step-00000015", "step-00000020"]
+def test_copies_links_and_files_are_no_candidates(tmp_path, caplog):
+    make_checkpoint(tmp_path, 5)
+    shutil.copytree(make_checkpoint(tmp_path, 10), tmp_path / "step-best")
+    shutil.rmtree(tmp_path / "step-00000010")
+    (tmp_path / "step-00000000.log").write_text("a log")
+    (tmp_path / "step-00000012").symlink_to(tmp_path / "step-best")
+    (tmp_path / "step-00000013").touch()
+    assert find_checkpoint(tmp_path).step == 5
+    for name in ("step-best", "step-00000000.log", "step-00000012", "step-00000013"):
+        assert f"'{name}' in {tmp_path} is left alone" in caplog.text
+    shutil.rmtree(tmp_path / "step-00000005")
+    assert find_checkpoint(tmp_path) is None, "nor do they make a folder one of torn checkpoints"
+
+
+def test_a_copy_can_be_named(tmp_path):
+    make_checkpoint(tmp_path, 5).rename(tmp_path / "step-best")
+    found = find_checkpoint(tmp_path / "step-best")
+    assert (found.step, found.tag, found.folder) == (5, "step-best", tmp_path)
+
+
+def test_a_stray_complete_json_beside_the_checkpoints_is_nothing(tmp_path):
+    shutil.copy(make_checkpoint(tmp_path, 5) / "complete.json", tmp_path / "complete.json")
+    assert find_checkpoint(tmp_path).tag == "step-00000005"
+
+
+def publish_again(folder, step=7):
+    publish(write_part(folder / f".step-{step:08d}.part", step), folder, f"step-{step:08d}")
+
+
+@pytest.mark.parametrize("before", ["none", "older", "torn"])
+def test_latest_never_dangles_and_half_a_checkpoint_never_has_a_name(tmp_path, monkeypatch, before):
+    """A kill between any two calls that change the disk; the one of step 7 is there as a whole or not at all."""
+    at, is_over = 0, False
+    while not is_over:
+        at, folder = at + 1, tmp_path / str(at)
+        folder.mkdir()
+        if before != "none":
+            publish(write_part(folder / ".step-00000004.part", 4), folder, "step-00000004")
+        if before == "torn":
+            tear(write_checkpoint(folder, 7))
+        with monkeypatch.context() as patched:
+            Killer(patched, folder, at)
+            try:
+                publish_again(folder)
+                is_over = True
+            except Killed:
+                pass
+        for path in folder.glob("step-*"):
+            assert what_is_broken(path) is None or before == "torn"
+        if (folder / "latest").exists():
+            latest = (folder / "latest").read_text()
+            assert what_is_broken(folder / latest) is None and latest in ("step-00000004", "step-00000007")
+        assert before == "none" or find_checkpoint(folder).step in (4, 7)
+        publish_again(folder, 9)
+        assert find_checkpoint(folder).step == 9 and (folder / "latest").read_text() == "step-00000009"
+    assert at > 12
+
+
+@pytest.mark.parametrize("kind", ["file", "link", "newer", "whole", "note"])
+def test_what_has_the_name_of_a_new_checkpoint_and_is_not_ours_gets_another_name(tmp_path, caplog, kind):
+    target = tmp_path / "step-00000007"
+    if kind == "file":
+        target.write_text("a file")
+    elif kind == "link":
+        target.symlink_to(tmp_path)
+    else:
+        write_checkpoint(tmp_path, 7, num_bytes=11)
+        if kind == "newer":
+            rewrite(target, format_version=2)
+        if kind == "note":
+            (tear(target) / "note.txt").write_text("mine")
+    old = content_of(target)
+    publish_again(tmp_path)
+    assert find_checkpoint(tmp_path).step == 7 and content_of(tmp_path / "step-00000007.kept-1") == old
+    assert "is now called step-00000007.kept-1" in caplog.text
+    assert names(tmp_path) == ["latest", "step-00000007", "step-00000007.kept-1"]
+
+
+@pytest.mark.parametrize("kind", ["link", "folder"])
+def test_a_latest_of_the_users_is_left_and_the_checkpoint_counts(tmp_path, caplog, kind):
+    write_checkpoint(tmp_path, 4)
+    if kind == "link":
+        (tmp_path / "latest").symlink_to(tmp_path / "step-00000004" / "complete.json")
+    else:
+        (tmp_path / "latest").mkdir()
+    old = content_of(tmp_path / "latest"), content_of(tmp_path / "step-00000004")
+    publish_again(tmp_path)
+    assert find_checkpoint(tmp_path).step == 7 and "step 00000007 is saved, but" in caplog.text
+    assert (content_of(tmp_path / "latest"), content_of(tmp_path / "step-00000004")) == old

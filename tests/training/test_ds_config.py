@@ -9,7 +9,6 @@ from pathlib import Path
 import pytest
 
 from mats_ds.training.ds_config import (
-    check_monitors,
     clipping_of,
     hand_over,
     notes_on,
@@ -256,17 +255,10 @@ def test_an_optimizer_that_compiles_for_minutes_says_so_before(tmp_path, changes
     assert f"compiles {name}" in note and "minutes" in note and '"torch_adam": true' in note
 
 
-def test_a_monitor_that_cannot_start_is_told_on_every_rank(tmp_path, monkeypatch):
-    """DeepSpeed builds monitors on rank 0 alone: the others learnt of it by a broken connection."""
-    (tmp_path / "file").write_text("")
-    away = {"csv_monitor": {"enabled": True, "output_path": str(tmp_path / "file" / "logs")}}
-    with pytest.raises(ValueError, match="csv_monitor.*output_path.*Not a directory"):
-        check_monitors(read_ds_config(write(tmp_path, away)))
-    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
-    with pytest.raises(ValueError, match="wandb is not installed: pip install wandb"):
-        check_monitors(read_ds_config(write(tmp_path, {"wandb": {"enabled": True}})))
-    check_monitors(read_ds_config(write(tmp_path, {"wandb": {"enabled": False}, "comet": {"enabled": False}})))
-    check_monitors({"csv_monitor": {"enabled": True, "output_path": str(tmp_path / "logs")}})
+def test_a_file_that_no_person_wrote_is_not_read(tmp_path):
+    path = write(tmp_path, {"_comment": "x" * 1_000_000})
+    with pytest.raises(ValueError, match=r"1,000,\d+ bytes long: a DeepSpeed JSON has 1,000,000 at most"):
+        read_ds_config(path)
 
 
 def test_what_is_handed_over_has_this_runs_batch_and_no_comments(tmp_path):

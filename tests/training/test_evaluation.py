@@ -13,7 +13,17 @@ from torch import nn
 
 from mats_ds.clips import BadClip, ClipBatch
 from mats_ds.training.engine import start_distributed
-from mats_ds.training.evaluation import EVALUATION_FILE, Evaluation, Evaluator, Scores, judge, read_evaluations, score_videos
+from mats_ds.training.evaluation import (
+    EVALUATION_FILE,
+    Evaluation,
+    Evaluator,
+    Scores,
+    append_evaluation,
+    judge,
+    read_evaluations,
+    score_videos,
+    write_evaluations,
+)
 
 
 def test_right_answers_are_counted_among_the_videos_that_could_be_read():
@@ -150,3 +160,24 @@ def test_a_line_that_was_cut_off_is_passed_over(tmp_path):
     (tmp_path / EVALUATION_FILE).write_text(json.dumps(whole.__dict__) + "\n" + '{"step": 2, "ep')
     assert read_evaluations(tmp_path) == [whole]
     assert read_evaluations(tmp_path / "none") == []
+
+
+def test_lines_that_are_no_test_are_passed_over_with_a_word(tmp_path, caplog):
+    """A run goes on, whatever somebody has written between its lines."""
+    test = Evaluation(step=3, epoch=1.0, top1=0.5, top5=1.0, loss=0.7, num_videos=6, num_unreadable=0, seconds=0.1)
+    later = {**dataclasses.asdict(test), "of a later version": 1}
+    lines = ["[]", "{}", "nonsense", "[" * 100_000, json.dumps(later), json.dumps(later)[:20]]
+    (tmp_path / EVALUATION_FILE).write_text("\n".join(lines))
+    with caplog.at_level(logging.WARNING):
+        assert read_evaluations(tmp_path) == [test]
+    assert [record.args[1] for record in caplog.records] == [1, 2, 3, 4]
+
+
+def test_a_link_is_not_followed_into_another_file(tmp_path):
+    (tmp_path / "private").write_text("mine\n")
+    (tmp_path / EVALUATION_FILE).symlink_to(tmp_path / "private")
+    test = Evaluation(step=3, epoch=1.0, top1=0.5, top5=1.0, loss=0.7, num_videos=6, num_unreadable=0, seconds=0.1)
+    for use in (lambda: append_evaluation(tmp_path, test), lambda: write_evaluations(tmp_path, [test])):
+        with pytest.raises(ValueError, match="symbolic link"):
+            use()
+    assert (tmp_path / "private").read_text() == "mine\n"

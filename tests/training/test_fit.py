@@ -16,6 +16,7 @@ from mats_ds.config import OptimSection
 from mats_ds.events import RunInfo
 from mats_ds.models.mae import MaskedAutoencoder
 from mats_ds.training.batch import plan_batch
+from mats_ds.training.csv_monitor import HEADERS
 from mats_ds.training.ds_config import read_ds_config, zero_stage_of
 from mats_ds.training.engine import make_engine, start_distributed, static_bytes
 from mats_ds.training.loop import fit
@@ -86,6 +87,7 @@ def train(
     micro_batch=2,
     folder=None,
     checkpoint_steps=0,
+    keep=2,
     keep_every=0,
     resume=False,
     model_class=MaskedAutoencoder,
@@ -121,7 +123,8 @@ def train(
     log = log or LossLog()
     observers = [log, Console(log_steps=2, memory_bytes=lambda: None), Monitor(engine, every_steps=1, memory_bytes=lambda: None)]
     if folder is not None:
-        kept = dict(keep=2, keep_every_steps=keep_every)
+        kept = dict(keep=keep, keep_every_steps=keep_every, resumed_from=None if point is None else point.found.tag)
+        folder.mkdir(parents=True, exist_ok=True)
         saver = CheckpointSaver(engine, folder / "checkpoints", recipe="name: test", global_batch=plan.global_batch, **kept)
         if stop_saving_after is not None:
             begin = saver.begin
@@ -266,9 +269,13 @@ def test_deepspeeds_own_monitors_receive_the_figures(ranks, tmp_path):
 
 def test_a_resumed_run_goes_on_in_their_csv_files(ranks, tmp_path):
     monitor = {"csv_monitor": {"enabled": True, "output_path": str(tmp_path), "job_name": "run"}}
-    options = {"extra": monitor, "folder": tmp_path / "run-folder", "checkpoint_steps": 2}
+    options = {"extra": {**monitor, "wall_clock_breakdown": True}, "folder": tmp_path / "run-folder", "checkpoint_steps": 2}
     ranks(train_options, 1, {**options, "num_steps": 3, "stop_saving_after": 2})
+    assert {path.stem for path in (tmp_path / "run").iterdir()} <= set(HEADERS), "files that a resumed run would not know"
+    index = b"sample,shard\n1,2\n900,3\n"
+    (tmp_path / "run" / "index.csv").write_bytes(index)  # extract --out on the same folder
     ranks(train_options, 1, {**options, "num_steps": 4, "resume": True})
+    assert (tmp_path / "run" / "index.csv").read_bytes() == index
     for name in ("mats_loss", "Train_Samples_lr"):
         with (tmp_path / "run" / f"{name}.csv").open() as file:
             header, *rows = list(csv.reader(file))

@@ -11,7 +11,7 @@ def choose(out):
     from mats_ds.training.engine import start_distributed
 
     start_distributed()
-    return choose_run_folder(out, recipe_name="test", resume=False)
+    return choose_run_folder(out, recipe_name="test", task="pretrain", resume=False)
 
 
 def test_a_folder_that_cannot_be_written_is_one_error_on_all_ranks(ranks, tmp_path):

@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import argparse
-import json
 import socket
 
 import pytest
 
 from mats_ds.training.loop import TrainingStopped
-from mats_ds.training.start import add_run_options, check_task, run_command
+from mats_ds.training.start import add_run_options, run_command
 
 
 def fail_with(error):
@@ -54,14 +53,3 @@ def test_a_recipe_must_be_named_where_there_is_no_default(capsys):
     with pytest.raises(SystemExit):
         parser.parse_args(["--ds_config", "x.json"])
     assert "--recipe" in capsys.readouterr().err
-
-
-def test_a_run_goes_on_in_a_folder_of_its_own_kind_or_a_new_one(tmp_path):
-    check_task(tmp_path, "finetune")
-    (tmp_path / "run.json").write_text(json.dumps({"task": "finetune"}))
-    check_task(tmp_path, "finetune")
-    with pytest.raises(ValueError, match=r"holds a run of mats_ds/finetune.py, and this is mats_ds/pretrain.py"):
-        check_task(tmp_path, "pretrain")
-    (tmp_path / "run.json").write_text("{}")  # written before there was fine-tuning
-    with pytest.raises(ValueError, match=f"finetune.weights={tmp_path}"):
-        check_task(tmp_path, "finetune")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import os
+import shutil
 import signal
 import sys
 import time
@@ -12,9 +13,10 @@ import pytest
 import torch
 
 from mats_ds.models.mae import MaskedAutoencoder
-from mats_ds.training import saving
+from mats_ds.training import checkpoint, pruning, saving
 from mats_ds.training.checkpoint import find_checkpoint, what_is_broken
 from tests.training import test_fit
+from tests.training.checkpoints import content_of, names, tear, write_checkpoint
 from tests.training.test_fit import LossLog, train
 
 
@@ -120,7 +122,7 @@ def test_a_disk_that_fills_up_on_one_rank_ends_all_and_keeps_what_was_saved(rank
 
 
 def train_on_a_full_disk(options, free):
-    saving.free_bytes = lambda folder: free
+    saving.free_bytes = pruning.free_bytes = lambda folder: free
     return train(**options)
 
 
@@ -193,20 +195,141 @@ def test_the_planned_size_of_a_checkpoint_is_what_it_takes(ranks, tmp_path):
     assert planned - saving.SMALL_FILES_BYTES <= taken <= planned
 
 
-def train_with_room_for_one(options):
-    saving.free_bytes = lambda folder: 0 if sum(1 for _ in folder.glob("step-*")) > 1 else 10**12
-    plain, kept = saving.prune, []
+def train_on_a_small_disk(options, num_checkpoints):
+    """The disk has room for so many checkpoints of the planned size, and what they take is gone."""
+    planned, plain = [], saving.checkpoint_bytes
 
-    def prune(folder, *, keep, keep_every_steps):
-        kept.append(keep)
-        plain(folder, keep=keep, keep_every_steps=keep_every_steps)
+    def plan(engine, extra=None):
+        planned.append(plain(engine, extra))
+        return planned[-1]
 
-    saving.prune = prune
-    train(**options)
-    return kept
+    def free(folder):
+        used = sum(file.stat().st_blocks * 512 for file in folder.glob("step-*/*"))
+        return int(num_checkpoints * (planned[-1] - saving.SMALL_FILES_BYTES)) + saving.SMALL_FILES_BYTES - used
+
+    saving.checkpoint_bytes, pruning.free_bytes, saving.free_bytes = plan, free, free
+    return train(**options)
 
 
 def test_older_checkpoints_make_room_for_a_new_one(ranks, tmp_path):
-    [kept] = ranks(train_with_room_for_one, 1, {"folder": tmp_path, "checkpoint_steps": 1, "num_steps": 3})
-    assert kept == [2, 2, 2, 1, 2]  # after each save as always, and before the third one down to one
-    assert find_checkpoint(tmp_path / "checkpoints").step == 3
+    """Two are to stay and a third has no room beside them."""
+    options = {"folder": tmp_path, "checkpoint_steps": 1, "num_steps": 4}
+    ranks(train_on_a_small_disk, 1, options, 2.3)
+    assert sorted(path.name for path in (tmp_path / "checkpoints").glob("step-*")) == ["step-00000003", "step-00000004"]
+
+
+@pytest.mark.slow
+def test_room_that_cannot_be_made_costs_nothing(ranks, tmp_path):
+    """One and a half have room: the second save stops the run, and the first one is there."""
+    options = {"folder": tmp_path, "checkpoint_steps": 1, "num_steps": 4}
+    for text in ranks(train_on_a_small_disk, 2, options, 1.5, expect_errors=True):
+        assert "TrainingStopped: no room for a checkpoint in" in text
+    assert find_checkpoint(tmp_path / "checkpoints").step == 1
+
+
+@pytest.mark.parametrize("how", ["truncate", *(pytest.param(how, marks=pytest.mark.slow) for how in ("flip", "unseal"))])
+def test_a_torn_newest_one_costs_neither_the_one_resumed_from_nor_the_new_one(ranks, tmp_path, how):
+    """One is to be kept; the run goes on from 2, as 5 is torn, and is asked to end after 4."""
+    straight = ranks(train_options, 2, {"num_steps": 6})[0][1]
+    folder = tmp_path / "checkpoints"
+    ranks(train_options, 2, {"folder": tmp_path, "checkpoint_steps": 2, "num_steps": 2, "keep": 1})
+    tear(write_checkpoint(folder, 5), how)
+    options = {"folder": tmp_path, "num_steps": 6, "keep": 1, "resume": True}
+    for text in ranks(train_and_signal, 2, options, signal.SIGTERM, expect_errors=True):
+        assert "step 4 of 6 is saved" in text
+    assert find_checkpoint(folder).step == 4 and what_is_broken(folder / "step-00000002") is None
+    assert (folder / "latest").read_text() == "step-00000004"
+    for _, losses, *_ in ranks(train_options, 2, options):
+        assert losses == straight[4:]
+    assert names(folder) == ["latest", "step-00000004", "step-00000006", "zero_to_fp32.py", "zero_to_torch.py"]
+
+
+def test_what_only_looks_like_a_checkpoint_neither_stops_a_run_nor_goes(ranks, tmp_path):
+    folder = tmp_path / "checkpoints"
+    ranks(train_options, 2, {"folder": tmp_path, "checkpoint_steps": 2, "num_steps": 2, "keep": 1})
+    shutil.copytree(folder / "step-00000002", folder / "step-best")
+    (folder / "step-00000000.log").write_text("a log")
+    (folder / "step-1").mkdir()
+    (folder / "step-00000009").symlink_to(folder / "step-best")
+    (folder / ".step-00000001.part").mkdir()
+    (folder / ".step-00000001.part" / "notes.txt").write_text("mine")
+    others = ["step-best", "step-00000000.log", "step-1", "step-00000009", ".step-00000001.part"]
+    kept = {name: content_of(folder / name) for name in others}
+    options = {"folder": tmp_path, "checkpoint_steps": 2, "num_steps": 8, "keep": 1, "resume": True}
+    for _, losses, _, outcome, _ in ranks(train_options, 2, options):
+        assert outcome == "finished" and len(losses) == 6
+    assert find_checkpoint(folder).step == 8 and (folder / "latest").read_text() == "step-00000008"
+    assert {name: content_of(folder / name) for name in others} == kept
+
+
+def test_deepspeeds_scripts_are_not_written_through_links(ranks, tmp_path):
+    (tmp_path / "checkpoints").mkdir()
+    (tmp_path / "mine.py").write_text("mine")
+    (tmp_path / "checkpoints" / "zero_to_fp32.py").symlink_to(tmp_path / "mine.py")
+    ranks(train_options, 1, {"folder": tmp_path, "num_steps": 1})
+    assert (tmp_path / "mine.py").read_text() == "mine" and find_checkpoint(tmp_path / "checkpoints").step == 1
+
+
+def train_and_break(options, name):
+    """The second publication of rank 0 fails after the checkpoint has its name, in what comes then."""
+    plain, calls = getattr(checkpoint, name), []
+
+    def fail(*arguments, **rest):
+        calls.append(arguments)
+        if len(calls) == 2:
+            raise OSError(errno.ENOSPC, "No space left on device")
+        return plain(*arguments, **rest)
+
+    setattr(checkpoint, name, fail)
+    return train(**options)
+
+
+@pytest.mark.slow
+def test_a_latest_that_has_no_room_neither_stops_the_run_nor_dangles(ranks, tmp_path):
+    """Out of names for files, say. The checkpoint that it names stays as long as it does."""
+    folder = tmp_path / "checkpoints"
+    options = {"folder": tmp_path, "checkpoint_steps": 2, "num_steps": 4, "keep": 1}
+    for _, _, _, outcome, _ in ranks(train_and_break, 2, options, "write_text"):
+        assert outcome == "finished"
+    assert (folder / "latest").read_text() == "step-00000002" and find_checkpoint(folder).step == 4
+    assert what_is_broken(folder / "step-00000002") is None
+
+
+def train_and_forbid(options):
+    def act():
+        plain = os.mkdir
+
+        def refuse(path, *rest, **named):
+            if ".step-" in str(path):
+                raise OSError(errno.EROFS, "Read-only file system", str(path))
+            plain(path, *rest, **named)
+
+        os.mkdir = refuse
+
+    return train(**options, log=At(3, 0, act))
+
+
+@pytest.mark.slow
+def test_a_folder_that_becomes_read_only_in_mid_run_stops_all_ranks_and_keeps_what_was_saved(ranks, tmp_path):
+    options = {"folder": tmp_path, "checkpoint_steps": 2, "num_steps": 6}
+    for text in ranks(train_and_forbid, 2, options, expect_errors=True):
+        assert "TrainingStopped: no folder for the checkpoint of step 4: [Errno 30] Read-only file system" in text
+        assert "go on with --resume auto" in text
+    assert find_checkpoint(tmp_path / "checkpoints").step == 2
+
+
+def save_while_one_is_written(options):
+    """A save is asked for at every step, and the disk takes longer than a step."""
+    plain = saving._write
+    saving._write = lambda *arguments: (time.sleep(0.2), plain(*arguments))[1]
+    return train(**options)
+
+
+@pytest.mark.slow
+def test_saves_that_overlap_are_written_one_after_the_other(ranks, tmp_path):
+    options = {"folder": tmp_path, "checkpoint_steps": 1, "num_steps": 5}
+    for _, _, _, outcome, _ in ranks(save_while_one_is_written, 2, options):
+        assert outcome == "finished"
+    folder = tmp_path / "checkpoints"
+    assert [name for name in names(folder) if "step" in name] == ["step-00000004", "step-00000005"]
+    assert find_checkpoint(folder).step == 5

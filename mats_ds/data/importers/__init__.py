@@ -12,10 +12,11 @@ import difflib
 import os
 from collections import defaultdict
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import NamedTuple
 
+from mats_ds.core.text import quote_word
 from mats_ds.data.class_names import merge_names, normalise_name
 from mats_ds.data.importers.class_folders import fits_class_folders, read_class_folders
 from mats_ds.data.importers.ego4d import fits_ego4d, read_ego4d
@@ -32,7 +33,7 @@ from mats_ds.data.importers.lists import (
     read_videomaev2,
 )
 from mats_ds.data.importers.rows import CONFLICT, Imported, Mistake, Request, Row, Rows
-from mats_ds.data.importers.source import Source, open_source
+from mats_ds.data.importers.source import Source, note_files_read, open_source
 from mats_ds.data.importers.ssv2 import fits_ssv2, read_ssv2
 from mats_ds.data.importers.ucf101 import fits_ucf101, read_ucf101
 from mats_ds.data.importers.videos import VideoFiles
@@ -92,7 +93,7 @@ def weigh_formats(source: Source) -> Recognised:
     Raises ValueError where none fits, and says what the source is instead, or where two fit that read it differently.
     """
     if source.lines and "path" in column_names(source.lines[0][1]):
-        raise ValueError(f"{source.place} is a manifest already: train with data.manifest={source.place}")
+        raise ValueError(f"{source.place} is a manifest already: train with {quote_word(f'data.manifest={source.place}')}")
     reasons = {name: why for name, form in FORMATS.items() if (why := form.fits(source))}
     columns = judge_columns(source)
     if "mmaction2" in reasons and columns.meaning not in ("label", "start total"):  # frame folders are its own format first
@@ -126,7 +127,21 @@ def import_annotations(
     split: the number of a numbered split, or a subset; subset: train, val or test; labels: a class list.
     Raises ValueError for a source or arguments that cannot be used; mistakes in single lines are in the result.
     """
-    source = open_source(source)
+    with note_files_read() as files:
+        imported = _import(source, format=format, root=root, split=split, subset=subset, labels=labels)
+    return replace(imported, files=tuple(files))
+
+
+def _import(
+    place: str | os.PathLike[str],
+    *,
+    format: str,
+    root: str | os.PathLike[str] | None,
+    split: str | int | None,
+    subset: str | None,
+    labels: str | os.PathLike[str] | None,
+) -> Imported:
+    source = open_source(place)
     if format not in ("auto", *FORMATS):
         close = difflib.get_close_matches(format, FORMATS, n=1)
         raise ValueError(

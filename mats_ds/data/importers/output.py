@@ -1,19 +1,24 @@
 """Imported rows -> manifest.csv, and beside it the class names (.classes.txt) and all mistakes (.mistakes.txt).
 
-All are written aside and renamed, the manifest last: whoever finds a manifest finds it whole, with its classes.
+All are written aside and renamed, the manifest last: whoever finds a manifest finds it whole, with its classes. What was there
+before is never lost.
 """
 
 from __future__ import annotations
 
+import contextlib
 import csv
 import io
 import math
 import os
-import shlex
 from collections import Counter
+from collections.abc import Iterable
 from pathlib import Path
 
+from mats_ds.core.files import refuse_wrong_kind, replace_file
+from mats_ds.core.text import quote_word
 from mats_ds.data.importers.rows import NOT_FOUND, Imported, Row
+from mats_ds.data.own_files import claim_name, find_same, find_same_place, set_aside, sum_file, sum_text
 
 COLUMNS = ("path", "label", "start", "end")
 MAX_MISTAKES_SHOWN = 50
@@ -24,43 +29,61 @@ def companions(out: Path) -> tuple[Path, Path]:
     return out.with_name(out.name + ".classes.txt"), out.with_name(out.name + ".mistakes.txt")
 
 
-def refuse_to_overwrite(out: Path, *, force: bool, keep: list[str | None]) -> None:
+def refuse_to_overwrite(out: Path, *, force: bool, keep: Iterable[str | Path | None]) -> None:
     """Raises ValueError where a file would be lost or there is no folder to write into; those of `keep` even with force."""
-    existing = [str(path) for path in (out, *companions(out)) if path.exists()]
+    existing = [str(path) for path in (out, *companions(out)) if os.path.lexists(path)]
     if out.is_dir():
         raise ValueError(f"{out} is a folder: --out takes the manifest file to write, for example {out / 'manifest.csv'}")
     if not out.absolute().parent.is_dir():
         raise ValueError(f"no folder {out.parent} to write {out.name} into: create it first")
     for path in filter(None, keep):
-        if Path(path).resolve() in [file.resolve() for file in (out, *companions(out))]:
+        if find_same_place(path, (out, *companions(out))):
             raise ValueError(f"--out {out} would overwrite {path}, which is being imported: choose another --out")
+    for path in (out, *companions(out)):
+        refuse_wrong_kind(path)
     if existing and not force:
         raise ValueError(f"{' and '.join(existing)} would be overwritten: choose another --out, or add --force")
 
 
-def write_imported(imported: Imported, out: Path) -> list[Path]:
-    """Write the files that there is something to write into, remove those of an earlier import; return the written ones."""
+def refuse_videos(imported: Imported, out: Path) -> None:
+    """Raises ValueError where a file to write is one of the imported videos."""
+    for path in (out, *companions(out)):
+        if video := find_same(path, (os.path.join(imported.root or "", row.path) for row in imported.rows)):
+            raise ValueError(f"--out {out} would overwrite the video {video}, which is being imported: choose another --out")
+
+
+def write_imported(imported: Imported, out: Path, *, force: bool = False) -> tuple[list[Path], list[Path]]:
+    """Write the files that there is something to write into; return them, and the names of those that were in their place.
+
+    With `force`, files that are there and would change are kept as NAME.old; nothing is overwritten or deleted. Raises
+    ValueError where they cannot be written, and without `force` where they have come into being since.
+    """
     classes_file, mistakes_file = companions(out)
     texts = {
+        out: format_manifest(imported.rows),
         classes_file: "".join(f"{name}\n" for name in imported.classes),
         mistakes_file: "".join(f"{mistake}\n" for mistake in imported.mistakes),
-        out: format_manifest(imported.rows),
     }
-    aside = {path: path.with_name(f".{path.name}.{os.getpid()}.part") for path, text in texts.items() if text}
+    refuse_videos(imported, out)
+    claimed: list[Path] = []
     try:
-        for path, part in aside.items():
-            part.write_text(texts[path], encoding="utf-8", newline="")
-        for path in texts:
-            if path in aside:
-                os.replace(aside[path], path)
-            else:
-                path.unlink(missing_ok=True)
+        with contextlib.ExitStack() as stack:  # they get their names in the reverse order, the manifest last
+            for path, text in texts.items():
+                if text:
+                    stack.enter_context(replace_file(path)).write_bytes(text.encode("utf-8", "backslashreplace"))
+            refuse_to_overwrite(out, force=force, keep=imported.files)
+            kept = [set_aside(path) for path, text in texts.items() if path.exists() and sum_file(path) != sum_text(text)]
+            for path, text in texts.items():
+                if text and not path.exists():
+                    claim_name(path)
+                    claimed.append(path)
+    except FileExistsError as error:
+        for path in claimed:
+            path.unlink()
+        raise ValueError(f"{error.filename} was written by something else just now: choose another --out") from None
     except OSError as error:
         raise ValueError(f"cannot write {error.filename or out}: {error.strerror}") from None
-    finally:
-        for part in aside.values():
-            part.unlink(missing_ok=True)
-    return [out, *(path for path in aside if path != out)]
+    return [path for path, text in texts.items() if text], kept
 
 
 def describe_imported(imported: Imported) -> list[str]:
@@ -92,10 +115,10 @@ def train_arguments(imported: Imported, out: Path) -> str:
     """What the trainer needs to find the manifest and its videos."""
     arguments = [f"data.manifest={out}"]
     if imported.root is None:
-        return f"{shlex.join(arguments)} data.root=VIDEO_DIR"
+        return f"{quote_word(arguments[0])} data.root=VIDEO_DIR"
     if imported.root.resolve() != out.absolute().parent.resolve():
         arguments.append(f"data.root={imported.root}")
-    return shlex.join(arguments)
+    return " ".join(map(quote_word, arguments))
 
 
 def format_manifest(rows: list[Row]) -> str:

@@ -92,7 +92,10 @@ def _fits_manifest(path: str) -> bool:
 
 @dataclass(frozen=True)
 class Imported:
-    """A read annotation source. root: the folder that relative row paths start from, None if no file was looked for."""
+    """A read annotation source. root: the folder that relative row paths start from, None if no file was looked for.
+
+    files: all that was read.
+    """
 
     format: str
     rows: list[Row]
@@ -100,6 +103,7 @@ class Imported:
     mistakes: list[Mistake]
     notes: list[str]
     root: Path | None
+    files: tuple[Path, ...] = ()
 
     def count_mistakes(self) -> str:
         counts = Counter(mistake.kind for mistake in self.mistakes)

@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import re
+from collections.abc import Iterator
+from contextvars import ContextVar
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 
 from mats_ds.data.list_text import decode_text
 from mats_ds.parsing import parse_json
+
+_files_read: ContextVar[list[Path] | None] = ContextVar("files_read", default=None)
 
 
 @dataclass(frozen=True)
@@ -40,6 +45,17 @@ class Source:
         return f"{self.place}:{number}"
 
 
+@contextlib.contextmanager
+def note_files_read() -> Iterator[list[Path]]:
+    """The annotation files that are read inside the block, class lists beside them included."""
+    files: list[Path] = []
+    before = _files_read.set(files)
+    try:
+        yield files
+    finally:
+        _files_read.reset(before)
+
+
 def open_source(place: str | os.PathLike[str]) -> Source:
     """Read an annotation file, or take a folder. Raises ValueError where there is neither or the file is no text."""
     place = Path(place)
@@ -47,6 +63,8 @@ def open_source(place: str | os.PathLike[str]) -> Source:
         return Source(place, None)
     if not place.exists():
         raise ValueError(f"nothing at {place}: give an annotation file, a folder of class folders, or a folder of split files")
+    if (noted := _files_read.get()) is not None:
+        noted.append(place)
     try:
         text = decode_text(place.read_bytes())
     except OSError as error:

@@ -1,0 +1,59 @@
+"""Pictures beside results: drawn last, with names as plain text, and never the end of a run that has its numbers.
+
+with plain_drawing():              every text and label is made and drawn in here
+    ...
+try_to_draw(draw_it, path)         whatever goes wrong is one line, and False
+"""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import warnings
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+from mats_ds.core.text import clean_line, describe_error
+
+logger = logging.getLogger("mats_ds")
+
+LABEL_CHARACTERS, TITLE_CHARACTERS, TITLE_LINES = 40, 120, 4
+# Of a user's matplotlibrc, what would take a name for a formula, or ask for programs and screens.
+PLAIN = {"text.parse_math": False, "text.usetex": False, "axes.formatter.use_mathtext": False}
+
+
+@contextlib.contextmanager
+def plain_drawing() -> Iterator[None]:
+    """Matplotlib without mathtext: a dollar in a name is a dollar. Nothing is said about characters that the font lacks."""
+    from matplotlib import rc_context
+
+    with rc_context(PLAIN), warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        yield
+
+
+def fit_label(name: object) -> str:
+    """A name short enough to stand at an axis."""
+    return _fit(clean_line(name), LABEL_CHARACTERS)
+
+
+def fit_title(title: str) -> str:
+    """The lines of a title, each short enough for a picture's width."""
+    return "\n".join(_fit(clean_line(line), TITLE_CHARACTERS) for line in title.split("\n")[:TITLE_LINES])
+
+
+def _fit(text: str, most: int) -> str:
+    """The beginning and the end of a text that is longer than `most`."""
+    return text if len(text) <= most else f"{text[: most * 2 // 3]}...{text[3 - most // 3 :]}"
+
+
+def try_to_draw(draw: Callable[[], None], path: Path) -> bool:
+    """Draw a picture that nobody's results depend on; False, with one line, where that fails in any way."""
+    try:
+        draw()
+    except Exception as error:  # matplotlib, Pillow, fonts, memory, disk: the numbers are written already
+        logger.warning(
+            "warning: no picture %s: %s: %s; all other results are there", path, type(error).__name__, describe_error(error)
+        )
+        return False
+    return True

@@ -1,0 +1,78 @@
+"""Which process is it, and is it still there? By what no clock changes: its number, ticks since boot, and which boot it was."""
+
+from __future__ import annotations
+
+import os
+import socket
+from dataclasses import dataclass
+from pathlib import Path
+
+PROC = Path("/proc")
+MACHINE_ID = Path("/etc/machine-id")
+START_FIELD = 19  # of the fields after the name in /proc/PID/stat: starttime, ticks since boot (proc(5))
+
+
+@dataclass(frozen=True)
+class ProcessIdentity:
+    """One process of all times and machines. `start_ticks` counts from the boot `boot`; `namespace` is the set of process
+    numbers that `process` is of (containers have their own). What a system does not tell is "" or None.
+    """
+
+    host: str
+    machine: str
+    boot: str
+    namespace: str
+    process: int
+    start_ticks: int | None
+
+
+def identify_process(process: int | None = None) -> ProcessIdentity:
+    """This process, or another one of this machine."""
+    number = os.getpid() if process is None else process
+    boot = _read(PROC / "sys/kernel/random/boot_id")
+    return ProcessIdentity(socket.gethostname(), _read(MACHINE_ID), boot, _namespace(), number, read_start_ticks(number))
+
+
+def read_start_ticks(process: int) -> int | None:
+    """When a process of this machine began, in ticks since boot; None where there is none, or the system does not tell."""
+    text = _read(PROC / str(process) / "stat")
+    fields = text.rpartition(")")[2].split()  # the name, in parentheses, may hold anything
+    return int(fields[START_FIELD]) if len(fields) > START_FIELD and fields[0] not in "ZX" else None
+
+
+def has_ended(other: ProcessIdentity) -> bool | None:
+    """Whether a process is gone for good; None where that cannot be seen from here (another machine or container)."""
+    here = identify_process()
+    if (other.host, other.machine) != (here.host, here.machine):
+        return None
+    if other.boot and other.boot != here.boot:
+        return True  # this machine has been started anew since
+    if other.namespace != here.namespace:
+        return None
+    if other.start_ticks is None:
+        return not _exists(other.process)
+    return read_start_ticks(other.process) != other.start_ticks  # its number may be another process's by now
+
+
+def _exists(process: int) -> bool:
+    try:
+        os.kill(process, 0)
+    except ProcessLookupError:
+        return False
+    except OSError:
+        return True
+    return True
+
+
+def _namespace() -> str:
+    try:
+        return os.readlink(PROC / "self/ns/pid")
+    except OSError:
+        return ""
+
+
+def _read(path: Path) -> str:
+    try:
+        return path.read_text(encoding="utf-8", errors="replace").strip()
+    except OSError:
+        return ""

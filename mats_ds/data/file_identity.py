@@ -1,0 +1,69 @@
+"""Whether a file is still the one of which something is known: by its size and times, in doubt by its content.
+
+Times are only compared for being equal, so a clock that jumps does no harm. The time of modification can be set, and `cp -p`,
+`rsync -t` and `tar` do set it; the time of change cannot. Where only that one differs (a `chmod` is enough), samples of the
+content decide.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import stat
+from dataclasses import dataclass, replace
+
+SAMPLED_BYTES = 1 << 12
+NUM_SAMPLES = 16
+
+
+@dataclass(frozen=True)
+class FileIdentity:
+    """changed_ns, sample: None where they were not noted (by an older program, or of what is no regular file)."""
+
+    num_bytes: int
+    modified_ns: int
+    changed_ns: int | None = None
+    sample: str | None = None
+
+
+def identify(path: str | os.PathLike[str]) -> FileIdentity:
+    """Without a sample. Raises OSError and ValueError where there is no such file."""
+    status = os.stat(path)
+    return FileIdentity(status.st_size, status.st_mtime_ns, status.st_ctime_ns)
+
+
+def with_sample(path: str | os.PathLike[str], found: FileIdentity) -> FileIdentity:
+    """The identity that the file had, with samples of its content, to be noted once the file has been read."""
+    try:
+        sample = sample_content(path, found.num_bytes)
+    except (OSError, ValueError):
+        sample = None
+    return replace(found, sample=sample)
+
+
+def is_same_file(path: str | os.PathLike[str], now: FileIdentity, then: FileIdentity) -> bool:
+    """Whether `now`, the identity of `path`, is that of the file noted as `then`."""
+    if (now.num_bytes, now.modified_ns) != (then.num_bytes, then.modified_ns):
+        return False
+    if then.changed_ns is None or then.sample is None or now.changed_ns == then.changed_ns:
+        return True
+    try:
+        return sample_content(path, now.num_bytes) == then.sample
+    except (OSError, ValueError):
+        return False
+
+
+def sample_content(path: str | os.PathLike[str], num_bytes: int) -> str:
+    """SHA-256 of NUM_SAMPLES parts spread evenly over a file, of all of it where it is short; in hexadecimal digits.
+
+    Raises OSError where it cannot be read, and ValueError where it is no regular file.
+    """
+    if not stat.S_ISREG(os.stat(path).st_mode):  # a pipe would be waited for
+        raise ValueError(f"{path} is no regular file")
+    found = hashlib.sha256()
+    last = max(0, num_bytes - SAMPLED_BYTES)
+    with open(path, "rb", buffering=0) as file:
+        for place in sorted({last * number // (NUM_SAMPLES - 1) for number in range(NUM_SAMPLES)}):
+            file.seek(place)
+            found.update(file.read(SAMPLED_BYTES))
+    return found.hexdigest()

@@ -1,0 +1,103 @@
+"""What a DeepSpeed JSON has DeepSpeed write, send and compile: said at the start, and refused where a file of somebody else's
+stands.
+
+DeepSpeed opens these files itself, with the user's rights and without asking: a JSON of other people is to be trusted like a
+script. docs/deepspeed.md lists every key that reaches beyond the process. Relative paths start from the folder that the run is
+started in, also where the run folder is another one.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from mats_ds.core.files import WrongKindOfFile, open_regular
+from mats_ds.training.csv_monitor import name_stranger
+
+MONITORS = {"tensorboard": "tensorboard", "wandb": "wandb", "comet": "comet_ml", "csv_monitor": None}  # what each needs installed
+JOB_NAME = "DeepSpeedJobName"  # DeepSpeed's own where the JSON names none
+FLOPS_MARK = b"DeepSpeed Flops Profiler"  # in the first line with words of what it writes
+HEAD_BYTES = 200
+
+
+def name_outputs(ds_config: Mapping[str, Any]) -> list[str]:
+    """One line for each thing that DeepSpeed writes or sends outside of the run folder, with absolute paths."""
+    lines = []
+    for key in ("tensorboard", "csv_monitor"):
+        if _is_on(ds_config, key):
+            lines.append(f'"{key}" in the DeepSpeed JSON: DeepSpeed writes into {monitor_folder(ds_config[key])}')
+    if _is_on(ds_config, "wandb"):
+        project = ds_config["wandb"].get("project", "deepspeed")
+        lines.append(
+            f'"wandb" in the DeepSpeed JSON: the figures are sent to the project {project!r}, and kept below {Path.cwd()}'
+        )
+    if _is_on(ds_config, "comet"):
+        project = ds_config["comet"].get("project")
+        lines.append(f'"comet" in the DeepSpeed JSON: the figures are sent to the project {project!r}, or kept for comet_ml')
+    if (path := flops_file(ds_config)) is not None:
+        lines.append(f'"flops_profiler" in the DeepSpeed JSON: DeepSpeed writes {path}, over what an earlier profile left there')
+    return lines
+
+
+def check_outputs(ds_config: Mapping[str, Any]) -> None:
+    """Raises ValueError for a monitor that cannot start here, where DeepSpeed would fail on rank 0
+    alone while the others wait, and for an output that would go over or into a file of somebody
+    else's. Writes nothing.
+    """
+    for key, package in MONITORS.items():
+        if _is_on(ds_config, key) and package is not None and importlib.util.find_spec(package) is None:
+            raise ValueError(f'the DeepSpeed JSON switches on "{key}", and {package} is not installed: pip install {package}')
+    for key in ("tensorboard", "csv_monitor"):
+        if _is_on(ds_config, key):
+            _check_folder(monitor_folder(ds_config[key]), f'"{key}" in the DeepSpeed JSON cannot write to its output_path')
+    if _is_on(ds_config, "csv_monitor"):
+        stranger = name_stranger(monitor_folder(ds_config["csv_monitor"]))
+        if stranger is not None:
+            raise ValueError(f"{stranger}, and csv_monitor of the DeepSpeed JSON would write into it: give another job_name")
+    if (path := flops_file(ds_config)) is not None:
+        _check_folder(path.parent, "flops_profiler.output_file in the DeepSpeed JSON cannot be written")
+        _check_flops_file(path)
+
+
+def monitor_folder(section: Mapping[str, Any]) -> Path:
+    """Where a monitor writes, as DeepSpeed puts it together: output_path, then job_name."""
+    return Path(os.path.abspath(os.path.join(section.get("output_path", ""), section.get("job_name", JOB_NAME))))
+
+
+def flops_file(ds_config: Mapping[str, Any]) -> Path | None:
+    """Where the FLOP profiler writes; None where it is off or prints to the terminal."""
+    name = ds_config["flops_profiler"].get("output_file") if _is_on(ds_config, "flops_profiler") else None
+    return Path(os.path.abspath(name)) if name else None
+
+
+def _is_on(ds_config: Mapping[str, Any], key: str) -> bool:
+    section = ds_config.get(key)
+    return isinstance(section, Mapping) and section.get("enabled", False) is True
+
+
+def _check_folder(folder: Path, what: str) -> None:
+    """Raises ValueError where a folder is not there and could not be made, or could not be written to."""
+    existing = next(parent for parent in (folder, *folder.parents) if os.path.lexists(parent))
+    if not existing.is_dir():
+        raise ValueError(f"{what}: {existing}: Not a directory")
+    if not os.access(existing, os.W_OK | os.X_OK):
+        raise ValueError(f"{what}: {existing}: Permission denied")
+
+
+def _check_flops_file(path: Path) -> None:
+    """Raises ValueError for a file that DeepSpeed's profiler would overwrite and did not write."""
+    key = "flops_profiler.output_file in the DeepSpeed JSON"
+    try:
+        with open_regular(path) as stream:
+            head = stream.read(HEAD_BYTES)
+    except FileNotFoundError:
+        return
+    except OSError as error:
+        raise ValueError(f"{key} cannot be written: {error}") from None
+    except WrongKindOfFile as error:
+        raise ValueError(f"{key}: {error}") from None
+    if head and FLOPS_MARK not in head:
+        raise ValueError(f"{key} is {path}, which holds no profile, and DeepSpeed would overwrite it: give another name")
