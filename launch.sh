@@ -653,7 +653,7 @@ launch() { # launch NAME [LAUNCHER OPTIONS] [its own]: deepspeed mats_ds/NAME.py
     fi
   fi
   [[ -n $hostfile ]] || launcher+=(--hostfile /dev/null) # DeepSpeed would take /job/hostfile, unchecked, where there is one
-  # Ranks look whether this script is still there (training/launcher_watch.py), and -m of Python 3.11 and newer must not take
+  # Ranks look whether this script is still there (distributed/launcher_watch.py), and -m of Python 3.11 and newer must not take
   # modules from the folder that the caller stands in.
   LAUNCH_SH_PROCESS="$(name_this_process)" PYTHONSAFEPATH=1 \
     run_group "${with[@]}" "$PYTHON" -m deepspeed.launcher.runner ${launcher[@]+"${launcher[@]}"} \

@@ -23,13 +23,14 @@ import torch
 import torch.nn.functional as F
 from PIL import Image
 
-from mats_ds.clips import CropSpec, count_tokens
-from mats_ds.config import ClipSection
-from mats_ds.data.cropping import scale_pictures
-from mats_ds.data.decode import decode_frames
+from mats_ds.config.recipe import ClipSection
+from mats_ds.core.clips import CropSpec
+from mats_ds.core.token_grid import count_tokens
+from mats_ds.data.clip_sampler import CROP_PLACES, CROP_RATIOS
 from mats_ds.data.manifest import VIDEO_EXTENSIONS
-from mats_ds.data.probe import UnreadableVideo, index_video
-from mats_ds.data.sampler import CROP_PLACES, CROP_RATIOS
+from mats_ds.data.video.clip_frames import scale_pictures
+from mats_ds.data.video.decode import decode_frames
+from mats_ds.data.video.indexing import UnreadableVideo, index_video
 
 NUM_FRAMES, STRIDE, SIDE = 16, 4, 224
 SPAN = NUM_FRAMES * STRIDE

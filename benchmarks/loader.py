@@ -32,17 +32,17 @@ import av
 import numpy as np
 import torch
 
-from mats_ds.clips import CropSpec
-from mats_ds.config import ClipSection
-from mats_ds.core.files import replace_file, write_text
-from mats_ds.data.cropping import ClipCropper
-from mats_ds.data.decode import decode_frames, visit_frames
+from mats_ds.config.recipe import ClipSection
+from mats_ds.core.clips import CropSpec
+from mats_ds.core.storage.files import replace_file, write_text
+from mats_ds.data.clip_sampler import ClipSampler
+from mats_ds.data.loading.loader import ClipLoader
 from mats_ds.data.manifest import VIDEO_EXTENSIONS, Manifest, read_manifest
-from mats_ds.data.pipeline import ClipLoader
-from mats_ds.data.probe import UnreadableVideo, index_video
-from mats_ds.data.sampler import ClipSampler
+from mats_ds.data.prepare.copying.transcode import transcode_file
 from mats_ds.data.synthetic import write_synthetic_set
-from mats_ds.data.transcode import transcode_file
+from mats_ds.data.video.clip_frames import ClipCropper
+from mats_ds.data.video.decode import decode_frames, visit_frames
+from mats_ds.data.video.indexing import UnreadableVideo, index_video
 
 NUM_FRAMES, STRIDE, SIDE = 16, 4, 224
 MAX_VIDEOS, MIN_FRAMES, MAX_SIDE = 8, 100, 1280

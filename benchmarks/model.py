@@ -31,9 +31,9 @@ from torch import nn
 
 from benchmarks.model_page import PEER, PLAIN, Row, judge, table_of
 from mats_ds import MaskedAutoencoder, TokenGrid, step_flops
-from mats_ds.config import MODEL_SIZES, RECOMPUTE_LEVELS
-from mats_ds.core.files import write_text
+from mats_ds.core.storage.files import write_text
 from mats_ds.models.classifier import VideoClassifier
+from mats_ds.models.sizes import MODEL_SIZES, RECOMPUTE_LEVELS
 
 GRID = TokenGrid()
 NUM_CLASSES = 400
@@ -204,7 +204,7 @@ def measure(task: str, name: str, arguments: argparse.Namespace) -> tuple[list[R
 @torch.no_grad()
 def embed_all(model: MaskedAutoencoder | VideoClassifier, frames_BTHWC: torch.Tensor) -> torch.Tensor:
     """The patch embedding of all tokens, which scoring needs, and nothing else."""
-    from mats_ds.models.encoder import split_patches
+    from mats_ds.models.vit import split_patches
 
     with torch.no_grad():
         total = model.patch_embed(split_patches(frames_BTHWC, GRID)).sum()

@@ -6,7 +6,7 @@ import statistics
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 
-from mats_ds.metering.peaks import find_peak
+from mats_ds.metering.peak_flops import find_peak
 
 PEER = "Hugging Face VideoMAE"
 PLAIN = "mats_ds, recompute none"

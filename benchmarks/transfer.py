@@ -32,15 +32,15 @@ if __name__ == "__main__":
 import torch
 
 from benchmarks.transfer_page import PRETRAINED, SCRATCH, Run, SetResult, write_page
-from mats_ds.config import load_recipe
-from mats_ds.core.files import write_json
-from mats_ds.core.output_folder import open_output_folder
+from mats_ds.config.load import load_recipe
+from mats_ds.core.run_dir import collect_versions
+from mats_ds.core.storage.files import write_json
+from mats_ds.core.storage.output_folder import open_output_folder
 from mats_ds.data.manifest import read_manifest
 from mats_ds.data.synthetic import write_synthetic_set
-from mats_ds.interop.plain import save_weights
 from mats_ds.models.mae import MaskedAutoencoder
-from mats_ds.models.spec import describe_model
-from mats_ds.training.run_folder import collect_versions
+from mats_ds.models.model_spec import describe_model
+from mats_ds.models.weights.native import save_weights
 
 ROOT = Path(__file__).resolve().parents[1]
 SYNTHETIC = "synthetic"

@@ -17,8 +17,8 @@ from typing import Any
 
 import numpy as np
 
-from mats_ds.core.files import write_text
-from mats_ds.metering.accuracy import Share
+from mats_ds.core.proportion import Share
+from mats_ds.core.storage.files import write_text
 
 PRETRAINED, SCRATCH = "pre-trained", "from scratch"
 NUM_RESAMPLES = 20_000

@@ -11,21 +11,21 @@ from typing import Any
 __version__ = "0.1.0"
 
 _HOMES = {
-    "TokenGrid": "mats_ds.clips",
-    "TokenSelection": "mats_ds.clips",
-    "load_recipe": "mats_ds.config",
-    "read_frames": "mats_ds.data.frames",
-    "video_facts": "mats_ds.data.frames",
+    "TokenGrid": "mats_ds.core.token_grid",
+    "TokenSelection": "mats_ds.core.token_grid",
+    "load_recipe": "mats_ds.config.load",
+    "read_frames": "mats_ds.data.video.frames",
+    "video_facts": "mats_ds.data.video.frames",
     "score_motion": "mats_ds.tokens.motion",
     "select_tokens": "mats_ds.tokens.selection",
     "select_frames": "mats_ds.tokens.frames",
     "MaskedAutoencoder": "mats_ds.models.mae",
     "Reconstruction": "mats_ds.models.mae",
     "VideoClassifier": "mats_ds.models.classifier",
-    "load_model": "mats_ds.interop.load",
-    "load_classifier": "mats_ds.interop.load",
-    "load_encoder": "mats_ds.interop.load",
-    "step_flops": "mats_ds.metering.flops",
+    "load_model": "mats_ds.models.weights.load",
+    "load_classifier": "mats_ds.models.weights.load",
+    "load_encoder": "mats_ds.models.weights.load",
+    "step_flops": "mats_ds.planning.flops",
 }
 __all__ = sorted(_HOMES)
 

@@ -20,20 +20,20 @@ from pathlib import Path
 if __name__ == "__main__":  # run as a file, Python would look for modules in mats_ds/ itself
     sys.path[0] = str(Path(__file__).resolve().parents[1])
 
-from mats_ds.config import STRATEGIES
-from mats_ds.core.arguments import ArgumentParser
-from mats_ds.core.output_file import check_output_file, check_parent, describe_fault, describe_leftovers, is_same_file
+from mats_ds.core.cli import ArgumentParser
+from mats_ds.core.storage.output_file import check_output_file, check_parent, describe_fault, describe_leftovers, is_same_file
+from mats_ds.core.terminal import run_program
 from mats_ds.core.text import log_to_stderr, say, tell_error
-from mats_ds.data.terminal import run_program
-from mats_ds.interop.compare import compare, compare_with_transformers
-from mats_ds.interop.export_folder import CONFIG, EXPORTED, check_export_folder
-from mats_ds.interop.hugging_face import write_hugging_face
-from mats_ds.interop.load import FORMATS, check_complete, identify, load_classifier, read_weights, weights_of
-from mats_ds.interop.model_options import add_weights_from
-from mats_ds.interop.origin import Origin
-from mats_ds.interop.plain import SUFFIX, save_weights
-from mats_ds.interop.videomae import write_videomae
-from mats_ds.interop.weights import Weights, name_nonfinite
+from mats_ds.core.token_grid import STRATEGIES
+from mats_ds.evaluation.options import add_weights_from
+from mats_ds.models.weights.export_folder import CONFIG, EXPORTED, check_export_folder
+from mats_ds.models.weights.hugging_face import write_hugging_face
+from mats_ds.models.weights.load import FORMATS, check_complete, identify, load_classifier, read_weights, weights_of
+from mats_ds.models.weights.model_weights import Weights, name_nonfinite
+from mats_ds.models.weights.native import SUFFIX, save_weights
+from mats_ds.models.weights.origin import Origin
+from mats_ds.models.weights.verify import compare, compare_with_transformers
+from mats_ds.models.weights.videomae import write_videomae
 
 DONE, DIFFERENT, UNUSABLE = 0, 1, 2
 TARGETS = ("mats", "hf", "videomae")

@@ -27,21 +27,25 @@ if __name__ == "__main__":  # run as a file, Python would look for modules in ma
 import numpy as np
 import torch
 
-from mats_ds.clips import BadClip, ClipBatch, count_tokens
-from mats_ds.config import ClipSection
-from mats_ds.core.arguments import ArgumentParser
-from mats_ds.core.folder_lock import release_folder
-from mats_ds.core.output_folder import check_output_folder, hold_output_folder, make_new_folder
-from mats_ds.core.own_tables import begin_writing, end_writing, refuse_losses
+from mats_ds.config.recipe import ClipSection
+from mats_ds.core.cli import ArgumentParser
+from mats_ds.core.clips import BadClip, ClipBatch
+from mats_ds.core.run_dir import collect_versions
+from mats_ds.core.storage.folder_lock import release_folder
+from mats_ds.core.storage.output_file import begin_writing, end_writing, refuse_losses
+from mats_ds.core.storage.output_folder import check_output_folder, hold_output_folder, make_new_folder
+from mats_ds.core.terminal import run_program
 from mats_ds.core.text import clean_line, say
+from mats_ds.core.token_grid import count_tokens
 from mats_ds.data.classes import Classes, check_labels_of_model, warn_of_names
-from mats_ds.data.importers.labels import read_class_list
+from mats_ds.data.loading.build import read_views
 from mats_ds.data.manifest import Manifest, read_manifest
+from mats_ds.data.prepare.importers.labels import read_class_list
 from mats_ds.data.shared_videos import count_known, is_list
-from mats_ds.data.terminal import run_program
-from mats_ds.data.view_pass import read_views
-from mats_ds.interop.load import load_model
-from mats_ds.interop.model_options import (
+from mats_ds.distributed.collectives import do_on_first, gather_on_first
+from mats_ds.distributed.ranks import Place, find_dtype, find_place
+from mats_ds.evaluation.accuracy import TOP, Accuracy, VideoScore, VideoScores, measure_accuracy, top_classes
+from mats_ds.evaluation.options import (
     SAMPLING,
     add_model_options,
     choose_batch,
@@ -51,23 +55,13 @@ from mats_ds.interop.model_options import (
     find_views,
     read_model_weights,
 )
-from mats_ds.interop.origin import Origin
-from mats_ds.metering.accuracy import TOP, Accuracy, VideoScore, VideoScores, measure_accuracy, top_classes
-from mats_ds.metering.accuracy_files import (
-    describe_bad,
-    describe_points,
-    draw_results,
-    is_test_folder,
-    result_names,
-    write_results,
-)
-from mats_ds.metering.accuracy_pictures import SweepPoint
-from mats_ds.metering.forward_cost import describe_speed, forward_macs, time_forwards
+from mats_ds.evaluation.plots import SweepPoint
+from mats_ds.evaluation.results import describe_bad, describe_points, draw_results, is_test_folder, result_names, write_results
+from mats_ds.evaluation.speed import describe_speed, forward_macs, time_forwards
 from mats_ds.models.classifier import VideoClassifier, check_options
-from mats_ds.models.spec import describe_model
-from mats_ds.training.engine import Place
-from mats_ds.training.place import do_on_first, find_dtype, find_place, gather_on_first
-from mats_ds.training.run_folder import collect_versions
+from mats_ds.models.model_spec import describe_model
+from mats_ds.models.weights.load import load_model
+from mats_ds.models.weights.origin import Origin
 from mats_ds.training.start import run_command
 
 logger = logging.getLogger("mats_ds")

@@ -26,20 +26,22 @@ if __name__ == "__main__":  # run as a file, Python would look for modules in ma
 import numpy as np
 import torch
 
-from mats_ds.clips import BadClip, count_tokens
-from mats_ds.config import ClipSection
-from mats_ds.core.arguments import ArgumentParser
-from mats_ds.core.folder_lock import release_folder
-from mats_ds.core.output_folder import check_output_folder
-from mats_ds.core.own_tables import end_writing
+from mats_ds.config.recipe import ClipSection
+from mats_ds.core.cli import ArgumentParser
+from mats_ds.core.clips import BadClip
+from mats_ds.core.storage.folder_lock import release_folder
+from mats_ds.core.storage.output_file import end_writing
+from mats_ds.core.storage.output_folder import check_output_folder
+from mats_ds.core.terminal import run_program
 from mats_ds.core.text import say
+from mats_ds.core.token_grid import count_tokens
+from mats_ds.data.loading.build import read_views
 from mats_ds.data.manifest import Manifest, read_manifest
-from mats_ds.data.terminal import run_program
-from mats_ds.data.view_pass import read_views
-from mats_ds.interop.feature_folder import COMMAND, SETTINGS, SHARD, begin_folder, is_features_folder
-from mats_ds.interop.feature_shards import SUFFIXES, Shard, digest, digest_weights, is_finished, read_shard, write_shard
-from mats_ds.interop.load import load_encoder
-from mats_ds.interop.model_options import (
+from mats_ds.distributed.collectives import do_on_all, do_on_first, gather_on_all
+from mats_ds.distributed.ranks import Place, find_dtype, find_place
+from mats_ds.evaluation.feature_folder import COMMAND, SETTINGS, SHARD, begin_folder, is_features_folder
+from mats_ds.evaluation.feature_store import SUFFIXES, Shard, digest, digest_weights, is_finished, read_shard, write_shard
+from mats_ds.evaluation.options import (
     SAMPLING,
     add_model_options,
     choose_batch,
@@ -48,10 +50,9 @@ from mats_ds.interop.model_options import (
     find_clip_section,
     read_model_weights,
 )
-from mats_ds.metering.accuracy_files import UNREADABLE_COLUMNS, write_table, write_unreadable
-from mats_ds.models.features import VideoEncoder, average_tubelets
-from mats_ds.training.engine import Place
-from mats_ds.training.place import do_on_all, do_on_first, find_dtype, find_place, gather_on_all
+from mats_ds.evaluation.results import UNREADABLE_COLUMNS, write_table, write_unreadable
+from mats_ds.models.feature_extractor import VideoEncoder, average_tubelets
+from mats_ds.models.weights.load import load_encoder
 from mats_ds.training.start import run_command
 
 logger = logging.getLogger("mats_ds")

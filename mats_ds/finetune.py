@@ -21,42 +21,42 @@ if __name__ == "__main__":  # run as a file, Python would look for modules in ma
 
 import torch
 
-from mats_ds.clips import TokenCounts, count_tokens
-from mats_ds.config import dump_recipe, load_recipe
-from mats_ds.config_finetune import FinetuneRecipe
-from mats_ds.core.arguments import ArgumentParser
-from mats_ds.core.files import write_json
+from mats_ds.config.finetune_recipe import FinetuneRecipe
+from mats_ds.config.load import dump_recipe, load_recipe
+from mats_ds.core.cli import ArgumentParser
+from mats_ds.core.storage.files import write_json
+from mats_ds.core.terminal import run_program
 from mats_ds.core.text import quote_word
-from mats_ds.data.augment import Augmenter
+from mats_ds.core.token_grid import TokenCounts, count_tokens
+from mats_ds.data.augment.augmenter import Augmenter
 from mats_ds.data.classes import Classes, check_test_set, settle_classes
+from mats_ds.data.clip_sampler import ClipSampler
+from mats_ds.data.loading.build import open_loader, open_videos, read_once
 from mats_ds.data.manifest import Manifest, read_manifest
-from mats_ds.data.opening import open_loader, open_videos, read_once
-from mats_ds.data.sampler import ClipSampler
 from mats_ds.data.shared_videos import refuse_shared
-from mats_ds.data.terminal import run_program
-from mats_ds.data.views import ViewSampler, fit_micro_batch
-from mats_ds.interop.begin import build_classifier
-from mats_ds.interop.origin import BEST_FILE, origin_of
-from mats_ds.interop.plain import save_weights
-from mats_ds.metering.deep_dives import add_deep_dive_options, make_deep_dives
-from mats_ds.metering.flops import StepFlops, step_flops
-from mats_ds.metering.forecast import Feed
+from mats_ds.data.view_sampler import ViewSampler, fit_micro_batch
+from mats_ds.distributed.consistency import open_alike
+from mats_ds.evaluation.validation import Evaluation, Evaluator, read_evaluations
+from mats_ds.metering.profiler import add_deep_dive_options, make_deep_dives
 from mats_ds.metering.recorder import Recorder
-from mats_ds.metering.run_plan import PlanWatch
 from mats_ds.metering.run_result import RESULT_FILE, conclude
-from mats_ds.metering.workload import Workload
-from mats_ds.models.spec import describe_model, dump_spec
-from mats_ds.training.classifying import make_loss
+from mats_ds.models.model_spec import describe_model, dump_spec
+from mats_ds.models.weights.load import build_classifier
+from mats_ds.models.weights.native import save_weights
+from mats_ds.models.weights.origin import BEST_FILE, origin_of
+from mats_ds.planning.flops import StepFlops, step_flops
+from mats_ds.planning.forecast import Feed
+from mats_ds.planning.plan_observer import PlanWatch
+from mats_ds.planning.workload import Workload
+from mats_ds.training.checkpoints.resume import ask_first, resume
 from mats_ds.training.ema import WeightAverage
 from mats_ds.training.engine import full_parameters, make_engine
-from mats_ds.training.evaluation import Evaluation, Evaluator, read_evaluations
 from mats_ds.training.loop import fit
+from mats_ds.training.losses import make_loss
 from mats_ds.training.observers import Checkpointer, Console, Monitor
 from mats_ds.training.optim import layer_scale, make_schedule, parameter_groups
-from mats_ds.training.resuming import ask_first, resume
 from mats_ds.training.run_folder import write_inputs
 from mats_ds.training.run_info import announce, describe_run
-from mats_ds.training.same_everywhere import open_alike
 from mats_ds.training.start import RunStart, add_run_options, leave, make_saver, run_command, start_run
 
 logger = logging.getLogger("mats_ds")

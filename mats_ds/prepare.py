@@ -17,11 +17,11 @@ from pathlib import Path
 if __name__ == "__main__":  # run as a file, Python would look for modules in mats_ds/ itself
     sys.path[0] = str(Path(__file__).resolve().parents[1])
 
-from mats_ds.core.arguments import ArgumentParser
+from mats_ds.core.cli import ArgumentParser
+from mats_ds.core.terminal import run_program
 from mats_ds.core.text import log_to_stderr, quote_word, say, tell_error
-from mats_ds.data.importers import FORMATS, import_annotations
-from mats_ds.data.importers.output import describe_imported, refuse_to_overwrite, train_arguments, write_imported
-from mats_ds.data.terminal import run_program
+from mats_ds.data.prepare.importers import FORMATS, import_annotations
+from mats_ds.data.prepare.importers.output import describe_imported, refuse_to_overwrite, train_arguments, write_imported
 
 DONE, LEFT_OUT, UNUSABLE = 0, 1, 2
 INTERRUPTED = 130  # as shells count SIGINT
@@ -91,10 +91,10 @@ def run_check(options: argparse.Namespace) -> int:
     import os
     import signal
 
-    from mats_ds.data.check_run import check_manifest, journal_path
-    from mats_ds.data.check_summary import CheckProgress, summarize
+    from mats_ds.core.storage.own_files import refuse_sources
     from mats_ds.data.manifest import read_manifest
-    from mats_ds.data.own_files import refuse_sources
+    from mats_ds.data.prepare.checking.check_report import CheckProgress, summarize
+    from mats_ds.data.prepare.checking.check_set import check_manifest, journal_path
 
     out = Path(options.out)
     refuse_sources(out, option="--out", sources=[options.source])
@@ -159,10 +159,10 @@ def run_transcode(options: argparse.Namespace) -> int:
     import logging
     import os
 
-    from mats_ds.data.copies import make_copies
-    from mats_ds.data.copy_plan import check_out_folder, describe_plan, plan_copies
     from mats_ds.data.manifest import read_manifest
-    from mats_ds.data.transcode import CopySettings
+    from mats_ds.data.prepare.copying.copies import make_copies
+    from mats_ds.data.prepare.copying.copy_plan import check_out_folder, describe_plan, plan_copies
+    from mats_ds.data.prepare.copying.transcode import CopySettings
 
     log_to_stderr(logging.INFO)
     settings = CopySettings(

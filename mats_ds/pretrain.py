@@ -21,33 +21,35 @@ if __name__ == "__main__":  # run as a file, Python would look for modules in ma
 
 import torch
 
-from mats_ds.clips import ClipBatch, count_selection
-from mats_ds.config import Recipe, dump_recipe, load_recipe
-from mats_ds.core.arguments import ArgumentParser
+from mats_ds.config.load import dump_recipe, load_recipe
+from mats_ds.config.recipe import Recipe
+from mats_ds.core.cli import ArgumentParser
+from mats_ds.core.clips import ClipBatch
 from mats_ds.core.drawing import try_to_draw
+from mats_ds.core.terminal import run_program
 from mats_ds.core.text import clean_line, quote_word
-from mats_ds.data.opening import open_loader, open_videos
-from mats_ds.data.sampler import ClipSampler
-from mats_ds.data.terminal import run_program
-from mats_ds.metering.deep_dives import add_deep_dive_options, make_deep_dives
-from mats_ds.metering.flops import describe_compute, recipe_flops
-from mats_ds.metering.forecast import Feed
+from mats_ds.core.token_grid import count_selection
+from mats_ds.data.clip_sampler import ClipSampler
+from mats_ds.data.loading.build import open_loader, open_videos
+from mats_ds.distributed.consistency import open_alike
+from mats_ds.metering.profiler import add_deep_dive_options, make_deep_dives
 from mats_ds.metering.recorder import Recorder
-from mats_ds.metering.run_plan import PlanWatch
-from mats_ds.metering.workload import Workload
 from mats_ds.models.mae import MaskedAutoencoder
-from mats_ds.models.picture import draw_reconstruction
-from mats_ds.models.spec import describe_model, dump_spec
+from mats_ds.models.model_spec import describe_model, dump_spec
+from mats_ds.planning.flops import describe_compute, recipe_flops
+from mats_ds.planning.forecast import Feed
+from mats_ds.planning.plan_observer import PlanWatch
+from mats_ds.planning.workload import Workload
+from mats_ds.training.checkpoints.resume import resume
 from mats_ds.training.engine import full_parameters, make_engine
 from mats_ds.training.loop import fit
+from mats_ds.training.losses import reconstruction_loss_of
 from mats_ds.training.observers import Checkpointer, Console, Monitor
 from mats_ds.training.optim import make_schedule, parameter_groups
-from mats_ds.training.reconstructing import reconstruction_loss_of
-from mats_ds.training.resuming import resume
 from mats_ds.training.run_folder import write_inputs
 from mats_ds.training.run_info import announce, describe_run
-from mats_ds.training.same_everywhere import open_alike
 from mats_ds.training.start import add_run_options, leave, make_saver, run_command, start_run
+from mats_ds.visualization.picture import draw_reconstruction
 
 logger = logging.getLogger("mats_ds")
 

@@ -22,21 +22,23 @@ if __name__ == "__main__":  # run as a file, Python would look for modules in ma
 import numpy as np
 import torch
 
-from mats_ds.clips import count_tokens
-from mats_ds.config import ClipSection
-from mats_ds.core.arguments import ArgumentParser
-from mats_ds.core.files import write_json
-from mats_ds.core.folder_lock import release_folder
-from mats_ds.core.output_file import describe_fault
-from mats_ds.core.output_folder import check_output_folder, hold_output_folder, remove_parts
-from mats_ds.core.own_tables import begin_writing, end_writing, refuse_losses
+from mats_ds.config.recipe import ClipSection
+from mats_ds.core.cli import ArgumentParser
+from mats_ds.core.proportion import Share
+from mats_ds.core.run_dir import collect_versions
+from mats_ds.core.storage.files import write_json
+from mats_ds.core.storage.folder_lock import release_folder
+from mats_ds.core.storage.output_file import begin_writing, describe_fault, end_writing, refuse_losses
+from mats_ds.core.storage.output_folder import check_output_folder, hold_output_folder, remove_parts
+from mats_ds.core.terminal import run_program
 from mats_ds.core.text import log_to_stderr, say, tell_error
+from mats_ds.core.token_grid import count_tokens
+from mats_ds.data.classes import count_shared_classes
+from mats_ds.data.loading.build import read_views
 from mats_ds.data.manifest import Manifest, read_manifest
-from mats_ds.data.shared_classes import count_shared_classes
 from mats_ds.data.shared_videos import refuse_shared
-from mats_ds.data.terminal import run_program
-from mats_ds.data.view_pass import read_views
-from mats_ds.interop.feature_file import (
+from mats_ds.distributed.ranks import find_device, find_dtype
+from mats_ds.evaluation.feature_store import (
     FEATURES,
     RESULTS,
     FrozenSet,
@@ -46,8 +48,7 @@ from mats_ds.interop.feature_file import (
     refuse_foreign_features,
     save_features,
 )
-from mats_ds.interop.load import load_encoder
-from mats_ds.interop.model_options import (
+from mats_ds.evaluation.options import (
     add_model_options,
     choose_batch,
     describe_clips,
@@ -55,16 +56,20 @@ from mats_ds.interop.model_options import (
     find_clip_section,
     read_model_weights,
 )
-from mats_ds.interop.weights import Weights
-from mats_ds.metering.accuracy import Share
-from mats_ds.metering.probe_results import Chance, ProbeResult
-from mats_ds.models.attentive_probe import apply_attentive_probe, fit_attentive_probe, normalise_tokens
-from mats_ds.models.features import VideoEncoder
-from mats_ds.models.linear_probe import fit_linear_probe
-from mats_ds.models.neighbours import NUM_NEIGHBOURS, TEMPERATURE, vote_of_neighbours
-from mats_ds.models.spec import as_classifier, build_model
-from mats_ds.training.place import find_device, find_dtype
-from mats_ds.training.run_folder import collect_versions
+from mats_ds.evaluation.probes import (
+    NUM_NEIGHBOURS,
+    TEMPERATURE,
+    apply_attentive_probe,
+    fit_attentive_probe,
+    fit_linear_probe,
+    normalise_tokens,
+    vote_of_neighbours,
+)
+from mats_ds.evaluation.results import Chance, ProbeResult
+from mats_ds.models.feature_extractor import VideoEncoder
+from mats_ds.models.model_spec import as_classifier, build_model
+from mats_ds.models.weights.load import load_encoder
+from mats_ds.models.weights.model_weights import Weights
 
 logger = logging.getLogger("mats_ds")
 

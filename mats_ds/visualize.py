@@ -26,24 +26,26 @@ from av.error import FFmpegError
 from pydantic import ValidationError
 from torch import nn
 
-from mats_ds.clips import ClipSpec
-from mats_ds.config import STRATEGIES, ClipSection, ModelSection, Recipe, load_recipe
-from mats_ds.core.arguments import ArgumentParser
-from mats_ds.core.output_file import check_output_file, describe_fault, describe_leftovers
+from mats_ds.config.load import load_recipe
+from mats_ds.config.recipe import ClipSection, ModelSection, Recipe
+from mats_ds.core.cli import ArgumentParser
+from mats_ds.core.clips import ClipSpec
+from mats_ds.core.storage.output_file import check_output_file, describe_fault, describe_leftovers
+from mats_ds.core.terminal import run_program
 from mats_ds.core.text import log_to_stderr, say, tell_error
-from mats_ds.data.excerpt import Excerpt, plan_excerpts, read_excerpt
-from mats_ds.data.film import check_suffix, is_our_film, write_gif, write_mp4, write_png
-from mats_ds.data.probe import UnreadableVideo, index_video
-from mats_ds.data.terminal import run_program
-from mats_ds.interop.load import load_classifier, load_model, read_weights
-from mats_ds.interop.model_options import add_weights_from, describe_weights
-from mats_ds.interop.recipe_beside import read_recipe_beside
+from mats_ds.core.token_grid import STRATEGIES
+from mats_ds.data.video.indexing import UnreadableVideo, index_video
+from mats_ds.distributed.ranks import find_device
+from mats_ds.evaluation.options import add_weights_from, describe_weights
 from mats_ds.models.classifier import VideoClassifier
 from mats_ds.models.mae import MaskedAutoencoder
-from mats_ds.models.panels import draw_panels
-from mats_ds.models.sheet import Sheet, Strip, draw_sheet
-from mats_ds.models.sight import Sight, look_with_decoder, look_without_decoder
-from mats_ds.training.place import find_device
+from mats_ds.models.weights.load import load_classifier, load_model, read_weights
+from mats_ds.models.weights.run import read_recipe_beside
+from mats_ds.visualization.clip_view import Sight, look_with_decoder, look_without_decoder
+from mats_ds.visualization.excerpt import Excerpt, plan_excerpts, read_excerpt
+from mats_ds.visualization.page import Sheet, Strip, draw_sheet
+from mats_ds.visualization.panels import draw_panels
+from mats_ds.visualization.video_writer import check_suffix, is_our_film, write_gif, write_mp4, write_png
 
 DONE, UNUSABLE = 0, 2
 FAULTS = (ValueError, UnreadableVideo, OSError, FFmpegError, ImportError, MemoryError)  # of reading, drawing, writing

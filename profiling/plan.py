@@ -1,118 +1,12 @@
-"""Will it fit? Memory, FLOPs and hours of a run before it is started, on a machine without a GPU.
+"""Will it fit: `python profiling/plan.py` is `mats plan`. See mats_ds/plan.py."""
 
-    python profiling/plan.py [--recipe R] --ds_config C [--gpus N] [--gpu CARD] [section.key=value ...]
-    python profiling/plan.py --sweep [--ds_config C]
-
-Exit status: 0 it fits; 1 it does not, and the largest micro-batch that does is told; 2 wrong arguments, recipe or JSON. What is
-in the plan and how each part was checked: docs/memory.md.
-"""
-
-from __future__ import annotations
-
-import argparse
-import contextlib
-import json
-import logging
 import sys
 from pathlib import Path
 
-HERE = Path(__file__).resolve().parent
-# The repository's root first: Python 3.15 has a standard package `profiling`, and the files beside this one are found by name.
-sys.path[:] = [str(HERE.parent), str(HERE), *(entry for entry in sys.path if entry not in (str(HERE.parent), str(HERE)))]
+sys.path[0] = str(Path(__file__).resolve().parents[1])
 
-from plan_judge import EXACT_FILE, format_judged, judge_sweep, measure_sweep, read_exact_sweep  # noqa: E402
-from plan_settle import Question, settle_question  # noqa: E402
-from plan_sweep import compare_published, format_sweep, sweep, sweep_to_json  # noqa: E402
-from plan_text import format_plan, plan_to_json  # noqa: E402
-
-from mats_ds.core.arguments import ArgumentParser  # noqa: E402
-from mats_ds.core.files import write_json  # noqa: E402
-from mats_ds.core.text import log_to_stderr, tell_error  # noqa: E402
-from mats_ds.data.terminal import run_program  # noqa: E402
-from mats_ds.metering.cards import CARDS  # noqa: E402
-from mats_ds.metering.forecast import Feed, forecast, largest_micro_batch  # noqa: E402
-from mats_ds.metering.plan_time import ASSUMED_MFU  # noqa: E402
-
-FITS, TOO_LARGE, BAD_INPUT = 0, 1, 2
-DEFAULT_JSON = HERE.parent / "ds_configs" / "zero2.json"
-
-
-def main(arguments: list[str] | None = None) -> int:
-    """Print the plan or the sweep, return the exit status."""
-    options = parse_arguments(arguments)
-    log_to_stderr(logging.INFO)
-    try:
-        with contextlib.redirect_stdout(sys.stderr):  # DeepSpeed says on stdout, before the answer, that there is no GPU
-            question = settle_question(options)
-        return _sweep(question, options) if options.sweep else _plan(question, options)
-    except (ValueError, OSError) as error:
-        tell_error(error)
-        return BAD_INPUT
-
-
-def _plan(question: Question, options: argparse.Namespace) -> int:
-    how = dict(card=question.card, world_size=question.world_size, accumulation=question.batch.accumulation, feed=question.feed)
-    planned = forecast(question.workload, question.ds_config, micro_batch=question.batch.micro_batch, **how)
-    largest = largest_micro_batch(question.workload, question.ds_config, **how)
-    exact = None
-    if options.exact:
-        from plan_exact import measure_cached
-
-        exact = measure_cached(
-            question.workload,
-            question.ds_config,
-            world_size=question.world_size,
-            micro_batch=question.batch.micro_batch,
-            accumulation=min(2, question.batch.accumulation),  # a third micro-batch needs what the second does
-        )
-    if options.json:
-        print(json.dumps(plan_to_json(question, planned, largest=largest, exact=exact), indent=1))
-    else:
-        print(format_plan(question, planned, largest=largest, exact=exact))
-    return FITS if planned.fits else TOO_LARGE
-
-
-def _sweep(question: Question, options: argparse.Namespace) -> int:
-    how = dict(world_size=question.world_size, micro_batch=question.batch.micro_batch)
-    cells = sweep(question.workload, question.ds_config, feed=question.feed, mfu=question.time.mfu, **how)
-    if options.exact:
-        tree = measure_sweep(cells, question.workload, question.ds_config, world_size=question.world_size)
-        write_json(EXACT_FILE, tree)
-    if options.json:
-        print(json.dumps(sweep_to_json(cells), indent=1))
-        return FITS
-    print(format_sweep(cells, mfu=question.time.mfu, **how))
-    print()
-    print("\n".join(compare_published(question.workload, question.ds_config, world_size=question.world_size)))
-    if options.exact:
-        print()
-        print(format_judged(judge_sweep(read_exact_sweep(), question.workload)))
-    return FITS
-
-
-def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
-    parser = ArgumentParser(prog="plan.py", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--recipe", default="default", help="YAML file, or a name in mats_ds/recipes (default: %(default)s)")
-    parser.add_argument("--ds_config", default=str(DEFAULT_JSON), help="DeepSpeed JSON (default: ds_configs/zero2.json)")
-    parser.add_argument("--gpus", type=int, default=8, metavar="N", help="GPUs of the run (default: %(default)s)")
-    parser.add_argument("--gpu", default="a100-80g", metavar="CARD", help=f"one of {', '.join(CARDS)} (default: %(default)s)")
-    parser.add_argument("--finetune", action="store_true", help="plan fine-tuning on a pre-training recipe's model and clips")
-    parser.add_argument("--keep_ratio", type=float, default=None, help="share of the tokens with --finetune (default: 0.6)")
-    parser.add_argument("--micro_batch", type=int, metavar="N", help="clips a GPU takes at once (default: the JSON's)")
-    parser.add_argument("--clips", type=int, metavar="N", help="clips of an epoch (default: the manifest's, or the data set's)")
-    parser.add_argument(
-        "--mfu", type=float, help=f"share of the cards' arithmetic that is used (default: {ASSUMED_MFU}, assumed)"
-    )
-    parser.add_argument("--measured", type=Path, metavar="RUN_DIR", help="take the MFU that a run has recorded")
-    parser.add_argument(
-        "--video", default=f"{Feed.width}x{Feed.height}", metavar="WxH", help="size of the files (default: %(default)s)"
-    )
-    parser.add_argument("--exact", action="store_true", help="run the real engine on fake tensors too: up to a minute, cached")
-    parser.add_argument("--sweep", action="store_true", help="all sizes on five nodes, MATS beside VideoMAE")
-    parser.add_argument("--json", action="store_true", help="print JSON instead of the text")
-    parser.add_argument("overrides", nargs="*", metavar="section.key=value", help="changes to the recipe")
-    return parser.parse_args(arguments)
-
+from mats_ds.core.terminal import run_program  # noqa: E402
+from mats_ds.plan import main  # noqa: E402
 
 if __name__ == "__main__":
     raise SystemExit(run_program(main))

@@ -5,6 +5,8 @@ import resource
 
 import pytest
 
+from tests.video_files import read_numbers, real_videos, when_opened, write_broken, write_video  # noqa: F401 (fixtures)
+
 
 def pytest_collection_modifyitems(items):
     needs_gpu = [item for item in items if item.get_closest_marker("gpu")]

@@ -9,7 +9,7 @@ from pathlib import Path
 import deepspeed
 import torch
 
-import deepspeed.runtime.zero.muon.muon_optimizer  # noqa: F401  # isort: skip
+import deepspeed.runtime.zero.muon.muon_optimizer  # isort: skip
 
 if not Path("/dev/nvidiactl").exists():  # it asks the GPUs, and CUDA does not outlive a fork
     deepspeed.ops.__compatible_ops__  # noqa: B018  # it looks when it is first read

@@ -13,11 +13,11 @@ import torch
 from mats_ds import MaskedAutoencoder, TokenGrid, VideoClassifier, load_model
 from mats_ds.convert import DIFFERENT, DONE, UNUSABLE, main
 from mats_ds.data.synthetic import write_synthetic_set
-from mats_ds.interop.load import identify, weights_of
-from mats_ds.interop.origin import Origin
-from mats_ds.interop.plain import load_weights, save_weights
-from mats_ds.models.spec import dump_spec
-from tests.interop.test_run_checkpoint import write_step
+from mats_ds.models.model_spec import dump_spec
+from mats_ds.models.weights.load import identify, weights_of
+from mats_ds.models.weights.native import load_weights, save_weights
+from mats_ds.models.weights.origin import Origin
+from tests.models.weights.test_run import write_step
 
 ROOT = Path(__file__).resolve().parents[1]
 GRID = TokenGrid(4, 16, 16, (2, 8, 8))

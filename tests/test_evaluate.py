@@ -15,13 +15,13 @@ import pytest
 import torch
 
 from mats_ds import evaluate
-from mats_ds.config import dump_recipe, load_recipe
-from mats_ds.config_finetune import FinetuneRecipe
+from mats_ds.config.finetune_recipe import FinetuneRecipe
+from mats_ds.config.load import dump_recipe, load_recipe
+from mats_ds.data.loading.build import read_views
 from mats_ds.data.manifest import read_manifest
-from mats_ds.data.view_pass import read_views
-from mats_ds.interop.origin import Origin
-from mats_ds.models.encoder import IMAGENET_MEAN, IMAGENET_STD, UINT8_MAX
-from mats_ds.training.place import find_place
+from mats_ds.distributed.ranks import find_place
+from mats_ds.models.vit import IMAGENET_MEAN, IMAGENET_STD, UINT8_MAX
+from mats_ds.models.weights.origin import Origin
 from tests.trained_models import CLASSES, GRID, save_autoencoder, save_classifier, write_manifest, write_videos
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -198,7 +198,7 @@ def test_imported_weights_give_transformers_own_logits(folder, manifest):
 
 def test_clips_are_taken_as_the_run_took_them(tmp_path, monkeypatch):
     """Stride and sampling are in the recipe of a run folder; the command line wins."""
-    from mats_ds.interop import model_options
+    from mats_ds.evaluation import options as model_options
 
     (tmp_path / "recipe.yaml").write_text("clip: {num_frames: 16, stride: 7, sampling: uniform, stride_seconds: null}\n")
     monkeypatch.setattr(model_options, "find_steps", lambda path: [tmp_path / "checkpoints" / "step-00000001"])
@@ -211,7 +211,7 @@ def test_clips_are_taken_as_the_run_took_them(tmp_path, monkeypatch):
 
 
 def test_weights_in_a_run_folder_are_shown_clips_of_its_recipe(tmp_path):
-    from mats_ds.interop.model_options import read_run_clip
+    from mats_ds.evaluation.options import read_run_clip
 
     (tmp_path / "recipe.yaml").write_text("clip: {stride: 5, sampling: dense}\n")
     (tmp_path / "best.safetensors").touch()
@@ -220,7 +220,7 @@ def test_weights_in_a_run_folder_are_shown_clips_of_its_recipe(tmp_path):
 
 
 def test_one_checkpoint_named_from_within_its_folder_has_the_recipe_of_its_run(tmp_path, monkeypatch):
-    from mats_ds.interop.model_options import read_run_clip
+    from mats_ds.evaluation.options import read_run_clip
 
     step = tmp_path / "checkpoints" / "step-00000001"
     step.mkdir(parents=True)
@@ -236,8 +236,8 @@ class TestViews:
     V01 = "evaluation: {manifest: val.csv, root: null, clips: CLIPS, crops: 1, every_epochs: 5.0}\n"
 
     def views_of(self, path, *arguments):
-        from mats_ds.interop.load import read_weights
-        from mats_ds.interop.model_options import find_views
+        from mats_ds.evaluation.options import find_views
+        from mats_ds.models.weights.load import read_weights
 
         options = evaluate.parse_arguments(["--model", str(path), "--video", "x", *arguments])
         words = find_views(options, read_weights(path))

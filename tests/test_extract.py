@@ -20,10 +20,10 @@ from safetensors.numpy import save_file
 
 import mats_ds
 from mats_ds import extract
+from mats_ds.data.loading.build import read_views
 from mats_ds.data.manifest import read_manifest
-from mats_ds.data.view_pass import read_views
-from mats_ds.interop.feature_shards import read_shard
-from mats_ds.interop.origin import Origin
+from mats_ds.evaluation.feature_store import read_shard
+from mats_ds.models.weights.origin import Origin
 from tests.trained_models import GRID, save_autoencoder, save_classifier, write_manifest, write_videos
 
 FEW = ["--workers", "1", "--device", "cpu"]
@@ -289,7 +289,7 @@ class TestOut:
 
     def test_a_second_one_at_once_is_refused_with_who_is_there(self, done):
         arguments, out = done
-        code = "import sys, pathlib; from mats_ds.core.folder_lock import hold_folder as hold\n"
+        code = "import sys, pathlib; from mats_ds.core.storage.folder_lock import hold_folder as hold\n"
         code += "hold(pathlib.Path(sys.argv[1]), command='extract'); print('held', flush=True); sys.stdin.read()"
         with subprocess.Popen([sys.executable, "-c", code, out], stdin=-1, stdout=-1, text=True) as other:
             assert other.stdout.readline() == "held\n"

@@ -15,8 +15,8 @@ import pytest
 
 from mats_ds import TokenGrid, VideoClassifier, evaluate, load_model
 from mats_ds.data.synthetic import write_synthetic_set
-from mats_ds.interop.plain import load_weights, save_weights
-from mats_ds.models.spec import describe_model
+from mats_ds.models.model_spec import describe_model
+from mats_ds.models.weights.native import load_weights, save_weights
 
 ROOT = Path(__file__).resolve().parents[1]
 ARGUMENTS = ["--recipe", "finetune_tiny", "--ds_config", str(ROOT / "ds_configs" / "zero2_tiny.json")]

@@ -156,7 +156,7 @@ class TestDemo:
 
     @pytest.mark.parametrize("name", ["a: b", "it's # one", "[x]", "a "])
     def test_a_folder_that_yaml_would_misread_arrives(self, project, name):
-        from mats_ds.config import load_recipe
+        from mats_ds.config.load import load_recipe
 
         (project.caller / name).mkdir()
         _, _, trainer = project.launch_plan("demo", name)

@@ -59,8 +59,8 @@ def test_importing_it_elsewhere_loads_nothing_heavy(installed, tmp_path):
 def test_every_recipe_is_inside(installed, tmp_path):
     names = sorted(path.stem for path in (ROOT / "mats_ds" / "recipes").glob("*.yaml"))
     code = f"""
-from mats_ds.config import Recipe, load_recipe
-from mats_ds.config_finetune import FinetuneRecipe
+from mats_ds.config.recipe import Recipe, load_recipe
+from mats_ds.config.finetune_recipe import FinetuneRecipe
 for name in {names}:
     print(load_recipe(name, schema=FinetuneRecipe if name.startswith("finetune_") else Recipe).name)
 """

@@ -132,7 +132,7 @@ def test_a_class_list_beside_the_source_is_never_written(run, tmp_path):
 
 
 def test_of_two_imports_that_end_together_one_writes(run, videos, tmp_path, monkeypatch):
-    from mats_ds.data.importers import output
+    from mats_ds.data.prepare.importers import output
 
     claim = output.claim_name
 
@@ -192,7 +192,7 @@ def test_runs_as_a_file_from_anywhere_without_torch(videos, tmp_path):
     assert done.returncode == 0, done.stderr
     assert "recognised class-folders: its videos lie in 2 class folders" in done.stdout
     loaded = {line.rpartition("|")[2].strip() for line in done.stderr.splitlines()}
-    assert "mats_ds.data.importers" in loaded and not loaded & {"torch", "av", "deepspeed", "nvidia.dali"}
+    assert "mats_ds.data.prepare.importers" in loaded and not loaded & {"torch", "av", "deepspeed", "nvidia.dali"}
 
 
 @pytest.mark.skipif(not VIDEOS.is_dir(), reason="the data sets' own lists are not on this machine")

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 from mats_ds.data.manifest import read_manifest
-from mats_ds.data.probe import index_video
+from mats_ds.data.video.indexing import index_video
 from mats_ds.prepare import main
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -95,7 +95,7 @@ def test_ctrl_c_ends_in_words(folder, monkeypatch, tmp_path, capsys):
     def stop(*how, **more):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("mats_ds.data.copies.copy_all", stop)
+    monkeypatch.setattr("mats_ds.data.prepare.copying.copies.copy_all", stop)
     assert transcode(folder, "--out", tmp_path / "out") == 130
     assert "goes on from here" in capsys.readouterr().err
 

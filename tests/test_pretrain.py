@@ -105,7 +105,7 @@ class TestNamesAndPictures:
 
 
 def test_a_checkpoint_says_what_model_it_is_of(two_rank_run):
-    from mats_ds.interop.run_checkpoint import read_run
+    from mats_ds.models.weights.run import read_run
 
     step = two_rank_run[0] / "checkpoints" / "step-00000006" / "mp_rank_00_model_states.pt"
     stored = json.loads(torch.load(step, weights_only=False)["model_spec"])

@@ -12,9 +12,9 @@ import torch
 
 from mats_ds import MaskedAutoencoder, TokenGrid, VideoClassifier, probe
 from mats_ds.data.synthetic import write_synthetic_set
-from mats_ds.interop.load import weights_of
-from mats_ds.interop.plain import save_weights
-from mats_ds.models import attentive_probe
+from mats_ds.evaluation import probes
+from mats_ds.models.weights.load import weights_of
+from mats_ds.models.weights.native import save_weights
 
 GRID = TokenGrid(num_frames=4, height=32, width=32, tubelet=(2, 8, 8))
 SIZES = dict(width=12, depth=1, heads=3)
@@ -55,8 +55,8 @@ def save_encoder(module, folder) -> str:
 @pytest.fixture
 def run(videos, model, tmp_path, capsys, monkeypatch):
     """Runs it with few steps; returns the status and what it printed and said went wrong."""
-    monkeypatch.setattr(attentive_probe, "MIN_STEPS", 3)
-    monkeypatch.setattr(attentive_probe, "EPOCHS", 1)
+    monkeypatch.setattr(probes, "MIN_STEPS", 3)
+    monkeypatch.setattr(probes, "EPOCHS", 1)
 
     def call(*arguments: str, source=model, train="train.csv", val="val.csv", out="out") -> tuple[int, str, str]:
         given = {"--model": source, "--train": videos / train, "--val": videos / val, "--out": tmp_path / out}

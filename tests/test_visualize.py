@@ -11,12 +11,12 @@ import torch
 from PIL import Image
 
 from mats_ds import MaskedAutoencoder, TokenGrid, VideoClassifier, visualize
-from mats_ds.config import dump_recipe, load_recipe
-from mats_ds.config_finetune import FinetuneRecipe
+from mats_ds.config.finetune_recipe import FinetuneRecipe
+from mats_ds.config.load import dump_recipe, load_recipe
 from mats_ds.data.synthetic import write_synthetic_set
-from mats_ds.interop.load import weights_of
-from mats_ds.interop.origin import Origin
-from mats_ds.interop.plain import load_weights, save_weights
+from mats_ds.models.weights.load import weights_of
+from mats_ds.models.weights.native import load_weights, save_weights
+from mats_ds.models.weights.origin import Origin
 
 GRID = TokenGrid(num_frames=4, height=32, width=32, tubelet=(2, 8, 8))
 SIZES = dict(width=12, depth=1, heads=3)

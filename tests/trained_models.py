@@ -8,9 +8,9 @@ import torch
 
 from mats_ds import MaskedAutoencoder, TokenGrid, VideoClassifier
 from mats_ds.data.synthetic import write_synthetic_set
-from mats_ds.interop.load import weights_of
-from mats_ds.interop.origin import Origin
-from mats_ds.interop.plain import save_weights
+from mats_ds.models.weights.load import weights_of
+from mats_ds.models.weights.native import save_weights
+from mats_ds.models.weights.origin import Origin
 
 GRID = TokenGrid(num_frames=4, height=32, width=48, tubelet=(2, 8, 8))  # 2 tubelets of 4 x 6 places
 SIZES = dict(grid=GRID, width=24, depth=2, heads=3)

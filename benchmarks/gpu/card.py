@@ -51,7 +51,7 @@ def measure(part: Part) -> None:
     """The best product of two large bf16 matrices, and the rate at which memory is copied within the device."""
     import torch
 
-    from mats_ds.metering.peaks import find_peak, measure_peak
+    from mats_ds.metering.peak_flops import find_peak, measure_peak
 
     device = torch.device(part.device)
     rate = measure_peak(device, side=SIDE if part.on_gpu else CPU_SIDE)

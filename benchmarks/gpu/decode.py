@@ -41,9 +41,9 @@ def check_frames(part: Part, folder: Path) -> None:
     """PSNR of the device's frames against PyAV's, the worst frame of each format."""
 
     from benchmarks.gpu.video_files import FORMATS, write_format
-    from mats_ds.data.decode import decode_frames
-    from mats_ds.data.probe import index_video
-    from mats_ds.data.routes import device_can_decode
+    from mats_ds.data.video.decode import decode_frames
+    from mats_ds.data.video.indexing import index_video
+    from mats_ds.data.video.nvdec_support import device_can_decode
 
     worst = {}
     for name in FORMATS:
@@ -85,8 +85,8 @@ def decode_on_device(part: Part, path: Path, numbers: list[int], size: tuple[int
     import numpy as np
     import torch
 
-    from mats_ds.data.pipeline import DaliGraph
-    from mats_ds.data.routes import EncodedClip, Region
+    from mats_ds.data.loading.dali import DaliGraph
+    from mats_ds.data.loading.reader import EncodedClip, Region
 
     graph = DaliGraph(height=size[0], width=size[1], device=torch.device(part.device))
     region = Region((0, 0, *size), flip=False)
@@ -108,8 +108,8 @@ def check_broken(part: Part, folder: Path) -> None:
     import torch
 
     from benchmarks.gpu.video_files import BROKEN, FORMATS, write_broken
-    from mats_ds.data.pipeline import DaliGraph
-    from mats_ds.data.routes import EncodedClip, Region
+    from mats_ds.data.loading.dali import DaliGraph
+    from mats_ds.data.loading.reader import EncodedClip, Region
 
     good = folder / FORMATS["h264" if part.on_gpu else "vp9"].file
     region, numbers = Region((0, 0, 176, 208), flip=False), np.arange(4, dtype=np.int32)
@@ -172,10 +172,10 @@ def time_loader(part: Part, folder: Path) -> None:
 def make_loader(part: Part, videos: Path, *, side: int, micro: int, num_graphs: int):
     import torch
 
-    from mats_ds.config import ClipSection
+    from mats_ds.config.recipe import ClipSection
+    from mats_ds.data.clip_sampler import ClipSampler
+    from mats_ds.data.loading.loader import ClipLoader
     from mats_ds.data.manifest import read_manifest
-    from mats_ds.data.pipeline import ClipLoader
-    from mats_ds.data.sampler import ClipSampler
 
     section = ClipSection(num_frames=16, stride=2 if not part.on_gpu else 4, height=side, width=side)
     sampler = ClipSampler(read_manifest(videos), recipe_clip=section, num_frames=16, global_batch=micro, seed=0)

@@ -6,7 +6,7 @@ import torch
 from transformers import VideoMAEConfig, VideoMAEForPreTraining, VideoMAEForVideoClassification
 
 from mats_ds import TokenGrid
-from mats_ds.config import MODEL_SIZES
+from mats_ds.models.sizes import MODEL_SIZES
 
 SHOWN_SHARE = 0.1  # of the tokens, by a tube: VideoMAE's published mask (arXiv 2203.12602)
 

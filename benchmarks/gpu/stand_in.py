@@ -1,7 +1,7 @@
 """Lets the model be imported where pydantic is not installed: measuring a step needs no recipe.
 
-`mats_ds/config.py` declares recipes with pydantic. Here its names do nothing; reading a recipe then fails with words. Only for
-these benchmarks: the trainer wants the real package. PyYAML comes with timm.
+`mats_ds/config/recipe.py` declares recipes with pydantic. Here its names do nothing; reading a recipe then fails with words. Only
+for these benchmarks: the trainer wants the real package. PyYAML comes with timm.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ def _ignore(*_: object, **__: object):
 
 
 def import_or_stand_in() -> list[str]:
-    """Make `import mats_ds.config` work. Returns the packages that are stood in for."""
+    """Make `import mats_ds.config.recipe` work. Returns the packages that are stood in for."""
     stood_in = []
     if importlib.util.find_spec("pydantic") is None:
         pydantic = types.ModuleType("pydantic")

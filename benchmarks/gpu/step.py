@@ -63,7 +63,7 @@ def measure_rate(part: Part) -> float:
     """FLOP/s of a large bf16 product on this device."""
     import torch
 
-    from mats_ds.metering.peaks import measure_peak
+    from mats_ds.metering.peak_flops import measure_peak
 
     rate = measure_peak(torch.device(part.device))
     part.add(matrix_flops_per_second=rate)
@@ -227,8 +227,8 @@ def report(part: Part, cell: Cell, figures: dict, rate: float | None) -> None:
 
 def plan_of(part: Part, cell: Cell) -> dict:
     """The plan's peak of the same step without ZeRO and optimizer."""
-    from mats_ds.metering.plan_memory import plan_memory
-    from mats_ds.metering.workload import Workload
+    from mats_ds.planning.memory import plan_memory
+    from mats_ds.planning.workload import Workload
 
     grid = grid_of(part)
     work = Workload(

@@ -76,7 +76,7 @@ def rank_environment(part: Part) -> dict[str, str]:
 
 
 def report(part: Part, name: str, run_dir: Path) -> None:
-    from mats_ds.metering.reader import read_records
+    from mats_ds.metering.record_reader import read_records
 
     records = list(read_records(run_dir))
     steady = records[len(records) // 3 :]

@@ -20,16 +20,16 @@ import torch  # noqa: E402
 import torch.distributed as dist  # noqa: E402
 
 from mats_ds import TokenGrid  # noqa: E402
-from mats_ds.config import OptimSection  # noqa: E402
-from mats_ds.metering.plan_memory import ZeroSettings, plan_memory, plan_static  # noqa: E402
-from mats_ds.metering.workload import Workload  # noqa: E402
+from mats_ds.config.batch_plan import MICRO_BATCH_KEY, plan_batch  # noqa: E402
+from mats_ds.config.recipe import OptimSection  # noqa: E402
 from mats_ds.models.classifier import VideoClassifier  # noqa: E402
 from mats_ds.models.mae import MaskedAutoencoder  # noqa: E402
-from mats_ds.training.batch import MICRO_BATCH_KEY, plan_batch  # noqa: E402
+from mats_ds.planning.memory import ZeroSettings, plan_memory, plan_static  # noqa: E402
+from mats_ds.planning.workload import Workload  # noqa: E402
+from mats_ds.training.checkpoints.resume import find_resume_point, resume  # noqa: E402
+from mats_ds.training.checkpoints.saver import CheckpointSaver  # noqa: E402
 from mats_ds.training.engine import make_engine, static_bytes  # noqa: E402
 from mats_ds.training.optim import parameter_groups  # noqa: E402
-from mats_ds.training.resuming import find_resume_point, resume  # noqa: E402
-from mats_ds.training.saving import CheckpointSaver  # noqa: E402
 
 NUM_CLASSES, HALF = 400, 3
 

@@ -16,8 +16,8 @@ from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import Any
 
-from mats_ds.core.files import open_regular, read_bytes
-from mats_ds.parsing import parse_strict_json
+from mats_ds.core.storage.documents import parse_strict_json
+from mats_ds.core.storage.files import open_regular, read_bytes
 
 FORMAT_VERSION = 1
 COMPLETE = "complete.json"

@@ -22,10 +22,10 @@ from pathlib import Path
 
 import numpy as np
 
+from mats_ds.core.terminal import explain_locale
 from mats_ds.core.text import Lines
 from mats_ds.data.class_names import merge_names, normalise_name
 from mats_ds.data.list_text import VIDEO_EXTENSIONS, column_names, decode_text, find_delimiter, split_line
-from mats_ds.data.terminal import explain_locale
 
 logger = logging.getLogger(__name__)
 

@@ -21,10 +21,10 @@ from pathlib import Path
 import av
 import numpy as np
 
-from mats_ds.core.files import open_to_append, write_text
-from mats_ds.data.containers import file_url
-from mats_ds.data.own_files import sum_file, sum_text
+from mats_ds.core.storage.files import open_to_append, write_text
+from mats_ds.core.storage.own_files import sum_file, sum_text
 from mats_ds.data.scenes import NAMES, Box, SceneSize, draw_scene
+from mats_ds.data.video.containers import file_url
 
 logger = logging.getLogger(__name__)
 

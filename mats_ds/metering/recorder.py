@@ -18,16 +18,15 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
-from mats_ds.clips import BadClip
-from mats_ds.core.files import open_regular, open_to_append
-from mats_ds.events import RunInfo, StepEvent
-from mats_ds.metering.advice import advise_on_memory, is_out_of_memory
-from mats_ds.metering.memory import DeviceMeter, MemoryReading
-from mats_ds.metering.memory_kinds import left_for_activations, split_peak
-from mats_ds.metering.peaks import arithmetic_of, settle_peak
-from mats_ds.metering.records import SCHEMA, RecordWriter, StepRecord, append_whole
-from mats_ds.metering.run_files import FINISHED, Outcome, write_outcome, write_run
-from mats_ds.metering.snapshots import dump_snapshot
+from mats_ds.core.clips import BadClip
+from mats_ds.core.events import RunInfo, StepEvent
+from mats_ds.core.run_dir import FINISHED, SCHEMA, Outcome, write_outcome, write_run
+from mats_ds.core.storage.files import open_regular, open_to_append
+from mats_ds.metering.device_memory import DeviceMeter, MemoryReading, left_for_activations, split_peak
+from mats_ds.metering.out_of_memory import advise_on_memory, is_out_of_memory
+from mats_ds.metering.peak_flops import arithmetic_of, settle_peak
+from mats_ds.metering.profiler import dump_snapshot
+from mats_ds.metering.step_record import RecordWriter, StepRecord, append_whole
 
 if TYPE_CHECKING:
     import torch

@@ -12,9 +12,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from mats_ds.metering.accuracy import Share
-from mats_ds.metering.limits import MAX_FLOAT, MAX_NAME, show
-from mats_ds.metering.run_files import read_object
+from mats_ds.core.limits import MAX_FLOAT, MAX_NAME, show
+from mats_ds.core.proportion import Share
+from mats_ds.core.run_dir import read_object
 
 RESULT_FILE = "result.json"
 MAX_LINES = 20  # ours has three

@@ -15,16 +15,14 @@ from typing import Any
 import torch
 from torch import nn
 
-from mats_ds.clips import TokenGrid
-from mats_ds.config import MODEL_SIZES, RUN_THRESHOLD
-from mats_ds.models.blocks import NORM_EPS, init_linear
-from mats_ds.models.choice import ChosenClip, choose_clip
-from mats_ds.models.encoder import UINT8_MAX, PatchEmbed, Transformer, embed_chosen, embed_patches
-from mats_ds.models.merging import pool_by_size
-from mats_ds.models.positions import make_positions
-from mats_ds.models.tables import KeepsTables
-from mats_ds.tokens.camera import check_compensation
+from mats_ds.core.token_grid import RUN_THRESHOLD, TokenGrid
+from mats_ds.models.layers import NORM_EPS, KeepsTables, init_linear, make_positions
+from mats_ds.models.sizes import MODEL_SIZES
+from mats_ds.models.token_merging import pool_by_size
+from mats_ds.models.token_pruning import ChosenClip, choose_clip
+from mats_ds.models.vit import UINT8_MAX, PatchEmbed, Transformer, embed_chosen, embed_patches
 from mats_ds.tokens.frames import select_fullest_frames
+from mats_ds.tokens.motion import check_compensation
 
 HEAD_INIT_STD = 0.02  # VideoMAE's
 HEAD_INIT_SCALE = 0.001  # VideoMAE's factor on the fresh head

@@ -12,17 +12,16 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
+from einops import rearrange
 from torch import nn
 
-from mats_ds.clips import TokenGrid, TokenSelection, count_selection
-from mats_ds.config import MODEL_SIZES, RUN_THRESHOLD, Recipe
-from mats_ds.models.blocks import init_linear
-from mats_ds.models.choice import ChosenClip, choose_clip
-from mats_ds.models.encoder import UINT8_MAX, PatchEmbed, Transformer, embed_chosen, gather_tokens, join_patches
-from mats_ds.models.positions import make_positions
-from mats_ds.models.tables import KeepsTables
-from mats_ds.models.targets import normalise_patches, reconstruction_loss
-from mats_ds.tokens.camera import check_compensation
+from mats_ds.config.recipe import Recipe
+from mats_ds.core.token_grid import RGB_CHANNELS, RUN_THRESHOLD, TokenGrid, TokenSelection, count_selection
+from mats_ds.models.layers import KeepsTables, init_linear, make_positions
+from mats_ds.models.sizes import MODEL_SIZES
+from mats_ds.models.token_pruning import ChosenClip, choose_clip
+from mats_ds.models.vit import UINT8_MAX, PatchEmbed, Transformer, embed_chosen, gather_tokens, join_patches
+from mats_ds.tokens.motion import check_compensation
 
 MASK_TOKEN_STD = 0.02  # VideoMAE's, arXiv 2203.12602
 GREY = 0.5
@@ -218,3 +217,41 @@ class MaskedAutoencoder(KeepsTables):
 def put_tokens(values_BNX: torch.Tensor, index_BK: torch.Tensor, new_BKX: torch.Tensor) -> None:
     """Write rows `index_BK` in place."""
     values_BNX.scatter_(1, index_BK[..., None].expand(-1, -1, values_BNX.shape[-1]), new_BKX)
+
+
+SPREAD_EPS = 1e-6
+
+
+@dataclass(frozen=True)
+class Normalised:
+    """Pixels of 0 to 1 are pixels_BMP * spread + mean, colour by colour; mean_BMC and spread_BMC are float32 [B, M, 1, C]."""
+
+    pixels_BMP: torch.Tensor
+    mean_BMC: torch.Tensor
+    spread_BMC: torch.Tensor
+
+    def restore(self, normalised_BMP: torch.Tensor) -> torch.Tensor:
+        """Pixels in 0 to 1 of (predicted) normalised pixels of these tubelets, not clamped."""
+        colours = rearrange(normalised_BMP, "b m (p c) -> b m p c", c=RGB_CHANNELS)
+        return rearrange(colours * self.spread_BMC + self.mean_BMC, "b m p c -> b m (p c)")
+
+
+@torch.no_grad()
+def normalise_patches(patches_BMP: torch.Tensor) -> Normalised:
+    """Normalise uint8 patches tubelet by tubelet. No gradient."""
+    centred = rearrange(patches_BMP, "b m (p c) -> b m p c", c=RGB_CHANNELS).to(torch.float32, copy=True)
+    mean = centred.mean(dim=2, keepdim=True)
+    centred -= mean
+    variance = centred.square().sum(dim=2, keepdim=True) / (centred.shape[2] - 1)
+    # the same as dividing pixels of 0 to 1 by their own spread, in one pass less over all of them
+    spread = variance.sqrt() + SPREAD_EPS * UINT8_MAX
+    centred /= spread
+    return Normalised(rearrange(centred, "b m p c -> b m (p c)"), mean / UINT8_MAX, spread / UINT8_MAX)
+
+
+def reconstruction_loss(predicted_BMP: torch.Tensor, patches_BMP: torch.Tensor) -> torch.Tensor:
+    """Scalar float32: mean squared error of predicted normalised pixels against those of the uint8 patches.
+
+    Backward keeps their difference, once.
+    """
+    return (predicted_BMP.float() - normalise_patches(patches_BMP).pixels_BMP).square().mean()

@@ -7,8 +7,8 @@ from __future__ import annotations
 
 import torch
 
-from mats_ds.clips import TokenGrid, count_tokens
-from mats_ds.tokens.noise import draw_keys, random_uniform
+from mats_ds.core.token_grid import TokenGrid, count_tokens
+from mats_ds.tokens.keyed_random import draw_keys, random_uniform
 from mats_ds.tokens.selection import rank_by_motion
 
 STREAM_FRAMES = 5

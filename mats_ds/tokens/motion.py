@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 from einops import rearrange
 
-from mats_ds.clips import TokenGrid
+from mats_ds.core.token_grid import TokenGrid
 
 DISTANCES = ("l2", "l1", "cosine")
 
@@ -49,3 +49,31 @@ def split_tubelets(embedding_BND: torch.Tensor, grid: TokenGrid) -> torch.Tensor
 def join_tubelets(change_BTL: torch.Tensor) -> torch.Tensor:
     """motion_BN of all tubelets from the changes of all but the first, which takes the second one's."""
     return rearrange(torch.cat([change_BTL[:, :1], change_BTL], dim=1), "b t l -> b (t l)")
+
+
+CAMERA_DISTANCES = {"l2": 2, "l1": 1}  # the order of the norm
+
+
+def score_local_motion(embedding_BND: torch.Tensor, grid: TokenGrid, *, distance: str = "l2") -> torch.Tensor:
+    """motion_BN, float32, in place of `score_motion`'s; half of every tubelet's scores are at most zero.
+
+    Of each tubelet's differences to the one before, the median over its places is subtracted in every channel; of the lengths of
+    what remains, again the median over the places. (Of an even number of places, the lower one of the two in the middle.) A clip
+    that stands still scores zero throughout. Arguments and errors as for `score_motion`, without the distance "cosine".
+    """
+    check_compensation(distance=distance)
+    steps_BTLD = split_tubelets(embedding_BND, grid)
+    change_BTLD = steps_BTLD[:, 1:] - steps_BTLD[:, :-1]
+    residual_BTLD = change_BTLD - change_BTLD.median(dim=2, keepdim=True).values
+    length_BTL = torch.linalg.vector_norm(residual_BTLD, ord=CAMERA_DISTANCES[distance], dim=-1)
+    return join_tubelets(length_BTL - length_BTL.median(dim=2, keepdim=True).values)
+
+
+def check_compensation(*, distance: str, strategy: str = "mats") -> None:
+    """Raises ValueError for a distance that is not the length of a difference, or a strategy with a score of its own."""
+    if strategy == "run_length":
+        raise ValueError("compensate_camera changes the score of mats, run_length has its own: choose one of the two")
+    if distance not in CAMERA_DISTANCES:
+        raise ValueError(
+            f"compensate_camera subtracts differences, and distance {distance!r} has none: choose {' or '.join(CAMERA_DISTANCES)}"
+        )

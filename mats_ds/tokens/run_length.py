@@ -15,7 +15,7 @@ from __future__ import annotations
 import torch
 from einops import rearrange
 
-from mats_ds.clips import TokenGrid
+from mats_ds.core.token_grid import TokenGrid
 
 UINT8_MAX = 255.0
 

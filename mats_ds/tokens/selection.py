@@ -11,8 +11,8 @@ from __future__ import annotations
 
 import torch
 
-from mats_ds.clips import TokenCounts, TokenGrid, TokenSelection, count_selection
-from mats_ds.tokens.noise import draw_keys, random_bits, random_order
+from mats_ds.core.token_grid import TokenCounts, TokenGrid, TokenSelection, count_selection
+from mats_ds.tokens.keyed_random import draw_keys, random_bits, random_order
 
 # Streams of one key, so that the draws of one clip are independent of each other.
 STREAM_VISIBLE, STREAM_KEPT, STREAM_PLACES, STREAM_CELLS, STREAM_PHASE = 1, 2, 3, 4, 6  # 5 is that of frames.py

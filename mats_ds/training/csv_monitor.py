@@ -10,7 +10,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from mats_ds.core.files import describe_wrong_kind, open_regular, replace_file
+from mats_ds.core.storage.files import describe_wrong_kind, open_regular, replace_file
 
 OUR_EVENTS = (
     *("mats/loss", "mats/learning_rate", "mats/grad_norm", "mats/clips_per_second"),

@@ -14,7 +14,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from mats_ds.core.files import WrongKindOfFile, open_regular
+from mats_ds.core.storage.files import WrongKindOfFile, open_regular
 from mats_ds.training.csv_monitor import name_stranger
 
 MONITORS = {"tensorboard": "tensorboard", "wandb": "wandb", "comet": "comet_ml", "csv_monitor": None}  # what each needs installed

@@ -9,7 +9,7 @@ import torch
 from timm.utils import ModelEmaV3
 from torch import nn
 
-from mats_ds.events import RunInfo, StepEvent
+from mats_ds.core.events import RunInfo, StepEvent
 
 STATE_KEY = "ema"
 

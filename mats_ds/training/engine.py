@@ -6,93 +6,20 @@ What of the JSON reaches `deepspeed.initialize` is in ds_config.py.
 from __future__ import annotations
 
 import logging
-import os
-import socket
 from collections.abc import Mapping
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
-from datetime import timedelta
 from typing import Any
 
 import torch
-import torch.distributed as dist
 from torch import nn
 
-from mats_ds.training.batch import BatchPlan
-from mats_ds.training.ds_config import clipping_of, hand_over, precision_of, zero_stage_of
-from mats_ds.training.launchers import adopt_launcher
-from mats_ds.training.stops import RanksLost
+from mats_ds.config.batch_plan import BatchPlan
+from mats_ds.config.ds_config import clipping_of, hand_over, precision_of, zero_stage_of
 
 logger = logging.getLogger(__name__)
 
 BYTES_PER_FLOAT32 = 4
-JOIN_SECONDS = 600.0  # how long the first ranks wait for the last at the start: a machine whose command failed never comes
-
-
-@dataclass(frozen=True)
-class Place:
-    """Where this process stands among its peers, and its device."""
-
-    rank: int
-    local_rank: int
-    world_size: int
-    local_world_size: int
-    device: torch.device
-
-
-def start_distributed(*, timeout_seconds: float = 1800.0) -> Place:
-    """Join the process group that the launcher (deepspeed, torchrun, mpirun, srun) describes; without one, be the only rank.
-
-    A rank that waits longer than `timeout_seconds` for the others raises RuntimeError. Raises RanksLost where not all join within
-    JOIN_SECONDS.
-    """
-    adopt_launcher()
-    for name, value in {
-        "RANK": "0",
-        "LOCAL_RANK": "0",
-        "WORLD_SIZE": "1",
-        "LOCAL_WORLD_SIZE": os.environ.get("LOCAL_SIZE", os.environ.get("WORLD_SIZE", "1")),
-        "MASTER_ADDR": "127.0.0.1",
-        "MASTER_PORT": str(_free_port()),
-    }.items():
-        os.environ.setdefault(name, value)
-    logging.getLogger("DeepSpeed").setLevel(os.environ.get("DS_LOG_LEVEL", "WARNING").upper())
-    import deepspeed
-
-    # DeepSpeed would compile a shared-memory collective with g++ at the first start on a CPU, for minutes; gloo does without.
-    deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
-    local_rank = int(os.environ["LOCAL_RANK"])
-    local_world_size = int(os.environ["LOCAL_WORLD_SIZE"])
-    if torch.cuda.is_available() and os.environ.get("DS_ACCELERATOR") != "cpu":
-        if local_rank >= torch.cuda.device_count():
-            raise ValueError(
-                f"{local_world_size} ranks on this machine but only {torch.cuda.device_count()} GPU(s): lower --num_gpus"
-            )
-        torch.cuda.set_device(local_rank)
-        device = torch.device("cuda", local_rank)
-    else:
-        device = torch.device("cpu")
-        if "OMP_NUM_THREADS" not in os.environ:
-            torch.set_num_threads(max(1, len(os.sched_getaffinity(0)) // local_world_size))
-    try:
-        deepspeed.init_distributed(verbose=False, timeout=timedelta(seconds=JOIN_SECONDS))
-    except (dist.DistStoreError, dist.DistNetworkError) as error:
-        where = f"{os.environ['MASTER_ADDR']}:{os.environ['MASTER_PORT']}"
-        raise RanksLost(
-            f"not all {os.environ['WORLD_SIZE']} ranks have come to {where} within {JOIN_SECONDS:.0f} s "
-            f"({str(error).splitlines()[0]}): see what the others say, and whether their machines reach that address"
-        ) from None
-    # ZeRO's collectives run in a copy of the group of all ranks, which would wait as long as torch does by default: 30 minutes.
-    set_timeout = getattr(dist, "set_timeout", None) or dist.distributed_c10d._set_pg_timeout  # torch before 2.15
-    for group in (None, deepspeed.utils.groups._get_data_parallel_group()):
-        set_timeout(timedelta(seconds=timeout_seconds), group)
-    return Place(dist.get_rank(), local_rank, dist.get_world_size(), local_world_size, device)
-
-
-def _free_port() -> int:
-    with socket.socket() as listener:
-        listener.bind(("127.0.0.1", 0))
-        return listener.getsockname()[1]
 
 
 @dataclass(frozen=True)

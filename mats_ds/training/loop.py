@@ -16,11 +16,11 @@ from typing import Any
 import torch
 import torch.distributed as dist
 
-from mats_ds.clips import BadClip, ClipBatch
+from mats_ds.core.clips import BadClip, ClipBatch
+from mats_ds.core.events import Observer, PhaseClock, RunInfo, StepEvent
 from mats_ds.core.text import Lines
-from mats_ds.events import Observer, PhaseClock, RunInfo, StepEvent
-from mats_ds.training.guard import Guard
-from mats_ds.training.stops import FolderLost, RanksLost, TrainingInterrupted, TrainingStopped
+from mats_ds.distributed.exits import FolderLost, RanksLost, TrainingInterrupted, TrainingStopped
+from mats_ds.distributed.watchdog import Guard
 
 logger = logging.getLogger(__name__)
 

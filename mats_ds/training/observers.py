@@ -15,10 +15,10 @@ import torch.distributed as dist
 from tqdm import tqdm
 from tqdm.contrib.logging import logging_redirect_tqdm
 
-from mats_ds.events import RunInfo, StepEvent
+from mats_ds.core.events import RunInfo, StepEvent
+from mats_ds.distributed.exits import FolderLost, TrainingStopped
+from mats_ds.training.checkpoints.saver import CheckpointSaver
 from mats_ds.training.csv_monitor import continue_csv
-from mats_ds.training.saving import CheckpointSaver
-from mats_ds.training.stops import FolderLost, TrainingStopped
 
 logger = logging.getLogger(__name__)
 

@@ -10,7 +10,7 @@ from typing import Any
 
 from torch import nn
 
-from mats_ds.config import OptimSection
+from mats_ds.config.recipe import OptimSection
 
 
 def parameter_groups(

@@ -15,10 +15,10 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any
 
-from mats_ds.core.files import WrongKindOfFile, read_bytes, refuse_wrong_kind
-from mats_ds.core.folder_lock import LOCK_FILE
-from mats_ds.core.output_folder import MARKER, NFS_LEFTOVER, NOBODYS, read_marker
-from mats_ds.parsing import parse_json
+from mats_ds.core.storage.documents import parse_json
+from mats_ds.core.storage.files import WrongKindOfFile, read_bytes, refuse_wrong_kind
+from mats_ds.core.storage.folder_lock import LOCK_FILE
+from mats_ds.core.storage.output_folder import MARKER, NFS_LEFTOVER, NOBODYS, read_marker
 
 logger = logging.getLogger(__name__)
 

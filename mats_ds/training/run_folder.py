@@ -4,35 +4,29 @@ from __future__ import annotations
 
 import json
 import logging
-import os
-import platform
-import subprocess
 import tempfile
 import time
 from collections.abc import Mapping
-from importlib import metadata
 from pathlib import Path
 from typing import Any
 
 import torch.distributed as dist
 
-from mats_ds import __version__
-from mats_ds.core.files import read_bytes, write_json, write_text
-from mats_ds.core.folder_lock import admit_ranks, hold_folder, join_hold, release_folder
-from mats_ds.core.output_folder import MARKER, make_new_folder
-from mats_ds.parsing import parse_json, parse_yaml
+from mats_ds.core.storage.documents import parse_json, parse_yaml
+from mats_ds.core.storage.files import read_bytes, write_json, write_text
+from mats_ds.core.storage.folder_lock import admit_ranks, hold_folder, join_hold, release_folder
+from mats_ds.core.storage.output_folder import MARKER, make_new_folder
 from mats_ds.training.own_folder import CHECKPOINTS, check_run_folder, find_newest_run
 
 logger = logging.getLogger(__name__)
 
 RUNS = Path("runs")
 INPUT_BYTES = 1 << 20
-PACKAGES = ("torch", "deepspeed", "timm", "av", "nvidia-dali-cuda130", "nvidia-dali-cuda120", "numpy", "pydantic", "nvidia-ml-py")
 
 
 def choose_run_folder(out: str | None, *, recipe_name: str, task: str, resume: bool) -> Path:
     """The folder that all ranks write to: `--out`, else the newest run of this recipe (to resume), else a new one below `runs/`.
-    This run holds it until it ends (core/folder_lock.py).
+    This run holds it until it ends (core/storage/folder_lock.py).
 
     Raises ValueError when --resume finds nothing to go on with, when --out holds a run that is not being resumed or anything
     else, when another process is at work in it, and when the folder cannot be written. A folder that is refused is as it was.
@@ -123,33 +117,3 @@ def name_changes(before: Any, after: Any, *, path: str = "") -> list[str]:
     keys = [*after, *(key for key in before if key not in after)]
     pairs = [(before.get(key), after.get(key), f"{path}.{key}" if path else str(key)) for key in keys]
     return [change for old, new, name in pairs for change in name_changes(old, new, path=name)]
-
-
-def collect_versions() -> dict[str, str]:
-    """Versions of everything that a result depends on, and the commit where there is one."""
-    versions = {"mats_ds": __version__, "python": platform.python_version(), "platform": platform.platform()}
-    for name in PACKAGES:
-        try:
-            versions[name] = metadata.version(name)
-        except metadata.PackageNotFoundError:
-            continue
-    commit = _commit(Path(__file__).resolve().parents[2])
-    if commit:
-        versions["commit"] = commit
-    return versions
-
-
-def _commit(root: Path) -> str | None:
-    if not (root / ".git").exists():
-        return None
-    try:
-        commit = _git(root, "rev-parse", "HEAD")
-        changed = _git(root, "status", "--porcelain", "--untracked-files=no")
-    except (OSError, subprocess.SubprocessError):
-        return None
-    return f"{commit}{' with uncommitted changes' if changed else ''}"
-
-
-def _git(root: Path, *arguments: str) -> str:
-    command = ["git", "-C", os.fspath(root), *arguments]
-    return subprocess.run(command, capture_output=True, text=True, check=True, timeout=10).stdout.strip()

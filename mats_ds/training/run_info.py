@@ -10,14 +10,14 @@ from typing import Any
 
 import torch
 
-from mats_ds.clips import TokenCounts
-from mats_ds.config import Recipe
-from mats_ds.events import RunInfo
+from mats_ds.config.recipe import Recipe
+from mats_ds.core.events import RunInfo
+from mats_ds.core.run_dir import collect_versions
+from mats_ds.core.token_grid import TokenCounts
+from mats_ds.distributed.exits import AlreadyFinished
 from mats_ds.training.engine import in_force, optimizer_name, static_bytes
 from mats_ds.training.optim import Schedule
-from mats_ds.training.run_folder import collect_versions
 from mats_ds.training.start import RunStart
-from mats_ds.training.stops import AlreadyFinished
 
 logger = logging.getLogger("mats_ds")
 

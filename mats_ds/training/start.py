@@ -16,20 +16,14 @@ from typing import Any
 import torch
 import torch.distributed as dist
 
-from mats_ds.config import Recipe, dump_recipe
-from mats_ds.core.folder_lock import release_all_folders
+from mats_ds.config.batch_plan import BatchPlan, plan_batch
+from mats_ds.config.ds_config import notes_on, read_ds_config, state_clipping, zero_stage_of
+from mats_ds.config.load import dump_recipe
+from mats_ds.config.recipe import Recipe
+from mats_ds.core.storage.folder_lock import release_all_folders
 from mats_ds.core.text import clean_line, describe_error, log_to_stderr
-from mats_ds.training.batch import BatchPlan, plan_batch
-from mats_ds.training.ds_config import notes_on, read_ds_config, state_clipping, zero_stage_of
-from mats_ds.training.ds_outputs import check_outputs, name_outputs
-from mats_ds.training.engine import Place, start_distributed
-from mats_ds.training.launchers import adopt_launcher
-from mats_ds.training.own_folder import CHECKPOINTS
-from mats_ds.training.resuming import ResumePoint, find_resume_point
-from mats_ds.training.run_folder import choose_run_folder
-from mats_ds.training.saving import CheckpointSaver
-from mats_ds.training.shared_folder import check_shared_folder
-from mats_ds.training.stops import (
+from mats_ds.distributed.consistency import check_shared_folder
+from mats_ds.distributed.exits import (
     FINISHED,
     INTERRUPTED,
     KILLED_BY_USER,
@@ -40,6 +34,13 @@ from mats_ds.training.stops import (
     TrainingInterrupted,
     TrainingStopped,
 )
+from mats_ds.distributed.ranks import Place, start_distributed
+from mats_ds.distributed.scheduler_env import adopt_launcher
+from mats_ds.training.checkpoints.resume import ResumePoint, find_resume_point
+from mats_ds.training.checkpoints.saver import CheckpointSaver
+from mats_ds.training.ds_outputs import check_outputs, name_outputs
+from mats_ds.training.own_folder import CHECKPOINTS
+from mats_ds.training.run_folder import choose_run_folder
 
 logger = logging.getLogger("mats_ds")
 

@@ -8,12 +8,12 @@ import pytest
 import torch
 
 from benchmarks import transfer
-from mats_ds.interop.load import load_model
-from mats_ds.interop.plain import load_weights
+from mats_ds.models.weights.load import load_model
+from mats_ds.models.weights.native import load_weights
 
 
 def test_the_first_weights_are_those_that_pretraining_begins_with(tmp_path):
-    from mats_ds.config import load_recipe
+    from mats_ds.config.load import load_recipe
     from mats_ds.models.mae import MaskedAutoencoder
 
     small = ["clip.num_frames=4", "clip.height=32", "clip.width=48"]

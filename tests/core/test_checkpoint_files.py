@@ -18,7 +18,7 @@ from mats_ds.core.checkpoint_files import (
     step_of_name,
     what_is_broken,
 )
-from tests.training.checkpoints import STATES, WEIGHTS, rewrite, write_checkpoint
+from tests.training.checkpoint_content import STATES, WEIGHTS, rewrite, write_checkpoint
 
 SUM = "0" * 64
 

@@ -8,13 +8,13 @@ import numpy as np
 import pytest
 import torch
 
-from mats_ds.config import Recipe
-from mats_ds.data.decode import decode_frames, frame_numbers
+from mats_ds.config.recipe import Recipe
+from mats_ds.data.clip_sampler import ClipSampler
+from mats_ds.data.loading.loader import ClipLoader
 from mats_ds.data.manifest import Manifest
-from mats_ds.data.pipeline import ClipLoader
-from mats_ds.data.probe import index_video
-from mats_ds.data.sampler import ClipSampler
-from tests.data.conftest import HEIGHT, WIDTH
+from mats_ds.data.video.decode import decode_frames, frame_numbers
+from mats_ds.data.video.indexing import index_video
+from tests.video_files import HEIGHT, WIDTH
 
 USED, STRIDE, ALPHA, CANDIDATES = 8, 6, 1.5, 12
 NUM_VIDEOS, MICRO_BATCH = 3, 4

@@ -6,8 +6,8 @@ import pytest
 
 from mats_ds.data.class_names import merge_names, normalise_name
 from mats_ds.data.classes import read_class_names
-from mats_ds.data.importers import import_annotations
 from mats_ds.data.manifest import read_manifest
+from mats_ds.data.prepare.importers import import_annotations
 
 CAFE = "visiting a café"
 

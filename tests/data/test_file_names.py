@@ -8,13 +8,13 @@ import av
 import numpy as np
 import pytest
 
-from mats_ds.config import load_recipe
-from mats_ds.data.containers import file_url
-from mats_ds.data.copies import make_copies
-from mats_ds.data.film import write_mp4
+from mats_ds.config.load import load_recipe
 from mats_ds.data.manifest import read_manifest
-from mats_ds.data.probe import index_video
-from mats_ds.data.transcode import CopySettings
+from mats_ds.data.prepare.copying.copies import make_copies
+from mats_ds.data.prepare.copying.transcode import CopySettings
+from mats_ds.data.video.containers import file_url
+from mats_ds.data.video.indexing import index_video
+from mats_ds.visualization.video_writer import write_mp4
 
 NUM_FRAMES = 20
 NAMES = [

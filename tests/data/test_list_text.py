@@ -4,9 +4,9 @@ from pathlib import Path
 
 import pytest
 
-from mats_ds.data.importers import import_annotations
 from mats_ds.data.list_text import column_names, decode_text, split_line
 from mats_ds.data.manifest import read_manifest
+from mats_ds.data.prepare.importers import import_annotations
 
 ROWS = [("a b.mp4", 0), ("c,d.avi", 3)]
 

@@ -5,8 +5,8 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
+from mats_ds.data.classes import count_shared_classes
 from mats_ds.data.manifest import Manifest
-from mats_ds.data.shared_classes import count_shared_classes
 
 
 def make_manifest(*labels: int, name: str) -> Manifest:

@@ -8,11 +8,11 @@ import numpy as np
 import pytest
 
 from mats_ds.data import synthetic as synthetic_module
-from mats_ds.data.decode import decode_frames
 from mats_ds.data.manifest import read_manifest
-from mats_ds.data.probe import index_video
 from mats_ds.data.scenes import DIRECTIONS, NAMES, find_covered
 from mats_ds.data.synthetic import read_motion, write_synthetic_set
+from mats_ds.data.video.decode import decode_frames
+from mats_ds.data.video.indexing import index_video
 
 SMALL = dict(num_videos=6, num_frames=20, height=64, width=96)
 

@@ -7,9 +7,9 @@ import timm.data.auto_augment as timm
 import torch
 from PIL import Image
 
-from mats_ds.clips import CropSpec, ImageOperation
-from mats_ds.data.augmented_crop import AugmentedCrop
-from mats_ds.data.pillow_frame import PillowFrame
+from mats_ds.core.clips import CropSpec, ImageOperation
+from mats_ds.data.augment.augmented_crop import AugmentedCrop
+from mats_ds.data.augment.pillow_frame import PillowFrame
 
 TIMM_NAMES = {
     "autocontrast": "AutoContrast",

@@ -91,7 +91,7 @@ def start_ranks(
 ) -> Job:
     """Ranks without a launcher, going on where the folder has a run. fault: see `be_rank`."""
     context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload([*PRELOADED, "mats_ds.data.pipeline"])
+    context.set_forkserver_preload([*PRELOADED, "mats_ds.data.loading.loader"])
     log = new_log(folder)
     arguments = [*arguments_of(folder, videos), *more]
     port, handles = free_port(), []
@@ -182,7 +182,7 @@ def be_rank(place: Mapping[str, int], arguments: list[str], log: str, fault: Map
     sys.stdout = sys.stderr = stream
 
     import mats_ds.pretrain as pretrain
-    from mats_ds.training import engine
+    from mats_ds.distributed import ranks as engine
     from mats_ds.training.start import leave
 
     engine.JOIN_SECONDS = HANG_SECONDS  # no launcher is here to end the others of a rank that dies before it has joined

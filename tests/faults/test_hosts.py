@@ -15,7 +15,7 @@ from pathlib import Path
 
 import pytest
 
-from mats_ds.config import load_recipe
+from mats_ds.config.load import load_recipe
 from mats_ds.data.synthetic import write_synthetic_set
 from tests.faults.hosts import HOST_NAMES, NETWORK_CARD, TwoHosts, why_not
 

@@ -50,7 +50,7 @@ def program(name: str, arguments: list[str], folder: str, statuses: tuple[int, .
     """
     import importlib
 
-    from mats_ds.config import MODEL_SIZES, ModelSize
+    from mats_ds.models.sizes import MODEL_SIZES, ModelSize
 
     MODEL_SIZES["tiny"] = ModelSize(24, 2, 3, 18, 1, 2)
     os.environ["DS_ACCELERATOR"] = "cpu"

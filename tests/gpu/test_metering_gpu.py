@@ -8,12 +8,12 @@ import time
 import pytest
 import torch
 
-from mats_ds.metering.memory import DeviceMeter
-from mats_ds.metering.peaks import find_peak, measure_peak
-from mats_ds.metering.reader import read_records
+from mats_ds.core.run_dir import read_outcome, read_run
+from mats_ds.metering.device_memory import DeviceMeter
+from mats_ds.metering.peak_flops import find_peak, measure_peak
+from mats_ds.metering.profiler import MemorySnapshot
+from mats_ds.metering.record_reader import read_records
 from mats_ds.metering.recorder import Recorder
-from mats_ds.metering.run_files import read_outcome, read_run
-from mats_ds.metering.snapshots import MemorySnapshot
 from tests.metering.test_recorder import make_event, make_run
 
 pytestmark = [pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="needs an NVIDIA GPU")]
@@ -52,7 +52,8 @@ def test_nvml_meters_the_card_that_torch_uses():
 
 def test_visible_devices_renumbered_by_uuid_still_match():
     uuid = f"GPU-{torch.cuda.get_device_properties(CUDA).uuid}"
-    code = "import torch; from mats_ds.metering.memory import DeviceMeter; print(DeviceMeter(torch.device('cuda', 0)).has_nvml)"
+    code = "import torch; from mats_ds.metering.device_memory import DeviceMeter\n"
+    code += "print(DeviceMeter(torch.device('cuda', 0)).has_nvml)"
     run = subprocess.run(
         [sys.executable, "-c", code],
         env=os.environ | {"CUDA_VISIBLE_DEVICES": uuid, "PYTHONPATH": os.pathsep.join(sys.path)},

@@ -6,9 +6,9 @@ import pytest
 import torch
 
 from mats_ds import TokenGrid, VideoClassifier
-from mats_ds.models.encoder import split_patches
-from mats_ds.models.merging import merge_dropped
-from mats_ds.tokens.camera import score_local_motion
+from mats_ds.models.token_merging import merge_dropped
+from mats_ds.models.vit import split_patches
+from mats_ds.tokens.motion import score_local_motion
 from mats_ds.tokens.run_length import score_runs
 
 pytestmark = pytest.mark.gpu

@@ -8,13 +8,13 @@ import numpy as np
 import pytest
 import torch
 
-from mats_ds.config import ClipSection
-from mats_ds.config_finetune import parse_rand_augment
-from mats_ds.data import assembly, pipeline
+from mats_ds.config.finetune_recipe import parse_rand_augment
+from mats_ds.config.recipe import ClipSection
+from mats_ds.data.clip_sampler import ClipSampler
+from mats_ds.data.loading import batching, dali
+from mats_ds.data.loading.dali import choose_num_graphs
+from mats_ds.data.loading.loader import ClipLoader
 from mats_ds.data.manifest import read_manifest
-from mats_ds.data.nvdec import choose_num_graphs
-from mats_ds.data.pipeline import ClipLoader
-from mats_ds.data.sampler import ClipSampler
 
 pytestmark = pytest.mark.gpu
 
@@ -131,7 +131,7 @@ def test_a_chunk_that_nvdec_refuses_goes_through_pyav(tmp_path, monkeypatch, cap
     for number in range(3):
         write_numbered(tmp_path / f"{number}.mp4", *FORMATS["h264.mp4"])
     expected = take(loader_of(tmp_path, "cpu", micro_batch=3), 1)
-    finish = pipeline.DaliGraph.finish
+    finish = dali.DaliGraph.finish
 
     def fail_once(self):
         output = finish(self)
@@ -139,7 +139,7 @@ def test_a_chunk_that_nvdec_refuses_goes_through_pyav(tmp_path, monkeypatch, cap
             raise RuntimeError("encountered: no such decoder")
         return output
 
-    monkeypatch.setattr(pipeline.DaliGraph, "finish", fail_once)
+    monkeypatch.setattr(dali.DaliGraph, "finish", fail_once)
     (batch,) = take(loader_of(tmp_path, "cuda:0", micro_batch=3), 1)
     assert "PyAV decodes them: no such decoder" in caplog.text
     assert not batch.bad and batch.valid_B.all()
@@ -151,10 +151,10 @@ def test_there_are_as_many_pipelines_as_the_card_has_engines(tmp_path):
     for number in range(12):
         write_numbered(tmp_path / f"{number:02d}.mp4", *FORMATS["h264.mp4"], num_frames=30)
     made = []
-    build = pipeline.DaliGraph.__init__
+    build = dali.DaliGraph.__init__
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(assembly, "MAX_CHUNK_CLIPS", 1)  # every clip asks for a graph of its own
-        patch.setattr(pipeline.DaliGraph, "__init__", lambda self, **sizes: (made.append(self), build(self, **sizes))[1])
+        patch.setattr(batching, "MAX_CHUNK_CLIPS", 1)  # every clip asks for a graph of its own
+        patch.setattr(dali.DaliGraph, "__init__", lambda self, **sizes: (made.append(self), build(self, **sizes))[1])
         loader = loader_of(tmp_path, "cuda:0", micro_batch=12)
         take(loader, 2)
     assert 1 <= len(made) <= loader.num_graphs == choose_num_graphs(torch.device("cuda:0"))

@@ -11,8 +11,8 @@ from pathlib import Path
 
 import pytest
 
-from mats_ds.metering.plan_memory import ZeroSettings, plan_memory, plan_static
-from mats_ds.metering.workload import Workload
+from mats_ds.planning.memory import ZeroSettings, plan_memory, plan_static
+from mats_ds.planning.workload import Workload
 
 pytestmark = pytest.mark.gpu
 ROOT = Path(__file__).resolve().parents[2]
@@ -23,10 +23,10 @@ import json, os, sys
 sys.path[:0] = [sys.argv[1], sys.argv[1] + "/profiling"]
 import torch, torch.distributed as dist, deepspeed
 from torch.testing._internal.distributed.fake_pg import FakeStore
-from mats_ds.config import OptimSection
-from mats_ds.metering.saved_bytes import SavedBytes
-from mats_ds.metering.workload import Workload
-from mats_ds.training.batch import plan_batch
+from mats_ds.config.recipe import OptimSection
+from mats_ds.planning.tensor_bytes import SavedBytes
+from mats_ds.planning.workload import Workload
+from mats_ds.config.batch_plan import plan_batch
 from mats_ds.training.engine import make_engine, static_bytes
 from mats_ds.training.optim import parameter_groups
 import plan_exact

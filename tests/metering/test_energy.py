@@ -2,7 +2,7 @@
 
 import pytest
 
-from mats_ds.metering.energy import EnergyMeter
+from mats_ds.metering.nvml import EnergyMeter
 
 
 def test_the_counter_wins_over_the_power():

@@ -1,6 +1,6 @@
 """Memory by kind: the parts add up, and none is below nothing."""
 
-from mats_ds.metering.memory_kinds import left_for_activations, name_kind, on_device, split_peak
+from mats_ds.metering.device_memory import left_for_activations, name_kind, on_device, split_peak
 
 STATIC = {"weights": 40, "gradients": 20, "master_weights": 10, "moments": 20, "buckets": 7}
 

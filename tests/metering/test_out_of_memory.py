@@ -5,9 +5,9 @@ from __future__ import annotations
 import pytest
 import torch
 
-from mats_ds.metering.reader import read_records
+from mats_ds.core.run_dir import read_outcome, read_run
+from mats_ds.metering.record_reader import read_records
 from mats_ds.metering.recorder import Recorder
-from mats_ds.metering.run_files import read_outcome, read_run
 from mats_ds.models.mae import MaskedAutoencoder
 from tests.training.test_fit import train
 

@@ -6,8 +6,8 @@ import types
 import pytest
 import torch
 
-from mats_ds.metering import peaks
-from mats_ds.metering.peaks import Peak, arithmetic_of, find_peak, measure_peak, settle_peak
+from mats_ds.metering import peak_flops
+from mats_ds.metering.peak_flops import Peak, arithmetic_of, find_peak, measure_peak, settle_peak
 
 CPU = torch.device("cpu")
 CUDA = types.SimpleNamespace(type="cuda")
@@ -79,7 +79,7 @@ def test_a_cpu_has_no_peak(tmp_path):
 def test_an_unknown_card_is_measured_once_and_remembered(tmp_path, monkeypatch):
     calls = []
     rates = {"bf16": 4e13, "fp32": 3e12}
-    monkeypatch.setattr(peaks, "measure_peak", lambda device, arithmetic: calls.append(arithmetic) or rates[arithmetic])
+    monkeypatch.setattr(peak_flops, "measure_peak", lambda device, arithmetic: calls.append(arithmetic) or rates[arithmetic])
     cache = tmp_path / "folder" / "peaks.json"
     for _ in range(2):
         assert settle_peak(CUDA, "NVIDIA Foo 9000", cache=cache) == Peak(4e13, "measured")
@@ -93,7 +93,7 @@ def test_an_unknown_card_is_measured_once_and_remembered(tmp_path, monkeypatch):
 
 @pytest.mark.parametrize("text", ["{", "[1]", '{"NVIDIA Foo 9000": "fast"}', '{"NVIDIA Foo 9000": 0}'])
 def test_a_spoilt_cache_is_measured_anew(tmp_path, monkeypatch, text):
-    monkeypatch.setattr(peaks, "measure_peak", lambda device, arithmetic: 4e13)
+    monkeypatch.setattr(peak_flops, "measure_peak", lambda device, arithmetic: 4e13)
     cache = tmp_path / "peaks.json"
     cache.write_text(text)
     assert settle_peak(CUDA, "NVIDIA Foo 9000", cache=cache) == Peak(4e13, "measured")
@@ -103,13 +103,13 @@ def test_a_card_that_cannot_be_measured_is_unknown_and_said_so(tmp_path, monkeyp
     def fail(device, arithmetic):
         raise RuntimeError("no bf16 here")
 
-    monkeypatch.setattr(peaks, "measure_peak", fail)
+    monkeypatch.setattr(peak_flops, "measure_peak", fail)
     assert settle_peak(CUDA, "NVIDIA Foo 9000", cache=tmp_path / "peaks.json") is None
     assert "NVIDIA Foo 9000 in bf16 is not known and could not be measured: no bf16 here" in caplog.text
 
 
 def test_a_cache_that_cannot_be_written_does_not_matter(tmp_path, monkeypatch, caplog):
-    monkeypatch.setattr(peaks, "measure_peak", lambda device, arithmetic: 4e13)
+    monkeypatch.setattr(peak_flops, "measure_peak", lambda device, arithmetic: 4e13)
     (tmp_path / "file").touch()
     assert settle_peak(CUDA, "NVIDIA Foo 9000", cache=tmp_path / "file" / "peaks.json").flops_per_second == 4e13
     assert "could not be kept" in caplog.text
@@ -121,7 +121,7 @@ def test_the_measurement_is_a_rate_that_a_device_could_have():
 
 
 def test_a_cache_is_not_written_through_a_link_nor_believed_whatever_it_says(tmp_path, monkeypatch, caplog):
-    monkeypatch.setattr(peaks, "measure_peak", lambda device, arithmetic: 4e13)
+    monkeypatch.setattr(peak_flops, "measure_peak", lambda device, arithmetic: 4e13)
     cache, private = tmp_path / "peaks.json", tmp_path / "private"
     private.write_text('{"NVIDIA Foo 9000": 1e300, "other": true}')
     cache.symlink_to(private)

@@ -11,14 +11,14 @@ import types
 import pytest
 import torch
 
-from mats_ds.clips import BadClip
-from mats_ds.events import PhaseClock, PhaseTimes, RunInfo, StepEvent
+from mats_ds.core.clips import BadClip
+from mats_ds.core.events import PhaseClock, PhaseTimes, RunInfo, StepEvent
+from mats_ds.core.run_dir import Outcome, read_outcome, read_run, write_outcome
 from mats_ds.metering import recorder as recorder_module
-from mats_ds.metering import records as records_module
-from mats_ds.metering.memory import MemoryReading
-from mats_ds.metering.reader import read_records
+from mats_ds.metering import step_record as records_module
+from mats_ds.metering.device_memory import MemoryReading
+from mats_ds.metering.record_reader import read_records
 from mats_ds.metering.recorder import Recorder
-from mats_ds.metering.run_files import Outcome, read_outcome, read_run, write_outcome
 
 CPU = torch.device("cpu")
 

@@ -5,11 +5,11 @@ from __future__ import annotations
 import pytest
 import torch
 
-from mats_ds.clips import TokenGrid
-from mats_ds.interop.hugging_face import ROWS, join_projections
-from mats_ds.interop.load import load_model
-from mats_ds.interop.names import PATCH_WEIGHT, from_convolution, reverse, translate
-from mats_ds.models.encoder import IMAGENET_MEAN, IMAGENET_STD
+from mats_ds.core.token_grid import TokenGrid
+from mats_ds.models.vit import IMAGENET_MEAN, IMAGENET_STD
+from mats_ds.models.weights.hugging_face import ROWS, join_projections
+from mats_ds.models.weights.load import load_model
+from mats_ds.models.weights.state_dict import PATCH_WEIGHT, from_convolution, reverse, translate
 
 transformers = pytest.importorskip("transformers")
 

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from mats_ds import MaskedAutoencoder, TokenGrid, VideoClassifier
-from mats_ds.models.encoder import split_patches
+from mats_ds.models.vit import split_patches
 
 GRID = TokenGrid(num_frames=6, height=16, width=40, tubelet=(2, 4, 8))  # 3 tubelets of 4 x 5 places, 60 tokens
 SIZES = dict(width=12, depth=2, heads=3)

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from mats_ds import MaskedAutoencoder, TokenGrid
-from mats_ds.clips import count_selection
+from mats_ds.core.token_grid import count_selection
 from mats_ds.models.classifier import VideoClassifier
 
 GRID = TokenGrid(num_frames=6, height=32, width=48, tubelet=(2, 8, 8))

@@ -9,10 +9,10 @@ import torch
 import torch.nn.functional as F
 
 from mats_ds import MaskedAutoencoder, TokenGrid, step_flops
-from mats_ds.config import RECOMPUTE_LEVELS
-from mats_ds.models.blocks import Block, sine_cosine_positions
-from mats_ds.models.encoder import checkpointed_blocks, join_patches, split_patches
-from mats_ds.models.targets import normalise_patches
+from mats_ds.models.layers import Block, sine_cosine_positions
+from mats_ds.models.mae import normalise_patches
+from mats_ds.models.sizes import RECOMPUTE_LEVELS
+from mats_ds.models.vit import checkpointed_blocks, join_patches, split_patches
 
 GRID = TokenGrid(num_frames=6, height=16, width=24, tubelet=(2, 4, 8))  # 3 tubelets of 4 x 3 places, 36 tokens
 KEYS = torch.tensor([11, 12])

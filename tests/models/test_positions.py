@@ -6,8 +6,7 @@ import pytest
 import torch
 
 from mats_ds import MaskedAutoencoder, TokenGrid
-from mats_ds.models.blocks import sine_cosine_positions
-from mats_ds.models.positions import interpolate_positions, make_positions
+from mats_ds.models.layers import interpolate_positions, make_positions, sine_cosine_positions
 
 GRID = TokenGrid(num_frames=6, height=16, width=40, tubelet=(2, 4, 8))  # 3 tubelets of 4 x 5 places
 WIDTH = 6

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from mats_ds import MaskedAutoencoder, TokenGrid, VideoClassifier
-from mats_ds.models.features import VideoEncoder
+from mats_ds.models.feature_extractor import VideoEncoder
 
 GRID = TokenGrid(num_frames=8, height=32, width=48, tubelet=(2, 8, 8))  # 4 tubelets of 4 x 6 places
 SIZES = dict(grid=GRID, width=96, depth=3, heads=3)
@@ -45,8 +45,9 @@ def test_tables_go_to_the_device_that_the_model_goes_to():
 
 def logits_of_engine_and_cast():
     """(float32, the bf16 engine's module, the model cast by hand, the model with its tables cast as well)."""
-    from mats_ds.training.batch import plan_batch
-    from mats_ds.training.engine import make_engine, start_distributed
+    from mats_ds.config.batch_plan import plan_batch
+    from mats_ds.distributed.ranks import start_distributed
+    from mats_ds.training.engine import make_engine
 
     start_distributed()
     model, frames = make_classifier(), random_frames()

@@ -22,12 +22,11 @@ import torch
 from safetensors.torch import save_file
 
 from mats_ds import TokenGrid, VideoClassifier
-from mats_ds.interop.feature_file import load_features
-from mats_ds.interop.feature_shards import read_shard
-from mats_ds.interop.hugging_face import write_hugging_face
-from mats_ds.interop.load import load_encoder, load_model, read_weights, weights_of
-from mats_ds.interop.recipe_beside import read_recipe_beside
-from mats_ds.models.spec import dump_spec
+from mats_ds.evaluation.feature_store import load_features, read_shard
+from mats_ds.models.model_spec import dump_spec
+from mats_ds.models.weights.hugging_face import write_hugging_face
+from mats_ds.models.weights.load import load_encoder, load_model, read_weights, weights_of
+from mats_ds.models.weights.run import read_recipe_beside
 
 pytestmark = pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="memory is measured as Linux tells it")
 MEBIBYTE = 1 << 20
@@ -340,7 +339,7 @@ def test_a_bomb_is_refused_in_a_line_and_without_its_memory(tmp_path, make, read
     path = tmp_path / name
     make(path)
     context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["torch", "mats_ds.interop.load", __name__])
+    context.set_forkserver_preload(["torch", "mats_ds.models.weights.load", __name__])
     receiver, sender = context.Pipe(duplex=False)
     process = context.Process(target=read_and_measure, args=(sender, read, path))
     process.start()
@@ -358,14 +357,14 @@ def test_what_is_hardly_compressed_is_read_as_before(tmp_path, make):
     """Packed again by a zip program: floats do not shrink, and labels shrink little."""
     generator = torch.Generator().manual_seed(0)
     if make is npz_of_zeros:
-        from mats_ds.interop.feature_shards import Shard, write_shard
+        from mats_ds.evaluation.feature_store import Shard, write_shard
 
         arrays = {"features": torch.rand(20, 8, generator=generator).numpy(), "sample": np.arange(20)}
         write_shard(tmp_path / "a.npz", Shard(arrays, "s", ()))
         rezip(tmp_path / "a.npz", compression=zipfile.ZIP_DEFLATED)
         assert np.array_equal(read_shard(tmp_path / "a.npz").arrays["features"], arrays["features"])
         return
-    from mats_ds.interop.pickles import unpickle
+    from mats_ds.models.weights.file_content import unpickle
 
     torch.save({"a": torch.rand(100_000, generator=generator)}, tmp_path / "a.pth")
     rezip(tmp_path / "a.pth", compression=zipfile.ZIP_DEFLATED)

@@ -6,8 +6,8 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from mats_ds.interop.load import read_weights
-from mats_ds.training.checkpoint import Found, find_checkpoint, what_is_broken
+from mats_ds.models.weights.load import read_weights
+from mats_ds.training.checkpoints.checkpoint import Found, find_checkpoint, what_is_broken
 from tests.security.json_values import SCALARS, objects
 
 WORDS = ["format_version", "step", "world_size", "files", "bytes", "sha256", "a.pt", "mp_rank_00_model_states.pt"]

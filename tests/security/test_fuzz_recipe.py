@@ -8,9 +8,10 @@ import yaml
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from mats_ds.config import RECIPE_FOLDER, Recipe, load_recipe
-from mats_ds.config_finetune import FinetuneRecipe
-from mats_ds.metering.budget import load_budget
+from mats_ds.config.finetune_recipe import FinetuneRecipe
+from mats_ds.config.load import RECIPE_FOLDER, load_recipe
+from mats_ds.config.recipe import Recipe
+from mats_ds.reporting.budget import load_budget
 from tests.security.json_values import NUMBERS, SCALARS, objects
 
 SECTIONS = sorted(set(Recipe.model_fields) | set(FinetuneRecipe.model_fields))
@@ -89,8 +90,8 @@ DS_WORDS += ["gradient_accumulation_steps", "train_batch_size", "gradient_clippi
 @example(tree={"fp16": []})
 @example(tree={"zero_optimization": 2})
 def test_a_deepspeed_json(tmp_path, read_or_refuse, tree):
-    from mats_ds.training.batch import plan_batch
-    from mats_ds.training.ds_config import precision_of, read_ds_config
+    from mats_ds.config.batch_plan import plan_batch
+    from mats_ds.config.ds_config import precision_of, read_ds_config
 
     path = tmp_path / "ds.json"
     path.write_text(json.dumps(tree))
@@ -104,7 +105,7 @@ def test_a_deepspeed_json(tmp_path, read_or_refuse, tree):
     "content", [b"\xff\xfe", b"[" * 100_000, b"", b"[]", b'{"train_batch_size": ' + b"9" * 5000 + b"}", b'{"a": NaN}']
 )
 def test_a_deepspeed_json_that_is_none(tmp_path, read_or_refuse, content):
-    from mats_ds.training.ds_config import read_ds_config
+    from mats_ds.config.ds_config import read_ds_config
 
     path = tmp_path / "ds.json"
     path.write_bytes(content)

@@ -6,10 +6,10 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from mats_ds.metering.plan_file import read_plan
-from mats_ds.metering.reader import read_records
-from mats_ds.metering.records import StepRecord
-from mats_ds.metering.run_files import read_outcome, read_run
+from mats_ds.core.run_dir import read_outcome, read_run
+from mats_ds.metering.record_reader import read_records
+from mats_ds.metering.step_record import StepRecord
+from mats_ds.planning.plan_file import read_plan
 from tests.security.json_values import NUMBERS, SCALARS, objects
 
 NAMES = list(StepRecord.__dataclass_fields__)

@@ -11,13 +11,11 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-import tests.profiling.conftest  # noqa: F401 (finds the files of profiling/ and fake_runs)
+from mats_ds import report
+from mats_ds.metering.step_record import dump_record
+from mats_ds.planning.plan_file import write_measured, write_plan
+from tests.reporting.fake_runs import gpu_record, make_plan, make_record, make_run_info, write_fake_run
 from tests.security.json_values import SCALARS, mutations, objects
-
-import report  # isort: skip
-from fake_runs import gpu_record, make_plan, make_record, make_run_info, write_fake_run  # isort: skip
-from mats_ds.metering.plan_file import write_measured, write_plan
-from mats_ds.metering.records import dump_record
 
 HOSTILE = st.one_of(
     SCALARS,

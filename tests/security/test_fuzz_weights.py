@@ -15,12 +15,11 @@ from hypothesis import strategies as st
 from safetensors.torch import save_file
 
 from mats_ds import MaskedAutoencoder, TokenGrid
-from mats_ds.interop.feature_file import load_features
-from mats_ds.interop.feature_shards import read_shard
-from mats_ds.interop.load import load_model, read_weights, weights_of
-from mats_ds.interop.origin import Origin, parse_origin
-from mats_ds.interop.plain import save_weights
-from mats_ds.models.spec import dump_spec
+from mats_ds.evaluation.feature_store import load_features, read_shard
+from mats_ds.models.model_spec import dump_spec
+from mats_ds.models.weights.load import load_model, read_weights, weights_of
+from mats_ds.models.weights.native import save_weights
+from mats_ds.models.weights.origin import Origin, parse_origin
 from tests.security.json_values import SCALARS, mutations, objects, values
 
 pytestmark = pytest.mark.filterwarnings("ignore:Detected pickle protocol")
@@ -138,7 +137,7 @@ def test_a_pickle_runs_no_code(tmp_path, protocol):
 
 
 def test_neither_does_one_in_a_run_or_a_hugging_face_folder(tmp_path):
-    from mats_ds.training.checkpoint import seal
+    from mats_ds.training.checkpoints.checkpoint import seal
 
     made = tmp_path / "made"
     step = tmp_path / "run" / "checkpoints" / "step-00000001"
@@ -187,7 +186,7 @@ CONFIG_WORDS += ["decoder_num_attention_heads", "id2label", "layer_norm_eps", "u
 
 @given(data=st.data())
 def test_a_hugging_face_folder(tmp_path, read_or_refuse, data):
-    from mats_ds.interop.hugging_face import write_hugging_face
+    from mats_ds.models.weights.hugging_face import write_hugging_face
 
     square = MaskedAutoencoder(grid=TokenGrid(4, 16, 16, (2, 8, 8)), keep_ratio=0.9, visible_ratio=0.3, **SIZES)
     folder = Path(tempfile.mkdtemp(dir=tmp_path))  # one that was changed is not written over

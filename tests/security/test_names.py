@@ -203,7 +203,7 @@ class TestResultsFirst:
         def fail(*arguments, **options):
             raise fault
 
-        monkeypatch.setattr("mats_ds.metering.accuracy_pictures.new_figure", fail)
+        monkeypatch.setattr("mats_ds.evaluation.plots.new_figure", fail)
         (nasty / "out").mkdir()
         (nasty / "out" / "sweep.png").write_bytes(b"of an earlier test")
         (nasty / "out" / ".made_by.json").write_text('{"made_by": "evaluate"}')
@@ -220,7 +220,7 @@ class TestResultsFirst:
             seen.append(({path.name for path in (nasty / "out").rglob("*.*")}, capsys.readouterr().out))
             raise MemoryError
 
-        monkeypatch.setattr("mats_ds.metering.accuracy_files.draw_confusion", look)
+        monkeypatch.setattr("mats_ds.evaluation.results.draw_confusion", look)
         evaluate.main([*tested, "--out", str(nasty / "out")])
         names, said = seen[0]
         assert {"results.json", "per_class.csv", "predictions.csv", "sweep.csv", "unreadable.csv"} <= names

@@ -9,11 +9,11 @@ import av
 import numpy as np
 import pytest
 
-from mats_ds.data.check_run import check_manifest
-from mats_ds.data.copies import make_copies
-from mats_ds.data.copy_plan import plan_copies
 from mats_ds.data.manifest import read_manifest
-from mats_ds.data.probe import UnreadableVideo, index_video
+from mats_ds.data.prepare.checking.check_set import check_manifest
+from mats_ds.data.prepare.copying.copies import make_copies
+from mats_ds.data.prepare.copying.copy_plan import plan_copies
+from mats_ds.data.video.indexing import UnreadableVideo, index_video
 
 STRANGE = [
     "../../outside.mp4",

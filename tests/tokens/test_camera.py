@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from mats_ds import TokenGrid, score_motion
-from mats_ds.tokens.camera import check_compensation, score_local_motion
+from mats_ds.tokens.motion import check_compensation, score_local_motion
 
 GRID = TokenGrid(num_frames=8, height=12, width=20, tubelet=(2, 4, 4))  # 4 tubelets of 3 x 5 places, 60 tokens
 EVEN_GRID = TokenGrid(num_frames=6, height=8, width=12, tubelet=(2, 4, 4))  # 3 tubelets of 2 x 3 places, 18 tokens

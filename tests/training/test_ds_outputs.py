@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from mats_ds.training.ds_config import read_ds_config
+from mats_ds.config.ds_config import read_ds_config
 from mats_ds.training.ds_outputs import check_outputs, name_outputs
 
 ROOT = Path(__file__).resolve().parents[2]

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from mats_ds.training.ds_config import precision_of, read_ds_config
+from mats_ds.config.ds_config import precision_of, read_ds_config
 
 FOLDER = Path(__file__).resolve().parents[2] / "ds_configs"
 SHIPPED = sorted(FOLDER.glob("*.json"))
@@ -58,8 +58,9 @@ def waits_of_all_groups():
     import torch.distributed as dist
 
     from mats_ds import MaskedAutoencoder, TokenGrid
-    from mats_ds.training.batch import plan_batch
-    from mats_ds.training.engine import make_engine, start_distributed
+    from mats_ds.config.batch_plan import plan_batch
+    from mats_ds.distributed.ranks import start_distributed
+    from mats_ds.training.engine import make_engine
 
     start_distributed(timeout_seconds=3700.0)
     config = read_ds_config(FOLDER / "zero2_tiny.json")
@@ -80,8 +81,9 @@ def losses_of_three_steps(compile_model):
     import torch
 
     from mats_ds import MaskedAutoencoder, TokenGrid
-    from mats_ds.training.batch import plan_batch
-    from mats_ds.training.engine import make_engine, start_distributed
+    from mats_ds.config.batch_plan import plan_batch
+    from mats_ds.distributed.ranks import start_distributed
+    from mats_ds.training.engine import make_engine
 
     start_distributed()
     config = read_ds_config(FOLDER / "zero2_tiny.json")
@@ -111,7 +113,7 @@ def test_a_compiled_model_trains_under_deepspeed_with_the_same_losses_and_names(
 
 
 def test_compiling_and_zero_3_are_told_apart():
-    from mats_ds.training.batch import plan_batch
+    from mats_ds.config.batch_plan import plan_batch
     from mats_ds.training.engine import make_engine
 
     config = read_ds_config(FOLDER / "zero3.json")
@@ -123,8 +125,8 @@ def test_compiling_and_zero_3_are_told_apart():
 def join_alone(join_seconds):
     """Rank 0 of two, the other of which never comes."""
     os.environ["WORLD_SIZE"] = "2"
-    from mats_ds.training import engine
-    from mats_ds.training.stops import RanksLost
+    from mats_ds.distributed import ranks as engine
+    from mats_ds.distributed.exits import RanksLost
 
     engine.JOIN_SECONDS = join_seconds
     begun = time.monotonic()

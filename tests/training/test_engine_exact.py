@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from mats_ds.training.ds_config import read_ds_config
+from mats_ds.config.ds_config import read_ds_config
 
 FOLDER = Path(__file__).resolve().parents[2] / "ds_configs"
 SHIPPED = sorted(FOLDER.glob("*.json"))
@@ -55,8 +55,9 @@ def train_plainly(clip_at=0.0):
 
 def distance_to_plain(path, clip_at):
     """The largest difference of any weight between the engine and the plain loop, and what the engine says that it did."""
-    from mats_ds.training.batch import plan_batch
-    from mats_ds.training.engine import full_parameters, in_force, make_engine, start_distributed
+    from mats_ds.config.batch_plan import plan_batch
+    from mats_ds.distributed.ranks import start_distributed
+    from mats_ds.training.engine import full_parameters, in_force, make_engine
 
     place = start_distributed()
     config = read_ds_config(path)
@@ -128,9 +129,10 @@ def test_what_the_recipe_decides_is_not_taken_from_the_json(ranks, tmp_path):
 
 def engine_that_does_something_else(path):
     """make_engine, where DeepSpeed reads one value differently from us."""
-    from mats_ds.training import engine as engine_module
-    from mats_ds.training.batch import plan_batch
-    from mats_ds.training.engine import make_engine, start_distributed
+    from mats_ds.config.batch_plan import plan_batch
+    from mats_ds.distributed import ranks as engine_module
+    from mats_ds.distributed.ranks import start_distributed
+    from mats_ds.training.engine import make_engine
 
     start_distributed()
     handed = engine_module.hand_over
@@ -152,8 +154,9 @@ def what_comes_of(config, bug):
     """The error of make_engine for a JSON that nobody has judged; `bug`: DeepSpeed's start fails in code that is not its own."""
     import deepspeed
 
-    from mats_ds.training.batch import plan_batch
-    from mats_ds.training.engine import make_engine, start_distributed
+    from mats_ds.config.batch_plan import plan_batch
+    from mats_ds.distributed.ranks import start_distributed
+    from mats_ds.training.engine import make_engine
 
     start_distributed()
 

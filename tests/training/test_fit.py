@@ -12,20 +12,22 @@ from pathlib import Path
 import pytest
 import torch
 
-from mats_ds.clips import BadClip, ClipBatch, TokenGrid
-from mats_ds.config import OptimSection
-from mats_ds.events import RunInfo
+from mats_ds.config.batch_plan import plan_batch
+from mats_ds.config.ds_config import read_ds_config, zero_stage_of
+from mats_ds.config.recipe import OptimSection
+from mats_ds.core.clips import BadClip, ClipBatch
+from mats_ds.core.events import RunInfo
+from mats_ds.core.token_grid import TokenGrid
+from mats_ds.distributed.ranks import start_distributed
 from mats_ds.models.mae import MaskedAutoencoder
-from mats_ds.training.batch import plan_batch
+from mats_ds.training.checkpoints.resume import find_resume_point
+from mats_ds.training.checkpoints.resume import resume as resume_engine
+from mats_ds.training.checkpoints.saver import CheckpointSaver
 from mats_ds.training.csv_monitor import HEADERS
-from mats_ds.training.ds_config import read_ds_config, zero_stage_of
-from mats_ds.training.engine import make_engine, start_distributed, static_bytes
+from mats_ds.training.engine import make_engine, static_bytes
 from mats_ds.training.loop import fit
 from mats_ds.training.observers import Checkpointer, Console, Monitor
 from mats_ds.training.optim import make_schedule, parameter_groups
-from mats_ds.training.resuming import find_resume_point
-from mats_ds.training.resuming import resume as resume_engine
-from mats_ds.training.saving import CheckpointSaver
 
 CONFIGS = Path(__file__).resolve().parents[2] / "ds_configs"
 GRID = TokenGrid(num_frames=4, height=16, width=24, tubelet=(2, 4, 4))  # 48 tokens

@@ -9,10 +9,10 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from mats_ds.events import StepEvent
+from mats_ds.core.events import StepEvent
+from mats_ds.distributed.exits import TrainingInterrupted, TrainingStopped
 from mats_ds.training import loop
 from mats_ds.training.observers import Checkpointer
-from mats_ds.training.stops import TrainingInterrupted, TrainingStopped
 
 
 class Saver:

@@ -9,7 +9,7 @@ from dataclasses import replace
 import pytest
 import torch
 
-from mats_ds.events import PhaseClock, RunInfo, StepEvent
+from mats_ds.core.events import PhaseClock, RunInfo, StepEvent
 from mats_ds.training.observers import Checkpointer, Console
 
 

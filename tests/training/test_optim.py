@@ -7,7 +7,8 @@ from functools import partial
 import pytest
 
 from mats_ds import MaskedAutoencoder, TokenGrid, VideoClassifier
-from mats_ds.config import OptimSection, load_recipe
+from mats_ds.config.load import load_recipe
+from mats_ds.config.recipe import OptimSection
 from mats_ds.training.optim import layer_scale, make_schedule, parameter_groups
 
 

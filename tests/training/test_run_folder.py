@@ -8,7 +8,7 @@ from mats_ds.training.run_folder import choose_run_folder, name_changes, write_i
 
 
 def choose(out):
-    from mats_ds.training.engine import start_distributed
+    from mats_ds.distributed.ranks import start_distributed
 
     start_distributed()
     return choose_run_folder(out, recipe_name="test", task="pretrain", resume=False)

@@ -1,0 +1,1 @@
+"""The recipe and the DeepSpeed JSON, typed and checked."""

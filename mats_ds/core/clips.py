@@ -1,0 +1,161 @@
+"""The nouns that travel through the trainer, from a line of a manifest to the tokens that are kept.
+
+Legend of shape suffixes, used in the whole package:
+B clips, T frames, H height, W width, C colour channels, N tokens of a clip, D embedding width,
+P values of one patch, K kept tokens, V visible tokens, M target tokens.
+
+Source of the method: "Efficient Video Representation Learning via Motion-Aware Token Selection", arXiv 2211.10636.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, NamedTuple
+
+if TYPE_CHECKING:
+    import torch
+
+
+@dataclass(frozen=True)
+class CropSpec:
+    """A crop in parts of the video, so that it can be drawn before the size of the video is known.
+
+    `height_scale` and `width_scale` are parts of the shorter side; `top` and `left` (0 to 1) say where the crop lies in the
+    room that is left; `flip` mirrors left and right. The same crop holds for all frames of a clip.
+    """
+
+    height_scale: float = 1.0
+    width_scale: float = 1.0
+    top: float = 0.5
+    left: float = 0.5
+    flip: bool = False
+
+    def settle(self, height: int, width: int) -> CropSpec:
+        """Itself: this crop is the same part of frames of any size."""
+        return self
+
+    def box(self, height: int, width: int) -> tuple[int, int, int, int]:
+        """(top, left, height, width) in pixels for frames of `height` x `width` pixels; at least one pixel a side."""
+        short = min(height, width)
+        crop_height = max(1, min(height, int(short * self.height_scale)))
+        crop_width = max(1, min(width, int(short * self.width_scale)))
+        return (
+            round(self.top * (height - crop_height)),
+            round(self.left * (width - crop_width)),
+            crop_height,
+            crop_width,
+        )
+
+
+@dataclass(frozen=True)
+class ResizedCropDraw:
+    """What is drawn for a random resized crop, whose size depends on that of the video: `settle` makes the crop of it.
+
+    Each of `tries_A` is a part of the picture's area and a ratio of width to height; the first that fits into the picture is
+    taken. `top`, `left` (0 to 1, without 1) choose one of the whole pixels where it can lie. Where none fits, the largest crop
+    from the middle is taken whose ratio is within `ratios`.
+    Source: Inception's crop (arXiv 1409.4842), with the rules of torchvision's RandomResizedCrop, which VideoMAE fine-tunes with.
+    """
+
+    tries_A: tuple[tuple[float, float], ...]
+    top: float
+    left: float
+    ratios: tuple[float, float]
+    flip: bool = False
+
+    def settle(self, height: int, width: int) -> CropSpec:
+        """The crop for frames of `height` x `width` pixels."""
+        for area, ratio in self.tries_A:
+            crop_width = round(math.sqrt(height * width * area * ratio))
+            crop_height = round(math.sqrt(height * width * area / ratio))
+            if 0 < crop_width <= width and 0 < crop_height <= height:
+                top, left = int(self.top * (height - crop_height + 1)), int(self.left * (width - crop_width + 1))
+                break
+        else:
+            narrowest, widest = self.ratios
+            crop_height = min(height, round(width / narrowest))
+            crop_width = min(width, round(height * widest))
+            top, left = (height - crop_height) // 2, (width - crop_width) // 2
+        # Half a pixel more: `CropSpec.box` cuts off what a division leaves behind the point.
+        short = min(height, width)
+        return CropSpec(
+            height_scale=(crop_height + 0.5) / short,
+            width_scale=(crop_width + 0.5) / short,
+            top=top / max(1, height - crop_height),
+            left=left / max(1, width - crop_width),
+            flip=self.flip,
+        )
+
+
+class ImageOperation(NamedTuple):
+    """One step of RandAugment on whole frames, before the crop: `amount` in the unit of `name` (data/augment/rand_augment.py)."""
+
+    name: str
+    amount: float = 0.0
+
+
+@dataclass(frozen=True)
+class ClipSpec:
+    """What to read of which video, decided before any byte of it is read.
+
+    `sample` is the video's row in the manifest. `first_seconds`/`last_seconds` limit the part of the file that may be
+    used (None: all of it). `num_frames` frames are taken `stride` frames apart (`sampling="dense"`), beginning at the
+    share `start` (0 to 1) of the possible beginnings, or one out of each of `num_frames` equal segments of the whole
+    range (`"uniform"`): the frame at the share `start` of every segment, or, where `segment_starts` is given, at a
+    share of its own in each (as many as `num_frames`). `span` is the number of video frames that a dense clip
+    stretches over: 0 stands for num_frames * stride, another number spreads the frames evenly over that many;
+    `span_seconds`, where given, is its length in time instead. `key` is the clip's random number: masks and frame draws
+    of this clip derive from it. `attempt` counts substitutes: 0 is the clip first drawn. `position` counts the clips
+    since the start of the training. `operations` are done one after the other to the upright whole frames, all frames
+    alike; the crop shows a part of their result.
+    """
+
+    path: str
+    sample: int
+    num_frames: int
+    stride: int
+    start: float
+    sampling: str = "dense"
+    label: int = -1
+    first_seconds: float | None = None
+    last_seconds: float | None = None
+    crop: CropSpec | ResizedCropDraw = field(default_factory=CropSpec)
+    key: int = 0
+    attempt: int = 0
+    span: int = 0
+    span_seconds: float | None = None
+    position: int = 0
+    segment_starts: tuple[float, ...] = ()
+    operations: tuple[ImageOperation, ...] = ()
+
+
+@dataclass(frozen=True)
+class BadClip:
+    """A video that could not be read, and why, in one line."""
+
+    path: str
+    sample: int
+    reason: str
+
+
+@dataclass
+class ClipBatch:
+    """One micro-batch on the device.
+
+    frames_BTHWC: uint8, RGB. label_B: int64, -1 where unknown. sample_B: int64 row in the manifest of what was really read.
+    valid_B: bool, false where a substitute stands in for an unreadable clip. key_B: int64 random key of each clip.
+    bad: the videos found unreadable while this batch was read (on this rank), each named once per epoch.
+    paths: the file that each clip was really read from ("" for a blank clip).
+    num_substitutes: how many entries of valid_B are false; keys: those of key_B; both known without asking the device.
+    """
+
+    frames_BTHWC: torch.Tensor
+    label_B: torch.Tensor
+    sample_B: torch.Tensor
+    valid_B: torch.Tensor
+    key_B: torch.Tensor
+    bad: tuple[BadClip, ...] = ()
+    paths: tuple[str, ...] = ()
+    num_substitutes: int = 0
+    keys: tuple[int, ...] = ()

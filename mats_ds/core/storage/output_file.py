@@ -1,0 +1,113 @@
+"""The one file that a command writes: new, or one that the same command wrote. No other is overwritten, and no input ever."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from collections.abc import Callable, Iterable
+from pathlib import Path
+from typing import Any
+
+from mats_ds.core.storage.files import NAME_CHARACTERS, describe_wrong_kind, open_regular, refuse_wrong_kind, write_json
+from mats_ds.core.storage.output_folder import MARKER, find_parts, read_marker_tree
+from mats_ds.core.text import describe_error
+
+
+def check_output_file(
+    path: Path, *, inputs: Iterable[str | Path | None] = (), is_ours: Callable[[Path], bool] | None = None, force: bool = False
+) -> None:
+    """Raise ValueError where `path` may not be written; writes nothing, so that it can be asked before the work.
+
+    inputs: files that the command reads, by whatever name or link. is_ours: tells from the content that this command wrote
+    a file, which may be replaced; without it, only `force` replaces one.
+    """
+    for given in inputs:
+        if given is not None and is_same_file(path, Path(given)):
+            raise ValueError(f"{path} would overwrite {given}, which is read: give another name")
+    refuse_wrong_kind(path)
+    check_parent(path)
+    if force or not os.path.lexists(path) or (is_ours is not None and is_ours(path)):
+        return
+    why = "" if is_ours is None else ", and was not written by this command"
+    raise ValueError(f"{path} exists{why}: give another name, or --force")
+
+
+def check_parent(path: Path) -> None:
+    """Raise ValueError where `path` cannot be made, because of the nearest folder above it that is there."""
+    above = next((parent for parent in path.absolute().parents if os.path.lexists(parent)), Path("/"))
+    if not above.is_dir():
+        raise ValueError(f"{path} cannot be written: {above} is no folder")
+    if not os.access(above, os.W_OK | os.X_OK):
+        raise ValueError(f"{path} cannot be written: {above} is read-only, or not yours: give another name")
+
+
+def describe_leftovers(path: Path) -> list[str]:
+    """What killed writes of this file have left beside it, as lines: nobody sees hidden files, and they may be large."""
+    parts = find_parts(path.parent, of=lambda name: name == path.name[:NAME_CHARACTERS])
+    return [f"{part} was left by a write that was killed, unless it still runs: remove it" for part in parts]
+
+
+def describe_fault(error: Exception, path: str | Path) -> str:
+    """The error in words, with the file or folder that was to be written where it names none itself, as of a full disk."""
+    is_nameless = isinstance(error, OSError) and error.errno is not None and error.filename is None
+    return f"{path} cannot be written: {error.strerror}" if is_nameless else describe_error(error)
+
+
+def is_same_file(one: Path, other: Path) -> bool:
+    """Whether two names lead to the same file, through links and hard links; False where one leads to none."""
+    try:
+        return os.path.samefile(one, other)
+    except (OSError, ValueError):  # ValueError: a NUL in a name
+        return False
+
+
+SUMS, UNFINISHED = "sha256", "unfinished"
+
+
+def refuse_losses(folder: Path, names: Iterable[str], *, inputs: Iterable[str | Path | None] = ()) -> None:
+    """Raise ValueError where a file that is to be written is an input, or one that somebody else wrote or has changed since.
+
+    names: of the files to be written, counted from the folder. Writes nothing.
+    """
+    tree, sums = _read(folder)
+    inputs = [Path(given) for given in inputs if given is not None]
+    for path, name in ((folder / name, name) for name in names):
+        if not os.path.lexists(path):
+            continue
+        if given := next((given for given in inputs if is_same_file(path, given)), None):
+            raise ValueError(f"{path} would be overwritten, and {given} is read: give another --out")
+        if SUMS not in tree or tree.get(UNFINISHED) or describe_wrong_kind(path) is not None:  # links are refused by the writers
+            continue
+        if sums.get(name) != _sum_file(path):
+            what = "was changed after this command wrote it" if name in sums else "was not written by this command"
+            raise ValueError(f"{path} {what}, and would be lost: rename it, or give another --out")
+
+
+def begin_writing(folder: Path, names: Iterable[str]) -> None:
+    """Ask `refuse_losses` once more, and note that what the files hold is not known until `end_writing`."""
+    refuse_losses(folder, names)
+    tree, _ = _read(folder)
+    if SUMS in tree and not tree.get(UNFINISHED):
+        write_json(folder / MARKER, {**tree, UNFINISHED: True})
+
+
+def end_writing(folder: Path, names: Iterable[str]) -> None:
+    """Note what the files hold now; one that is not there, or is no regular file, is left out."""
+    tree, sums = _read(folder)
+    found = {name: _sum_file(folder / name) for name in names if (folder / name).is_file() and not (folder / name).is_symlink()}
+    kept = {name: checksum for name, checksum in tree.items() if name != UNFINISHED}
+    write_json(folder / MARKER, {**kept, SUMS: {**sums, **found}})
+
+
+def _read(folder: Path) -> tuple[dict[str, Any], dict[str, Any]]:
+    tree = read_marker_tree(folder)
+    sums = tree.get(SUMS)
+    return tree, sums if isinstance(sums, dict) else {}
+
+
+def _sum_file(path: Path) -> str:
+    found = hashlib.sha256()
+    with open_regular(path) as stream:
+        while block := stream.read(1 << 20):
+            found.update(block)
+    return found.hexdigest()

@@ -1,0 +1,138 @@
+"""How a clip is cut into tokens, which tokens are selected, and how many: TokenGrid, TokenSelection, TokenCounts.
+
+Tensor names carry the suffixes of core/clips.py. Source: arXiv 2211.10636, section 3."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from fractions import Fraction
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    import torch
+
+RGB_CHANNELS = 3
+
+
+def count_tokens(ratio: float, num_tokens: int) -> int:
+    """Number of tokens that a share of a clip stands for: the integer part of `ratio * num_tokens`, without rounding noise.
+
+    The product is taken exactly (0.1 means one tenth), so 0.1 of 10 tokens is 1 and 0.3 of 10 is 3, whatever binary
+    floating point makes of it. Source: METHOD of arXiv 2211.10636, counts are int(rho * N) of the whole clip.
+
+    Raises ValueError when the ratio is outside 0 to 1.
+    """
+    if not 0.0 <= ratio <= 1.0:
+        raise ValueError(f"a ratio of tokens is between 0 and 1, got {ratio}")
+    return int(Fraction(ratio).limit_denominator(1_000_000) * num_tokens)
+
+
+@dataclass(frozen=True)
+class TokenGrid:
+    """How a clip is cut into tubelets: `tubelet` = (frames, height, width) of one token, in frames and pixels.
+
+    Tokens are numbered time first, then row, then column: token = (i * rows + row) * columns + column.
+    Raises ValueError when a side is not a whole number of tubelets.
+    """
+
+    num_frames: int = 16
+    height: int = 224
+    width: int = 224
+    tubelet: tuple[int, int, int] = (2, 16, 16)
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "tubelet", tuple(self.tubelet))
+        if len(self.tubelet) != 3:
+            raise ValueError(f"tubelet is (frames, height, width), got {self.tubelet}")
+        sides = (("num_frames", self.num_frames), ("height", self.height), ("width", self.width))
+        for (name, size), step in zip(sides, self.tubelet, strict=True):
+            if step < 1 or size < step or size % step:
+                raise ValueError(
+                    f"{name}={size} is not a whole number of tubelets of {step}: "
+                    f"choose a multiple of {step}, or another tubelet than {self.tubelet}"
+                )
+
+    @property
+    def tau(self) -> int:
+        """Tubelets along time."""
+        return self.num_frames // self.tubelet[0]
+
+    @property
+    def rows(self) -> int:
+        return self.height // self.tubelet[1]
+
+    @property
+    def columns(self) -> int:
+        return self.width // self.tubelet[2]
+
+    @property
+    def tokens_per_tubelet(self) -> int:
+        """Places of one time step: rows * columns."""
+        return self.rows * self.columns
+
+    @property
+    def num_tokens(self) -> int:
+        """N, all tokens of the clip."""
+        return self.tau * self.tokens_per_tubelet
+
+    @property
+    def patch_values(self) -> int:
+        """P, values of one token's pixels: tubelet frames * height * width * 3 colours."""
+        frames, height, width = self.tubelet
+        return frames * height * width * RGB_CHANNELS
+
+    def with_tau(self, tau: int) -> TokenGrid:
+        """The same grid with another number of tubelets along time."""
+        return TokenGrid(tau * self.tubelet[0], self.height, self.width, self.tubelet)
+
+
+@dataclass(frozen=True)
+class TokenSelection:
+    """Token indices of each clip, ascending and disjoint: visible_BV to the encoder, target_BM to be reconstructed; int64."""
+
+    visible_BV: torch.Tensor
+    target_BM: torch.Tensor
+
+
+@dataclass(frozen=True)
+class TokenCounts:
+    """How many of a clip's tokens are kept = visible + targets; the same for every clip."""
+
+    visible: int
+    targets: int
+
+    @property
+    def kept(self) -> int:
+        return self.visible + self.targets
+
+
+def count_selection(grid: TokenGrid, *, strategy: str, keep_ratio: float, visible_ratio: float) -> TokenCounts:
+    """The static token counts of a strategy.
+
+    mats, random_drop, run_length: int(keep_ratio N) kept, int(visible_ratio N) of them visible (METHOD).
+    random: int(visible_ratio N) visible, all others are targets.
+    tube: per tubelet all but int((1 - visible_ratio) places) visible, all others are targets (VideoMAE, arXiv 2203.12602).
+    running_cell: visible as tube, targets are the half of the tokens that a running cell keeps, less the visible ones among
+    them (VideoMAE V2, arXiv 2303.16727).
+    For tube, random and running_cell `keep_ratio` has no meaning.
+    """
+    num_tokens = grid.num_tokens
+    if strategy in ("mats", "random_drop", "run_length"):
+        visible = count_tokens(visible_ratio, num_tokens)
+        return TokenCounts(visible, count_tokens(keep_ratio, num_tokens) - visible)
+    if strategy == "random":
+        visible = count_tokens(visible_ratio, num_tokens)
+        return TokenCounts(visible, num_tokens - visible)
+    visible = grid.tau * (grid.tokens_per_tubelet - count_tokens(1 - visible_ratio, grid.tokens_per_tubelet))
+    if strategy == "tube":
+        return TokenCounts(visible, num_tokens - visible)
+    if strategy == "running_cell":
+        return TokenCounts(visible, num_tokens // 2 - visible // 2)
+    raise ValueError(
+        f"unknown selection strategy {strategy!r}: choose mats, random_drop, tube, random, running_cell or run_length"
+    )
+
+
+STRATEGIES = ("mats", "random_drop", "tube", "random", "running_cell", "run_length")
+# Run-length tokenization's published 0.1 of ImageNet-normalised pixels, times the mean of ImageNet's standard deviations.
+RUN_THRESHOLD = 0.0226

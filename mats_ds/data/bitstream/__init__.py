@@ -1,0 +1,1 @@
+"""Headers of coded video: what packets say of their pictures."""

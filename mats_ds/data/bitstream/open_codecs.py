@@ -1,0 +1,150 @@
+"""VP8, VP9 and AV1 packets -> CodedPicture: whether a packet shows one frame, and whether decoding can begin with it.
+
+Packets are shown in the order in which they come; some only serve as reference. Sources: RFC 6386 section 9.1 (VP8); VP9
+bitstream specification, section 6.2 and annex B (superframes); AV1 bitstream specification, sections 5.3 to 5.5, 5.9.2.
+"""
+
+from __future__ import annotations
+
+from mats_ds.data.bitstream.bits import Bits, BrokenHeader
+from mats_ds.data.bitstream.coded_picture import CodedPicture
+
+SEQUENCE_HEADER, FRAME_HEADER, FRAME = 1, 3, 6  # obu_type
+KEY_FRAME = 0
+
+
+class Vp8Reader:
+    """Reads the packets of one stream."""
+
+    num_reorder = 0
+
+    def __init__(self, extradata: bytes) -> None:
+        self._count = 0
+
+    def read(self, data: bytes) -> CodedPicture:
+        """The picture in a packet; `frame_type` 0 is a key frame."""
+        self._count += 1
+        return CodedPicture(0, self._count, is_key=not data[0] & 1, is_shown=bool(data[0] >> 4 & 1))
+
+
+class Vp9Reader:
+    """Reads the packets of one stream."""
+
+    num_reorder = 0
+
+    def __init__(self, extradata: bytes) -> None:
+        self._count = 0
+
+    def read(self, data: bytes) -> CodedPicture:
+        """The picture in a packet. Raises BrokenHeader where it shows several, or is none."""
+        frames = [_read_vp9_frame(data[begin : begin + 1]) for begin in _vp9_frames(data)]
+        num_shown = sum(is_shown for is_shown, _ in frames)
+        if num_shown > 1:
+            raise BrokenHeader("a packet shows several pictures")
+        self._count += 1
+        return CodedPicture(0, self._count, is_key=bool(frames) and frames[0][1], is_shown=num_shown == 1)
+
+
+def _vp9_frames(data: bytes) -> list[int]:
+    """Where the frames of a packet begin: a superframe ends in an index of their sizes."""
+    marker = data[-1]
+    if marker >> 5 != 0b110:
+        return [0]
+    count, width = (marker & 7) + 1, (marker >> 3 & 3) + 1
+    index = data[-2 - count * width :]
+    if index[:1] != data[-1:]:
+        return [0]
+    begins, place = [], 0
+    for number in range(count):
+        size = int.from_bytes(index[1 + number * width : 1 + (number + 1) * width], "little")
+        if size:
+            begins.append(place)
+        place += size
+    if place > len(data):
+        raise BrokenHeader("a superframe is longer than its packet")
+    return begins
+
+
+def _read_vp9_frame(header: bytes) -> tuple[bool, bool]:
+    """(is shown, is a key frame)"""
+    bits = Bits(header)
+    if bits.read(2) != 2:
+        raise BrokenHeader("no VP9 frame")
+    if bits.read(2) == 3:  # profile 3
+        bits.skip(1)
+    if bits.read(1):  # show_existing_frame
+        return True, False
+    is_key = bits.read(1) == KEY_FRAME
+    return bool(bits.read(1)), is_key
+
+
+class Av1Reader:
+    """Reads the packets (temporal units) of one stream."""
+
+    num_reorder = 0
+
+    def __init__(self, extradata: bytes) -> None:
+        self._count = 0
+        self._sequence = b""  # of the packets: encoders write another one into the container
+
+    def read(self, data: bytes) -> CodedPicture:
+        """The picture in a packet. Raises BrokenHeader where it shows several, or is none."""
+        frames = self._read_units(data)
+        num_shown = sum(is_shown for is_shown, _ in frames)
+        if num_shown != 1:
+            raise BrokenHeader(f"a packet shows {num_shown} pictures")
+        self._count += 1
+        return CodedPicture(0, self._count, is_key=frames[0] == (True, True))
+
+    def _read_units(self, data: bytes) -> list[tuple[bool, bool]]:
+        """(is shown, is a key frame) of the frames."""
+        frames, place = [], 0
+        while place < len(data):
+            kind, has_extension, has_size = data[place] >> 3 & 15, data[place] >> 2 & 1, data[place] >> 1 & 1
+            place += 1 + has_extension
+            size = len(data) - place
+            if has_size:
+                size, place = _read_size(data, place)
+            if place + size > len(data):
+                raise BrokenHeader("a unit is longer than its packet")
+            if kind == SEQUENCE_HEADER:
+                sequence = data[place : place + size]
+                if data[place] >> 3 & 1:
+                    raise BrokenHeader("a still picture")
+                if self._sequence and sequence != self._sequence:
+                    raise BrokenHeader("parameters change on the way")
+                self._sequence = sequence
+            elif kind in (FRAME_HEADER, FRAME) and size:
+                header = data[place]  # show_existing_frame, frame_type (2), show_frame
+                shows_existing, is_key = header >> 7, header >> 5 & 3 == KEY_FRAME
+                frames.append((bool(shows_existing or header >> 4 & 1), is_key and not shows_existing))
+            place += size
+        return frames
+
+
+def _read_size(data: bytes, place: int) -> tuple[int, int]:
+    """(value, place behind it) of a leb128 number."""
+    value = 0
+    for number in range(8):
+        if place >= len(data):
+            break
+        byte = data[place]
+        value |= (byte & 127) << 7 * number
+        place += 1
+        if byte < 128:
+            return value, place
+    raise BrokenHeader("a unit has no size")
+
+
+class IntraReader:
+    """Reads the packets of a codec that knows nothing but key pictures."""
+
+    num_reorder = 0
+
+    def __init__(self, extradata: bytes) -> None:
+        self._count = 0
+
+    def read(self, data: bytes) -> CodedPicture:
+        """The picture in a packet."""
+        self._count += 1
+        return CodedPicture(0, self._count, is_key=True)

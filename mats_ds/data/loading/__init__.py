@@ -1,0 +1,1 @@
+"""ClipSpecs -> batches on the device."""

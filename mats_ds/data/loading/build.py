@@ -1,0 +1,145 @@
+"""From a recipe's sections to what a script reads from: manifest and loader."""
+
+from __future__ import annotations
+
+import logging
+import sys
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from itertools import islice
+from pathlib import Path
+
+import torch
+from tqdm import tqdm
+
+from mats_ds.config.recipe import ClipSection, DataSection, Recipe
+from mats_ds.core.clips import ClipBatch
+from mats_ds.data.clip_sampler import ClipSampler
+from mats_ds.data.loading.loader import ClipLoader
+from mats_ds.data.manifest import Manifest, read_manifest
+from mats_ds.data.synthetic import write_synthetic_set
+from mats_ds.data.view_sampler import View, ViewSampler
+
+logger = logging.getLogger(__name__)
+
+SYNTHETIC_FOLDER = Path("data/synthetic")
+
+
+def open_videos(data: DataSection) -> Manifest:
+    """The recipe's videos, or the synthetic set where it names none."""
+    source = data.manifest
+    if source is None:
+        source = write_synthetic_set(SYNTHETIC_FOLDER)
+        logger.info("data: no data.manifest given, training on the synthetic set in %s (a test, not a data set)", source.parent)
+    return read_manifest(source, root=data.root)
+
+
+def open_loader(
+    sampler: ClipSampler | ViewSampler,
+    recipe: Recipe,
+    *,
+    rank: int,
+    world_size: int,
+    micro_batch: int,
+    accumulation: int,
+    device: torch.device,
+) -> ClipLoader:
+    """A loader of the recipe's picture size with its reading options. Raises ValueError for sizes that do not fit the sampler."""
+    return ClipLoader(
+        sampler,
+        rank=rank,
+        world_size=world_size,
+        micro_batch=micro_batch,
+        accumulation=accumulation,
+        device=device,
+        height=recipe.clip.height,
+        width=recipe.clip.width,
+        num_workers=recipe.data.num_workers,
+        prefetch=recipe.data.prefetch,
+        clip_timeout_seconds=recipe.data.clip_timeout_seconds,
+    )
+
+
+def read_once(loader: ClipLoader) -> Iterator[ClipBatch]:
+    """This rank's micro-batches of one epoch, or of one pass over a test's views."""
+    batches = loader.micro_batches(0)
+    yield from islice(batches, loader.sampler.steps_per_epoch)
+    batches.close()
+
+
+LINE_SECONDS = 20.0
+
+
+@dataclass(frozen=True)
+class ViewBatch:
+    """A batch of whole size. `views`: which view each of its clips is, None for padding; `readable`: false where it is blank."""
+
+    clips: ClipBatch
+    views: tuple[View | None, ...]
+    readable: tuple[bool, ...]
+
+
+def read_views(
+    manifest: Manifest,
+    *,
+    recipe_clip: ClipSection,
+    num_clips: int,
+    num_crops: int,
+    num_frames: int,
+    micro_batch: int,
+    device: torch.device,
+    rank: int = 0,
+    world_size: int = 1,
+    num_workers: int | None = None,
+    label: str = "",
+) -> Iterator[ViewBatch]:
+    """This rank's share of the `num_clips` x `num_crops` views of every video, each once over all ranks, in batches of
+    `micro_batch`; all ranks have the same number of batches.
+
+    Arguments as for ViewSampler and ClipLoader. With a `label`, progress is shown: a bar on a terminal, elsewhere a line every
+    20 seconds.
+    """
+    sampler = ViewSampler(
+        manifest,
+        recipe_clip=recipe_clip,
+        num_clips=num_clips,
+        num_crops=num_crops,
+        micro_batch=micro_batch,
+        world_size=world_size,
+        num_frames=num_frames,
+    )
+    with ClipLoader(
+        sampler,
+        rank=rank,
+        world_size=world_size,
+        micro_batch=micro_batch,
+        accumulation=1,
+        device=device,
+        height=recipe_clip.height,
+        width=recipe_clip.width,
+        num_workers=num_workers,
+    ) as loader:
+        yield from show_progress(read_pass(loader), num_batches=sampler.steps_per_epoch, label=label)
+
+
+def read_pass(loader: ClipLoader) -> Iterator[ViewBatch]:
+    """One pass of a loader that has a ViewSampler."""
+    batches = loader.micro_batches(0)
+    for step, batch in enumerate(islice(batches, loader.sampler.steps_per_epoch)):
+        views = tuple(loader.sampler.view(position) for position in loader.positions(step, 0))
+        for view, sample in zip(views, batch.sample_B.tolist(), strict=True):
+            assert view is None or view.sample == sample, "a clip is not the view that was asked for"
+        yield ViewBatch(batch, views, tuple(batch.valid_B.tolist()))
+    batches.close()
+
+
+def show_progress(batches: Iterator[ViewBatch], *, num_batches: int, label: str) -> Iterator[ViewBatch]:
+    """The batches as they come; without a label nothing is shown."""
+    shown_seconds = time.monotonic()
+    bar = tqdm(batches, desc=label, total=num_batches, unit="batch", disable=None if label else True)
+    for number, batch in enumerate(bar, start=1):
+        yield batch
+        if label and not sys.stderr.isatty() and time.monotonic() - shown_seconds > LINE_SECONDS:
+            shown_seconds = time.monotonic()
+            logger.info("%s: %d of %d batches", label, number, num_batches)

@@ -1,0 +1,211 @@
+"""ClipSpec -> a finished clip that PyAV decoded, or the file's bytes for a DALI graph where the device decodes them itself.
+
+A file goes to the device's decoder only if that decoder numbers and shows its frames as PyAV does: every packet one visible
+frame, trusted time stamps, 8-bit 4:2:0 video range, neither turned nor mirrored (DALI ignores both), a picture size that NVDEC
+accepts. All else is decoded by PyAV, made upright, cropped and scaled at once by the thread that reads it, on a GPU too: what
+then goes to the device is a small clip of a fixed size instead of whole pictures of any size. Crops always refer to the upright
+picture.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import av
+import numpy as np
+
+from mats_ds.core.clips import ClipSpec
+from mats_ds.data.video.decode import frame_numbers, visit_frames
+from mats_ds.data.video.index import VideoIndex
+from mats_ds.data.video.indexing import READ_ERRORS, UnreadableVideo, describe_error, index_video
+from mats_ds.data.video.nvdec_support import MAX_ENCODED_BYTES, device_can_decode
+
+if TYPE_CHECKING:
+    from mats_ds.data.augment.augmented_crop import AugmentedCrop, AugmentingCropper
+    from mats_ds.data.video.clip_frames import ClipCropper
+import threading
+from collections import OrderedDict
+from collections.abc import Callable
+from dataclasses import field
+
+
+@dataclass(frozen=True, eq=False)
+class Region:
+    """The crop in pixels of the upright picture, as (top, left, bottom, right), and whether it is mirrored afterwards."""
+
+    corners: tuple[int, int, int, int]
+    flip: bool
+
+    @property
+    def origin(self) -> tuple[int, int]:
+        """(row, column) where reading begins: DALI mirrors a region that ends before it begins."""
+        top, left, _, right = self.corners
+        return (top, right if self.flip else left)
+
+    @property
+    def end(self) -> tuple[int, int]:
+        """(row, column) where reading ends."""
+        _, left, bottom, right = self.corners
+        return (bottom, left if self.flip else right)
+
+
+@dataclass(frozen=True, eq=False)
+class DecodedClip:
+    """frames_THWC: uint8 RGB, augmented where the clip says so, cropped, scaled and flipped."""
+
+    frames_THWC: np.ndarray
+
+    @property
+    def num_bytes(self) -> int:
+        return self.frames_THWC.nbytes
+
+
+@dataclass(frozen=True, eq=False)
+class EncodedClip:
+    """The whole file as uint8 [bytes] and the frames to decode, int32 [T]. `augmentation`: for graphs that give whole frames."""
+
+    encoded: np.ndarray
+    numbers_T: np.ndarray
+    region: Region
+    codec: str
+    augmentation: AugmentedCrop | None = None
+
+    @property
+    def num_bytes(self) -> int:
+        return self.encoded.nbytes
+
+
+def read_decoded(spec: ClipSpec, *, size: tuple[int, int]) -> DecodedClip:
+    """Decode a clip with PyAV: its frames augmented, cropped, scaled to `size` (height, width) and flipped.
+
+    Raises UnreadableVideo.
+    """
+    return _read([spec], size=size)[0]
+
+
+def read_together(specs: Sequence[ClipSpec], *, size: tuple[int, int]) -> list[DecodedClip | UnreadableVideo]:
+    """Clips of one file, decoded in one pass; where that fails, each on its own, so that each is judged by its own frames."""
+    try:
+        return list(_read(specs, size=size))
+    except UnreadableVideo:
+        return [_read_or_fail(spec, size) for spec in specs]
+
+
+def _read_or_fail(spec: ClipSpec, size: tuple[int, int]) -> DecodedClip | UnreadableVideo:
+    try:
+        return read_decoded(spec, size=size)
+    except UnreadableVideo as error:
+        return error
+
+
+def _read(specs: Sequence[ClipSpec], *, size: tuple[int, int]) -> list[DecodedClip]:
+    path = specs[0].path
+    index = index_video(path)
+    numbers = [frame_numbers(spec, index=index) for spec in specs]
+    croppers = [_make_cropper(spec, numbers_T, index=index, size=size) for spec, numbers_T in zip(specs, numbers, strict=True)]
+
+    def take(number: int, frame: av.VideoFrame) -> None:
+        for cropper in croppers:
+            cropper.take(number, frame)
+
+    visit_frames(path, np.concatenate(numbers), index=index, take=take)
+    return [DecodedClip(cropper.frames()) for cropper in croppers]
+
+
+def _make_cropper(
+    spec: ClipSpec, numbers_T: np.ndarray, *, index: VideoIndex, size: tuple[int, int]
+) -> ClipCropper | AugmentingCropper:
+    # Both load torch, which the workers of a check do without.
+    if spec.operations:
+        from mats_ds.data.augment.augmented_crop import AugmentingCropper
+
+        return AugmentingCropper(numbers_T, spec.crop, operations=spec.operations, index=index, size=size)
+    from mats_ds.data.video.clip_frames import ClipCropper
+
+    return ClipCropper(numbers_T, spec.crop, index=index, size=size)
+
+
+def read_for_device(
+    spec: ClipSpec, *, codecs: frozenset[str], size: tuple[int, int], whole_frames: bool = False
+) -> EncodedClip | DecodedClip:
+    """A clip for a device that decodes `codecs` itself, in graphs that give crops or `whole_frames`. Raises UnreadableVideo."""
+    index = index_video(spec.path)
+    if index.codec not in codecs or not device_can_decode(index):
+        return read_decoded(spec, size=size)
+    numbers_T = frame_numbers(spec, index=index)
+    try:
+        if os.path.getsize(spec.path) > MAX_ENCODED_BYTES:
+            return read_decoded(spec, size=size)
+        encoded = np.fromfile(spec.path, np.uint8)
+    except READ_ERRORS as error:
+        raise UnreadableVideo(describe_error(error)) from None
+    augmentation = None
+    if whole_frames:
+        from mats_ds.data.augment.augmented_crop import AugmentedCrop
+
+        frame = index.upright_size
+        augmentation = AugmentedCrop(spec.operations, spec.crop.settle(*frame), frame=frame, size=size)
+    region = _region(spec, index.upright_size)
+    return EncodedClip(encoded, numbers_T.astype(np.int32), region, index.codec, augmentation)
+
+
+def _region(spec: ClipSpec, picture: tuple[int, int]) -> Region:
+    """The crop in a picture of (height, width) pixels."""
+    top, left, height, width = spec.crop.settle(*picture).box(*picture)
+    return Region((top, left, top + height, left + width), spec.crop.flip)
+
+
+# Groups that hold clips for readers to come. Readers of a group come one after the other, so a few groups are ever open;
+# what an abandoned reader left behind is dropped.
+MAX_OPEN_GROUPS = 64
+
+
+@dataclass
+class _Group:
+    """`clips` by position, once read; whoever takes one removes it."""
+
+    lock: threading.Lock = field(default_factory=threading.Lock)
+    clips: dict[int, DecodedClip | UnreadableVideo] | None = None
+
+
+class RepeatedReader:
+    """Reads clips of groups. `draw(position)` is the sampler's spec, `read(specs)` reads clips of one file together."""
+
+    def __init__(
+        self,
+        repeats: int,
+        *,
+        draw: Callable[[int], ClipSpec],
+        read: Callable[[Sequence[ClipSpec]], list[DecodedClip | UnreadableVideo]],
+    ) -> None:
+        self._repeats = repeats
+        self._draw = draw
+        self._read = read
+        self._groups: OrderedDict[int, _Group] = OrderedDict()
+        self._changing = threading.Lock()
+
+    def read(self, spec: ClipSpec) -> DecodedClip:
+        """The clip of a spec; what the others of its group need is read with it. Raises UnreadableVideo.
+
+        Whichever reader comes first, and whether a clip is kept or read again, its frames are the same.
+        """
+        number = spec.position // self._repeats
+        with self._changing:
+            group = self._groups.setdefault(number, _Group())
+            while len(self._groups) > MAX_OPEN_GROUPS:
+                self._groups.popitem(last=False)
+        with group.lock:
+            if group.clips is None or spec.position not in group.clips:
+                positions = range(number * self._repeats, (number + 1) * self._repeats)
+                specs = [other for other in map(self._draw, positions) if other.path == spec.path]
+                group.clips = dict(zip((other.position for other in specs), self._read(specs), strict=True))
+            clip = group.clips.pop(spec.position)
+            if not group.clips:
+                with self._changing:
+                    self._groups.pop(number, None)
+        if isinstance(clip, UnreadableVideo):
+            raise clip
+        return clip

@@ -1,0 +1,1 @@
+"""Preparing a set of videos: import, check, transcode."""

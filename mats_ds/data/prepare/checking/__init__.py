@@ -1,0 +1,1 @@
+"""Decode every file of a manifest once and list the readable ones."""

@@ -1,0 +1,272 @@
+"""A video file -> FileFacts: what it really holds, found by decoding all of it once, on one thread.
+
+Bad (UnreadableVideo, with a reason) is a file
+- from which no frame decodes, or that cannot be opened;
+- whose longest unbroken stretch of sound frames is shorter than a clip of MIN_FRAMES, though the file was meant to be longer;
+- from whose middle the loader cannot read a clip.
+Readable, with a warning, is one that breaks off late or has a hole: `start_seconds` and `end_seconds` then limit it to its
+longest stretch of sound frames, so that the loader is never sent beyond, and `transcode` copies no further. So it is with one
+that ends long before the length in its header. Short files are readable: the loader repeats frames.
+
+A frame is sound if it decodes, is not marked corrupt, and no packet since its key picture failed. Packets before the first frame
+that show nothing (a recording that starts in the middle of a group of pictures) are no fault.
+"""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import numpy as np
+
+from mats_ds.core.clips import ClipSpec
+from mats_ds.data.prepare.header_length import describe_torn_end
+from mats_ds.data.video.decode import decode_frames, frame_numbers
+from mats_ds.data.video.faults import explain, in_words
+from mats_ds.data.video.index import VideoIndex
+from mats_ds.data.video.indexing import READ_ERRORS, UnreadableVideo, describe_error, index_video, open_video
+from mats_ds.data.video.nvdec_support import why_on_cpu
+from mats_ds.data.video.recording import Recording, record
+
+MIN_FRAMES = 16
+CLIP_FRAMES, CLIP_STRIDE = 16, 4  # the clip that is decoded to time the loader
+# A frame rate varies if more than this share of the gaps between frames is off the median gap ...
+VFR_SHARE = 0.02
+# ... by more than this share of it; rounding of time stamps by up to one tick does not count.
+VFR_TOLERANCE = 0.1
+RATE_RATIO = 1.2  # between the header's frame rate and the mean one; the first and last frame weigh much in short files
+GAP_SECONDS, GAP_RATIO = 1.0, 10  # frames further apart than both this and so many usual gaps are told
+
+
+@dataclass(frozen=True)
+class FileFacts:
+    """What a readable file holds.
+
+    num_frames, duration_seconds, fps are of the frames that may be used, those in [start_seconds, end_seconds) (None: all).
+    first_frame_seconds: when the first of them is shown on the file's clock, which also start_seconds and end_seconds refer to.
+    fps is of the usual gap between frames, whatever the header says; vfr: more than 2% of the gaps differ from it by 10%.
+    gop, gop_max: frames from one key picture to the next, as decoded, median and longest. mirrored, rotation: to stand
+    upright the coded picture is mirrored left to right, then turned by so many degrees counter-clockwise; width and height
+    are those of the upright picture. decode_seconds: CPU seconds of decoding the whole file once; clip_seconds: of decoding
+    one clip of 16 frames at stride 4 from its middle, as the loader does before it scales. cpu_reason: why NVDEC is not
+    asked; "" if it is.
+    """
+
+    num_frames: int
+    fps: float
+    vfr: bool
+    codec: str
+    profile: str
+    pixel_format: str
+    gop: int
+    gop_max: int
+    mirrored: bool
+    rotation: int
+    width: int
+    height: int
+    first_frame_seconds: float
+    duration_seconds: float
+    decode_seconds: float
+    clip_seconds: float
+    bytes: int
+    num_video_streams: int
+    cpu_reason: str
+    start_seconds: float | None = None
+    end_seconds: float | None = None
+    warnings: tuple[str, ...] = ()
+
+
+@dataclass
+class _Decoded:
+    """What came out of decoding a whole file. torn: how far it is from the length in its header; "" if it is not."""
+
+    recorded: Recording
+    torn: str
+    header_frames: int
+    header_rate: float
+    profile: str
+    num_video_streams: int
+
+
+def check_file(path: str, *, on_beat: Callable[[], None] = lambda: None) -> FileFacts:
+    """Decode a file once and say what it holds. `on_beat` is called about once a second while frames come.
+
+    Raises UnreadableVideo with the reason when the file is bad.
+    """
+    try:
+        return _check(path, on_beat)
+    except UnreadableVideo as unreadable:
+        raise UnreadableVideo(explain(path, unreadable.reason)) from None
+
+
+def _check(path: str, on_beat: Callable[[], None]) -> FileFacts:
+    index = index_video(path)
+    started_seconds = time.process_time()
+    decoded = _decode_all(path, index, on_beat)
+    decode_seconds = time.process_time() - started_seconds
+    recorded = decoded.recorded
+    if not any(recorded.is_sound_F):
+        raise UnreadableVideo(recorded.first_error or "not one frame of it decodes")
+    first, last = _longest_run(_sound_frames(index, recorded))
+    num_frames = last - first
+    if num_frames < min(MIN_FRAMES, index.num_stored):
+        because = f": {in_words(recorded.problem)}" if recorded.problem else ""
+        raise UnreadableVideo(f"only {num_frames} of {index.num_stored} frames in a row decode{because}")
+    seconds_F = index.seconds()
+    fps = _frame_rate(index, seconds_F[first:last])
+    # Between two frames, half a usual gap from the sound one: the next one that comes may be far.
+    start_seconds = end_seconds = None
+    if first > 0:
+        start_seconds = float(seconds_F[first] - min(seconds_F[first] - seconds_F[first - 1], 1 / fps) / 2)
+    if last < len(seconds_F):
+        end_seconds = float(seconds_F[last - 1] + min(seconds_F[last] - seconds_F[last - 1], 1 / fps) / 2)
+    elif decoded.torn or (recorded.problem and first == 0):  # what does not decode lies behind the last frame
+        end_seconds = float(seconds_F[-1]) + 0.5 / fps
+    vfr = index.trusts_pts and varies(seconds_F[first:last], tick_seconds=float(index.time_base))
+    key_numbers = np.flatnonzero(recorded.is_key_F)
+    distances = np.diff([*key_numbers, recorded.num_frames]) if len(key_numbers) else [recorded.num_frames]
+    num_bytes = os.stat(path).st_size
+    height, width = index.upright_size
+    return FileFacts(
+        num_frames=num_frames,
+        fps=fps,
+        vfr=vfr,
+        codec=index.codec,
+        profile=decoded.profile,
+        pixel_format=index.pixel_format,
+        gop=int(np.median(distances)),
+        gop_max=int(np.max(distances)),
+        mirrored=index.orientation.mirrored,
+        rotation=90 * index.orientation.quarters,
+        width=width,
+        height=height,
+        first_frame_seconds=float(seconds_F[first]),
+        duration_seconds=float(seconds_F[last - 1] - seconds_F[first]) + 1 / fps,
+        decode_seconds=decode_seconds,
+        clip_seconds=_time_clip(index, start_seconds, end_seconds),
+        bytes=num_bytes,
+        num_video_streams=decoded.num_video_streams,
+        cpu_reason=why_on_cpu(index, num_video_streams=decoded.num_video_streams, num_bytes=num_bytes),
+        start_seconds=start_seconds,
+        end_seconds=end_seconds,
+        warnings=tuple(_warnings(index, decoded, (first, last), seconds_F)),
+    )
+
+
+def _decode_all(path: str, index: VideoIndex, on_beat: Callable[[], None]) -> _Decoded:
+    try:
+        container, stream = open_video(path, stream_index=index.stream_index)
+    except READ_ERRORS as error:
+        raise UnreadableVideo(describe_error(error)) from None
+    with container:
+        return _Decoded(
+            recorded=record(container, stream, read_errors=READ_ERRORS, describe=describe_error, on_beat=on_beat),
+            torn=describe_torn_end(container, stream, last_seconds=float(index.seconds()[-1])),
+            header_frames=stream.frames,
+            header_rate=float(stream.average_rate or 0),
+            profile=stream.profile or "",
+            num_video_streams=len(container.streams.video),
+        )
+
+
+def _sound_frames(index: VideoIndex, recorded: Recording) -> np.ndarray:
+    """Which of the index's frames the loader gets, bool [F]."""
+    if index.is_sound_F is not None:
+        return index.is_sound_F
+    if not recorded.problem:  # packets without a picture (MPEG-4) shift the numbers: the loader then counts from the start
+        return np.arange(index.num_frames) < recorded.num_frames
+    if not index.trusts_pts:  # read from the start, up to the first error
+        return np.arange(index.num_frames) < recorded.problem_at
+    sound_pts = [pts for pts, is_sound in zip(recorded.pts_F, recorded.is_sound_F, strict=True) if is_sound and pts is not None]
+    return np.isin(index.pts_F, sound_pts)
+
+
+def _longest_run(sound_F: np.ndarray) -> tuple[int, int]:
+    """Beginning and end of the longest stretch of true values; (0, 0) if there is none."""
+    edges = np.flatnonzero(np.diff(np.concatenate(([False], sound_F, [False])).astype(np.int8)))
+    if not len(edges):
+        return 0, 0
+    begins, ends = edges[::2], edges[1::2]
+    longest = int(np.argmax(ends - begins))
+    return int(begins[longest]), int(ends[longest])
+
+
+def _frame_rate(index: VideoIndex, seconds_F: np.ndarray) -> float:
+    """Frames a second: of the mean of the gaps that are near the median gap, which rounded time stamps do not disturb."""
+    gaps = np.diff(seconds_F)
+    if not index.trusts_pts or not len(gaps):
+        return index.frame_rate
+    median = float(np.median(gaps))
+    tolerance = max(VFR_TOLERANCE * median, float(index.time_base))
+    return 1 / float(gaps[np.abs(gaps - median) <= tolerance].mean())
+
+
+def varies(seconds_F: np.ndarray, *, tick_seconds: float) -> bool:
+    """Whether the frame rate varies: more than 2% of the gaps differ by over 10%, and over one tick, from the median gap."""
+    gaps = np.diff(seconds_F)
+    if not len(gaps):
+        return False
+    median = float(np.median(gaps))
+    num_off = int((np.abs(gaps - median) > max(VFR_TOLERANCE * median, 1.01 * tick_seconds)).sum())
+    return num_off > VFR_SHARE * len(gaps)
+
+
+def _time_clip(index: VideoIndex, start_seconds: float | None, end_seconds: float | None) -> float:
+    """CPU seconds of one clip, decoded as the loader does it. Raises UnreadableVideo if it cannot be read."""
+    spec = ClipSpec(
+        path=index.path,
+        sample=0,
+        num_frames=CLIP_FRAMES,
+        stride=CLIP_STRIDE,
+        start=0.5,
+        first_seconds=start_seconds,
+        last_seconds=end_seconds,
+    )
+    started_seconds = time.process_time()
+    try:
+        decode_frames(index.path, frame_numbers(spec, index=index), index=index)
+    except UnreadableVideo as unreadable:
+        raise UnreadableVideo(f"no clip can be read from its middle: {unreadable.reason}") from None
+    return time.process_time() - started_seconds
+
+
+def _warnings(index: VideoIndex, decoded: _Decoded, part: tuple[int, int], seconds_F: np.ndarray) -> list[str]:
+    said = []
+    first, last = part
+    recorded = decoded.recorded
+    if index.num_silent:
+        said.append(
+            f"{index.num_silent} packets before the first frame show nothing: it begins in the middle of a group of pictures"
+        )
+    if recorded.problem:
+        problem = in_words(recorded.problem)
+        said.append(f"decodes up to frame {recorded.problem_at} of {index.num_stored}, then: {problem}")
+    elif recorded.num_frames < index.num_frames:
+        said.append(f"{index.num_frames} frames are stored, {recorded.num_frames} decode")
+    elif decoded.header_frames and decoded.header_frames != recorded.num_frames:
+        said.append(f"header says {decoded.header_frames} frames, {recorded.num_frames} decode")
+    if (first, last) != (0, index.num_frames):
+        said[-1] += f" (only frames {first} to {last - 1} are used)"
+    if decoded.torn:
+        said.append(decoded.torn)
+    gaps = np.diff(seconds_F[first:last])
+    if index.trusts_pts and len(gaps) and gaps.max() > max(GAP_SECONDS, GAP_RATIO * np.median(gaps)):
+        widest = first + int(np.argmax(gaps))
+        said.append(f"no frame between {seconds_F[widest]:.2f} s and {seconds_F[widest + 1]:.2f} s")
+    if index.trusts_pts and last - first > 1 and decoded.header_rate:
+        mean_rate = (last - first - 1) / float(seconds_F[last - 1] - seconds_F[first])
+        if not 1 / RATE_RATIO < decoded.header_rate / mean_rate < RATE_RATIO:
+            said.append(f"header says {decoded.header_rate:g} frames/s, {mean_rate:.3g} decode")
+    if not index.trusts_pts:
+        said.append("time stamps cannot be trusted: frames are counted from the start")
+    if odd := index.orientation.odd_degrees:
+        said.append(f"its display matrix asks for {odd:.0f} degrees more than a quarter turn, which is not done")
+    if recorded.num_interlaced:
+        said.append(f"interlaced: {recorded.num_interlaced} frames hold two fields, woven as they are coded")
+    if decoded.num_video_streams > 1:
+        said.append(f"{decoded.num_video_streams} video streams, number {index.stream_index} is used")
+    if last - first < MIN_FRAMES:
+        said.append(f"{last - first} frames: a clip of {MIN_FRAMES} repeats some")
+    return said

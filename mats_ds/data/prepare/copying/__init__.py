@@ -1,0 +1,1 @@
+"""Training copies and segments of videos."""

@@ -1,0 +1,259 @@
+"""What `prepare.py transcode` knows of its folder: which files are finished, and which existing ones it wrote itself.
+
+    OUT/copies.jsonl     one line a finished original, with its copy or its segments
+    OUT/.written.jsonl   one line a file that got its name in OUT, with its SHA-256 (own_files.py)
+
+A copy or a table that is there already is replaced or removed only if OUT/.written.jsonl has its very content. Of a folder
+that version 0.1 made, which has no such record, copies are known by their sizes and tables by their columns.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import csv
+import json
+import logging
+import math
+import os
+import re
+import secrets
+from collections import defaultdict
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any, TextIO
+
+from mats_ds.core.storage.documents import parse_json
+from mats_ds.core.storage.files import open_to_append, refuse_wrong_kind, write_text
+from mats_ds.core.storage.folder_lock import hold_folder, release_folder
+from mats_ds.core.storage.output_folder import open_output_folder
+from mats_ds.core.storage.own_files import OwnFiles, refuse_sources, set_aside, sum_file, sum_text
+from mats_ds.core.storage.tables import format_table
+from mats_ds.data.prepare.copying.copy_plan import COMMAND, JOURNAL, PlannedCopy, holds_copies, is_inside
+from mats_ds.data.prepare.copying.copy_workers import CopyOutcome
+from mats_ds.data.prepare.copying.segment import Segment
+from mats_ds.data.prepare.file_identity import FileIdentity, identify, is_same_file, with_sample
+from mats_ds.data.prepare.publishing import Publisher, remove_parts
+
+try:
+    import fcntl
+except ImportError:  # no POSIX system: only core's lock counts
+    fcntl = None
+
+logger = logging.getLogger(__name__)
+
+RECORD = ".written.jsonl"
+TOKEN_LINE = re.compile(r'\{"token": "([0-9a-f]{16})"\}')
+PIECE_NAME = re.compile(r"(.+)_\d{4,}\.(mp4|mkv)", re.DOTALL)
+NUM_SHOWN = 3
+
+
+class CopyJournal:
+    """The finished files of `out`, by source, and the files there that are ours."""
+
+    def __init__(self, file: TextIO, kind: dict[str, Any], out: Path) -> None:
+        self._file, self._kind = file, kind
+        self._record = out.absolute() / RECORD
+        self._entries = _read_entries(file, out)
+        lines = self._record.read_text(encoding="utf-8", errors="replace").split("\n") if self._record.exists() else []
+        self._own = OwnFiles(out, lines)
+        self._old_bytes = {  # of the copies of version 0.1, by name
+            self._own.name(piece["path"]): piece["num_bytes"]
+            for entry in self._entries.values()
+            if "sample" not in entry
+            for piece in entry["pieces"]
+        }
+        # Of two originals that had the same copy one after the other, it is that of the later one.
+        self._source_of = {self._own.name(path): source for source, entry in self._entries.items() for path in _paths(entry)}
+        tokens = [match[1] for line in lines if (match := TOKEN_LINE.fullmatch(line))]
+        self._token = tokens[0] if tokens else secrets.token_hex(8)
+        if not tokens:
+            self._note(json.dumps({"token": self._token}))
+
+    def find(self, copy: PlannedCopy, *, keep_partial: bool, needed_seconds: float) -> CopyOutcome | None:
+        """The outcome of an earlier run, if it still holds."""
+        entry = self._entries.get(copy.source)
+        if entry is None or entry["kind"] != self._kind:
+            return None
+        try:
+            is_same = is_same_file(copy.source, identify(copy.source), _noted_identity(entry))
+        except (OSError, ValueError):
+            return None
+        pieces = tuple(map(_read_piece, entry["pieces"]))
+        whole = all(os.path.isfile(piece.path) and os.path.getsize(piece.path) == piece.num_bytes for piece in pieces)
+        whole = whole and all(self._is_planned(piece.path, copy) for piece in pieces)
+        reaches = entry.get("needed_seconds") is not None and needed_seconds <= entry["needed_seconds"]
+        if not is_same or not whole or (entry["problem"] and not keep_partial and not reaches):
+            return None
+        return CopyOutcome(copy.source, pieces, entry["problem"])
+
+    def add(self, outcome: CopyOutcome, identity: FileIdentity, *, needed_seconds: float) -> None:
+        """Note a finished file; pieces that an earlier run made of it and this one did not are removed.
+
+        identity: of the original before it was read.
+        """
+        seen = with_sample(outcome.source, identity)
+        entry = {
+            "source": outcome.source,
+            "file": [seen.num_bytes, seen.modified_ns],
+            "ctime_ns": seen.changed_ns,
+            "sample": seen.sample,
+            "kind": self._kind,
+            "pieces": [asdict(piece) for piece in outcome.pieces],
+            "problem": outcome.problem,
+            "needed_seconds": None if math.isinf(needed_seconds) else needed_seconds,
+        }
+        self._file.write("\n" + json.dumps(entry))  # a torn line before it does no harm
+        self._file.flush()
+        present = {self._own.name(path) for path in _paths(entry)}
+        for path in _paths(self._entries.get(outcome.source, {"pieces": ()})):
+            name = self._own.name(path)
+            if name not in present and self._source_of[name] == outcome.source and self._is_ours(path):
+                os.unlink(path)
+        self._entries[outcome.source] = entry
+        self._source_of |= dict.fromkeys(present, outcome.source)
+
+    def make_publishers(self, copies: Sequence[PlannedCopy], *, is_cut: bool) -> dict[str, Publisher]:
+        """How the files of each original get their names, by source.
+
+        Raises ValueError where one would take the place of a file that this command did not write.
+        """
+        pieces: dict[str, list[str]] = defaultdict(list)
+        for name in (*self._own.names(), *self._old_bytes) if is_cut else ():
+            if match := PIECE_NAME.fullmatch(name):
+                pieces[match[1]].append(name)
+        publishers, foreign = {}, []
+        for copy in copies:
+            folder, stem = os.path.dirname(copy.target), os.path.splitext(copy.target)[0]
+            if is_cut:
+                known = [os.path.join(folder, os.path.basename(name)) for name in pieces[self._own.name(stem)]]
+                first = [f"{stem}_0000.mp4", f"{stem}_0000.mkv"]  # the others are met when it is known how many there are
+            else:
+                known = first = [copy.target]
+            ours = frozenset(path for path in known if self._is_ours(path))
+            foreign += [path for path in first if os.path.lexists(path) and path not in ours]
+            publishers[copy.source] = Publisher(f"{sum_text(copy.target)[:16]}.{self._token}", str(self._record), ours)
+        if foreign:
+            more = f" and {len(foreign) - NUM_SHOWN} more" if len(foreign) > NUM_SHOWN else ""
+            raise ValueError(
+                f"{', '.join(foreign[:NUM_SHOWN])}{more} would be overwritten, and this command did not write what is there: "
+                "move it away, or give another --out"
+            )
+        return publishers
+
+    def remove_leftovers(self, copies: Sequence[PlannedCopy]) -> None:
+        """Remove the unfinished files of runs that were killed."""
+        unfinished = re.compile(rf"\.[0-9a-f]{{16}}\.{self._token}\..*")
+        for folder in {os.path.dirname(copy.target) for copy in copies}:
+            for name in os.listdir(folder) if os.path.isdir(folder) else ():
+                if unfinished.fullmatch(name):
+                    remove_parts(Path(folder), name)
+
+    def check_table(self, path: Path, header: Sequence[str], *, sources: Sequence[str | os.PathLike[str]] = ()) -> None:
+        """Raises ValueError where a table would take the place of a source or of a file that this command did not write."""
+        refuse_sources(path, option="the table", sources=sources)
+        if path.exists() and not self._own.holds(path) and not self._is_old_table(path, header):
+            what = "was changed after this command wrote it" if self._own.knows(path) else "was not written by this command"
+            raise ValueError(f"{path} {what}, and would be lost: rename it, or give another --out")
+
+    def write_table(self, path: Path, header: Sequence[str], rows: Sequence[tuple], *, even_empty: bool = False) -> None:
+        """A CSV that appears at once; without rows an earlier one is removed, unless it is to be written `even_empty`.
+
+        One of version 0.1 that differs is kept as NAME.old. Raises ValueError as `check_table` does.
+        """
+        self.check_table(path, header)
+        text = format_table(header, rows)
+        is_wanted, checksum = bool(rows) or even_empty, sum_text(text)
+        if path.exists() and not self._own.holds(path) and not (is_wanted and sum_file(path) == checksum):
+            logger.info("%s, of version 0.1, is kept as %s", path, set_aside(path))
+        if not is_wanted:
+            path.unlink(missing_ok=True)
+            return
+        if line := self._own.note(path, checksum):
+            self._note(line)
+        write_text(path, text, durable=True, errors="backslashreplace")
+
+    def _is_planned(self, path: str, copy: PlannedCopy) -> bool:
+        """Whether this is where the original's copy, or a segment, belongs, and nobody else's has been put there since."""
+        name, planned = self._own.name(path), self._own.name(copy.target)
+        if self._kind["segment_seconds"] is not None:
+            match, planned = PIECE_NAME.fullmatch(name), os.path.splitext(planned)[0]
+            return match is not None and match[1] == planned and self._source_of[name] == copy.source
+        return name == planned and self._source_of[name] == copy.source
+
+    def _is_ours(self, path: str) -> bool:
+        if self._own.knows(path):
+            return self._own.holds(path)
+        is_regular = os.path.isfile(path) and not os.path.islink(path)
+        return is_regular and os.path.getsize(path) == self._old_bytes.get(self._own.name(path))
+
+    def _is_old_table(self, path: Path, header: Sequence[str]) -> bool:
+        if self._own.knows(path) or not self._old_bytes:
+            return False
+        try:
+            with open(path, encoding="utf-8", newline="") as file:
+                return next(csv.reader(file), []) == [*header]
+        except (OSError, ValueError, csv.Error):
+            return False
+
+    def _note(self, line: str) -> None:
+        with open_to_append(self._record) as record:
+            record.write("\n" + line)
+
+
+@contextlib.contextmanager
+def open_copy_journal(out: Path, kind: dict[str, Any]) -> Iterator[CopyJournal]:
+    """The journal of `out`, which is made; nobody else writes into the folder until it is closed.
+
+    Raises ValueError where somebody does, and for a folder of something else.
+    """
+    open_output_folder(out, command=COMMAND, is_ours=holds_copies)
+    refuse_wrong_kind(out / RECORD)
+    refuse_wrong_kind(out / JOURNAL)
+    hold_folder(out, command=COMMAND)
+    try:
+        with open(out / JOURNAL, "a+", encoding="utf-8", errors="replace") as file:
+            if fcntl is not None:  # version 0.1 locks this file
+                try:
+                    fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                except BlockingIOError:
+                    raise ValueError(f"another run is writing into {out}: wait for it, or give another --out") from None
+                except OSError:  # a file system without locks
+                    pass
+            yield CopyJournal(file, kind, out)
+    finally:
+        release_folder(out)
+
+
+def _read_entries(file: TextIO, out: Path) -> dict[str, dict[str, Any]]:
+    """The last line of each source, of those that make sense; in the order of the file."""
+    entries: dict[str, dict[str, Any]] = {}
+    file.seek(0)
+    for line in file:
+        with contextlib.suppress(ValueError, KeyError, TypeError):  # the last line of a run that was killed, or anybody's
+            entry = parse_json(line)
+            places = [_read_piece(piece).path for piece in entry["pieces"]]
+            _noted_identity(entry)
+            # No journal, whoever wrote it, has files outside of `out` compared or removed.
+            if {"kind", "problem"} <= set(entry) and all(is_inside(place, out) for place in places):
+                entries.pop(entry["source"], None)
+                entries[entry["source"]] = entry
+    file.seek(0, os.SEEK_END)
+    return entries
+
+
+def _read_piece(fields: dict[str, Any]) -> Segment:
+    """Raises TypeError and ValueError for what no run has noted."""
+    piece = Segment(**fields)
+    if not (piece.num_frames >= 1 and piece.num_bytes >= 1 and piece.first_seconds < piece.last_seconds < math.inf):
+        raise ValueError(f"no piece of a video: {piece}")
+    return piece
+
+
+def _paths(entry: dict[str, Any]) -> list[str]:
+    return [piece["path"] for piece in entry["pieces"]]
+
+
+def _noted_identity(entry: dict[str, Any]) -> FileIdentity:
+    num_bytes, modified_ns = entry["file"]
+    return FileIdentity(num_bytes, modified_ns, entry.get("ctime_ns"), entry.get("sample"))

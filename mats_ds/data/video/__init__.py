@@ -1,0 +1,1 @@
+"""One video file: its container, its frames, its pictures."""

@@ -1,0 +1,1 @@
+"""Ranks: their devices, their exchanges, how they end."""

@@ -1,0 +1,85 @@
+"""Is what has started this rank still there? The deepspeed launchers, torchrun and launch.sh are watched, nobody else.
+
+A shell or terminal above them may go as it likes: nohup, setsid, tmux and `&` detach a run, they do not end it. The launchers
+are found among the parents of this process. launch.sh tells the ranks in a variable which process it is, because a rank can
+still be importing torch when it dies, and then no parent is left to find.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import sys
+import threading
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import psutil
+
+from mats_ds.core.processes import identify_process, read_start_ticks
+from mats_ds.distributed.exits import RUN_ERROR
+
+LAUNCHERS = {"deepspeed", "deepspeed.launcher.launch", "torchrun", "torch.distributed.run", "torch.distributed.launch"}
+LAUNCH_SH_VARIABLE = "LAUNCH_SH_PROCESS"  # "BOOT NAMESPACE PID START", set by launch.sh
+POLL_SECONDS = 0.5
+
+
+@dataclass(frozen=True)
+class LaunchScript:
+    """The process of launch.sh: its number, and its start in clock ticks since boot, so that no later process is taken for it."""
+
+    pid: int
+    start_ticks: int
+
+
+def find_launchers() -> list[psutil.Process | LaunchScript]:
+    """The processes that have started this one: deepspeed's runner and per-node launcher, or torchrun; and launch.sh."""
+    found: list[psutil.Process | LaunchScript] = []
+    for process in psutil.Process().parents():
+        try:
+            words = {Path(word).name for word in process.cmdline()[:4]}  # python [-u] [-m] launcher
+        except psutil.Error:
+            break
+        if not words & LAUNCHERS:
+            break
+        found.append(process)
+    script = read_launch_script(os.environ)
+    return [*found, script] if script else found
+
+
+def read_launch_script(environment: Mapping[str, str]) -> LaunchScript | None:
+    """The launch.sh that the variable names, alive or not; None without one, or where it belongs to another host or container."""
+    try:
+        boot, namespace, pid, start_ticks = environment.get(LAUNCH_SH_VARIABLE, "").split()
+        script = LaunchScript(int(pid), int(start_ticks))
+    except ValueError:
+        return None
+    here = identify_process()
+    return script if (boot, namespace) == (here.boot, here.namespace) else None
+
+
+def is_alive(process: psutil.Process | LaunchScript) -> bool:
+    """Whether that very process still runs; one that has ended and that nobody has waited for does not."""
+    if isinstance(process, LaunchScript):
+        return read_start_ticks(process.pid) == process.start_ticks
+    try:
+        return process.is_running() and process.status() != psutil.STATUS_ZOMBIE
+    except psutil.Error:
+        return False
+
+
+def end_with_launchers() -> None:
+    """End this process, which has nothing to save, soon after one of its launchers; a thread watches them."""
+    if launchers := find_launchers():
+        threading.Thread(target=_end_with, args=[launchers], name="launcher watch", daemon=True).start()
+
+
+def _end_with(launchers: Sequence[psutil.Process | LaunchScript]) -> None:
+    while all(is_alive(launcher) for launcher in launchers):
+        time.sleep(POLL_SECONDS)
+    rank = os.environ.get("RANK", "0")
+    with contextlib.suppress(OSError):  # its terminal may be gone too
+        print(f"stopped: rank {rank}: the launcher has died; start the same command again", file=sys.stderr, flush=True)
+    os._exit(RUN_ERROR)

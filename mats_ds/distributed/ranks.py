@@ -1,0 +1,127 @@
+"""Where a test or an extraction runs: one process by itself, or the ranks that a launcher has started; no engine."""
+
+from __future__ import annotations
+
+import logging
+import os
+import socket
+from dataclasses import dataclass
+from datetime import timedelta
+
+import torch
+import torch.distributed as dist
+
+from mats_ds.distributed.exits import RanksLost
+from mats_ds.distributed.launcher_watch import end_with_launchers
+from mats_ds.distributed.scheduler_env import adopt_launcher
+
+DTYPES = {"bf16": torch.bfloat16, "fp32": torch.float32}
+
+
+def find_place(device: str | None = None) -> Place:
+    """Join the ranks of the launcher, or stand alone on `device` (None: the GPU if there is one, else the CPU).
+
+    DeepSpeed is only loaded where there is more than one rank. A process that a launcher has started ends soon after it. Raises
+    ValueError for a device that does not exist, or a single GPU for several ranks.
+    """
+    adopt_launcher()
+    end_with_launchers()
+    if int(os.environ.get("WORLD_SIZE", "1")) > 1:
+        if device == "cpu":
+            os.environ["DS_ACCELERATOR"] = "cpu"
+        elif device not in (None, "cuda"):
+            raise ValueError(f"--device {device} with {os.environ['WORLD_SIZE']} ranks: each takes its own, write cuda or cpu")
+        return start_distributed()
+    return Place(0, 0, 1, 1, find_device(device))
+
+
+def find_device(name: str | None) -> torch.device:
+    """The device of that name, with its number. Raises ValueError when it does not exist."""
+    num_gpus = torch.cuda.device_count() if torch.cuda.is_available() else 0
+    name = name or ("cuda" if num_gpus else "cpu")
+    try:
+        device = torch.device(name)
+    except RuntimeError:
+        raise ValueError(f"there is no device {name!r}: write cpu, cuda or cuda:NUMBER") from None
+    if device.type == "cuda":
+        if (device.index or 0) >= num_gpus:
+            raise ValueError(f"there is no device {name!r}: torch sees {num_gpus} GPU(s)")
+        device = torch.device("cuda", device.index or 0)
+        torch.cuda.set_device(device)
+    elif device.type != "cpu":
+        raise ValueError(f"device {name!r} is not supported: write cpu, cuda or cuda:NUMBER")
+    return device
+
+
+def find_dtype(precision: str | None, device: torch.device) -> torch.dtype:
+    """The type to compute in: bf16 or fp32 as asked for; None: bf16 on a GPU, fp32 on a CPU."""
+    return DTYPES[precision or ("bf16" if device.type == "cuda" else "fp32")]
+
+
+JOIN_SECONDS = 600.0  # how long the first ranks wait for the last at the start: a machine whose command failed never comes
+
+
+@dataclass(frozen=True)
+class Place:
+    """Where this process stands among its peers, and its device."""
+
+    rank: int
+    local_rank: int
+    world_size: int
+    local_world_size: int
+    device: torch.device
+
+
+def start_distributed(*, timeout_seconds: float = 1800.0) -> Place:
+    """Join the process group that the launcher (deepspeed, torchrun, mpirun, srun) describes; without one, be the only rank.
+
+    A rank that waits longer than `timeout_seconds` for the others raises RuntimeError. Raises RanksLost where not all join within
+    JOIN_SECONDS.
+    """
+    adopt_launcher()
+    for name, value in {
+        "RANK": "0",
+        "LOCAL_RANK": "0",
+        "WORLD_SIZE": "1",
+        "LOCAL_WORLD_SIZE": os.environ.get("LOCAL_SIZE", os.environ.get("WORLD_SIZE", "1")),
+        "MASTER_ADDR": "127.0.0.1",
+        "MASTER_PORT": str(_free_port()),
+    }.items():
+        os.environ.setdefault(name, value)
+    logging.getLogger("DeepSpeed").setLevel(os.environ.get("DS_LOG_LEVEL", "WARNING").upper())
+    import deepspeed
+
+    # DeepSpeed would compile a shared-memory collective with g++ at the first start on a CPU, for minutes; gloo does without.
+    deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
+    local_rank = int(os.environ["LOCAL_RANK"])
+    local_world_size = int(os.environ["LOCAL_WORLD_SIZE"])
+    if torch.cuda.is_available() and os.environ.get("DS_ACCELERATOR") != "cpu":
+        if local_rank >= torch.cuda.device_count():
+            raise ValueError(
+                f"{local_world_size} ranks on this machine but only {torch.cuda.device_count()} GPU(s): lower --num_gpus"
+            )
+        torch.cuda.set_device(local_rank)
+        device = torch.device("cuda", local_rank)
+    else:
+        device = torch.device("cpu")
+        if "OMP_NUM_THREADS" not in os.environ:
+            torch.set_num_threads(max(1, len(os.sched_getaffinity(0)) // local_world_size))
+    try:
+        deepspeed.init_distributed(verbose=False, timeout=timedelta(seconds=JOIN_SECONDS))
+    except (dist.DistStoreError, dist.DistNetworkError) as error:
+        where = f"{os.environ['MASTER_ADDR']}:{os.environ['MASTER_PORT']}"
+        raise RanksLost(
+            f"not all {os.environ['WORLD_SIZE']} ranks have come to {where} within {JOIN_SECONDS:.0f} s "
+            f"({str(error).splitlines()[0]}): see what the others say, and whether their machines reach that address"
+        ) from None
+    # ZeRO's collectives run in a copy of the group of all ranks, which would wait as long as torch does by default: 30 minutes.
+    set_timeout = getattr(dist, "set_timeout", None) or dist.distributed_c10d._set_pg_timeout  # torch before 2.15
+    for group in (None, deepspeed.utils.groups._get_data_parallel_group()):
+        set_timeout(timedelta(seconds=timeout_seconds), group)
+    return Place(dist.get_rank(), local_rank, dist.get_world_size(), local_world_size, device)
+
+
+def _free_port() -> int:
+    with socket.socket() as listener:
+        listener.bind(("127.0.0.1", 0))
+        return listener.getsockname()[1]

@@ -1,0 +1,1 @@
+"""Testing models: classification, features, probes."""

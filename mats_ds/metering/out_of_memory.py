@@ -1,0 +1,44 @@
+"""What to lower when memory runs out: a run's settings and its memory by kind -> one line. Pure text, no device."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from mats_ds.core.events import RunInfo
+from mats_ds.metering.device_memory import ACTIVATIONS, CACHE, CLIPS
+
+LARGE_SHARE = 0.15  # of the card's memory in use: worth an advice of its own
+EXPANDABLE = "PYTORCH_CUDA_ALLOC_CONF=expandable_segments:True"
+_WORDS_OF_OOM = ("out of memory", "out_of_memory", "can't allocate memory", "cannot allocate memory", "memoryerror")
+
+
+def is_out_of_memory(outcome: str) -> bool:
+    """Whether a run's outcome says that memory ran out, on the device or the host."""
+    text = outcome.lower()
+    return any(words in text for words in _WORDS_OF_OOM) or text.startswith("outofmemoryerror")
+
+
+def advise_on_memory(run: RunInfo, kinds: Mapping[str, int]) -> str:
+    """One line on what to lower, what helps most first. `kinds`: memory by kind at the last measured peak, may be empty."""
+    whole = sum(kinds.values())
+    shares = {kind: size / whole for kind, size in kinds.items()} if whole else {}
+    lower = []
+    if run.micro_batch > 1:
+        half = max(1, run.micro_batch // 2)
+        lower.append(
+            f"train_micro_batch_size_per_gpu in the DeepSpeed JSON (now {run.micro_batch}, try {half}: accumulation keeps the "
+            "global batch)"
+        )
+    if run.hardware_flops_per_clip <= 1.2 * run.model_flops_per_clip:  # most blocks keep their activations
+        lower.append("activations by recomputing them: model.checkpoint_blocks=all")
+    if run.kept > run.visible > 0:
+        lower.append(f"selection.keep_ratio (now {run.kept / run.num_tokens:.2f} of the tokens; this changes what is learned)")
+    if shares.get("buckets", 0) > LARGE_SHARE:
+        lower.insert(0, "reduce_bucket_size and allgather_bucket_size in the DeepSpeed JSON")
+    optimizer = sum(shares.get(kind, 0) for kind in ("master_weights", "moments"))
+    if optimizer > LARGE_SHARE and optimizer > shares.get(ACTIVATIONS, 0) + shares.get(CLIPS, 0):
+        lower.insert(0, "optimizer states by more ranks or ds_configs/zero2_offload.json")
+    text = "lower " + ", or ".join(lower) if lower else "use a smaller model, more ranks, or ds_configs/zero2_offload.json"
+    if shares.get(CACHE, 0) > LARGE_SHARE:
+        text = f"set {EXPANDABLE} ({100 * shares[CACHE]:.0f}% of the memory is reserved but free), or {text}"
+    return text

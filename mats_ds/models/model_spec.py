@@ -1,0 +1,205 @@
+"""What a file of weights must say for a model to be built from it: ModelSpec <-> model, ModelSpec <-> JSON.
+
+A spec holds no weights and nothing about training: sizes, token grid, the grid that the positions were made for, which tokens
+are kept, class names. Drop path, dropout and recomputation are options of `build_model`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, fields, replace
+from typing import Any
+
+from torch import nn
+
+from mats_ds.core.token_grid import RUN_THRESHOLD, TokenGrid
+from mats_ds.models.classifier import VideoClassifier
+from mats_ds.models.layers import NORM_EPS
+from mats_ds.models.mae import MaskedAutoencoder
+from mats_ds.models.sizes import MODEL_SIZES, ModelSize
+
+KINDS = ("pretrain", "classifier", "encoder")
+ENCODER_SIZES = ("width", "depth", "heads")
+DECODER_SIZES = ("decoder_width", "decoder_depth", "decoder_heads")
+SHOWN_NAMES = 3
+
+
+@dataclass(frozen=True)
+class ModelSpec:
+    """One model. `kind`: "pretrain" is the masked autoencoder, "classifier" the classifier, "encoder" the weights of an encoder
+    alone, which can start a classifier. Decoder sizes are 0 where there is no decoder, `num_classes` where there is no head.
+
+    `position_grid`: the grid whose sine-cosine table the weights were trained with. `num_candidate_frames`: frames read, more
+    than the grid's with adaptive frame selection. `norm_eps` is every LayerNorm's but the last one's (`last_norm_eps`: the
+    decoder's norm, or fc_norm); VideoMAE has 1e-6 throughout, transformers another for the last.
+    """
+
+    kind: str
+    width: int
+    depth: int
+    heads: int
+    grid: TokenGrid
+    position_grid: TokenGrid
+    decoder_width: int = 0
+    decoder_depth: int = 0
+    decoder_heads: int = 0
+    num_classes: int = 0
+    class_names: tuple[str, ...] = ()
+    strategy: str = "mats"
+    keep_ratio: float = 0.3
+    visible_ratio: float = 0.1
+    distance: str = "l2"
+    feature: str = "embedding"
+    num_candidate_frames: int = 0
+    norm_eps: float = NORM_EPS
+    last_norm_eps: float = NORM_EPS
+    compensate_camera: bool = False
+    run_threshold: float = RUN_THRESHOLD
+    merge_dropped: bool = False
+
+    @property
+    def size_name(self) -> str | None:
+        """The published size that this is (decoder depth apart), if any."""
+        return next((name for name, size in MODEL_SIZES.items() if same_size(self, size)), None)
+
+    def on_grid(self, grid: TokenGrid) -> ModelSpec:
+        """The same weights on another grid; their positions stay those of the grid that they were trained on.
+
+        Raises ValueError when the tubelets differ: the patch embedding then has another shape.
+        """
+        if grid.tubelet != self.grid.tubelet:
+            raise ValueError(
+                f"the weights embed tubelets of {self.grid.tubelet}, the new grid has {grid.tubelet}: keep the tubelet"
+            )
+        candidates = self.num_candidate_frames * grid.num_frames // self.grid.num_frames
+        return replace(self, grid=grid, num_candidate_frames=candidates - candidates % grid.tubelet[0])
+
+    def describe(self) -> list[str]:
+        """What a person wants to know, one line a topic."""
+        grid = self.grid
+        lines = [
+            f"{self.kind}: {self.size_name or 'a size of its own'}, width {self.width}, {self.depth} blocks, {self.heads} heads",
+            f"clip: {grid.num_frames} frames of {grid.height} x {grid.width}, tubelets of {' x '.join(map(str, grid.tubelet))}, "
+            f"{grid.num_tokens} tokens",
+        ]
+        if self.position_grid != grid:
+            made = self.position_grid
+            lines.append(f"positions: made for {made.num_frames} frames of {made.height} x {made.width}, interpolated")
+        if self.kind == "pretrain":
+            lines.append(f"decoder: width {self.decoder_width}, {self.decoder_depth} blocks, {self.decoder_heads} heads")
+        if self.kind == "classifier":
+            more = ", ..." if len(self.class_names) > SHOWN_NAMES else ""
+            names = f" ({', '.join(self.class_names[:SHOWN_NAMES])}{more})" if self.class_names else ""
+            lines.append(f"head: {self.num_classes} classes{names}")
+        if self.kind != "encoder":
+            shares = f"keep {self.keep_ratio:g}" + (f", visible {self.visible_ratio:g}" if self.kind == "pretrain" else "")
+            lines.append(f"selection: {self.strategy}, {shares}")
+        return lines
+
+
+def same_size(spec: ModelSpec, size: ModelSize) -> bool:
+    names = ENCODER_SIZES + (("decoder_width", "decoder_heads") if spec.kind == "pretrain" else ())
+    return all(getattr(spec, name) == getattr(size, name) for name in names)
+
+
+def describe_model(model: nn.Module) -> ModelSpec:
+    """The spec of a MaskedAutoencoder or VideoClassifier. Raises ValueError for another module."""
+    if not isinstance(model, (MaskedAutoencoder, VideoClassifier)):
+        raise ValueError(f"expected a MaskedAutoencoder or VideoClassifier, got {type(model).__name__}")
+    first = model.encoder.blocks[0]
+    shared = dict(
+        width=model.patch_embed.proj.out_features,
+        depth=len(model.encoder.blocks),
+        heads=first.attn.heads,
+        grid=model.grid,
+        position_grid=model.position_grid,
+        strategy=model.strategy,
+        keep_ratio=model.keep_ratio,
+        distance=model.distance,
+        feature=model.feature,
+        num_candidate_frames=model.candidate_grid.num_frames,
+        norm_eps=first.norm1.eps,
+        compensate_camera=model.compensate_camera,
+        run_threshold=model.run_threshold,
+    )
+    if isinstance(model, VideoClassifier):
+        return ModelSpec(
+            kind="classifier",
+            num_classes=model.num_classes,
+            class_names=model.class_names,
+            visible_ratio=model.keep_ratio,
+            last_norm_eps=model.fc_norm.eps,
+            merge_dropped=model.merge_dropped,
+            **shared,
+        )
+    return ModelSpec(
+        kind="pretrain",
+        decoder_width=model.to_decoder.out_features,
+        decoder_depth=len(model.decoder.blocks),
+        decoder_heads=model.decoder.blocks[0].attn.heads,
+        visible_ratio=model.visible_ratio,
+        last_norm_eps=model.decoder.norm.eps,
+        **shared,
+    )
+
+
+def build_model(spec: ModelSpec, **options: Any) -> nn.Module:
+    """The model that a spec describes, with fresh weights. `options` are further options of its constructor (drop_path,
+    checkpoint_blocks, head_dropout, ...). Raises ValueError for the spec of an encoder alone.
+    """
+    if spec.kind == "encoder":
+        raise ValueError("these weights are an encoder without decoder or head: start a classifier from them (load_classifier)")
+    candidates = spec.num_candidate_frames // spec.grid.tubelet[0]
+    shared = dict(
+        grid=spec.grid,
+        position_grid=spec.position_grid,
+        candidate_grid=spec.grid.with_tau(candidates) if candidates > spec.grid.tau else None,
+        strategy=spec.strategy,
+        keep_ratio=spec.keep_ratio,
+        distance=spec.distance,
+        feature=spec.feature,
+        compensate_camera=spec.compensate_camera,
+        run_threshold=spec.run_threshold,
+        **{name: getattr(spec, name) for name in ENCODER_SIZES},
+    )
+    if spec.kind == "classifier":
+        head = {"num_classes": spec.num_classes, "class_names": spec.class_names, "merge_dropped": spec.merge_dropped}
+        model = VideoClassifier(**head, **shared, **options)
+        last = model.fc_norm
+    else:
+        decoder = {name: getattr(spec, name) for name in DECODER_SIZES}
+        model = MaskedAutoencoder(visible_ratio=spec.visible_ratio, **decoder, **shared, **options)
+        last = model.decoder.norm
+    for module in model.modules():
+        if isinstance(module, nn.LayerNorm):
+            module.eps = spec.last_norm_eps if module is last else spec.norm_eps
+    return model
+
+
+def as_classifier(spec: ModelSpec, *, num_classes: int, **changes: Any) -> ModelSpec:
+    """The classifier that starts from these weights: no decoder, a fresh head, METHOD's share of 0.6 kept by mats, unless
+    `changes` (fields of the spec) say otherwise.
+    """
+    fresh = dict(
+        kind="classifier", num_classes=num_classes, class_names=(), last_norm_eps=NORM_EPS, strategy="mats", keep_ratio=0.6
+    )
+    spec = replace(spec, **dict.fromkeys(DECODER_SIZES, 0), **{**fresh, **changes})
+    return replace(spec, visible_ratio=spec.keep_ratio)
+
+
+def dump_spec(spec: ModelSpec) -> dict[str, Any]:
+    """The spec as JSON holds it."""
+    return asdict(spec)
+
+
+def parse_spec(tree: Mapping[str, Any]) -> ModelSpec:
+    """The inverse of `dump_spec`. Raises ValueError for unknown or missing names, or another kind."""
+    known = {field.name for field in fields(ModelSpec)}
+    needed = {"kind", *ENCODER_SIZES, "grid", "position_grid"}
+    unknown, missing = sorted(set(tree) - known), sorted(needed - set(tree))
+    if unknown or missing:
+        raise ValueError(f"the description of the model does not fit this version: unknown {unknown}, missing {missing}")
+    if tree["kind"] not in KINDS:
+        raise ValueError(f"kind is one of {', '.join(KINDS)}, got {tree['kind']!r}")
+    grids = {name: TokenGrid(**{**tree[name], "tubelet": tuple(tree[name]["tubelet"])}) for name in ("grid", "position_grid")}
+    return ModelSpec(**{**tree, **grids, "class_names": tuple(tree.get("class_names", ()))})

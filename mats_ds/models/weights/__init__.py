@@ -1,0 +1,1 @@
+"""Files of weights of every kind -> models, and back."""

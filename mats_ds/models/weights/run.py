@@ -1,0 +1,189 @@
+"""The weights of one of our runs: those that DeepSpeed wrote into its checkpoints (ZeRO-1 and -2), their running average, or
+best.safetensors.
+
+Layout, as `core/checkpoint_files.py` has it: RUN/checkpoints/step-00001000/{mp_rank_00_model_states.pt, ..., complete.json}. The
+weights are those that the model computes with, in the run's precision; the optimizer's float32 copies are not read. The average
+(`finetune.ema_decay`) is float32; where a run keeps one, it is what the run tests, and what is read unless one asks for another.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from pydantic import ValidationError
+
+from mats_ds.config.finetune_recipe import FinetuneRecipe
+from mats_ds.config.load import load_recipe
+from mats_ds.config.recipe import Recipe
+from mats_ds.core.checkpoint_files import COMPLETE, is_checkpoint, list_checkpoints, read_complete, what_is_wrong_with
+from mats_ds.core.storage.documents import parse_json, parse_yaml
+from mats_ds.core.storage.files import read_bytes
+from mats_ds.core.text import Lines
+from mats_ds.models.model_spec import ModelSpec, parse_spec
+from mats_ds.models.weights.file_content import unpickle
+from mats_ds.models.weights.model_weights import Weights, as_float32, measure
+from mats_ds.models.weights.native import SUFFIX, load_weights
+from mats_ds.models.weights.origin import BEST_FILE, WEIGHTS_FROM, Origin, origin_of
+
+WEIGHT_FILE = "mp_rank_00_model_states.pt"
+SPEC_KEY = "model_spec"  # JSON of a ModelSpec, where the run stored one
+AVERAGE_KEY = "ema"  # the running average of the weights, where the run keeps one
+
+
+def find_steps(path: str | Path) -> list[Path]:
+    """The finished checkpoints of a run folder, of its `checkpoints` folder, or the one that `path` itself is; newest first."""
+    path = Path(path)
+    folder = path / "checkpoints" if (path / "checkpoints").is_dir() else path
+    steps = [step for step in list_checkpoints(folder) if is_checkpoint(step)]
+    return steps or ([path] if is_checkpoint(path) else [])
+
+
+def read_run(path: str | Path, *, weights_from: str | None = None) -> Weights:
+    """The weights of the newest whole checkpoint: `last` (the default) are their average where the run keeps one, else the
+    weights themselves; `average` and `unaveraged` insist on one of the two; `best` are those of best.safetensors.
+    A torn checkpoint is passed over and noted.
+
+    Raises ValueError when there is no whole one, when its recipe is of another version, when it is of ZeRO-3, which leaves
+    no rank with whole weights, and when the run has no such weights.
+    """
+    if weights_from not in (None, *WEIGHTS_FROM):
+        raise ValueError(f"weights_from is one of {', '.join(WEIGHTS_FROM)}, got {weights_from!r}")
+    if weights_from == "best":
+        return read_best(Path(path))
+    steps, notes = find_steps(path), []
+    for step in steps:
+        problem = what_is_wrong(step)
+        if problem is None:
+            return read_step(step, notes, weights_from or "last")
+        notes.append(f"{step.name} is passed over: {problem}")
+    best = find_best(Path(path))
+    hint = "" if best is None else f"; {best} is there: weights_from best"
+    raise ValueError(Lines(f"{path} has no whole checkpoint{hint}", *(f"  - {note}" for note in notes)))
+
+
+def find_best(path: Path) -> Path | None:
+    """best.safetensors of a run folder, or of the run that a folder `checkpoints` or one of its checkpoints belongs to."""
+    path = path.resolve()
+    if is_checkpoint(path):
+        path = path.parent
+    folder = path.parent if path.name == "checkpoints" else path
+    return folder / BEST_FILE if (folder / BEST_FILE).is_file() else None
+
+
+def read_best(path: Path) -> Weights:
+    """The weights with the best top-1 of all tests during the training."""
+    best = find_best(path)
+    if best is None:
+        raise ValueError(
+            f"{path} has no {BEST_FILE}: a run keeps it where it is tested during the training (evaluation.manifest); "
+            "take its last weights: weights_from last"
+        )
+    if is_checkpoint(path):
+        raise ValueError(f"{path} is one checkpoint, and {BEST_FILE} is of the whole run: name {best.parent}")
+    weights = load_weights(best)
+    return replace(weights, source=f"{BEST_FILE} of one of our runs, {weights.origin.describe() or 'of no known step'} ({best})")
+
+
+def what_is_wrong(step: Path) -> str | None:
+    """Why the weights of a checkpoint cannot be read, or None when they are there with the bytes that were written. Its other
+    files may be missing."""
+    try:
+        files = read_complete(step).files
+    except (OSError, ValueError) as error:
+        return f"{COMPLETE} cannot be read: {error}"
+    if WEIGHT_FILE not in files:
+        return f"it has no {WEIGHT_FILE}: ZeRO-3 keeps weights in parts; merge them with checkpoints/zero_to_fp32.py"
+    return what_is_wrong_with(step, files[WEIGHT_FILE])
+
+
+def read_step(step: Path, notes: list[str], weights_from: str) -> Weights:
+    """The weights of a whole checkpoint, averaged or not."""
+    content = unpickle(step / WEIGHT_FILE)
+    has_average = AVERAGE_KEY in content
+    if weights_from == "average" and not has_average:
+        best = find_best(step)
+        raise ValueError(
+            f"{step} holds no average of the weights (finetune.ema_decay was not set): it has last and unaveraged, which are the "
+            f"same here{'' if best is None else ', and the run has best'}"
+        )
+    averaged = has_average and weights_from != "unaveraged"
+    stored = content[AVERAGE_KEY if averaged else "module"]
+    state = {name.removeprefix("_orig_mod."): tensor for name, tensor in stored.items()}
+    if isinstance(content.get(SPEC_KEY), str):
+        spec = parse_spec(parse_json(content[SPEC_KEY]))
+    else:
+        spec = spec_of_recipe(content["recipe"], state, step)
+    origin = read_origin(content, averaged=averaged)
+    kind = "the average of its weights" if averaged else "weights without averaging" if has_average else "its last weights"
+    return Weights(spec, as_float32(state), f"step {content['step']} of one of our runs, {kind} ({step})", tuple(notes), origin)
+
+
+def read_origin(content: Mapping[str, Any], *, averaged: bool) -> Origin:
+    """From the recipe that a checkpoint holds, if it can be read."""
+    try:
+        recipe = parse_yaml(content["recipe"])
+    except (KeyError, ValueError, TypeError, AttributeError):
+        recipe = None
+    return origin_of(recipe, step=int(content["step"]), averaged=averaged)
+
+
+def spec_of_recipe(text: str, state: Mapping[str, Any], step: Path) -> ModelSpec:
+    """The model that a recipe (YAML) describes, with the sizes that the weights have."""
+    try:
+        recipe = Recipe.model_validate(parse_yaml(text))
+    except ValidationError as error:
+        places = ", ".join(".".join(map(str, problem["loc"])) for problem in error.errors())
+        raise ValueError(f"the recipe in {step} is of another version: {places}") from None
+    sizes, selection = measure(state), recipe.selection
+    grid = recipe.clip.grid()
+    return ModelSpec(
+        grid=grid,
+        position_grid=grid,
+        strategy=selection.strategy,
+        keep_ratio=selection.keep_ratio,
+        visible_ratio=selection.keep_ratio if sizes["kind"] == "classifier" else selection.visible_ratio,
+        distance=selection.distance,
+        feature=selection.feature,
+        compensate_camera=selection.compensate_camera,
+        run_threshold=selection.run_threshold,
+        merge_dropped=selection.merge_dropped and sizes["kind"] == "classifier",
+        num_candidate_frames=recipe.candidate_grid().num_frames,
+        **sizes,
+    )
+
+
+RECIPE = "recipe.yaml"
+MAX_RECIPE_BYTES = 2**20
+
+
+def read_recipe_beside(source: str | Path) -> Recipe | None:
+    """The recipe of a run folder, its `checkpoints` folder, one of its checkpoints, or a file of weights in the run folder; None
+    where there is none. A fine-tuning's is a FinetuneRecipe.
+
+    Raises ValueError when the file is there and is no recipe.
+    """
+    path = Path(source)
+    if path.is_dir():  # a run's checkpoints may be a link to a larger disk: first the run that the path names
+        folders = (path, *Path(os.path.abspath(path)).parents[:2], *path.resolve().parents[:2])
+    elif path.suffix == SUFFIX:
+        folders = (path.resolve().parent,)
+    else:
+        return None
+    found = next((folder / RECIPE for folder in folders if os.path.lexists(folder / RECIPE)), None)
+    if found is None:
+        return None
+    tree = parse_yaml(read_recipe_text(found))
+    is_finetuning = isinstance(tree, dict) and "finetune" in tree
+    return load_recipe(found, schema=FinetuneRecipe if is_finetuning else Recipe)
+
+
+def read_recipe_text(path: Path) -> str:
+    """The text of a recipe in a run folder. Raises ValueError for a link, a pipe, and what is no text or far too long for one."""
+    try:
+        return read_bytes(path, max_bytes=MAX_RECIPE_BYTES).decode("utf-8")
+    except UnicodeDecodeError as error:
+        raise ValueError(f"{path} is no text in UTF-8: {error}") from None

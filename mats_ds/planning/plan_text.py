@@ -1,0 +1,151 @@
+"""A plan in words and as JSON: question and forecast -> the page that plan.py prints."""
+
+from __future__ import annotations
+
+from dataclasses import asdict
+from typing import TYPE_CHECKING, Any
+
+from mats_ds.core.format import format_bytes, format_flops, format_hours
+from mats_ds.metering.device_memory import name_kind
+from mats_ds.models.sizes import MODEL_SIZES
+from mats_ds.planning.forecast import Forecast, Overheads
+from mats_ds.planning.question import Question
+
+if TYPE_CHECKING:
+    from mats_ds.planning.memory import ExactMemory
+
+EXACT_KINDS = ("weights", "gradients", "master_weights", "moments", "buckets", "clips", "waiting_clips")
+WORDS = {
+    "waiting_clips": "clips that wait (prefetch and one in the making)",
+    "activations": "activations and temporaries at the peak",
+    "decoder": "decoder surfaces and decoded clips (NVDEC, DALI)",
+    "outside": "CUDA context, NCCL, cuBLAS",
+}
+
+
+def format_plan(question: Question, planned: Forecast, *, largest: int, exact: ExactMemory | None) -> str:
+    """The verdict first, then memory, computation and time, then what was assumed."""
+    lines = [_verdict(question, planned, largest), "", *_memory(planned), ""]
+    if exact is not None:
+        lines += [*_compare_exact(planned, exact), ""]
+    lines += [*_blocks(planned), "", *_compute(question), "", "assumed:"]
+    return "\n".join([*lines, *(f"  {note}" for note in _assumptions(question))])
+
+
+def plan_to_json(question: Question, planned: Forecast, *, largest: int, exact: ExactMemory | None) -> dict[str, Any]:
+    """The same for machines; bytes, FLOPs, seconds."""
+    flops = question.workload.flops()
+    return {
+        "fits": planned.fits,
+        "card": asdict(question.card),
+        "gpus": question.world_size,
+        "micro_batch": planned.micro_batch,
+        "accumulation": planned.accumulation,
+        "largest_micro_batch": largest,
+        "total_bytes": planned.total_bytes,
+        "limit_bytes": planned.limit_bytes,
+        "bytes_by_kind": planned.bytes_by_kind,
+        "host_bytes": planned.memory.host_bytes,
+        "tensors_bytes": planned.memory.peak_bytes,
+        "peak_moment": planned.memory.peak_moment,
+        "moments": planned.memory.moments,
+        "saved_for_backward_bytes": planned.memory.activations.saved_bytes,
+        "blocks_bytes": list(planned.memory.activations.blocks_bytes),
+        "exact": None if exact is None else {**asdict(exact), "peak_bytes": exact.peak_bytes},
+        "forward_macs_per_clip": flops.forward_macs,
+        "model_flops_per_clip": flops.training_flops,
+        "hardware_flops_per_clip": flops.hardware_flops,
+        "learning_rate": _peak_learning_rate(question),
+        "steps": question.time.total_steps,
+        "steps_per_epoch": question.time.steps_per_epoch,
+        "mfu": question.time.mfu,
+        "step_seconds": question.time.step_seconds,
+        "hours": question.time.hours,
+        "assumptions": _assumptions(question),
+    }
+
+
+def _verdict(question: Question, planned: Forecast, largest: int) -> str:
+    work, zero = planned.workload, question.ds_config.get("zero_optimization", {}).get("stage", 0)
+    depth = f", {work.decoder_depth} decoder blocks" if work.task == "pretrain" else ""
+    what = f"{work.model_name} {work.task} ({work.strategy}{depth}), micro-batch {planned.micro_batch}, "
+    what += f"{question.precision}, ZeRO-{zero}"
+    share = 100 * planned.total_bytes / planned.card.memory_bytes
+    need = f"{format_bytes(planned.total_bytes)} of {format_bytes(planned.card.memory_bytes)} ({share:.0f}%)"
+    word = "FITS" if planned.fits else "DOES NOT FIT"
+    most = f"the largest micro-batch that fits is {largest}" if largest else "not even a micro-batch of one clip fits"
+    return f"{word}: {what} on {planned.world_size} x {planned.card.name}: {need} a GPU; {most}"
+
+
+def _memory(planned: Forecast) -> list[str]:
+    lines = [f"memory of one GPU, at the peak ({planned.memory.peak_moment}):"]
+    for kind, size in planned.bytes_by_kind.items():
+        source = "closed form" if kind in (*EXACT_KINDS, "activations") else "assumed, not measured on this card"
+        lines.append(f"  {format_bytes(size):>12}  {WORDS.get(kind) or name_kind(kind)} ({source})")
+    lines.append(f"  {format_bytes(planned.total_bytes):>12}  in all")
+    margin = planned.card.memory_bytes - planned.limit_bytes
+    lines.append(f"  {format_bytes(margin):>12}  margin that is kept free")
+    lines += [f"  {format_bytes(size):>12}  {name_kind(kind)}" for kind, size in planned.memory.host_bytes.items()]
+    return lines
+
+
+def _compare_exact(planned: Forecast, exact: ExactMemory) -> list[str]:
+    deviation = 100 * (planned.memory.peak_bytes / exact.peak_bytes - 1)
+    peak = format_bytes(planned.memory.peak_bytes)
+    return [
+        "the real engine on fake tensors (--exact), tensors alone:",
+        f"  {format_bytes(exact.peak_bytes):>12}  peak; the closed form says {peak} ({deviation:+.2f}%)",
+        f"  {format_bytes(exact.saved_bytes):>12}  kept for backward; the closed form says "
+        f"{format_bytes(planned.memory.activations.saved_bytes)}",
+    ]
+
+
+def _blocks(planned: Forecast) -> list[str]:
+    work, acts = planned.workload, planned.memory.activations
+    depth = MODEL_SIZES[work.model_name].depth
+    level = f"recompute {work.recompute}, checkpoint_blocks {work.checkpoint_blocks}"
+    lines = [f"kept for backward: {format_bytes(acts.saved_bytes)} ({level})"]
+    stacks = [("encoder", acts.blocks_bytes[:depth], work.visible)]
+    if work.task == "pretrain":
+        stacks.append(("decoder", acts.blocks_bytes[depth:], work.visible + work.targets))
+    for name, blocks, tokens in stacks:
+        sizes = sorted(set(blocks), reverse=True)
+        each = ", ".join(f"{blocks.count(size)} of {format_bytes(size)}" for size in sizes)
+        lines.append(f"  {format_bytes(sum(blocks)):>12}  {name}, {tokens} tokens: {each}")
+    lines.append(f"  {format_bytes(acts.other_saved_bytes):>12}  patches, last norms, loss")
+    return lines
+
+
+def _compute(question: Question) -> list[str]:
+    flops, time, batch = question.workload.flops(), question.time, question.batch
+    epoch_clips = time.steps_per_epoch * time.clips_per_step
+    forward = f"{flops.forward_macs / 1e9:.1f} GMACs ({format_flops(flops.forward_flops)})"
+    lines = [
+        f"computation of a clip: forward {forward}; forward and backward "
+        f"{format_flops(flops.training_flops)} needed, {format_flops(flops.hardware_flops)} executed",
+        f"  a step: {format_flops(flops.training_flops * time.clips_per_step)}; an epoch of {time.steps_per_epoch} steps: "
+        f"{format_flops(flops.training_flops * epoch_clips)}",
+        f"  batch: {batch.note}; at its peak it is {_peak_learning_rate(question):.3g}",
+    ]
+    if time.step_seconds is not None:
+        lines.append(
+            f"  time at MFU {100 * time.mfu:.0f}%: {time.step_seconds:.3g} s a step, {time.clips_per_second:.0f} clips/s, "
+            f"{format_hours(time.hours)} for {time.total_steps} steps"
+        )
+    return lines
+
+
+def _peak_learning_rate(question: Question) -> float:
+    return question.recipe.optim.base_lr * question.batch.learning_rate_scale
+
+
+def _assumptions(question: Question) -> list[str]:
+    overheads = Overheads()
+    return [
+        *question.notes,
+        f"outside of tensors, none of it measured on this card: CUDA context {format_bytes(overheads.context)}, NCCL "
+        f"{format_bytes(overheads.nccl)}, cuBLAS {format_bytes(overheads.cublas)}, {100 * overheads.fragments_share:.0f}% of "
+        f"the tensors as fragments, {100 * overheads.margin_share:.0f}% of the card as margin",
+        f"{question.feed.num_pipelines} DALI pipelines on videos of {question.feed.width}x{question.feed.height}, "
+        f"{overheads.surfaces} NVDEC surfaces each",
+    ]

@@ -1,0 +1,111 @@
+"""Judge a run against a hardware budget and write what it did as text, report.json and report.html.
+
+    python profiling/report.py [RUN_DIR] [--budget FILE_OR_NAME] [--json]
+    python profiling/report.py --compare RUN_A RUN_B [--json]
+
+Without RUN_DIR: the newest run below runs/. Exit status: 0 the run is within the budget; 1 it is over it, or did not finish,
+or lacks records, or diverged; 2 there is nothing to judge. A comparison judges nothing: 0, or 2. See README.md beside this file.
+"""
+
+from __future__ import annotations
+
+import argparse
+import logging
+import os
+import sys
+from pathlib import Path
+
+from mats_ds.core.cli import ArgumentParser
+from mats_ds.core.terminal import run_program
+from mats_ds.core.text import log_to_stderr, say, tell_error
+from mats_ds.reporting.budget import load_budget
+from mats_ds.reporting.compare import compare_runs, format_comparison
+from mats_ds.reporting.figures import Figures, read_figures
+from mats_ds.reporting.report_html import write_html
+from mats_ds.reporting.report_json import to_json
+from mats_ds.reporting.report_text import format_report
+from mats_ds.reporting.write import dump_tree, write_reports
+
+BUDGETS = Path(__file__).resolve().parents[1] / "profiling" / "budgets"
+DEFAULT_BUDGET = "8xa100-80g"
+RUNS = Path("runs")
+WITHIN, OVER, NOTHING_TO_JUDGE = 0, 1, 2
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Print the report, write its files, return the exit status."""
+    options = _parse(arguments)
+    log_to_stderr(logging.WARNING)
+    try:
+        return _compare(*options.compare, as_json=options.json) if options.compare else _report(options)
+    except (ValueError, OSError) as error:
+        tell_error(error)
+        return NOTHING_TO_JUDGE
+
+
+def _report(options: argparse.Namespace) -> int:
+    run_dir = options.run_dir or find_newest_run(RUNS)
+    budget = load_budget(options.budget, folder=BUDGETS)
+    figures = read_figures(run_dir)
+    verdict = figures.judge(budget)
+    tree = to_json(figures, budget, verdict)
+    text = dump_tree(tree) if options.json else format_report(figures, verdict)
+    _print(text)
+    where = write_reports(run_dir, tree, lambda path: write_html(path, figures, budget, verdict))
+    say(f"report: {where}", stream=sys.stderr)
+    return WITHIN if verdict.passed else OVER
+
+
+def _compare(dir_a: Path, dir_b: Path, *, as_json: bool) -> int:
+    a, b = (_read_named(folder) for folder in (dir_a, dir_b))
+    _print(dump_tree(compare_runs(a, b)) if as_json else format_comparison(a, b))
+    return WITHIN
+
+
+def _read_named(folder: Path) -> Figures:
+    """The figures of a run folder; an error says which of the two it is."""
+    try:
+        return read_figures(folder)
+    except (ValueError, OSError) as error:
+        raise ValueError(str(error) if str(folder) in str(error) else f"{folder}: {error}") from None
+
+
+def _print(text: str) -> None:
+    try:
+        print(text, flush=True)
+    except BrokenPipeError:  # the reader (head, say) has seen enough; the verdict and the files stand
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+
+
+def find_newest_run(folder: Path) -> Path:
+    """The run folder below `folder`, at most three levels down, that was recorded to last.
+
+    Raises ValueError where there is none.
+    """
+    if not folder.is_dir():
+        raise ValueError(f"there is no folder {folder}/ here: name a run folder, or start where the run was started")
+    runs = [path.parent for depth in ("*", "*/*", "*/*/*") for path in folder.glob(f"{depth}/run.json")]
+    if not runs:
+        raise ValueError(f"{folder}/ holds no run: train first, or name a run folder")
+    return max(runs, key=_last_change)
+
+
+def _last_change(run_dir: Path) -> float:
+    return max(path.lstat().st_mtime for path in (run_dir / "run.json", *(run_dir / "records").glob("rank-*.jsonl")))
+
+
+def _parse(arguments: list[str] | None) -> argparse.Namespace:
+    parser = ArgumentParser(prog="report.py", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    names = ", ".join(sorted(path.stem for path in BUDGETS.glob("*.json")))
+    parser.add_argument("run_dir", nargs="?", type=Path, metavar="RUN_DIR", help="folder of a run (default: newest below runs/)")
+    parser.add_argument("--budget", default=DEFAULT_BUDGET, metavar="FILE_OR_NAME", help=f"a JSON file, or one of {names}")
+    parser.add_argument("--compare", nargs=2, type=Path, metavar=("RUN_A", "RUN_B"), help="two runs side by side, with ratios")
+    parser.add_argument("--json", action="store_true", help="print JSON instead of the text")
+    options = parser.parse_args(arguments)
+    if options.compare and options.run_dir:
+        parser.error("--compare takes two run folders and nothing beside them")
+    return options
+
+
+if __name__ == "__main__":
+    raise SystemExit(run_program(main))

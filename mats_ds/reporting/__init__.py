@@ -1,0 +1,1 @@
+"""Run folder -> verdict, text, JSON, HTML."""

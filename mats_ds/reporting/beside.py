@@ -1,0 +1,114 @@
+"""What lies beside the records of a run folder: recipe, DeepSpeed JSON, picture, list of unreadable videos -> values, or why not.
+
+The folder may be somebody else's, and what is read here is put into a page that is passed on: so nothing is read through a link,
+nothing but regular files of a bounded size, and a picture only if it is one.
+"""
+
+from __future__ import annotations
+
+import csv
+import io
+import warnings
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import IO
+
+from mats_ds.core.limits import MAX_NAME
+from mats_ds.core.storage.files import open_regular, read_bytes
+from mats_ds.metering.restarts import read_lines
+
+INPUTS = {"recipe.yaml": "Recipe, as resolved", "ds_config.json": "DeepSpeed JSON"}
+RECONSTRUCTION = "reconstruction.png"
+BAD_VIDEOS = "bad_clips.csv"
+NUM_COLUMNS = 5  # rank, step, path, sample, reason
+MAX_INPUT_BYTES = 2**18
+MAX_PICTURE_BYTES, MAX_PIXELS = 2**25, 2**25  # ours have less than a megabyte
+MAX_TABLE_BYTES, MAX_BAD_VIDEOS = 2**26, 100_000
+
+
+@dataclass(frozen=True)
+class BadVideo:
+    """A video that could not be read, and how often it was met."""
+
+    path: str
+    reason: str
+    times: int
+
+
+@dataclass(frozen=True)
+class Beside:
+    """`inputs`: texts by name of the file. `left_out`: one line for each file that is there and is not shown as a whole."""
+
+    inputs: dict[str, str]
+    picture: bytes | None
+    bad_videos: list[BadVideo]
+    left_out: tuple[str, ...]
+
+
+def read_beside(run_dir: Path) -> Beside:
+    """Every file that can be shown."""
+    left_out: list[str] = []
+
+    def attempt(name: str, read):
+        try:
+            return read(run_dir / name)
+        except FileNotFoundError:
+            return None
+        except (ValueError, OSError) as error:
+            left_out.append(f"{name} is left out: {error}")
+            return None
+
+    texts = {name: attempt(name, _read_input) for name in INPUTS}
+    found = attempt(BAD_VIDEOS, lambda path: _read_bad_videos(path, left_out))
+    picture = attempt(RECONSTRUCTION, read_picture)
+    return Beside({name: text for name, text in texts.items() if text is not None}, picture, found or [], tuple(left_out))
+
+
+def read_picture(path: Path) -> bytes:
+    """A PNG file that can be decoded. Raises ValueError for anything else, and for one that unfolds into too many pixels."""
+    from PIL import Image
+
+    data = read_bytes(path, max_bytes=MAX_PICTURE_BYTES)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            with Image.open(io.BytesIO(data), formats=("PNG",)) as picture:
+                width, height = picture.size
+                if width * height > MAX_PIXELS:
+                    raise ValueError(f"{width} x {height} pixels are more than {MAX_PIXELS:,}")
+                picture.load()
+    except (OSError, ValueError, SyntaxError, EOFError, IndexError, OverflowError, Image.DecompressionBombError) as error:
+        raise ValueError(f"{path} is no PNG picture that can be shown: {error}") from None
+    return data
+
+
+def _read_input(path: Path) -> str:
+    return read_bytes(path, max_bytes=MAX_INPUT_BYTES).decode("utf-8", "replace")
+
+
+def _read_bad_videos(path: Path, left_out: list[str]) -> list[BadVideo]:
+    times: dict[tuple[str, str], int] = {}
+    reader = None
+    with open_regular(path) as file:
+        try:
+            reader = csv.reader(_decode_lines(file))
+            for row in reader:
+                if len(row) != NUM_COLUMNS or row[0] == "rank":
+                    continue
+                video = row[2][:MAX_NAME], row[4][:MAX_NAME]
+                if len(times) == MAX_BAD_VIDEOS and video not in times:
+                    raise ValueError(f"it names more than {MAX_BAD_VIDEOS:,} videos")
+                times[video] = times.get(video, 0) + 1
+        except (csv.Error, ValueError) as error:
+            left_out.append(f"{path.name} is left out from line {reader.line_num + 1} on: {error}")
+    return [BadVideo(video, reason, num) for (video, reason), num in times.items()]
+
+
+def _decode_lines(file: IO[bytes]) -> Iterator[str]:
+    num_bytes = 0
+    for line in read_lines(file):
+        num_bytes += len(line)
+        if num_bytes > MAX_TABLE_BYTES:
+            raise ValueError(f"it is longer than {MAX_TABLE_BYTES:,} bytes")
+        yield line.decode("utf-8", "replace").replace("\0", "")

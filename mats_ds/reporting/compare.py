@@ -1,0 +1,136 @@
+"""Two runs side by side: figures of A and of B, with the ratio of B to A, and what is set differently."""
+
+from __future__ import annotations
+
+import difflib
+from dataclasses import dataclass
+from typing import Any
+
+from mats_ds.core.events import PHASES
+from mats_ds.core.format import format_bytes, format_flops, format_hours, ratio_of, shorten
+from mats_ds.core.text import clean_line
+from mats_ds.reporting.beside import INPUTS
+from mats_ds.reporting.figures import Figures
+from mats_ds.reporting.memory import list_kinds
+
+NAME_WIDTH, VALUE_WIDTH = 34, 22
+MAX_DIFFERENCES = 40
+MAX_LINES = 2_000
+
+
+@dataclass(frozen=True)
+class Compared:
+    """One figure of both runs, as numbers and in words. None: not measured."""
+
+    name: str
+    a: float | None
+    b: float | None
+    a_text: str
+    b_text: str
+
+    @property
+    def ratio(self) -> float | None:
+        """B over A."""
+        return ratio_of(self.b, self.a)
+
+
+def list_compared(a: Figures, b: Figures) -> list[Compared]:
+    """Every figure that one of the two runs has."""
+    rows = [
+        _compare("peak memory of the worst rank", a.worst_rank.peak_bytes, b.worst_rank.peak_bytes, format_bytes),
+        *_compare_kinds(a, b),
+        _compare("clips a second", a.clips_per_second, b.clips_per_second),
+        _compare("step, s", a.step_seconds, b.step_seconds),
+        *(_compare(f"  {name}, s", _mean(a, name), _mean(b, name)) for name in PHASES),
+        _compare("waiting for data, share", a.phase_shares["data"], b.phase_shares["data"]),
+        _compare("waiting for the last rank, share", a.balance and a.balance.lost_share, b.balance and b.balance.lost_share),
+        _compare("MFU", a.model_flops_utilization, b.model_flops_utilization),
+        _compare("model FLOP/s a rank", a.model_flops_per_second, b.model_flops_per_second, format_flops),
+        _compare("joules a clip", a.joules_per_clip, b.joules_per_clip),
+        _compare("the whole run", a.hours, b.hours, format_hours),
+        _compare("last loss", a.losses[1], b.losses[1]),
+        *(_compare(name, getattr(a.run.info, key), getattr(b.run.info, key)) for name, key in _COUNTS.items()),
+        _compare("unreadable videos", len(a.bad_videos), len(b.bad_videos)),
+    ]
+    return [row for row in rows if row.a is not None or row.b is not None]
+
+
+def list_differences(a: Figures, b: Figures) -> list[str]:
+    """Lines that only A's ("-") or only B's ("+") recipe, DeepSpeed JSON, card and versions have."""
+    pairs = [[_lines_of(each.beside.inputs.get(name, "")) for each in (a, b)] for name in INPUTS]
+    lines = [line for pair in pairs for line in _diff(*pair)]
+    texts = [[f"{name} {version}" for name, version in _describe_setting(each).items()] for each in (a, b)]
+    return lines + _diff(*texts)
+
+
+def compare_runs(a: Figures, b: Figures) -> dict[str, Any]:
+    """The comparison for machines."""
+    rows = [{"name": row.name.strip(), "a": row.a, "b": row.b, "ratio": row.ratio} for row in list_compared(a, b)]
+    return {"a": str(a.run_dir), "b": str(b.run_dir), "figures": rows, "differences": list_differences(a, b)}
+
+
+def format_comparison(a: Figures, b: Figures) -> str:
+    """The comparison for a console."""
+    named = (("A", a), ("B", b))
+    lines = [*(f"{letter}: {shorten(each.run.info.recipe_name)}, {each.run_dir}" for letter, each in named)]
+    lines += [*(f"{letter}: {text}" for letter, each in named for text in each.beside.left_out), ""]
+    lines.append(f"{'':{NAME_WIDTH}}{'A':>{VALUE_WIDTH}}{'B':>{VALUE_WIDTH}}   B / A")
+    for row in list_compared(a, b):
+        ratio = "" if row.ratio is None else f"{row.ratio:.3f}"
+        lines.append(f"{row.name:{NAME_WIDTH}}{row.a_text:>{VALUE_WIDTH}}{row.b_text:>{VALUE_WIDTH}}   {ratio}")
+    differences = list_differences(a, b)
+    shown = [f"  {line}" for line in differences[:MAX_DIFFERENCES]]
+    if len(differences) > MAX_DIFFERENCES:
+        shown.append(f"  and {len(differences) - MAX_DIFFERENCES} more")
+    return "\n".join(map(clean_line, [*lines, "", "set differently:", *(shown or ["  nothing"])]))
+
+
+_COUNTS = {
+    "forward MACs of a clip": "forward_macs_per_clip",
+    "model FLOPs of a clip": "model_flops_per_clip",
+    "hardware FLOPs of a clip": "hardware_flops_per_clip",
+    "tokens kept": "kept",
+    "ranks": "world_size",
+    "micro-batch": "micro_batch",
+    "clips a step": "global_batch",
+    "parameters": "num_parameters",
+}
+
+
+def _compare_kinds(a: Figures, b: Figures) -> list[Compared]:
+    of_a, of_b = ({name: size for _, name, size in list_kinds(each)} for each in (a, b))
+    return [_compare(f"  {name}", of_a.get(name), of_b.get(name), format_bytes) for name in dict.fromkeys((*of_a, *of_b))]
+
+
+def _compare(name: str, a: float | None, b: float | None, words=lambda value: f"{value:.4g}") -> Compared:
+    return Compared(name, a, b, *("-" if value is None else words(value) for value in (a, b)))
+
+
+def _mean(figures: Figures, phase: str) -> float | None:
+    num_steps = sum(len(rank.steps) for rank in figures.ranks)
+    return sum(rank.phase_seconds[phase] for rank in figures.ranks) / num_steps if num_steps else None
+
+
+def _describe_setting(figures: Figures) -> dict[str, str]:
+    info = figures.run.info
+    return {"card": info.device_name, "precision": info.precision, "ZeRO stage": str(info.zero_stage), **info.versions}
+
+
+def _diff(a: list[str], b: list[str]) -> list[str]:
+    """What differs; of equally many lines in place of each other the first beside the first. Linear where ndiff, which looks for
+    alike lines, takes hours for some thousand."""
+    lines = []
+    for kind, a_start, a_stop, b_start, b_stop in difflib.SequenceMatcher(None, a, b, autojunk=True).get_opcodes():
+        if kind == "equal":
+            continue
+        removed, added = [f"- {line}" for line in a[a_start:a_stop]], [f"+ {line}" for line in b[b_start:b_stop]]
+        alike = len(removed) == len(added)
+        lines += [line for pair in zip(removed, added, strict=True) for line in pair] if alike else removed + added
+    return lines
+
+
+def _lines_of(text: str) -> list[str]:
+    lines = text.splitlines()
+    if len(lines) > MAX_LINES:
+        lines = [*lines[:MAX_LINES], f"(and {len(lines) - MAX_LINES} more lines, which are not compared)"]
+    return [shorten(line) for line in lines]

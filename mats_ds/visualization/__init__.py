@@ -1,0 +1,1 @@
+"""Pictures of clips, selections and reconstructions."""

@@ -1,0 +1,103 @@
+"""What a model makes of one clip, ready to be shown: frames [T, H, W, 3] uint8 -> Sight, in numpy arrays on the CPU.
+
+C candidate frames (those that are read), T frames used. What is not taken from the clip itself is never invented: a model without
+trained decoder gives no prediction.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+
+from mats_ds.core.token_grid import TokenGrid, TokenSelection
+from mats_ds.models.classifier import VideoClassifier
+from mats_ds.models.mae import MaskedAutoencoder
+from mats_ds.models.vit import UINT8_MAX, join_patches, split_patches
+from mats_ds.tokens.motion import score_motion
+
+
+@dataclass(frozen=True)
+class Sight:
+    """One clip as a model sees it.
+
+    frames_THWC: uint8, the frames used; frame_T: which of the C candidate frames they are. motion_N: float32 scores. kept_N and
+    visible_N: bool (of a classifier the same). predicted_THWC: uint8, visible tokens as they are, targets as predicted, the
+    others grey; None without a trained decoder. loss: of the targets.
+    """
+
+    grid: TokenGrid
+    frames_THWC: np.ndarray
+    frame_T: np.ndarray
+    motion_N: np.ndarray
+    kept_N: np.ndarray
+    visible_N: np.ndarray
+    predicted_THWC: np.ndarray | None = None
+    loss: float | None = None
+
+
+@torch.no_grad()
+def look_with_decoder(model: MaskedAutoencoder, frames_CHWC: torch.Tensor, *, key: int) -> Sight:
+    """The clip with its reconstruction. frames_CHWC: uint8 of the candidate grid's size, on the model's device. `key` settles
+    what is drawn at random. Raises ValueError for frames of another shape.
+    """
+    seen = model.reconstruct(frames_CHWC[None], torch.tensor([key], device=frames_CHWC.device))
+    motion_BN = fill_in_motion(model, seen.motion_BN, seen.frames_BTHWC)
+    predicted_THWC = (seen.predicted_BTHWC[0] * UINT8_MAX).round().to(torch.uint8).cpu().numpy()
+    return Sight(
+        grid=model.grid,
+        frames_THWC=seen.frames_BTHWC[0].cpu().numpy(),
+        frame_T=frames_of_tubelets(seen.tubelets_BT[0], model.grid),
+        motion_N=motion_BN[0].float().cpu().numpy(),
+        **masks_of(seen.selection, model),
+        predicted_THWC=predicted_THWC,
+        loss=float(seen.loss),
+    )
+
+
+@torch.no_grad()
+def look_without_decoder(model: MaskedAutoencoder | VideoClassifier, frames_CHWC: torch.Tensor, *, key: int) -> Sight:
+    """The clip as far as the selection of tokens: for a classifier, or where only the patch embedding means anything. Arguments
+    and errors as for `look_with_decoder`.
+    """
+    chosen = model.choose(frames_CHWC[None], torch.tensor([key], device=frames_CHWC.device))
+    frames_BTHWC = join_patches(chosen.patches_BNP, model.grid)
+    return Sight(
+        grid=model.grid,
+        frames_THWC=frames_BTHWC[0].cpu().numpy(),
+        frame_T=frames_of_tubelets(chosen.tubelets_BT[0], model.grid),
+        motion_N=fill_in_motion(model, chosen.motion_BN, frames_BTHWC)[0].float().cpu().numpy(),
+        **masks_of(chosen.selection, model),
+    )
+
+
+def fill_in_motion(
+    model: MaskedAutoencoder | VideoClassifier, motion_BN: torch.Tensor, frames_BTHWC: torch.Tensor
+) -> torch.Tensor:
+    """The scores, computed for the picture alone where the model's strategy looks at no motion and left them zero."""
+    if motion_BN.any():
+        return motion_BN
+    feature_BNX = model.motion_feature(split_patches(frames_BTHWC, model.grid))
+    return score_motion(feature_BNX, model.grid, distance=model.distance)
+
+
+def masks_of(selection: TokenSelection, model: MaskedAutoencoder | VideoClassifier) -> dict[str, np.ndarray]:
+    """visible_N and kept_N of the first clip; what a classifier's selection calls targets is dropped."""
+    visible_N = mask_of(selection.visible_BV[0], model.grid.num_tokens)
+    if isinstance(model, VideoClassifier):
+        return {"visible_N": visible_N, "kept_N": visible_N}
+    return {"visible_N": visible_N, "kept_N": visible_N | mask_of(selection.target_BM[0], model.grid.num_tokens)}
+
+
+def mask_of(index_K: torch.Tensor, num_tokens: int) -> np.ndarray:
+    """mask_N, true at the indices."""
+    mask_N = np.zeros(num_tokens, bool)
+    mask_N[index_K.cpu().numpy()] = True
+    return mask_N
+
+
+def frames_of_tubelets(tubelets_T: torch.Tensor, grid: TokenGrid) -> np.ndarray:
+    """frame_T int64: the candidate frames that the tubelets consist of."""
+    frames = grid.tubelet[0]
+    return (tubelets_T.cpu().numpy()[:, None] * frames + np.arange(frames)).reshape(-1)

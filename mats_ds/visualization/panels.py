@@ -1,0 +1,67 @@
+"""A clip as a model sees it -> the pictures that stand side by side: uint8 [T, H, W, 3] each, tokens with sharp edges.
+
+original | motion | kept tokens | visible tokens | reconstruction; without a trained decoder the last one is missing, of a
+classifier, which sees all that is kept, the last two.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from mats_ds.core.token_grid import TokenGrid
+from mats_ds.visualization.clip_view import Sight
+
+DROPPED_BRIGHTNESS = 0.15
+COLOUR_MAP = "magma"
+UNSEEN = (46, 48, 54)  # of the reconstruction: nobody knows what is there
+
+
+@dataclass(frozen=True)
+class Panel:
+    """One picture of a row, with its heading; frames_THWC uint8 RGB."""
+
+    name: str
+    frames_THWC: np.ndarray
+
+
+def draw_panels(sight: Sight) -> list[Panel]:
+    """The panels of a clip, from left to right."""
+    grid = sight.grid
+    panels = [
+        Panel("original", sight.frames_THWC),
+        Panel(f"motion score, 0 to {sight.motion_N.max():.3g}", draw_heat(sight.motion_N, grid)),
+        Panel(f"kept: {sight.kept_N.sum()} of {grid.num_tokens} tokens", darken(sight.frames_THWC, sight.kept_N, grid)),
+    ]
+    if (sight.visible_N != sight.kept_N).any():
+        visible_THWC = darken(sight.frames_THWC, sight.visible_N, grid)
+        panels.append(Panel(f"visible to the encoder: {sight.visible_N.sum()}", visible_THWC))
+    if sight.predicted_THWC is not None:
+        rebuilt_THWC = np.where(spread(sight.kept_N, grid)[..., None], sight.predicted_THWC, np.uint8(UNSEEN))
+        panels.append(Panel(f"reconstruction, loss {sight.loss:.3f}", rebuilt_THWC))
+    return panels
+
+
+def draw_heat(values_N: np.ndarray, grid: TokenGrid) -> np.ndarray:
+    """uint8 [T, H, W, 3]: 0 is black, the clip's largest value the brightest colour; tokens that are not finite count as 0."""
+    from matplotlib import colormaps
+
+    values_N = np.nan_to_num(values_N, posinf=0.0, neginf=0.0)
+    share_N = values_N / max(float(values_N.max()), np.finfo(np.float32).tiny)
+    colours_N3 = colormaps[COLOUR_MAP](share_N, bytes=True)[:, :3]
+    return spread(colours_N3, grid)
+
+
+def darken(frames_THWC: np.ndarray, mask_N: np.ndarray, grid: TokenGrid) -> np.ndarray:
+    """The frames with all tokens dark but those of the mask."""
+    dark_THWC = (frames_THWC * DROPPED_BRIGHTNESS).astype(np.uint8)
+    return np.where(spread(mask_N, grid)[..., None], frames_THWC, dark_THWC)
+
+
+def spread(values_NX: np.ndarray, grid: TokenGrid) -> np.ndarray:
+    """[T, H, W, ...]: every token's value on all pixels that it covers."""
+    placed = values_NX.reshape(grid.tau, grid.rows, grid.columns, *values_NX.shape[1:])
+    for axis, size in enumerate(grid.tubelet):
+        placed = placed.repeat(size, axis=axis)
+    return placed

@@ -1,0 +1,48 @@
+"""As many pipelines as the card has decoding engines; page-locked memory stays within its bound."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from mats_ds.core.gpus import num_engines
+from mats_ds.data.loading.batching import MAX_CHUNK_BYTES
+from mats_ds.data.loading.dali import DEFAULT_GRAPHS, choose_num_graphs, pinned_bytes_bound
+from mats_ds.data.video.nvdec_support import MAX_ENCODED_BYTES
+
+
+@pytest.mark.parametrize(
+    ("card", "expected"),
+    [
+        ("NVIDIA H100 80GB HBM3", 7),
+        ("NVIDIA H200", 7),
+        ("NVIDIA A100-SXM4-80GB", 5),
+        ("NVIDIA A100-PCIE-40GB", 5),
+        ("NVIDIA L4", 4),
+        ("NVIDIA L40S", 3),
+        ("NVIDIA RTX 6000 Ada Generation", 3),
+        ("NVIDIA RTX PRO 6000 Blackwell Server Edition", 4),
+        ("NVIDIA A10", None),  # two, as any card that is not in the list
+        ("NVIDIA GeForce RTX 4090", None),
+        ("NVIDIA A100-SXM4-80GB MIG 3g.40gb", None),  # a part of the engines, nobody says which
+        ("Something New", None),
+    ],
+)
+def test_engines_are_known_by_the_card(card, expected):
+    assert num_engines(card) == expected
+
+
+def test_pipelines_follow_the_card_unless_somebody_knows_better(monkeypatch):
+    cuda = torch.device("cuda", 0)
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda device: "NVIDIA L4")
+    assert choose_num_graphs(cuda) == 4 and choose_num_graphs(cuda, asked=9) == 9
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda device: "Something New")
+    assert choose_num_graphs(cuda) == DEFAULT_GRAPHS
+    assert choose_num_graphs(torch.device("cpu")) == DEFAULT_GRAPHS
+    with pytest.raises(ValueError, match="between 1 and 16, got 0"):
+        choose_num_graphs(cuda, asked=0)
+
+
+def test_page_locked_memory_is_bounded():
+    assert pinned_bytes_bound(7, micro_batch=64) == 7 * 2 * (MAX_CHUNK_BYTES + MAX_ENCODED_BYTES) < 2 << 30
+    assert pinned_bytes_bound(2, micro_batch=1) == 4 * MAX_ENCODED_BYTES

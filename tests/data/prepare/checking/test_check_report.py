@@ -1,0 +1,116 @@
+"""What a check says in words: routes, advice, and the bad ones grouped."""
+
+from __future__ import annotations
+
+import dataclasses
+import io
+
+import pytest
+
+from mats_ds.data.prepare.checking.check_file import FileFacts
+from mats_ds.data.prepare.checking.check_report import CheckProgress, summarize
+from mats_ds.data.prepare.checking.check_set import BadRow, CheckResult
+
+PLAIN = FileFacts(
+    num_frames=300,
+    fps=30.0,
+    vfr=False,
+    codec="h264",
+    profile="High",
+    pixel_format="yuv420p",
+    gop=12,
+    gop_max=12,
+    mirrored=False,
+    rotation=0,
+    width=340,
+    height=256,
+    first_frame_seconds=0.0,
+    duration_seconds=10.0,
+    decode_seconds=0.2,
+    clip_seconds=0.05,
+    bytes=1_000_000,
+    num_video_streams=1,
+    cpu_reason="",
+)
+
+
+def summary_of(*changes, bad=(), num_decoded=0):
+    facts = {f"{number}.mp4": dataclasses.replace(PLAIN, **change) for number, change in enumerate(changes)}
+    return summarize(CheckResult(facts, list(bad), len(facts) + len(bad), num_decoded, wall_seconds=7.0))
+
+
+def test_good_files_need_few_words():
+    said = summary_of({}, {}, num_decoded=2)
+    assert "2 readable files: 0.3 minutes, 2.0 MB. 2 files decoded in 7 s." in said
+    assert said.splitlines()[2].split() == ["h264", "2", "0.3", "2", "0"]
+    assert "one core decodes 20.0 clips/s" in said and "Quarantine: none of 2 rows." in said
+    for word in ("transcode", "varies", "Short", "Left to the CPU", "Warnings"):
+        assert word not in said
+
+
+def test_long_sets_are_told_in_hours():
+    said = summary_of({"duration_seconds": 9000.0, "bytes": 3_000_000_000})
+    assert "1 readable file: 2.5 hours, 3.0 GB." in said
+    assert said.splitlines()[1].split()[2] == "hours" and said.splitlines()[2].split()[2] == "2.5"
+
+
+def test_says_what_to_do():
+    said = summary_of(
+        {"gop": 250, "gop_max": 250, "cpu_reason": "rotation"},
+        {"gop": 100, "vfr": True, "cpu_reason": "rotation"},
+        {"codec": "vp9", "num_frames": 10, "warnings": ("10 frames: a clip of 16 repeats some",)},
+        {"num_frames": 40, "width": 1920, "height": 1080, "decode_seconds": 5.0},
+    )
+    assert "Left to the CPU because of: rotation (2)." in said
+    assert "Within 1 file it varies:" in said
+    assert "Short: 2 files of fewer than 64 frames" in said and "; 1, below 16 frames, repeat some" in said
+    assert "every 56 frames (median; 12 to 250). 2 files are above 32" in said and "prepare.py transcode" in said
+    assert "Largest pictures: 1920x1080 (1), 340x256 (3)." in said
+    assert said.split("Slowest")[1].splitlines()[1].split()[:2] == ["500", "3.mp4"]
+
+
+def test_the_bad_are_grouped_by_reason():
+    rows = [BadRow(f"{number}.mp4", -1, f"only {number} of 40 frames in a row decode") for number in (3, 5)]
+    said = summary_of({}, bad=[*rows, BadRow("x.mp4", -1, "encrypted")])
+    assert said.splitlines()[-5:] == [
+        "Quarantine: 3 of 4 rows.",
+        "       2  only 3 of 40 frames in a row decode",
+        "          3.mp4 and 1 more",
+        "       1  encrypted",
+        "          x.mp4",
+    ]
+    assert summary_of(bad=rows).startswith("0 readable files")
+
+
+class Terminal(io.StringIO):
+    def isatty(self):
+        return True
+
+
+def test_a_terminal_gets_a_bar():
+    terminal = Terminal()
+    progress = CheckProgress(terminal)
+    for num_done in range(4):
+        progress(num_done, 3, num_done // 2)
+    progress.close()
+    assert "3/3" in terminal.getvalue() and "file/s, 1 bad" in terminal.getvalue()
+
+
+def test_elsewhere_lines_come_now_and_then(monkeypatch):
+    seconds = iter(range(0, 1000, 6))
+    monkeypatch.setattr("time.monotonic", lambda: next(seconds))
+    stream = io.StringIO()
+    progress = CheckProgress(stream)
+    for num_done in range(2, 7):
+        progress(num_done, 9, 1)
+    progress.close()
+    assert stream.getvalue().splitlines() == [
+        "check: 2 of 9 files need no decoding: an earlier check did it, or they do not exist",
+        "check: 3 of 9 files, 1 bad, 0.1 files/s",
+        "check: 5 of 9 files, 1 bad, 0.1 files/s",
+    ]
+
+
+@pytest.mark.parametrize("gop", [1, 32])
+def test_close_keyframes_need_no_copies(gop):
+    assert "transcode" not in summary_of({"gop": gop})

@@ -1,0 +1,340 @@
+"""A folder of copies: the same tree, the same labels and times, failures named, nothing done twice, originals untouched."""
+
+import csv
+import hashlib
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from mats_ds.data.manifest import read_manifest
+from mats_ds.data.prepare.copying import copies, copy_plan, copy_workers
+from mats_ds.data.prepare.copying.copies import make_copies
+from mats_ds.data.prepare.copying.copy_plan import plan_copies
+from mats_ds.data.prepare.copying.transcode import CopySettings
+from mats_ds.data.video.decode import decode_frames
+from mats_ds.data.video.indexing import index_video
+
+ROOT = Path(__file__).resolve().parents[4]
+SLOW_FRAME_SECONDS = 0.06
+serve = copy_workers._serve
+
+
+def read_table(path):
+    with open(path, newline="", encoding="utf-8") as file:
+        return list(csv.DictReader(file))
+
+
+def fingerprints(folder):
+    """Hash and time of change of every file below a folder."""
+    files = [path for path in sorted(folder.rglob("*")) if path.is_file()]
+    return {str(path): (hashlib.sha256(path.read_bytes()).hexdigest(), path.stat().st_mtime_ns) for path in files}
+
+
+@pytest.fixture
+def videos(write_video, tmp_path):
+    """Four sound files in two folders, with a manifest."""
+    folder = tmp_path / "videos"
+    for name, how in (("x/a.mp4", {"b_frames": 2}), ("x/b.avi", {}), ("y/c.mkv", {"gop": 250}), ("y/long.mp4", {})):
+        write_video(folder / name, **how, num_frames=80 if name.startswith("y") else 40)
+    (folder / "list.csv").write_text(
+        "path,label,start,end\nx/a.mp4,3,,\nx/b.avi,0,0.5,1.25\ny/c.mkv,,,\ny/long.mp4,7,2.0,\nx/a.mp4,4,1,\n"
+    )
+    return folder
+
+
+@pytest.fixture
+def without_workers(monkeypatch):
+    """Copies are made in this process: for what is the same however they are made."""
+    monkeypatch.setattr(copies, "copy_all", lambda tasks, **_: map(copy_workers.copy_one, tasks))
+
+
+def copy_list(videos, out, **how):
+    return make_copies(read_manifest(videos / "list.csv"), out, base=videos, **how)
+
+
+def test_keeps_tree_labels_and_times(videos, tmp_path):
+    before = fingerprints(videos)
+    summary = copy_list(videos, tmp_path / "out", num_workers=2)
+    rows = read_table(summary.manifest)
+    assert [tuple(row.values()) for row in rows] == [
+        ("x/a.mp4", "3", "", ""),
+        ("x/b.mp4", "0", "0.5", "1.25"),
+        ("y/c.mp4", "", "", ""),
+        ("y/long.mp4", "7", "2.0", ""),
+        ("x/a.mp4", "4", "1.0", ""),
+    ]
+    written = read_manifest(summary.manifest)
+    assert [index_video(path).num_frames for path in written.paths] == [40, 40, 80, 80, 40]
+    assert (summary.num_files, summary.num_reused, summary.failed) == (4, 0, {})
+    assert summary.source_bytes == sum(path.stat().st_size for path in videos.rglob("*.*") if path.suffix != ".csv")
+    assert summary.speed.num_files == 4 and summary.speed.ratio > 0
+    assert not (tmp_path / "out" / "failed.csv").exists()
+    assert fingerprints(videos) == before
+
+
+@pytest.mark.usefixtures("without_workers")
+def test_does_nothing_twice(videos, write_video, tmp_path):
+    out = tmp_path / "out"
+    copy_list(videos, out)
+    first = fingerprints(out)
+    again = copy_list(videos, out)
+    assert again.num_reused == 4 and fingerprints(out)[str(out / "x/a.mp4")] == first[str(out / "x/a.mp4")]
+
+    write_video(videos / "x/b.avi", num_frames=30)
+    (out / "y/c.mp4").unlink()
+    with open(out / "copies.jsonl", "a") as journal:
+        journal.write('\n{"source": "torn li')
+    third = copy_list(videos, out)
+    assert third.num_reused == 2 and index_video(str(out / "x/b.mp4")).num_frames == 30 and (out / "y/c.mp4").exists()
+    assert {path for path, mark in fingerprints(out).items() if path.endswith(".mp4") and first[path] != mark} == {
+        str(out / "x/b.mp4"),
+        str(out / "y/c.mp4"),
+    }
+    assert copy_list(videos, out).num_reused == 4
+    assert copy_list(videos, out, settings=CopySettings(gop=6)).num_reused == 0
+
+
+def test_names_every_failure_and_goes_on(videos, tmp_path):
+    (videos / "x/b.avi").write_bytes(b"no video")
+    (videos / "y/c.mkv").unlink()
+    summary = copy_list(videos, tmp_path / "out", num_workers=2)
+    failed = read_table(tmp_path / "out" / "failed.csv")
+    assert [Path(row["path"]).name for row in failed] == ["b.avi", "c.mkv"] and all(row["reason"] for row in failed)
+    assert [row["path"] for row in read_table(summary.manifest)] == ["x/a.mp4", "y/long.mp4", "x/a.mp4"]
+    text = "\n".join(summary.lines())
+    assert "2 of 4 files copied" in text and "b.avi" in text and "c.mkv" in text
+
+
+def test_notices_a_killed_worker_and_names_its_file(videos, monkeypatch, tmp_path):
+    hand_out = copy_workers._Crew._hand_out
+
+    def hand_out_and_kill(self, worker):
+        hand_out(self, worker)
+        if worker.task is not None and worker.task.source.endswith("b.avi"):
+            os.kill(worker.process.pid, signal.SIGKILL)
+
+    monkeypatch.setattr(copy_workers._Crew, "_hand_out", hand_out_and_kill)
+    summary = copy_list(videos, tmp_path / "out")
+    assert list(summary.failed) == [str(videos / "x/b.avi")]
+    assert "SIGKILL" in summary.failed[str(videos / "x/b.avi")]
+    assert not list((tmp_path / "out").rglob("*.part"))
+    monkeypatch.undo()
+    again = copy_list(videos, tmp_path / "out")
+    assert (again.num_reused, again.failed) == (3, {})
+
+
+def test_gives_up_a_file_at_which_a_worker_hangs_and_goes_on(videos, monkeypatch, tmp_path):
+    hand_out, stuck = copy_workers._Crew._hand_out, []
+
+    def hand_out_and_stop(self, worker):
+        hand_out(self, worker)
+        if worker.task is not None and worker.task.source.endswith("b.avi"):
+            os.kill(worker.process.pid, signal.SIGSTOP)  # a process that lives and does nothing more
+            stuck.append(worker.process)
+
+    monkeypatch.setattr(copy_workers._Crew, "_hand_out", hand_out_and_stop)
+    summary = copy_list(videos, tmp_path / "out", timeout_seconds=2.0)
+    assert summary.failed == {str(videos / "x/b.avi"): "given up: no frame was read or written for 2 s"}
+    assert summary.num_copied == 3 and not list((tmp_path / "out").rglob("*.part"))
+    assert [process.exitcode for process in stuck] == [-signal.SIGKILL]
+
+
+def serve_slowly(pipe, parent):
+    """A worker that needs at least SLOW_FRAME_SECONDS for each frame, on a machine of any speed."""
+    copy = copy_workers.copy_one
+
+    def copy_slowly(task, *, on_beat):
+        def wait_and_beat():
+            time.sleep(SLOW_FRAME_SECONDS)
+            on_beat()
+
+        return copy(task, on_beat=wait_and_beat)
+
+    copy_workers.copy_one = copy_slowly
+    serve(pipe, parent)
+
+
+@pytest.mark.slow
+def test_a_long_file_whose_frames_come_is_not_given_up(write_video, monkeypatch, tmp_path):
+    write_video(tmp_path / "videos" / "long.mp4", num_frames=60)
+    monkeypatch.setattr(copy_workers, "_serve", serve_slowly)
+    began_seconds = time.monotonic()
+    summary = make_copies(read_manifest(tmp_path / "videos"), tmp_path / "out", timeout_seconds=2.5)
+    assert (summary.num_copied, summary.failed) == (1, {})
+    assert time.monotonic() - began_seconds > 2 * 2.5  # 60 frames are written and read back
+
+
+def test_gives_up_when_workers_cannot_even_start(videos, monkeypatch, tmp_path):
+    start = copy_workers._Worker.__init__
+
+    def start_and_kill(self):
+        start(self)
+        os.kill(self.process.pid, signal.SIGKILL)
+
+    monkeypatch.setattr(copy_workers._Worker, "__init__", start_and_kill)
+    with pytest.raises(RuntimeError, match="before they take a file"):
+        copy_list(videos, tmp_path / "out")
+
+
+@pytest.mark.usefixtures("without_workers")
+def test_keeps_the_readable_part_only_if_asked(videos, write_video, tmp_path):
+    whole = write_video(videos / "y/c.mkv", num_frames=200).read_bytes()
+    (videos / "y/c.mkv").write_bytes(whole[: len(whole) // 2])
+    assert [Path(path).name for path in copy_list(videos, tmp_path / "out").failed] == ["c.mkv"]
+    summary = copy_list(videos, tmp_path / "out", keep_partial=True)
+    assert not summary.failed and [Path(path).name for path in summary.partial] == ["c.mkv"]
+    assert summary.num_reused == 3
+    assert [Path(path).name for path in copy_list(videos, tmp_path / "out").failed] == ["c.mkv"]
+
+
+@pytest.mark.usefixtures("without_workers")
+def test_keeps_the_readable_part_of_a_file_that_no_row_uses_to_its_end(videos, write_video, tmp_path):
+    """As a check writes it: `end` lies behind the last frame that decodes."""
+    whole = write_video(videos / "y/c.mkv", num_frames=200).read_bytes()
+    (videos / "y/c.mkv").write_bytes(whole[: len(whole) // 2])
+    end = float(index_video(str(videos / "y/c.mkv")).seconds()[-1]) + 0.025
+    (videos / "list.csv").write_text(f"path,label,start,end\ny/c.mkv,3,,{end}\ny/c.mkv,4,1.0,2.5\nx/a.mp4,5,,\n")
+    summary = copy_list(videos, tmp_path / "out")
+    assert not summary.failed and list(summary.partial) == [str(videos / "y/c.mkv")]
+    assert "kept in part: " in "\n".join(summary.lines())
+    [row] = read_table(tmp_path / "out" / "partial.csv")
+    assert row["path"] == str(videos / "y/c.mkv") and "ends after" in row["reason"]
+    assert [row["end"] for row in read_table(summary.manifest)] == [repr(round(end, 6)), "2.5", ""]
+    assert copy_list(videos, tmp_path / "out").num_reused == 2
+
+    (videos / "list.csv").write_text(f"path,label,start,end\ny/c.mkv,3,,{end + 1}\nx/a.mp4,5,,\n")
+    beyond = copy_list(videos, tmp_path / "out")
+    assert list(beyond.failed) == [str(videos / "y/c.mkv")] and "--keep-partial" in beyond.failed[str(videos / "y/c.mkv")]
+    assert not (tmp_path / "out" / "partial.csv").exists()
+
+
+@pytest.mark.usefixtures("without_workers")
+def test_cuts_files_and_maps_their_rows(videos, read_numbers, tmp_path):
+    manifest = read_manifest(videos / "list.csv")
+    summary = make_copies(manifest, tmp_path / "out", base=videos, segment_seconds=1.5)
+    assert list(summary.failed) == [str(videos / "y/c.mkv")] and "--reencode" in summary.failed[str(videos / "y/c.mkv")]
+    rows = [tuple(row.values()) for row in read_table(summary.manifest)]
+    # Keyframes every 0.6 s: a (2 s) is cut at 1.8, long (4 s) at 1.8 and 3.0.
+    assert rows == [
+        ("x/a_0000.mp4", "3", "", ""),
+        ("x/a_0001.mp4", "3", "", ""),
+        ("x/b_0000.mp4", "0", "0.5", "1.25"),
+        ("y/long_0001.mp4", "7", "0.2", ""),
+        ("y/long_0002.mp4", "7", "", ""),
+        ("x/a_0000.mp4", "4", "1.0", ""),
+        ("x/a_0001.mp4", "4", "", ""),
+    ]
+    [piece] = [path for path in read_manifest(summary.manifest).paths if path.endswith("long_0001.mp4")]
+    assert read_numbers(decode_frames(piece, np.arange(24))) == list(range(36, 60))
+    assert summary.speed is None
+    longer = make_copies(manifest, tmp_path / "out", base=videos, segment_seconds=3.0, reencode=True)
+    assert not longer.failed and not (tmp_path / "out" / "y" / "long_0002.mp4").exists()
+
+
+def test_two_files_of_one_name_do_not_overwrite_each_other(write_video, tmp_path):
+    for name in ("a.mp4", "a.avi", "b.mp4"):
+        write_video(tmp_path / "videos" / name)
+    planned = plan_copies(read_manifest(tmp_path / "videos"), tmp_path / "out", base=tmp_path / "videos")
+    assert [Path(copy.target).name for copy in planned] == ["a.avi.mp4", "a.mp4.mp4", "b.mp4"]
+
+
+def test_files_outside_the_base_keep_their_tree_too(videos, write_video, tmp_path):
+    write_video(tmp_path / "elsewhere" / "d.mp4")
+    (tmp_path / "list.csv").write_text(f"path\nvideos/x/a.mp4\n{tmp_path}/elsewhere/d.mp4\n")
+    planned = plan_copies(read_manifest(tmp_path / "list.csv"), tmp_path / "out", base=videos)
+    assert [os.path.relpath(copy.target, tmp_path / "out") for copy in planned] == ["videos/x/a.mp4", "elsewhere/d.mp4"]
+
+
+def test_refuses_folders_where_originals_could_be_lost(videos, tmp_path):
+    with pytest.raises(ValueError, match="among the originals"):
+        plan_copies(read_manifest(videos / "list.csv"), videos, base=videos)
+    with pytest.raises(ValueError, match="lies inside"):
+        make_copies(read_manifest(videos), videos / "copies", base=videos, scanned=videos)
+    (tmp_path / "other").mkdir()
+    (tmp_path / "other" / "thesis.txt").write_text("mine")
+    with pytest.raises(ValueError, match="holds files"):
+        copy_list(videos, tmp_path / "other")
+    (tmp_path / "link").symlink_to(videos)
+    with pytest.raises(ValueError, match="among the originals|holds files"):
+        copy_list(videos, tmp_path / "link")
+    assert not (videos / "copies").exists() and not (videos / "copies.jsonl").exists()
+
+
+def test_refuses_a_full_disk_before_it_starts(videos, monkeypatch, tmp_path):
+    monkeypatch.setattr(copy_plan.shutil, "disk_usage", lambda place: shutil._ntuple_diskusage(10, 10, 1000))
+    with pytest.raises(ValueError, match=r"need about .*1\.0 kB free"):
+        copy_list(videos, tmp_path / "out")
+    assert not list((tmp_path / "out").rglob("*.mp4"))
+
+
+def test_refuses_a_second_run_into_the_same_folder(videos, tmp_path):
+    fcntl = pytest.importorskip("fcntl")
+    (tmp_path / "out").mkdir()
+    with open(tmp_path / "out" / "copies.jsonl", "w") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        with pytest.raises(ValueError, match="another run"):
+            copy_list(videos, tmp_path / "out")
+
+
+def test_workers_load_neither_torch_nor_dali():
+    code = "import sys; from mats_ds.data.prepare.copying import copy_workers; "
+    code += "print(*({'torch', 'deepspeed', 'nvidia.dali'} & set(sys.modules)))"
+    assert subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True).stdout.split() == []
+
+
+@pytest.mark.usefixtures("without_workers")
+def test_journal_is_lines_of_json(videos, tmp_path):
+    copy_list(videos, tmp_path / "out")
+    lines = [line for line in (tmp_path / "out" / "copies.jsonl").read_text().split("\n") if line]
+    assert sorted(Path(json.loads(line)["source"]).name for line in lines) == ["a.mp4", "b.avi", "c.mkv", "long.mp4"]
+
+
+def test_a_fault_of_the_program_costs_one_file(videos, monkeypatch):
+    class Pipe:
+        """Hands a worker one task and closes."""
+
+        said, tasks = [], [copy_workers.CopyTask("a.mp4", "b.mp4", CopySettings())]
+
+        def send(self, answer):
+            self.said.append(answer)
+
+        def recv(self):
+            if not self.tasks:
+                raise EOFError
+            return self.tasks.pop()
+
+    def fail(task, *, on_beat):
+        raise TypeError("wrong")
+
+    monkeypatch.setattr(copy_workers, "copy_one", fail)
+    monkeypatch.setattr(copy_workers.signal, "signal", lambda *how: None)
+    monkeypatch.setattr(copy_workers, "_end_with_parent", lambda parent: None)
+    copy_workers._serve(Pipe(), parent=0)
+    ready, outcome = Pipe.said
+    assert ready == copy_workers.READY and outcome.source == "a.mp4" and "TypeError: wrong" in outcome.problem
+
+
+@pytest.mark.usefixtures("without_workers")
+def test_an_original_that_went_away_after_its_copy_is_named(videos, tmp_path):
+    copy_list(videos, tmp_path / "out")
+    (videos / "x/b.avi").unlink()
+    summary = copy_list(videos, tmp_path / "out")
+    assert list(summary.failed) == [str(videos / "x/b.avi")] and "No such file" in summary.failed[str(videos / "x/b.avi")]
+    assert "x/b.mp4" not in [row["path"] for row in read_table(summary.manifest)]
+
+
+@pytest.mark.usefixtures("without_workers")
+def test_a_row_without_a_frame_in_any_segment_is_named(videos, tmp_path):
+    (videos / "list.csv").write_text("path,label,start,end\nx/a.mp4,1,,\nx/a.mp4,2,50,60\n")
+    summary = copy_list(videos, tmp_path / "out", segment_seconds=2.0)
+    assert summary.num_copied == 1
+    assert "no frame between 50.0 s and 60.0 s" in summary.failed[str(videos / "x/a.mp4")]
+    assert [row["label"] for row in read_table(summary.manifest)] == ["1"]

@@ -1,0 +1,137 @@
+"""The meter on a machine without a GPU, and its NVML half against a stand-in for the driver."""
+
+import time
+import types
+
+import pytest
+import torch
+
+from mats_ds.metering.device_memory import DeviceMeter, MemoryReading
+from mats_ds.metering.nvml import NvmlDevice, NvmlSample, NvmlSampler, find_nvml_handle
+
+
+class NVMLError(Exception):
+    pass
+
+
+def make_nvml(*, by_uuid=None, by_address=None, power=True, energy=True):
+    """A stand-in for pynvml that knows the given devices."""
+
+    def look_up(known, key):
+        if key not in (known or {}):
+            raise NVMLError("not found")
+        return known[key]
+
+    def power_usage(handle):
+        if not power:
+            raise NVMLError("not supported")
+        return 281_500
+
+    def total_energy(handle):
+        if not energy:
+            raise NVMLError("not supported")
+        return 7_250_000
+
+    return types.SimpleNamespace(
+        NVMLError=NVMLError,
+        nvmlDeviceGetHandleByUUID=lambda uuid: look_up(by_uuid, uuid),
+        nvmlDeviceGetHandleByPciBusId=lambda address: look_up(by_address, address),
+        nvmlDeviceGetMemoryInfo=lambda handle: types.SimpleNamespace(used=7_000),
+        nvmlDeviceGetUtilizationRates=lambda handle: types.SimpleNamespace(gpu=93),
+        nvmlDeviceGetPowerUsage=power_usage,
+        nvmlDeviceGetTotalEnergyConsumption=total_energy,
+    )
+
+
+PROPERTIES = types.SimpleNamespace(uuid="abc-def", pci_domain_id=0, pci_bus_id=0xA1, pci_device_id=2)
+
+
+def test_on_a_cpu_only_the_process_is_metered():
+    meter = DeviceMeter(torch.device("cpu"))
+    meter.reset_peak()
+    reading = meter.read()
+    assert not meter.has_nvml
+    assert reading == MemoryReading(rss_bytes=reading.rss_bytes, peak_rss_bytes=reading.peak_rss_bytes)
+    assert 0 < reading.rss_bytes <= reading.peak_rss_bytes
+
+
+def test_the_process_grows_by_what_it_touches():
+    meter = DeviceMeter(torch.device("cpu"))
+    before = meter.read().rss_bytes
+    held = torch.ones(64 * 2**20, dtype=torch.uint8)
+    assert meter.read().rss_bytes - before >= 0.9 * held.numel()
+
+
+@pytest.mark.parametrize(
+    "known",
+    [
+        {"by_uuid": {"GPU-abc-def": "card"}},
+        {"by_uuid": {"MIG-abc-def": "card"}},
+        {"by_address": {"00000000:a1:02.0": "card"}},
+    ],
+)
+def test_the_device_is_found_by_uuid_or_else_by_pci_address(known):
+    assert find_nvml_handle(make_nvml(**known), PROPERTIES) == "card"
+
+
+def test_a_device_that_nvml_does_not_know_has_no_handle():
+    assert find_nvml_handle(make_nvml(by_uuid={"GPU-other": "card"}), PROPERTIES) is None
+
+
+def test_what_a_device_cannot_tell_is_none():
+    whole = NvmlDevice(make_nvml(), "card").sample()
+    assert (whole.power_watts, whole.joules_total) == (281.5, 7_250.0)
+    part = NvmlDevice(make_nvml(power=False, energy=False), "card").sample()
+    assert (part.used_bytes, part.utilization_percent, part.power_watts, part.joules_total) == (7_000, 93.0, None, None)
+
+
+class FakeDevice:
+    """A card of 200 W whose n-th answer says that n bytes are used; the answer may take its time."""
+
+    def __init__(self, *, wait_seconds=0.0):
+        self.num_asked, self.wait_seconds = 0, wait_seconds
+
+    def sample(self):
+        time.sleep(self.wait_seconds if self.num_asked else 0.0)
+        self.num_asked += 1
+        now = time.monotonic()
+        return NvmlSample(now, used_bytes=self.num_asked, power_watts=200.0, joules_total=200.0 * now)
+
+
+def make_meter(device, interval_seconds):
+    meter = DeviceMeter(torch.device("cpu"))
+    meter._sampler = NvmlSampler(device, interval_seconds=interval_seconds)
+    return meter
+
+
+def test_the_driver_is_asked_once_an_interval_however_often_the_meter_is_read():
+    meter = make_meter(FakeDevice(), 60)
+    assert [meter.read().nvml_used_bytes for _ in range(3)] == [1, 1, 1]
+    meter.close()
+
+
+def test_the_driver_is_asked_in_the_background_and_a_slow_one_holds_nobody_up():
+    device = FakeDevice(wait_seconds=0.2)
+    meter = make_meter(device, 0.001)
+    begin = time.perf_counter()
+    for _ in range(20):
+        meter.read()
+    assert time.perf_counter() - begin < 2.0  # twenty answers take four seconds
+    deadline = time.monotonic() + 30
+    while device.num_asked < 3 and time.monotonic() < deadline:
+        time.sleep(0.01)
+    assert meter.read().nvml_used_bytes >= 2
+    meter.close()
+    num_asked = device.num_asked
+    time.sleep(0.5)
+    assert device.num_asked == num_asked
+
+
+def test_energy_grows_with_the_cards_power():
+    meter = make_meter(FakeDevice(), 0.01)
+    before, begin = meter.read_joules(), time.monotonic()
+    time.sleep(1.0)  # a busy machine may ask a tenth of a second late
+    spent, seconds = meter.read_joules() - before, time.monotonic() - begin
+    meter.close()
+    assert spent == pytest.approx(200.0 * seconds, rel=0.2)
+    assert DeviceMeter(torch.device("cpu")).read_joules() is None
