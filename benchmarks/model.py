@@ -87,8 +87,8 @@ class Classification(nn.Module):
         super().__init__()
         self.model = VideoClassifier.from_name(name, num_classes=NUM_CLASSES, **options)
 
-    def forward(self, frames_BTHWC: torch.Tensor, key_B: torch.Tensor) -> torch.Tensor:
-        return self.model(frames_BTHWC, key_B).float().square().mean()
+    def forward(self, frames_BTHWC: torch.Tensor, seed_B: torch.Tensor) -> torch.Tensor:
+        return self.model(frames_BTHWC, seed_B).float().square().mean()
 
 
 def peer_sizes(name: str) -> dict[str, int]:
@@ -156,7 +156,7 @@ def measure(task: str, name: str, arguments: argparse.Namespace) -> tuple[list[R
     generator = torch.Generator().manual_seed(0)
     frames_BTHWC = torch.randint(0, 256, (batch, 16, 224, 224, 3), dtype=torch.uint8, generator=generator).to(device)
     pixels_BTCHW = torch.randn(batch, 16, 3, 224, 224, generator=generator).to(device, dtype)
-    key_B = torch.arange(batch, device=device)
+    seed_B = torch.arange(batch, device=device)
     rows: dict[str, Row] = {}
     steps: dict[str, Callable[[], torch.Tensor]] = {}
 
@@ -175,18 +175,18 @@ def measure(task: str, name: str, arguments: argparse.Namespace) -> tuple[list[R
         rows[PEER].hardware_macs = count_macs(lambda: steps[PEER]().backward()) // batch
     for level in RECOMPUTE_LEVELS:
         model = build(task, name, recompute=level).to(device, dtype)
-        add(f"mats_ds, recompute {level}", model, {"recompute": level}, frames_BTHWC, key_B)
+        add(f"mats_ds, recompute {level}", model, {"recompute": level}, frames_BTHWC, seed_B)
     model = build(task, name, checkpoint_blocks="all").to(device, dtype)
-    add("mats_ds, checkpoint_blocks all", model, {"checkpoint_blocks": "all"}, frames_BTHWC, key_B)
+    add("mats_ds, checkpoint_blocks all", model, {"checkpoint_blocks": "all"}, frames_BTHWC, seed_B)
     if arguments.compile:
         model = build(task, name, recompute="pointwise").to(device, dtype)
         model.forward = torch.compile(model.forward, fullgraph=True, dynamic=False)
-        add("mats_ds, compiled", model, {}, frames_BTHWC, key_B)
+        add("mats_ds, compiled", model, {}, frames_BTHWC, seed_B)
 
     chooser = build(task, name).to(device, dtype)
     chooser = chooser if task == "pretrain" else chooser.model
     extra = {
-        "choose": lambda: chooser.choose(frames_BTHWC, key_B).motion_BN.sum().requires_grad_(),
+        "choose": lambda: chooser.choose(frames_BTHWC, seed_B).motion_BN.sum().requires_grad_(),
         "embed": lambda: embed_all(chooser, frames_BTHWC),
     }
     for threads in arguments.threads:

@@ -17,7 +17,7 @@ from typing import Any
 
 import numpy as np
 
-from mats_ds.core.proportion import Share
+from mats_ds.core.proportion import Proportion
 from mats_ds.core.storage.files import write_text
 
 PRETRAINED, SCRATCH = "pre-trained", "from scratch"
@@ -37,8 +37,8 @@ class Run:
     finetuning_cpu_seconds: float
 
     @property
-    def share(self) -> Share:
-        return Share(sum(self.hits), len(self.hits))
+    def share(self) -> Proportion:
+        return Proportion(sum(self.hits), len(self.hits))
 
 
 @dataclass(frozen=True)

@@ -43,7 +43,7 @@ from mats_ds.data.manifest import Manifest, read_manifest
 from mats_ds.data.prepare.importers.labels import read_class_list
 from mats_ds.data.shared_videos import count_known, is_list
 from mats_ds.distributed.collectives import do_on_first, gather_on_first
-from mats_ds.distributed.ranks import Place, find_dtype, find_place
+from mats_ds.distributed.ranks import RankInfo, find_dtype, join_ranks
 from mats_ds.evaluation.accuracy import TOP, Accuracy, VideoScore, VideoScores, measure_accuracy, top_classes
 from mats_ds.evaluation.options import (
     SAMPLING,
@@ -95,7 +95,7 @@ class Test:
     keep_ratios: tuple[float, ...]
     section: ClipSection
     names: tuple[str, ...]
-    place: Place
+    place: RankInfo
     dtype: torch.dtype
     options: argparse.Namespace
 
@@ -109,7 +109,7 @@ class Seen:
     example: ClipBatch
 
 
-def open_classifier(options: argparse.Namespace, place: Place) -> Test:
+def open_classifier(options: argparse.Namespace, place: RankInfo) -> Test:
     """Raises ValueError for weights that are no classifier, and for shares or names that do not fit it."""
     weights = read_model_weights(options)
     if weights.spec.kind != "classifier":
@@ -175,7 +175,7 @@ def score_batch(test: Test, batch: ClipBatch) -> np.ndarray:
     scores = []
     for ratio in test.keep_ratios:
         test.model.keep_ratio = ratio
-        scores.append(test.model(batch.frames_BTHWC, batch.key_B).double().softmax(dim=-1))
+        scores.append(test.model(batch.frames_BTHWC, batch.seed_B).double().softmax(dim=-1))
     return torch.stack(scores, dim=1).cpu().numpy()
 
 
@@ -191,7 +191,7 @@ def measure_points(test: Test, accuracies: list[Accuracy], example: ClipBatch) -
     @torch.inference_mode()
     def forward(ratio: float) -> torch.Tensor:
         test.model.keep_ratio = ratio
-        return test.model(example.frames_BTHWC, example.key_B)
+        return test.model(example.frames_BTHWC, example.seed_B)
 
     speeds: list[float | None] = [None] * len(accuracies)
     if len(accuracies) > 1:
@@ -318,7 +318,7 @@ def classify(test: Test) -> None:
 
 def run(options: argparse.Namespace) -> None:
     """A test, or one video."""
-    place = find_place(options.device)
+    place = join_ranks(options.device)
     if options.out and not options.video:  # before the weights are read
         check = partial(check_output_folder, Path(options.out), command=COMMAND, is_ours=is_test_folder)
         do_on_first(check, place, advice=ADVICE)

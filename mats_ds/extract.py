@@ -38,7 +38,7 @@ from mats_ds.core.token_grid import count_tokens
 from mats_ds.data.loading.build import read_views
 from mats_ds.data.manifest import Manifest, read_manifest
 from mats_ds.distributed.collectives import do_on_all, do_on_first, gather_on_all
-from mats_ds.distributed.ranks import Place, find_dtype, find_place
+from mats_ds.distributed.ranks import RankInfo, find_dtype, join_ranks
 from mats_ds.evaluation.feature_folder import COMMAND, SETTINGS, SHARD, begin_folder, is_features_folder
 from mats_ds.evaluation.feature_store import SUFFIXES, Shard, digest, digest_weights, is_finished, read_shard, write_shard
 from mats_ds.evaluation.options import (
@@ -231,7 +231,7 @@ def write_index(out: Path, manifest: Manifest, shards: list[Path], encoder: Vide
 
 def extract(options: argparse.Namespace) -> None:
     """Everything on this rank; rank 0 alone takes the folder and writes the index."""
-    place = find_place(options.device)
+    place = join_ranks(options.device)
     out = Path(options.out)
     advice = f"{ADVICE} in {out}"
     do_on_first(partial(check_output_folder, out, command=COMMAND, is_ours=is_features_folder), place, advice=advice)
@@ -262,7 +262,7 @@ def find_missing(shards: list[Path], settings: str) -> list[Path]:
     return [path for path in shards if not is_finished(path, settings)]
 
 
-def write_shards(shards: list[Path], numbers: list[int], manifest: Manifest, extraction: Extraction, place: Place) -> None:
+def write_shards(shards: list[Path], numbers: list[int], manifest: Manifest, extraction: Extraction, place: RankInfo) -> None:
     """Make the shards with these numbers."""
     for number in numbers:
         arrays, bad = extract_shard(

@@ -29,13 +29,13 @@ from mats_ds.core.terminal import run_program
 from mats_ds.core.text import quote_word
 from mats_ds.core.token_grid import TokenCounts, count_tokens
 from mats_ds.data.augment.augmenter import Augmenter
-from mats_ds.data.classes import Classes, check_test_set, settle_classes
+from mats_ds.data.classes import Classes, check_test_set, resolve_classes
 from mats_ds.data.clip_sampler import ClipSampler
 from mats_ds.data.loading.build import open_loader, open_videos, read_once
 from mats_ds.data.manifest import Manifest, read_manifest
 from mats_ds.data.shared_videos import refuse_shared
 from mats_ds.data.view_sampler import ViewSampler, fit_micro_batch
-from mats_ds.distributed.consistency import open_alike
+from mats_ds.distributed.consistency import check_consistent
 from mats_ds.evaluation.validation import Evaluation, Evaluator, read_evaluations
 from mats_ds.metering.profiler import add_deep_dive_options, make_deep_dives
 from mats_ds.metering.recorder import Recorder
@@ -45,8 +45,8 @@ from mats_ds.models.weights.load import build_classifier
 from mats_ds.models.weights.native import save_weights
 from mats_ds.models.weights.origin import BEST_FILE, origin_of
 from mats_ds.planning.flops import StepFlops, step_flops
-from mats_ds.planning.forecast import Feed
-from mats_ds.planning.plan_observer import PlanWatch
+from mats_ds.planning.forecast import LoaderMemory
+from mats_ds.planning.plan_observer import PlanRecorder
 from mats_ds.planning.workload import Workload
 from mats_ds.training.checkpoints.resume import ask_first, resume
 from mats_ds.training.ema import WeightAverage
@@ -86,9 +86,9 @@ def finetune(recipe: FinetuneRecipe, options: argparse.Namespace) -> None:
     """One run on this rank, from the weights to the last test."""
     start = start_run(recipe, options, task="finetune")
     place, plan, folder = start.place, start.plan, start.folder
-    manifest = open_alike(lambda: open_videos(recipe.data), recipe=recipe, ds_config=start.ds_config)
-    classes = settle_classes(manifest, recipe.data.manifest, asked=recipe.finetune.num_classes)
-    test_set = open_alike(lambda: open_test_set(recipe, classes))
+    manifest = check_consistent(lambda: open_videos(recipe.data), recipe=recipe, ds_config=start.ds_config)
+    classes = resolve_classes(manifest, recipe.data.manifest, asked=recipe.finetune.num_classes)
+    test_set = check_consistent(lambda: open_test_set(recipe, classes))
     num_trained_on = ask_first(lambda: check_unseen(test_set, manifest, recipe))
     sampler = ClipSampler(
         manifest,
@@ -171,9 +171,9 @@ def finetune(recipe: FinetuneRecipe, options: argparse.Namespace) -> None:
             reading = f"{len(manifest)} videos of {manifest.name}, {classes.count} classes; {loader.describe()}"
             announce(run, compute=describe_compute(recipe, classes), data=reading, batch=plan.note)
         recorder = Recorder(folder, place.device)
-        feed = Feed(prefetch=recipe.data.prefetch, num_pipelines=loader.num_graphs)
+        feed = LoaderMemory(prefetch=recipe.data.prefetch, num_pipelines=loader.num_graphs)
         planned = Workload.from_finetuning(recipe, num_classes=classes.count)
-        watch = PlanWatch(planned, start.ds_config, engine.module, feed, measures=not recipe.model.compile)
+        watch = PlanRecorder(planned, start.ds_config, engine.module, feed, measures=not recipe.model.compile)
         observers = [
             recorder,
             watch,

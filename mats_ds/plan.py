@@ -17,18 +17,16 @@ import sys
 from pathlib import Path
 
 from mats_ds.core.cli import ArgumentParser
-from mats_ds.core.gpus import CARDS
 from mats_ds.core.storage.files import write_json
 from mats_ds.core.terminal import run_program
 from mats_ds.core.text import log_to_stderr, tell_error
 from mats_ds.planning.forecast import (
     ASSUMED_MFU,
-    Feed,
     forecast,
     largest_micro_batch,
 )
 from mats_ds.planning.plan_text import format_plan, plan_to_json
-from mats_ds.planning.question import Question, settle_question
+from mats_ds.planning.question import Question, resolve_question
 from mats_ds.planning.sweep import compare_published, format_sweep, sweep, sweep_to_json
 from mats_ds.training.dry_run_sweep import EXACT_FILE, format_judged, judge_sweep, measure_sweep, read_exact_sweep
 
@@ -42,7 +40,7 @@ def main(arguments: list[str] | None = None) -> int:
     log_to_stderr(logging.INFO)
     try:
         with contextlib.redirect_stdout(sys.stderr):  # DeepSpeed says on stdout, before the answer, that there is no GPU
-            question = settle_question(options)
+            question = resolve_question(options)
         return _sweep(question, options) if options.sweep else _plan(question, options)
     except (ValueError, OSError) as error:
         tell_error(error)
@@ -94,7 +92,7 @@ def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--recipe", default="default", help="YAML file, or a name in mats_ds/recipes (default: %(default)s)")
     parser.add_argument("--ds_config", default=str(DEFAULT_JSON), help="DeepSpeed JSON (default: ds_configs/zero2.json)")
     parser.add_argument("--gpus", type=int, default=8, metavar="N", help="GPUs of the run (default: %(default)s)")
-    parser.add_argument("--gpu", default="a100-80g", metavar="CARD", help=f"one of {', '.join(CARDS)} (default: %(default)s)")
+    parser.add_argument("--gpu", default="a100-80g", metavar="CARD", help=f"one of {', '.join(GPUS)} (default: %(default)s)")
     parser.add_argument("--finetune", action="store_true", help="plan fine-tuning on a pre-training recipe's model and clips")
     parser.add_argument("--keep_ratio", type=float, default=None, help="share of the tokens with --finetune (default: 0.6)")
     parser.add_argument("--micro_batch", type=int, metavar="N", help="clips a GPU takes at once (default: the JSON's)")
@@ -104,7 +102,10 @@ def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
     )
     parser.add_argument("--measured", type=Path, metavar="RUN_DIR", help="take the MFU that a run has recorded")
     parser.add_argument(
-        "--video", default=f"{Feed.width}x{Feed.height}", metavar="WxH", help="size of the files (default: %(default)s)"
+        "--video",
+        default=f"{LoaderMemory.width}x{LoaderMemory.height}",
+        metavar="WxH",
+        help="size of the files (default: %(default)s)",
     )
     parser.add_argument("--exact", action="store_true", help="run the real engine on fake tensors too: up to a minute, cached")
     parser.add_argument("--sweep", action="store_true", help="all sizes on five nodes, MATS beside VideoMAE")

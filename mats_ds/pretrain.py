@@ -31,14 +31,14 @@ from mats_ds.core.text import clean_line, quote_word
 from mats_ds.core.token_grid import count_selection
 from mats_ds.data.clip_sampler import ClipSampler
 from mats_ds.data.loading.build import open_loader, open_videos
-from mats_ds.distributed.consistency import open_alike
+from mats_ds.distributed.consistency import check_consistent
 from mats_ds.metering.profiler import add_deep_dive_options, make_deep_dives
 from mats_ds.metering.recorder import Recorder
 from mats_ds.models.mae import MaskedAutoencoder
 from mats_ds.models.model_spec import describe_model, dump_spec
 from mats_ds.planning.flops import describe_compute, recipe_flops
-from mats_ds.planning.forecast import Feed
-from mats_ds.planning.plan_observer import PlanWatch
+from mats_ds.planning.forecast import LoaderMemory
+from mats_ds.planning.plan_observer import PlanRecorder
 from mats_ds.planning.workload import Workload
 from mats_ds.training.checkpoints.resume import resume
 from mats_ds.training.engine import full_parameters, make_engine
@@ -77,7 +77,7 @@ def pretrain(recipe: Recipe, options: argparse.Namespace) -> None:
     """One run on this rank, from the first byte of video to the picture."""
     start = start_run(recipe, options, task="pretrain")
     place, plan, folder = start.place, start.plan, start.folder
-    manifest = open_alike(lambda: open_videos(recipe.data), recipe=recipe, ds_config=start.ds_config)
+    manifest = check_consistent(lambda: open_videos(recipe.data), recipe=recipe, ds_config=start.ds_config)
     sampler = ClipSampler(
         manifest,
         recipe_clip=recipe.clip,
@@ -131,9 +131,9 @@ def pretrain(recipe: Recipe, options: argparse.Namespace) -> None:
             reading = f"{len(manifest)} videos of {manifest.name}; {loader.describe()}"
             announce(run, compute=describe_compute(recipe), data=reading, batch=plan.note)
         recorder = Recorder(folder, place.device)
-        feed = Feed(prefetch=recipe.data.prefetch, num_pipelines=loader.num_graphs)
+        feed = LoaderMemory(prefetch=recipe.data.prefetch, num_pipelines=loader.num_graphs)
         planned = Workload.from_recipe(recipe)
-        watch = PlanWatch(planned, start.ds_config, engine.module, feed, measures=not recipe.model.compile)
+        watch = PlanRecorder(planned, start.ds_config, engine.module, feed, measures=not recipe.model.compile)
         batches = loader.micro_batches(resumed.step)
         first_batch = next(batches)
         shown = few_clips(first_batch)
@@ -169,15 +169,15 @@ def pretrain(recipe: Recipe, options: argparse.Namespace) -> None:
 
 def few_clips(batch: ClipBatch) -> ClipBatch:
     """The first clips of a batch, in memory of their own, to be drawn at the end."""
-    frames_BTHWC, key_B = batch.frames_BTHWC[:SHOWN_CLIPS].clone(), batch.key_B[:SHOWN_CLIPS].clone()
-    return dataclasses.replace(batch, frames_BTHWC=frames_BTHWC, key_B=key_B, paths=batch.paths[:SHOWN_CLIPS])
+    frames_BTHWC, seed_B = batch.frames_BTHWC[:SHOWN_CLIPS].clone(), batch.seed_B[:SHOWN_CLIPS].clone()
+    return dataclasses.replace(batch, frames_BTHWC=frames_BTHWC, seed_B=seed_B, paths=batch.paths[:SHOWN_CLIPS])
 
 
 def draw(engine, batch: ClipBatch, recipe: Recipe, folder: Path, *, rank: int) -> None:
     """What the trained model makes of the liveliest of a few clips; every rank takes part, rank 0 draws."""
     engine.eval()
     with full_parameters(engine):
-        seen = engine.module.reconstruct(batch.frames_BTHWC, batch.key_B)
+        seen = engine.module.reconstruct(batch.frames_BTHWC, batch.seed_B)
     if rank == 0:
         liveliest = int(seen.motion_BN.mean(dim=1).argmax())
         title = clean_line(f"{Path(batch.paths[liveliest]).name}: {recipe.name}, {recipe.selection.strategy}")

@@ -24,7 +24,7 @@ import torch
 
 from mats_ds.config.recipe import ClipSection
 from mats_ds.core.cli import ArgumentParser
-from mats_ds.core.proportion import Share
+from mats_ds.core.proportion import Proportion
 from mats_ds.core.run_dir import collect_versions
 from mats_ds.core.storage.files import write_json
 from mats_ds.core.storage.folder_lock import release_folder
@@ -65,7 +65,7 @@ from mats_ds.evaluation.probes import (
     normalise_tokens,
     vote_of_neighbours,
 )
-from mats_ds.evaluation.results import Chance, ProbeResult
+from mats_ds.evaluation.results import ChanceLevel, ProbeResult
 from mats_ds.models.feature_extractor import VideoEncoder
 from mats_ds.models.model_spec import as_classifier, build_model
 from mats_ds.models.weights.load import load_encoder
@@ -132,7 +132,7 @@ def probe(options: argparse.Namespace) -> None:
     weights = read_model_weights(options)
     subjects = {"trained": weights}
     if options.baseline:
-        subjects["fresh"] = draw_fresh(weights, seed=options.seed)
+        subjects["fresh"] = sample_fresh(weights, seed=options.seed)
     say(*describe_weights(options.model, weights))
     if out is not None:
         hold_output_folder(out, command=COMMAND, is_ours=is_probe_folder)
@@ -152,7 +152,7 @@ def probe(options: argparse.Namespace) -> None:
         )
         heads = subject.spec.heads
         results += run_probes(fit_to, test_on, options, num_classes=num_classes, heads=heads, name=name, device=device)
-    chance = Chance(num_classes, float(torch.bincount(test_on.label_S).max()) / len(test_on.label_S))
+    chance = ChanceLevel(num_classes, float(torch.bincount(test_on.label_S).max()) / len(test_on.label_S))
     views = f"{options.clips} x {options.crops} views, {describe_clips(options, clips, weights)}"
     say(f"measured on {len(test_on.label_S)} videos of {val.name}: {views}")
     say(chance.describe(), *(result.describe() for result in results))
@@ -164,7 +164,7 @@ def probe(options: argparse.Namespace) -> None:
         say(f"written: {out / RESULTS}")
 
 
-def draw_fresh(weights: Weights, *, seed: int) -> Weights:
+def sample_fresh(weights: Weights, *, seed: int) -> Weights:
     """The same model with fresh weights."""
     spec = as_classifier(weights.spec, num_classes=1) if weights.spec.kind == "encoder" else weights.spec
     torch.manual_seed(seed)
@@ -298,11 +298,11 @@ def run_probes(
             scores_QC = apply_attentive_probe(fitted, val.tokens_SKD)
             told = f"{train.tokens_SKD.shape[1]} tokens a video"
         hits = int((scores_QC.argmax(dim=1).cpu() == val.label_S).sum())
-        yield ProbeResult(kind, name, Share(hits, len(val.label_S)), told, time.monotonic() - began)
+        yield ProbeResult(kind, name, Proportion(hits, len(val.label_S)), told, time.monotonic() - began)
 
 
 def as_json(
-    options: argparse.Namespace, weights: Weights, clips: ClipSection, results: list[ProbeResult], chance: Chance
+    options: argparse.Namespace, weights: Weights, clips: ClipSection, results: list[ProbeResult], chance: ChanceLevel
 ) -> dict[str, object]:
     """What probe.json says."""
     return {

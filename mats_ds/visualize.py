@@ -41,9 +41,9 @@ from mats_ds.models.classifier import VideoClassifier
 from mats_ds.models.mae import MaskedAutoencoder
 from mats_ds.models.weights.load import load_classifier, load_model, read_weights
 from mats_ds.models.weights.run import read_recipe_beside
-from mats_ds.visualization.clip_view import Sight, look_with_decoder, look_without_decoder
+from mats_ds.visualization.clip_view import ClipView, look_with_decoder, look_without_decoder
 from mats_ds.visualization.excerpt import Excerpt, plan_excerpts, read_excerpt
-from mats_ds.visualization.page import Sheet, Strip, draw_sheet
+from mats_ds.visualization.page import Page, Strip, draw_page
 from mats_ds.visualization.panels import draw_panels
 from mats_ds.visualization.video_writer import check_suffix, is_our_film, write_gif, write_mp4, write_png
 
@@ -140,7 +140,7 @@ def visualize(options: argparse.Namespace) -> None:
     say(f"wrote {options.out}{told}: {viewer.note}")
 
 
-def look_at_clips(viewer: Viewer, specs: list[ClipSpec], options: argparse.Namespace) -> Iterator[Sheet]:
+def look_at_clips(viewer: Viewer, specs: list[ClipSpec], options: argparse.Namespace) -> Iterator[Page]:
     """One sheet a clip, read and computed when it is asked for: hours of video need no more memory than one clip."""
     candidates = viewer.model.candidate_grid
     look = look_with_decoder if viewer.decodes else look_without_decoder
@@ -214,7 +214,7 @@ def classify(model: VideoClassifier, frames_CHWC: torch.Tensor) -> str:
     return f"{name} ({100 * float(probability_C[best]):.0f}%)"
 
 
-def make_sheet(sight: Sight, excerpt: Excerpt, model: nn.Module, *, title: str, note: str) -> Sheet:
+def make_sheet(sight: ClipView, excerpt: Excerpt, model: nn.Module, *, title: str, note: str) -> Page:
     step = model.grid.tubelet[0]
     tubelet_T = sight.frame_T // step
     strip = None
@@ -222,7 +222,7 @@ def make_sheet(sight: Sight, excerpt: Excerpt, model: nn.Module, *, title: str, 
         taken_K = np.zeros(model.candidate_grid.tau, bool)
         taken_K[tubelet_T] = True
         strip = Strip(excerpt.frames_THWC[::step], taken_K)
-    return Sheet(
+    return Page(
         title=title,
         panels=draw_panels(sight),
         seconds_T=excerpt.seconds_T[sight.frame_T],
@@ -239,15 +239,15 @@ def play_rate(seconds_T: np.ndarray) -> float:
     return min(MAX_FRAMES_PER_SECOND, max(MIN_FRAMES_PER_SECOND, 1 / mean))
 
 
-def write_sheets(out: str, suffix: str, sheets: Iterator[Sheet], *, frames_per_second: float | None) -> None:
+def write_sheets(out: str, suffix: str, sheets: Iterator[Page], *, frames_per_second: float | None) -> None:
     """A film of all frames of all clips, or a still picture of a few frames of each, one clip below the other."""
     if suffix == ".png":
         drawn = list(sheets)
         num_rows = max(MIN_ROWS, min(MAX_ROWS, PNG_ROWS // len(drawn)))
-        write_png(out, np.concatenate([draw_sheet(sheet, spread_frames(len(sheet.seconds_T), num_rows)) for sheet in drawn]))
+        write_png(out, np.concatenate([draw_page(sheet, spread_frames(len(sheet.seconds_T), num_rows)) for sheet in drawn]))
         return
     first = next(sheets)
-    pictures = (draw_sheet(sheet, [frame]) for sheet in chain([first], sheets) for frame in range(len(sheet.seconds_T)))
+    pictures = (draw_page(sheet, [frame]) for sheet in chain([first], sheets) for frame in range(len(sheet.seconds_T)))
     write = write_mp4 if suffix == ".mp4" else write_gif
     write(out, pictures, frames_per_second=frames_per_second or play_rate(first.seconds_T))
 

@@ -18,7 +18,7 @@ sys.path[0] = str(Path(__file__).resolve().parents[1])
 
 from mats_ds.config.ds_config import read_ds_config  # noqa: E402
 from mats_ds.core.cli import ArgumentParser  # noqa: E402
-from mats_ds.core.gpus import find_card, num_engines  # noqa: E402
+from mats_ds.core.gpus import find_gpu, num_engines  # noqa: E402
 from mats_ds.core.terminal import run_program  # noqa: E402
 from mats_ds.core.text import tell_error  # noqa: E402
 from mats_ds.metering.device_memory import name_kind  # noqa: E402
@@ -131,7 +131,7 @@ def main(arguments: list[str] | None = None) -> int:
     try:
         with contextlib.redirect_stdout(sys.stderr):  # DeepSpeed says on stdout, before the answer, that there is no GPU
             ds_config = read_ds_config(options.ds_config)
-        how = dict(card=find_card(options.gpu), ds_config=ds_config, mfu=options.mfu, site=Site())
+        how = dict(card=find_gpu(options.gpu), ds_config=ds_config, mfu=options.mfu, site=Site())
         scales = [plan_scale(model, world_size, **how) for model in options.models for world_size in options.gpus]
     except ValueError as error:
         tell_error(error)

@@ -19,7 +19,7 @@ from mats_ds.config.finetune_recipe import FinetuneRecipe
 from mats_ds.config.load import dump_recipe, load_recipe
 from mats_ds.data.loading.build import read_views
 from mats_ds.data.manifest import read_manifest
-from mats_ds.distributed.ranks import find_place
+from mats_ds.distributed.ranks import join_ranks
 from mats_ds.models.vit import IMAGENET_MEAN, IMAGENET_STD, UINT8_MAX
 from mats_ds.models.weights.origin import Origin
 from tests.trained_models import CLASSES, GRID, save_autoencoder, save_classifier, write_manifest, write_videos
@@ -176,7 +176,7 @@ def test_imported_weights_give_transformers_own_logits(folder, manifest):
     theirs = transformers.VideoMAEForVideoClassification(config).eval()
     theirs.save_pretrained(folder / "theirs")
     options = evaluate.parse_arguments(["--model", str(folder / "theirs"), "--manifest", manifest, *VIEWS, "--batch", "4"])
-    test = evaluate.open_classifier(options, find_place("cpu"))
+    test = evaluate.open_classifier(options, join_ranks("cpu"))
     seen = evaluate.score_views(test, read_manifest(manifest), label="")
 
     views = dict(recipe_clip=test.section, num_clips=2, num_crops=2, num_frames=4, micro_batch=4, device=torch.device("cpu"))
@@ -308,7 +308,7 @@ def test_a_file_of_somebody_elses_cannot_have_any_path_read(tmp_path, videos, mo
     for named, is_read in cases.items():
         path = save_classifier(tmp_path / "other.safetensors", origin=Origin(trained_on=named, chosen_on=named))
         options = evaluate.parse_arguments(["--model", path, "--video", "x"])
-        assert bool(evaluate.sources_of(evaluate.open_classifier(options, find_place("cpu")))) == is_read
+        assert bool(evaluate.sources_of(evaluate.open_classifier(options, join_ranks("cpu")))) == is_read
 
 
 def test_folders_that_number_the_classes_otherwise_are_told(folder, videos, model, caplog):
@@ -327,7 +327,7 @@ def test_a_published_size_has_the_closed_forms_cost(folder):
 
     path = save_model(VideoClassifier.from_name("tiny", grid=GRID, num_classes=3), folder / "tiny.safetensors")
     options = evaluate.parse_arguments(["--model", path, "--video", "x", "--keep_ratio", "0.5", "1"])
-    test = evaluate.open_classifier(options, find_place("cpu"))
+    test = evaluate.open_classifier(options, join_ranks("cpu"))
     for ratio in (0.5, 1.0):
         wanted = step_flops("tiny", GRID, ratio, task="finetune", num_classes=3).forward_macs
         assert evaluate.view_macs(test, ratio) == (wanted, "step_flops")

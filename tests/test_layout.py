@@ -1,114 +1,138 @@
-"""The rooms of the house, checked on the source: who may import whom, and what a module may be called."""
+"""The floors of the house, checked on the source: who may import whom, how large a folder gets, how modules are called."""
 
 import ast
-import functools
 import subprocess
 import sys
 from pathlib import Path
 
-import mats_ds
+from tests import import_graph
+from tests.import_graph import list_imported_names, read_imports, room_of
 
 ROOT = Path(__file__).resolve().parents[1]
 PACKAGE = ROOT / "mats_ds"
-BASE = {"clips", "core", "config", "config_finetune", "events", "parsing"}  # L0: import nothing of ours but each other
-ROOMS = {"data", "tokens", "models", "metering", "training", "interop"}  # L1: import L0 and themselves
-EXCEPTIONS = {("models", "tokens"), ("interop", "models")}  # a model scores its own embeddings; a file of weights becomes a model
-DALI_HOME = "mats_ds/data/loading/loader.py"
-DEEPSPEED_HOME = "mats_ds/training/"
+# A room imports rooms on lower floors and itself. ARCHITECTURE.md says what each is for.
+FLOORS = (
+    {"core"},
+    {"config", "tokens", "metering"},
+    {"data", "models", "distributed"},
+    {"planning", "visualization"},
+    {"training", "evaluation", "reporting"},
+    {"programs"},
+)
+# Inside data: what is on one line imports the lines above it.
+DATA_FLOORS = (
+    {"bitstream", "list_text", "class_names", "scenes"},
+    {"video", "manifest"},
+    {"augment", "classes", "shared_videos", "synthetic"},
+    {"clip_sampler"},
+    {"view_sampler"},
+    {"loading"},
+    {"prepare"},
+)
+MAX_MODULES = 14  # of one folder
+DALI_HOME = "mats_ds.data.loading.dali"
+DEEPSPEED_HOMES = ("mats_ds.training.", "mats_ds.distributed.ranks", "mats_ds.config.ds_config")
+ARGPARSE_HOMES = ("mats_ds.core.cli", "mats_ds.evaluation.options")
 VAGUE_NAMES = {"utils", "util", "misc", "common", "helpers", "helper"}
 
 PACKAGE_FILES = sorted(PACKAGE.rglob("*.py"))
 ALL_FILES = sorted(path for folder in ("mats_ds", "profiling", "benchmarks", "tests") for path in (ROOT / folder).rglob("*.py"))
-SCRIPTS = {path.stem for path in PACKAGE.glob("*.py")} - BASE - {"__init__"}  # L2: assemble, imported by nobody
+IMPORTS = read_imports(ROOT)
+MODULES = [module for module in IMPORTS if module.startswith("mats_ds.")]
 
 
 def name_of(path: Path) -> str:
     return path.relative_to(ROOT).as_posix()
 
 
-@functools.cache
-def modules_imported_by(path: Path) -> set[str]:
-    """Dotted names of every import in a file, wherever it stands; relative ones and the package's lazy names resolved."""
-    found = set()
-    parents = path.relative_to(ROOT).parts[:-1]
-    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"), str(path))):
-        if isinstance(node, ast.Import):
-            found |= {alias.name for alias in node.names}
-        elif isinstance(node, ast.ImportFrom):
-            base = [*parents[: len(parents) - node.level + 1]] if node.level else []
-            module = ".".join([*base, *([node.module] if node.module else [])])
-            if module == "mats_ds":
-                names = [alias.name for alias in node.names if not alias.name.startswith("__")]
-                found |= {mats_ds._HOMES.get(name, f"mats_ds.{name}") for name in names}
-            else:
-                found |= {module} | {f"{module}.{alias.name}" for alias in node.names}
-        elif isinstance(node, ast.Call) and getattr(node.func, "attr", getattr(node.func, "id", "")) == "import_module":
-            found |= {argument.value for argument in node.args[:1] if isinstance(argument, ast.Constant)}
-    return found
+def floor_of(name: str, floors) -> int | None:
+    return next((number for number, rooms in enumerate(floors) if name in rooms), None)
 
 
-def our_parts_imported_by(path: Path) -> set[str]:
-    """The first part below mats_ds of all that a file imports: `data`, `clips`, ..."""
-    return {name.split(".")[1] for name in modules_imported_by(path) if name.startswith("mats_ds.")}
+def find_upward(edges, floors):
+    """The edges that lead to the same floor or a higher one; those of a box that is on no floor, too."""
+    number = {name: floor_of(name, floors) for edge in edges for name in edge}
+    return sorted((a, b) for a, b in edges if number[a] is None or number[b] is None or number[b] >= number[a])
 
 
-def test_resolves_every_way_of_importing(tmp_path, monkeypatch):
-    monkeypatch.setattr(sys.modules[__name__], "ROOT", tmp_path)
-    path = tmp_path / "mats_ds" / "models" / "encoder.py"
-    path.parent.mkdir(parents=True)
-    path.write_text(
-        "import mats_ds.data.manifest\n"
-        "from mats_ds import select_tokens\n"
-        "from ..training import loop\n"
-        "from .blocks import Block\n"
-        "def late():\n    from mats_ds.config.recipe import load_recipe\n"
-        "import importlib\nimportlib.import_module('mats_ds.core.events')\n"
-    )
-    assert our_parts_imported_by(path) == {"data", "tokens", "training", "models", "config", "events"}
-
-
-def room_of(path: Path) -> str:
-    return path.relative_to(PACKAGE).parts[0].removesuffix(".py")
-
-
-def parts_allowed_in(room: str) -> set[str]:
-    """What of ours a file of a room may import."""
-    if room == "__init__":
-        return set()
-    if room in SCRIPTS:
-        return BASE | ROOMS
-    if room in ROOMS:
-        return BASE | {room} | {other for owner, other in EXCEPTIONS if owner == room}
-    return set(BASE)
-
-
-def test_every_file_is_in_a_known_room():
-    unknown = [name_of(path) for path in PACKAGE_FILES if room_of(path) not in BASE | ROOMS | SCRIPTS | {"__init__"}]
-    assert unknown == [], "name the room in CONTRIBUTING.md and in this test"
-
-
-def test_rooms_import_only_the_base_and_themselves():
-    foreign = {name_of(path): our_parts_imported_by(path) - parts_allowed_in(room_of(path)) for path in PACKAGE_FILES}
-    assert {name: parts for name, parts in foreign.items() if parts} == {}
-
-
-def test_scripts_are_imported_by_nobody():
-    others = [path for path in ALL_FILES if not name_of(path).startswith("tests/")]  # a test may reach into a script
-    assert [name_of(path) for path in others if our_parts_imported_by(path) & SCRIPTS] == []
-
-
-def test_only_the_pipeline_imports_dali():
-    importers = {name_of(path) for path in PACKAGE_FILES if any(n.startswith("nvidia") for n in modules_imported_by(path))}
-    assert importers <= {DALI_HOME}
-
-
-def test_only_training_imports_deepspeed():
-    importers = {
-        name_of(path)
-        for path in PACKAGE_FILES
-        if any(name.partition(".")[0] == "deepspeed" for name in modules_imported_by(path))
+def importers_of(package: str) -> set[str]:
+    """Modules of the package that import this one of somebody else's."""
+    names = {import_graph.name_module(path, ROOT): path for path in PACKAGE_FILES}
+    return {
+        module
+        for module, path in names.items()
+        if any(name == package or name.startswith(f"{package}.") for name in list_imported_names(path, module))
     }
-    assert all(importer.startswith(DEEPSPEED_HOME) for importer in importers), importers
+
+
+def test_reads_every_way_of_importing(tmp_path):
+    (tmp_path / "mats_ds" / "models").mkdir(parents=True)
+    (tmp_path / "profiling").mkdir()
+    (tmp_path / "mats_ds" / "__init__.py").write_text('_HOMES = {\n    "select_tokens": "mats_ds.tokens",\n}\n')
+    for name in ("data", "tokens", "loop", "events", "config", "models/blocks"):
+        (tmp_path / "mats_ds" / f"{name}.py").touch()
+    (tmp_path / "profiling" / "report_text.py").touch()
+    (tmp_path / "mats_ds" / "models" / "vit.py").write_text(
+        "import mats_ds.data\n"
+        "from mats_ds import select_tokens\n"
+        "from ..loop import fit\n"
+        "from .blocks import Block\n"
+        "def late():\n    from mats_ds.config import load_recipe\n"
+        "import importlib\nimportlib.import_module('mats_ds.events')\n"
+        "from report_text import format_report\n"
+    )
+    found = read_imports(tmp_path)["mats_ds.models.vit"]
+    ours = {f"mats_ds.{name}" for name in ("data", "tokens", "loop", "models.blocks", "config", "events")}
+    assert found == {*ours, "profiling.report_text"}
+
+
+def test_finds_an_edge_upward_and_a_room_on_no_floor():
+    edges = {("b", "a"), ("a", "b"), ("b", "c"), ("attic", "a")}
+    assert find_upward(edges, ({"a"}, {"b", "c"})) == [("a", "b"), ("attic", "a"), ("b", "c")]
+
+
+def test_no_room_imports_one_on_its_own_floor_or_above():
+    edges = import_graph.join_edges({module: IMPORTS[module] - {"mats_ds"} for module in MODULES}, room_of)
+    assert find_upward(edges, FLOORS) == []
+    assert {room_of(module) for module in MODULES} == set().union(*FLOORS), "a room in this test that is not there"
+
+
+def test_inside_data_imports_run_one_way():
+    inside = {m: {o for o in IMPORTS[m] if o.startswith("mats_ds.data.")} for m in MODULES if m.startswith("mats_ds.data.")}
+    assert find_upward(import_graph.join_edges(inside, lambda module: module.split(".")[2]), DATA_FLOORS) == []
+
+
+def test_no_imports_run_in_a_circle():
+    edges = {(module, other) for module in MODULES for other in IMPORTS[module] if other != "mats_ds"}
+    assert import_graph.count_levels(edges) is not None
+
+
+def test_the_public_names_are_all_that_the_package_itself_imports():
+    assert IMPORTS["mats_ds"] == set(), "names are loaded when they are first used"
+
+
+def test_programs_are_imported_by_programs_alone():
+    programs = {module for module in MODULES if room_of(module) == "programs"}
+    assert [module for module in MODULES if room_of(module) != "programs" and IMPORTS[module] & programs] == []
+
+
+def test_no_folder_holds_more_modules_than_a_person_can_survey():
+    folders = {path.parent for path in PACKAGE_FILES}
+    count = {name_of(folder): len({path.stem for path in folder.glob("*.py")} - {"__init__"}) for folder in folders}
+    assert {folder: number for folder, number in count.items() if number > MAX_MODULES} == {}
+
+
+def test_only_one_module_imports_dali():
+    assert importers_of("nvidia") == {DALI_HOME}
+
+
+def test_only_training_and_ranks_import_deepspeed():
+    assert [module for module in importers_of("deepspeed") if not module.startswith(DEEPSPEED_HOMES)] == []
+
+
+def test_only_programs_read_a_command_line():
+    inside = [module for module in importers_of("argparse") if room_of(module) != "programs"]
+    assert [module for module in inside if not module.startswith(ARGPARSE_HOMES)] == []
 
 
 def test_no_module_bears_a_name_of_the_standard_library():
@@ -120,13 +144,14 @@ def test_no_module_bears_a_name_that_says_nothing():
     assert not {name_of(path) for path in ALL_FILES if path.stem in VAGUE_NAMES}
 
 
-def test_profiling_is_a_folder_of_tools_and_no_package():
+def test_profiling_is_a_folder_of_programs_and_no_package():
     assert not (ROOT / "profiling" / "__init__.py").exists(), "Python 3.15 has a package of that name"
 
 
 def test_every_module_opens_with_a_docstring():
     texts = {name_of(path): path.read_text(encoding="utf-8") for path in PACKAGE_FILES}
-    assert [name for name, text in texts.items() if text.strip() and not ast.get_docstring(ast.parse(text))] == []
+    silent = [name for name, text in texts.items() if text.strip() and not ast.get_docstring(ast.parse(text))]
+    assert silent == [], "say first what the module is"
 
 
 def test_importing_the_package_loads_nothing_heavy():

@@ -85,10 +85,10 @@ def decode_on_device(part: Part, path: Path, numbers: list[int], size: tuple[int
     import numpy as np
     import torch
 
-    from mats_ds.data.loading.dali import DaliGraph
+    from mats_ds.data.loading.dali import GpuDecoder
     from mats_ds.data.loading.reader import EncodedClip, Region
 
-    graph = DaliGraph(height=size[0], width=size[1], device=torch.device(part.device))
+    graph = GpuDecoder(height=size[0], width=size[1], device=torch.device(part.device))
     region = Region((0, 0, *size), flip=False)
     graph.start([EncodedClip(np.fromfile(path, np.uint8), np.asarray(numbers, np.int32), region, "")])
     return graph.finish()[0].cpu().numpy()
@@ -108,12 +108,12 @@ def check_broken(part: Part, folder: Path) -> None:
     import torch
 
     from benchmarks.gpu.video_files import BROKEN, FORMATS, write_broken
-    from mats_ds.data.loading.dali import DaliGraph
+    from mats_ds.data.loading.dali import GpuDecoder
     from mats_ds.data.loading.reader import EncodedClip, Region
 
     good = folder / FORMATS["h264" if part.on_gpu else "vp9"].file
     region, numbers = Region((0, 0, 176, 208), flip=False), np.arange(4, dtype=np.int32)
-    graph = DaliGraph(height=176, width=208, device=torch.device(part.device))
+    graph = GpuDecoder(height=176, width=208, device=torch.device(part.device))
     told = {}
     for kind in BROKEN:
         path = write_broken(folder / f"broken-{kind}.mp4", kind, good)

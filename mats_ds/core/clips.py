@@ -49,7 +49,7 @@ class CropSpec:
 
 
 @dataclass(frozen=True)
-class ResizedCropDraw:
+class RandomResizedCropSpec:
     """What is drawn for a random resized crop, whose size depends on that of the video: `settle` makes the crop of it.
 
     Each of `tries_A` is a part of the picture's area and a ratio of width to height; the first that fits into the picture is
@@ -120,7 +120,7 @@ class ClipSpec:
     label: int = -1
     first_seconds: float | None = None
     last_seconds: float | None = None
-    crop: CropSpec | ResizedCropDraw = field(default_factory=CropSpec)
+    crop: CropSpec | RandomResizedCropSpec = field(default_factory=CropSpec)
     key: int = 0
     attempt: int = 0
     span: int = 0
@@ -144,17 +144,17 @@ class ClipBatch:
     """One micro-batch on the device.
 
     frames_BTHWC: uint8, RGB. label_B: int64, -1 where unknown. sample_B: int64 row in the manifest of what was really read.
-    valid_B: bool, false where a substitute stands in for an unreadable clip. key_B: int64 random key of each clip.
+    valid_B: bool, false where a substitute stands in for an unreadable clip. seed_B: int64 random key of each clip.
     bad: the videos found unreadable while this batch was read (on this rank), each named once per epoch.
     paths: the file that each clip was really read from ("" for a blank clip).
-    num_substitutes: how many entries of valid_B are false; keys: those of key_B; both known without asking the device.
+    num_substitutes: how many entries of valid_B are false; keys: those of seed_B; both known without asking the device.
     """
 
     frames_BTHWC: torch.Tensor
     label_B: torch.Tensor
     sample_B: torch.Tensor
     valid_B: torch.Tensor
-    key_B: torch.Tensor
+    seed_B: torch.Tensor
     bad: tuple[BadClip, ...] = ()
     paths: tuple[str, ...] = ()
     num_substitutes: int = 0

@@ -75,7 +75,7 @@ MIB = 2**20
 
 
 @dataclass(frozen=True)
-class Card:
+class Gpu:
     """One kind of GPU. `device_name` as the driver tells it."""
 
     name: str
@@ -83,33 +83,33 @@ class Card:
     memory_bytes: int
 
 
-CARDS = {
+GPUS = {
     card.name: card
     for card in (
-        Card("a100-80g", "NVIDIA A100-SXM4-80GB", 81050 * MIB),
-        Card("a100-40g", "NVIDIA A100-SXM4-40GB", 40339 * MIB),
-        Card("a6000-48g", "NVIDIA RTX A6000", 48669 * MIB),
-        Card("3090-24g", "NVIDIA GeForce RTX 3090", 24252 * MIB),
-        Card("4090-24g", "NVIDIA GeForce RTX 4090", 24084 * MIB),
-        Card("h100-80g", "NVIDIA H100 80GB HBM3", 81008 * MIB),
-        Card("h200-141g", "NVIDIA H200", 143156 * MIB),
-        Card("l40s-48g", "NVIDIA L40S", 45596 * MIB),
-        Card("l4-24g", "NVIDIA L4", 22563 * MIB),
-        Card("a10-24g", "NVIDIA A10", 22592 * MIB),
+        Gpu("a100-80g", "NVIDIA A100-SXM4-80GB", 81050 * MIB),
+        Gpu("a100-40g", "NVIDIA A100-SXM4-40GB", 40339 * MIB),
+        Gpu("a6000-48g", "NVIDIA RTX A6000", 48669 * MIB),
+        Gpu("3090-24g", "NVIDIA GeForce RTX 3090", 24252 * MIB),
+        Gpu("4090-24g", "NVIDIA GeForce RTX 4090", 24084 * MIB),
+        Gpu("h100-80g", "NVIDIA H100 80GB HBM3", 81008 * MIB),
+        Gpu("h200-141g", "NVIDIA H200", 143156 * MIB),
+        Gpu("l40s-48g", "NVIDIA L40S", 45596 * MIB),
+        Gpu("l4-24g", "NVIDIA L4", 22563 * MIB),
+        Gpu("a10-24g", "NVIDIA A10", 22592 * MIB),
     )
 }
 
 
-def find_card(name: str) -> Card:
+def find_gpu(name: str) -> Gpu:
     """The card of a name like "a100-80g", "8xa100-80g", "A100" or "3090". Raises ValueError with the nearest names."""
     asked = name.lower().strip().removeprefix("8x")
-    fits = [card for key, card in CARDS.items() if key == asked] or [
-        card for key, card in CARDS.items() if key.startswith(f"{asked}-")
+    fits = [card for key, card in GPUS.items() if key == asked] or [
+        card for key, card in GPUS.items() if key.startswith(f"{asked}-")
     ]
     if len(fits) == 1:
         return fits[0]
     if fits:
         raise ValueError(f"{name!r} is one of several cards: choose {', '.join(card.name for card in fits)}")
-    close = difflib.get_close_matches(asked, CARDS, n=1, cutoff=0.5)
+    close = difflib.get_close_matches(asked, GPUS, n=1, cutoff=0.5)
     hint = f"; did you mean {close[0]}?" if close else ""
-    raise ValueError(f"no card {name!r} in the table{hint} Known: {', '.join(CARDS)}")
+    raise ValueError(f"no card {name!r} in the table{hint} Known: {', '.join(GPUS)}")

@@ -9,7 +9,7 @@ CONFIDENCE_Z = 1.959963984540054  # 95% of a normal distribution lie within so m
 
 
 @dataclass(frozen=True)
-class Share:
+class Proportion:
     """`hits` of `total`, with the 95% interval that belongs to it."""
 
     hits: int

@@ -24,7 +24,7 @@ class Classes:
     names: tuple[str, ...] = ()
 
 
-def settle_classes(manifest: Manifest, source: str | Path | None, *, asked: int | None) -> Classes:
+def resolve_classes(manifest: Manifest, source: str | Path | None, *, asked: int | None) -> Classes:
     """As many classes as are `asked` for, else as the names beside the manifest `source` tell, else as the labels do.
 
     Raises ValueError where videos have no label, or one that is none of the classes.

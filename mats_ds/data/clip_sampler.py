@@ -14,8 +14,8 @@ import numpy as np
 
 from mats_ds.config.finetune_recipe import RandAugmentPlan
 from mats_ds.config.recipe import ClipSection
-from mats_ds.core.clips import ClipSpec, CropSpec, ResizedCropDraw
-from mats_ds.data.augment.rand_augment import SHARES_PER_OPERATION, draw_operations
+from mats_ds.core.clips import ClipSpec, CropSpec, RandomResizedCropSpec
+from mats_ds.data.augment.rand_augment import SHARES_PER_OPERATION, sample_operations
 from mats_ds.data.manifest import Manifest
 
 # The fixed places of a multi-scale crop (top, left; in quarters of the free room): corners, centre, edge middles and quarter
@@ -28,7 +28,7 @@ CROP_PLACES = (
 KEY_BITS = 62
 # what a stream of random words serves
 _FOR_ORDER, _FOR_KEY, _FOR_CLIP, _FOR_CROP, _FOR_SEGMENTS, _FOR_OPERATIONS = range(6)
-# torchvision's RandomResizedCrop, as VideoMAE fine-tunes with it (arXiv 2203.12602): width to height, and how often it tries.
+# torchvision's RandomResizedCropSpec, as VideoMAE fine-tunes with it (arXiv 2203.12602): width to height, and how often it tries.
 CROP_RATIOS = (3 / 4, 4 / 3)
 CROP_TRIES = 10
 
@@ -112,7 +112,7 @@ class ClipSampler:
         if self.rand_augment is not None:
             count = SHARES_PER_OPERATION * self.rand_augment.num_operations
             words = self._words(count, _FOR_OPERATIONS, epoch, index, attempt)
-            operations = draw_operations(self.rand_augment, [_to_share(word) for word in words])
+            operations = sample_operations(self.rand_augment, [_to_share(word) for word in words])
         seconds = self.recipe_clip.stride_seconds
         return ClipSpec(
             path=self.manifest.paths[sample],
@@ -158,7 +158,7 @@ class ClipSampler:
         top, left = CROP_PLACES[place % len(CROP_PLACES)]
         return CropSpec(height_scale, width_scale, top / 4, left / 4, flip)
 
-    def _resized_crop(self, words: list[int], *, flip: bool) -> ResizedCropDraw:
+    def _resized_crop(self, words: list[int], *, flip: bool) -> RandomResizedCropSpec:
         """Areas are drawn evenly, ratios evenly in their logarithm."""
         (least, most), (narrowest, widest) = self.crop_areas, CROP_RATIOS
         top, left, *shares = map(_to_share, words)
@@ -166,7 +166,7 @@ class ClipSampler:
             (least + (most - least) * area, narrowest * (widest / narrowest) ** ratio)
             for area, ratio in zip(shares[::2], shares[1::2], strict=True)
         )
-        return ResizedCropDraw(tries, top, left, CROP_RATIOS, flip)
+        return RandomResizedCropSpec(tries, top, left, CROP_RATIOS, flip)
 
     def _draw_order(self, epoch: int) -> np.ndarray:
         """The epoch's order of all videos, int64 [S]."""

@@ -9,10 +9,10 @@ from typing import Any
 import torch.distributed as dist
 
 from mats_ds.distributed.exits import RanksLost, TrainingStopped
-from mats_ds.distributed.ranks import Place
+from mats_ds.distributed.ranks import RankInfo
 
 
-def gather_on_first(value: Any, place: Place) -> list[Any] | None:
+def gather_on_first(value: Any, place: RankInfo) -> list[Any] | None:
     """The values of all ranks in their order, on rank 0; None on the others. They travel by pickle."""
     if place.world_size == 1:
         return [value]
@@ -21,7 +21,7 @@ def gather_on_first(value: Any, place: Place) -> list[Any] | None:
     return values
 
 
-def gather_on_all(value: Any, place: Place) -> list[Any]:
+def gather_on_all(value: Any, place: RankInfo) -> list[Any]:
     """The values of all ranks in their order, on every rank. They travel by pickle."""
     if place.world_size == 1:
         return [value]
@@ -38,7 +38,7 @@ class Problem:
     is_input: bool
 
 
-def do_on_first(work: Callable[[], Any], place: Place, *, advice: str) -> Any:
+def do_on_first(work: Callable[[], Any], place: RankInfo, *, advice: str) -> Any:
     """What `work` returns on rank 0, which alone does it; None on the others. Where it fails, all ranks end alike.
 
     Raises ValueError on every rank where it raises one on rank 0, and TrainingStopped with the advice for an OSError (no room).
@@ -46,7 +46,7 @@ def do_on_first(work: Callable[[], Any], place: Place, *, advice: str) -> Any:
     return do_on_all(work if place.rank == 0 else (lambda: None), place, advice=advice)
 
 
-def do_on_all(work: Callable[[], Any], place: Place, *, advice: str) -> Any:
+def do_on_all(work: Callable[[], Any], place: RankInfo, *, advice: str) -> Any:
     """What `work` returns on this rank. Every rank does its work to the end; then, where one has failed, all end alike.
 
     Raises as `do_on_first` does, with the problem of the first rank that has one.

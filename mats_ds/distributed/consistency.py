@@ -58,7 +58,9 @@ class _Report:
     facts: Mapping[str, str] = field(default_factory=dict)
 
 
-def open_alike(open_videos: Callable[[], V], *, recipe: Recipe | None = None, ds_config: Mapping[str, Any] | None = None) -> V:
+def check_consistent(
+    open_videos: Callable[[], V], *, recipe: Recipe | None = None, ds_config: Mapping[str, Any] | None = None
+) -> V:
     """The manifest that `open_videos()` returns, if every rank can open it and has the same one; called by every rank.
 
     With a recipe, it, the JSON, the versions and the code must be the same too. Raises one ValueError on all ranks that names the

@@ -13,18 +13,18 @@ import torch.distributed as dist
 
 from mats_ds.distributed.exits import RanksLost
 from mats_ds.distributed.launcher_watch import end_with_launchers
-from mats_ds.distributed.scheduler_env import adopt_launcher
+from mats_ds.distributed.scheduler_env import set_rank_environment
 
 DTYPES = {"bf16": torch.bfloat16, "fp32": torch.float32}
 
 
-def find_place(device: str | None = None) -> Place:
+def join_ranks(device: str | None = None) -> RankInfo:
     """Join the ranks of the launcher, or stand alone on `device` (None: the GPU if there is one, else the CPU).
 
     DeepSpeed is only loaded where there is more than one rank. A process that a launcher has started ends soon after it. Raises
     ValueError for a device that does not exist, or a single GPU for several ranks.
     """
-    adopt_launcher()
+    set_rank_environment()
     end_with_launchers()
     if int(os.environ.get("WORLD_SIZE", "1")) > 1:
         if device == "cpu":
@@ -32,7 +32,7 @@ def find_place(device: str | None = None) -> Place:
         elif device not in (None, "cuda"):
             raise ValueError(f"--device {device} with {os.environ['WORLD_SIZE']} ranks: each takes its own, write cuda or cpu")
         return start_distributed()
-    return Place(0, 0, 1, 1, find_device(device))
+    return RankInfo(0, 0, 1, 1, find_device(device))
 
 
 def find_device(name: str | None) -> torch.device:
@@ -62,7 +62,7 @@ JOIN_SECONDS = 600.0  # how long the first ranks wait for the last at the start:
 
 
 @dataclass(frozen=True)
-class Place:
+class RankInfo:
     """Where this process stands among its peers, and its device."""
 
     rank: int
@@ -72,13 +72,13 @@ class Place:
     device: torch.device
 
 
-def start_distributed(*, timeout_seconds: float = 1800.0) -> Place:
+def start_distributed(*, timeout_seconds: float = 1800.0) -> RankInfo:
     """Join the process group that the launcher (deepspeed, torchrun, mpirun, srun) describes; without one, be the only rank.
 
     A rank that waits longer than `timeout_seconds` for the others raises RuntimeError. Raises RanksLost where not all join within
     JOIN_SECONDS.
     """
-    adopt_launcher()
+    set_rank_environment()
     for name, value in {
         "RANK": "0",
         "LOCAL_RANK": "0",
@@ -118,7 +118,7 @@ def start_distributed(*, timeout_seconds: float = 1800.0) -> Place:
     set_timeout = getattr(dist, "set_timeout", None) or dist.distributed_c10d._set_pg_timeout  # torch before 2.15
     for group in (None, deepspeed.utils.groups._get_data_parallel_group()):
         set_timeout(timedelta(seconds=timeout_seconds), group)
-    return Place(dist.get_rank(), local_rank, dist.get_world_size(), local_world_size, device)
+    return RankInfo(dist.get_rank(), local_rank, dist.get_world_size(), local_world_size, device)
 
 
 def _free_port() -> int:

@@ -15,7 +15,7 @@ DEFAULT_PORT = "29500"  # torch's and DeepSpeed's
 FIRST_JOB_PORT, NUM_JOB_PORTS = 20_000, 10_000  # below the range that Linux gives to outgoing connections
 
 
-def adopt_launcher(environment: MutableMapping[str, str] | None = None) -> None:
+def set_rank_environment(environment: MutableMapping[str, str] | None = None) -> None:
     """Translate what mpirun or srun has set, in place; nothing where RANK is set, or where neither has started this process.
 
     Raises ValueError for ranks of mpirun on several hosts without MASTER_ADDR, which mpirun does not tell.

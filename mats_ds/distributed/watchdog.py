@@ -36,7 +36,7 @@ SIGTERM_SECONDS = 25.0
 NOTICE_SECONDS = 5.0
 
 
-class Guard:
+class Watchdog:
     """`with Guard(run, hang_seconds=...) as guard:` around the training loop, on every rank.
 
     The loop calls `enter(phase)` as it goes, and asks `request`: None, or who asked the run to stop.
@@ -55,7 +55,7 @@ class Guard:
         self._others: dict[int, psutil.Process] = {}
         self._dead: str | None = None
 
-    def __enter__(self) -> Guard:
+    def __enter__(self) -> Watchdog:
         self._launchers = find_launchers()
         self._others = find_others(self._run)
         if threading.current_thread() is threading.main_thread():

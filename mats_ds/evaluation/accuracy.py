@@ -13,7 +13,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from mats_ds.core.proportion import Share
+from mats_ds.core.proportion import Proportion
 
 TOP = 5
 
@@ -79,10 +79,10 @@ class Accuracy:
     `mean_class` is the mean over the classes that have videos; `num_top` is 5, or the number of classes if there are fewer.
     """
 
-    top1: Share
-    top5: Share
+    top1: Proportion
+    top5: Proportion
     num_top: int
-    classes: tuple[Share, ...]
+    classes: tuple[Proportion, ...]
     confusion_CC: np.ndarray
 
     @property
@@ -112,10 +112,10 @@ def measure_accuracy(scores_SC: np.ndarray, label_S: np.ndarray) -> Accuracy:
     confusion_CC = np.zeros((num_classes, num_classes), np.int64)
     if num_videos:
         np.add.at(confusion_CC, (label_S, scores_SC.argmax(axis=1)), 1)
-    classes = tuple(Share(int(confusion_CC[label, label]), int(confusion_CC[label].sum())) for label in range(num_classes))
+    classes = tuple(Proportion(int(confusion_CC[label, label]), int(confusion_CC[label].sum())) for label in range(num_classes))
     return Accuracy(
-        top1=Share(int((rank_S == 0).sum()), num_videos),
-        top5=Share(int((rank_S < num_top).sum()), num_videos),
+        top1=Proportion(int((rank_S == 0).sum()), num_videos),
+        top5=Proportion(int((rank_S < num_top).sum()), num_videos),
         num_top=num_top,
         classes=classes,
         confusion_CC=confusion_CC,

@@ -14,7 +14,7 @@ import numpy as np
 
 from mats_ds.core.clips import BadClip
 from mats_ds.core.drawing import try_to_draw
-from mats_ds.core.proportion import Share
+from mats_ds.core.proportion import Proportion
 from mats_ds.core.storage.documents import parse_json
 from mats_ds.core.storage.files import describe_wrong_kind, read_bytes, replace_file, write_json
 from mats_ds.core.storage.output_folder import make_subfolder, remove_parts
@@ -201,7 +201,7 @@ class ProbeResult:
 
     probe: str
     weights: str
-    top1: Share
+    top1: Proportion
     told: str
     seconds: float
 
@@ -219,7 +219,7 @@ class ProbeResult:
 
 
 @dataclass(frozen=True)
-class Chance:
+class ChanceLevel:
     """What needs no features: guessing among all classes, and always saying the class that `val` has most of."""
 
     num_classes: int

@@ -76,7 +76,7 @@ def score_videos(
     for batch in batches:
         bad.extend(batch.bad)
         counts_B = (batch.valid_B & (batch.sample_B >= 0)).double()
-        scores_BC = model(batch.frames_BTHWC, batch.key_B).double().softmax(dim=1)
+        scores_BC = model(batch.frames_BTHWC, batch.seed_B).double().softmax(dim=1)
         sample_B = batch.sample_B.clamp(min=0)
         # where, not a product: a blank clip's scores may be no numbers
         sum_SC.index_add_(0, sample_B, torch.where(counts_B[:, None] > 0, scores_BC, 0.0))

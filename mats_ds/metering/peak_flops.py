@@ -79,7 +79,7 @@ def find_peak(device_name: str, arithmetic: str = BF16) -> Peak | None:
     return None
 
 
-def settle_peak(
+def choose_peak(
     device: torch.device, device_name: str, arithmetic: str | None = BF16, *, cache: Path | None = None
 ) -> Peak | None:
     """The card's peak from the table, the cache (None: in the user's cache folder), or a measurement that is then cached; None

@@ -24,7 +24,7 @@ from mats_ds.core.run_dir import FINISHED, SCHEMA, Outcome, write_outcome, write
 from mats_ds.core.storage.files import open_regular, open_to_append
 from mats_ds.metering.device_memory import DeviceMeter, MemoryReading, left_for_activations, split_peak
 from mats_ds.metering.out_of_memory import advise_on_memory, is_out_of_memory
-from mats_ds.metering.peak_flops import arithmetic_of, settle_peak
+from mats_ds.metering.peak_flops import arithmetic_of, choose_peak
 from mats_ds.metering.profiler import dump_snapshot
 from mats_ds.metering.step_record import RecordWriter, StepRecord, append_whole
 
@@ -144,7 +144,7 @@ def _add_card(run: RunInfo, device: torch.device) -> RunInfo:
         return run
     import torch
 
-    peak = settle_peak(device, run.device_name, arithmetic_of(run.precision, device))
+    peak = choose_peak(device, run.device_name, arithmetic_of(run.precision, device))
     return replace(
         run,
         device_memory_bytes=torch.cuda.get_device_properties(device).total_memory,

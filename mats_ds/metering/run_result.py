@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from mats_ds.core.limits import MAX_FLOAT, MAX_NAME, show
-from mats_ds.core.proportion import Share
+from mats_ds.core.proportion import Proportion
 from mats_ds.core.run_dir import read_object
 
 RESULT_FILE = "result.json"
@@ -54,7 +54,7 @@ class RunResult:
         return {
             "weights": {"from": "last", "step": last["step"], "averaged": last["averaged"], "chosen_on": None},
             "top1": top1_of(last).as_json(),
-            "top5": Share(round(last["top5"] * last["num_videos"]), last["num_videos"]).as_json(),
+            "top5": Proportion(round(last["top5"] * last["num_videos"]), last["num_videos"]).as_json(),
             "measured_on": last["measured_on"],
             "views": {"clips": last["clips"], "crops": last["crops"]},
             "videos": {"scored": last["num_videos"], "unreadable": last["num_unreadable"], "trained_on": self.num_trained_on},
@@ -107,8 +107,8 @@ def _check_values(tree: Any, path: Path, *, depth: int = 0) -> None:
         raise ValueError(f"{path} is not of this version: it holds {show(tree)}")
 
 
-def top1_of(test: Mapping[str, Any]) -> Share:
-    return Share(round(test["top1"] * test["num_videos"]), test["num_videos"])
+def top1_of(test: Mapping[str, Any]) -> Proportion:
+    return Proportion(round(test["top1"] * test["num_videos"]), test["num_videos"])
 
 
 def _average(test: Mapping[str, Any]) -> str:

@@ -19,7 +19,7 @@ from mats_ds.core.token_grid import RUN_THRESHOLD, TokenGrid
 from mats_ds.models.layers import NORM_EPS, KeepsTables, init_linear, make_positions
 from mats_ds.models.sizes import MODEL_SIZES
 from mats_ds.models.token_merging import pool_by_size
-from mats_ds.models.token_pruning import ChosenClip, choose_clip
+from mats_ds.models.token_pruning import PrunedClip, prune_clip
 from mats_ds.models.vit import UINT8_MAX, PatchEmbed, Transformer, embed_chosen, embed_patches
 from mats_ds.tokens.frames import select_fullest_frames
 from mats_ds.tokens.motion import check_compensation
@@ -108,13 +108,13 @@ class VideoClassifier(KeepsTables):
             grid=grid or TokenGrid(), width=size.width, depth=size.depth, heads=size.heads, num_classes=num_classes, **options
         )
 
-    def forward(self, frames_BTHWC: torch.Tensor, key_B: torch.Tensor | None = None) -> torch.Tensor:
+    def forward(self, frames_BTHWC: torch.Tensor, seed_B: torch.Tensor | None = None) -> torch.Tensor:
         """logits [B, classes]. Arguments and errors as for `encode`."""
-        return self.class_head(self.head_dropout(self.features(frames_BTHWC, key_B)))
+        return self.class_head(self.head_dropout(self.features(frames_BTHWC, seed_B)))
 
-    def features(self, frames_BTHWC: torch.Tensor, key_B: torch.Tensor | None = None) -> torch.Tensor:
+    def features(self, frames_BTHWC: torch.Tensor, seed_B: torch.Tensor | None = None) -> torch.Tensor:
         """features_BD: what the head sees. Arguments and errors as for `encode`."""
-        return self.pool(self.encode(frames_BTHWC, key_B))
+        return self.pool(self.encode(frames_BTHWC, seed_B))
 
     def pool(self, encoded: EncodedClip) -> torch.Tensor:
         """features_BD: the normalised mean of the kept tokens; with `merge_dropped` the mean of all, each dropped one counted as
@@ -124,15 +124,15 @@ class VideoClassifier(KeepsTables):
             return self.fc_norm(encoded.tokens_BKD.mean(dim=1))
         return self.fc_norm(pool_by_size(encoded.tokens_BKD, encoded.size_BK))
 
-    def encode(self, frames_BTHWC: torch.Tensor, key_B: torch.Tensor | None = None) -> EncodedClip:
+    def encode(self, frames_BTHWC: torch.Tensor, seed_B: torch.Tensor | None = None) -> EncodedClip:
         """All kept tokens after the encoder's blocks, and where they come from.
 
-        frames_BTHWC: uint8 RGB of the candidate grid's size. key_B: int64 random key of each clip, for strategies that draw
+        frames_BTHWC: uint8 RGB of the candidate grid's size. seed_B: int64 random key of each clip, for strategies that draw
         tokens and, in training, for the draw of frames; None draws keys from torch's global generator in training and is
         one fixed key in evaluation mode, which also takes the fullest frames instead of drawing: the same clip then always
         gives the same output. Raises ValueError for frames of another shape or type.
         """
-        chosen = self.choose(frames_BTHWC, key_B)
+        chosen = self.choose(frames_BTHWC, seed_B)
         index_BK = chosen.selection.visible_BV
         how = {"positions_ND": self.positions_ND, "recompute": self.encoder.recompute}
         if chosen.merged is None:
@@ -141,11 +141,11 @@ class VideoClassifier(KeepsTables):
         tokens_BKD = embed_patches(self.patch_embed, chosen.merged.patches_BKP, index_BK, **how)
         return EncodedClip(self.encoder(tokens_BKD), index_BK, chosen.tubelets_BT, chosen.merged.size_BK)
 
-    def choose(self, frames_BTHWC: torch.Tensor, key_B: torch.Tensor | None = None) -> ChosenClip:
+    def choose(self, frames_BTHWC: torch.Tensor, seed_B: torch.Tensor | None = None) -> PrunedClip:
         """The frames and tokens that are used; all kept tokens are visible, what `selection` calls targets is dropped."""
-        if key_B is None and not self.training:
-            key_B = torch.zeros(len(frames_BTHWC), dtype=torch.int64, device=frames_BTHWC.device)
-        return choose_clip(
+        if seed_B is None and not self.training:
+            seed_B = torch.zeros(len(frames_BTHWC), dtype=torch.int64, device=frames_BTHWC.device)
+        return prune_clip(
             frames_BTHWC,
             grid=self.grid,
             candidate_grid=self.candidate_grid,
@@ -154,7 +154,7 @@ class VideoClassifier(KeepsTables):
             keep_ratio=self.keep_ratio,
             visible_ratio=self.keep_ratio,
             distance=self.distance,
-            key_B=key_B,
+            seed_B=seed_B,
             pick_frames=None if self.training else select_fullest_frames,
             compensate_camera=self.compensate_camera,
             run_threshold=self.run_threshold,

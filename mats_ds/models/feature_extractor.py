@@ -69,22 +69,22 @@ class VideoEncoder(nn.Module):
         return self.trunk.positions_ND.device
 
     @torch.inference_mode()
-    def forward(self, frames: torch.Tensor | np.ndarray, key_B: torch.Tensor | None = None) -> torch.Tensor:
+    def forward(self, frames: torch.Tensor | np.ndarray, seed_B: torch.Tensor | None = None) -> torch.Tensor:
         """features_BD: one vector a clip.
 
-        frames: uint8 RGB [B, num_frames, height, width, 3], a tensor or array anywhere; one clip without B will do. key_B:
+        frames: uint8 RGB [B, num_frames, height, width, 3], a tensor or array anywhere; one clip without B will do. seed_B:
         random key of each clip for strategies that draw tokens; without it the same clip always gives the same features.
         Raises ValueError for frames of another shape or type.
         """
-        return self.trunk.features(self._as_batch(frames), key_B)
+        return self.trunk.features(self._as_batch(frames), seed_B)
 
     @torch.inference_mode()
-    def tokens(self, frames: torch.Tensor | np.ndarray, key_B: torch.Tensor | None = None) -> VideoTokens:
+    def tokens(self, frames: torch.Tensor | np.ndarray, seed_B: torch.Tensor | None = None) -> VideoTokens:
         """All encoded tokens and where they lie. Arguments and errors as for `forward`.
 
         A classifier's tokens are those that leave the last block: its norm comes after the mean.
         """
-        encoded = self.trunk.encode(self._as_batch(frames), key_B)
+        encoded = self.trunk.encode(self._as_batch(frames), seed_B)
         position_BK3 = grid_positions(encoded.index_BK, self.grid)
         return VideoTokens(encoded.tokens_BKD, position_BK3, encoded.tubelets_BT, self.trunk.pool(encoded))
 

@@ -19,7 +19,7 @@ from mats_ds.config.recipe import Recipe
 from mats_ds.core.token_grid import RGB_CHANNELS, RUN_THRESHOLD, TokenGrid, TokenSelection, count_selection
 from mats_ds.models.layers import KeepsTables, init_linear, make_positions
 from mats_ds.models.sizes import MODEL_SIZES
-from mats_ds.models.token_pruning import ChosenClip, choose_clip
+from mats_ds.models.token_pruning import PrunedClip, prune_clip
 from mats_ds.models.vit import UINT8_MAX, PatchEmbed, Transformer, embed_chosen, gather_tokens, join_patches
 from mats_ds.tokens.motion import check_compensation
 
@@ -143,19 +143,19 @@ class MaskedAutoencoder(KeepsTables):
             run_threshold=recipe.selection.run_threshold,
         )
 
-    def forward(self, frames_BTHWC: torch.Tensor, key_B: torch.Tensor | None = None) -> torch.Tensor:
+    def forward(self, frames_BTHWC: torch.Tensor, seed_B: torch.Tensor | None = None) -> torch.Tensor:
         """The scalar float32 loss: mean squared error over the normalised pixels of the target tokens.
 
-        frames_BTHWC: uint8 RGB of the candidate grid's size. key_B: int64 random key of each clip, which fixes its
+        frames_BTHWC: uint8 RGB of the candidate grid's size. seed_B: int64 random key of each clip, which fixes its
         mask and frames; None draws keys from torch's global generator. Raises ValueError for frames of another shape or type.
         """
-        chosen = self.choose(frames_BTHWC, key_B)
+        chosen = self.choose(frames_BTHWC, seed_B)
         true_BMP = gather_tokens(chosen.patches_BNP, chosen.selection.target_BM)
         return reconstruction_loss(self.predict(chosen), true_BMP)
 
-    def choose(self, frames_BTHWC: torch.Tensor, key_B: torch.Tensor | None = None) -> ChosenClip:
+    def choose(self, frames_BTHWC: torch.Tensor, seed_B: torch.Tensor | None = None) -> PrunedClip:
         """Score the motion, then pick frames (where there are more candidates than frames) and tokens. No gradient."""
-        return choose_clip(
+        return prune_clip(
             frames_BTHWC,
             grid=self.grid,
             candidate_grid=self.candidate_grid,
@@ -164,7 +164,7 @@ class MaskedAutoencoder(KeepsTables):
             keep_ratio=self.keep_ratio,
             visible_ratio=self.visible_ratio,
             distance=self.distance,
-            key_B=key_B,
+            seed_B=seed_B,
             compensate_camera=self.compensate_camera,
             run_threshold=self.run_threshold,
         )
@@ -173,12 +173,12 @@ class MaskedAutoencoder(KeepsTables):
         """What distances are taken of: the patch embedding, or the pixels (0 to 1) themselves."""
         return self.patch_embed(patches_BNP) if self.feature == "embedding" else patches_BNP.float() / UINT8_MAX
 
-    def predict(self, chosen: ChosenClip) -> torch.Tensor:
+    def predict(self, chosen: PrunedClip) -> torch.Tensor:
         """predicted_BMP: normalised pixels of the target tokens."""
         num_targets = chosen.selection.target_BM.shape[1]
         return self.decoder(self._encode(chosen), num_outputs=num_targets, then=self.head)
 
-    def _encode(self, chosen: ChosenClip) -> torch.Tensor:
+    def _encode(self, chosen: PrunedClip) -> torch.Tensor:
         """The decoder's tokens [B, V + M, D]: the encoded visible ones, then mask tokens for the targets, with positions."""
         visible_BV, target_BM = chosen.selection.visible_BV, chosen.selection.target_BM
         tokens_BVD = embed_chosen(
@@ -193,9 +193,9 @@ class MaskedAutoencoder(KeepsTables):
         return torch.cat([encoded_BVD + positions_ND[visible_BV], self.mask_token + positions_ND[target_BM]], dim=1)
 
     @torch.no_grad()
-    def reconstruct(self, frames_BTHWC: torch.Tensor, key_B: torch.Tensor | None = None) -> Reconstruction:
+    def reconstruct(self, frames_BTHWC: torch.Tensor, seed_B: torch.Tensor | None = None) -> Reconstruction:
         """Run the model on clips and put its predictions back into pictures. Arguments and errors as for `forward`."""
-        chosen = self.choose(frames_BTHWC, key_B)
+        chosen = self.choose(frames_BTHWC, seed_B)
         predicted_BMP = self.predict(chosen).float()
         true_BMP = gather_tokens(chosen.patches_BNP, chosen.selection.target_BM)
         restored_BMP = normalise_patches(true_BMP).restore(predicted_BMP)

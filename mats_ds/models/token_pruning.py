@@ -17,14 +17,14 @@ from mats_ds.core.token_grid import RUN_THRESHOLD, TokenGrid, TokenSelection
 from mats_ds.models.token_merging import MergedPatches, merge_dropped
 from mats_ds.models.vit import gather_tokens, split_patches
 from mats_ds.tokens.frames import select_frames
-from mats_ds.tokens.keyed_random import draw_keys
+from mats_ds.tokens.keyed_random import sample_keys
 from mats_ds.tokens.motion import score_local_motion, score_motion
 from mats_ds.tokens.run_length import score_runs
 from mats_ds.tokens.selection import select_tokens
 
 
 @dataclass(frozen=True)
-class ChosenClip:
+class PrunedClip:
     """The frames and tokens of a batch that are computed: patches_BNP uint8 and motion_BN of the frames that are used,
     tubelets_BT: which of the candidates' tubelets they are. motion_BN is zero where nothing looks at motion. `merged`, where
     asked for: the visible tokens with the others merged into them.
@@ -38,7 +38,7 @@ class ChosenClip:
 
 
 @torch.no_grad()
-def choose_clip(
+def prune_clip(
     frames_BTHWC: torch.Tensor,
     *,
     grid: TokenGrid,
@@ -48,15 +48,15 @@ def choose_clip(
     keep_ratio: float,
     visible_ratio: float,
     distance: str,
-    key_B: torch.Tensor | None,
+    seed_B: torch.Tensor | None,
     pick_frames: Callable[..., torch.Tensor] | None = None,
     compensate_camera: bool = False,
     run_threshold: float = RUN_THRESHOLD,
     merge: bool = False,
-) -> ChosenClip:
+) -> PrunedClip:
     """Score the motion, then pick frames (where there are more candidates than frames) and tokens.
 
-    `motion_feature` maps patches_BNP to what distances are taken of, [B, N, X]. `key_B` None draws keys from torch's global
+    `motion_feature` maps patches_BNP to what distances are taken of, [B, N, X]. `seed_B` None draws keys from torch's global
     generator. `pick_frames` None draws frames with the key; else it is called as `select_fullest_frames` is. `run_threshold` is
     run_length's; `merge` asks for `merged`.
     Raises ValueError for frames that are not uint8 or not of the candidate grid's size.
@@ -64,8 +64,8 @@ def choose_clip(
     if frames_BTHWC.dtype != torch.uint8:
         raise ValueError(f"frames must be uint8 (0 to 255), got {frames_BTHWC.dtype}: the model normalises them itself")
     patches_BNP = split_patches(frames_BTHWC, candidate_grid)
-    if key_B is None:
-        key_B = draw_keys(len(patches_BNP), device=patches_BNP.device)
+    if seed_B is None:
+        seed_B = sample_keys(len(patches_BNP), device=patches_BNP.device)
     adaptive = candidate_grid.tau > grid.tau
     score = partial(score_local_motion if compensate_camera else score_motion, distance=distance)
     if strategy == "mats" or adaptive or merge:
@@ -75,7 +75,7 @@ def choose_clip(
     else:  # these strategies look at no motion: spare them the embedding of the whole clip
         motion_BN = torch.zeros(patches_BNP.shape[:2], device=patches_BNP.device)
     if adaptive:
-        pick_frames = pick_frames or partial(select_frames, key_B=key_B)
+        pick_frames = pick_frames or partial(select_frames, seed_B=seed_B)
         tubelets_BT = pick_frames(motion_BN, candidate_grid, keep_ratio=keep_ratio, num_tubelets=grid.tau)
         patches_BNP = take_tubelets(patches_BNP, tubelets_BT, candidate_grid)
         feature_BNX = take_tubelets(feature_BNX, tubelets_BT, candidate_grid)
@@ -85,10 +85,10 @@ def choose_clip(
     if strategy == "run_length":
         motion_BN = score_runs(patches_BNP, grid, threshold=run_threshold)
     selection = select_tokens(
-        motion_BN, strategy=strategy, keep_ratio=keep_ratio, visible_ratio=visible_ratio, grid=grid, key_B=key_B
+        motion_BN, strategy=strategy, keep_ratio=keep_ratio, visible_ratio=visible_ratio, grid=grid, seed_B=seed_B
     )
     merged = merge_dropped(patches_BNP, feature_BNX, selection.visible_BV) if merge else None
-    return ChosenClip(patches_BNP, motion_BN, selection, tubelets_BT, merged)
+    return PrunedClip(patches_BNP, motion_BN, selection, tubelets_BT, merged)
 
 
 def take_tubelets(values_BNX: torch.Tensor, tubelets_BT: torch.Tensor, grid: TokenGrid) -> torch.Tensor:

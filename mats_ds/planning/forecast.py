@@ -13,7 +13,7 @@ from pathlib import Path
 from statistics import median
 from typing import Any
 
-from mats_ds.core.gpus import MIB, Card
+from mats_ds.core.gpus import MIB, Gpu
 from mats_ds.core.run_dir import RUN_FILE, read_run
 from mats_ds.core.storage.files import refuse_wrong_kind
 from mats_ds.metering.device_memory import ACTIVATIONS, CACHE, OUTSIDE
@@ -28,7 +28,7 @@ MAX_MICRO_BATCH = 4096
 
 
 @dataclass(frozen=True)
-class Feed:
+class LoaderMemory:
     """What brings the clips: micro-batches that wait, DALI's pipelines, and the size of the videos that they decode.
 
     The size is that of training copies with a shorter side of 256 (docs/data.md); a chunk of a pipeline is 8 clips.
@@ -48,7 +48,7 @@ class Forecast:
     """
 
     workload: Workload
-    card: Card
+    card: Gpu
     world_size: int
     micro_batch: int
     accumulation: int
@@ -69,15 +69,15 @@ def forecast(
     workload: Workload,
     ds_config: Mapping[str, Any],
     *,
-    card: Card,
+    card: Gpu,
     world_size: int,
     micro_batch: int,
     accumulation: int = 1,
-    feed: Feed | None = None,
+    feed: LoaderMemory | None = None,
     overheads: Overheads | None = None,
 ) -> Forecast:
     """What a rank needs on `card`. Raises ValueError for a JSON that cannot be planned."""
-    feed, overheads = feed or Feed(), overheads or Overheads()
+    feed, overheads = feed or LoaderMemory(), overheads or Overheads()
     memory = plan_memory(workload, ds_config, world_size=world_size, micro_batch=micro_batch, accumulation=accumulation)
     kinds = dict(memory.bytes_by_kind)
     # Ready micro-batches, and the one that is being put together.

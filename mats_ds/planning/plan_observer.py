@@ -14,8 +14,8 @@ from typing import TYPE_CHECKING, Any
 
 from mats_ds.core.events import RunInfo, StepEvent
 from mats_ds.core.format import format_bytes
-from mats_ds.core.gpus import Card
-from mats_ds.planning.forecast import Feed, as_recorded, forecast
+from mats_ds.core.gpus import Gpu
+from mats_ds.planning.forecast import LoaderMemory, as_recorded, forecast
 from mats_ds.planning.plan_file import Plan, write_measured, write_plan
 from mats_ds.planning.tensor_bytes import SavedBytes
 from mats_ds.planning.workload import Workload
@@ -29,13 +29,13 @@ NOT_MEASURED = "CUDA context, NCCL, decoder and fragments are assumed: no plan w
 
 
 @dataclass
-class PlanWatch:
+class PlanRecorder:
     """Rank 0 alone does anything. `measures`: count what the first forward pass keeps; not where a compiler runs the model."""
 
     workload: Workload
     ds_config: Mapping[str, Any]
     module: torch.nn.Module
-    feed: Feed
+    feed: LoaderMemory
     measures: bool = True
 
     def on_start(self, run: RunInfo) -> None:
@@ -70,10 +70,10 @@ class PlanWatch:
             self._saved.detach()
 
 
-def plan_run(workload: Workload, ds_config: Mapping[str, Any], run: RunInfo, feed: Feed) -> Plan:
+def plan_run(workload: Workload, ds_config: Mapping[str, Any], run: RunInfo, feed: LoaderMemory) -> Plan:
     """The plan of a run that is about to start, on the card that it has."""
     on_cpu = run.device_name == "CPU"
-    card = Card(run.device_name, run.device_name, run.device_memory_bytes or 1)
+    card = Gpu(run.device_name, run.device_name, run.device_memory_bytes or 1)
     batch = dict(world_size=run.world_size, micro_batch=run.micro_batch, accumulation=run.accumulation)
     planned = forecast(workload, ds_config, card=card, feed=feed, **batch)
     flops = workload.flops()

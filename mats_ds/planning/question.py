@@ -17,9 +17,9 @@ from mats_ds.config.ds_config import notes_on, precision_of, read_ds_config
 from mats_ds.config.finetune_recipe import FinetuneRecipe
 from mats_ds.config.load import load_recipe
 from mats_ds.config.recipe import Recipe
-from mats_ds.core.gpus import Card, find_card
+from mats_ds.core.gpus import Gpu, find_gpu
 from mats_ds.planning.flops import FINETUNE_KEEP_RATIO
-from mats_ds.planning.forecast import ASSUMED_MFU, KNOWN_CLIPS, Feed, TimePlan, measured_mfu, plan_time
+from mats_ds.planning.forecast import ASSUMED_MFU, KNOWN_CLIPS, LoaderMemory, TimePlan, measured_mfu, plan_time
 from mats_ds.planning.sweep import feed_of
 from mats_ds.planning.workload import DEFAULT_CLASSES, Workload
 
@@ -34,15 +34,15 @@ class Question:
     workload: Workload
     ds_config: Mapping[str, Any]
     precision: str
-    card: Card
+    card: Gpu
     world_size: int
     batch: BatchPlan
-    feed: Feed
+    feed: LoaderMemory
     time: TimePlan
     notes: tuple[str, ...]
 
 
-def settle_question(options: argparse.Namespace) -> Question:
+def resolve_question(options: argparse.Namespace) -> Question:
     """Read the recipe and the JSON, and fill in what was not said."""
     if options.gpus < 1:
         raise ValueError(f"--gpus is at least 1, got {options.gpus}")
@@ -54,7 +54,7 @@ def settle_question(options: argparse.Namespace) -> Question:
             raise ValueError(f"--micro_batch is at least 1, got {options.micro_batch}")
         ds_config = {key: value for key, value in ds_config.items() if key != ACCUMULATION_KEY}
         ds_config[MICRO_BATCH_KEY] = options.micro_batch
-    card = find_card(options.gpu)
+    card = find_gpu(options.gpu)
     repeats = recipe.data.repeats
     batch = plan_batch(ds_config, recipe_batch=recipe.optim.global_batch, world_size=options.gpus, repeats=repeats)
     notes = notes_on(ds_config)
@@ -77,7 +77,7 @@ def settle_question(options: argparse.Namespace) -> Question:
     if time.step_seconds is None:
         notes.append(f"no hours: the peak of {card.name} in {precision} is not in the table of peaks")
     height, width = _video_size(options.video)
-    feed = feed_of(card, Feed(prefetch=recipe.data.prefetch, height=height, width=width))
+    feed = feed_of(card, LoaderMemory(prefetch=recipe.data.prefetch, height=height, width=width))
     return Question(recipe, workload, ds_config, precision, card, options.gpus, batch, feed, time, tuple(notes))
 
 

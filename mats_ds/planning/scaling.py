@@ -14,8 +14,8 @@ from mats_ds.config.batch_plan import MICRO_BATCH_KEY, BatchPlan, plan_batch
 from mats_ds.config.ds_config import precision_of
 from mats_ds.config.load import load_recipe
 from mats_ds.config.recipe import Recipe
-from mats_ds.core.gpus import Card
-from mats_ds.planning.forecast import KNOWN_CLIPS, Feed, Forecast, TimePlan, forecast, plan_time
+from mats_ds.core.gpus import Gpu
+from mats_ds.planning.forecast import KNOWN_CLIPS, Forecast, LoaderMemory, TimePlan, forecast, plan_time
 from mats_ds.planning.memory import ZeroSettings, padded_elements
 from mats_ds.planning.sweep import feed_of
 from mats_ds.planning.workload import Workload
@@ -113,7 +113,7 @@ class Scale:
         return self.world_size * self.optimizer_bytes + self.num_parameters * self.zero.element_bytes
 
 
-def plan_scale(model: str, world_size: int, *, card: Card, ds_config: Mapping[str, Any], mfu: float, site: Site) -> Scale:
+def plan_scale(model: str, world_size: int, *, card: Gpu, ds_config: Mapping[str, Any], mfu: float, site: Site) -> Scale:
     """Pre-training on Kinetics-400 with every GPU's micro-batch as the JSON has it: the global batch grows.
 
     Raises ValueError for a JSON or a card that cannot be planned.
@@ -129,7 +129,7 @@ def plan_scale(model: str, world_size: int, *, card: Card, ds_config: Mapping[st
         world_size=world_size,
         micro_batch=batch.micro_batch,
         accumulation=batch.accumulation,
-        feed=feed_of(card, Feed(prefetch=recipe.data.prefetch)),
+        feed=feed_of(card, LoaderMemory(prefetch=recipe.data.prefetch)),
     )
     time = plan_time(
         workload.flops(),

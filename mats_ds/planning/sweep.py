@@ -7,9 +7,9 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from mats_ds.config.ds_config import precision_of
-from mats_ds.core.gpus import CARDS, Card, num_engines
+from mats_ds.core.gpus import GPUS, Gpu, num_engines
 from mats_ds.data.loading.dali import DEFAULT_GRAPHS
-from mats_ds.planning.forecast import KNOWN_CLIPS, Feed, Forecast, TimePlan, forecast, largest_micro_batch, plan_time
+from mats_ds.planning.forecast import KNOWN_CLIPS, Forecast, LoaderMemory, TimePlan, forecast, largest_micro_batch, plan_time
 from mats_ds.planning.memory import plan_memory
 from mats_ds.planning.workload import Workload
 
@@ -48,13 +48,13 @@ def work_of(base: Workload, *, size: str, method: str, task: str) -> Workload:
     return work.for_finetuning() if method == "MATS" else work.for_finetuning(keep_ratio=1.0)
 
 
-def feed_of(card: Card, feed: Feed) -> Feed:
+def feed_of(card: Gpu, feed: LoaderMemory) -> LoaderMemory:
     """The feed with as many DALI pipelines as the card gets."""
     return replace(feed, num_pipelines=num_engines(card.device_name) or DEFAULT_GRAPHS)
 
 
 def sweep(
-    base: Workload, ds_config: Mapping[str, Any], *, world_size: int, micro_batch: int, feed: Feed, mfu: float
+    base: Workload, ds_config: Mapping[str, Any], *, world_size: int, micro_batch: int, feed: LoaderMemory, mfu: float
 ) -> list[Cell]:
     """All cells, in the order of the table."""
     cells = []
@@ -62,7 +62,7 @@ def sweep(
         for size in SIZES:
             for name in SWEPT_CARDS:
                 for method in METHODS:
-                    card = CARDS[name]
+                    card = GPUS[name]
                     work = work_of(base, size=size, method=method, task=task)
                     how = dict(card=card, world_size=world_size, feed=feed_of(card, feed))
                     largest = largest_micro_batch(work, ds_config, **how)

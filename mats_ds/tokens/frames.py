@@ -8,7 +8,7 @@ from __future__ import annotations
 import torch
 
 from mats_ds.core.token_grid import TokenGrid, count_tokens
-from mats_ds.tokens.keyed_random import draw_keys, random_uniform
+from mats_ds.tokens.keyed_random import random_uniform, sample_keys
 from mats_ds.tokens.selection import rank_by_motion
 
 STREAM_FRAMES = 5
@@ -21,7 +21,7 @@ def select_frames(
     keep_ratio: float = 0.3,
     num_tubelets: int = 8,
     generator: torch.Generator | None = None,
-    key_B: torch.Tensor | None = None,
+    seed_B: torch.Tensor | None = None,
 ) -> torch.Tensor:
     """tubelets_BT, int64, ascending: `num_tubelets` distinct candidate tubelets of each clip.
 
@@ -32,9 +32,9 @@ def select_frames(
     Raises ValueError when there are fewer candidates than `num_tubelets`, or another number of scores than the grid has tokens.
     """
     count_BT = count_marked(motion_BN, grid_of_candidates, keep_ratio=keep_ratio, num_tubelets=num_tubelets)
-    if key_B is None:
-        key_B = draw_keys(len(motion_BN), device=motion_BN.device, generator=generator)
-    gumbel_BT = -torch.log(-torch.log(random_uniform(key_B, grid_of_candidates.tau, stream=STREAM_FRAMES)))
+    if seed_B is None:
+        seed_B = sample_keys(len(motion_BN), device=motion_BN.device, generator=generator)
+    gumbel_BT = -torch.log(-torch.log(random_uniform(seed_B, grid_of_candidates.tau, stream=STREAM_FRAMES)))
     # Gumbel noise of 23 random bits lies between -2.9 and 16.6, so an empty tubelet at -60 comes after every other one.
     weight_BT = torch.where(count_BT > 0, torch.log(count_BT.clamp(min=1)), torch.full_like(count_BT, -60.0))
     return highest(weight_BT + gumbel_BT, num_tubelets)

@@ -1,4 +1,4 @@
-"""Random numbers that are a pure function of a key: key_B int64 -> numbers [B, count].
+"""Random numbers that are a pure function of a key: seed_B int64 -> numbers [B, count].
 
 Why not torch.Generator: a mask must be the same for the same clip whichever rank, device or resumed run draws it, and one
 launch must draw a whole batch without the host waiting. A 64-bit mixer over (key, stream, counter) does that.
@@ -28,39 +28,39 @@ def _mix(state: torch.Tensor) -> torch.Tensor:
     return state
 
 
-def random_bits(key_B: torch.Tensor, count: int, *, stream: int = 0) -> torch.Tensor:
+def random_bits(seed_B: torch.Tensor, count: int, *, stream: int = 0) -> torch.Tensor:
     """[B, count] int64, uniform over 0 ... 2**63 - 1. Different `stream` numbers give independent draws of one key.
 
     One operator to torch.compile, which so can neither change its bits nor break on it: the code that torch 2.15's compiler
     makes of these integer products for a CPU writes beyond its memory.
     """
-    return _random_bits(key_B, count, stream)
+    return _random_bits(seed_B, count, stream)
 
 
 @torch.library.custom_op("mats_ds::random_bits", mutates_args=())
-def _random_bits(key_B: torch.Tensor, count: int, stream: int) -> torch.Tensor:
-    counter = torch.arange(1, count + 1, device=key_B.device, dtype=torch.int64)
-    seed_B = _mix(_mix(key_B.to(torch.int64)) + _signed((stream * 0xD1342543DE82EF95 + 1) % (1 << 64)))
+def _random_bits(seed_B: torch.Tensor, count: int, stream: int) -> torch.Tensor:
+    counter = torch.arange(1, count + 1, device=seed_B.device, dtype=torch.int64)
+    seed_B = _mix(_mix(seed_B.to(torch.int64)) + _signed((stream * 0xD1342543DE82EF95 + 1) % (1 << 64)))
     return _mix(seed_B[:, None] + counter * _INCREMENT) & ((1 << 63) - 1)
 
 
 @_random_bits.register_fake
-def _shape_of_random_bits(key_B: torch.Tensor, count: int, stream: int) -> torch.Tensor:
-    return key_B.new_empty((len(key_B), count), dtype=torch.int64)
+def _shape_of_random_bits(seed_B: torch.Tensor, count: int, stream: int) -> torch.Tensor:
+    return seed_B.new_empty((len(seed_B), count), dtype=torch.int64)
 
 
-def random_uniform(key_B: torch.Tensor, count: int, *, stream: int = 0) -> torch.Tensor:
+def random_uniform(seed_B: torch.Tensor, count: int, *, stream: int = 0) -> torch.Tensor:
     """[B, count] float32, uniform over the open interval (0, 1)."""
-    bits = random_bits(key_B, count, stream=stream) >> (63 - 23)
+    bits = random_bits(seed_B, count, stream=stream) >> (63 - 23)
     return (bits.to(torch.float32) + 0.5) * 2.0**-23
 
 
-def random_order(key_B: torch.Tensor, count: int, *, stream: int = 0) -> torch.Tensor:
+def random_order(seed_B: torch.Tensor, count: int, *, stream: int = 0) -> torch.Tensor:
     """[B, count] int64: a uniformly random permutation of 0 ... count - 1 for each key."""
-    return random_bits(key_B, count, stream=stream).argsort(dim=1, stable=True)
+    return random_bits(seed_B, count, stream=stream).argsort(dim=1, stable=True)
 
 
-def draw_keys(batch: int, *, device: torch.device, generator: torch.Generator | None = None) -> torch.Tensor:
-    """key_B int64 from torch's own generator (the global one if None), for callers that hold no keys."""
+def sample_keys(batch: int, *, device: torch.device, generator: torch.Generator | None = None) -> torch.Tensor:
+    """seed_B int64 from torch's own generator (the global one if None), for callers that hold no keys."""
     source = generator.device if generator is not None else torch.device("cpu")
     return torch.randint(0, 1 << 62, (batch,), generator=generator, device=source).to(device)

@@ -12,7 +12,7 @@ from __future__ import annotations
 import torch
 
 from mats_ds.core.token_grid import TokenCounts, TokenGrid, TokenSelection, count_selection
-from mats_ds.tokens.keyed_random import draw_keys, random_bits, random_order
+from mats_ds.tokens.keyed_random import random_bits, random_order, sample_keys
 
 # Streams of one key, so that the draws of one clip are independent of each other.
 STREAM_VISIBLE, STREAM_KEPT, STREAM_PLACES, STREAM_CELLS, STREAM_PHASE = 1, 2, 3, 4, 6  # 5 is that of frames.py
@@ -29,7 +29,7 @@ def select_tokens(
     visible_ratio: float = 0.1,
     grid: TokenGrid | None = None,
     generator: torch.Generator | None = None,
-    key_B: torch.Tensor | None = None,
+    seed_B: torch.Tensor | None = None,
 ) -> TokenSelection:
     """Visible and target token indices of each clip; int64, ascending, disjoint.
 
@@ -38,7 +38,7 @@ def select_tokens(
     `keep_ratio` and `visible_ratio` are shares of all N tokens (0.3 and 0.1 keep 470 of 1568 and show 156); for tube, random
     and running_cell everything that is not visible may become a target and `keep_ratio` has no meaning. With equal ratios
     all kept tokens are visible and there are no targets (fine-tuning).
-    `grid` is needed by tube and running_cell. Randomness comes from `key_B` (int64, one key per clip), else from `generator`,
+    `grid` is needed by tube and running_cell. Randomness comes from `seed_B` (int64, one key per clip), else from `generator`,
     else from torch's global generator. Equal scores are ranked by token index, so a static clip still gives a valid,
     deterministic pick.
     Raises ValueError for an unknown strategy, a missing or different grid, or ratios that leave no token.
@@ -56,17 +56,17 @@ def select_tokens(
             f"keep_ratio={keep_ratio} and visible_ratio={visible_ratio} of {num_tokens} tokens give {counts.visible} visible and "
             f"{counts.targets} target tokens: raise visible_ratio, or keep_ratio above it"
         )
-    if key_B is None:
-        key_B = draw_keys(batch, device=motion_BN.device, generator=generator)
+    if seed_B is None:
+        seed_B = sample_keys(batch, device=motion_BN.device, generator=generator)
     if strategy in ("mats", "run_length"):
-        return split_kept(rank_by_motion(motion_BN)[:, : counts.kept], counts, key_B)
+        return split_kept(rank_by_motion(motion_BN)[:, : counts.kept], counts, seed_B)
     if strategy == "random_drop":
-        return split_kept(random_order(key_B, num_tokens, stream=STREAM_KEPT)[:, : counts.kept], counts, key_B)
+        return split_kept(random_order(seed_B, num_tokens, stream=STREAM_KEPT)[:, : counts.kept], counts, seed_B)
     if strategy == "random":
-        return split_kept(random_order(key_B, num_tokens, stream=STREAM_KEPT), counts, key_B)
+        return split_kept(random_order(seed_B, num_tokens, stream=STREAM_KEPT), counts, seed_B)
     if strategy == "tube":
-        return select_tube(grid, counts, key_B)
-    return select_running_cell(grid, counts, key_B)
+        return select_tube(grid, counts, seed_B)
+    return select_running_cell(grid, counts, seed_B)
 
 
 def rank_by_motion(motion_BN: torch.Tensor) -> torch.Tensor:
@@ -74,19 +74,19 @@ def rank_by_motion(motion_BN: torch.Tensor) -> torch.Tensor:
     return motion_BN.argsort(dim=1, descending=True, stable=True)
 
 
-def split_kept(kept_BK: torch.Tensor, counts: TokenCounts, key_B: torch.Tensor) -> TokenSelection:
+def split_kept(kept_BK: torch.Tensor, counts: TokenCounts, seed_B: torch.Tensor) -> TokenSelection:
     """A uniformly random part of the kept tokens becomes visible, the others become targets."""
     kept_BK = kept_BK.sort(dim=1).values
-    order_BK = random_order(key_B, counts.kept, stream=STREAM_VISIBLE)
+    order_BK = random_order(seed_B, counts.kept, stream=STREAM_VISIBLE)
     visible_BV = kept_BK.gather(1, order_BK[:, : counts.visible]).sort(dim=1).values
     target_BM = kept_BK.gather(1, order_BK[:, counts.visible :]).sort(dim=1).values
     return TokenSelection(visible_BV, target_BM)
 
 
-def tube_places(grid: TokenGrid, num_visible: int, key_B: torch.Tensor) -> torch.Tensor:
+def tube_places(grid: TokenGrid, num_visible: int, seed_B: torch.Tensor) -> torch.Tensor:
     """[B, tau * places] bool: the same random places visible in every tubelet."""
     places = num_visible // grid.tau
-    order_BL = random_order(key_B, grid.tokens_per_tubelet, stream=STREAM_PLACES)
+    order_BL = random_order(seed_B, grid.tokens_per_tubelet, stream=STREAM_PLACES)
     visible_BL = torch.zeros_like(order_BL, dtype=torch.bool).scatter_(1, order_BL[:, :places], True)
     return visible_BL.repeat(1, grid.tau)
 
@@ -96,9 +96,9 @@ def indices_where(mask_BN: torch.Tensor, count: int) -> torch.Tensor:
     return mask_BN.to(torch.int8).argsort(dim=1, descending=True, stable=True)[:, :count]
 
 
-def select_tube(grid: TokenGrid, counts: TokenCounts, key_B: torch.Tensor) -> TokenSelection:
+def select_tube(grid: TokenGrid, counts: TokenCounts, seed_B: torch.Tensor) -> TokenSelection:
     """VideoMAE's tube mask: places drawn once per clip; every other token is a target."""
-    visible_BN = tube_places(grid, counts.visible, key_B)
+    visible_BN = tube_places(grid, counts.visible, seed_B)
     return TokenSelection(indices_where(visible_BN, counts.visible), indices_where(~visible_BN, counts.targets))
 
 
@@ -118,18 +118,18 @@ def running_cells(grid: TokenGrid, phase_B: torch.Tensor) -> torch.Tensor:
     return (place_N + phase_B[:, None]) % NUM_PHASES >= NUM_PHASES // 2
 
 
-def select_running_cell(grid: TokenGrid, counts: TokenCounts, key_B: torch.Tensor) -> TokenSelection:
+def select_running_cell(grid: TokenGrid, counts: TokenCounts, seed_B: torch.Tensor) -> TokenSelection:
     """Encoder: a tube mask. Targets: the running cell's half of the tokens, less the visible ones among them. The cell's phase is
     drawn for each clip, as its authors do: over the clips every token is a target equally often.
 
     Where the grid does not divide into whole cells, the static number of targets is reached by leaving out or adding tokens at
     random.
     """
-    visible_BN = tube_places(grid, counts.visible, key_B)
-    phase_B = random_bits(key_B, 1, stream=STREAM_PHASE)[:, 0] % NUM_PHASES
+    visible_BN = tube_places(grid, counts.visible, seed_B)
+    phase_B = random_bits(seed_B, 1, stream=STREAM_PHASE)[:, 0] % NUM_PHASES
     cells_BN = running_cells(grid, phase_B)
     tier_BN = torch.where(visible_BN, 2, torch.where(cells_BN, 0, 1))
-    noise_BN = random_bits(key_B, grid.num_tokens, stream=STREAM_CELLS) >> 2
+    noise_BN = random_bits(seed_B, grid.num_tokens, stream=STREAM_CELLS) >> 2
     ranked_BN = ((tier_BN << 61) + noise_BN).argsort(dim=1, stable=True)
     target_BM = ranked_BN[:, : counts.targets].sort(dim=1).values
     return TokenSelection(indices_where(visible_BN, counts.visible), target_BM)

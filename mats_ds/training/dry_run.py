@@ -97,11 +97,11 @@ def build_model(workload: Workload) -> torch.nn.Module:
 
 
 def run_loss(engine: Any, workload: Workload, batch: tuple[torch.Tensor, ...]) -> torch.Tensor:
-    """The scalar loss of a batch (frames_BTHWC, key_B, label_B)."""
-    frames_BTHWC, key_B, label_B = batch
+    """The scalar loss of a batch (frames_BTHWC, seed_B, label_B)."""
+    frames_BTHWC, seed_B, label_B = batch
     if workload.task == "pretrain":
-        return engine(frames_BTHWC, key_B)
-    return torch.nn.functional.cross_entropy(engine(frames_BTHWC, key_B).float(), label_B)
+        return engine(frames_BTHWC, seed_B)
+    return torch.nn.functional.cross_entropy(engine(frames_BTHWC, seed_B).float(), label_B)
 
 
 def blank_batch(workload: Workload, micro_batch: int) -> tuple[torch.Tensor, ...]:

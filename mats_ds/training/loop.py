@@ -20,7 +20,7 @@ from mats_ds.core.clips import BadClip, ClipBatch
 from mats_ds.core.events import Observer, PhaseClock, RunInfo, StepEvent
 from mats_ds.core.text import Lines
 from mats_ds.distributed.exits import FolderLost, RanksLost, TrainingInterrupted, TrainingStopped
-from mats_ds.distributed.watchdog import Guard
+from mats_ds.distributed.watchdog import Watchdog
 
 logger = logging.getLogger(__name__)
 
@@ -75,7 +75,7 @@ def fit(
             for observer in observers:
                 observer.on_start(run)
                 started.append(observer)
-            with Guard(run, hang_seconds=hang_seconds) as guard:
+            with Watchdog(run, hang_seconds=hang_seconds) as guard:
                 watched = (num_videos, max_bad_fraction, guard, what_is_lost)
                 _Loop(engine, batches, run, learning_rate, loss_of, observers, *watched).train()
         except (TrainingStopped, TrainingInterrupted):
@@ -123,7 +123,7 @@ class _Loop:
     observers: Sequence[Observer]
     num_videos: int
     max_bad_fraction: float
-    guard: Guard
+    guard: Watchdog
     what_is_lost: Callable[[], str | None]
     known_bad: dict[int, BadClip] = field(default_factory=dict)
     last_skip: int | None = None
@@ -270,7 +270,7 @@ def is_lost_contact(error: RuntimeError) -> bool:
     return any(word in text for word in ("gloo", "nccl", "connection closed by peer", "connection reset by peer"))
 
 
-def _name_lost(guard: Guard | None, error: RuntimeError) -> str:
+def _name_lost(guard: Watchdog | None, error: RuntimeError) -> str:
     reason = str(error).strip().splitlines()[0].rpartition("] ")[2].partition(". ")[0]
     who = (guard and guard.who_died()) or "another rank has died, hangs or is cut off from the network"
     return f"{who} ({reason[:160]}); see its message, then go on with --resume auto"

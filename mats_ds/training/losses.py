@@ -33,7 +33,7 @@ def make_loss(augment: Callable[[ClipBatch], Any], *, label_smoothing: float) ->
     def loss_of(engine: Any, batch: ClipBatch) -> torch.Tensor:
         clips = augment(batch)
         torch.manual_seed(clips.seed)
-        logits_BC = engine(clips.frames_BTHWC, batch.key_B)
+        logits_BC = engine(clips.frames_BTHWC, batch.seed_B)
         return classification_loss(logits_BC, clips.target_BC, clips.weight_B, label_smoothing=label_smoothing)
 
     return loss_of
@@ -46,4 +46,4 @@ def reconstruction_loss_of(engine: Any, batch: ClipBatch) -> torch.Tensor:
     run shall be equal to the bit. (Masks derive from the clips' keys anyway.)
     """
     torch.manual_seed(batch.keys[0])
-    return engine(batch.frames_BTHWC, batch.key_B)
+    return engine(batch.frames_BTHWC, batch.seed_B)

@@ -34,8 +34,8 @@ from mats_ds.distributed.exits import (
     TrainingInterrupted,
     TrainingStopped,
 )
-from mats_ds.distributed.ranks import Place, start_distributed
-from mats_ds.distributed.scheduler_env import adopt_launcher
+from mats_ds.distributed.ranks import RankInfo, start_distributed
+from mats_ds.distributed.scheduler_env import set_rank_environment
 from mats_ds.training.checkpoints.resume import ResumePoint, find_resume_point
 from mats_ds.training.checkpoints.saver import CheckpointSaver
 from mats_ds.training.ds_outputs import check_outputs, name_outputs
@@ -55,7 +55,7 @@ class RunStart:
     """
 
     task: str
-    place: Place
+    place: RankInfo
     plan: BatchPlan
     folder: Path
     ds_config: Mapping[str, Any]
@@ -124,7 +124,7 @@ def run_command(work: Callable[[], None], *, advice: str | None = None) -> int:
     advice: what to do after a fault or an interruption, where the work is no training that has checkpoints.
     """
     try:
-        adopt_launcher()
+        set_rank_environment()
     except ValueError as error:
         return _end(USAGE_ERROR, f"error: {describe_error(error)}")
     rank = clean_line(os.environ.get("RANK", "0"))

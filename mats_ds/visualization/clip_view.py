@@ -19,7 +19,7 @@ from mats_ds.tokens.motion import score_motion
 
 
 @dataclass(frozen=True)
-class Sight:
+class ClipView:
     """One clip as a model sees it.
 
     frames_THWC: uint8, the frames used; frame_T: which of the C candidate frames they are. motion_N: float32 scores. kept_N and
@@ -38,14 +38,14 @@ class Sight:
 
 
 @torch.no_grad()
-def look_with_decoder(model: MaskedAutoencoder, frames_CHWC: torch.Tensor, *, key: int) -> Sight:
+def look_with_decoder(model: MaskedAutoencoder, frames_CHWC: torch.Tensor, *, key: int) -> ClipView:
     """The clip with its reconstruction. frames_CHWC: uint8 of the candidate grid's size, on the model's device. `key` settles
     what is drawn at random. Raises ValueError for frames of another shape.
     """
     seen = model.reconstruct(frames_CHWC[None], torch.tensor([key], device=frames_CHWC.device))
     motion_BN = fill_in_motion(model, seen.motion_BN, seen.frames_BTHWC)
     predicted_THWC = (seen.predicted_BTHWC[0] * UINT8_MAX).round().to(torch.uint8).cpu().numpy()
-    return Sight(
+    return ClipView(
         grid=model.grid,
         frames_THWC=seen.frames_BTHWC[0].cpu().numpy(),
         frame_T=frames_of_tubelets(seen.tubelets_BT[0], model.grid),
@@ -57,13 +57,13 @@ def look_with_decoder(model: MaskedAutoencoder, frames_CHWC: torch.Tensor, *, ke
 
 
 @torch.no_grad()
-def look_without_decoder(model: MaskedAutoencoder | VideoClassifier, frames_CHWC: torch.Tensor, *, key: int) -> Sight:
+def look_without_decoder(model: MaskedAutoencoder | VideoClassifier, frames_CHWC: torch.Tensor, *, key: int) -> ClipView:
     """The clip as far as the selection of tokens: for a classifier, or where only the patch embedding means anything. Arguments
     and errors as for `look_with_decoder`.
     """
     chosen = model.choose(frames_CHWC[None], torch.tensor([key], device=frames_CHWC.device))
     frames_BTHWC = join_patches(chosen.patches_BNP, model.grid)
-    return Sight(
+    return ClipView(
         grid=model.grid,
         frames_THWC=frames_BTHWC[0].cpu().numpy(),
         frame_T=frames_of_tubelets(chosen.tubelets_BT[0], model.grid),

@@ -37,7 +37,7 @@ class Strip:
 
 
 @dataclass(frozen=True)
-class Sheet:
+class Page:
     """What is drawn of a clip. seconds_T: the time of each frame used; tubelet_T: which candidate it belongs to."""
 
     title: str
@@ -48,7 +48,7 @@ class Sheet:
     note: str = ""
 
 
-def draw_sheet(sheet: Sheet, frames: Sequence[int]) -> np.ndarray:
+def draw_page(sheet: Page, frames: Sequence[int]) -> np.ndarray:
     """One row of panels for each of the `frames` (numbers from 0), below them the strip and the note.
 
     With a single frame the strip marks where it is: these sheets make a film, all of one size.
@@ -89,7 +89,7 @@ def draw_sheet(sheet: Sheet, frames: Sequence[int]) -> np.ndarray:
     return np.asarray(page)
 
 
-def draw_strip(sheet: Sheet, frames: Sequence[int], width: int) -> Image.Image:
+def draw_strip(sheet: Page, frames: Sequence[int], width: int) -> Image.Image:
     """The candidates side by side within `width`; taken ones bright with a border, the one that is shown with another."""
     from PIL import Image
 

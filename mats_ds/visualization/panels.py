@@ -11,7 +11,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from mats_ds.core.token_grid import TokenGrid
-from mats_ds.visualization.clip_view import Sight
+from mats_ds.visualization.clip_view import ClipView
 
 DROPPED_BRIGHTNESS = 0.15
 COLOUR_MAP = "magma"
@@ -26,7 +26,7 @@ class Panel:
     frames_THWC: np.ndarray
 
 
-def draw_panels(sight: Sight) -> list[Panel]:
+def draw_panels(sight: ClipView) -> list[Panel]:
     """The panels of a clip, from left to right."""
     grid = sight.grid
     panels = [

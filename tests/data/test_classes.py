@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from mats_ds.data.classes import Classes, check_labels, check_test_set, settle_classes
+from mats_ds.data.classes import Classes, check_labels, check_test_set, resolve_classes
 from mats_ds.data.manifest import Manifest, read_manifest
 
 
@@ -18,11 +18,11 @@ def make_manifest(labels):
 
 def test_labels_names_and_the_recipe_tell_in_this_order(tmp_path):
     manifest, source = make_manifest([0, 2, 1]), tmp_path / "train.csv"
-    assert settle_classes(manifest, source, asked=None).count == 3
+    assert resolve_classes(manifest, source, asked=None).count == 3
     (tmp_path / "train.csv.classes.txt").write_text("run\njump high\nsit\n3 point shot\n")
-    named = settle_classes(manifest, source, asked=None)
+    named = resolve_classes(manifest, source, asked=None)
     assert (named.count, named.names) == (4, ("run", "jump high", "sit", "3 point shot"))
-    assert settle_classes(manifest, source, asked=7) == type(named)(7, ())
+    assert resolve_classes(manifest, source, asked=7) == type(named)(7, ())
 
 
 @pytest.mark.parametrize(
@@ -35,7 +35,7 @@ def test_labels_names_and_the_recipe_tell_in_this_order(tmp_path):
 )
 def test_labels_that_do_not_fit_are_one_clear_error(labels, asked, words):
     with pytest.raises(ValueError) as caught:
-        settle_classes(make_manifest(labels), None, asked=asked)
+        resolve_classes(make_manifest(labels), None, asked=asked)
     assert all(word in str(caught.value) for word in words), caught.value
 
 
@@ -52,7 +52,7 @@ def make_folder(folder, names):
 
 def test_folders_name_the_classes_and_a_test_set_that_numbers_them_otherwise_is_refused(tmp_path):
     train, val = make_folder(tmp_path / "train", ["jump", "run", "sit"]), make_folder(tmp_path / "val", ["run", "sit"])
-    classes = settle_classes(read_manifest(train), train, asked=None)
+    classes = resolve_classes(read_manifest(train), train, asked=None)
     assert classes == Classes(3, ("jump", "run", "sit"))
     check_test_set(read_manifest(train), train, classes)
     with pytest.raises(ValueError, match="class 0 is 'run' in val and 'jump' in the training set"):

@@ -12,7 +12,7 @@ import pytest
 from mats_ds.config.finetune_recipe import FinetuneRecipe
 from mats_ds.config.load import load_recipe
 from mats_ds.data.manifest import Manifest
-from mats_ds.distributed.consistency import describe_inputs, hash_code, hash_videos, open_alike, shared_keys
+from mats_ds.distributed.consistency import check_consistent, describe_inputs, hash_code, hash_videos, shared_keys
 
 DS_CONFIG = {"train_micro_batch_size_per_gpu": 2, "zero_optimization": {"stage": 2}}
 HOSTS = ("alpha", "alpha", "beta")
@@ -38,7 +38,7 @@ def open_on_three_ranks(overrides, json_of_rank, errors, num_videos):
 
     recipe = load_recipe("tiny", [*overrides[place.rank], f"data.root=/disk{place.rank}"])
     try:
-        return len(open_alike(open_videos, recipe=recipe, ds_config=json_of_rank[place.rank]))
+        return len(check_consistent(open_videos, recipe=recipe, ds_config=json_of_rank[place.rank]))
     except ValueError as error:
         return str(error)
 

@@ -25,9 +25,9 @@ class PoisonedModel(MaskedAutoencoder):
 
     poison = (70,)
 
-    def forward(self, frames_BTHWC, key_B=None):
-        is_poisoned = torch.isin(key_B, torch.tensor(self.poison)).any()
-        return super().forward(frames_BTHWC, key_B) * torch.where(is_poisoned, float("nan"), 1.0)
+    def forward(self, frames_BTHWC, seed_B=None):
+        is_poisoned = torch.isin(seed_B, torch.tensor(self.poison)).any()
+        return super().forward(frames_BTHWC, seed_B) * torch.where(is_poisoned, float("nan"), 1.0)
 
 
 class TwicePoisonedModel(PoisonedModel):

@@ -10,9 +10,9 @@ import torch
 
 from mats_ds.distributed.collectives import do_on_all, do_on_first
 from mats_ds.distributed.exits import RanksLost, TrainingStopped
-from mats_ds.distributed.ranks import Place, find_place
+from mats_ds.distributed.ranks import RankInfo, join_ranks
 
-ALONE = Place(0, 0, 1, 1, torch.device("cpu"))
+ALONE = RankInfo(0, 0, 1, 1, torch.device("cpu"))
 FAULTS = {
     "input": ValueError("a wrong name"),
     "no room": OSError(28, "No space left on device", "x"),
@@ -35,7 +35,7 @@ def test_one_rank_alone():
 
 
 def fail_on(rank, name, do):
-    place = find_place("cpu")
+    place = join_ranks("cpu")
     try:
         return do(lambda: fail(name) if place.rank == rank else place.rank, place, advice="make room")
     except Exception as error:
@@ -53,7 +53,7 @@ def test_all_ranks_end_alike(ranks):
 
 
 def die_on_one():
-    place = find_place("cpu")
+    place = join_ranks("cpu")
     try:
         do_on_all(lambda: os.kill(os.getpid(), signal.SIGKILL) if place.rank == 1 else None, place, advice="")
     except RanksLost as error:

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from mats_ds.distributed.scheduler_env import adopt_launcher, expand_tasks_per_node, first_host
+from mats_ds.distributed.scheduler_env import expand_tasks_per_node, first_host, set_rank_environment
 
 ROOT = Path(__file__).resolve().parents[2]
 OPENMPI = {
@@ -35,7 +35,7 @@ RANK_5_OF_7 = {"RANK": "5", "WORLD_SIZE": "7", "LOCAL_RANK": "1", "LOCAL_WORLD_S
 def adopted(variables: dict[str, str]) -> dict[str, str]:
     """Only what was added."""
     after = dict(variables)
-    adopt_launcher(after)
+    set_rank_environment(after)
     return {name: value for name, value in after.items() if name not in variables}
 
 

@@ -8,7 +8,7 @@ import math
 import numpy as np
 import pytest
 
-from mats_ds.core.proportion import Share
+from mats_ds.core.proportion import Proportion
 from mats_ds.evaluation.accuracy import (
     VideoScores,
     measure_accuracy,
@@ -87,7 +87,7 @@ def test_the_interval_ends_where_the_share_lies_just_within_its_95_percent(hits,
 
 
 def test_no_video_has_no_accuracy():
-    assert math.isnan(Share(0, 0).value)
+    assert math.isnan(Proportion(0, 0).value)
     empty = measure_accuracy(np.zeros((0, 3)), np.zeros(0, np.int64))
     assert summarize_accuracy(empty)["top1"]["value"] is None
     assert summarize_accuracy(empty)["mean_class_accuracy"] is None
@@ -105,8 +105,8 @@ def test_accuracy_by_hand():
     label_S = np.array([0, 1, 0, 6])
     assert rank_labels(scores_SC, label_S).tolist() == [0, 1, 6, 6]
     accuracy = measure_accuracy(scores_SC, label_S)
-    assert (accuracy.top1, accuracy.top5, accuracy.num_top) == (Share(1, 4), Share(2, 4), 5)
-    assert accuracy.classes == (Share(1, 2), Share(0, 1), *[Share(0, 0)] * 4, Share(0, 1))
+    assert (accuracy.top1, accuracy.top5, accuracy.num_top) == (Proportion(1, 4), Proportion(2, 4), 5)
+    assert accuracy.classes == (Proportion(1, 2), Proportion(0, 1), *[Proportion(0, 0)] * 4, Proportion(0, 1))
     assert accuracy.mean_class == pytest.approx((1 / 2 + 0 + 0) / 3)
     rows, columns = np.nonzero(accuracy.confusion_CC)
     assert sorted(zip(rows.tolist(), columns.tolist(), strict=True)) == [(0, 0), (0, 6), (1, 0), (6, 0)]

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from mats_ds.core.proportion import Share
+from mats_ds.core.proportion import Proportion
 from mats_ds.evaluation.accuracy import Accuracy, measure_accuracy
 from mats_ds.evaluation.plots import MAX_CELLS, SweepPoint, draw_confusion, draw_sweep, group_classes
 
@@ -47,7 +47,7 @@ def test_more_classes_than_pixels_are_drawn_in_groups(tmp_path):
     grouped_GG, group = group_classes(confusion_CC)
     assert group == 3 and grouped_GG.shape == (834, 834) and len(grouped_GG) <= MAX_CELLS
     assert grouped_GG[0, 0] == 12 and grouped_GG[833, 1] == 11 and grouped_GG.sum() == 23
-    share = Share(5, 23)
+    share = Proportion(5, 23)
     draw_confusion(Accuracy(share, share, 5, (share,) * 2501, confusion_CC), ["a"] * 2501, tmp_path / "a.png", title="t")
     check_picture(tmp_path / "a.png")
 

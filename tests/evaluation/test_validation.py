@@ -46,7 +46,7 @@ def test_a_test_of_which_nothing_could_be_read_is_0_and_says_so():
 class PixelModel(nn.Module):
     """The logits of a clip are its first three bytes."""
 
-    def forward(self, frames_BTHWC, key_B):
+    def forward(self, frames_BTHWC, seed_B):
         return frames_BTHWC.flatten(1)[:, :3].float().where(frames_BTHWC.flatten(1)[:, :3] < 250, torch.nan)
 
 

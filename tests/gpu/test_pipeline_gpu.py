@@ -90,7 +90,7 @@ def test_nvdec_shows_the_frames_that_pyav_shows(tmp_path, name, caplog):
     on_gpu = take(loader_of(tmp_path, "cuda:0", micro_batch=4), 2)
     for one, other in zip(on_cpu, on_gpu, strict=True):
         assert other.frames_BTHWC.is_cuda and not other.bad
-        assert torch.equal(one.key_B, other.key_B.cpu()) and torch.equal(one.sample_B, other.sample_B.cpu())
+        assert torch.equal(one.seed_B, other.seed_B.cpu()) and torch.equal(one.sample_B, other.sample_B.cpu())
         difference_BT = (one.frames_BTHWC.float() - other.frames_BTHWC.cpu().float()).abs().flatten(2).mean(2)
         assert difference_BT.max() < MAX_MEAN_DIFFERENCE, difference_BT  # a wrong frame differs by tens
     if "refused" in caplog.text:
@@ -131,7 +131,7 @@ def test_a_chunk_that_nvdec_refuses_goes_through_pyav(tmp_path, monkeypatch, cap
     for number in range(3):
         write_numbered(tmp_path / f"{number}.mp4", *FORMATS["h264.mp4"])
     expected = take(loader_of(tmp_path, "cpu", micro_batch=3), 1)
-    finish = dali.DaliGraph.finish
+    finish = dali.GpuDecoder.finish
 
     def fail_once(self):
         output = finish(self)
@@ -139,7 +139,7 @@ def test_a_chunk_that_nvdec_refuses_goes_through_pyav(tmp_path, monkeypatch, cap
             raise RuntimeError("encountered: no such decoder")
         return output
 
-    monkeypatch.setattr(dali.DaliGraph, "finish", fail_once)
+    monkeypatch.setattr(dali.GpuDecoder, "finish", fail_once)
     (batch,) = take(loader_of(tmp_path, "cuda:0", micro_batch=3), 1)
     assert "PyAV decodes them: no such decoder" in caplog.text
     assert not batch.bad and batch.valid_B.all()
@@ -151,10 +151,10 @@ def test_there_are_as_many_pipelines_as_the_card_has_engines(tmp_path):
     for number in range(12):
         write_numbered(tmp_path / f"{number:02d}.mp4", *FORMATS["h264.mp4"], num_frames=30)
     made = []
-    build = dali.DaliGraph.__init__
+    build = dali.GpuDecoder.__init__
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(batching, "MAX_CHUNK_CLIPS", 1)  # every clip asks for a graph of its own
-        patch.setattr(dali.DaliGraph, "__init__", lambda self, **sizes: (made.append(self), build(self, **sizes))[1])
+        patch.setattr(dali.GpuDecoder, "__init__", lambda self, **sizes: (made.append(self), build(self, **sizes))[1])
         loader = loader_of(tmp_path, "cuda:0", micro_batch=12)
         take(loader, 2)
     assert 1 <= len(made) <= loader.num_graphs == choose_num_graphs(torch.device("cuda:0"))
@@ -166,7 +166,7 @@ def test_the_number_of_pipelines_changes_no_bit(tmp_path):
         write_numbered(tmp_path / f"{number}.mp4", *FORMATS["h264.mp4"], num_frames=30 + number)
     one, five = (take(loader_of(tmp_path, "cuda:0", micro_batch=9, num_graphs=count), 2) for count in (1, 5))
     for left, right in zip(one, five, strict=True):
-        assert torch.equal(left.frames_BTHWC, right.frames_BTHWC) and torch.equal(left.key_B, right.key_B)
+        assert torch.equal(left.frames_BTHWC, right.frames_BTHWC) and torch.equal(left.seed_B, right.seed_B)
 
 
 def test_what_pyav_decodes_for_a_gpu_is_what_it_decodes_for_a_cpu(tmp_path):
@@ -191,7 +191,7 @@ def test_whole_frames_are_augmented_on_the_gpu_as_on_the_host(tmp_path):
     differences = []
     for one, other, third in zip(on_cpu, on_gpu, again, strict=True):
         assert other.frames_BTHWC.is_cuda and not other.bad and other.frames_BTHWC.shape == one.frames_BTHWC.shape
-        assert torch.equal(one.key_B, other.key_B.cpu()) and torch.equal(other.frames_BTHWC, third.frames_BTHWC)
+        assert torch.equal(one.seed_B, other.seed_B.cpu()) and torch.equal(other.frames_BTHWC, third.frames_BTHWC)
         differences.append((one.frames_BTHWC.float() - other.frames_BTHWC.cpu().float()).abs().flatten(1).mean(1))
     # Colours a level or two apart before a threshold or an equalization are further apart after it.
     differences = torch.cat(differences)

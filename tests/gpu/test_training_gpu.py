@@ -31,16 +31,16 @@ def random_frames(batch=3, grid=GRID):
 @pytest.mark.parametrize("strategy", ["mats", "random_drop", "tube", "random", "running_cell"])
 def test_the_same_key_picks_the_same_tokens_on_both_devices(strategy):
     motion = torch.rand(3, 96, generator=torch.Generator().manual_seed(1))
-    here = select_tokens(motion, strategy=strategy, grid=GRID, key_B=KEYS)
-    there = select_tokens(motion.cuda(), strategy=strategy, grid=GRID, key_B=KEYS.cuda())
+    here = select_tokens(motion, strategy=strategy, grid=GRID, seed_B=KEYS)
+    there = select_tokens(motion.cuda(), strategy=strategy, grid=GRID, seed_B=KEYS.cuda())
     assert torch.equal(here.visible_BV, there.visible_BV.cpu())
     assert torch.equal(here.target_BM, there.target_BM.cpu())
 
 
 def test_the_same_key_draws_the_same_tubelets_on_both_devices():
     motion = torch.rand(3, 96, generator=torch.Generator().manual_seed(1))
-    here = select_frames(motion, GRID, num_tubelets=2, key_B=KEYS)
-    assert torch.equal(here, select_frames(motion.cuda(), GRID, num_tubelets=2, key_B=KEYS.cuda()).cpu())
+    here = select_frames(motion, GRID, num_tubelets=2, seed_B=KEYS)
+    assert torch.equal(here, select_frames(motion.cuda(), GRID, num_tubelets=2, seed_B=KEYS.cuda()).cpu())
 
 
 def test_float32_loss_and_gradients_agree_with_the_cpu():

@@ -19,13 +19,13 @@ class HoardingModel(MaskedAutoencoder):
 
     kept_bytes = 0
 
-    def forward(self, frames_BTHWC, key_B=None):
+    def forward(self, frames_BTHWC, seed_B=None):
         self.kept_bytes += frames_BTHWC.nbytes
         if self.kept_bytes > BUDGET_BYTES:
             raise torch.OutOfMemoryError(
                 "CUDA out of memory. Tried to allocate 2.00 GiB. GPU 0 has a total capacity of 79.15 GiB"
             )
-        return super().forward(frames_BTHWC, key_B)
+        return super().forward(frames_BTHWC, seed_B)
 
 
 def train_until_memory_runs_out(run_dir):

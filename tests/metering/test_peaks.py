@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from mats_ds.metering import peak_flops
-from mats_ds.metering.peak_flops import Peak, arithmetic_of, find_peak, measure_peak, settle_peak
+from mats_ds.metering.peak_flops import Peak, arithmetic_of, choose_peak, find_peak, measure_peak
 
 CPU = torch.device("cpu")
 CUDA = types.SimpleNamespace(type="cuda")
@@ -73,7 +73,7 @@ def test_float32_is_tf32_only_where_torch_card_and_driver_allow_it(
 
 
 def test_a_cpu_has_no_peak(tmp_path):
-    assert settle_peak(CPU, "CPU", cache=tmp_path / "peaks.json") is None
+    assert choose_peak(CPU, "CPU", cache=tmp_path / "peaks.json") is None
 
 
 def test_an_unknown_card_is_measured_once_and_remembered(tmp_path, monkeypatch):
@@ -82,12 +82,12 @@ def test_an_unknown_card_is_measured_once_and_remembered(tmp_path, monkeypatch):
     monkeypatch.setattr(peak_flops, "measure_peak", lambda device, arithmetic: calls.append(arithmetic) or rates[arithmetic])
     cache = tmp_path / "folder" / "peaks.json"
     for _ in range(2):
-        assert settle_peak(CUDA, "NVIDIA Foo 9000", cache=cache) == Peak(4e13, "measured")
-        assert settle_peak(CUDA, "NVIDIA Foo 9000", "fp32", cache=cache) == Peak(3e12, "measured", "fp32")
+        assert choose_peak(CUDA, "NVIDIA Foo 9000", cache=cache) == Peak(4e13, "measured")
+        assert choose_peak(CUDA, "NVIDIA Foo 9000", "fp32", cache=cache) == Peak(3e12, "measured", "fp32")
     assert calls == ["bf16", "fp32"]
-    assert settle_peak(CUDA, "NVIDIA A100-SXM4-80GB", cache=cache) == Peak(312e12, "table")
-    assert settle_peak(CUDA, "NVIDIA A100-SXM4-80GB", "fp32", cache=cache) == Peak(19.5e12, "table", "fp32")
-    assert settle_peak(CUDA, "NVIDIA A100-SXM4-80GB", None, cache=cache) is None
+    assert choose_peak(CUDA, "NVIDIA A100-SXM4-80GB", cache=cache) == Peak(312e12, "table")
+    assert choose_peak(CUDA, "NVIDIA A100-SXM4-80GB", "fp32", cache=cache) == Peak(19.5e12, "table", "fp32")
+    assert choose_peak(CUDA, "NVIDIA A100-SXM4-80GB", None, cache=cache) is None
     assert json.loads(cache.read_text()) == {"NVIDIA Foo 9000": 4e13, "NVIDIA Foo 9000, fp32": 3e12}
 
 
@@ -96,7 +96,7 @@ def test_a_spoilt_cache_is_measured_anew(tmp_path, monkeypatch, text):
     monkeypatch.setattr(peak_flops, "measure_peak", lambda device, arithmetic: 4e13)
     cache = tmp_path / "peaks.json"
     cache.write_text(text)
-    assert settle_peak(CUDA, "NVIDIA Foo 9000", cache=cache) == Peak(4e13, "measured")
+    assert choose_peak(CUDA, "NVIDIA Foo 9000", cache=cache) == Peak(4e13, "measured")
 
 
 def test_a_card_that_cannot_be_measured_is_unknown_and_said_so(tmp_path, monkeypatch, caplog):
@@ -104,14 +104,14 @@ def test_a_card_that_cannot_be_measured_is_unknown_and_said_so(tmp_path, monkeyp
         raise RuntimeError("no bf16 here")
 
     monkeypatch.setattr(peak_flops, "measure_peak", fail)
-    assert settle_peak(CUDA, "NVIDIA Foo 9000", cache=tmp_path / "peaks.json") is None
+    assert choose_peak(CUDA, "NVIDIA Foo 9000", cache=tmp_path / "peaks.json") is None
     assert "NVIDIA Foo 9000 in bf16 is not known and could not be measured: no bf16 here" in caplog.text
 
 
 def test_a_cache_that_cannot_be_written_does_not_matter(tmp_path, monkeypatch, caplog):
     monkeypatch.setattr(peak_flops, "measure_peak", lambda device, arithmetic: 4e13)
     (tmp_path / "file").touch()
-    assert settle_peak(CUDA, "NVIDIA Foo 9000", cache=tmp_path / "file" / "peaks.json").flops_per_second == 4e13
+    assert choose_peak(CUDA, "NVIDIA Foo 9000", cache=tmp_path / "file" / "peaks.json").flops_per_second == 4e13
     assert "could not be kept" in caplog.text
 
 
@@ -125,9 +125,9 @@ def test_a_cache_is_not_written_through_a_link_nor_believed_whatever_it_says(tmp
     cache, private = tmp_path / "peaks.json", tmp_path / "private"
     private.write_text('{"NVIDIA Foo 9000": 1e300, "other": true}')
     cache.symlink_to(private)
-    assert settle_peak(CUDA, "NVIDIA Foo 9000", cache=cache).flops_per_second == 4e13
+    assert choose_peak(CUDA, "NVIDIA Foo 9000", cache=cache).flops_per_second == 4e13
     assert private.read_text().startswith('{"NVIDIA Foo 9000": 1e300') and "symbolic link" in caplog.text
     cache.unlink()
     private.rename(cache)
-    assert settle_peak(CUDA, "NVIDIA Foo 9000", cache=cache).flops_per_second == 4e13  # 1e300 is no rate of a card
+    assert choose_peak(CUDA, "NVIDIA Foo 9000", cache=cache).flops_per_second == 4e13  # 1e300 is no rate of a card
     assert json.loads(cache.read_text()) == {"NVIDIA Foo 9000": 4e13}

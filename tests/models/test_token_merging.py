@@ -154,7 +154,7 @@ def test_a_model_that_compensates_ranks_by_the_compensated_score(feature):
     motion = score_local_motion(model.motion_feature(split_patches(frames, GRID)), GRID)
     chosen = model.choose(frames, KEYS)
     assert torch.equal(chosen.motion_BN, motion)
-    assert torch.equal(chosen.selection.visible_BV, select_tokens(motion, key_B=KEYS).visible_BV)
+    assert torch.equal(chosen.selection.visible_BV, select_tokens(motion, seed_B=KEYS).visible_BV)
     assert not torch.equal(chosen.motion_BN, make_autoencoder(feature=feature).choose(frames, KEYS).motion_BN)
 
 

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from mats_ds.core.gpus import CARDS, find_card
+from mats_ds.core.gpus import GPUS, find_gpu
 from mats_ds.metering.peak_flops import find_peak
 from mats_ds.planning.forecast import Overheads, as_recorded, forecast, largest_micro_batch, measured_mfu, plan_time
 from mats_ds.planning.workload import Workload
@@ -13,26 +13,26 @@ from mats_ds.reporting.budget import load_budget
 
 ROOT = Path(__file__).resolve().parents[2]
 ZERO2 = json.loads((ROOT / "ds_configs" / "zero2.json").read_text())
-HOW = dict(card=CARDS["3090-24g"], world_size=8)
+HOW = dict(card=GPUS["3090-24g"], world_size=8)
 
 
 @pytest.mark.parametrize("path", sorted((ROOT / "profiling" / "budgets").glob("*.json")), ids=lambda path: path.stem)
 def test_a_card_has_the_memory_of_its_budget(path):
-    assert find_card(path.stem).memory_bytes == load_budget(path).memory_per_gpu_bytes
+    assert find_gpu(path.stem).memory_bytes == load_budget(path).memory_per_gpu_bytes
 
 
-@pytest.mark.parametrize("card", CARDS.values(), ids=lambda card: card.name)
+@pytest.mark.parametrize("card", GPUS.values(), ids=lambda card: card.name)
 def test_the_peak_of_every_card_is_known(card):
     assert find_peak(card.device_name) is not None
 
 
 def test_a_card_is_found_by_the_beginning_of_its_name():
-    assert find_card("3090") is CARDS["3090-24g"]
-    assert find_card("8xA100-40G") is CARDS["a100-40g"]
+    assert find_gpu("3090") is GPUS["3090-24g"]
+    assert find_gpu("8xA100-40G") is GPUS["a100-40g"]
     with pytest.raises(ValueError, match="choose a100-80g, a100-40g"):
-        find_card("a100")
+        find_gpu("a100")
     with pytest.raises(ValueError, match="did you mean h100-80g"):
-        find_card("h100-80gb")
+        find_gpu("h100-80gb")
 
 
 def test_the_largest_micro_batch_fits_and_one_more_does_not():

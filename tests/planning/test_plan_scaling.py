@@ -3,14 +3,14 @@
 from pathlib import Path
 
 import pytest
-from profiling.plan_scaling import held_batch_rows, main
 
 from mats_ds.config.ds_config import read_ds_config
 from mats_ds.config.load import load_recipe
-from mats_ds.core.gpus import find_card
+from mats_ds.core.gpus import find_gpu
 from mats_ds.planning.memory import padded_elements
 from mats_ds.planning.scaling import Site, plan_scale
 from mats_ds.planning.workload import Workload
+from profiling.scaling import held_batch_rows, main
 
 ROOT = Path(__file__).resolve().parents[2]
 ZERO2 = read_ds_config(ROOT / "ds_configs" / "zero2.json")
@@ -18,7 +18,7 @@ TINY = read_ds_config(ROOT / "ds_configs" / "zero2_tiny.json")
 
 
 def make_scale(world_size, model="base", ds_config=ZERO2):
-    return plan_scale(model, world_size, card=find_card("a100-80g"), ds_config=ds_config, mfu=0.35, site=Site())
+    return plan_scale(model, world_size, card=find_gpu("a100-80g"), ds_config=ds_config, mfu=0.35, site=Site())
 
 
 def test_the_page_shows_what_the_program_prints(capsys):
@@ -28,7 +28,7 @@ def test_the_page_shows_what_the_program_prints(capsys):
     tables = printed.strip().split("\n\n### ")
     assert len(tables) == 6
     for table in tables:
-        assert table.removeprefix("### ") in page, f"python profiling/plan_scaling.py prints another table:\n{table}"
+        assert table.removeprefix("### ") in page, f"python profiling/scaling.py prints another table:\n{table}"
 
 
 def test_what_a_gpu_sends_grows_by_a_seventh_at_most_and_what_it_keeps_shrinks():

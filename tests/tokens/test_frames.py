@@ -29,7 +29,7 @@ def test_tubelets_are_distinct_and_in_the_order_of_time():
 
 def test_the_draw_follows_successive_sampling():
     counts, draws = (6, 3, 2, 1), 20_000
-    tubelets = select_frames(motion_with_counts(counts, draws), GRID, keep_ratio=0.5, num_tubelets=2, key_B=torch.arange(draws))
+    tubelets = select_frames(motion_with_counts(counts, draws), GRID, keep_ratio=0.5, num_tubelets=2, seed_B=torch.arange(draws))
     total = sum(counts)
     for pair in itertools.combinations(range(4), 2):
         probability = sum(counts[a] / total * counts[b] / (total - counts[a]) for a, b in (pair, pair[::-1]))
@@ -50,7 +50,7 @@ def test_the_key_fixes_the_draw():
     motion = torch.rand(2, 24)
     keys = torch.tensor([3, 4])
     assert torch.equal(
-        select_frames(motion, GRID, num_tubelets=2, key_B=keys), select_frames(motion, GRID, num_tubelets=2, key_B=keys)
+        select_frames(motion, GRID, num_tubelets=2, seed_B=keys), select_frames(motion, GRID, num_tubelets=2, seed_B=keys)
     )
 
 

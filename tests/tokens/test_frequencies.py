@@ -22,7 +22,7 @@ MAX_DEVIATIONS = 5.0  # standard deviations; the keys are fixed, so that nothing
 def count_times(strategy: str, grid: TokenGrid, keys: torch.Tensor, motion: torch.Tensor | None = None, **ratios):
     """(times visible [N], times a target [N], V, M)."""
     motion = torch.zeros(len(keys), grid.num_tokens) if motion is None else motion
-    selection = select_tokens(motion, strategy=strategy, grid=grid, key_B=keys, **ratios)
+    selection = select_tokens(motion, strategy=strategy, grid=grid, seed_B=keys, **ratios)
     indices = (selection.visible_BV, selection.target_BM)
     return *(torch.bincount(index.flatten(), minlength=grid.num_tokens) for index in indices), *(i.shape[1] for i in indices)
 

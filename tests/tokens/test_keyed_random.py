@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import torch
 
-from mats_ds.tokens.keyed_random import draw_keys, random_bits, random_order, random_uniform
+from mats_ds.tokens.keyed_random import random_bits, random_order, random_uniform, sample_keys
 
 KEYS = torch.tensor([0, 1, 2**61 + 12345])
 
@@ -43,5 +43,5 @@ def test_orders_are_permutations_and_uniform():
 
 
 def test_keys_follow_the_generator():
-    draws = [draw_keys(4, device=torch.device("cpu"), generator=torch.Generator().manual_seed(3)) for _ in range(2)]
+    draws = [sample_keys(4, device=torch.device("cpu"), generator=torch.Generator().manual_seed(3)) for _ in range(2)]
     assert torch.equal(*draws)

@@ -57,17 +57,17 @@ def test_mats_keeps_what_a_loop_keeps():
 def test_picks_are_valid_ascending_disjoint_and_depend_on_the_key_alone(strategy):
     motion = torch.rand(4, 240, generator=torch.Generator().manual_seed(2))
     keys = torch.tensor([5, 6, 7, 8])
-    selection = select_tokens(motion, strategy=strategy, grid=GRID, key_B=keys)
+    selection = select_tokens(motion, strategy=strategy, grid=GRID, seed_B=keys)
     for index in (selection.visible_BV, selection.target_BM):
         assert index.dtype == torch.int64
         assert (index.diff(dim=1) > 0).all()
         assert int(index.min()) >= 0 and int(index.max()) < 240
     for clip in range(4):
         assert not set(selection.visible_BV[clip].tolist()) & set(selection.target_BM[clip].tolist())
-        alone = select_tokens(motion[clip : clip + 1], strategy=strategy, grid=GRID, key_B=keys[clip : clip + 1])
+        alone = select_tokens(motion[clip : clip + 1], strategy=strategy, grid=GRID, seed_B=keys[clip : clip + 1])
         assert torch.equal(alone.visible_BV[0], selection.visible_BV[clip])
         assert torch.equal(alone.target_BM[0], selection.target_BM[clip])
-    other = select_tokens(motion, strategy=strategy, grid=GRID, key_B=keys + 100)
+    other = select_tokens(motion, strategy=strategy, grid=GRID, seed_B=keys + 100)
     assert not torch.equal(other.visible_BV, selection.visible_BV)
 
 
@@ -79,7 +79,7 @@ def test_a_generator_fixes_the_pick():
 
 def test_every_kept_token_is_visible_equally_often():
     motion = torch.arange(240.0).expand(4000, 240)
-    selection = select_tokens(motion, keep_ratio=0.05, visible_ratio=0.025, key_B=torch.arange(4000))
+    selection = select_tokens(motion, keep_ratio=0.05, visible_ratio=0.025, seed_B=torch.arange(4000))
     times = torch.bincount(selection.visible_BV.flatten(), minlength=240)
     assert times[:228].sum() == 0
     # each of the 12 kept tokens is visible in half of 4000 clips; 5 standard deviations are 158
@@ -88,8 +88,8 @@ def test_every_kept_token_is_visible_equally_often():
 
 def test_random_drop_has_the_counts_of_mats_and_ignores_motion():
     keys = torch.arange(2)
-    one = select_tokens(torch.rand(2, 240), strategy="random_drop", key_B=keys)
-    two = select_tokens(torch.zeros(2, 240), strategy="random_drop", key_B=keys)
+    one = select_tokens(torch.rand(2, 240), strategy="random_drop", seed_B=keys)
+    two = select_tokens(torch.zeros(2, 240), strategy="random_drop", seed_B=keys)
     assert torch.equal(one.visible_BV, two.visible_BV)
     assert (one.visible_BV.shape[1], one.target_BM.shape[1]) == (24, 48)
 
@@ -118,7 +118,7 @@ def test_a_running_cell_keeps_half_and_moves_on_by_one_place_each_tubelet():
 
 def test_running_cell_reconstructs_one_phase_less_what_is_visible():
     """Where cells divide the grid, targets are exactly what VideoMAE V2's loss is taken over, at one of its four phases."""
-    selection = select_tokens(torch.zeros(400, 240), strategy="running_cell", grid=GRID, key_B=torch.arange(400))
+    selection = select_tokens(torch.zeros(400, 240), strategy="running_cell", grid=GRID, seed_B=torch.arange(400))
     cells = running_cells(GRID, torch.arange(4))
     times = torch.zeros(4)
     for visible, target in zip(selection.visible_BV, selection.target_BM, strict=True):

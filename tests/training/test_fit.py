@@ -61,7 +61,7 @@ def endless_batches(plan, rank, first_step, bad_at=None):
                 label_B=torch.full((len(positions),), -1),
                 sample_B=torch.tensor(positions) % NUM_VIDEOS,
                 valid_B=torch.ones(len(positions), dtype=torch.bool),
-                key_B=torch.tensor(positions),
+                seed_B=torch.tensor(positions),
                 bad=bad,
                 paths=tuple(f"video{position}.mp4" for position in positions),
             )
@@ -140,7 +140,7 @@ def train(
         endless_batches(plan, place.rank, first_step, bad_at),
         run=run,
         learning_rate=make_schedule(optim, steps_per_epoch=2, learning_rate_scale=plan.learning_rate_scale).learning_rate,
-        loss_of=lambda engine, batch: engine(batch.frames_BTHWC, batch.key_B),
+        loss_of=lambda engine, batch: engine(batch.frames_BTHWC, batch.seed_B),
         observers=observers,
         num_videos=NUM_VIDEOS,
         max_bad_fraction=max_bad_fraction,

@@ -54,6 +54,6 @@ def test_what_the_model_draws_is_a_function_of_the_micro_batch():
     def engine(frames, key):
         return torch.rand(4, 3)
 
-    losses = [float(loss_of(engine, SimpleNamespace(key_B=None))) for _ in range(2)]
+    losses = [float(loss_of(engine, SimpleNamespace(seed_B=None))) for _ in range(2)]
     clips.seed = 10
-    assert losses[0] == losses[1] != float(loss_of(engine, SimpleNamespace(key_B=None)))
+    assert losses[0] == losses[1] != float(loss_of(engine, SimpleNamespace(seed_B=None)))

@@ -9,7 +9,7 @@ import torch
 from mats_ds import MaskedAutoencoder, TokenGrid, VideoClassifier
 from mats_ds.models.vit import split_patches
 from mats_ds.visualization.clip_view import look_with_decoder, look_without_decoder
-from mats_ds.visualization.page import GUTTER, MARGIN, NOW, TAKEN, Sheet, Strip, choose_scale, draw_sheet, fit_text, load_font
+from mats_ds.visualization.page import GUTTER, MARGIN, NOW, TAKEN, Page, Strip, choose_scale, draw_page, fit_text, load_font
 from mats_ds.visualization.panels import UNSEEN, Panel, darken, draw_heat, draw_panels, spread
 
 GRID = TokenGrid(num_frames=6, height=16, width=40, tubelet=(2, 4, 8))  # 3 tubelets of 4 x 5 places, 60 tokens
@@ -104,7 +104,7 @@ class TestPanels:
 
 
 class TestSheet:
-    def sheet(self, **changes) -> Sheet:
+    def sheet(self, **changes) -> Page:
         panels = [
             Panel("red", np.full((6, 16, 40, 3), (200, 0, 0), np.uint8)),
             Panel("count", np.zeros((6, 16, 40, 3), np.uint8)),
@@ -112,12 +112,12 @@ class TestSheet:
         panels[1].frames_THWC[...] = np.arange(6)[:, None, None, None] * 40
         thumbs = Strip(np.full((5, 16, 40, 3), 90, np.uint8), np.array([True, False, True, True, False]))
         values = dict(title="a", panels=panels, seconds_T=np.arange(6) / 5, tubelet_T=np.repeat([0, 2, 3], 2), strip=thumbs)
-        return Sheet(**values | changes)
+        return Page(**values | changes)
 
     def test_a_row_a_frame_each_panel_enlarged_without_smoothing(self):
         scale = choose_scale(16, 40)
         assert scale == 6
-        picture = draw_sheet(self.sheet(), [1, 4])
+        picture = draw_page(self.sheet(), [1, 4])
         assert (picture == (200, 0, 0)).all(axis=-1).sum() == 2 * 16 * 40 * 36
         second = picture[:, MARGIN + GUTTER + 240 :]
         assert [(second == value).all(axis=-1).sum() for value in (40, 160)] == [16 * 40 * 36] * 2
@@ -126,14 +126,14 @@ class TestSheet:
         def borders(picture, colour):
             return int((picture == colour).all(axis=-1).sum())
 
-        one, several = draw_sheet(self.sheet(), [2]), draw_sheet(self.sheet(), [2, 3])
+        one, several = draw_page(self.sheet(), [2]), draw_page(self.sheet(), [2, 3])
         assert borders(one, NOW) > 0 and borders(one, TAKEN) == 2 * borders(one, NOW)
         assert borders(several, NOW) == 0 and borders(several, TAKEN) == 3 * borders(one, NOW)
-        without = draw_sheet(self.sheet(strip=None), [2])
+        without = draw_page(self.sheet(strip=None), [2])
         assert borders(without, TAKEN) == 0 and len(without) < len(one)
 
     def test_all_sheets_of_a_film_have_one_size(self):
-        assert len({draw_sheet(self.sheet(), [frame]).shape for frame in range(6)}) == 1
+        assert len({draw_page(self.sheet(), [frame]).shape for frame in range(6)}) == 1
 
     def test_a_text_that_is_too_long_ends_in_dots(self):
         short = fit_text("a video with a very long name indeed", 100)
@@ -144,4 +144,4 @@ class TestSheet:
     def test_any_name_is_one_line_of_its_width(self, name):
         shown = fit_text(name, 100)
         assert load_font().getlength(shown) <= 100 and shown.replace("\u200d", "").isprintable()
-        assert draw_sheet(self.sheet(title=name, note="n"), [2]).shape == draw_sheet(self.sheet(note="n"), [2]).shape
+        assert draw_page(self.sheet(title=name, note="n"), [2]).shape == draw_page(self.sheet(note="n"), [2]).shape

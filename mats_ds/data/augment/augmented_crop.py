@@ -21,7 +21,7 @@ import av
 import numpy as np
 import torch
 
-from mats_ds.core.clips import CropSpec, ImageOperation, ResizedCropDraw
+from mats_ds.core.clips import CropSpec, ImageOperation, RandomResizedCropSpec
 from mats_ds.data.augment.device_frames import DeviceFrames
 from mats_ds.data.augment.geometry import (
     FILL,
@@ -206,7 +206,7 @@ class AugmentingCropper:
     def __init__(
         self,
         numbers_T: np.ndarray,
-        crop: CropSpec | ResizedCropDraw,
+        crop: CropSpec | RandomResizedCropSpec,
         *,
         operations: Sequence[ImageOperation],
         index: VideoIndex,

@@ -19,7 +19,7 @@ import torch.nn.functional as F
 
 from mats_ds.config.finetune_recipe import AugmentSection
 from mats_ds.core.clips import ClipBatch
-from mats_ds.data.augment.mixing import choose_partners, draw_mixture, erase_box, mix_clips
+from mats_ds.data.augment.mixing import choose_partners, erase_box, mix_clips, sample_mixture
 
 _FOR_CLIP, _FOR_BATCH, _FOR_MODEL = range(3)  # what a stream of random numbers serves
 
@@ -65,7 +65,7 @@ class Augmenter:
             partner_B = choose_partners(len(readable), repeats=self.repeats)
             mixes_B = [own and readable[partner] for own, partner in zip(readable, partner_B, strict=True)]
             draws = make_draws(keys[0], _FOR_BATCH)
-            mixture = draw_mixture(self.section, *frames_BTHWC.shape[2:4], draws)
+            mixture = sample_mixture(self.section, *frames_BTHWC.shape[2:4], draws)
             frames_BTHWC = mix_clips(frames_BTHWC, mixture, partner_B=partner_B, mixes_B=mixes_B)
             share_B1 = self._floats([mixture.share if mixes else 1.0 for mixes in mixes_B], target_BC)[:, None]
             partner_BC = torch.stack([target_BC[partner] for partner in partner_B])

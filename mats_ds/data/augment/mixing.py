@@ -25,7 +25,7 @@ class Mixture:
     box: Box | None
 
 
-def draw_mixture(section: AugmentSection, height: int, width: int, draws: np.random.Generator) -> Mixture:
+def sample_mixture(section: AugmentSection, height: int, width: int, draws: np.random.Generator) -> Mixture:
     """One of the two, as the recipe has it. The share of a cutmix is that of the pixels that are left."""
     cuts = section.cutmix > 0 and (section.mixup == 0 or draws.random() < section.cutmix_share)
     alpha = section.cutmix if cuts else section.mixup
@@ -87,7 +87,7 @@ class Box(NamedTuple):
     width: int
 
 
-def draw_box(height: int, width: int, draws: np.random.Generator) -> Box | None:
+def sample_box(height: int, width: int, draws: np.random.Generator) -> Box | None:
     """A box inside the picture; None where none of MAX_TRIES fits."""
     for _ in range(MAX_TRIES):
         area = height * width * draws.uniform(*AREA_SHARES)
@@ -100,7 +100,7 @@ def draw_box(height: int, width: int, draws: np.random.Generator) -> Box | None:
 
 def erase_box(frames_THWC: torch.Tensor, draws: np.random.Generator) -> torch.Tensor:
     """A copy in which a box is noise."""
-    box = draw_box(frames_THWC.shape[1], frames_THWC.shape[2], draws)
+    box = sample_box(frames_THWC.shape[1], frames_THWC.shape[2], draws)
     if box is None:
         return frames_THWC
     noise_HWC = draws.normal(NOISE_MEAN, NOISE_STD, size=(box.height, box.width, 3))

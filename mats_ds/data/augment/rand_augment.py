@@ -75,7 +75,7 @@ AMOUNTS: dict[str, Callable[[float, int], float]] = {
 }
 
 
-def draw_operations(plan: RandAugmentPlan, shares: Sequence[float]) -> tuple[ImageOperation, ...]:
+def sample_operations(plan: RandAugmentPlan, shares: Sequence[float]) -> tuple[ImageOperation, ...]:
     """The operations that are used, of `plan.num_operations` drawn, each with `plan.probability`.
 
     `shares` are SHARES_PER_OPERATION random numbers (0 to 1, without 1) for each that is drawn.

@@ -23,8 +23,8 @@ import torch
 
 from mats_ds.core.clips import BadClip, ClipBatch, ClipSpec
 from mats_ds.data.clip_sampler import ClipSampler
-from mats_ds.data.loading.prefetch import MAX_ATTEMPTS, LookAhead, Ticket
-from mats_ds.data.loading.reader import DecodedClip, EncodedClip, RepeatedReader, read_decoded, read_for_device, read_together
+from mats_ds.data.loading.prefetch import MAX_ATTEMPTS, ClipPrefetcher, ReadRequest
+from mats_ds.data.loading.reader import DecodedClip, EncodedClip, SharedDecoder, read_decoded, read_for_device, read_together
 
 logger = logging.getLogger(__name__)
 
@@ -49,14 +49,14 @@ class Graph(Protocol):
 class _Assembly:
     """A micro-batch that is being put together."""
 
-    tickets: list[Ticket]
+    tickets: list[ReadRequest]
     frames_BTHWC: torch.Tensor
     num_pending: int = 0
     complete: bool = False
 
 
 @dataclass(eq=False)
-class _Chunk:
+class _DecodeChunk:
     """Clips that go through one graph together: the batch they belong to, their places in it, their codecs."""
 
     assembly: _Assembly
@@ -65,7 +65,7 @@ class _Chunk:
     codecs: frozenset[str]
 
 
-class Assembler:
+class BatchBuilder:
     """Puts the micro-batches of one run together, from `first_step` on; all in the thread that iterates over `batches`.
 
     `positions(step, micro)` are this rank's clips; `new_graph()` makes a graph, of which up to `num_graphs` are kept; `codecs`
@@ -100,14 +100,14 @@ class Assembler:
         self._num_graphs = num_graphs
         self._graphs: deque[Graph] = deque()
         self._num_ahead = num_ahead
-        self._in_flight: deque[_Chunk] = deque()
+        self._in_flight: deque[_DecodeChunk] = deque()
         self._assemblies: deque[_Assembly] = deque()
         self._named: tuple[int, set[str]] = (-1, set())
         self.graph_entered_seconds: float | None = None
-        self._repeated = RepeatedReader(
+        self._repeated = SharedDecoder(
             sampler.repeats, draw=sampler.spec, read=functools.partial(read_together, size=self._clip_shape[1:3])
         )
-        self._lookahead = LookAhead(self._read, draw=sampler.spec, num_workers=num_workers, timeout_seconds=timeout_seconds)
+        self._lookahead = ClipPrefetcher(self._read, draw=sampler.spec, num_workers=num_workers, timeout_seconds=timeout_seconds)
 
     def close(self) -> None:
         """End the reading threads; `batches` raises Closed if it waits for one of them."""
@@ -122,7 +122,7 @@ class Assembler:
     def batches(self, first_step: int) -> Iterator[ClipBatch]:
         """Batches in order, as their chunks come out of the graphs; without end."""
         plans = (self._positions(step, micro) for step in itertools.count(first_step) for micro in range(self._accumulation))
-        ahead: deque[list[Ticket]] = deque()
+        ahead: deque[list[ReadRequest]] = deque()
         while True:
             while len(ahead) < self._num_ahead:
                 ahead.append([self._lookahead.ask(position) for position in next(plans)])
@@ -167,7 +167,7 @@ class Assembler:
         if members:
             graph = self._free_graph()
             assembly.num_pending += 1
-            self._in_flight.append(_Chunk(assembly, members, graph, frozenset(clips[place].codec for place in members)))
+            self._in_flight.append(_DecodeChunk(assembly, members, graph, frozenset(clips[place].codec for place in members)))
             graph.start([clips[place] for place in members])
         for place in places:
             if isinstance(clips[place], DecodedClip):
@@ -197,7 +197,7 @@ class Assembler:
             self._decode_instead(chunk, error)
         chunk.assembly.num_pending -= 1
 
-    def _take(self, chunk: _Chunk) -> None:
+    def _take(self, chunk: _DecodeChunk) -> None:
         """Copy a chunk's frames from its graph into the batch."""
         self.graph_entered_seconds = time.monotonic()
         with torch.cuda.stream(self._stream):
@@ -210,7 +210,7 @@ class Assembler:
         if self._stream is not None:
             self._stream.synchronize()
 
-    def _decode_instead(self, chunk: _Chunk, error: RuntimeError) -> None:
+    def _decode_instead(self, chunk: _DecodeChunk, error: RuntimeError) -> None:
         """Send a chunk that the device could not decode through PyAV, which also finds out which file is to blame."""
         self.graph_entered_seconds = None
         self._graphs.remove(chunk.graph)  # another is made in its place: this one may not be sound any more
@@ -249,7 +249,7 @@ class Assembler:
                 label_B=torch.tensor([spec.label for spec in used], device=self._device),
                 sample_B=torch.tensor([spec.sample for spec in used], device=self._device),
                 valid_B=torch.tensor([ticket.attempt == 0 for ticket in tickets], device=self._device),
-                key_B=torch.tensor([spec.key for spec in firsts], device=self._device),
+                seed_B=torch.tensor([spec.key for spec in firsts], device=self._device),
                 bad=self._name_bad(tickets),
                 paths=tuple("" if empty else spec.path for spec, empty in zip(used, blank, strict=True)),
                 num_substitutes=sum(ticket.attempt != 0 for ticket in tickets),
@@ -258,7 +258,7 @@ class Assembler:
             self._synchronize()
         return batch
 
-    def _name_bad(self, tickets: Sequence[Ticket]) -> tuple[BadClip, ...]:
+    def _name_bad(self, tickets: Sequence[ReadRequest]) -> tuple[BadClip, ...]:
         """The unreadable files of a batch that this epoch has not named yet, in the order of the clips."""
         epoch = self._sampler.epoch(tickets[0].position)
         if epoch != self._named[0]:

@@ -25,7 +25,7 @@ def device_codecs(device: torch.device) -> frozenset[str]:
     return frozenset(NVDEC_SIDES) if device.type == "cuda" else frozenset()
 
 
-class DaliGraph:
+class GpuDecoder:
     """One DALI pipeline that decodes files, crops, scales and flips; one chunk at a time.
 
     With `whole_frames` it only decodes, and each clip's `augmentation` makes the crop of them, with torch on the same device.

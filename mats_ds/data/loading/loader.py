@@ -19,8 +19,8 @@ import torch
 
 from mats_ds.core.clips import ClipBatch
 from mats_ds.data.clip_sampler import ClipSampler
-from mats_ds.data.loading.batching import Assembler
-from mats_ds.data.loading.dali import MAX_GRAPH_THREADS, DaliGraph, choose_num_graphs, device_codecs, pinned_bytes_bound
+from mats_ds.data.loading.batching import BatchBuilder
+from mats_ds.data.loading.dali import MAX_GRAPH_THREADS, GpuDecoder, choose_num_graphs, device_codecs, pinned_bytes_bound
 from mats_ds.data.loading.prefetch import Closed, default_workers
 
 STALL_SECONDS = 300.0
@@ -123,8 +123,8 @@ class _Session:
         device, num_workers = loader.device, loader.num_workers
         stream = torch.cuda.Stream(device) if device.type == "cuda" else None
 
-        def new_graph() -> DaliGraph:
-            return DaliGraph(
+        def new_graph() -> GpuDecoder:
+            return GpuDecoder(
                 height=loader.height,
                 width=loader.width,
                 device=device,
@@ -133,7 +133,7 @@ class _Session:
                 whole_frames=loader.sampler.augments,
             )
 
-        self._assembler = Assembler(
+        self._assembler = BatchBuilder(
             loader.sampler,
             positions=loader.positions,
             accumulation=loader.accumulation,
@@ -161,7 +161,7 @@ class _Session:
         for batch in self._assembler.batches(self._first_step) if self._thread is None else self._from_thread():
             if self._loader.device.type == "cuda":
                 # The memory was taken on another stream: it must not be used anew before the consumer's stream is through.
-                for tensor in (batch.frames_BTHWC, batch.label_B, batch.sample_B, batch.valid_B, batch.key_B):
+                for tensor in (batch.frames_BTHWC, batch.label_B, batch.sample_B, batch.valid_B, batch.seed_B):
                     tensor.record_stream(torch.cuda.current_stream(self._loader.device))
             yield batch
 

@@ -49,7 +49,7 @@ class _Clip(Protocol):
 
 
 @dataclass(eq=False)
-class Ticket:
+class ReadRequest:
     """One clip that was asked for. `clip` None, once done, means that no attempt could be read. `spec` is of the last attempt.
 
     `failures` lists the attempts that failed, in order.
@@ -67,7 +67,7 @@ class Ticket:
     error: BaseException | None = None
 
 
-class LookAhead:
+class ClipPrefetcher:
     """Worker threads that read clips in the order of `ask`. `num_workers` 0 reads in the caller's thread, without a time limit.
 
     `read(spec, on_cpu)` returns a clip or raises UnreadableVideo; any other exception is a fault of the program and is
@@ -89,23 +89,23 @@ class LookAhead:
         self._timeout_seconds = timeout_seconds
         self._max_held_bytes = max_held_bytes
         self._held_bytes = 0
-        self._queue: deque[Ticket] = deque()
-        self._awaited: Ticket | None = None
+        self._queue: deque[ReadRequest] = deque()
+        self._awaited: ReadRequest | None = None
         self._hanging: dict[str, threading.Thread] = {}
         self._changed = threading.Condition()
         self._stopping = False
         self._inline = num_workers == 0
         self._threads = [self._start_worker() for _ in range(num_workers)]
 
-    def ask(self, position: int, *, attempt: int = 0, on_cpu: bool = False, first: bool = False) -> Ticket:
+    def ask(self, position: int, *, attempt: int = 0, on_cpu: bool = False, first: bool = False) -> ReadRequest:
         """Queue a clip, at the end or (`first`) at the head."""
-        ticket = Ticket(position, on_cpu, attempt)
+        ticket = ReadRequest(position, on_cpu, attempt)
         with self._changed:
             (self._queue.appendleft if first else self._queue.append)(ticket)
             self._changed.notify_all()
         return ticket
 
-    def wait(self, ticket: Ticket) -> Ticket:
+    def wait(self, ticket: ReadRequest) -> ReadRequest:
         """The same ticket, done. Raises Closed, ReadingStuck, or what `read` raised as a fault of the program."""
         if self._inline and not ticket.done:
             self._queue.remove(ticket)
@@ -128,7 +128,7 @@ class LookAhead:
             raise ticket.error
         return ticket
 
-    def release(self, ticket: Ticket) -> None:
+    def release(self, ticket: ReadRequest) -> None:
         """Forget the clip of a ticket: its memory may be used for others."""
         with self._changed:
             if ticket.clip is not None:
@@ -171,7 +171,7 @@ class LookAhead:
     def _may_start(self) -> bool:
         return bool(self._queue) and (self._held_bytes < self._max_held_bytes or self._queue[0] is self._awaited)
 
-    def _work_on(self, ticket: Ticket, *, worker: threading.Thread | None) -> bool:
+    def _work_on(self, ticket: ReadRequest, *, worker: threading.Thread | None) -> bool:
         """Read a ticket's clip or a substitute; False when the worker was given up meanwhile."""
         while True:
             clip, failure, error = None, None, None
@@ -198,7 +198,7 @@ class LookAhead:
                 if ticket.done:
                     return True
 
-    def _settle(self, ticket: Ticket, clip: _Clip | None, failure: str | None, error: BaseException | None) -> None:
+    def _settle(self, ticket: ReadRequest, clip: _Clip | None, failure: str | None, error: BaseException | None) -> None:
         """Note how an attempt ended; called with the lock held."""
         if failure is not None:
             ticket.failures.append(BadClip(ticket.spec.path, ticket.spec.sample, failure))
@@ -211,7 +211,7 @@ class LookAhead:
         ticket.started_seconds = time.monotonic()
         self._changed.notify_all()
 
-    def _abandon(self, ticket: Ticket) -> None:
+    def _abandon(self, ticket: ReadRequest) -> None:
         """Give up a read that takes too long, and the thread with it; called with the lock held."""
         stuck = ticket.worker
         if ticket.spec is not None and isinstance(stuck, threading.Thread):

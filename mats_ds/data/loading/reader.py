@@ -171,7 +171,7 @@ class _Group:
     clips: dict[int, DecodedClip | UnreadableVideo] | None = None
 
 
-class RepeatedReader:
+class SharedDecoder:
     """Reads clips of groups. `draw(position)` is the sampler's spec, `read(specs)` reads clips of one file together."""
 
     def __init__(

@@ -18,7 +18,7 @@ import numpy as np
 import torch
 from av.video.reformatter import Interpolation, VideoReformatter
 
-from mats_ds.core.clips import CropSpec, ResizedCropDraw
+from mats_ds.core.clips import CropSpec, RandomResizedCropSpec
 from mats_ds.data.video.index import VideoIndex
 
 SPARE = 2  # large pictures are first shrunk to a crop that keeps at least twice the wanted resolution
@@ -31,7 +31,7 @@ class ClipCropper:
     """
 
     def __init__(
-        self, numbers_T: np.ndarray, crop: CropSpec | ResizedCropDraw, *, index: VideoIndex, size: tuple[int, int]
+        self, numbers_T: np.ndarray, crop: CropSpec | RandomResizedCropSpec, *, index: VideoIndex, size: tuple[int, int]
     ) -> None:
         crop = crop.settle(*index.upright_size)
         self._size, self._flip, self._orientation = size, crop.flip, index.orientation

@@ -29,7 +29,7 @@ from mats_ds.models.weights.model_weights import Weights, check_description, nam
 from mats_ds.models.weights.native import SUFFIX, is_foreign, load_weights
 from mats_ds.models.weights.origin import BEST_FILE
 from mats_ds.models.weights.run import find_steps, read_run
-from mats_ds.models.weights.state_dict import CLASSIFIER_ONLY, HEAD, PRETRAINING_ONLY, FillReport, fill_model
+from mats_ds.models.weights.state_dict import CLASSIFIER_ONLY, HEAD, PRETRAINING_ONLY, LoadReport, load_state_dict_strict
 from mats_ds.models.weights.videomae import read_videomae
 
 FORMATS = {
@@ -45,11 +45,11 @@ SPEC_FIELDS = {field.name for field in fields(ModelSpec)}
 
 
 @dataclass(frozen=True)
-class Started:
+class InitialisedClassifier:
     """A classifier that starts from weights, what became of every tensor, and what should be known about the file."""
 
     model: VideoClassifier
-    report: FillReport
+    report: LoadReport
     notes: tuple[str, ...]
 
 
@@ -117,7 +117,7 @@ def load_model(
     weights = open_weights(source, weights_from)
     spec, options = split_changes(weights.spec, grid, changes)
     model = build_model(spec, **options)
-    fill_model(model, weights.state)
+    load_state_dict_strict(model, weights.state)
     return model.eval()
 
 
@@ -129,7 +129,7 @@ def load_classifier(
     grid: TokenGrid | None = None,
     weights_from: str | None = None,
     **changes: Any,
-) -> Started:
+) -> InitialisedClassifier:
     """A classifier of `num_classes` from pre-trained weights (fresh fc_norm and head) or from a classifier's.
 
     Weights of a classifier bring their head; `new_head` replaces it. Other arguments as for `load_model`; 0.6 of the tokens are
@@ -149,8 +149,8 @@ def load_classifier(
         spec, fresh = as_classifier(spec, num_classes=num_classes), CLASSIFIER_ONLY
     spec, options = split_changes(spec, grid, changes)
     model = build_model(spec, **options)
-    report = fill_model(model, state, fresh=fresh, unused=PRETRAINING_ONLY)
-    return Started(model, report, weights.notes)
+    report = load_state_dict_strict(model, state, fresh=fresh, unused=PRETRAINING_ONLY)
+    return InitialisedClassifier(model, report, weights.notes)
 
 
 def load_encoder(
@@ -165,7 +165,7 @@ def load_encoder(
     if weights.spec.kind == "classifier":
         spec, options = split_changes(weights.spec, grid, changes)
         model = build_model(spec, **options)
-        fill_model(model, weights.state)
+        load_state_dict_strict(model, weights.state)
         return VideoEncoder(model, token_norm=None).eval()
     everything = {"keep_ratio": 1.0, "num_candidate_frames": 0} if changes.get("keep_ratio", 1.0) == 1 else {}
     started = load_classifier(weights, num_classes=1, grid=grid, **{**everything, **changes})
@@ -199,7 +199,7 @@ def weights_of(model: nn.Module, source: str) -> Weights:
 def check_complete(weights: Weights) -> None:
     """Raises ValueError that lists every tensor that is missing from, or too many for, the model that the weights are of."""
     if weights.spec.kind != "encoder":
-        fill_model(build_model(weights.spec), weights.state)
+        load_state_dict_strict(build_model(weights.spec), weights.state)
 
 
 def build_classifier(recipe: FinetuneRecipe, *, num_classes: int, class_names: Sequence[str] = ()) -> VideoClassifier:

@@ -1,4 +1,4 @@
-"""Weights into a model, with nothing left unsaid: state dict -> FillReport, or one error that lists everything."""
+"""Weights into a model, with nothing left unsaid: state dict -> LoadReport, or one error that lists everything."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ HEAD = ("class_head.",)
 
 
 @dataclass(frozen=True)
-class FillReport:
+class LoadReport:
     """Names of the tensors that were loaded, that keep the model's own start (`fresh`), and that the model has no use for."""
 
     loaded: tuple[str, ...]
@@ -36,9 +36,9 @@ class FillReport:
         return text
 
 
-def fill_model(
+def load_state_dict_strict(
     model: nn.Module, state: Mapping[str, torch.Tensor], *, fresh: Sequence[str] = (), unused: Sequence[str] = ()
-) -> FillReport:
+) -> LoadReport:
     """Copy the tensors of `state` into the model's parameters of the same names (of any float type).
 
     `fresh` and `unused` are beginnings of names: those of the model that may keep their own start, and those of the state that
@@ -65,7 +65,7 @@ def fill_model(
         for name in fits:
             own[name].copy_(state[name])
     kept = tuple(name for name in own if name not in fits)
-    return FillReport(tuple(sorted(fits)), kept, tuple(name for name in state if name not in fits))
+    return LoadReport(tuple(sorted(fits)), kept, tuple(name for name in state if name not in fits))
 
 
 def parts_of(names: Sequence[str]) -> list[str]:

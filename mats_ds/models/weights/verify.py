@@ -45,12 +45,12 @@ def random_clips(spec: ModelSpec) -> torch.Tensor:
 @torch.no_grad()
 def compute(weights: Weights) -> torch.Tensor:
     """Our model's output for the random clips, float32: logits [B, classes] or predicted pixels [B, M, P]."""
-    frames, key_B = random_clips(weights.spec), torch.arange(NUM_CLIPS)
+    frames, seed_B = random_clips(weights.spec), torch.arange(NUM_CLIPS)
     plain = {"num_candidate_frames": weights.spec.grid.num_frames}
     if weights.spec.kind == "classifier":
         return load_model(weights, keep_ratio=1.0, **plain)(frames)
     model = load_model(weights, strategy="random", **plain)
-    return model.predict(model.choose(frames, key_B))
+    return model.predict(model.choose(frames, seed_B))
 
 
 def compare(one: Weights, other: Weights) -> Difference:

@@ -20,7 +20,7 @@ def make_batch(keys=(11, 12, 13, 14), labels=(0, 1, 2, 0), blank=()):
         label_B=torch.tensor(labels[: len(keys)]),
         sample_B=torch.arange(len(keys)),
         valid_B=torch.tensor([place not in blank for place in range(len(keys))]),
-        key_B=torch.tensor(keys),
+        seed_B=torch.tensor(keys),
         keys=tuple(keys),
         paths=tuple("" if place in blank else f"{place}.mp4" for place in range(len(keys))),
     )

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import torch
 
-from mats_ds.data.augment.mixing import draw_box, erase_box
+from mats_ds.data.augment.mixing import erase_box, sample_box
 
 
 def make_clip():
@@ -26,7 +26,7 @@ def test_the_same_noise_lies_in_the_same_box_of_all_frames():
 
 def test_boxes_lie_inside_and_have_the_published_sizes():
     rng = np.random.default_rng(0)
-    boxes = [draw_box(40, 56, rng) for _ in range(300)]
+    boxes = [sample_box(40, 56, rng) for _ in range(300)]
     for top, left, height, width in filter(None, boxes):
         assert 0 <= top <= 40 - height and 0 <= left <= 56 - width
         assert 0.01 < height * width / (40 * 56) < 0.36
@@ -42,7 +42,7 @@ def test_boxes_are_distributed_as_timms():
 
     random.seed(0)
     erase = RandomErasing(probability=1.0, mode="pixel", max_count=1, device="cpu")
-    drawn, timms = [draw_box(56, 56, np.random.default_rng(seed)) for seed in range(2000)], []
+    drawn, timms = [sample_box(56, 56, np.random.default_rng(seed)) for seed in range(2000)], []
     for _ in range(2000):
         changed_HW = (erase(torch.full((3, 56, 56), 99.0)) != 99).all(0)
         rows, columns = changed_HW.any(1).nonzero(), changed_HW.any(0).nonzero()

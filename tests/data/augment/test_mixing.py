@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from mats_ds.config.finetune_recipe import AugmentSection
-from mats_ds.data.augment.mixing import Box, Mixture, choose_partners, draw_mixture, mix_clips
+from mats_ds.data.augment.mixing import Box, Mixture, choose_partners, mix_clips, sample_mixture
 
 
 def make_clips():
@@ -53,7 +53,7 @@ def test_partners_are_timms_where_timm_has_any():
 @pytest.mark.parametrize(("mixup", "cutmix", "boxes"), [(0.8, 0.0, {False}), (0.0, 1.0, {True}), (0.8, 1.0, {False, True})])
 def test_the_recipe_says_which_of_the_two(mixup, cutmix, boxes):
     section, rng = AugmentSection(mixup=mixup, cutmix=cutmix), np.random.default_rng(0)
-    drawn = [draw_mixture(section, 40, 56, rng) for _ in range(60)]
+    drawn = [sample_mixture(section, 40, 56, rng) for _ in range(60)]
     assert {mixture.box is not None for mixture in drawn} == boxes
     for mixture in drawn:
         assert 0 <= mixture.share <= 1

@@ -9,7 +9,7 @@ import pytest
 import timm.data.auto_augment as timm
 
 from mats_ds.config.finetune_recipe import RandAugmentPlan, parse_rand_augment
-from mats_ds.data.augment.rand_augment import AMOUNTS, draw_operations
+from mats_ds.data.augment.rand_augment import AMOUNTS, sample_operations
 from tests.data.whole_frames import PARAMETERLESS, TIMM_NAMES
 
 PUBLISHED = parse_rand_augment("rand-m7-n4-mstd0.5-inc1")
@@ -17,7 +17,7 @@ PUBLISHED = parse_rand_augment("rand-m7-n4-mstd0.5-inc1")
 
 def draw(plan=PUBLISHED, *, count=1, seed=0):
     rng = np.random.default_rng(seed)
-    return [draw_operations(plan, rng.random(4 * plan.num_operations).tolist()) for _ in range(count)]
+    return [sample_operations(plan, rng.random(4 * plan.num_operations).tolist()) for _ in range(count)]
 
 
 def test_the_operations_are_timms_in_timms_order():

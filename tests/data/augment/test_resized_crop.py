@@ -11,7 +11,7 @@ from torchvision.transforms import RandomResizedCrop
 from torchvision.transforms.v2 import functional as transforms
 
 from mats_ds.config.recipe import ClipSection
-from mats_ds.core.clips import ClipSpec, ResizedCropDraw
+from mats_ds.core.clips import ClipSpec, RandomResizedCropSpec
 from mats_ds.data.clip_sampler import CROP_RATIOS, ClipSampler
 from mats_ds.data.loading.reader import read_decoded, read_for_device
 from mats_ds.data.manifest import Manifest
@@ -68,19 +68,19 @@ def test_area_ratio_and_place_are_distributed_as_torchvision_draws_them(areas):
 def test_where_nothing_fits_it_is_torchvisions_middle(picture):
     ours, theirs = (draw((1.0, 1.0), picture=picture, count=200) for draw in (boxes_of, boxes_of_torchvision))
     assert (ours == theirs[0]).all() and (theirs == theirs[0]).all()
-    never = ResizedCropDraw(tries_A=((1.0, 9.0),), top=0.5, left=0.5, ratios=CROP_RATIOS)
+    never = RandomResizedCropSpec(tries_A=((1.0, 9.0),), top=0.5, left=0.5, ratios=CROP_RATIOS)
     assert never.settle(100, 130).box(100, 130) == (0, 0, 100, 130)
 
 
 def test_the_box_is_the_one_that_was_drawn():
-    draw = ResizedCropDraw(tries_A=((0.9, 4 / 3), (0.25, 1.0)), top=0.5, left=0.999, ratios=CROP_RATIOS)
+    draw = RandomResizedCropSpec(tries_A=((0.9, 4 / 3), (0.25, 1.0)), top=0.5, left=0.999, ratios=CROP_RATIOS)
     assert draw.settle(200, 100).box(200, 100) == (65, 29, 71, 71), "the first is too wide"
     for height in range(40, 260, 7):
         for width in range(40, 260, 9):
             area, ratio = 0.3, 1.1
             high, wide = round(math.sqrt(height * width * area / ratio)), round(math.sqrt(height * width * area * ratio))
             if high <= height and wide <= width:
-                one = ResizedCropDraw(((area, ratio),), 0.3, 0.6, CROP_RATIOS)
+                one = RandomResizedCropSpec(((area, ratio),), 0.3, 0.6, CROP_RATIOS)
                 expected = (int(0.3 * (height - high + 1)), int(0.6 * (width - wide + 1)), high, wide)
                 assert one.settle(height, width).box(height, width) == expected
 
@@ -141,7 +141,7 @@ def test_the_graphs_of_a_gpu_get_the_same_box(path, monkeypatch):
 def test_a_large_picture_is_cropped_where_a_small_one_is(write_video, tmp_path):
     """It is shrunk by a whole number first; the box is still the one of the whole picture."""
     large = str(write_video(tmp_path / "large.mp4", num_frames=8, height=288, width=448))
-    crop = ResizedCropDraw(((0.4, 1.25),), 0.7, 0.2, CROP_RATIOS)
+    crop = RandomResizedCropSpec(((0.4, 1.25),), 0.7, 0.2, CROP_RATIOS)
     spec = ClipSpec(path=large, sample=0, num_frames=2, stride=2, start=0.0, crop=crop)
     box = crop.settle(288, 448).box(288, 448)
     whole = torch.from_numpy(decode_frames(large, np.array([0, 2]))).movedim(-1, 1)

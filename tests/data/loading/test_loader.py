@@ -21,7 +21,7 @@ from mats_ds.core.clips import ClipBatch
 from mats_ds.data.clip_sampler import ClipSampler
 from mats_ds.data.loading import batching, dali, prefetch, reader
 from mats_ds.data.loading import loader as pipeline
-from mats_ds.data.loading.dali import DaliGraph
+from mats_ds.data.loading.dali import GpuDecoder
 from mats_ds.data.loading.loader import ClipLoader
 from mats_ds.data.loading.reader import EncodedClip, Region
 from mats_ds.data.manifest import Manifest, read_manifest
@@ -77,7 +77,7 @@ def take(loader: ClipLoader, count: int, first_step: int = 0) -> list[ClipBatch]
 
 
 def assert_equal(one: ClipBatch, other: ClipBatch) -> None:
-    for name in ("frames_BTHWC", "label_B", "sample_B", "valid_B", "key_B"):
+    for name in ("frames_BTHWC", "label_B", "sample_B", "valid_B", "seed_B"):
         assert torch.equal(getattr(one, name), getattr(other, name)), name
     assert (one.bad, one.paths) == (other.bad, other.paths)
 
@@ -86,14 +86,14 @@ def assert_alike(one: ClipBatch, other: ClipBatch) -> None:
     """The same clips through two decoders, whose colour conversions differ by a level or two; a wrong frame or crop would
     differ by tens.
     """
-    assert (one.paths, one.bad) == (other.paths, other.bad) and torch.equal(one.key_B, other.key_B)
+    assert (one.paths, one.bad) == (other.paths, other.bad) and torch.equal(one.seed_B, other.seed_B)
     difference_BT = (one.frames_BTHWC.float() - other.frames_BTHWC.float()).abs().flatten(2).mean(2)
     assert difference_BT.max() <= 3, difference_BT
 
 
 def concatenate(batches: list[ClipBatch]) -> dict[int, torch.Tensor]:
     """The frames of each clip by its key."""
-    return {int(key): frames for batch in batches for key, frames in zip(batch.key_B, batch.frames_BTHWC, strict=True)}
+    return {int(key): frames for batch in batches for key, frames in zip(batch.seed_B, batch.frames_BTHWC, strict=True)}
 
 
 def test_a_batch_holds_what_the_sampler_says(videos):
@@ -102,9 +102,9 @@ def test_a_batch_holds_what_the_sampler_says(videos):
     specs = [loader.sampler.spec(position) for position in range(6)]
     assert batch.frames_BTHWC.shape == (6, NUM_FRAMES, HEIGHT, WIDTH, 3) and batch.frames_BTHWC.dtype == torch.uint8
     assert batch.label_B.tolist() == batch.sample_B.tolist() == [spec.sample for spec in specs]
-    assert batch.key_B.tolist() == [spec.key for spec in specs]
+    assert batch.seed_B.tolist() == [spec.key for spec in specs]
     assert batch.valid_B.tolist() == [True] * 6 and batch.valid_B.dtype == torch.bool
-    assert batch.label_B.dtype == batch.sample_B.dtype == batch.key_B.dtype == torch.int64
+    assert batch.label_B.dtype == batch.sample_B.dtype == batch.seed_B.dtype == torch.int64
     assert batch.paths == tuple(spec.path for spec in specs) and batch.bad == ()
     assert batch.frames_BTHWC.float().std() > 10
 
@@ -251,7 +251,7 @@ def test_a_graph_that_hangs_is_told_instead_of_waited_for(vp9_videos, device_dec
     monkeypatch.setattr(pipeline, "STALL_SECONDS", 0.2)
     monkeypatch.setattr(pipeline, "JOIN_SECONDS", 0.1)
     released = threading.Event()
-    monkeypatch.setattr(DaliGraph, "finish", lambda self: released.wait(20))
+    monkeypatch.setattr(GpuDecoder, "finish", lambda self: released.wait(20))
     with pytest.raises(RuntimeError, match="DALI has not delivered a chunk"):
         take(loader_of(vp9_videos, global_batch=4, clip_timeout_seconds=0.1), 1)
     released.set()
@@ -294,8 +294,8 @@ def test_files_that_dali_decodes_give_the_frames_that_pyav_decodes(vp9_videos, w
     by_pyav = take(loader_of(paths, global_batch=5), 2)
     monkeypatch.setattr(dali, "device_codecs", lambda device: frozenset({"vp9"}))
     asked = []
-    start = DaliGraph.start
-    monkeypatch.setattr(DaliGraph, "start", lambda self, clips: (asked.append(clips), start(self, clips))[1])
+    start = GpuDecoder.start
+    monkeypatch.setattr(GpuDecoder, "start", lambda self, clips: (asked.append(clips), start(self, clips))[1])
     by_dali = take(loader_of(paths, global_batch=5), 2)
     assert {clip.codec for clips in asked for clip in clips} == {"vp9"}
     for one, other in zip(by_pyav, by_dali, strict=True):
@@ -310,15 +310,15 @@ def test_whole_frames_that_dali_decodes_are_augmented_as_those_that_pyav_decodes
     by_pyav = take(loader_of(paths, **options), 6)
     monkeypatch.setattr(dali, "device_codecs", lambda device: frozenset({"vp9"}))
     asked = []
-    start = DaliGraph.start
-    monkeypatch.setattr(DaliGraph, "start", lambda self, clips: (asked.extend(clips), start(self, clips))[1])
+    start = GpuDecoder.start
+    monkeypatch.setattr(GpuDecoder, "start", lambda self, clips: (asked.extend(clips), start(self, clips))[1])
     by_dali = take(loader_of(paths, **options), 6)
     used = {operation.name for clip in asked for operation in clip.augmentation.operations}
     assert len(used) > 8 and any(not clip.augmentation.operations for clip in asked)
     assert len({clip.augmentation.frame for clip in asked}) == 3
     differences = []
     for one, other in zip(by_pyav, by_dali, strict=True):
-        assert one.paths == other.paths and torch.equal(one.key_B, other.key_B)
+        assert one.paths == other.paths and torch.equal(one.seed_B, other.seed_B)
         difference_BT = (one.frames_BTHWC.float() - other.frames_BTHWC.float()).abs().flatten(2).mean(2)
         differences.append(difference_BT.flatten())
     # Colours that differ by a level or two before a threshold or an equalization differ by more after it.
@@ -358,7 +358,7 @@ def test_a_file_that_neither_can_decode_is_named(vp9_videos, device_decodes_vp9,
 
 
 def test_the_decoder_fails_rather_than_make_frames_up(vp9_videos):
-    graph = DaliGraph(height=HEIGHT, width=WIDTH, device=CPU)
+    graph = GpuDecoder(height=HEIGHT, width=WIDTH, device=CPU)
     encoded = np.fromfile(vp9_videos[0], np.uint8)
     region = Region((0, 0, 144, 160), False)
     graph.start([EncodedClip(encoded, np.int32([0, 24]), region, "vp9")])
@@ -441,8 +441,8 @@ def test_threads_end_with_the_loader_or_the_iterator(videos):
 @pytest.mark.parametrize("num_workers", [0, 2])
 def test_closing_lets_go_of_the_graphs_at_once(vp9_videos, device_decodes_vp9, monkeypatch, num_workers):
     graphs = []
-    real = DaliGraph.__init__
-    monkeypatch.setattr(DaliGraph, "__init__", lambda self, **sizes: (graphs.append(weakref.ref(self)), real(self, **sizes))[1])
+    real = GpuDecoder.__init__
+    monkeypatch.setattr(GpuDecoder, "__init__", lambda self, **sizes: (graphs.append(weakref.ref(self)), real(self, **sizes))[1])
     gc.disable()
     try:
         with loader_of(vp9_videos, global_batch=4, num_workers=num_workers) as loader:

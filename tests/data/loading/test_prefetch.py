@@ -8,7 +8,7 @@ import pytest
 
 from mats_ds.core.clips import ClipSpec
 from mats_ds.data.loading import prefetch
-from mats_ds.data.loading.prefetch import MAX_ATTEMPTS, Closed, LookAhead, ReadingStuck
+from mats_ds.data.loading.prefetch import MAX_ATTEMPTS, ClipPrefetcher, Closed, ReadingStuck
 from mats_ds.data.video.indexing import UnreadableVideo
 
 
@@ -23,8 +23,8 @@ def draw(position: int, attempt: int) -> ClipSpec:
     return ClipSpec(f"{position}.{attempt}", 10 * position + attempt, 1, 1, 0.0, attempt=attempt)
 
 
-def look_ahead(read, **options) -> LookAhead:
-    return LookAhead(read, **{"draw": draw, "num_workers": 2, "timeout_seconds": 10.0, **options})
+def look_ahead(read, **options) -> ClipPrefetcher:
+    return ClipPrefetcher(read, **{"draw": draw, "num_workers": 2, "timeout_seconds": 10.0, **options})
 
 
 @pytest.mark.parametrize("num_workers", [0, 1, 5])

@@ -12,7 +12,7 @@ from mats_ds.config.recipe import ClipSection
 from mats_ds.data.clip_sampler import ClipSampler
 from mats_ds.data.loading import reader as routes
 from mats_ds.data.loading.loader import ClipLoader
-from mats_ds.data.loading.reader import MAX_OPEN_GROUPS, RepeatedReader, read_decoded
+from mats_ds.data.loading.reader import MAX_OPEN_GROUPS, SharedDecoder, read_decoded
 from mats_ds.data.manifest import Manifest
 from mats_ds.data.video.indexing import UnreadableVideo
 
@@ -75,7 +75,7 @@ def test_frames_are_those_of_clips_read_one_by_one_and_each_video_is_decoded_onc
     alone.spec = lambda position, attempt=0: sampler.spec(position, attempt)
     for one, other in zip(together, batches_of(alone, 3, num_workers=num_workers), strict=True):
         assert torch.equal(one.frames_BTHWC, other.frames_BTHWC)
-        assert torch.equal(one.key_B, other.key_B) and one.paths == other.paths
+        assert torch.equal(one.seed_B, other.seed_B) and one.paths == other.paths
     assert steps_per_epoch == 2
     if num_workers == 0:  # nothing was read ahead
         assert in_all <= 3 * 4 / REPEATS + 4
@@ -114,7 +114,7 @@ def test_clips_that_nobody_takes_are_dropped_and_can_be_read_again(videos):
         reads.append(specs[0].position)
         return routes.read_together(specs, size=(HEIGHT, WIDTH))
 
-    reader = RepeatedReader(REPEATS, draw=sampler.spec, read=read)
+    reader = SharedDecoder(REPEATS, draw=sampler.spec, read=read)
     for group in range(MAX_OPEN_GROUPS + 1):
         reader.read(sampler.spec(group * REPEATS))
     assert len(reader._groups) == MAX_OPEN_GROUPS
