@@ -17,14 +17,11 @@ import sys
 from pathlib import Path
 
 from mats_ds.core.cli import ArgumentParser
+from mats_ds.core.gpus import GPUS
 from mats_ds.core.storage.files import write_json
 from mats_ds.core.terminal import run_program
 from mats_ds.core.text import log_to_stderr, tell_error
-from mats_ds.planning.forecast import (
-    ASSUMED_MFU,
-    forecast,
-    largest_micro_batch,
-)
+from mats_ds.planning.forecast import ASSUMED_MFU, LoaderMemory, forecast, largest_micro_batch
 from mats_ds.planning.plan_text import format_plan, plan_to_json
 from mats_ds.planning.question import Question, resolve_question
 from mats_ds.planning.sweep import compare_published, format_sweep, sweep, sweep_to_json
