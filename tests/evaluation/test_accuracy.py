@@ -8,14 +8,13 @@ import math
 import numpy as np
 import pytest
 
-from mats_ds.core.proportion import Proportion
+from mats_ds.core.proportion import Proportion, wilson_interval
 from mats_ds.evaluation.accuracy import (
     VideoScores,
     measure_accuracy,
     rank_labels,
     summarize_accuracy,
     top_classes,
-    wilson_interval,
 )
 
 NUM_VIDEOS, NUM_VIEWS, NUM_CLASSES = 5, 6, 7
