@@ -147,7 +147,7 @@ def look_at_clips(viewer: Viewer, specs: list[ClipSpec], options: argparse.Names
     for number, spec in enumerate(specs):
         excerpt = read_excerpt(options.video, spec, height=candidates.height, width=candidates.width)
         frames_CHWC = torch.from_numpy(excerpt.frames_THWC).to(viewer.model.positions_ND.device)
-        sight = look(viewer.model, frames_CHWC, key=options.seed + number)
+        sight = look(viewer.model, frames_CHWC, seed=options.seed + number)
         count = f", clip {number + 1} of {len(specs)}" if len(specs) > 1 else ""
         note = viewer.note + (f"; prediction: {classify(viewer.model, frames_CHWC)}" if viewer.names_classes else "")
         yield make_sheet(sight, excerpt, viewer.model, title=f"{Path(options.video).name}{count}", note=note)

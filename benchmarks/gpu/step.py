@@ -106,13 +106,13 @@ def make_step(cell: Cell, part: Part, *, of_peer: bool) -> tuple[Callable[[], ob
     shape = (1, grid.num_frames, grid.height, grid.width, 3)
     some = torch.randint(0, 256, shape, dtype=torch.uint8, generator=generator)
     frames = some.to(device).repeat(cell.batch, 1, 1, 1, 1)  # what they show changes no time
-    keys = torch.arange(cell.batch, device=device)
+    seeds = torch.arange(cell.batch, device=device)
     model = build(cell, grid).to(device, dtype).train()
     if cell.compiled:
         model.forward = torch.compile(model.forward, fullgraph=True, dynamic=False)
     if cell.task == "pretrain":
-        return lambda: model(frames, keys), model
-    return lambda: model(frames, keys).float().square().mean(), model
+        return lambda: model(frames, seeds), model
+    return lambda: model(frames, seeds).float().square().mean(), model
 
 
 def time_step(step: Callable[[], object], part: Part) -> tuple[float, float]:

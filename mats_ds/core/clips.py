@@ -31,7 +31,7 @@ class CropSpec:
     left: float = 0.5
     flip: bool = False
 
-    def settle(self, height: int, width: int) -> CropSpec:
+    def resolve(self, height: int, width: int) -> CropSpec:
         """Itself: this crop is the same part of frames of any size."""
         return self
 
@@ -50,7 +50,7 @@ class CropSpec:
 
 @dataclass(frozen=True)
 class RandomResizedCropSpec:
-    """What is drawn for a random resized crop, whose size depends on that of the video: `settle` makes the crop of it.
+    """What is drawn for a random resized crop, whose size depends on that of the video: `resolve` makes the crop of it.
 
     Each of `tries_A` is a part of the picture's area and a ratio of width to height; the first that fits into the picture is
     taken. `top`, `left` (0 to 1, without 1) choose one of the whole pixels where it can lie. Where none fits, the largest crop
@@ -64,7 +64,7 @@ class RandomResizedCropSpec:
     ratios: tuple[float, float]
     flip: bool = False
 
-    def settle(self, height: int, width: int) -> CropSpec:
+    def resolve(self, height: int, width: int) -> CropSpec:
         """The crop for frames of `height` x `width` pixels."""
         for area, ratio in self.tries_A:
             crop_width = round(math.sqrt(height * width * area * ratio))
@@ -105,9 +105,9 @@ class ClipSpec:
     range (`"uniform"`): the frame at the share `start` of every segment, or, where `segment_starts` is given, at a
     share of its own in each (as many as `num_frames`). `span` is the number of video frames that a dense clip
     stretches over: 0 stands for num_frames * stride, another number spreads the frames evenly over that many;
-    `span_seconds`, where given, is its length in time instead. `key` is the clip's random number: masks and frame draws
-    of this clip derive from it. `attempt` counts substitutes: 0 is the clip first drawn. `position` counts the clips
-    since the start of the training. `operations` are done one after the other to the upright whole frames, all frames
+    `span_seconds`, where given, is its length in time instead. `clip_seed` seeds what is random of the clip after it
+    is read: frames, tokens, augmentation. `attempt` counts substitutes: 0 is the clip first drawn. `position` counts
+    the clips since the start of the training. `operations` are done one after the other to upright frames, all frames
     alike; the crop shows a part of their result.
     """
 
@@ -121,7 +121,7 @@ class ClipSpec:
     first_seconds: float | None = None
     last_seconds: float | None = None
     crop: CropSpec | RandomResizedCropSpec = field(default_factory=CropSpec)
-    key: int = 0
+    clip_seed: int = 0
     attempt: int = 0
     span: int = 0
     span_seconds: float | None = None
@@ -144,10 +144,10 @@ class ClipBatch:
     """One micro-batch on the device.
 
     frames_BTHWC: uint8, RGB. label_B: int64, -1 where unknown. sample_B: int64 row in the manifest of what was really read.
-    valid_B: bool, false where a substitute stands in for an unreadable clip. seed_B: int64 random key of each clip.
+    valid_B: bool, false where a substitute stands in for an unreadable clip. seed_B: int64 random seed of each clip.
     bad: the videos found unreadable while this batch was read (on this rank), each named once per epoch.
     paths: the file that each clip was really read from ("" for a blank clip).
-    num_substitutes: how many entries of valid_B are false; keys: those of seed_B; both known without asking the device.
+    num_substitutes: how many entries of valid_B are false. clip_seeds: the values of seed_B. Both are on the host.
     """
 
     frames_BTHWC: torch.Tensor
@@ -158,4 +158,4 @@ class ClipBatch:
     bad: tuple[BadClip, ...] = ()
     paths: tuple[str, ...] = ()
     num_substitutes: int = 0
-    keys: tuple[int, ...] = ()
+    clip_seeds: tuple[int, ...] = ()

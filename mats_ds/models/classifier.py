@@ -127,9 +127,9 @@ class VideoClassifier(KeepsTables):
     def encode(self, frames_BTHWC: torch.Tensor, seed_B: torch.Tensor | None = None) -> EncodedClip:
         """All kept tokens after the encoder's blocks, and where they come from.
 
-        frames_BTHWC: uint8 RGB of the candidate grid's size. seed_B: int64 random key of each clip, for strategies that draw
-        tokens and, in training, for the draw of frames; None draws keys from torch's global generator in training and is
-        one fixed key in evaluation mode, which also takes the fullest frames instead of drawing: the same clip then always
+        frames_BTHWC: uint8 RGB of the candidate grid's size. seed_B: int64 random seed of each clip, for strategies that draw
+        tokens and, in training, for the draw of frames; None draws seeds from torch's global generator in training and is
+        one fixed seed in evaluation mode, which also takes the fullest frames instead of drawing: the same clip then always
         gives the same output. Raises ValueError for frames of another shape or type.
         """
         chosen = self.choose(frames_BTHWC, seed_B)

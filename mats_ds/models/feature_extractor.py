@@ -73,7 +73,7 @@ class VideoEncoder(nn.Module):
         """features_BD: one vector a clip.
 
         frames: uint8 RGB [B, num_frames, height, width, 3], a tensor or array anywhere; one clip without B will do. seed_B:
-        random key of each clip for strategies that draw tokens; without it the same clip always gives the same features.
+        random seed of each clip for strategies that draw tokens; without it the same clip always gives the same features.
         Raises ValueError for frames of another shape or type.
         """
         return self.trunk.features(self._as_batch(frames), seed_B)

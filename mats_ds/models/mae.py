@@ -146,8 +146,8 @@ class MaskedAutoencoder(KeepsTables):
     def forward(self, frames_BTHWC: torch.Tensor, seed_B: torch.Tensor | None = None) -> torch.Tensor:
         """The scalar float32 loss: mean squared error over the normalised pixels of the target tokens.
 
-        frames_BTHWC: uint8 RGB of the candidate grid's size. seed_B: int64 random key of each clip, which fixes its
-        mask and frames; None draws keys from torch's global generator. Raises ValueError for frames of another shape or type.
+        frames_BTHWC: uint8 RGB of the candidate grid's size. seed_B: int64 random seed of each clip, which fixes its
+        mask and frames; None draws seeds from torch's global generator. Raises ValueError for frames of another shape or type.
         """
         chosen = self.choose(frames_BTHWC, seed_B)
         true_BMP = gather_tokens(chosen.patches_BNP, chosen.selection.target_BM)

@@ -17,9 +17,9 @@ from mats_ds.core.token_grid import RUN_THRESHOLD, TokenGrid, TokenSelection
 from mats_ds.models.token_merging import MergedPatches, merge_dropped
 from mats_ds.models.vit import gather_tokens, split_patches
 from mats_ds.tokens.frames import select_frames
-from mats_ds.tokens.keyed_random import sample_keys
 from mats_ds.tokens.motion import score_local_motion, score_motion
 from mats_ds.tokens.run_length import score_runs
+from mats_ds.tokens.seeded_random import sample_seeds
 from mats_ds.tokens.selection import select_tokens
 
 
@@ -56,8 +56,8 @@ def prune_clip(
 ) -> PrunedClip:
     """Score the motion, then pick frames (where there are more candidates than frames) and tokens.
 
-    `motion_feature` maps patches_BNP to what distances are taken of, [B, N, X]. `seed_B` None draws keys from torch's global
-    generator. `pick_frames` None draws frames with the key; else it is called as `select_fullest_frames` is. `run_threshold` is
+    `motion_feature` maps patches_BNP to what distances are taken of, [B, N, X]. `seed_B` None draws seeds from torch's global
+    generator. `pick_frames` None draws frames with the seed; else it is called as `select_fullest_frames` is. `run_threshold` is
     run_length's; `merge` asks for `merged`.
     Raises ValueError for frames that are not uint8 or not of the candidate grid's size.
     """
@@ -65,7 +65,7 @@ def prune_clip(
         raise ValueError(f"frames must be uint8 (0 to 255), got {frames_BTHWC.dtype}: the model normalises them itself")
     patches_BNP = split_patches(frames_BTHWC, candidate_grid)
     if seed_B is None:
-        seed_B = sample_keys(len(patches_BNP), device=patches_BNP.device)
+        seed_B = sample_seeds(len(patches_BNP), device=patches_BNP.device)
     adaptive = candidate_grid.tau > grid.tau
     score = partial(score_local_motion if compensate_camera else score_motion, distance=distance)
     if strategy == "mats" or adaptive or merge:

@@ -8,7 +8,7 @@ from __future__ import annotations
 import torch
 
 from mats_ds.core.token_grid import TokenGrid, count_tokens
-from mats_ds.tokens.keyed_random import random_uniform, sample_keys
+from mats_ds.tokens.seeded_random import random_uniform, sample_seeds
 from mats_ds.tokens.selection import rank_by_motion
 
 STREAM_FRAMES = 5
@@ -33,7 +33,7 @@ def select_frames(
     """
     count_BT = count_marked(motion_BN, grid_of_candidates, keep_ratio=keep_ratio, num_tubelets=num_tubelets)
     if seed_B is None:
-        seed_B = sample_keys(len(motion_BN), device=motion_BN.device, generator=generator)
+        seed_B = sample_seeds(len(motion_BN), device=motion_BN.device, generator=generator)
     gumbel_BT = -torch.log(-torch.log(random_uniform(seed_B, grid_of_candidates.tau, stream=STREAM_FRAMES)))
     # Gumbel noise of 23 random bits lies between -2.9 and 16.6, so an empty tubelet at -60 comes after every other one.
     weight_BT = torch.where(count_BT > 0, torch.log(count_BT.clamp(min=1)), torch.full_like(count_BT, -60.0))

@@ -4,7 +4,7 @@
 `running_cell` is VideoMAE V2's decoder mask (arXiv 2303.16727), and `random_drop` is the control: MATS's counts, drawn at random.
 `run_length` keeps the highest scores as `mats` does, but those of run-length tokenization (arXiv 2411.05222).
 Every strategy gives the same number of tokens for every clip, so batches need no padding and no attention mask.
-Each clip's draw depends on its key alone.
+Each clip's draw depends on its seed alone.
 """
 
 from __future__ import annotations
@@ -12,9 +12,9 @@ from __future__ import annotations
 import torch
 
 from mats_ds.core.token_grid import TokenCounts, TokenGrid, TokenSelection, count_selection
-from mats_ds.tokens.keyed_random import random_bits, random_order, sample_keys
+from mats_ds.tokens.seeded_random import random_bits, random_order, sample_seeds
 
-# Streams of one key, so that the draws of one clip are independent of each other.
+# Streams of one seed, so that the draws of one clip are independent of each other.
 STREAM_VISIBLE, STREAM_KEPT, STREAM_PLACES, STREAM_CELLS, STREAM_PHASE = 1, 2, 3, 4, 6  # 5 is that of frames.py
 
 CELL_SIDE = 2
@@ -38,7 +38,7 @@ def select_tokens(
     `keep_ratio` and `visible_ratio` are shares of all N tokens (0.3 and 0.1 keep 470 of 1568 and show 156); for tube, random
     and running_cell everything that is not visible may become a target and `keep_ratio` has no meaning. With equal ratios
     all kept tokens are visible and there are no targets (fine-tuning).
-    `grid` is needed by tube and running_cell. Randomness comes from `seed_B` (int64, one key per clip), else from `generator`,
+    `grid` is needed by tube and running_cell. Randomness comes from `seed_B` (int64, one seed per clip), else from `generator`,
     else from torch's global generator. Equal scores are ranked by token index, so a static clip still gives a valid,
     deterministic pick.
     Raises ValueError for an unknown strategy, a missing or different grid, or ratios that leave no token.
@@ -57,7 +57,7 @@ def select_tokens(
             f"{counts.targets} target tokens: raise visible_ratio, or keep_ratio above it"
         )
     if seed_B is None:
-        seed_B = sample_keys(batch, device=motion_BN.device, generator=generator)
+        seed_B = sample_seeds(batch, device=motion_BN.device, generator=generator)
     if strategy in ("mats", "run_length"):
         return split_kept(rank_by_motion(motion_BN)[:, : counts.kept], counts, seed_B)
     if strategy == "random_drop":
