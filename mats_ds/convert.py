@@ -161,7 +161,7 @@ def describe_anew(weights: Weights, options: argparse.Namespace) -> Weights:
         changes["visible_ratio"] = changes["keep_ratio"]
     if options.class_names:
         changes["class_names"] = read_names(Path(options.class_names))
-    return replace(weights, spec=replace(weights.spec, **changes))
+    return replace(weights, spec=weights.spec.with_options(**changes))
 
 
 def read_names(path: Path) -> tuple[str, ...]:

@@ -201,7 +201,7 @@ def test_a_run_of_the_trainer_becomes_a_file(ranks, tmp_path, capsys):
     assert main([str(run), str(tmp_path / "w.safetensors"), "--verify"]) == DONE
     assert "largest difference 0," in capsys.readouterr().out
     model = load_model(tmp_path / "w.safetensors")
-    assert (model.strategy, model.grid) == ("mats", TokenGrid(4, 32, 48, (2, 8, 8)))
+    assert (model.pruning.strategy, model.grid) == ("mats", TokenGrid(4, 32, 48, (2, 8, 8)))
     stored = torch.load(run / "checkpoints" / "step-00000002" / "mp_rank_00_model_states.pt", weights_only=True)["module"]
     assert all(torch.equal(tensor, stored[name]) for name, tensor in model.state_dict().items())
 

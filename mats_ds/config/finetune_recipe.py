@@ -11,9 +11,7 @@ from typing import Literal, NamedTuple
 from pydantic import Field, field_validator, model_validator
 
 from mats_ds.config.recipe import ClipSection, Recipe, SelectionSection, _Section
-from mats_ds.core.token_grid import count_tokens
-
-DEFAULT_KEEP_RATIO = 0.6  # METHOD: rho_pre in fine-tuning
+from mats_ds.core.token_grid import FINETUNE_KEEP_RATIO, KEEPING_STRATEGIES, count_tokens
 
 
 class FinetuneClip(ClipSection):
@@ -25,8 +23,8 @@ class FinetuneClip(ClipSection):
 class FinetuneSelection(SelectionSection):
     """Which frames and tokens the encoder sees: int(keep_ratio N) of them, 1 for all. `visible_ratio` has no meaning here."""
 
-    strategy: Literal["mats", "random_drop", "run_length"] = "mats"
-    keep_ratio: float = Field(DEFAULT_KEEP_RATIO, gt=0, le=1)
+    strategy: Literal[KEEPING_STRATEGIES] = "mats"
+    keep_ratio: float = Field(FINETUNE_KEEP_RATIO, gt=0, le=1)
 
     @model_validator(mode="after")
     def _visible_below_kept(self) -> FinetuneSelection:

@@ -8,12 +8,22 @@ its mistakes change together.)
 
 from __future__ import annotations
 
+from dataclasses import fields
 from typing import Literal
 
 from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
 from mats_ds.core.storage.files import why_no_file_name
-from mats_ds.core.token_grid import RUN_THRESHOLD, TokenGrid, count_tokens
+from mats_ds.core.token_grid import (
+    DISTANCES,
+    FEATURES,
+    KEEPING_STRATEGIES,
+    RUN_THRESHOLD,
+    STRATEGIES,
+    TokenGrid,
+    TokenPruning,
+    count_tokens,
+)
 
 MAX_TOKENS = 1 << 18  # of a clip: 128 frames of 1024 x 1024; attention over as many has no memory anywhere
 YEAR_SECONDS = 31_536_000  # longer waits are none, and Python's clocks end somewhere
@@ -89,11 +99,11 @@ class SelectionSection(_Section):
     arXiv 2411.05222); `merge_dropped` averages dropped tokens into kept ones, in fine-tuning only (arXiv 2210.09461).
     """
 
-    strategy: Literal["mats", "random_drop", "tube", "random", "running_cell", "run_length"] = "mats"
+    strategy: Literal[STRATEGIES] = "mats"
     keep_ratio: float = Field(0.3, gt=0, le=1)
     visible_ratio: float = Field(0.1, gt=0, lt=1)
-    distance: Literal["l2", "l1", "cosine"] = "l2"
-    feature: Literal["embedding", "pixels"] = "embedding"
+    distance: Literal[DISTANCES] = "l2"
+    feature: Literal[FEATURES] = "embedding"
     frame_candidates: float = Field(1.0, ge=1, le=8)
     compensate_camera: bool = False
     run_threshold: float = Field(RUN_THRESHOLD, gt=0, lt=1)
@@ -101,7 +111,7 @@ class SelectionSection(_Section):
 
     @model_validator(mode="after")
     def _visible_below_kept(self) -> SelectionSection:
-        if self.strategy in ("mats", "random_drop", "run_length") and self.visible_ratio >= self.keep_ratio:
+        if self.strategy in KEEPING_STRATEGIES and self.visible_ratio >= self.keep_ratio:
             raise ValueError(
                 f"visible_ratio {self.visible_ratio} must be below keep_ratio {self.keep_ratio}: "
                 "nothing would be left to reconstruct"
@@ -109,12 +119,13 @@ class SelectionSection(_Section):
         return self
 
     @model_validator(mode="after")
-    def _camera_has_differences(self) -> SelectionSection:
-        if self.compensate_camera and self.distance == "cosine":
-            raise ValueError("compensate_camera subtracts differences, and distance cosine has none: choose l2 or l1")
-        if self.compensate_camera and self.strategy == "run_length":
-            raise ValueError("compensate_camera changes the score of mats, run_length has its own: choose one of the two")
+    def _options_go_together(self) -> SelectionSection:
+        self.pruning()
         return self
+
+    def pruning(self) -> TokenPruning:
+        """The options as models take them. Raises ValueError where they exclude each other."""
+        return TokenPruning(**{field.name: getattr(self, field.name) for field in fields(TokenPruning)})
 
 
 class DataSection(_Section):

@@ -79,7 +79,7 @@ def fill_in_motion(
     if motion_BN.any():
         return motion_BN
     feature_BNX = model.motion_feature(split_patches(frames_BTHWC, model.grid))
-    return score_motion(feature_BNX, model.grid, distance=model.distance)
+    return score_motion(feature_BNX, model.grid, distance=model.pruning.distance)
 
 
 def masks_of(selection: TokenSelection, model: MaskedAutoencoder | VideoClassifier) -> dict[str, np.ndarray]:

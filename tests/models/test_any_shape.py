@@ -35,7 +35,7 @@ def random_frames(grid, batch=2, frames=None):
 def test_pretraining_trains(grid, strategy):
     options = dict(strategy=strategy, keep_ratio=0.75, visible_ratio=0.5)
     if strategy == "tube" and grid.tokens_per_tubelet == 1:  # a tube mask of one place shows all, and its loss would be no number
-        with pytest.raises(ValueError, match="nothing to reconstruct: 16 tokens visible, 0 targets"):
+        with pytest.raises(ValueError, match="16 visible, 0 targets"):
             MaskedAutoencoder(grid=grid, **SIZES, **DECODER, **options)
         return
     model = MaskedAutoencoder(grid=grid, **SIZES, **DECODER, **options)

@@ -134,7 +134,7 @@ def test_bf16_weights_give_nearly_the_float32_logits():
         ({"num_classes": 0}, "num_classes is at least 1"),
         ({"class_names": ("a", "b")}, "2 class names for 7 classes"),
         ({"keep_ratio": 0.0}, "above 0 and at most 1"),
-        ({"feature": "flow"}, "embedding or pixels"),
+        ({"feature": "flow"}, "embedding, pixels"),
         ({"keep_ratio": 1.0, "candidate_grid": GRID.with_tau(5)}, "lower keep_ratio"),
     ],
 )

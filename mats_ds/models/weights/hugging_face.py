@@ -19,7 +19,7 @@ from safetensors.torch import load_file, save_file
 from mats_ds.core.storage.documents import parse_json
 from mats_ds.core.storage.files import read_small_text
 from mats_ds.core.text import Lines
-from mats_ds.core.token_grid import RGB_CHANNELS, TokenGrid
+from mats_ds.core.token_grid import RGB_CHANNELS, TokenGrid, TokenPruning
 from mats_ds.models.model_spec import ModelSpec, dump_spec
 from mats_ds.models.sizes import MLP_RATIO
 from mats_ds.models.vit import IMAGENET_MEAN, IMAGENET_STD, UINT8_MAX
@@ -84,19 +84,19 @@ def read_hugging_face(folder: str | Path) -> Weights:
     sizes = measure(state, heads=config["num_attention_heads"], decoder_heads=config.get("decoder_num_attention_heads"))
     check_config(config, sizes["kind"], folder)
     grid = grid_of(config)
-    selection = {"strategy": "tube", "keep_ratio": 1.0, "visible_ratio": 0.1} if sizes["kind"] != "classifier" else {}
-    selection = selection or {"strategy": "mats", "keep_ratio": 1.0, "visible_ratio": 1.0}
+    is_classifier = sizes["kind"] == "classifier"
+    pruning = TokenPruning().keeping(1.0) if is_classifier else TokenPruning(strategy="tube", keep_ratio=1.0)
     ours = config.get(SPEC_KEY) or {}
-    fields = {"last_norm_eps": LAST_NORM_EPS, **selection, **{name: ours[name] for name in KEPT_FIELDS if name in ours}}
-    labels = read_labels(config, sizes["num_classes"]) if sizes["kind"] == "classifier" else Labels()
+    labels = read_labels(config, sizes["num_classes"]) if is_classifier else Labels()
     spec = ModelSpec(
         grid=grid,
         position_grid=grid,
         class_names=labels.names,
+        pruning=pruning,
         norm_eps=config.get("layer_norm_eps", 1e-12),
+        last_norm_eps=LAST_NORM_EPS,
         **sizes,
-        **fields,
-    )
+    ).with_options(**{name: ours[name] for name in KEPT_FIELDS if name in ours})
     return Weights(spec, state, f"a Hugging Face folder ({ARCHITECTURES[spec.kind]})", (*labels.notes, *suspicions(state)))
 
 
@@ -219,10 +219,9 @@ def write_hugging_face(folder: str | Path, weights: Weights) -> list[str]:
     texts = {name: json.dumps(tree, indent=2) + "\n" for name, tree in trees.items()}
     write_export(folder, texts=texts, save=lambda path, metadata: save_file(copy_tensors(theirs), path, metadata=metadata))
     notes = []
-    if spec.kind == "classifier" and spec.keep_ratio < 1:
-        notes.append(
-            f"transformers encodes all {spec.grid.num_tokens} tokens, not {spec.keep_ratio:g} of them: it has no selection"
-        )
+    if spec.kind == "classifier" and spec.pruning.keep_ratio < 1:
+        keep = spec.pruning.keep_ratio
+        notes.append(f"transformers encodes all {spec.grid.num_tokens} tokens, not {keep:g} of them: it has no selection")
     if spec.last_norm_eps != LAST_NORM_EPS and spec.kind != "encoder":
         notes.append(f"the last LayerNorm's eps is {spec.last_norm_eps:g} here and always {LAST_NORM_EPS:g} in transformers")
     return notes

@@ -22,7 +22,7 @@ from mats_ds.config.finetune_recipe import FinetuneRecipe
 from mats_ds.core.token_grid import TokenGrid
 from mats_ds.models.classifier import VideoClassifier
 from mats_ds.models.feature_extractor import VideoEncoder
-from mats_ds.models.model_spec import ModelSpec, as_classifier, build_model, describe_model
+from mats_ds.models.model_spec import PRUNING_NAMES, ModelSpec, as_classifier, build_model, describe_model
 from mats_ds.models.weights.file_content import check_content
 from mats_ds.models.weights.hugging_face import CONFIG, read_hugging_face
 from mats_ds.models.weights.model_weights import Weights, check_description, name_nonfinite
@@ -41,7 +41,7 @@ FORMATS = {
 NORM = "encoder.norm."
 FAULTS = (TypeError, KeyError, IndexError, AttributeError, ArithmeticError, RecursionError, RuntimeError, MemoryError)
 logger = logging.getLogger(__name__)
-SPEC_FIELDS = {field.name for field in fields(ModelSpec)}
+SPEC_NAMES = {field.name for field in fields(ModelSpec)} | PRUNING_NAMES
 
 
 @dataclass(frozen=True)
@@ -186,8 +186,8 @@ def split_changes(spec: ModelSpec, grid: TokenGrid | None, changes: Mapping[str,
     """The spec with its fields changed, and the other changes, which are the constructor's."""
     if grid is not None:
         spec = spec.on_grid(grid)
-    in_spec = {name: value for name, value in changes.items() if name in SPEC_FIELDS}
-    return replace(spec, **in_spec), {name: value for name, value in changes.items() if name not in SPEC_FIELDS}
+    in_spec = {name: value for name, value in changes.items() if name in SPEC_NAMES}
+    return spec.with_options(**in_spec), {name: value for name, value in changes.items() if name not in SPEC_NAMES}
 
 
 def weights_of(model: nn.Module, source: str) -> Weights:
@@ -207,17 +207,11 @@ def build_classifier(recipe: FinetuneRecipe, *, num_classes: int, class_names: S
 
     Raises ValueError for weights that cannot be read or do not fit the recipe or the classes.
     """
-    selection, model, section = recipe.selection, recipe.model, recipe.finetune
+    model, section = recipe.model, recipe.finetune
     shared = dict(
         grid=recipe.clip.grid(),
         class_names=tuple(class_names),
-        strategy=selection.strategy,
-        keep_ratio=selection.keep_ratio,
-        distance=selection.distance,
-        feature=selection.feature,
-        compensate_camera=selection.compensate_camera,
-        run_threshold=selection.run_threshold,
-        merge_dropped=selection.merge_dropped,
+        pruning=recipe.selection.pruning(),
         drop_path=model.drop_path,
         head_dropout=section.head_dropout,
         recompute=model.recompute,

@@ -140,8 +140,9 @@ def check_description(weights: Weights) -> Weights:
     which the tensors do not tell, such that a table of positions stays within MAX_TABLE_BYTES.
     """
     spec, state = weights.spec, weights.state
-    for field_ in fields(ModelSpec):
-        value, kind = getattr(spec, field_.name), SPEC_TYPES.get(str(field_.type))
+    described = [(field_, getattr(holder, field_.name)) for holder in (spec, spec.pruning) for field_ in fields(holder)]
+    for field_, value in described:
+        kind = SPEC_TYPES.get(str(field_.type))
         if kind is not None and (not isinstance(value, kind) or (isinstance(value, bool) and kind is not bool)):
             raise ValueError(f"the description of the model says {field_.name}={value!r:.80}, which is no {field_.type}")
     measured = measure(state, heads=spec.heads, decoder_heads=spec.decoder_heads)

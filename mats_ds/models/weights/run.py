@@ -138,19 +138,12 @@ def spec_of_recipe(text: str, state: Mapping[str, Any], step: Path) -> ModelSpec
     except ValidationError as error:
         places = ", ".join(".".join(map(str, problem["loc"])) for problem in error.errors())
         raise ValueError(f"the recipe in {step} is of another version: {places}") from None
-    sizes, selection = measure(state), recipe.selection
-    grid = recipe.clip.grid()
+    sizes, pruning, grid = measure(state), recipe.selection.pruning(), recipe.clip.grid()
+    is_classifier = sizes["kind"] == "classifier"
     return ModelSpec(
         grid=grid,
         position_grid=grid,
-        strategy=selection.strategy,
-        keep_ratio=selection.keep_ratio,
-        visible_ratio=selection.keep_ratio if sizes["kind"] == "classifier" else selection.visible_ratio,
-        distance=selection.distance,
-        feature=selection.feature,
-        compensate_camera=selection.compensate_camera,
-        run_threshold=selection.run_threshold,
-        merge_dropped=selection.merge_dropped and sizes["kind"] == "classifier",
+        pruning=pruning.keeping(pruning.keep_ratio) if is_classifier else replace(pruning, merge_dropped=False),
         num_candidate_frames=recipe.candidate_grid().num_frames,
         **sizes,
     )

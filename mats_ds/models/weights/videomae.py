@@ -21,7 +21,7 @@ from safetensors.torch import load_file
 
 from mats_ds.core.storage.documents import parse_json
 from mats_ds.core.storage.files import replace_file
-from mats_ds.core.token_grid import TokenGrid
+from mats_ds.core.token_grid import TokenGrid, TokenPruning
 from mats_ds.models.layers import NORM_EPS
 from mats_ds.models.model_spec import ModelSpec, dump_spec, parse_spec
 from mats_ds.models.weights.file_content import check_content, unpickle
@@ -95,7 +95,7 @@ def read_videomae(
         notes.append(f"the file does not tell its clip: {grid.num_frames} frames of {grid.height} x {grid.width} are assumed")
     if not arguments:
         notes.append("the file does not tell its masking: VideoMAE's own is assumed; of EVEREST, give --strategy mats")
-    spec = ModelSpec(grid=grid, position_grid=grid, **sizes, **selection_of(arguments, sizes["kind"]))
+    spec = ModelSpec(grid=grid, position_grid=grid, pruning=pruning_of(arguments, sizes["kind"]), **sizes)
     return Weights(spec, state, source, tuple(notes))
 
 
@@ -173,24 +173,24 @@ def shorten(value: Any) -> str:
     return str(value)[:40] if isinstance(value, (str, float)) else f"a {type(value).__name__}"
 
 
-def selection_of(arguments: Mapping[str, Any], kind: str) -> dict[str, Any]:
+def pruning_of(arguments: Mapping[str, Any], kind: str) -> TokenPruning:
     """Which tokens the model was trained on, as its `args` tell; what VideoMAE does where they do not.
 
     EVEREST's options: mask_type "motion-centric" with motion_centric_masking_ratio in pre-training, mcm with mcm_ratio in
-    fine-tuning; these ratios are the dropped shares.
+    fine-tuning; these ratios are the dropped fractions.
     """
     if kind == "classifier":
-        keep = share_left(arguments["mcm_ratio"]) if arguments.get("mcm") else 1.0
-        return {"strategy": "mats", "keep_ratio": keep, "visible_ratio": keep}
-    visible = share_left(arguments.get("mask_ratio", 0.9))
+        keep = fraction_left(arguments["mcm_ratio"]) if arguments.get("mcm") else 1.0
+        return TokenPruning().keeping(keep)
+    visible = fraction_left(arguments.get("mask_ratio", 0.9))
     mask = arguments.get("mask_type", "tube")
     if mask == "motion-centric":
-        keep = share_left(arguments.get("motion_centric_masking_ratio", 0.7))
-        return {"strategy": "mats", "keep_ratio": keep, "visible_ratio": visible}
-    return {"strategy": "random" if mask == "random" else "tube", "keep_ratio": 1.0, "visible_ratio": visible}
+        keep = fraction_left(arguments.get("motion_centric_masking_ratio", 0.7))
+        return TokenPruning(keep_ratio=keep, visible_ratio=visible)
+    return TokenPruning("random" if mask == "random" else "tube", keep_ratio=1.0, visible_ratio=visible)
 
 
-def share_left(dropped: float) -> float:
+def fraction_left(dropped: float) -> float:
     return round(1 - dropped, 6)
 
 
@@ -212,10 +212,9 @@ def write_videomae(path: str | Path, weights: Weights) -> list[str]:
         except RuntimeError as error:  # torch hides why a write failed
             raise OSError(f"{path} cannot be written: {error.__context__ or error}") from None
     notes = [f"VideoMAE's scripts need --num_frames {spec.grid.num_frames} --input_size {spec.grid.height}"]
-    if spec.kind == "classifier" and spec.keep_ratio < 1:
-        notes.append(
-            f"VideoMAE encodes all tokens; EVEREST keeps {spec.keep_ratio:g} with --mcm --mcm_ratio {1 - spec.keep_ratio:g}"
-        )
+    if spec.kind == "classifier" and spec.pruning.keep_ratio < 1:
+        keep = spec.pruning.keep_ratio
+        notes.append(f"VideoMAE encodes all tokens; EVEREST keeps {keep:g} with --mcm --mcm_ratio {1 - keep:g}")
     if (spec.norm_eps, spec.last_norm_eps) != (NORM_EPS, NORM_EPS):
         notes.append(f"LayerNorm's eps is {spec.norm_eps:g} (the last: {spec.last_norm_eps:g}) here and {NORM_EPS:g} there")
     return notes

@@ -60,7 +60,8 @@ def test_run_checkpoints_folder_and_step_all_give_the_newest_weights(tmp_path):
         assert identify(path) == "run"
         assert torch.equal(load_model(path)(frames, keys), new.eval()(frames, keys))
     spec = read_weights(tmp_path).spec
-    assert (spec.size_name, spec.strategy, spec.num_candidate_frames) == ("tiny", "mats", RECIPE.candidate_grid().num_frames)
+    assert (spec.size_name, spec.pruning) == ("tiny", RECIPE.selection.pruning())
+    assert spec.num_candidate_frames == RECIPE.candidate_grid().num_frames
     assert torch.equal(load_model(tmp_path / "checkpoints" / "step-00000005")(frames, keys), old.eval()(frames, keys))
 
 
