@@ -19,7 +19,6 @@ sys.path[0] = str(Path(__file__).resolve().parents[2])
 
 from benchmarks.gpu.cells import TITLES, Cell, list_cells  # noqa: E402
 from benchmarks.gpu.part import Part, begin_part  # noqa: E402
-from benchmarks.gpu.stand_in import import_or_stand_in  # noqa: E402
 
 NUM_CLASSES = 400
 RATIOS = {"pretrain": (0.3, 0.1), "finetune": (0.6, 0.6)}
@@ -33,8 +32,6 @@ def main() -> int:
     if absent := part.lacks("torch", "timm", "einops", "numpy"):
         part.tell("step", f"not measured without {', '.join(absent)}")
         return part.finish()
-    stood_in = import_or_stand_in()
-    part.add(stood_in=stood_in)
     import torch
 
     rate = measure_rate(part) if part.on_gpu else None

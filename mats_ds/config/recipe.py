@@ -18,6 +18,7 @@ from mats_ds.core.token_grid import (
     DISTANCES,
     FEATURES,
     KEEPING_STRATEGIES,
+    MAX_TOKENS,
     RUN_THRESHOLD,
     STRATEGIES,
     TokenGrid,
@@ -25,7 +26,6 @@ from mats_ds.core.token_grid import (
     count_tokens,
 )
 
-MAX_TOKENS = 1 << 18  # of a clip: 128 frames of 1024 x 1024; attention over as many has no memory anywhere
 YEAR_SECONDS = 31_536_000  # longer waits are none, and Python's clocks end somewhere
 MOST_STEPS = 10**12
 

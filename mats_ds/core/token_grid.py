@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     import torch
 
 RGB_CHANNELS = 3
+MAX_TOKENS = 1 << 18  # of a clip: 128 frames of 1024 x 1024; attention over as many fits into no memory
 KEEPING_STRATEGIES = ("mats", "random_drop", "run_length")  # those that keep `keep_ratio` of the tokens and drop the others
 STRATEGIES = (*KEEPING_STRATEGIES, "tube", "random", "running_cell")
 DISTANCES = ("l2", "l1", "cosine")

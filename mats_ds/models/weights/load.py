@@ -14,11 +14,10 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields, replace
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from torch import nn
 
-from mats_ds.config.finetune_recipe import FinetuneRecipe
 from mats_ds.core.token_grid import TokenGrid
 from mats_ds.models.classifier import VideoClassifier
 from mats_ds.models.feature_extractor import VideoEncoder
@@ -31,6 +30,9 @@ from mats_ds.models.weights.origin import BEST_FILE
 from mats_ds.models.weights.run import find_steps, read_run
 from mats_ds.models.weights.state_dict import CLASSIFIER_ONLY, HEAD, PRETRAINING_ONLY, LoadReport, load_state_dict_strict
 from mats_ds.models.weights.videomae import read_videomae
+
+if TYPE_CHECKING:
+    from mats_ds.config.finetune_recipe import FinetuneRecipe
 
 FORMATS = {
     "mats": "a weight file of mats_ds (.safetensors)",

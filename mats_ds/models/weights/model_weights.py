@@ -9,9 +9,8 @@ from typing import Any
 
 import torch
 
-from mats_ds.config.recipe import MAX_TOKENS
 from mats_ds.core.storage.archives import count_stored_bytes
-from mats_ds.core.token_grid import TokenGrid
+from mats_ds.core.token_grid import MAX_TOKENS, TokenGrid
 from mats_ds.models.model_spec import ModelSpec
 from mats_ds.models.sizes import MLP_RATIO, MODEL_SIZES
 from mats_ds.models.weights.origin import Origin
