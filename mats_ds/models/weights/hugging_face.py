@@ -10,7 +10,6 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
 
 import torch
 from safetensors import SafetensorError
@@ -18,22 +17,27 @@ from safetensors.torch import load_file, save_file
 
 from mats_ds.core.storage.documents import parse_json
 from mats_ds.core.storage.files import read_small_text
-from mats_ds.core.text import Lines
-from mats_ds.core.token_grid import RGB_CHANNELS, TokenGrid, TokenPruning
-from mats_ds.models.model_spec import ModelSpec, dump_spec
-from mats_ds.models.sizes import MLP_RATIO
-from mats_ds.models.vit import IMAGENET_MEAN, IMAGENET_STD, UINT8_MAX
-from mats_ds.models.weights.class_labels import Labels, read_labels
+from mats_ds.core.token_grid import TokenPruning
+from mats_ds.models.model_spec import PRUNING_NAMES, ModelSpec
 from mats_ds.models.weights.export_folder import CONFIG, PREPROCESSOR, SPEC_KEY, write_export
 from mats_ds.models.weights.file_content import MAX_JSON_BYTES, check_content, unpickle
+from mats_ds.models.weights.hugging_face_config import (
+    ARCHITECTURES,
+    WEIGHT_FILES,
+    Labels,
+    check_config,
+    grid_of,
+    make_config,
+    make_preprocessor,
+    read_config,
+    read_labels,
+)
 from mats_ds.models.weights.model_weights import Weights, as_float32, check_exportable, list_names, measure
-from mats_ds.models.weights.native import copy_tensors, is_foreign
+from mats_ds.models.weights.native import copy_tensors
 from mats_ds.models.weights.state_dict import PATCH_WEIGHT, from_convolution, reverse, to_convolution, translate
 
-WEIGHT_FILES = ("model.safetensors", "model.safetensors.index.json", "pytorch_model.bin", "pytorch_model.bin.index.json")
 LAST_NORM_EPS = 1e-5  # torch's default, which transformers leaves in decoder.norm and fc_norm
-KEPT_FIELDS = ("strategy", "keep_ratio", "visible_ratio", "distance", "feature", "num_candidate_frames", "last_norm_eps")
-ARCHITECTURES = {"pretrain": "VideoMAEForPreTraining", "classifier": "VideoMAEForVideoClassification", "encoder": "VideoMAEModel"}
+KEPT_FIELDS = (*PRUNING_NAMES, "num_candidate_frames", "last_norm_eps")  # for which transformers' config has no names
 
 
 def block_rows(ours: str, theirs: str) -> list[tuple[str, str]]:
@@ -100,27 +104,6 @@ def read_hugging_face(folder: str | Path) -> Weights:
     return Weights(spec, state, f"a Hugging Face folder ({ARCHITECTURES[spec.kind]})", (*labels.notes, *suspicions(state)))
 
 
-def read_config(folder: Path) -> dict[str, Any]:
-    path = folder / CONFIG
-    if not path.is_file():
-        raise ValueError(f"{folder} has no {CONFIG}: this is no Hugging Face model")
-    if path.stat().st_size > MAX_JSON_BYTES:
-        raise ValueError(f"{path} has {path.stat().st_size:,} bytes, expected {MAX_JSON_BYTES:,} at most: download it again")
-    text = path.read_text(encoding="utf-8", errors="replace")
-    try:
-        config = parse_json(text)
-    except ValueError:
-        check_content(path)  # a Git LFS pointer, a web page: says so
-        raise ValueError(f"{path} is no JSON: download it again") from None
-    if not isinstance(config, dict):
-        raise ValueError(f"{path}: expected a JSON object, got {type(config).__name__}")
-    if config.get("model_type") != "videomae":
-        file = folder / WEIGHT_FILES[0]
-        hint = f": its weights may have VideoMAE's own names, give {file}" if file.is_file() and is_foreign(file) else ""
-        raise ValueError(f"{path} describes a {config.get('model_type')!r}, only videomae can be read{hint}")
-    return config
-
-
 def read_tensors(folder: Path) -> dict[str, torch.Tensor]:
     """All tensors of the folder under their own names."""
     name = next((name for name in WEIGHT_FILES if (folder / name).is_file()), None)
@@ -145,32 +128,6 @@ def read_tensors(folder: Path) -> dict[str, torch.Tensor]:
         except SafetensorError as error:
             raise ValueError(f"{path} cannot be read, it may be torn: {error}") from None
     return tensors
-
-
-def check_config(config: Mapping[str, Any], kind: str, folder: Path) -> None:
-    """Raises ValueError that lists every option of transformers' VideoMAE that ours does not have."""
-    problems = [
-        f"{name} is {config[name]!r}, only {wanted!r} is supported"
-        for name, wanted in {"num_channels": RGB_CHANNELS, "hidden_act": "gelu", "qkv_bias": True, "qv_bias": True}.items()
-        if config.get(name, wanted) != wanted
-    ]
-    pooled = config.get("use_mean_pooling", True)
-    if kind == "classifier" and not pooled:
-        problems.append("use_mean_pooling is false: it classifies the first token, only mean pooling is supported")
-    if kind == "pretrain" and not config.get("norm_pix_loss", True):
-        problems.append("norm_pix_loss is false: it predicts plain pixels, ours predicts normalised ones")
-    if problems:
-        raise ValueError(Lines(f"{folder / CONFIG} describes a model that ours cannot be", *(f"  - {each}" for each in problems)))
-
-
-def grid_of(config: Mapping[str, Any]) -> TokenGrid:
-    height, width = pair(config.get("image_size", 224))
-    rows, columns = pair(config.get("patch_size", 16))
-    return TokenGrid(config.get("num_frames", 16), height, width, (config.get("tubelet_size", 2), rows, columns))
-
-
-def pair(value: Any) -> tuple[int, int]:
-    return (value, value) if isinstance(value, int) else (value[0], value[1])
 
 
 def join_projections(state: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
@@ -237,58 +194,3 @@ def split_projections(state: Mapping[str, torch.Tensor]) -> dict[str, torch.Tens
         else:
             split[name] = tensor
     return split
-
-
-def make_config(spec: ModelSpec) -> dict[str, Any]:
-    """config.json; `qkv_bias` is version 4's name, which 5 accepts. `mats_ds` holds what transformers has no word for."""
-    grid = spec.grid
-    config: dict[str, Any] = {
-        "architectures": [ARCHITECTURES[spec.kind]],
-        "model_type": "videomae",
-        "image_size": grid.height if grid.height == grid.width else [grid.height, grid.width],
-        "patch_size": grid.tubelet[1] if grid.tubelet[1] == grid.tubelet[2] else list(grid.tubelet[1:]),
-        "num_channels": RGB_CHANNELS,
-        "num_frames": grid.num_frames,
-        "tubelet_size": grid.tubelet[0],
-        "hidden_size": spec.width,
-        "num_hidden_layers": spec.depth,
-        "num_attention_heads": spec.heads,
-        "intermediate_size": MLP_RATIO * spec.width,
-        "hidden_act": "gelu",
-        "hidden_dropout_prob": 0.0,
-        "attention_probs_dropout_prob": 0.0,
-        "layer_norm_eps": spec.norm_eps,
-        "qkv_bias": True,
-        "use_mean_pooling": spec.kind == "classifier",
-        "norm_pix_loss": True,
-        SPEC_KEY: dump_spec(spec),
-    }
-    if spec.kind == "pretrain":
-        config |= {
-            "decoder_hidden_size": spec.decoder_width,
-            "decoder_num_hidden_layers": spec.decoder_depth,
-            "decoder_num_attention_heads": spec.decoder_heads,
-            "decoder_intermediate_size": MLP_RATIO * spec.decoder_width,
-        }
-    if spec.kind == "classifier":
-        names = spec.class_names or tuple(f"LABEL_{label}" for label in range(spec.num_classes))
-        config["id2label"] = {str(label): name for label, name in enumerate(names)}
-        config["label2id"] = {name: label for label, name in enumerate(names)}
-    return config
-
-
-def make_preprocessor(grid: TokenGrid) -> dict[str, Any]:
-    """preprocessor_config.json: without it transformers would normalise with a mean and spread of 0.5."""
-    return {
-        "image_processor_type": "VideoMAEImageProcessor",
-        "do_resize": True,
-        "size": {"shortest_edge": min(grid.height, grid.width)},
-        "do_center_crop": True,
-        "crop_size": {"height": grid.height, "width": grid.width},
-        "do_rescale": True,
-        "rescale_factor": 1 / UINT8_MAX,
-        "do_normalize": True,
-        "image_mean": list(IMAGENET_MEAN),
-        "image_std": list(IMAGENET_STD),
-        "resample": 2,
-    }

@@ -25,7 +25,7 @@ from mats_ds.models.model_spec import PRUNING_NAMES, ModelSpec, as_classifier, b
 from mats_ds.models.weights.file_content import check_content
 from mats_ds.models.weights.hugging_face import CONFIG, read_hugging_face
 from mats_ds.models.weights.model_weights import Weights, check_description, name_nonfinite
-from mats_ds.models.weights.native import SUFFIX, is_foreign, load_weights
+from mats_ds.models.weights.native import SUFFIX, is_videomae_file, load_weights
 from mats_ds.models.weights.origin import BEST_FILE
 from mats_ds.models.weights.run import find_steps, read_run
 from mats_ds.models.weights.state_dict import CLASSIFIER_ONLY, HEAD, PRETRAINING_ONLY, LoadReport, load_state_dict_strict
@@ -68,7 +68,7 @@ def identify(path: str | Path) -> str:
         raise ValueError(f"there is no file or folder {path}")
     content = check_content(path)
     if content == "safetensors":
-        return "videomae" if is_foreign(path) else "mats"
+        return "videomae" if is_videomae_file(path) else "mats"
     return "mats" if path.suffix == SUFFIX and content != "zip" else "videomae"
 
 

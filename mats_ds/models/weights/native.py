@@ -50,7 +50,7 @@ def copy_tensors(state: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
     return {name: tensor.detach().cpu().contiguous().clone() for name, tensor in state.items()}
 
 
-def is_foreign(path: str | Path) -> bool:
+def is_videomae_file(path: str | Path) -> bool:
     """Whether a safetensors file is of another program and holds a model with VideoMAE's patch embedding, a Conv3d."""
     try:
         check_header(path)

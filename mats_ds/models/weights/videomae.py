@@ -2,7 +2,7 @@
 
 Pre-training: `encoder.patch_embed`, `encoder.blocks`, `encoder.norm`, `encoder_to_decoder`, `mask_token`, `decoder.blocks`,
 `decoder.norm`, `decoder.head`. Fine-tuning: `patch_embed`, `blocks`, `fc_norm`, `head`. `args` (an argparse.Namespace), where it
-is there, tells the clip and the masking. Relatives of theirs are read, too (foreign.py).
+is there, tells the clip and the masking. Relatives of theirs are read, too (videomae_variants.py).
 """
 
 from __future__ import annotations
@@ -25,9 +25,9 @@ from mats_ds.core.token_grid import TokenGrid, TokenPruning
 from mats_ds.models.layers import NORM_EPS
 from mats_ds.models.model_spec import ModelSpec, dump_spec, parse_spec
 from mats_ds.models.weights.file_content import check_content, unpickle
-from mats_ds.models.weights.foreign import read_foreign
 from mats_ds.models.weights.model_weights import Weights, as_float32, check_exportable, guess_grid, list_names, measure
 from mats_ds.models.weights.state_dict import PATCH_WEIGHT, block_rows, from_convolution, reverse, to_convolution, translate
+from mats_ds.models.weights.videomae_variants import convert_variant
 
 PRETRAIN_ROWS = [
     ("patch_embed.proj.*", "encoder.patch_embed.proj.*"),
@@ -111,7 +111,7 @@ def read_content(path: Path) -> Mapping[str, Any]:
 
 def rename_state(content: Mapping[str, Any], path: str | Path) -> Renamed:
     """A checkpoint's content under our names. Raises ValueError for what is no model that ours can be."""
-    found = read_foreign(content, path)
+    found = convert_variant(content, path)
     is_pretraining = any(name.startswith("encoder.") for name in found.tensors)
     renamed = translate(found.tensors, reverse(PRETRAIN_ROWS if is_pretraining else FINETUNE_ROWS))
     if not renamed.state:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+from dataclasses import replace
 
 import pytest
 import torch
@@ -35,6 +36,12 @@ def test_what_is_written_comes_back(write, name):
     again = load_model(folder)
     assert torch.equal(outputs(again), outputs(model))
     assert weights_of(again, "").spec == weights_of(model, "").spec
+
+
+def test_every_option_of_the_method_comes_back(classifier, write):
+    classifier.pruning = replace(classifier.pruning, compensate_camera=True, run_threshold=0.07, merge_dropped=True)
+    _, folder, _ = write("classifier")
+    assert load_model(folder).pruning == classifier.pruning
 
 
 @BOTH

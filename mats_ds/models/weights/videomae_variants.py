@@ -1,6 +1,6 @@
 """Checkpoints of VideoMAE's relatives -> tensors under VideoMAE's own names that give the same outputs.
 
-    found = read_foreign(content, path)      # VideoMAE V2, MGMAE, Unmasked Teacher, InternVideo's encoders, mmaction2, ...
+    found = convert_variant(content, path)      # VideoMAE V2, MGMAE, Unmasked Teacher, InternVideo's encoders, mmaction2, ...
 
 In this order: the dictionary of weights is found (under `model`, `state_dict`, ...), what wraps every name is taken off
 (`module.`, `model.`, `vision_encoder.`, ...), names of other code become VideoMAE's, and what VideoMAE has not is folded into
@@ -62,7 +62,7 @@ DEFAULT_TOLERANCE = 1e-5
 
 
 @dataclass
-class Foreign:
+class Converted:
     """`tensors` under VideoMAE's names. `num_positions`: rows of a saved table of the encoder's positions, None without one."""
 
     tensors: dict[str, torch.Tensor]
@@ -70,11 +70,11 @@ class Foreign:
     num_positions: int | None = None
 
 
-def read_foreign(content: Mapping[str, Any], path: str | Path) -> Foreign:
+def convert_variant(content: Mapping[str, Any], path: str | Path) -> Converted:
     """Raises ValueError for a dictionary without a video model, and for one with parts that ours cannot be."""
     notes: list[str] = []
     state = unwrap(find_state(content, notes))
-    found = Foreign({name: value for name, value in state.items() if isinstance(value, torch.Tensor)}, notes)
+    found = Converted({name: value for name, value in state.items() if isinstance(value, torch.Tensor)}, notes)
     _choose_encoder(found, path)
     for pattern, replacement in RENAMED:
         found.tensors = {re.sub(pattern, replacement, name): tensor for name, tensor in found.tensors.items()}
@@ -138,7 +138,7 @@ def unwrap(state: Mapping[str, Any]) -> dict[str, Any]:
     return stripped
 
 
-def _choose_encoder(found: Foreign, path: str | Path) -> None:
+def _choose_encoder(found: Converted, path: str | Path) -> None:
     """Keep the tensors of one video model, without what its names have in common."""
     bases = {match["base"] for name in found.tensors if (match := PATCHES.fullmatch(name))}
     # VideoMAE's own pre-training has encoder.patch_embed beside decoder.blocks
@@ -176,7 +176,7 @@ def _join_projections(tensors: dict[str, torch.Tensor]) -> None:
             tensors[f"{stem}qkv.{leaf}"] = torch.cat(parts)
 
 
-def _split_biases(found: Foreign) -> None:
+def _split_biases(found: Converted) -> None:
     """attn.qkv.bias -> attn.q_bias and attn.v_bias; attention without any bias has biases of zero."""
     num_keys = 0
     for name in [name for name in found.tensors if name.endswith(".attn.qkv.bias")]:
@@ -207,7 +207,7 @@ def _drop_all(tensors: dict[str, torch.Tensor], ending: str) -> int:
     return len(names)
 
 
-def _fold_layer_scale(found: Foreign) -> None:
+def _fold_layer_scale(found: Converted) -> None:
     """x + gamma * (W y + b) is x + (gamma W) y + gamma b."""
     for number, layer in ((1, "attn.proj"), (2, "mlp.fc2")):
         for name in [name for name in found.tensors if name.endswith(f".gamma_{number}")]:
@@ -220,7 +220,7 @@ def _fold_layer_scale(found: Foreign) -> None:
             found.tensors[f"{stem}.bias"] = gamma_D.float() * bias.float()
 
 
-def _drop_positions(found: Foreign, path: str | Path) -> None:
+def _drop_positions(found: Converted, path: str | Path) -> None:
     """Drop saved tables that are what the model computes. Raises ValueError for others."""
     for name in [name for name in found.tensors if re.fullmatch(r"((encoder|decoder)[._])?pos_embed", name)]:
         saved = found.tensors.pop(name)
