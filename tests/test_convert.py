@@ -155,7 +155,7 @@ def test_another_head_only_when_asked(tmp_path, classifier_file, capsys):
         (["source.safetensors", "source.safetensors"], "is the source itself"),
         (["source.safetensors", "there.pth"], "there.pth exists: give another name, or --force"),
         (["nothing.pth", "new.safetensors"], "there is no file or folder nothing.pth"),
-        (["source.safetensors", "new.pth", "--num-frames", "8"], "tells its sizes itself: leave out num_frames"),
+        (["source.safetensors", "new.pth", "--num-frames", "8"], "leave out num_frames"),
         (["source.safetensors", "new.pth", "--new-head"], "--new-head belongs to --num-classes"),
         (["source.safetensors", "new.pth", "--class-names", "two.txt"], "2 class names for 3 classes"),
         (["source.safetensors", "new.pth", "--class-names", "none.txt"], "there is no file none.txt"),

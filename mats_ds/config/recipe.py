@@ -1,9 +1,7 @@
-"""The recipe: everything that changes the learned weights, typed and checked, from YAML and dotted overrides.
+"""The schema of a recipe: everything that changes the learned weights, typed and checked.
 
 How the hardware runs it (ZeRO stage, precision, buckets, micro-batch, monitors) is in the DeepSpeed JSON, which this
-package never edits.
-All mistakes of a recipe are reported at once, each with the nearest valid name. (Over 300 lines: the schema and the words for
-its mistakes change together.)
+package never edits. `load_recipe` (load.py) reads recipes from YAML.
 """
 
 from __future__ import annotations
@@ -58,8 +56,8 @@ class ModelSection(_Section):
 
 
 class ClipSection(_Section):
-    """What one training clip is, in frames and pixels. `stride_seconds`, where given, takes the place of `stride`: frames
-    then lie that far apart in time, whatever the frame rate. `flip` mirrors half of the clips, which pre-training does not do
+    """A training clip in frames and pixels. `stride_seconds`, where given, replaces `stride`: frames are then that far
+    apart in time, whatever the frame rate. `flip` mirrors half of the clips, which pre-training does not do
     (METHOD section 5).
     """
 
@@ -77,7 +75,7 @@ class ClipSection(_Section):
     @classmethod
     def _scales(cls, value: tuple[float, ...]) -> tuple[float, ...]:
         if not value or not all(0 < scale <= 1 for scale in value):
-            raise ValueError("crop_scales are parts of the shorter side, each above 0 and at most 1")
+            raise ValueError("crop_scales are fractions of the shorter side, above 0 and at most 1")
         return value
 
     @model_validator(mode="after")
@@ -92,9 +90,9 @@ class ClipSection(_Section):
 
 
 class SelectionSection(_Section):
-    """Which frames and tokens are kept (shares of all tokens of the clip).
+    """Which frames and tokens are kept (ratios are fractions of all tokens of the clip).
 
-    Beyond the paper, off by default: `compensate_camera` takes off each tubelet's median change; the strategy run_length ranks by
+    Beyond the paper, off by default: `compensate_camera` subtracts each tubelet's median change; the strategy run_length ranks by
     the change since a patch's run began, a run ending where the change passes `run_threshold` (of the range from black to white;
     arXiv 2411.05222); `merge_dropped` averages dropped tokens into kept ones, in fine-tuning only (arXiv 2210.09461).
     """
@@ -131,9 +129,10 @@ class SelectionSection(_Section):
 class DataSection(_Section):
     """Where the videos come from. `manifest` is a .csv, a list of `path label` lines, or a folder; none: the synthetic set.
 
-    `repeats` clips are taken of every video each time it is its turn, and decoded in one pass: an epoch shows every video
-    that often (repeated augmentation, Hoffer et al., arXiv 1901.09335). `max_bad_fraction` of the data set may be
-    unreadable before all ranks stop. `num_workers` None: as many as the cores allow.
+    `repeats` clips of every video are taken one after the other, decoded in one pass: an epoch
+    shows every video that often (repeated augmentation, Hoffer et al., arXiv 1901.09335).
+    `max_bad_fraction` of the data set may be unreadable before all ranks stop. `num_workers` None:
+    as many as the cores allow.
     """
 
     manifest: str | None = None
@@ -149,7 +148,7 @@ class OptimSection(_Section):
     """AdamW with linear warm-up and cosine decay. The three learning rates are per 256 videos of the global batch.
 
     `global_batch` counts clips, `data.repeats` of each video: 128 clips are 64 videos where every video gives two, and the
-    learning rates are then a quarter of what stands here. The length is `epochs` passes over the videos, of which
+    learning rates are then a quarter of those given here. The length is `epochs` passes over the videos, of which
     `warmup_epochs` warm up; or, where `steps` is given, `steps` and `warmup_steps`.
     """
 
@@ -175,7 +174,7 @@ class OptimSection(_Section):
 
 
 class RunSection(_Section):
-    """Seeds, what is written, and how long to wait. `max_steps` ends a run early, on an unchanged schedule; `checkpoint_steps` 0
+    """Seeds, checkpoints and logs, and time limits. `max_steps` ends a run early, on an unchanged schedule; `checkpoint_steps` 0
     saves only at the end; the last `keep_checkpoints` stay, and those at multiples of `keep_every_steps` (0: none) for good.
     A rank that waits `hang_seconds` for its clips or for the other ranks ends the run.
     """

@@ -27,8 +27,8 @@ RUN_THRESHOLD = 0.0226
 def count_tokens(ratio: float, num_tokens: int) -> int:
     """The number of tokens in a fraction of a clip: the integer part of `ratio * num_tokens`, without rounding noise.
 
-    The product is taken exactly (0.1 means one tenth), so 0.1 of 10 tokens is 1 and 0.3 of 10 is 3, whatever binary
-    floating point makes of it. Source: METHOD of arXiv 2211.10636, counts are int(rho * N) of the whole clip.
+    The product is exact (0.1 means one tenth): 0.1 of 10 tokens is 1 and 0.3 of 10 is 3, not what binary floating point
+    would give. Source: METHOD of arXiv 2211.10636, counts are int(rho * N) of all tokens of the clip.
 
     Raises ValueError when the ratio is outside 0 to 1.
     """
@@ -42,7 +42,7 @@ class TokenGrid:
     """How a clip is cut into tubelets: `tubelet` = (frames, height, width) of one token, in frames and pixels.
 
     Tokens are numbered time first, then row, then column: token = (i * rows + row) * columns + column.
-    Raises ValueError when a side is not a whole number of tubelets.
+    Raises ValueError when a side is not a multiple of the tubelet's.
     """
 
     num_frames: int = 16
@@ -58,7 +58,7 @@ class TokenGrid:
         for (name, size), step in zip(sides, self.tubelet, strict=True):
             if step < 1 or size < step or size % step:
                 raise ValueError(
-                    f"{name}={size} is not a whole number of tubelets of {step}: "
+                    f"{name}={size} is not a multiple of the tubelet's {step}: "
                     f"choose a multiple of {step}, or another tubelet than {self.tubelet}"
                 )
 

@@ -29,8 +29,9 @@ HEAD_INIT_SCALE = 0.001  # VideoMAE's factor on the fresh head
 
 @dataclass(frozen=True)
 class EncodedClip:
-    """The encoder's output: tokens_BKD, index_BK int64 (which tokens of the frames used they are), tubelets_BT int64 (which
-    tubelets of the candidates those frames are). size_BK float32: how many tokens each stands for, where dropped ones are merged.
+    """The encoder's output: tokens_BKD, index_BK int64 (which tokens of the frames used they are),
+    tubelets_BT int64 (which tubelets of the candidates those frames are). size_BK float32: how many
+    tokens each of them averages, where dropped ones are merged.
     """
 
     tokens_BKD: torch.Tensor
@@ -106,7 +107,7 @@ class VideoClassifier(KeepsTables):
         return self.class_head(self.head_dropout(self.features(frames_BTHWC, seed_B)))
 
     def features(self, frames_BTHWC: torch.Tensor, seed_B: torch.Tensor | None = None) -> torch.Tensor:
-        """features_BD: what the head sees. Arguments and errors as for `encode`."""
+        """features_BD: the input of the head. Arguments and errors as for `encode`."""
         return self.pool(self.encode(frames_BTHWC, seed_B))
 
     def pool(self, encoded: EncodedClip) -> torch.Tensor:

@@ -30,7 +30,7 @@ GREY = 0.5
 
 @dataclass(frozen=True)
 class Reconstruction:
-    """What the model makes of a clip, for people to look at.
+    """A clip as the model reconstructs it, for people to look at.
 
     frames_BTHWC: uint8, the frames used (after frame selection). motion_BN: float32 scores. tubelets_BT: which tubelets of
     the candidates they are. predicted_BTHWC: float32 in 0 to 1; visible tokens as they are, targets as predicted (with
@@ -74,7 +74,7 @@ class MaskedAutoencoder(KeepsTables):
         super().__init__()
         pruning = replace(pruning or TokenPruning(), **options)
         if pruning.merge_dropped:
-            raise ValueError("selection.merge_dropped is for fine-tuning: pre-training has no use for what is dropped")
+            raise ValueError("selection.merge_dropped is for fine-tuning: pre-training has no use for dropped tokens")
         counts = pruning.counts(grid)
         if counts.visible < 1 or counts.targets < 1:
             raise ValueError(
@@ -171,7 +171,7 @@ class MaskedAutoencoder(KeepsTables):
 
     @torch.no_grad()
     def reconstruct(self, frames_BTHWC: torch.Tensor, seed_B: torch.Tensor | None = None) -> Reconstruction:
-        """Run the model on clips and put its predictions back into pictures. Arguments and errors as for `forward`."""
+        """Run the model on clips and put its predictions back into frames. Arguments and errors as for `forward`."""
         chosen = self.choose(frames_BTHWC, seed_B)
         predicted_BMP = self.predict(chosen).float()
         true_BMP = gather_tokens(chosen.patches_BNP, chosen.selection.target_BM)

@@ -1,7 +1,7 @@
-"""What a file of weights must say for a model to be built from it: ModelSpec <-> model, ModelSpec <-> JSON.
+"""The description of a model that a file of weights carries: ModelSpec <-> model, ModelSpec <-> JSON.
 
-A spec holds no weights and nothing about training: sizes, token grid, the grid that the positions were made for, which tokens
-are kept, class names. Drop path, dropout and recomputation are options of `build_model`.
+A spec holds no weights and nothing about training: sizes, token grid, the grid that the positions were made for, options of
+the method, class names. Drop path, dropout and recomputation are options of `build_model`.
 """
 
 from __future__ import annotations
@@ -75,7 +75,7 @@ class ModelSpec:
         return replace(self, grid=grid, num_candidate_frames=candidates - candidates % grid.tubelet[0])
 
     def describe(self) -> list[str]:
-        """What a person wants to know, one line a topic."""
+        """The model for a person to read, one line a topic."""
         grid = self.grid
         lines = [
             f"{self.kind}: {self.size_name or 'a size of its own'}, width {self.width}, {self.depth} blocks, {self.heads} heads",

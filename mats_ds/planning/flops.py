@@ -97,12 +97,12 @@ def _stack(
 ) -> _Stack:
     """`depth` blocks on `length` tokens; the last one computes `num_outputs` of them only, if given."""
     every = {"none": depth + 1, "all": 1}.get(checkpoint_blocks, checkpoint_blocks)
-    levels = ["block" if (place + 1) % int(every) == 0 else recompute for place in range(depth)]
+    levels = ["block" if (index + 1) % int(every) == 0 else recompute for index in range(depth)]
     queries = [length] * (depth - 1) + [num_outputs or length]
     blocks = [_Block.of(width, length=length, queries=q, recompute=level) for q, level in zip(queries, levels, strict=True)]
-    whole = _Block.of(width, length=length, queries=length, recompute="none")
+    full = _Block.of(width, length=length, queries=length, recompute="none")
     return _Stack(
-        forward=depth * whole.forward,
+        forward=depth * full.forward,
         training=3 * sum(block.forward for block in blocks),
         hardware=sum(block.hardware for block in blocks),
     )
@@ -125,8 +125,8 @@ def step_flops(
 ) -> StepFlops:
     """FLOPs and multiply-adds of one clip, forward and training.
 
-    The options of the method are `keep_ratio`, `visible_ratio` and `options` by name (strategy, feature, merge_dropped), or, in
-    place of these, `pruning`.
+    The options of the method are `keep_ratio`, `visible_ratio` and `options` by name (strategy, feature, merge_dropped), or
+    `pruning` instead of them.
     task "pretrain": the masked autoencoder. task "finetune": the encoder on int(keep_ratio N) tokens (1.0: all) and a linear
     head; `visible_ratio` and the decoder have no part in it. `candidate_grid` is the larger grid of adaptive frame selection.
     Decoder depth None is the size's own (4 for S and B, 12 for L and H): name it beside every figure of L and H.
@@ -191,10 +191,10 @@ def describe_compute(recipe: Recipe) -> str:
     depth = recipe.model.decoder_depth or MODEL_SIZES[size].decoder_depth
     flops = recipe_flops(recipe)
     tube = step_flops(size, grid, visible_ratio=selection.visible_ratio, strategy="tube", decoder_depth=depth)
-    part, whole = (step_flops(size, grid, ratio, task="finetune") for ratio in (FINETUNE_KEEP_RATIO, 1.0))
+    pruned, full = (step_flops(size, grid, ratio, task="finetune") for ratio in (FINETUNE_KEEP_RATIO, 1.0))
     return (
         f"forward GMACs per clip: pre-training {_giga(flops)} with {selection.strategy}, {_giga(tube)} with tube masking "
-        f"({depth} decoder blocks); fine-tuning {_giga(part)} with {FINETUNE_KEEP_RATIO} of the tokens, {_giga(whole)} with all"
+        f"({depth} decoder blocks); fine-tuning {_giga(pruned)} with {FINETUNE_KEEP_RATIO} of the tokens, {_giga(full)} with all"
     )
 
 

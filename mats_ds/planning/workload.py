@@ -1,4 +1,4 @@
-"""What is planned: the model, its clips and what it keeps of them, for pre-training or fine-tuning. Recipe -> Workload.
+"""The work of a planned training: the model, its clips and the tokens that it keeps. Recipe -> Workload.
 
 Counts of tokens and parameters in closed form; tests hold the parameters against the real modules.
 """
@@ -61,7 +61,7 @@ class Workload:
 
     @classmethod
     def from_recipe(cls, recipe: Recipe) -> Workload:
-        """Pre-training as the recipe says."""
+        """The pre-training of a recipe."""
         return cls(
             model_name=recipe.model.name,
             grid=recipe.clip.grid(),
@@ -75,7 +75,7 @@ class Workload:
 
     @classmethod
     def from_finetuning(cls, recipe: Recipe, *, num_classes: int) -> Workload:
-        """Fine-tuning as a recipe for it says."""
+        """The fine-tuning of a recipe for it."""
         return cls.from_recipe(recipe).for_finetuning(
             keep_ratio=recipe.selection.keep_ratio, num_classes=num_classes, drop_path=recipe.model.drop_path
         )
@@ -116,12 +116,12 @@ class Workload:
 
     @property
     def scores_motion(self) -> bool:
-        """Whether motion is looked at before tokens are chosen."""
+        """Whether motion is scored before tokens are selected."""
         return self.is_adaptive or self.pruning.ranks_by_motion
 
     @property
     def clip_bytes(self) -> int:
-        """One clip as the loader hands it over, uint8."""
+        """One clip as it leaves the loader, uint8."""
         return self.candidate_grid.num_tokens * self.candidate_grid.patch_values
 
     def parameters(self) -> ParameterCounts:

@@ -16,7 +16,7 @@ NORM_ORDERS = {"l2": 2, "l1": 1}
 
 
 def score_motion(embedding_BND: torch.Tensor, grid: TokenGrid, *, distance: str = "l2") -> torch.Tensor:
-    """motion_BN, float32: the distance of each token to the token at the same place one tubelet earlier.
+    """motion_BN, float32: the distance of each token to the token at the same position one tubelet earlier.
 
     embedding_BND: any float type, N = grid.num_tokens, time-major. `distance`: "l2" (Euclidean), "l1" (sum of absolute
     differences) or "cosine" (1 - cosine similarity). The first tubelet has no predecessor and takes the second one's
@@ -35,7 +35,7 @@ def score_motion(embedding_BND: torch.Tensor, grid: TokenGrid, *, distance: str 
 
 
 def split_tubelets(embedding_BND: torch.Tensor, grid: TokenGrid) -> torch.Tensor:
-    """[B, T, L, D] float32, without gradient: the L places of each of the T tubelets. Errors as for `score_motion`."""
+    """[B, T, L, D] float32, without gradient: the L tokens of each of the T tubelets. Errors as for `score_motion`."""
     _, num_tokens, _ = embedding_BND.shape
     if num_tokens != grid.num_tokens:
         raise ValueError(f"embedding has {num_tokens} tokens but the grid has {grid.num_tokens}: {grid}")
@@ -50,11 +50,11 @@ def join_tubelets(change_BTL: torch.Tensor) -> torch.Tensor:
 
 
 def score_local_motion(embedding_BND: torch.Tensor, grid: TokenGrid, *, distance: str = "l2") -> torch.Tensor:
-    """motion_BN, float32, in place of `score_motion`'s; half of every tubelet's scores are at most zero.
+    """motion_BN, float32, without the motion of the camera; half of every tubelet's scores are at most zero.
 
-    Of each tubelet's differences to the one before, the median over its places is subtracted in every channel; of the lengths of
-    what remains, again the median over the places. (Of an even number of places, the lower one of the two in the middle.) A clip
-    that stands still scores zero throughout. Arguments and errors as for `score_motion`, without the distance "cosine".
+    From each tubelet's differences to the one before, the median over its tokens is subtracted in every channel; from the lengths
+    of the residuals, again the median over the tokens. (Of an even number of tokens, the lower of the two in the middle.) A clip
+    without any motion scores zero throughout. Arguments and errors as for `score_motion`, without the distance "cosine".
     """
     if distance not in CAMERA_DISTANCES:
         raise ValueError(f"distance {distance!r} is not the length of a difference: choose {' or '.join(CAMERA_DISTANCES)}")

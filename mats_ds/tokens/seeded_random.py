@@ -1,7 +1,7 @@
 """Random numbers that are a pure function of a seed: seed_B int64 -> numbers [B, count].
 
-Why not torch.Generator: a mask must be the same for the same clip whichever rank, device or resumed run draws it, and one
-launch must draw a whole batch without the host waiting. A 64-bit mixer over (seed, stream, counter) does that.
+Why not torch.Generator: a mask must be the same for the same clip on any rank, device and resumed run, and one launch must
+serve the batch without the host waiting. A 64-bit mixer over (seed, stream, counter) does that.
 Source of the mixer: SplitMix64 (Steele, Lea, Flood: "Fast splittable pseudorandom number generators", OOPSLA 2014).
 """
 
@@ -61,6 +61,6 @@ def random_order(seed_B: torch.Tensor, count: int, *, stream: int = 0) -> torch.
 
 
 def sample_seeds(batch: int, *, device: torch.device, generator: torch.Generator | None = None) -> torch.Tensor:
-    """seed_B int64 from torch's own generator (the global one if None), for callers that hold no seeds."""
+    """seed_B int64 from torch's own generator (the global one if None), for callers without seeds."""
     source = generator.device if generator is not None else torch.device("cpu")
     return torch.randint(0, 1 << 62, (batch,), generator=generator, device=source).to(device)

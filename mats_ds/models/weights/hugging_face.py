@@ -1,4 +1,4 @@
-"""Hugging Face folders of VideoMAE: config.json beside model.safetensors or pytorch_model.bin, whole or in shards.
+"""Hugging Face folders of VideoMAE: config.json with model.safetensors or pytorch_model.bin, in one file or in shards.
 
 Version 4 of transformers calls the biases of queries and values `q_bias` and `v_bias`, version 5 `query.bias` and `value.bias`;
 both are read. Written are version 4's names, which 5 maps to its own (checked with 5.23). transformers has no token selection:
@@ -121,7 +121,7 @@ def read_tensors(folder: Path) -> dict[str, torch.Tensor]:
     for file in files:
         path = folder / file
         if not path.is_file():
-            raise ValueError(f"{folder / name} names {file}, which is not there: download the whole folder")
+            raise ValueError(f"{folder / name} names {file}, which is not there: download the complete folder")
         check_content(path)
         try:
             tensors |= load_file(path) if path.suffix == ".safetensors" else unpickle(path)
@@ -134,14 +134,14 @@ def join_projections(state: Mapping[str, torch.Tensor]) -> dict[str, torch.Tenso
     """Query, key and value weights become one, and version 5's names of the biases version 4's."""
     joined = {}
     for name, tensor in state.items():
-        head, found, leaf = name.rpartition(".attention.attention.")
-        stem = head + found
+        head, marker, leaf = name.rpartition(".attention.attention.")
+        stem = head + marker
         if leaf == "query.weight":
             parts = (state.get(f"{stem}{part}.weight") for part in ("query", "key", "value"))
             joined[f"{stem}qkv.weight"] = torch.cat([part for part in parts if part is not None])
         elif leaf in ("query.bias", "value.bias"):
             joined[f"{stem}{leaf[0]}_bias"] = tensor
-        elif leaf not in ("key.weight", "value.weight") or not found:
+        elif leaf not in ("key.weight", "value.weight") or not marker:
             joined[name] = tensor
     return joined
 
@@ -155,7 +155,7 @@ def suspicions(state: Mapping[str, torch.Tensor]) -> list[str]:
 
 
 def write_hugging_face(folder: str | Path, weights: Weights) -> list[str]:
-    """Write a folder that `from_pretrained` loads; returns what a person should know about it.
+    """Write a folder that `from_pretrained` loads; returns notes for the user.
 
     Raises ValueError for a model that transformers' VideoMAE cannot be, and for a folder that holds something else than an
     export of ours.

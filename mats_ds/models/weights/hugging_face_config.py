@@ -35,7 +35,7 @@ def read_config(folder: Path) -> dict[str, Any]:
     try:
         config = parse_json(text)
     except ValueError:
-        check_content(path)  # a Git LFS pointer, a web page: says so
+        check_content(path)  # raises for a Git LFS pointer or a web page
         raise ValueError(f"{path} is no JSON: download it again") from None
     if not isinstance(config, dict):
         raise ValueError(f"{path}: expected a JSON object, got {type(config).__name__}")
@@ -59,7 +59,9 @@ def check_config(config: Mapping[str, Any], kind: str, folder: Path) -> None:
     if kind == "pretrain" and not config.get("norm_pix_loss", True):
         problems.append("norm_pix_loss is false: it predicts plain pixels, ours predicts normalised ones")
     if problems:
-        raise ValueError(Lines(f"{folder / CONFIG} describes a model that ours cannot be", *(f"  - {each}" for each in problems)))
+        raise ValueError(
+            Lines(f"{folder / CONFIG} describes a model that ours cannot be", *(f"  - {problem}" for problem in problems))
+        )
 
 
 def grid_of(config: Mapping[str, Any]) -> TokenGrid:
@@ -74,7 +76,7 @@ def pair(value: Any) -> tuple[int, int]:
 
 @dataclass(frozen=True)
 class Labels:
-    """`names` in the order of the head's rows, none where they are not known, and what is odd about them."""
+    """`names` in the order of the head's rows, none where they are not known, and notes about them."""
 
     names: tuple[str, ...] = ()
     notes: tuple[str, ...] = ()
@@ -92,7 +94,7 @@ def read_labels(config: Mapping[str, Any], num_classes: int) -> Labels:
     notes = []
     if len(named) < len(table):
         strange = next(key for key in table if not re.fullmatch(r"-?\d{1,9}", str(key).strip()))
-        notes.append(f"id2label has {len(table) - len(named)} ids that are no whole numbers, such as {strange!r}: left out")
+        notes.append(f"id2label has {len(table) - len(named)} ids that are no integers, such as {strange!r}: left out")
     outside = sorted(label for label in named if not 0 <= label < num_classes)
     if outside:
         notes.append(
@@ -110,7 +112,7 @@ def read_labels(config: Mapping[str, Any], num_classes: int) -> Labels:
 
 
 def make_config(spec: ModelSpec) -> dict[str, Any]:
-    """config.json; `qkv_bias` is version 4's name, which 5 accepts. `mats_ds` holds what transformers has no word for."""
+    """config.json; `qkv_bias` is version 4's name, which 5 accepts. `mats_ds` holds what transformers' config has no name for."""
     grid = spec.grid
     config: dict[str, Any] = {
         "architectures": [ARCHITECTURES[spec.kind]],

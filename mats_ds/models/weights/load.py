@@ -1,10 +1,11 @@
-"""Any file or folder of weights -> a model: tells the formats apart, builds what the weights are of, and fills it.
+"""Any file or folder of weights -> a model: recognise the format, build the model of the weights, and load them.
 
 model = load_model("runs/k400")                                # a run, a file of ours, a .pth, a Hugging Face folder
 started = load_classifier("videomae.pth", num_classes=101)     # a classifier that starts from pre-trained weights
 encoder = load_encoder("videomae.pth")                         # the encoder of any of them, for features
 
-Of a run, `weights_from` says which weights: last (the default; their average where the run keeps one), average, unaveraged, best.
+Of a run, `weights_from` chooses the weights: last (the default; their average where the run keeps
+one), average, unaveraged, best.
 """
 
 from __future__ import annotations
@@ -48,7 +49,7 @@ SPEC_NAMES = {field.name for field in fields(ModelSpec)} | PRUNING_NAMES
 
 @dataclass(frozen=True)
 class InitialisedClassifier:
-    """A classifier that starts from weights, what became of every tensor, and what should be known about the file."""
+    """A classifier initialised from weights, the fate of every tensor, and notes about the file."""
 
     model: VideoClassifier
     report: LoadReport
@@ -75,9 +76,10 @@ def identify(path: str | Path) -> str:
 def read_weights(path: str | Path, *, weights_from: str | None = None, **hints: Any) -> Weights:
     """The weights and the model they are of, from any format.
 
-    `weights_from` says which weights of a run (see `read_run`; None: the last). `hints` (num_frames, height, width, heads,
-    decoder_heads) are for `.pth` files, which may not tell. Raises ValueError for anything that cannot be read, and for hints
-    or a `weights_from` that the format has no use for.
+    `weights_from` chooses the weights of a run (see `read_run`; None: the last). `hints`
+    (num_frames, height, width, heads, decoder_heads) are for `.pth` files, which may not hold them.
+    Raises ValueError for anything that cannot be read, and for hints or a `weights_from` that the
+    format has no use for.
     """
     format = identify(path)
     if weights_from is not None and format != "run":
@@ -86,18 +88,18 @@ def read_weights(path: str | Path, *, weights_from: str | None = None, **hints: 
             "folder of a run)"
         )
     if hints and format != "videomae":
-        raise ValueError(f"{path} is {FORMATS[format]}, which tells its sizes itself: leave out {', '.join(hints)}")
+        raise ValueError(f"{path} is {FORMATS[format]}, which holds its sizes: leave out {', '.join(hints)}")
     read_our_run = partial(read_run, weights_from=weights_from)
     readers = {"mats": load_weights, "videomae": read_videomae, "hf": read_hugging_face, "run": read_our_run}
     try:
         weights = check_description(readers[format](path, **hints))
-    except FAULTS as error:  # what a file says of itself may be anything
+    except FAULTS as error:  # the description in a file may be anything
         raise ValueError(f"{path} cannot be read as {FORMATS[format]}: {type(error).__name__}: {error}") from error
     return replace(weights, notes=(*weights.notes, *name_nonfinite(weights.state)))
 
 
 def open_weights(source: str | Path | Weights, weights_from: str | None) -> Weights:
-    """What a path names, with a word in the log of which weights that are; weights as they are."""
+    """The weights of a path, logged with their source; weights as they are."""
     if isinstance(source, Weights):
         return source
     weights = read_weights(source, weights_from=weights_from)
@@ -135,7 +137,7 @@ def load_classifier(
     """A classifier of `num_classes` from pre-trained weights (fresh fc_norm and head) or from a classifier's.
 
     Weights of a classifier bring their head; `new_head` replaces it. Other arguments as for `load_model`; 0.6 of the tokens are
-    kept unless `changes` or the classifier's file say otherwise.
+    kept unless `changes` or the classifier's file change it.
     Raises ValueError when the file's head has another number of classes and `new_head` is not given.
     """
     weights = open_weights(source, weights_from)
@@ -160,8 +162,9 @@ def load_encoder(
 ) -> VideoEncoder:
     """The encoder of any weights, in evaluation mode: `load_encoder(path)(frames)` gives features [B, D].
 
-    A classifier's keeps the share of tokens that it was trained with; a pre-trained one encodes all tokens, unless `keep_ratio`
-    is given: then those with most motion. Other arguments and errors as for `load_model`.
+    A classifier's keeps the fraction of tokens that it was trained with; a pre-trained one encodes
+    all tokens, unless `keep_ratio` is given: then those with most motion. Other arguments and
+    errors as for `load_model`.
     """
     weights = open_weights(source, weights_from)
     if weights.spec.kind == "classifier":
@@ -205,7 +208,7 @@ def check_complete(weights: Weights) -> None:
 
 
 def build_classifier(recipe: FinetuneRecipe, *, num_classes: int, class_names: Sequence[str] = ()) -> VideoClassifier:
-    """The recipe's classifier, from its weights if it names any; what became of them is logged.
+    """The recipe's classifier, from its weights if it names any; the fate of every tensor is logged.
 
     Raises ValueError for weights that cannot be read or do not fit the recipe or the classes.
     """
@@ -222,14 +225,14 @@ def build_classifier(recipe: FinetuneRecipe, *, num_classes: int, class_names: S
     if section.weights is None:
         if section.weights_from is not None:
             raise ValueError(
-                f"finetune.weights_from={section.weights_from} says which weights of a run: name it, finetune.weights=RUN"
+                f"finetune.weights_from={section.weights_from} chooses the weights of a run: name it, finetune.weights=RUN"
             )
         logger.info("weights: none given, training from scratch")
         candidates = recipe.candidate_grid()
         return VideoClassifier.from_name(model.name, num_classes=num_classes, candidate_grid=candidates, **shared)
     weights = read_weights(section.weights, weights_from=section.weights_from)
-    if spoilt := name_nonfinite(weights.state):
-        raise ValueError(f"{section.weights} cannot be trained from: {spoilt[0]}; take another checkpoint")
+    if problems := name_nonfinite(weights.state):
+        raise ValueError(f"{section.weights} cannot be trained from: {problems[0]}; take another checkpoint")
     check_weights(recipe, weights.spec, num_classes=num_classes, class_names=tuple(class_names))
     started = load_classifier(
         weights,
