@@ -1,9 +1,9 @@
-"""Convert weights between mats_ds, VideoMAE / EVEREST and Hugging Face; see what a file holds.
+"""Convert weights between mats_ds, VideoMAE / EVEREST and Hugging Face, or describe a file.
 
-    python mats_ds/convert.py SOURCE                          # say what it is
+    python mats_ds/convert.py SOURCE                          # describe it
     python mats_ds/convert.py SOURCE DEST [--verify]          # write it in DEST's format
 
-Reads top to bottom: read the source, change what was asked for, write, compare outputs.
+Reads top to bottom: read the source, apply the changes, write, compare outputs.
 Exit status: 0 done, 1 done but the weights hold NaN or the outputs differ, 2 unusable input or arguments, nothing written.
 """
 
@@ -41,26 +41,26 @@ TARGETS = ("mats", "hf", "videomae")
 
 def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
     parser = ArgumentParser(
-        description="Convert weights between mats_ds, VideoMAE / EVEREST and Hugging Face, or say what a file holds.",
+        description="Convert weights between mats_ds, VideoMAE / EVEREST and Hugging Face, or describe a file.",
         epilog="Example: python mats_ds/convert.py runs/k400 k400.safetensors --verify",
     )
     add_weights_from(parser)
     parser.add_argument("source", help="run folder or checkpoint of ours, .safetensors of ours, .pth, or Hugging Face folder")
-    parser.add_argument("dest", nargs="?", help="file or folder to write; without it, only say what SOURCE holds")
+    parser.add_argument("dest", nargs="?", help="file or folder to write; without it, only describe SOURCE")
     parser.add_argument(
         "--to", choices=TARGETS, help="format of DEST (default: mats for .safetensors, videomae for .pth, hf for a folder)"
     )
     parser.add_argument("--verify", action="store_true", help="run both models on random clips and compare their outputs")
     parser.add_argument("--force", action="store_true", help="overwrite DEST (of folders, only an export of this command)")
-    trained = parser.add_argument_group("what the source was trained on, where a .pth does not tell")
+    trained = parser.add_argument_group("the clips that the source was trained on, where a .pth does not hold them")
     for name, text in (("num-frames", "of a clip (16)"), ("height", "of a frame (224)"), ("width", "of a frame (224)")):
         trained.add_argument(f"--{name}", type=int, metavar="N", help=text)
     trained.add_argument("--heads", type=int, metavar="N", help="attention heads, for a width that no published size has")
     trained.add_argument("--decoder-heads", type=int, metavar="N", help="the decoder's")
-    changed = parser.add_argument_group("what DEST says about the model (weights stay as they are)")
+    changed = parser.add_argument_group("the description of the model in DEST (weights do not change)")
     changed.add_argument("--strategy", choices=STRATEGIES, help="which tokens are kept")
-    changed.add_argument("--keep-ratio", type=float, metavar="R", help="share of the tokens that is kept")
-    changed.add_argument("--visible-ratio", type=float, metavar="R", help="share that the encoder sees in pre-training")
+    changed.add_argument("--keep-ratio", type=float, metavar="R", help="fraction of the tokens that is kept")
+    changed.add_argument("--visible-ratio", type=float, metavar="R", help="fraction that the encoder sees in pre-training")
     changed.add_argument("--class-names", metavar="FILE", help="names of the classes, one a line, in the order of the labels")
     head = parser.add_argument_group("another head")
     head.add_argument("--num-classes", type=int, metavar="N", help="make a classifier of N classes of pre-trained weights")
@@ -83,7 +83,7 @@ def inspect(options: argparse.Namespace) -> int:
     say(f"{options.source}: {weights.source}")
     num_values = sum(tensor.numel() for tensor in weights.state.values())
     say(*weights.spec.describe(), f"{len(weights.state)} tensors, {num_values / 1e6:.1f} M values")
-    tell(weights.notes)
+    print_notes(weights.notes)
     check_complete(weights)
     return DIFFERENT if name_nonfinite(weights.state) else DONE
 
@@ -92,20 +92,20 @@ def convert(options: argparse.Namespace) -> int:
     dest, target = Path(options.dest), options.to or guess_target(Path(options.dest))
     refuse_to_overwrite(options, dest, target=target)
     if target != "hf":
-        tell(describe_leftovers(dest))
+        print_notes(describe_leftovers(dest))
     weights = read_source(options)
-    tell(weights.notes)
+    print_notes(weights.notes)
     weights = change_head(weights, options)
-    weights = describe_anew(weights, options)
+    weights = change_description(weights, options)
     check_complete(weights)
     if target == "mats":
         known = {} if weights.origin == Origin() else {"origin": weights.origin}
         save_weights(dest, weights.spec, weights.state, note=f"from {weights.source}", **known)
     else:
-        tell((write_hugging_face if target == "hf" else write_videomae)(dest, weights))
+        print_notes((write_hugging_face if target == "hf" else write_videomae)(dest, weights))
     say(f"wrote {dest}: {FORMATS[target]}", f"from {options.source}: {weights.source}", *weights.spec.describe())
     if name_nonfinite(weights.state):
-        return DIFFERENT  # said among the notes; outputs that are NaN cannot be compared
+        return DIFFERENT  # noted above; outputs that are NaN cannot be compared
     return verify(weights, options, dest) if options.verify else DONE
 
 
@@ -143,7 +143,7 @@ def refuse_to_overwrite(options: argparse.Namespace, dest: Path, *, target: str)
 
 
 def change_head(weights: Weights, options: argparse.Namespace) -> Weights:
-    """The classifier that --num-classes asks for, with what became of every tensor said."""
+    """The classifier that --num-classes asks for; the fate of every tensor is printed."""
     if options.num_classes is None:
         if options.new_head:
             raise ValueError("--new-head belongs to --num-classes N")
@@ -153,15 +153,15 @@ def change_head(weights: Weights, options: argparse.Namespace) -> Weights:
     return replace(weights_of(started.model, weights.source), origin=weights.origin)
 
 
-def describe_anew(weights: Weights, options: argparse.Namespace) -> Weights:
-    """The same weights with the selection and class names that were asked for."""
+def change_description(weights: Weights, options: argparse.Namespace) -> Weights:
+    """The same weights with the selection and class names of the options."""
     names = ("strategy", "keep_ratio", "visible_ratio")
     changes = {name: getattr(options, name) for name in names if getattr(options, name) is not None}
     if weights.spec.kind == "classifier" and "keep_ratio" in changes:
         changes["visible_ratio"] = changes["keep_ratio"]
     if options.class_names:
         changes["class_names"] = read_names(Path(options.class_names))
-    return replace(weights, spec=replace(weights.spec, **changes))
+    return replace(weights, spec=weights.spec.with_options(**changes))
 
 
 def read_names(path: Path) -> tuple[str, ...]:
@@ -187,7 +187,7 @@ def verify(weights: Weights, options: argparse.Namespace, dest: Path) -> int:
     return DONE if all(difference.is_rounding for difference in differences.values()) else DIFFERENT
 
 
-def tell(notes) -> None:
+def print_notes(notes) -> None:
     say(*(f"note: {note}" for note in notes))
 
 

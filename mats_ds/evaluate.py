@@ -58,7 +58,7 @@ from mats_ds.evaluation.options import (
 from mats_ds.evaluation.plots import SweepPoint
 from mats_ds.evaluation.results import describe_bad, describe_points, draw_results, is_test_folder, result_names, write_results
 from mats_ds.evaluation.speed import describe_speed, forward_macs, time_forwards
-from mats_ds.models.classifier import VideoClassifier, check_options
+from mats_ds.models.classifier import VideoClassifier
 from mats_ds.models.model_spec import describe_model
 from mats_ds.models.weights.load import load_model
 from mats_ds.models.weights.origin import Origin
@@ -122,7 +122,7 @@ def open_classifier(options: argparse.Namespace, place: RankInfo) -> Test:
     model = load_model(weights)
     keep_ratios = tuple(dict.fromkeys(options.keep_ratio or (model.keep_ratio,)))
     for ratio in keep_ratios:
-        check_options(model.num_classes, (), ratio, model.feature, adaptive=model.candidate_grid.tau > model.grid.tau)
+        model.keep(ratio)
         if count_tokens(ratio, model.grid.num_tokens) < 1:
             raise ValueError(f"--keep_ratio {ratio} of {model.grid.num_tokens} tokens is no token at all")
     names = tuple(read_class_list(Path(options.class_names)).names) if options.class_names else model.class_names
@@ -174,7 +174,7 @@ def score_batch(test: Test, batch: ClipBatch) -> np.ndarray:
     """scores_BRC float64: the softmax scores of each clip at each share."""
     scores = []
     for ratio in test.keep_ratios:
-        test.model.keep_ratio = ratio
+        test.model.keep(ratio)
         scores.append(test.model(batch.frames_BTHWC, batch.seed_B).double().softmax(dim=-1))
     return torch.stack(scores, dim=1).cpu().numpy()
 
@@ -190,7 +190,7 @@ def measure_points(test: Test, accuracies: list[Accuracy], example: ClipBatch) -
 
     @torch.inference_mode()
     def forward(ratio: float) -> torch.Tensor:
-        test.model.keep_ratio = ratio
+        test.model.keep(ratio)
         return test.model(example.frames_BTHWC, example.seed_B)
 
     speeds: list[float | None] = [None] * len(accuracies)

@@ -137,7 +137,7 @@ def settle(options: argparse.Namespace, manifest: Manifest, *, device: torch.dev
         "width": encoder.width,
         "num_frames_read": encoder.num_frames,
         "keep_ratio": keep_ratio,
-        "strategy": encoder.trunk.strategy,
+        "strategy": encoder.trunk.pruning.strategy,
         "clips": options.clips,
         "crops": options.crops,
         **section.model_dump(include=set(SAMPLING)),

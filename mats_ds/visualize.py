@@ -147,7 +147,7 @@ def look_at_clips(viewer: Viewer, specs: list[ClipSpec], options: argparse.Names
     for number, spec in enumerate(specs):
         excerpt = read_excerpt(options.video, spec, height=candidates.height, width=candidates.width)
         frames_CHWC = torch.from_numpy(excerpt.frames_THWC).to(viewer.model.positions_ND.device)
-        sight = look(viewer.model, frames_CHWC, key=options.seed + number)
+        sight = look(viewer.model, frames_CHWC, seed=options.seed + number)
         count = f", clip {number + 1} of {len(specs)}" if len(specs) > 1 else ""
         note = viewer.note + (f"; prediction: {classify(viewer.model, frames_CHWC)}" if viewer.names_classes else "")
         yield make_sheet(sight, excerpt, viewer.model, title=f"{Path(options.video).name}{count}", note=note)
@@ -184,7 +184,8 @@ def open_viewer(options: argparse.Namespace) -> Viewer:
     if isinstance(model, VideoClassifier):
         return Viewer(model, recipe, "a classifier: no reconstruction", names_classes=True)
     size = spec.size_name or f"width {spec.width}"
-    note = f"{Path(options.weights).name}: {size}, {model.strategy}, keep {model.keep_ratio:g}, visible {model.visible_ratio:g}"
+    kept = f"{model.pruning.strategy}, keep {model.pruning.keep_ratio:g}, visible {model.pruning.visible_ratio:g}"
+    note = f"{Path(options.weights).name}: {size}, {kept}"
     return Viewer(model, recipe, note, decodes=True)
 
 

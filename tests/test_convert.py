@@ -155,7 +155,7 @@ def test_another_head_only_when_asked(tmp_path, classifier_file, capsys):
         (["source.safetensors", "source.safetensors"], "is the source itself"),
         (["source.safetensors", "there.pth"], "there.pth exists: give another name, or --force"),
         (["nothing.pth", "new.safetensors"], "there is no file or folder nothing.pth"),
-        (["source.safetensors", "new.pth", "--num-frames", "8"], "tells its sizes itself: leave out num_frames"),
+        (["source.safetensors", "new.pth", "--num-frames", "8"], "leave out num_frames"),
         (["source.safetensors", "new.pth", "--new-head"], "--new-head belongs to --num-classes"),
         (["source.safetensors", "new.pth", "--class-names", "two.txt"], "2 class names for 3 classes"),
         (["source.safetensors", "new.pth", "--class-names", "none.txt"], "there is no file none.txt"),
@@ -201,7 +201,7 @@ def test_a_run_of_the_trainer_becomes_a_file(ranks, tmp_path, capsys):
     assert main([str(run), str(tmp_path / "w.safetensors"), "--verify"]) == DONE
     assert "largest difference 0," in capsys.readouterr().out
     model = load_model(tmp_path / "w.safetensors")
-    assert (model.strategy, model.grid) == ("mats", TokenGrid(4, 32, 48, (2, 8, 8)))
+    assert (model.pruning.strategy, model.grid) == ("mats", TokenGrid(4, 32, 48, (2, 8, 8)))
     stored = torch.load(run / "checkpoints" / "step-00000002" / "mp_rank_00_model_states.pt", weights_only=True)["module"]
     assert all(torch.equal(tensor, stored[name]) for name, tensor in model.state_dict().items())
 

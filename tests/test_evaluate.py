@@ -346,7 +346,7 @@ class TestErrors:
             (["--model", "{model}", "--manifest", "{manifest}", "--keep_ratio", "1.5"], "at most 1, got 1.5"),
             (["--model", "{model}", "--manifest", "{manifest}", "--keep_ratio", "0.001"], "is no token at all"),
             (["--model", "{model}", "--manifest", "{manifest}", "--class_names", "{names}"], "names 2 classes, the model has 6"),
-            (["--model", "{model}", "--manifest", "{manifest}", "--num_frames", "8"], "tells its sizes itself"),
+            (["--model", "{model}", "--manifest", "{manifest}", "--num_frames", "8"], "leave out num_frames"),
             (["--model", "{model}", "--manifest", "{manifest}", "--clips", "0"], "--clips is at least 1, got 0"),
             (["--model", "{model}", "--manifest", "{manifest}", "--stride", "2", "--stride_seconds", "1"], "give one"),
             (["--model", "{model}", "--manifest", "{manifest}", "--stride", "0"], "clips cannot be taken so: stride"),

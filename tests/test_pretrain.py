@@ -110,7 +110,7 @@ def test_a_checkpoint_says_what_model_it_is_of(two_rank_run):
     step = two_rank_run[0] / "checkpoints" / "step-00000006" / "mp_rank_00_model_states.pt"
     stored = json.loads(torch.load(step, weights_only=False)["model_spec"])
     assert (stored["kind"], stored["grid"]["width"], stored["decoder_depth"]) == ("pretrain", 48, 2)
-    assert read_run(two_rank_run[0]).spec.visible_ratio == 0.1
+    assert read_run(two_rank_run[0]).spec.pruning.visible_ratio == 0.1
 
 
 def test_rank_0_says_what_happens_and_the_others_are_silent(two_rank_run):

@@ -11,7 +11,6 @@ from pathlib import Path
 sys.path[0] = str(Path(__file__).resolve().parents[2])
 
 from benchmarks.gpu.part import Part, begin_part  # noqa: E402
-from benchmarks.gpu.stand_in import import_or_stand_in  # noqa: E402
 
 PACKAGES = ("torch", "timm", "einops", "numpy", "pydantic", "PyYAML", "deepspeed", "av", "transformers", "nvidia-ml-py")
 SIDE, CPU_SIDE = 8192, 128
@@ -24,7 +23,6 @@ def main() -> int:
         part.tell("card", f"not looked at without {', '.join(absent)}")
         return part.finish()
     part.lacks("pydantic", "yaml", "deepspeed", "av", "transformers", "pynvml", "safetensors", "nvidia.dali")
-    import_or_stand_in()
     describe(part)
     measure(part)
     return part.finish()

@@ -16,7 +16,6 @@ from pathlib import Path
 sys.path[0] = str(Path(__file__).resolve().parents[2])
 
 from benchmarks.gpu.part import MISSED, NEEDS_GPU, OK, Part, begin_part  # noqa: E402
-from benchmarks.gpu.stand_in import import_or_stand_in  # noqa: E402
 
 MIB = 2**20
 NUM_COMPARED, STRIDE = 16, 3
@@ -29,7 +28,6 @@ def main() -> int:
     if absent := part.lacks("torch", "numpy", "av", "nvidia.dali", "pydantic", "yaml"):
         part.tell("decoding", f"not measured without {', '.join(absent)}")
         return part.finish()
-    import_or_stand_in()
     with tempfile.TemporaryDirectory() as folder:
         check_frames(part, Path(folder))
         check_broken(part, Path(folder))

@@ -19,7 +19,6 @@ sys.path[0] = str(Path(__file__).resolve().parents[2])
 
 from benchmarks.gpu.cells import TITLES, Cell, list_cells  # noqa: E402
 from benchmarks.gpu.part import Part, begin_part  # noqa: E402
-from benchmarks.gpu.stand_in import import_or_stand_in  # noqa: E402
 
 NUM_CLASSES = 400
 RATIOS = {"pretrain": (0.3, 0.1), "finetune": (0.6, 0.6)}
@@ -33,8 +32,6 @@ def main() -> int:
     if absent := part.lacks("torch", "timm", "einops", "numpy"):
         part.tell("step", f"not measured without {', '.join(absent)}")
         return part.finish()
-    stood_in = import_or_stand_in()
-    part.add(stood_in=stood_in)
     import torch
 
     rate = measure_rate(part) if part.on_gpu else None
@@ -106,13 +103,13 @@ def make_step(cell: Cell, part: Part, *, of_peer: bool) -> tuple[Callable[[], ob
     shape = (1, grid.num_frames, grid.height, grid.width, 3)
     some = torch.randint(0, 256, shape, dtype=torch.uint8, generator=generator)
     frames = some.to(device).repeat(cell.batch, 1, 1, 1, 1)  # what they show changes no time
-    keys = torch.arange(cell.batch, device=device)
+    seeds = torch.arange(cell.batch, device=device)
     model = build(cell, grid).to(device, dtype).train()
     if cell.compiled:
         model.forward = torch.compile(model.forward, fullgraph=True, dynamic=False)
     if cell.task == "pretrain":
-        return lambda: model(frames, keys), model
-    return lambda: model(frames, keys).float().square().mean(), model
+        return lambda: model(frames, seeds), model
+    return lambda: model(frames, seeds).float().square().mean(), model
 
 
 def time_step(step: Callable[[], object], part: Part) -> tuple[float, float]:

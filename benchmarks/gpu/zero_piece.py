@@ -95,10 +95,10 @@ def train(engine, question: dict, steps: range) -> tuple[list[float], float, flo
     """Losses, seconds of the last step, and the optimizer's share of it."""
     losses = []
     for step in steps:
-        frames, keys = make_clips(question, step)
+        frames, seeds = make_clips(question, step)
         wait(question)
         begin = time.perf_counter()
-        loss = engine(frames, keys)
+        loss = engine(frames, seeds)
         engine.backward(loss)
         wait(question)
         middle = time.perf_counter()
@@ -184,18 +184,18 @@ def measure_rank(question: dict, cell: dict, others_bytes: int | None, context_b
     before = torch.cuda.memory_allocated() if on_gpu else 0
     engine = build_engine(model, config, batch=batch, world_size=world_size)
     for step in range(3):
-        frames, keys = make_clips(question, step)
+        frames, seeds = make_clips(question, step)
         if on_gpu:
             torch.cuda.reset_peak_memory_stats()
         wait(question)
         begin = time.perf_counter()
-        loss = engine(frames, keys)
-        loss = loss if task == "pretrain" else torch.nn.functional.cross_entropy(loss.float(), keys % NUM_CLASSES)
+        loss = engine(frames, seeds)
+        loss = loss if task == "pretrain" else torch.nn.functional.cross_entropy(loss.float(), seeds % NUM_CLASSES)
         engine.backward(loss)
         engine.step()
         wait(question)
         seconds = time.perf_counter() - begin
-        del frames, keys, loss
+        del frames, seeds, loss
     planned = plan_memory(work, config, world_size=world_size, micro_batch=batch)
     measured, static = static_bytes(engine), plan_static(work, ZeroSettings.of(config), world_size=world_size)
     figures = {"name": name, "planned_bytes": planned.peak_bytes, "static": measured, "step_seconds": seconds}

@@ -1,4 +1,4 @@
-"""The recipe of a fine-tuning: a Recipe with three sections more, and another meaning of `selection`.
+"""The recipe of a fine-tuning: a Recipe with three more sections, and another meaning of `selection`.
 
 Numbers of the paper are in METHOD section 5 of arXiv 2211.10636 and in `recipes/finetune_*.yaml`.
 """
@@ -11,13 +11,11 @@ from typing import Literal, NamedTuple
 from pydantic import Field, field_validator, model_validator
 
 from mats_ds.config.recipe import ClipSection, Recipe, SelectionSection, _Section
-from mats_ds.core.token_grid import count_tokens
-
-DEFAULT_KEEP_RATIO = 0.6  # METHOD: rho_pre in fine-tuning
+from mats_ds.core.token_grid import FINETUNE_KEEP_RATIO, KEEPING_STRATEGIES, count_tokens
 
 
 class FinetuneClip(ClipSection):
-    """What one clip is, as in pre-training; half of the training clips are mirrored unless the recipe says otherwise."""
+    """A clip as in pre-training, except that half of the training clips are mirrored by default."""
 
     flip: bool = True
 
@@ -25,8 +23,8 @@ class FinetuneClip(ClipSection):
 class FinetuneSelection(SelectionSection):
     """Which frames and tokens the encoder sees: int(keep_ratio N) of them, 1 for all. `visible_ratio` has no meaning here."""
 
-    strategy: Literal["mats", "random_drop", "run_length"] = "mats"
-    keep_ratio: float = Field(DEFAULT_KEEP_RATIO, gt=0, le=1)
+    strategy: Literal[KEEPING_STRATEGIES] = "mats"
+    keep_ratio: float = Field(FINETUNE_KEEP_RATIO, gt=0, le=1)
 
     @model_validator(mode="after")
     def _visible_below_kept(self) -> FinetuneSelection:
@@ -38,7 +36,7 @@ class FinetuneSection(_Section):
 
     `weights`: a run, a checkpoint, a .safetensors or .pth file, a Hugging Face folder; none: from scratch. `weights_from`: which
     weights of a run, as `--weights_from` of the other scripts (None: the last ones, averaged where the run keeps an average). A
-    classifier's head is kept unless `new_head`. `num_classes` None: as many as the labels (or the manifest's .classes.txt) say.
+    classifier's head is kept unless `new_head`. `num_classes` None: the number in the labels (or in the manifest's .classes.txt).
     `layer_decay` is the factor on the learning rate from one block to the one below it (1: none). `ema_decay` None keeps no
     average of the weights; where there is one, it is what is tested and what other scripts take of the run.
     """
@@ -54,7 +52,7 @@ class FinetuneSection(_Section):
 
 
 class RandAugmentPlan(NamedTuple):
-    """`num_operations` drawn per clip, each used with `probability` at `magnitude` (0 to 10, normally spread by `spread`)."""
+    """`num_operations` random ones per clip, used with `probability` at `magnitude` (0 to 10, normal with deviation `spread`)."""
 
     magnitude: float
     num_operations: int
@@ -63,14 +61,15 @@ class RandAugmentPlan(NamedTuple):
 
 
 class AugmentSection(_Section):
-    """What is done to training clips beyond `clip.crop_scales` and `clip.flip`; the same for all frames of a clip.
+    """Augmentation of training clips beyond `clip.crop_scales` and `clip.flip`; the same for all frames of a clip.
 
-    `random_resized_crop` is the smallest and the largest part of the picture that a crop shows, which is 3/4 to 4/3 as wide as
-    high before it is scaled; it takes the place of `clip.crop_scales`. VideoMAE fine-tunes with [0.08, 1.0]; none: not used.
-    `rand_augment` is written as in timm, for example rand-m7-n4-mstd0.5-inc1, and done to whole frames, before the crop; none:
-    not used. `random_erasing` is the share of
-    clips with an erased box. `mixup` and `cutmix` are the parameters of their beta distributions (0: off); where both are on,
-    each micro-batch takes one of the two, cutmix with the probability `cutmix_share`.
+    `random_resized_crop` is the smallest and the largest fraction of the frame's area that a crop
+    shows, which is 3/4 to 4/3 as wide as high before it is scaled; it replaces `clip.crop_scales`.
+    VideoMAE fine-tunes with [0.08, 1.0]; none: not used. `rand_augment` is written as in timm, for
+    example rand-m7-n4-mstd0.5-inc1, and applied to full frames, before the crop; none: not used.
+    `random_erasing` is the fraction of clips with an erased box. `mixup` and `cutmix` are the
+    parameters of their beta distributions (0: off); where both are on, a micro-batch takes one of
+    the two, cutmix with the probability `cutmix_share`.
     """
 
     random_resized_crop: tuple[float, float] | None = None
@@ -84,7 +83,7 @@ class AugmentSection(_Section):
     @classmethod
     def _areas(cls, value: tuple[float, float] | None) -> tuple[float, float] | None:
         if value is not None and not 0 < value[0] <= value[1] <= 1:
-            raise ValueError("random_resized_crop is [smallest, largest] part of the picture, above 0 and at most 1")
+            raise ValueError("random_resized_crop is [smallest, largest] fraction of the frame, above 0 and at most 1")
         return value
 
     @field_validator("rand_augment")
@@ -149,7 +148,7 @@ class FinetuneRecipe(Recipe):
         if self.selection.frame_candidates > 1 and grid.tau < 2:
             raise ValueError("selection.frame_candidates needs a clip of at least two tubelets")
         if self.selection.frame_candidates > 1 and self.selection.keep_ratio == 1:
-            raise ValueError("selection.frame_candidates goes by where the kept tokens lie, and keep_ratio 1 keeps all")
+            raise ValueError("selection.frame_candidates depends on the kept tokens, and keep_ratio 1 keeps all")
         return self
 
 
@@ -169,5 +168,5 @@ def parse_rand_augment(text: str) -> RandAugmentPlan:
     if first != "rand" or values["inc"] != 1:
         raise ValueError("rand_augment begins with rand and has inc1, as in rand-m7-n4-mstd0.5-inc1")
     if not (0 <= plan.magnitude <= 10 and 1 <= plan.num_operations == values["n"] <= 100 and plan.probability <= 1):
-        raise ValueError("rand_augment: m is 0 to 10, n a whole number from 1 to 100, p at most 1")
+        raise ValueError("rand_augment: m is 0 to 10, n an integer from 1 to 100, p at most 1")
     return plan

@@ -1,4 +1,4 @@
-"""YAML and dotted overrides -> a checked recipe. All mistakes are reported at once, each with the nearest valid name."""
+"""YAML and dotted overrides -> a checked recipe. All mistakes are reported at once, with the nearest valid names."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from mats_ds.core.storage.files import read_small_text
 from mats_ds.core.text import Lines
 
 RECIPE_FOLDER = Path(__file__).resolve().parents[1] / "recipes"
-COMPARED_LETTERS = 100  # of a wrong name that is looked up: comparing takes memory and time for each
+COMPARED_LETTERS = 100  # of a wrong name that is compared with the valid ones: longer names take memory and time
 
 
 RecipeT = TypeVar("RecipeT", bound=Recipe)
@@ -26,7 +26,7 @@ RecipeT = TypeVar("RecipeT", bound=Recipe)
 def load_recipe(source: str | Path = "default", overrides: Sequence[str] = (), *, schema: type[RecipeT] = Recipe) -> RecipeT:
     """The recipe of a YAML file, or of a name in this package's `recipes` folder, with `section.key=value` overrides on top.
 
-    schema: Recipe, or a class that adds sections to it. Raises ValueError that lists every mistake, each with the nearest valid
+    schema: Recipe, or a class that adds sections to it. Raises ValueError that lists every mistake with the nearest valid
     name, and for a recipe of another trainer than the schema's.
     """
     path = _find_recipe(source)
@@ -78,13 +78,13 @@ PATH_KEYS = ("manifest", "root", "weights")
 
 
 def _apply_override(tree: dict[str, Any], override: str) -> str | None:
-    """Write one `a.b=value` into the tree; returns what is wrong with it, if anything."""
+    """Write one `a.b=value` into the tree; returns the mistake in it, if any."""
     key, equals, text = override.partition("=")
     if not equals or not key.strip():
         return f"override {override!r}: expected section.key=value, for example optim.base_lr=1e-3"
     leaf = key.strip().rpartition(".")[2]
     is_path = leaf in PATH_KEYS and text.strip() not in ("", "null", "~") and text[0] not in "\"'"
-    try:  # a path is what it says: YAML would take `12:30` for a number and what follows ` #` for a comment
+    try:  # a path is taken literally: YAML would take `12:30` for a number and what follows ` #` for a comment
         value = text if is_path else parse_yaml(text)
     except ValueError:
         return f"override {override!r}: {text!r} is not a YAML value"
@@ -104,13 +104,13 @@ def _apply_override(tree: dict[str, Any], override: str) -> str | None:
 
 
 def _explain(problem: Any, schema: type[BaseModel]) -> str:
-    """One pydantic error in words, with the nearest valid name for an unknown key."""
-    place = [str(part) for part in problem["loc"] if not str(part).startswith(("literal[", "constrained-", "function-"))]
-    dotted = ".".join(place)
+    """One pydantic error as a sentence, with the nearest valid name for an unknown key."""
+    path = [str(part) for part in problem["loc"] if not str(part).startswith(("literal[", "constrained-", "function-"))]
+    dotted = ".".join(path)
     if problem["type"] == "extra_forbidden":
-        names = list(_section_at(place[:-1], schema).model_fields)
-        elsewhere = sorted(full for full in _all_keys(schema) if full.rsplit(".", 1)[-1] == place[-1])
-        hint = f"; did you mean {elsewhere[0]}?" if elsewhere else _nearest(place[-1], names)
+        names = list(_section_at(path[:-1], schema).model_fields)
+        elsewhere = sorted(full for full in _all_keys(schema) if full.rsplit(".", 1)[-1] == path[-1])
+        hint = f"; did you mean {elsewhere[0]}?" if elsewhere else _nearest(path[-1], names)
         if not hint:
             hint = f"; valid here: {', '.join(names)}"
         return f"{dotted} is not a key of a recipe{hint}"
@@ -124,9 +124,9 @@ def _explain(problem: Any, schema: type[BaseModel]) -> str:
     return f"{dotted + ': ' if dotted else ''}{message}{got}{hint}"
 
 
-def _section_at(place: Iterable[str], schema: type[BaseModel]) -> type[BaseModel]:
+def _section_at(path: Iterable[str], schema: type[BaseModel]) -> type[BaseModel]:
     section = schema
-    for name in place:
+    for name in path:
         section = section.model_fields[name].annotation  # type: ignore[assignment]
     return section
 

@@ -1,21 +1,29 @@
-"""The recipe: everything that changes the learned weights, typed and checked, from YAML and dotted overrides.
+"""The schema of a recipe: everything that changes the learned weights, typed and checked.
 
 How the hardware runs it (ZeRO stage, precision, buckets, micro-batch, monitors) is in the DeepSpeed JSON, which this
-package never edits.
-All mistakes of a recipe are reported at once, each with the nearest valid name. (Over 300 lines: the schema and the words for
-its mistakes change together.)
+package never edits. `load_recipe` (load.py) reads recipes from YAML.
 """
 
 from __future__ import annotations
 
+from dataclasses import fields
 from typing import Literal
 
 from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
 from mats_ds.core.storage.files import why_no_file_name
-from mats_ds.core.token_grid import RUN_THRESHOLD, TokenGrid, count_tokens
+from mats_ds.core.token_grid import (
+    DISTANCES,
+    FEATURES,
+    KEEPING_STRATEGIES,
+    MAX_TOKENS,
+    RUN_THRESHOLD,
+    STRATEGIES,
+    TokenGrid,
+    TokenPruning,
+    count_tokens,
+)
 
-MAX_TOKENS = 1 << 18  # of a clip: 128 frames of 1024 x 1024; attention over as many has no memory anywhere
 YEAR_SECONDS = 31_536_000  # longer waits are none, and Python's clocks end somewhere
 MOST_STEPS = 10**12
 
@@ -48,8 +56,8 @@ class ModelSection(_Section):
 
 
 class ClipSection(_Section):
-    """What one training clip is, in frames and pixels. `stride_seconds`, where given, takes the place of `stride`: frames
-    then lie that far apart in time, whatever the frame rate. `flip` mirrors half of the clips, which pre-training does not do
+    """A training clip in frames and pixels. `stride_seconds`, where given, replaces `stride`: frames are then that far
+    apart in time, whatever the frame rate. `flip` mirrors half of the clips, which pre-training does not do
     (METHOD section 5).
     """
 
@@ -67,7 +75,7 @@ class ClipSection(_Section):
     @classmethod
     def _scales(cls, value: tuple[float, ...]) -> tuple[float, ...]:
         if not value or not all(0 < scale <= 1 for scale in value):
-            raise ValueError("crop_scales are parts of the shorter side, each above 0 and at most 1")
+            raise ValueError("crop_scales are fractions of the shorter side, above 0 and at most 1")
         return value
 
     @model_validator(mode="after")
@@ -82,18 +90,18 @@ class ClipSection(_Section):
 
 
 class SelectionSection(_Section):
-    """Which frames and tokens are kept (shares of all tokens of the clip).
+    """Which frames and tokens are kept (ratios are fractions of all tokens of the clip).
 
-    Beyond the paper, off by default: `compensate_camera` takes off each tubelet's median change; the strategy run_length ranks by
+    Beyond the paper, off by default: `compensate_camera` subtracts each tubelet's median change; the strategy run_length ranks by
     the change since a patch's run began, a run ending where the change passes `run_threshold` (of the range from black to white;
     arXiv 2411.05222); `merge_dropped` averages dropped tokens into kept ones, in fine-tuning only (arXiv 2210.09461).
     """
 
-    strategy: Literal["mats", "random_drop", "tube", "random", "running_cell", "run_length"] = "mats"
+    strategy: Literal[STRATEGIES] = "mats"
     keep_ratio: float = Field(0.3, gt=0, le=1)
     visible_ratio: float = Field(0.1, gt=0, lt=1)
-    distance: Literal["l2", "l1", "cosine"] = "l2"
-    feature: Literal["embedding", "pixels"] = "embedding"
+    distance: Literal[DISTANCES] = "l2"
+    feature: Literal[FEATURES] = "embedding"
     frame_candidates: float = Field(1.0, ge=1, le=8)
     compensate_camera: bool = False
     run_threshold: float = Field(RUN_THRESHOLD, gt=0, lt=1)
@@ -101,7 +109,7 @@ class SelectionSection(_Section):
 
     @model_validator(mode="after")
     def _visible_below_kept(self) -> SelectionSection:
-        if self.strategy in ("mats", "random_drop", "run_length") and self.visible_ratio >= self.keep_ratio:
+        if self.strategy in KEEPING_STRATEGIES and self.visible_ratio >= self.keep_ratio:
             raise ValueError(
                 f"visible_ratio {self.visible_ratio} must be below keep_ratio {self.keep_ratio}: "
                 "nothing would be left to reconstruct"
@@ -109,20 +117,22 @@ class SelectionSection(_Section):
         return self
 
     @model_validator(mode="after")
-    def _camera_has_differences(self) -> SelectionSection:
-        if self.compensate_camera and self.distance == "cosine":
-            raise ValueError("compensate_camera subtracts differences, and distance cosine has none: choose l2 or l1")
-        if self.compensate_camera and self.strategy == "run_length":
-            raise ValueError("compensate_camera changes the score of mats, run_length has its own: choose one of the two")
+    def _options_go_together(self) -> SelectionSection:
+        self.pruning()
         return self
+
+    def pruning(self) -> TokenPruning:
+        """The options as models take them. Raises ValueError where they exclude each other."""
+        return TokenPruning(**{field.name: getattr(self, field.name) for field in fields(TokenPruning)})
 
 
 class DataSection(_Section):
     """Where the videos come from. `manifest` is a .csv, a list of `path label` lines, or a folder; none: the synthetic set.
 
-    `repeats` clips are taken of every video each time it is its turn, and decoded in one pass: an epoch shows every video
-    that often (repeated augmentation, Hoffer et al., arXiv 1901.09335). `max_bad_fraction` of the data set may be
-    unreadable before all ranks stop. `num_workers` None: as many as the cores allow.
+    `repeats` clips of every video are taken one after the other, decoded in one pass: an epoch
+    shows every video that often (repeated augmentation, Hoffer et al., arXiv 1901.09335).
+    `max_bad_fraction` of the data set may be unreadable before all ranks stop. `num_workers` None:
+    as many as the cores allow.
     """
 
     manifest: str | None = None
@@ -138,7 +148,7 @@ class OptimSection(_Section):
     """AdamW with linear warm-up and cosine decay. The three learning rates are per 256 videos of the global batch.
 
     `global_batch` counts clips, `data.repeats` of each video: 128 clips are 64 videos where every video gives two, and the
-    learning rates are then a quarter of what stands here. The length is `epochs` passes over the videos, of which
+    learning rates are then a quarter of those given here. The length is `epochs` passes over the videos, of which
     `warmup_epochs` warm up; or, where `steps` is given, `steps` and `warmup_steps`.
     """
 
@@ -164,7 +174,7 @@ class OptimSection(_Section):
 
 
 class RunSection(_Section):
-    """Seeds, what is written, and how long to wait. `max_steps` ends a run early, on an unchanged schedule; `checkpoint_steps` 0
+    """Seeds, checkpoints and logs, and time limits. `max_steps` ends a run early, on an unchanged schedule; `checkpoint_steps` 0
     saves only at the end; the last `keep_checkpoints` stay, and those at multiples of `keep_every_steps` (0: none) for good.
     A rank that waits `hang_seconds` for its clips or for the other ranks ends the run.
     """

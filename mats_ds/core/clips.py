@@ -1,6 +1,6 @@
-"""The nouns that travel through the trainer, from a line of a manifest to the tokens that are kept.
+"""The clip, from the line of a manifest that names it to the batch on the device: CropSpec, ClipSpec, ClipBatch.
 
-Legend of shape suffixes, used in the whole package:
+Legend of shape suffixes, used in all of the package:
 B clips, T frames, H height, W width, C colour channels, N tokens of a clip, D embedding width,
 P values of one patch, K kept tokens, V visible tokens, M target tokens.
 
@@ -19,10 +19,10 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class CropSpec:
-    """A crop in parts of the video, so that it can be drawn before the size of the video is known.
+    """A crop in fractions of the frame, so that it can be chosen before the size of the video is known.
 
-    `height_scale` and `width_scale` are parts of the shorter side; `top` and `left` (0 to 1) say where the crop lies in the
-    room that is left; `flip` mirrors left and right. The same crop holds for all frames of a clip.
+    `height_scale` and `width_scale` are fractions of the shorter side; `top` and `left` (0 to 1) position the crop within the
+    remaining height and width; `flip` mirrors left and right. The same crop holds for all frames of a clip.
     """
 
     height_scale: float = 1.0
@@ -31,8 +31,8 @@ class CropSpec:
     left: float = 0.5
     flip: bool = False
 
-    def settle(self, height: int, width: int) -> CropSpec:
-        """Itself: this crop is the same part of frames of any size."""
+    def resolve(self, height: int, width: int) -> CropSpec:
+        """This very crop: it is the same fraction of frames of any size."""
         return self
 
     def box(self, height: int, width: int) -> tuple[int, int, int, int]:
@@ -50,11 +50,11 @@ class CropSpec:
 
 @dataclass(frozen=True)
 class RandomResizedCropSpec:
-    """What is drawn for a random resized crop, whose size depends on that of the video: `settle` makes the crop of it.
+    """The random numbers of a random resized crop, whose size depends on that of the video: `resolve` turns them into a crop.
 
-    Each of `tries_A` is a part of the picture's area and a ratio of width to height; the first that fits into the picture is
-    taken. `top`, `left` (0 to 1, without 1) choose one of the whole pixels where it can lie. Where none fits, the largest crop
-    from the middle is taken whose ratio is within `ratios`.
+    Each of `tries_A` is a fraction of the frame's area and a ratio of width to height; the first that fits into the frame is
+    used. `top`, `left` (0 to 1, without 1) choose its offset in pixels. Where none fits, the crop is the largest one around the
+    centre whose ratio is within `ratios`.
     Source: Inception's crop (arXiv 1409.4842), with the rules of torchvision's RandomResizedCrop, which VideoMAE fine-tunes with.
     """
 
@@ -64,7 +64,7 @@ class RandomResizedCropSpec:
     ratios: tuple[float, float]
     flip: bool = False
 
-    def settle(self, height: int, width: int) -> CropSpec:
+    def resolve(self, height: int, width: int) -> CropSpec:
         """The crop for frames of `height` x `width` pixels."""
         for area, ratio in self.tries_A:
             crop_width = round(math.sqrt(height * width * area * ratio))
@@ -89,7 +89,7 @@ class RandomResizedCropSpec:
 
 
 class ImageOperation(NamedTuple):
-    """One step of RandAugment on whole frames, before the crop: `amount` in the unit of `name` (data/augment/rand_augment.py)."""
+    """One step of RandAugment on full frames, before the crop: `amount` in the unit of `name` (data/augment/rand_augment.py)."""
 
     name: str
     amount: float = 0.0
@@ -101,13 +101,13 @@ class ClipSpec:
 
     `sample` is the video's row in the manifest. `first_seconds`/`last_seconds` limit the part of the file that may be
     used (None: all of it). `num_frames` frames are taken `stride` frames apart (`sampling="dense"`), beginning at the
-    share `start` (0 to 1) of the possible beginnings, or one out of each of `num_frames` equal segments of the whole
-    range (`"uniform"`): the frame at the share `start` of every segment, or, where `segment_starts` is given, at a
-    share of its own in each (as many as `num_frames`). `span` is the number of video frames that a dense clip
+    fraction `start` (0 to 1) of the possible beginnings, or one out of each of `num_frames` equal segments of the full
+    range (`"uniform"`): the frame at the fraction `start` of every segment, or, where `segment_starts` is given, at the
+    segment's own fraction (as many as `num_frames`). `span` is the number of video frames that a dense clip
     stretches over: 0 stands for num_frames * stride, another number spreads the frames evenly over that many;
-    `span_seconds`, where given, is its length in time instead. `key` is the clip's random number: masks and frame draws
-    of this clip derive from it. `attempt` counts substitutes: 0 is the clip first drawn. `position` counts the clips
-    since the start of the training. `operations` are done one after the other to the upright whole frames, all frames
+    `span_seconds`, where given, is its length in time instead. `clip_seed` seeds what is random of the clip after it
+    is read: frames, tokens, augmentation. `attempt` counts substitutes: 0 is the clip itself. `position` counts
+    the clips since the start of the training. `operations` are done one after the other to upright frames, all frames
     alike; the crop shows a part of their result.
     """
 
@@ -121,7 +121,7 @@ class ClipSpec:
     first_seconds: float | None = None
     last_seconds: float | None = None
     crop: CropSpec | RandomResizedCropSpec = field(default_factory=CropSpec)
-    key: int = 0
+    clip_seed: int = 0
     attempt: int = 0
     span: int = 0
     span_seconds: float | None = None
@@ -132,7 +132,7 @@ class ClipSpec:
 
 @dataclass(frozen=True)
 class BadClip:
-    """A video that could not be read, and why, in one line."""
+    """A video that could not be read, with the reason in one line."""
 
     path: str
     sample: int
@@ -143,11 +143,11 @@ class BadClip:
 class ClipBatch:
     """One micro-batch on the device.
 
-    frames_BTHWC: uint8, RGB. label_B: int64, -1 where unknown. sample_B: int64 row in the manifest of what was really read.
-    valid_B: bool, false where a substitute stands in for an unreadable clip. seed_B: int64 random key of each clip.
-    bad: the videos found unreadable while this batch was read (on this rank), each named once per epoch.
-    paths: the file that each clip was really read from ("" for a blank clip).
-    num_substitutes: how many entries of valid_B are false; keys: those of seed_B; both known without asking the device.
+    frames_BTHWC: uint8, RGB. label_B: int64, -1 where unknown. sample_B: int64 row in the manifest of the video that was read.
+    valid_B: bool, false where a substitute stands in for an unreadable clip. seed_B: int64 random seed of each clip.
+    bad: the unreadable videos that this batch met (on this rank), each named once per epoch.
+    paths: the file that each clip was read from ("" for a blank clip).
+    num_substitutes: how many entries of valid_B are false. clip_seeds: the values of seed_B. Both are on the host.
     """
 
     frames_BTHWC: torch.Tensor
@@ -158,4 +158,4 @@ class ClipBatch:
     bad: tuple[BadClip, ...] = ()
     paths: tuple[str, ...] = ()
     num_substitutes: int = 0
-    keys: tuple[int, ...] = ()
+    clip_seeds: tuple[int, ...] = ()

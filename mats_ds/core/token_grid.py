@@ -1,10 +1,11 @@
-"""How a clip is cut into tokens, which tokens are selected, and how many: TokenGrid, TokenSelection, TokenCounts.
+"""How a clip is cut into tokens, which of them are computed, and how many: TokenGrid, TokenPruning, TokenSelection, TokenCounts.
 
-Tensor names carry the suffixes of core/clips.py. Source: arXiv 2211.10636, section 3."""
+Tensor names carry the suffixes of core/clips.py. Source: arXiv 2211.10636, section 3.
+"""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from fractions import Fraction
 from typing import TYPE_CHECKING
 
@@ -12,13 +13,22 @@ if TYPE_CHECKING:
     import torch
 
 RGB_CHANNELS = 3
+MAX_TOKENS = 1 << 18  # of a clip: 128 frames of 1024 x 1024; attention over as many fits into no memory
+KEEPING_STRATEGIES = ("mats", "random_drop", "run_length")  # those that keep `keep_ratio` of the tokens and drop the others
+STRATEGIES = (*KEEPING_STRATEGIES, "tube", "random", "running_cell")
+DISTANCES = ("l2", "l1", "cosine")
+CAMERA_DISTANCES = DISTANCES[:2]  # lengths of a difference, from which the camera's part can be subtracted
+FEATURES = ("embedding", "pixels")
+FINETUNE_KEEP_RATIO = 0.6  # METHOD of arXiv 2211.10636: rho_pre in fine-tuning
+# Run-length tokenization's published 0.1 of ImageNet-normalised pixels, times the mean of ImageNet's standard deviations.
+RUN_THRESHOLD = 0.0226
 
 
 def count_tokens(ratio: float, num_tokens: int) -> int:
-    """Number of tokens that a share of a clip stands for: the integer part of `ratio * num_tokens`, without rounding noise.
+    """The number of tokens in a fraction of a clip: the integer part of `ratio * num_tokens`, without rounding noise.
 
-    The product is taken exactly (0.1 means one tenth), so 0.1 of 10 tokens is 1 and 0.3 of 10 is 3, whatever binary
-    floating point makes of it. Source: METHOD of arXiv 2211.10636, counts are int(rho * N) of the whole clip.
+    The product is exact (0.1 means one tenth): 0.1 of 10 tokens is 1 and 0.3 of 10 is 3, not what binary floating point
+    would give. Source: METHOD of arXiv 2211.10636, counts are int(rho * N) of all tokens of the clip.
 
     Raises ValueError when the ratio is outside 0 to 1.
     """
@@ -32,7 +42,7 @@ class TokenGrid:
     """How a clip is cut into tubelets: `tubelet` = (frames, height, width) of one token, in frames and pixels.
 
     Tokens are numbered time first, then row, then column: token = (i * rows + row) * columns + column.
-    Raises ValueError when a side is not a whole number of tubelets.
+    Raises ValueError when a side is not a multiple of the tubelet's.
     """
 
     num_frames: int = 16
@@ -48,7 +58,7 @@ class TokenGrid:
         for (name, size), step in zip(sides, self.tubelet, strict=True):
             if step < 1 or size < step or size % step:
                 raise ValueError(
-                    f"{name}={size} is not a whole number of tubelets of {step}: "
+                    f"{name}={size} is not a multiple of the tubelet's {step}: "
                     f"choose a multiple of {step}, or another tubelet than {self.tubelet}"
                 )
 
@@ -67,7 +77,7 @@ class TokenGrid:
 
     @property
     def tokens_per_tubelet(self) -> int:
-        """Places of one time step: rows * columns."""
+        """Tokens of one time step: rows * columns."""
         return self.rows * self.columns
 
     @property
@@ -84,6 +94,61 @@ class TokenGrid:
     def with_tau(self, tau: int) -> TokenGrid:
         """The same grid with another number of tubelets along time."""
         return TokenGrid(tau * self.tubelet[0], self.height, self.width, self.tubelet)
+
+
+@dataclass(frozen=True)
+class TokenPruning:
+    """The options of the method, named as in the recipe's section `selection`.
+
+    strategy: which tokens are kept, one of STRATEGIES. keep_ratio, visible_ratio: fractions of all tokens of the clip, those
+    kept and those that the encoder sees; a classifier's are equal. distance, feature: how far apart two tokens are, by their
+    patch embeddings or pixels. compensate_camera: subtract each tubelet's median change from the motion. run_threshold: the
+    change at which run_length begins a new run, as a fraction of the range from black to white. merge_dropped: average
+    dropped tokens into kept ones (classifiers only).
+    Raises ValueError for an unknown name, a ratio outside 0 to 1, and options that exclude each other.
+    """
+
+    strategy: str = "mats"
+    keep_ratio: float = 0.3
+    visible_ratio: float = 0.1
+    distance: str = "l2"
+    feature: str = "embedding"
+    compensate_camera: bool = False
+    run_threshold: float = RUN_THRESHOLD
+    merge_dropped: bool = False
+
+    def __post_init__(self) -> None:
+        for name, known in (("strategy", STRATEGIES), ("distance", DISTANCES), ("feature", FEATURES)):
+            if getattr(self, name) not in known:
+                raise ValueError(f"unknown {name} {getattr(self, name)!r}: choose one of {', '.join(known)}")
+        for name in ("keep_ratio", "visible_ratio"):
+            if not 0 < getattr(self, name) <= 1:
+                raise ValueError(f"{name} is above 0 and at most 1, got {getattr(self, name)}")
+        if self.compensate_camera and self.strategy == "run_length":
+            raise ValueError("compensate_camera changes the score of mats, run_length has its own: choose one of the two")
+        if self.compensate_camera and self.distance not in CAMERA_DISTANCES:
+            raise ValueError(
+                f"compensate_camera subtracts differences, and distance {self.distance!r} has none: choose "
+                f"{' or '.join(CAMERA_DISTANCES)}"
+            )
+
+    def keeping(self, ratio: float) -> TokenPruning:
+        """The same for a classifier that keeps `ratio` of the tokens: all kept tokens are visible."""
+        return replace(self, keep_ratio=ratio, visible_ratio=ratio)
+
+    @property
+    def keeps_all(self) -> bool:
+        """Whether no token is dropped or hidden, so that none needs a score."""
+        return self.keep_ratio == 1 == self.visible_ratio
+
+    @property
+    def ranks_by_motion(self) -> bool:
+        """Whether tokens are kept by their motion."""
+        return self.strategy == "mats" and not self.keeps_all
+
+    def counts(self, grid: TokenGrid) -> TokenCounts:
+        """How many tokens of a clip are visible and targets."""
+        return count_selection(grid, strategy=self.strategy, keep_ratio=self.keep_ratio, visible_ratio=self.visible_ratio)
 
 
 @dataclass(frozen=True)
@@ -111,13 +176,13 @@ def count_selection(grid: TokenGrid, *, strategy: str, keep_ratio: float, visibl
 
     mats, random_drop, run_length: int(keep_ratio N) kept, int(visible_ratio N) of them visible (METHOD).
     random: int(visible_ratio N) visible, all others are targets.
-    tube: per tubelet all but int((1 - visible_ratio) places) visible, all others are targets (VideoMAE, arXiv 2203.12602).
+    tube: per tubelet all but int((1 - visible_ratio) tokens) visible, all others are targets (VideoMAE, arXiv 2203.12602).
     running_cell: visible as tube, targets are the half of the tokens that a running cell keeps, less the visible ones among
     them (VideoMAE V2, arXiv 2303.16727).
     For tube, random and running_cell `keep_ratio` has no meaning.
     """
     num_tokens = grid.num_tokens
-    if strategy in ("mats", "random_drop", "run_length"):
+    if strategy in KEEPING_STRATEGIES:
         visible = count_tokens(visible_ratio, num_tokens)
         return TokenCounts(visible, count_tokens(keep_ratio, num_tokens) - visible)
     if strategy == "random":
@@ -128,11 +193,4 @@ def count_selection(grid: TokenGrid, *, strategy: str, keep_ratio: float, visibl
         return TokenCounts(visible, num_tokens - visible)
     if strategy == "running_cell":
         return TokenCounts(visible, num_tokens // 2 - visible // 2)
-    raise ValueError(
-        f"unknown selection strategy {strategy!r}: choose mats, random_drop, tube, random, running_cell or run_length"
-    )
-
-
-STRATEGIES = ("mats", "random_drop", "tube", "random", "running_cell", "run_length")
-# Run-length tokenization's published 0.1 of ImageNet-normalised pixels, times the mean of ImageNet's standard deviations.
-RUN_THRESHOLD = 0.0226
+    raise ValueError(f"unknown selection strategy {strategy!r}: choose one of {', '.join(STRATEGIES)}")

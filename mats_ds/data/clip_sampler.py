@@ -25,9 +25,9 @@ CROP_PLACES = (
     *((0, 2), (4, 2), (2, 0), (2, 4)),
     *((1, 1), (1, 3), (3, 1), (3, 3)),
 )
-KEY_BITS = 62
+SEED_BITS = 62
 # what a stream of random words serves
-_FOR_ORDER, _FOR_KEY, _FOR_CLIP, _FOR_CROP, _FOR_SEGMENTS, _FOR_OPERATIONS = range(6)
+_FOR_ORDER, _FOR_SEED, _FOR_CLIP, _FOR_CROP, _FOR_SEGMENTS, _FOR_OPERATIONS = range(6)
 # torchvision's RandomResizedCropSpec, as VideoMAE fine-tunes with it (arXiv 2203.12602): width to height, and how often it tries.
 CROP_RATIOS = (3 / 4, 4 / 3)
 CROP_TRIES = 10
@@ -93,11 +93,11 @@ class ClipSampler:
     def spec(self, position: int, attempt: int = 0) -> ClipSpec:
         """The clip at a position; `attempt` 1, 2, ... draws other videos, to stand in for one that cannot be read.
 
-        The random key belongs to the position: all attempts share it.
+        The seed belongs to the position: all attempts share it.
         """
         epoch, index = divmod(position, self.steps_per_epoch * self.global_batch)
         order_S = self._order_of(epoch)
-        key, shift = self._words(2, _FOR_KEY, epoch, index)
+        seed, shift = self._words(2, _FOR_SEED, epoch, index)
         others = len(order_S) - 1
         # Substitutes are the videos that follow a random place of the epoch's order, never the clip's own video.
         hop = 1 + (shift + attempt - 1) % others if attempt and others else 0
@@ -125,7 +125,7 @@ class ClipSampler:
             first_seconds=present_seconds(self.manifest.first_seconds_S[sample]),
             last_seconds=present_seconds(self.manifest.last_seconds_S[sample]),
             crop=crop,
-            key=key >> (64 - KEY_BITS),
+            clip_seed=seed >> (64 - SEED_BITS),
             attempt=attempt,
             position=position,
             span=self.recipe_clip.num_frames * self.recipe_clip.stride,

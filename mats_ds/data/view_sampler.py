@@ -15,7 +15,7 @@ import numpy as np
 
 from mats_ds.config.recipe import ClipSection
 from mats_ds.core.clips import ClipSpec, CropSpec
-from mats_ds.data.clip_sampler import KEY_BITS, present_seconds, share_of_step
+from mats_ds.data.clip_sampler import SEED_BITS, present_seconds, share_of_step
 from mats_ds.data.manifest import Manifest
 from mats_ds.data.video.indexing import UnreadableVideo
 
@@ -46,7 +46,7 @@ class ViewSampler:
 
     Neighbouring views of a video are decoded in one pass: all of them if the micro-batch is a multiple of num_views, else
     `repeats` of them, the largest number that divides both. `num_frames` frames are read of each clip, spread evenly over
-    the span that recipe_clip says (None: as many as it says). `seed` settles the random keys of the views, the same in
+    the span that recipe_clip says (None: as many as it says). `seed` gives the views their seeds, the same in
     every pass, and nothing else.
     Raises ValueError for an empty manifest or sizes below one.
     """
@@ -120,7 +120,7 @@ class ViewSampler:
             last_seconds=present_seconds(self.manifest.last_seconds_S[sample]),
             # The crop fills the shorter side, so only one of the two has room to move in.
             crop=CropSpec(top=place, left=place),
-            key=self._key(position),
+            clip_seed=self._clip_seed(position),
             position=position,
             span=section.num_frames * section.stride,
             span_seconds=None if seconds is None else section.num_frames * seconds,
@@ -131,9 +131,9 @@ class ViewSampler:
         split = dict(rank=rank, world_size=world_size, micro_batch=micro_batch, accumulation=accumulation)
         return share_of_step(step, micro, **split, global_batch=self.global_batch)
 
-    def _key(self, position: int) -> int:
+    def _clip_seed(self, position: int) -> int:
         index = position % (self.steps_per_epoch * self.global_batch)
-        return int(np.random.Philox(np.random.SeedSequence((self._seed, index))).random_raw()) >> (64 - KEY_BITS)
+        return int(np.random.Philox(np.random.SeedSequence((self._seed, index))).random_raw()) >> (64 - SEED_BITS)
 
 
 def fit_micro_batch(num_views: int, *, at_most: int) -> int:

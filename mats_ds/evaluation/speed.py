@@ -64,17 +64,14 @@ def forward_macs(model: Any, keep_ratio: float, *, size_name: str | None, device
         flops = step_flops(
             size_name,
             model.grid,
-            keep_ratio,
-            strategy=model.strategy,
+            pruning=model.pruning.keeping(keep_ratio),
             task="finetune",
-            feature=model.feature,
             candidate_grid=model.candidate_grid,
             num_classes=model.num_classes,
-            merge_dropped=model.merge_dropped,
         )
         return flops.forward_macs, "step_flops"
     grid = model.candidate_grid
     frames = torch.zeros(1, grid.num_frames, grid.height, grid.width, 3, dtype=torch.uint8, device=device)
-    model.keep_ratio = keep_ratio
+    model.keep(keep_ratio)
     with torch.no_grad():
         return count_macs(lambda: model(frames)), "counted by PyTorch"

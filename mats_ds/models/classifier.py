@@ -9,20 +9,19 @@ pre-trained weights load as a plain subset.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
 from torch import nn
 
-from mats_ds.core.token_grid import RUN_THRESHOLD, TokenGrid
+from mats_ds.core.token_grid import FINETUNE_KEEP_RATIO, TokenGrid, TokenPruning
 from mats_ds.models.layers import NORM_EPS, KeepsTables, init_linear, make_positions
 from mats_ds.models.sizes import MODEL_SIZES
 from mats_ds.models.token_merging import pool_by_size
 from mats_ds.models.token_pruning import PrunedClip, prune_clip
-from mats_ds.models.vit import UINT8_MAX, PatchEmbed, Transformer, embed_chosen, embed_patches
+from mats_ds.models.vit import UINT8_MAX, PatchEmbed, Transformer, embed_patches, gather_tokens
 from mats_ds.tokens.frames import select_fullest_frames
-from mats_ds.tokens.motion import check_compensation
 
 HEAD_INIT_STD = 0.02  # VideoMAE's
 HEAD_INIT_SCALE = 0.001  # VideoMAE's factor on the fresh head
@@ -30,8 +29,9 @@ HEAD_INIT_SCALE = 0.001  # VideoMAE's factor on the fresh head
 
 @dataclass(frozen=True)
 class EncodedClip:
-    """The encoder's output: tokens_BKD, index_BK int64 (which tokens of the frames used they are), tubelets_BT int64 (which
-    tubelets of the candidates those frames are). size_BK float32: how many tokens each stands for, where dropped ones are merged.
+    """The encoder's output: tokens_BKD, index_BK int64 (which tokens of the frames used they are),
+    tubelets_BT int64 (which tubelets of the candidates those frames are). size_BK float32: how many
+    tokens each of them averages, where dropped ones are merged.
     """
 
     tokens_BKD: torch.Tensor
@@ -52,36 +52,30 @@ class VideoClassifier(KeepsTables):
         heads: int,
         num_classes: int,
         class_names: Sequence[str] = (),
-        strategy: str = "mats",
-        keep_ratio: float = 0.6,
-        distance: str = "l2",
-        feature: str = "embedding",
+        pruning: TokenPruning | None = None,
         candidate_grid: TokenGrid | None = None,
         position_grid: TokenGrid | None = None,
         head_dropout: float = 0.0,
         head_init_scale: float = HEAD_INIT_SCALE,
-        compensate_camera: bool = False,
-        run_threshold: float = RUN_THRESHOLD,
-        merge_dropped: bool = False,
-        **encoder_options: Any,
+        drop_path: float = 0.0,
+        recompute: str = "none",
+        checkpoint_blocks: str | int = "none",
+        **options: Any,
     ) -> None:
-        """strategy, distance, feature, candidate_grid, position_grid, compensate_camera, run_threshold: as for the masked
-        autoencoder; `keep_ratio` 1 keeps all tokens and scores nothing. `merge_dropped` averages every dropped token into the
-        kept one that it resembles most (arXiv 2210.09461). `encoder_options` are the Transformer's (drop_path, recompute,
-        checkpoint_blocks).
+        """pruning, options, candidate_grid, position_grid: as for the masked autoencoder, with 0.6 of the tokens kept; all kept
+        tokens are visible. `keep_ratio` 1 keeps all tokens and scores nothing. `merge_dropped` averages every dropped token into
+        the kept one that it resembles most (arXiv 2210.09461).
         Raises ValueError for options that do not go together.
         """
         super().__init__()
         self.grid, self.candidate_grid, self.position_grid = grid, candidate_grid or grid, position_grid or grid
-        check_options(num_classes, class_names, keep_ratio, feature, adaptive=self.candidate_grid.tau > grid.tau)
-        if compensate_camera:
-            check_compensation(distance=distance, strategy=strategy)
+        check_classes(num_classes, class_names)
         self.num_classes, self.class_names = num_classes, tuple(class_names)
-        self.strategy, self.keep_ratio = strategy, keep_ratio
-        self.distance, self.feature = distance, feature
-        self.compensate_camera, self.run_threshold, self.merge_dropped = compensate_camera, run_threshold, merge_dropped
+        self.pruning = replace(pruning or TokenPruning().keeping(FINETUNE_KEEP_RATIO), **options)
+        self.keep(self.pruning.keep_ratio)
         self.patch_embed = PatchEmbed(grid, width)
-        self.encoder = Transformer(width, depth, heads, **encoder_options)
+        policy = {"recompute": recompute, "checkpoint_blocks": checkpoint_blocks}
+        self.encoder = Transformer(width, depth, heads, drop_path=drop_path, **policy)
         self.encoder.norm = nn.Identity()  # pre-training's last norm gives way to fc_norm, after the pooling
         self.fc_norm = nn.LayerNorm(width, eps=NORM_EPS)
         self.head_dropout = nn.Dropout(head_dropout)
@@ -113,7 +107,7 @@ class VideoClassifier(KeepsTables):
         return self.class_head(self.head_dropout(self.features(frames_BTHWC, seed_B)))
 
     def features(self, frames_BTHWC: torch.Tensor, seed_B: torch.Tensor | None = None) -> torch.Tensor:
-        """features_BD: what the head sees. Arguments and errors as for `encode`."""
+        """features_BD: the input of the head. Arguments and errors as for `encode`."""
         return self.pool(self.encode(frames_BTHWC, seed_B))
 
     def pool(self, encoded: EncodedClip) -> torch.Tensor:
@@ -127,57 +121,58 @@ class VideoClassifier(KeepsTables):
     def encode(self, frames_BTHWC: torch.Tensor, seed_B: torch.Tensor | None = None) -> EncodedClip:
         """All kept tokens after the encoder's blocks, and where they come from.
 
-        frames_BTHWC: uint8 RGB of the candidate grid's size. seed_B: int64 random key of each clip, for strategies that draw
-        tokens and, in training, for the draw of frames; None draws keys from torch's global generator in training and is
-        one fixed key in evaluation mode, which also takes the fullest frames instead of drawing: the same clip then always
+        frames_BTHWC: uint8 RGB of the candidate grid's size. seed_B: int64 random seed of each clip, for strategies that sample
+        tokens and, in training, for the sampling of frames; None samples seeds from torch's global generator in training and is
+        one fixed seed in evaluation mode, which also takes the fullest frames instead of sampling: the same clip then always
         gives the same output. Raises ValueError for frames of another shape or type.
         """
         chosen = self.choose(frames_BTHWC, seed_B)
         index_BK = chosen.selection.visible_BV
-        how = {"positions_ND": self.positions_ND, "recompute": self.encoder.recompute}
         if chosen.merged is None:
-            tokens_BKD = embed_chosen(self.patch_embed, chosen.patches_BNP, index_BK, **how)
-            return EncodedClip(self.encoder(tokens_BKD), index_BK, chosen.tubelets_BT)
-        tokens_BKD = embed_patches(self.patch_embed, chosen.merged.patches_BKP, index_BK, **how)
-        return EncodedClip(self.encoder(tokens_BKD), index_BK, chosen.tubelets_BT, chosen.merged.size_BK)
+            patches_BKP, size_BK = gather_tokens(chosen.patches_BNP, index_BK), None
+        else:
+            patches_BKP, size_BK = chosen.merged.patches_BKP, chosen.merged.size_BK
+        how = {"positions_ND": self.positions_ND, "recompute": self.encoder.recompute}
+        tokens_BKD = embed_patches(self.patch_embed, patches_BKP, index_BK, **how)
+        return EncodedClip(self.encoder(tokens_BKD), index_BK, chosen.tubelets_BT, size_BK)
 
     def choose(self, frames_BTHWC: torch.Tensor, seed_B: torch.Tensor | None = None) -> PrunedClip:
-        """The frames and tokens that are used; all kept tokens are visible, what `selection` calls targets is dropped."""
+        """The frames and tokens that are computed; all kept tokens are visible, the `target_BM` of the selection are dropped."""
         if seed_B is None and not self.training:
             seed_B = torch.zeros(len(frames_BTHWC), dtype=torch.int64, device=frames_BTHWC.device)
         return prune_clip(
             frames_BTHWC,
+            pruning=self.pruning,
             grid=self.grid,
             candidate_grid=self.candidate_grid,
             motion_feature=self.motion_feature,
-            strategy="random_drop" if self.keep_ratio == 1 else self.strategy,  # keeps all as well, and scores nothing
-            keep_ratio=self.keep_ratio,
-            visible_ratio=self.keep_ratio,
-            distance=self.distance,
             seed_B=seed_B,
             pick_frames=None if self.training else select_fullest_frames,
-            compensate_camera=self.compensate_camera,
-            run_threshold=self.run_threshold,
-            merge=self.merge_dropped and self.keep_ratio < 1,
         )
 
     def motion_feature(self, patches_BNP: torch.Tensor) -> torch.Tensor:
-        """What distances are taken of: the patch embedding, or the pixels (0 to 1) themselves."""
-        return self.patch_embed(patches_BNP) if self.feature == "embedding" else patches_BNP.float() / UINT8_MAX
+        """The features whose distances are the motion: patch embeddings, or pixels (0 to 1)."""
+        return self.patch_embed(patches_BNP) if self.pruning.feature == "embedding" else patches_BNP.float() / UINT8_MAX
+
+    @property
+    def keep_ratio(self) -> float:
+        """The fraction of the tokens that is kept; `keep` changes it."""
+        return self.pruning.keep_ratio
+
+    def keep(self, ratio: float) -> None:
+        """Keep another fraction of the tokens from now on. Raises ValueError as the constructor does."""
+        pruning = self.pruning.keeping(ratio)
+        if self.candidate_grid.tau > self.grid.tau and pruning.keeps_all:
+            raise ValueError(
+                "frames are chosen by where the kept tokens lie, and keep_ratio 1 keeps all of every frame: lower keep_ratio, or "
+                "use as many candidate frames as frames"
+            )
+        self.pruning = pruning
 
 
-def check_options(num_classes: int, class_names: Sequence[str], keep_ratio: float, feature: str, *, adaptive: bool) -> None:
-    """Raises ValueError for options of a classifier that do not go together."""
+def check_classes(num_classes: int, class_names: Sequence[str]) -> None:
+    """Raises ValueError for no class, or another number of names than of classes."""
     if num_classes < 1:
         raise ValueError(f"num_classes is at least 1, got {num_classes}")
     if class_names and len(class_names) != num_classes:
         raise ValueError(f"{len(class_names)} class names for {num_classes} classes: give one name a class, or none")
-    if feature not in ("embedding", "pixels"):
-        raise ValueError(f"feature is embedding or pixels, got {feature!r}")
-    if not 0 < keep_ratio <= 1:
-        raise ValueError(f"keep_ratio is above 0 and at most 1, got {keep_ratio}")
-    if adaptive and keep_ratio == 1:
-        raise ValueError(
-            "frames are chosen by where the kept tokens lie, and keep_ratio 1 keeps all of every frame: lower keep_ratio, or use "
-            "as many candidate frames as frames"
-        )

@@ -1,4 +1,4 @@
-"""The encoder alone, for features: frames [B, T, H, W, 3] uint8 -> features [B, D], or the tokens and where they lie.
+"""The encoder alone, for features: frames [B, T, H, W, 3] uint8 -> features [B, D], or the tokens and their positions.
 
 It is the trunk of the classifier (which chooses frames and tokens and encodes them), with the last norm that its weights were
 trained with: pre-training's `encoder.norm` on every token, or a classifier's `fc_norm` on the mean.
@@ -23,7 +23,7 @@ class VideoTokens:
 
     tokens_BKD: K tokens of a clip. position_BK3: int64 (tubelet, row, column) of each, from 0, on the model's grid.
     tubelets_BT: int64, which tubelets of the frames that were given those of the grid are (0, 1, ... unless frames are chosen).
-    features_BD: the whole clip, as the encoder itself returns it.
+    features_BD: one vector a clip, as calling the encoder returns it.
     """
 
     tokens_BKD: torch.Tensor
@@ -41,7 +41,7 @@ class TubeletMeans:
 
 
 class VideoEncoder(nn.Module):
-    """Call it with clips; `grid` says their size (`num_frames` of them are read, more than the grid's with adaptive frames)."""
+    """Maps clips of the size of `grid` to features (with adaptive frames, clips have `num_frames` frames, more than the grid)."""
 
     def __init__(self, trunk: VideoClassifier, *, token_norm: nn.Module | None) -> None:
         """`trunk`: its head is taken off. `token_norm`: applied to every token in place of the trunk's fc_norm on their mean."""
@@ -72,15 +72,16 @@ class VideoEncoder(nn.Module):
     def forward(self, frames: torch.Tensor | np.ndarray, seed_B: torch.Tensor | None = None) -> torch.Tensor:
         """features_BD: one vector a clip.
 
-        frames: uint8 RGB [B, num_frames, height, width, 3], a tensor or array anywhere; one clip without B will do. seed_B:
-        random key of each clip for strategies that draw tokens; without it the same clip always gives the same features.
-        Raises ValueError for frames of another shape or type.
+        frames: uint8 RGB [B, num_frames, height, width, 3], a tensor on any device or an array; B
+        may be left out for one clip. seed_B: random seed of each clip for strategies that sample
+        tokens; without it the same clip always gives the same features. Raises ValueError for
+        frames of another shape or type.
         """
         return self.trunk.features(self._as_batch(frames), seed_B)
 
     @torch.inference_mode()
     def tokens(self, frames: torch.Tensor | np.ndarray, seed_B: torch.Tensor | None = None) -> VideoTokens:
-        """All encoded tokens and where they lie. Arguments and errors as for `forward`.
+        """All encoded tokens and their positions. Arguments and errors as for `forward`.
 
         A classifier's tokens are those that leave the last block: its norm comes after the mean.
         """

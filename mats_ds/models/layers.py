@@ -31,7 +31,7 @@ ROWS_AT_ONCE = 16_384  # of a table of positions, in float64 until it is stored
 def recompute_in_backward(part: Callable[..., Any], *inputs: torch.Tensor) -> Any:
     """`part(*inputs)`, of which only the inputs are kept: backward runs it again, up to the last value that it needs.
 
-    So a matrix product at the end of `part` is not computed twice. `part` must draw no random numbers.
+    So a matrix product at the end of `part` is not computed twice. `part` must use no random numbers.
     """
     return checkpoint(part, *inputs, use_reentrant=False, preserve_rng_state=False)
 
@@ -129,7 +129,7 @@ class Block(nn.Module):
         def project(tokens: torch.Tensor) -> tuple[torch.Tensor, ...]:
             return self.attn.qkv(self.norm1(tokens), first, last)
 
-        # What a compiler is told to recompute it recomputes to the end, the product included.
+        # A compiler that is asked to recompute this would recompute all of it, the product included.
         if level == "none" or torch.compiler.is_compiling():
             return project(tokens_BND)
         return recompute_in_backward(project, tokens_BND)
@@ -198,7 +198,9 @@ def interpolate_positions(positions_ND: torch.Tensor, source_grid: TokenGrid, ta
 
 
 def sides(grid: TokenGrid) -> tuple[int, int, int]:
-    """(tau, rows, columns): two grids with the same sides number their tokens alike, whatever their tubelets measure."""
+    """(tau, rows, columns): two grids with the same sides number their tokens the same way,
+    whatever the size of their tubelets.
+    """
     return grid.tau, grid.rows, grid.columns
 
 

@@ -8,20 +8,21 @@ and only target patches become targets.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import Any
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any
 
 import torch
 from einops import rearrange
 from torch import nn
 
-from mats_ds.config.recipe import Recipe
-from mats_ds.core.token_grid import RGB_CHANNELS, RUN_THRESHOLD, TokenGrid, TokenSelection, count_selection
+from mats_ds.core.token_grid import RGB_CHANNELS, TokenGrid, TokenPruning, TokenSelection
 from mats_ds.models.layers import KeepsTables, init_linear, make_positions
 from mats_ds.models.sizes import MODEL_SIZES
 from mats_ds.models.token_pruning import PrunedClip, prune_clip
-from mats_ds.models.vit import UINT8_MAX, PatchEmbed, Transformer, embed_chosen, gather_tokens, join_patches
-from mats_ds.tokens.motion import check_compensation
+from mats_ds.models.vit import UINT8_MAX, PatchEmbed, Transformer, embed_patches, gather_tokens, join_patches
+
+if TYPE_CHECKING:
+    from mats_ds.config.recipe import Recipe
 
 MASK_TOKEN_STD = 0.02  # VideoMAE's, arXiv 2203.12602
 GREY = 0.5
@@ -29,7 +30,7 @@ GREY = 0.5
 
 @dataclass(frozen=True)
 class Reconstruction:
-    """What the model makes of a clip, for people to look at.
+    """A clip as the model reconstructs it, for people to look at.
 
     frames_BTHWC: uint8, the frames used (after frame selection). motion_BN: float32 scores. tubelets_BT: which tubelets of
     the candidates they are. predicted_BTHWC: float32 in 0 to 1; visible tokens as they are, targets as predicted (with
@@ -57,36 +58,31 @@ class MaskedAutoencoder(KeepsTables):
         decoder_width: int,
         decoder_heads: int,
         decoder_depth: int,
-        strategy: str = "mats",
-        keep_ratio: float = 0.3,
-        visible_ratio: float = 0.1,
-        distance: str = "l2",
-        feature: str = "embedding",
+        pruning: TokenPruning | None = None,
         candidate_grid: TokenGrid | None = None,
         position_grid: TokenGrid | None = None,
         drop_path: float = 0.0,
         recompute: str = "none",
         checkpoint_blocks: str | int = "none",
-        compensate_camera: bool = False,
-        run_threshold: float = RUN_THRESHOLD,
+        **options: Any,
     ) -> None:
+        """`pruning`: the options of the method; `options` change some of them by name (keep_ratio=0.3). `candidate_grid`: of the
+        frames that are read, where they are more than the grid's. `position_grid`: the grid that the weights' positions were
+        made for.
+        Raises ValueError for options that do not go together, or that leave no token visible or none to reconstruct.
+        """
         super().__init__()
-        if compensate_camera:
-            check_compensation(distance=distance, strategy=strategy)
-        if feature not in ("embedding", "pixels"):
-            raise ValueError(f"feature is embedding or pixels, got {feature!r}")
-        counts = count_selection(grid, strategy=strategy, keep_ratio=keep_ratio, visible_ratio=visible_ratio)
+        pruning = replace(pruning or TokenPruning(), **options)
+        if pruning.merge_dropped:
+            raise ValueError("selection.merge_dropped is for fine-tuning: pre-training has no use for dropped tokens")
+        counts = pruning.counts(grid)
         if counts.visible < 1 or counts.targets < 1:
             raise ValueError(
-                f"{strategy} with keep_ratio={keep_ratio} and visible_ratio={visible_ratio} of {grid.num_tokens} tokens leaves "
-                f"nothing to reconstruct: {counts.visible} tokens visible, {counts.targets} targets"
+                f"{pruning.strategy} with keep_ratio={pruning.keep_ratio} and visible_ratio={pruning.visible_ratio} of "
+                f"{grid.num_tokens} tokens leaves nothing to reconstruct: {counts.visible} visible, {counts.targets} targets"
             )
-        self.grid = grid
-        self.candidate_grid = candidate_grid or grid
-        self.position_grid = position_grid or grid
-        self.strategy, self.distance, self.feature = strategy, distance, feature
-        self.keep_ratio, self.visible_ratio = keep_ratio, visible_ratio
-        self.compensate_camera, self.run_threshold = compensate_camera, run_threshold
+        self.pruning = pruning
+        self.grid, self.candidate_grid, self.position_grid = grid, candidate_grid or grid, position_grid or grid
         self.patch_embed = PatchEmbed(grid, width)
         policy = {"recompute": recompute, "checkpoint_blocks": checkpoint_blocks}
         self.encoder = Transformer(width, depth, heads, drop_path=drop_path, **policy)
@@ -107,9 +103,9 @@ class MaskedAutoencoder(KeepsTables):
     def from_name(cls, name: str, *, grid: TokenGrid | None = None, decoder_depth: int | None = None, **options: Any):
         """A model of size "tiny", "small", "base", "large" or "huge" on `grid` (16 x 224 x 224 if None).
 
-        `decoder_depth` None takes the size's own. `options` are the constructor's (strategy, keep_ratio, visible_ratio, distance,
-        feature, candidate_grid, position_grid: the grid that the weights' positions were made for, drop_path, recompute,
-        checkpoint_blocks, compensate_camera, run_threshold). Raises ValueError for an unknown name.
+        `decoder_depth` None takes the size's own. `options` are the constructor's: the method's (strategy, keep_ratio,
+        visible_ratio, ...; see TokenPruning), candidate_grid, position_grid, drop_path, recompute, checkpoint_blocks.
+        Raises ValueError for an unknown name.
         """
         if name not in MODEL_SIZES:
             raise ValueError(f"unknown model {name!r}: choose one of {', '.join(MODEL_SIZES)}")
@@ -120,34 +116,24 @@ class MaskedAutoencoder(KeepsTables):
 
     @classmethod
     def from_recipe(cls, recipe: Recipe) -> MaskedAutoencoder:
-        """The model that a recipe describes, with fresh weights from torch's global generator.
-
-        Raises ValueError for a recipe that merges dropped tokens.
-        """
-        if recipe.selection.merge_dropped:
-            raise ValueError("selection.merge_dropped is for fine-tuning: pre-training has no use for what is dropped")
+        """The model that a recipe describes, with fresh weights from torch's global generator."""
+        model = recipe.model
         return cls.from_name(
-            recipe.model.name,
+            model.name,
             grid=recipe.clip.grid(),
-            decoder_depth=recipe.model.decoder_depth,
-            strategy=recipe.selection.strategy,
-            keep_ratio=recipe.selection.keep_ratio,
-            visible_ratio=recipe.selection.visible_ratio,
-            distance=recipe.selection.distance,
-            feature=recipe.selection.feature,
+            decoder_depth=model.decoder_depth,
+            pruning=recipe.selection.pruning(),
             candidate_grid=recipe.candidate_grid(),
-            drop_path=recipe.model.drop_path,
-            recompute=recipe.model.recompute,
-            checkpoint_blocks=recipe.model.checkpoint_blocks,
-            compensate_camera=recipe.selection.compensate_camera,
-            run_threshold=recipe.selection.run_threshold,
+            drop_path=model.drop_path,
+            recompute=model.recompute,
+            checkpoint_blocks=model.checkpoint_blocks,
         )
 
     def forward(self, frames_BTHWC: torch.Tensor, seed_B: torch.Tensor | None = None) -> torch.Tensor:
         """The scalar float32 loss: mean squared error over the normalised pixels of the target tokens.
 
-        frames_BTHWC: uint8 RGB of the candidate grid's size. seed_B: int64 random key of each clip, which fixes its
-        mask and frames; None draws keys from torch's global generator. Raises ValueError for frames of another shape or type.
+        frames_BTHWC: uint8 RGB of the candidate grid's size. seed_B: int64 random seed of each clip, which fixes its
+        mask and frames; None samples seeds from torch's global generator. Raises ValueError for frames of another shape or type.
         """
         chosen = self.choose(frames_BTHWC, seed_B)
         true_BMP = gather_tokens(chosen.patches_BNP, chosen.selection.target_BM)
@@ -157,21 +143,16 @@ class MaskedAutoencoder(KeepsTables):
         """Score the motion, then pick frames (where there are more candidates than frames) and tokens. No gradient."""
         return prune_clip(
             frames_BTHWC,
+            pruning=self.pruning,
             grid=self.grid,
             candidate_grid=self.candidate_grid,
             motion_feature=self.motion_feature,
-            strategy=self.strategy,
-            keep_ratio=self.keep_ratio,
-            visible_ratio=self.visible_ratio,
-            distance=self.distance,
             seed_B=seed_B,
-            compensate_camera=self.compensate_camera,
-            run_threshold=self.run_threshold,
         )
 
     def motion_feature(self, patches_BNP: torch.Tensor) -> torch.Tensor:
-        """What distances are taken of: the patch embedding, or the pixels (0 to 1) themselves."""
-        return self.patch_embed(patches_BNP) if self.feature == "embedding" else patches_BNP.float() / UINT8_MAX
+        """The features whose distances are the motion: patch embeddings, or pixels (0 to 1)."""
+        return self.patch_embed(patches_BNP) if self.pruning.feature == "embedding" else patches_BNP.float() / UINT8_MAX
 
     def predict(self, chosen: PrunedClip) -> torch.Tensor:
         """predicted_BMP: normalised pixels of the target tokens."""
@@ -181,20 +162,16 @@ class MaskedAutoencoder(KeepsTables):
     def _encode(self, chosen: PrunedClip) -> torch.Tensor:
         """The decoder's tokens [B, V + M, D]: the encoded visible ones, then mask tokens for the targets, with positions."""
         visible_BV, target_BM = chosen.selection.visible_BV, chosen.selection.target_BM
-        tokens_BVD = embed_chosen(
-            self.patch_embed,
-            chosen.patches_BNP,
-            visible_BV,
-            positions_ND=self.positions_ND,
-            recompute=self.encoder.recompute,
-        )
+        patches_BVP = gather_tokens(chosen.patches_BNP, visible_BV)
+        how = {"positions_ND": self.positions_ND, "recompute": self.encoder.recompute}
+        tokens_BVD = embed_patches(self.patch_embed, patches_BVP, visible_BV, **how)
         encoded_BVD = self.encoder(tokens_BVD, then=self.to_decoder)
         positions_ND = self.decoder_positions_ND.to(encoded_BVD.dtype)
         return torch.cat([encoded_BVD + positions_ND[visible_BV], self.mask_token + positions_ND[target_BM]], dim=1)
 
     @torch.no_grad()
     def reconstruct(self, frames_BTHWC: torch.Tensor, seed_B: torch.Tensor | None = None) -> Reconstruction:
-        """Run the model on clips and put its predictions back into pictures. Arguments and errors as for `forward`."""
+        """Run the model on clips and put its predictions back into frames. Arguments and errors as for `forward`."""
         chosen = self.choose(frames_BTHWC, seed_B)
         predicted_BMP = self.predict(chosen).float()
         true_BMP = gather_tokens(chosen.patches_BNP, chosen.selection.target_BM)

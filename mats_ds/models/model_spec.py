@@ -1,7 +1,7 @@
-"""What a file of weights must say for a model to be built from it: ModelSpec <-> model, ModelSpec <-> JSON.
+"""The description of a model that a file of weights carries: ModelSpec <-> model, ModelSpec <-> JSON.
 
-A spec holds no weights and nothing about training: sizes, token grid, the grid that the positions were made for, which tokens
-are kept, class names. Drop path, dropout and recomputation are options of `build_model`.
+A spec holds no weights and nothing about training: sizes, token grid, the grid that the positions were made for, options of
+the method, class names. Drop path, dropout and recomputation are options of `build_model`.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from typing import Any
 
 from torch import nn
 
-from mats_ds.core.token_grid import RUN_THRESHOLD, TokenGrid
+from mats_ds.core.token_grid import FINETUNE_KEEP_RATIO, TokenGrid, TokenPruning
 from mats_ds.models.classifier import VideoClassifier
 from mats_ds.models.layers import NORM_EPS
 from mats_ds.models.mae import MaskedAutoencoder
@@ -22,6 +22,7 @@ KINDS = ("pretrain", "classifier", "encoder")
 ENCODER_SIZES = ("width", "depth", "heads")
 DECODER_SIZES = ("decoder_width", "decoder_depth", "decoder_heads")
 SHOWN_NAMES = 3
+PRUNING_NAMES = {field.name for field in fields(TokenPruning)}
 
 
 @dataclass(frozen=True)
@@ -45,22 +46,21 @@ class ModelSpec:
     decoder_heads: int = 0
     num_classes: int = 0
     class_names: tuple[str, ...] = ()
-    strategy: str = "mats"
-    keep_ratio: float = 0.3
-    visible_ratio: float = 0.1
-    distance: str = "l2"
-    feature: str = "embedding"
+    pruning: TokenPruning = TokenPruning()
     num_candidate_frames: int = 0
     norm_eps: float = NORM_EPS
     last_norm_eps: float = NORM_EPS
-    compensate_camera: bool = False
-    run_threshold: float = RUN_THRESHOLD
-    merge_dropped: bool = False
 
     @property
     def size_name(self) -> str | None:
         """The published size that this is (decoder depth apart), if any."""
         return next((name for name, size in MODEL_SIZES.items() if same_size(self, size)), None)
+
+    def with_options(self, **changes: Any) -> ModelSpec:
+        """The same with other fields, or other options of its pruning, by name."""
+        options = {name: changes.pop(name) for name in PRUNING_NAMES & changes.keys()}
+        spec = replace(self, **changes)
+        return replace(spec, pruning=replace(spec.pruning, **options))
 
     def on_grid(self, grid: TokenGrid) -> ModelSpec:
         """The same weights on another grid; their positions stay those of the grid that they were trained on.
@@ -75,7 +75,7 @@ class ModelSpec:
         return replace(self, grid=grid, num_candidate_frames=candidates - candidates % grid.tubelet[0])
 
     def describe(self) -> list[str]:
-        """What a person wants to know, one line a topic."""
+        """The model for a person to read, one line a topic."""
         grid = self.grid
         lines = [
             f"{self.kind}: {self.size_name or 'a size of its own'}, width {self.width}, {self.depth} blocks, {self.heads} heads",
@@ -92,8 +92,8 @@ class ModelSpec:
             names = f" ({', '.join(self.class_names[:SHOWN_NAMES])}{more})" if self.class_names else ""
             lines.append(f"head: {self.num_classes} classes{names}")
         if self.kind != "encoder":
-            shares = f"keep {self.keep_ratio:g}" + (f", visible {self.visible_ratio:g}" if self.kind == "pretrain" else "")
-            lines.append(f"selection: {self.strategy}, {shares}")
+            visible = f", visible {self.pruning.visible_ratio:g}" if self.kind == "pretrain" else ""
+            lines.append(f"selection: {self.pruning.strategy}, keep {self.pruning.keep_ratio:g}{visible}")
         return lines
 
 
@@ -113,23 +113,16 @@ def describe_model(model: nn.Module) -> ModelSpec:
         heads=first.attn.heads,
         grid=model.grid,
         position_grid=model.position_grid,
-        strategy=model.strategy,
-        keep_ratio=model.keep_ratio,
-        distance=model.distance,
-        feature=model.feature,
+        pruning=model.pruning,
         num_candidate_frames=model.candidate_grid.num_frames,
         norm_eps=first.norm1.eps,
-        compensate_camera=model.compensate_camera,
-        run_threshold=model.run_threshold,
     )
     if isinstance(model, VideoClassifier):
         return ModelSpec(
             kind="classifier",
             num_classes=model.num_classes,
             class_names=model.class_names,
-            visible_ratio=model.keep_ratio,
             last_norm_eps=model.fc_norm.eps,
-            merge_dropped=model.merge_dropped,
             **shared,
         )
     return ModelSpec(
@@ -137,7 +130,6 @@ def describe_model(model: nn.Module) -> ModelSpec:
         decoder_width=model.to_decoder.out_features,
         decoder_depth=len(model.decoder.blocks),
         decoder_heads=model.decoder.blocks[0].attn.heads,
-        visible_ratio=model.visible_ratio,
         last_norm_eps=model.decoder.norm.eps,
         **shared,
     )
@@ -154,21 +146,15 @@ def build_model(spec: ModelSpec, **options: Any) -> nn.Module:
         grid=spec.grid,
         position_grid=spec.position_grid,
         candidate_grid=spec.grid.with_tau(candidates) if candidates > spec.grid.tau else None,
-        strategy=spec.strategy,
-        keep_ratio=spec.keep_ratio,
-        distance=spec.distance,
-        feature=spec.feature,
-        compensate_camera=spec.compensate_camera,
-        run_threshold=spec.run_threshold,
+        pruning=spec.pruning,
         **{name: getattr(spec, name) for name in ENCODER_SIZES},
     )
     if spec.kind == "classifier":
-        head = {"num_classes": spec.num_classes, "class_names": spec.class_names, "merge_dropped": spec.merge_dropped}
-        model = VideoClassifier(**head, **shared, **options)
+        model = VideoClassifier(num_classes=spec.num_classes, class_names=spec.class_names, **shared, **options)
         last = model.fc_norm
     else:
         decoder = {name: getattr(spec, name) for name in DECODER_SIZES}
-        model = MaskedAutoencoder(visible_ratio=spec.visible_ratio, **decoder, **shared, **options)
+        model = MaskedAutoencoder(**decoder, **shared, **options)
         last = model.decoder.norm
     for module in model.modules():
         if isinstance(module, nn.LayerNorm):
@@ -176,25 +162,22 @@ def build_model(spec: ModelSpec, **options: Any) -> nn.Module:
     return model
 
 
-def as_classifier(spec: ModelSpec, *, num_classes: int, **changes: Any) -> ModelSpec:
-    """The classifier that starts from these weights: no decoder, a fresh head, METHOD's share of 0.6 kept by mats, unless
-    `changes` (fields of the spec) say otherwise.
-    """
-    fresh = dict(
-        kind="classifier", num_classes=num_classes, class_names=(), last_norm_eps=NORM_EPS, strategy="mats", keep_ratio=0.6
-    )
-    spec = replace(spec, **dict.fromkeys(DECODER_SIZES, 0), **{**fresh, **changes})
-    return replace(spec, visible_ratio=spec.keep_ratio)
+def as_classifier(spec: ModelSpec, *, num_classes: int) -> ModelSpec:
+    """The classifier that starts from these weights: no decoder, a fresh head, METHOD's 0.6 of the tokens kept by mats."""
+    pruning = replace(spec.pruning, strategy="mats").keeping(FINETUNE_KEEP_RATIO)
+    head = {"num_classes": num_classes, "class_names": (), "last_norm_eps": NORM_EPS}
+    return replace(spec, kind="classifier", pruning=pruning, **head, **dict.fromkeys(DECODER_SIZES, 0))
 
 
 def dump_spec(spec: ModelSpec) -> dict[str, Any]:
-    """The spec as JSON holds it."""
-    return asdict(spec)
+    """The spec as JSON holds it: flat, the options of the pruning beside the sizes."""
+    tree = asdict(spec)
+    return {**{name: value for name, value in tree.items() if name != "pruning"}, **tree["pruning"]}
 
 
 def parse_spec(tree: Mapping[str, Any]) -> ModelSpec:
     """The inverse of `dump_spec`. Raises ValueError for unknown or missing names, or another kind."""
-    known = {field.name for field in fields(ModelSpec)}
+    known = {field.name for field in fields(ModelSpec)} - {"pruning"} | PRUNING_NAMES
     needed = {"kind", *ENCODER_SIZES, "grid", "position_grid"}
     unknown, missing = sorted(set(tree) - known), sorted(needed - set(tree))
     if unknown or missing:
@@ -202,4 +185,6 @@ def parse_spec(tree: Mapping[str, Any]) -> ModelSpec:
     if tree["kind"] not in KINDS:
         raise ValueError(f"kind is one of {', '.join(KINDS)}, got {tree['kind']!r}")
     grids = {name: TokenGrid(**{**tree[name], "tubelet": tuple(tree[name]["tubelet"])}) for name in ("grid", "position_grid")}
-    return ModelSpec(**{**tree, **grids, "class_names": tuple(tree.get("class_names", ()))})
+    pruning = TokenPruning(**{name: tree[name] for name in PRUNING_NAMES & tree.keys()})
+    rest = {name: value for name, value in tree.items() if name not in PRUNING_NAMES}
+    return ModelSpec(**{**rest, **grids, "class_names": tuple(tree.get("class_names", ())), "pruning": pruning})

@@ -1,14 +1,16 @@
 """Dropped tokens merged into kept ones: patches [B, N, P] uint8 and what is kept [B, K] -> merged patches [B, K, P] uint8.
 
-Source: token merging (ToMe, arXiv 2210.09461): a token that goes is averaged into the one that it resembles most, and the average
-pool counts every token by the number of tokens it stands for. ToMe merges a few tokens in every block, by the likeness of their
-attention keys; here all dropped tokens are merged before the first block, by the distance of their patch embeddings, which the
-motion score has computed anyway. The embedding is linear, so averaging pixels averages embeddings, and no dropped token is ever
-embedded with gradient. The kept token keeps its position. ToMe's attention by size is left out, as its authors leave it out for
-masked autoencoders: it would take a mask in every block.
-Why the most alike and not the nearest place: on 35 clips of UCF101 at 0.6, that moved the kept embeddings by 1.0% of their spread
-around their mean (nearest place with anything kept: 5.0%), and left 6.4% between a dropped one and the merged one closest to it
-(11.9%; 13.5% without merging).
+Source: token merging (ToMe, arXiv 2210.09461): a token that goes is averaged into the one that it
+resembles most, and the average pool weights every token by the number of tokens that it averages.
+ToMe merges a few tokens in every block, by the similarity of their attention keys; here all dropped
+tokens are merged before the first block, by the distance of their patch embeddings, which the
+motion score has computed anyway. The embedding is linear, so averaging pixels averages embeddings,
+and no dropped token is ever embedded with gradient. The kept token keeps its position. ToMe's
+attention by size is left out, as its authors leave it out for masked autoencoders: it would take a
+mask in every block. Why the most similar and not the nearest token: on 35 clips of UCF101 at 0.6,
+that moved the kept embeddings by 1.0% of their spread around their mean (nearest kept position:
+5.0%), and left 6.4% between a dropped one and the merged one closest to it (11.9%; 13.5% without
+merging).
 """
 
 from __future__ import annotations
@@ -23,7 +25,9 @@ from mats_ds.tokens.selection import indices_where
 
 @dataclass(frozen=True)
 class MergedPatches:
-    """patches_BKP uint8: of every kept token, the mean pixels of all it stands for. size_BK float32: how many those are."""
+    """patches_BKP uint8: of every kept token, the mean pixels of all tokens merged into it. size_BK
+    float32: how many those are.
+    """
 
     patches_BKP: torch.Tensor
     size_BK: torch.Tensor
@@ -32,8 +36,8 @@ class MergedPatches:
 def merge_dropped(patches_BNP: torch.Tensor, feature_BND: torch.Tensor, kept_BK: torch.Tensor) -> MergedPatches:
     """Average every token that is not kept into the kept one whose feature is closest (Euclidean distance; the first of equals).
 
-    kept_BK: int64, ascending. Means are rounded to whole grey levels, all that bf16 could hold of them. Sums of bytes are whole
-    numbers that float32 holds exactly, for clips of up to 65793 tokens, so that the order of adding changes no bit.
+    kept_BK: int64, ascending. Means are rounded to integer grey levels, all that bf16 could hold of them. Sums of bytes are
+    integers that float32 holds exactly, for clips of up to 65793 tokens, so that the order of adding changes no bit.
     """
     batch, num_kept = kept_BK.shape
     dropped_BM = list_dropped(kept_BK, patches_BNP.shape[1])
@@ -63,5 +67,5 @@ def find_nearest(feature_BMD: torch.Tensor, among_BKD: torch.Tensor) -> torch.Te
 
 def pool_by_size(tokens_BKD: torch.Tensor, size_BK: torch.Tensor) -> torch.Tensor:
     """[B, D]: the mean over all tokens of the clip, each dropped one counted as the kept one that it was merged into."""
-    share_BK = size_BK / size_BK.sum(dim=1, keepdim=True)
-    return (tokens_BKD.float() * share_BK[..., None]).sum(dim=1).to(tokens_BKD.dtype)
+    fraction_BK = size_BK / size_BK.sum(dim=1, keepdim=True)
+    return (tokens_BKD.float() * fraction_BK[..., None]).sum(dim=1).to(tokens_BKD.dtype)

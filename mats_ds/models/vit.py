@@ -69,21 +69,12 @@ class PatchEmbed(KeepsTables):
         return F.linear(patches_BKP.to(dtype), (weight * self.scale_P.float()).to(dtype), folded_bias.to(dtype))
 
 
-def embed_chosen(
-    patch_embed: PatchEmbed, patches_BNP: torch.Tensor, index_BK: torch.Tensor, *, positions_ND: torch.Tensor, recompute: str
-) -> torch.Tensor:
-    """tokens_BKD: the chosen patches embedded, with their positions. Unless `recompute` is "none", backward keeps their bytes
-    and not the floats they are turned into.
-    """
-    return embed_patches(
-        patch_embed, gather_tokens(patches_BNP, index_BK), index_BK, positions_ND=positions_ND, recompute=recompute
-    )
-
-
 def embed_patches(
     patch_embed: PatchEmbed, patches_BKP: torch.Tensor, index_BK: torch.Tensor, *, positions_ND: torch.Tensor, recompute: str
 ) -> torch.Tensor:
-    """As `embed_chosen`, of patches that stand for the tokens `index_BK`."""
+    """tokens_BKD: patches embedded, with the positions of the tokens `index_BK`. Unless `recompute` is "none", backward keeps the
+    patches' bytes and not the floats made of them.
+    """
     if level_now(patch_embed, recompute) == "none":
         tokens_BKD = patch_embed(patches_BKP)
     else:
@@ -116,8 +107,8 @@ class Transformer(nn.Module):
     ) -> None:
         super().__init__()
         self.checkpointed = checkpointed_blocks(depth, checkpoint_blocks)
-        levels = ("none" if whole else recompute for whole in self.checkpointed)  # nothing is recomputed twice
-        rates = [drop_path * place / max(1, depth - 1) for place in range(depth)]
+        levels = ("none" if checkpointed else recompute for checkpointed in self.checkpointed)  # nothing is recomputed twice
+        rates = [drop_path * index / max(1, depth - 1) for index in range(depth)]
         self.blocks = nn.ModuleList(
             Block(width, heads, drop_path=rate, recompute=level) for rate, level in zip(rates, levels, strict=True)
         )
@@ -137,9 +128,9 @@ class Transformer(nn.Module):
         `then` is applied to them; what it needs of the LayerNorm is recomputed with it.
         """
         last = len(self.blocks) - 1
-        for place, (block, whole) in enumerate(zip(self.blocks, self.checkpointed, strict=True)):
-            num_queries = num_outputs if place == last else None
-            if whole and self.training and torch.is_grad_enabled():
+        for index, (block, checkpointed) in enumerate(zip(self.blocks, self.checkpointed, strict=True)):
+            num_queries = num_outputs if index == last else None
+            if checkpointed and self.training and torch.is_grad_enabled():
                 tokens_BND = checkpoint(block, tokens_BND, num_queries, use_reentrant=False, preserve_rng_state=self.is_random)
             else:
                 tokens_BND = block(tokens_BND, num_queries)

@@ -208,7 +208,7 @@ def _choosing(work: Workload, clips: int, element: int) -> int:
     if not work.scores_motion:
         return patches
     later = clips * (grid.num_tokens - grid.tokens_per_tubelet)
-    if work.feature == "pixels":
+    if work.pruning.feature == "pixels":
         return patches + (tokens + later) * patch * FLOAT32
     in_float = 0 if element == FLOAT32 else tokens * width * FLOAT32
     embedding = tokens * width * element

@@ -8,20 +8,22 @@ activations and the softmax are left out, as is usual. Three figures are kept ap
   has queries for the targets alone, which the published figure does not take off;
 - `hardware_flops`: what the device executes, with everything that is computed twice: what `recompute` and `checkpoint_blocks`
   do not keep, the visible tokens' second embedding, and the attention backward, which recomputes its scores.
-Checked against torch's FlopCounterMode in tests/metering/test_flops.py.
+Checked against torch's FlopCounterMode in tests/planning/test_flops.py.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
 
-from mats_ds.config.recipe import Recipe
-from mats_ds.core.token_grid import TokenGrid, count_selection, count_tokens
+from mats_ds.core.token_grid import FINETUNE_KEEP_RATIO, TokenGrid, TokenPruning, count_tokens
 from mats_ds.models.sizes import MLP_RATIO, MODEL_SIZES
+
+if TYPE_CHECKING:
+    from mats_ds.config.recipe import Recipe
 
 FLOPS_PER_MAC = 2
 TASKS = ("pretrain", "finetune")
-FINETUNE_KEEP_RATIO = 0.6  # METHOD: rho_pre in fine-tuning
 
 
 @dataclass(frozen=True)
@@ -95,12 +97,12 @@ def _stack(
 ) -> _Stack:
     """`depth` blocks on `length` tokens; the last one computes `num_outputs` of them only, if given."""
     every = {"none": depth + 1, "all": 1}.get(checkpoint_blocks, checkpoint_blocks)
-    levels = ["block" if (place + 1) % int(every) == 0 else recompute for place in range(depth)]
+    levels = ["block" if (index + 1) % int(every) == 0 else recompute for index in range(depth)]
     queries = [length] * (depth - 1) + [num_outputs or length]
     blocks = [_Block.of(width, length=length, queries=q, recompute=level) for q, level in zip(queries, levels, strict=True)]
-    whole = _Block.of(width, length=length, queries=length, recompute="none")
+    full = _Block.of(width, length=length, queries=length, recompute="none")
     return _Stack(
-        forward=depth * whole.forward,
+        forward=depth * full.forward,
         training=3 * sum(block.forward for block in blocks),
         hardware=sum(block.hardware for block in blocks),
     )
@@ -112,54 +114,55 @@ def step_flops(
     keep_ratio: float = 0.3,
     visible_ratio: float = 0.1,
     *,
-    strategy: str = "mats",
+    pruning: TokenPruning | None = None,
     task: str = "pretrain",
     decoder_depth: int | None = None,
-    feature: str = "embedding",
     recompute: str = "none",
     checkpoint_blocks: str | int = "none",
     candidate_grid: TokenGrid | None = None,
     num_classes: int = 0,
-    merge_dropped: bool = False,
+    **options: Any,
 ) -> StepFlops:
     """FLOPs and multiply-adds of one clip, forward and training.
 
-    task "pretrain": the masked autoencoder with `strategy`. task "finetune": the encoder on int(keep_ratio N) tokens (1.0: all)
-    and a linear head; `visible_ratio` and the decoder have no part in it.
-    `candidate_grid` is the larger grid of adaptive frame selection. Decoder depth None is the size's own (4 for S and B, 12 for
-    L and H): say it beside every figure of L and H. `merge_dropped` compares every dropped token with every kept one.
+    The options of the method are `keep_ratio`, `visible_ratio` and `options` by name (strategy, feature, merge_dropped), or
+    `pruning` instead of them.
+    task "pretrain": the masked autoencoder. task "finetune": the encoder on int(keep_ratio N) tokens (1.0: all) and a linear
+    head; `visible_ratio` and the decoder have no part in it. `candidate_grid` is the larger grid of adaptive frame selection.
+    Decoder depth None is the size's own (4 for S and B, 12 for L and H): name it beside every figure of L and H.
+    `merge_dropped` compares every dropped token with every kept one.
     Raises ValueError for an unknown model, task or strategy.
     """
     if model_name not in MODEL_SIZES:
         raise ValueError(f"unknown model {model_name!r}: choose one of {', '.join(MODEL_SIZES)}")
     if task not in TASKS:
         raise ValueError(f"unknown task {task!r}: choose one of {', '.join(TASKS)}")
+    if pruning is None:
+        pruning = TokenPruning(keep_ratio=keep_ratio, visible_ratio=visible_ratio, **options)
     size = MODEL_SIZES[model_name]
     candidates = candidate_grid or grid
     embed_token = grid.patch_values * size.width
     adaptive = candidates.tau > grid.tau
-    merge_dropped = merge_dropped and task == "finetune"
-    by_motion = strategy == "mats" or adaptive or merge_dropped
     policy = {"recompute": recompute, "checkpoint_blocks": checkpoint_blocks}
-    scored = candidates.num_tokens * embed_token if by_motion and feature == "embedding" else 0
-
     if task == "finetune":
-        kept = count_tokens(keep_ratio, grid.num_tokens)
-        encoder = _stack(depth=size.depth, width=size.width, length=kept, **policy)
-        if kept == grid.num_tokens and not adaptive:
-            scored = 0  # nothing to choose
-        stacks, dense, embedded = [encoder], size.width * num_classes, kept * embed_token
-        compared = (grid.num_tokens - kept) * kept * (size.width if feature == "embedding" else grid.patch_values)
-        matching = compared if merge_dropped else 0
+        pruning = pruning.keeping(pruning.keep_ratio)
+        kept = count_tokens(pruning.keep_ratio, grid.num_tokens)
+        stacks, dense = [_stack(depth=size.depth, width=size.width, length=kept, **policy)], size.width * num_classes
+        embedded, merges = kept, pruning.merge_dropped and not pruning.keeps_all
     else:
-        counts = count_selection(grid, strategy=strategy, keep_ratio=keep_ratio, visible_ratio=visible_ratio)
+        counts = pruning.counts(grid)
         depth = size.decoder_depth if decoder_depth is None else decoder_depth
         encoder = _stack(depth=size.depth, width=size.width, length=counts.visible, **policy)
         decoder = _stack(depth=depth, width=size.decoder_width, length=counts.kept, num_outputs=counts.targets, **policy)
         to_decoder = counts.visible * size.width * size.decoder_width
         head = counts.targets * size.decoder_width * grid.patch_values
-        stacks, dense, embedded = [encoder, decoder], to_decoder + head, counts.visible * embed_token
-        matching = 0
+        stacks, dense, embedded, merges = [encoder, decoder], to_decoder + head, counts.visible, False
+    of_embedding = pruning.feature == "embedding"
+    needs_features = pruning.ranks_by_motion or adaptive or merges
+    scored = candidates.num_tokens * embed_token if needs_features and of_embedding else 0
+    compared = (grid.num_tokens - embedded) * embedded * (size.width if of_embedding else grid.patch_values)
+    matching = compared if merges else 0
+    embedded *= embed_token
 
     forward = candidates.num_tokens * embed_token + sum(stack.forward for stack in stacks) + dense + matching
     # The embedding has a weight gradient but no input gradient; its scores have no gradient at all.
@@ -174,11 +177,8 @@ def recipe_flops(recipe: Recipe) -> StepFlops:
     return step_flops(
         recipe.model.name,
         recipe.clip.grid(),
-        recipe.selection.keep_ratio,
-        recipe.selection.visible_ratio,
-        strategy=recipe.selection.strategy,
+        pruning=recipe.selection.pruning(),
         decoder_depth=recipe.model.decoder_depth,
-        feature=recipe.selection.feature,
         recompute=recipe.model.recompute,
         checkpoint_blocks=recipe.model.checkpoint_blocks,
         candidate_grid=recipe.candidate_grid(),
@@ -191,10 +191,10 @@ def describe_compute(recipe: Recipe) -> str:
     depth = recipe.model.decoder_depth or MODEL_SIZES[size].decoder_depth
     flops = recipe_flops(recipe)
     tube = step_flops(size, grid, visible_ratio=selection.visible_ratio, strategy="tube", decoder_depth=depth)
-    part, whole = (step_flops(size, grid, ratio, task="finetune") for ratio in (FINETUNE_KEEP_RATIO, 1.0))
+    pruned, full = (step_flops(size, grid, ratio, task="finetune") for ratio in (FINETUNE_KEEP_RATIO, 1.0))
     return (
         f"forward GMACs per clip: pre-training {_giga(flops)} with {selection.strategy}, {_giga(tube)} with tube masking "
-        f"({depth} decoder blocks); fine-tuning {_giga(part)} with {FINETUNE_KEEP_RATIO} of the tokens, {_giga(whole)} with all"
+        f"({depth} decoder blocks); fine-tuning {_giga(pruned)} with {FINETUNE_KEEP_RATIO} of the tokens, {_giga(full)} with all"
     )
 
 

@@ -68,7 +68,7 @@ def plan_to_json(question: Question, planned: Forecast, *, largest: int, exact: 
 def _verdict(question: Question, planned: Forecast, largest: int) -> str:
     work, zero = planned.workload, question.ds_config.get("zero_optimization", {}).get("stage", 0)
     depth = f", {work.decoder_depth} decoder blocks" if work.task == "pretrain" else ""
-    what = f"{work.model_name} {work.task} ({work.strategy}{depth}), micro-batch {planned.micro_batch}, "
+    what = f"{work.model_name} {work.task} ({work.pruning.strategy}{depth}), micro-batch {planned.micro_batch}, "
     what += f"{question.precision}, ZeRO-{zero}"
     share = 100 * planned.total_bytes / planned.card.memory_bytes
     need = f"{format_bytes(planned.total_bytes)} of {format_bytes(planned.card.memory_bytes)} ({share:.0f}%)"

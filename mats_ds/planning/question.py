@@ -18,7 +18,7 @@ from mats_ds.config.finetune_recipe import FinetuneRecipe
 from mats_ds.config.load import load_recipe
 from mats_ds.config.recipe import Recipe
 from mats_ds.core.gpus import Gpu, find_gpu
-from mats_ds.planning.flops import FINETUNE_KEEP_RATIO
+from mats_ds.core.token_grid import FINETUNE_KEEP_RATIO
 from mats_ds.planning.forecast import ASSUMED_MFU, KNOWN_CLIPS, LoaderMemory, TimePlan, measured_mfu, plan_time
 from mats_ds.planning.sweep import feed_of
 from mats_ds.planning.workload import DEFAULT_CLASSES, Workload

@@ -41,10 +41,11 @@ def work_of(base: Workload, *, size: str, method: str, task: str) -> Workload:
     """The method's pre-training or fine-tuning with the base's clip and recomputation. VideoMAE: tube masking with all masked
     tokens in the decoder; all tokens in fine-tuning.
     """
-    work = replace(base, task="pretrain", model_name=size, decoder_depth=None, strategy="mats" if method == "MATS" else "tube")
+    pruning = replace(base.pruning, strategy="mats" if method == "MATS" else "tube")
+    work = replace(base, task="pretrain", model_name=size, decoder_depth=None, pruning=pruning)
     if task == "pretrain":
         return work
-    work = replace(work, strategy="mats")
+    work = replace(work, pruning=replace(work.pruning, strategy="mats"))
     return work.for_finetuning() if method == "MATS" else work.for_finetuning(keep_ratio=1.0)
 
 

@@ -1,4 +1,4 @@
-"""What is planned: the model, its clips and what it keeps of them, for pre-training or fine-tuning. Recipe -> Workload.
+"""The work of a planned training: the model, its clips and the tokens that it keeps. Recipe -> Workload.
 
 Counts of tokens and parameters in closed form; tests hold the parameters against the real modules.
 """
@@ -6,11 +6,14 @@ Counts of tokens and parameters in closed form; tests hold the parameters agains
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING
 
-from mats_ds.config.recipe import Recipe
-from mats_ds.core.token_grid import TokenGrid, count_selection, count_tokens
+from mats_ds.core.token_grid import FINETUNE_KEEP_RATIO, TokenGrid, TokenPruning, count_tokens
 from mats_ds.models.sizes import MLP_RATIO, MODEL_SIZES
-from mats_ds.planning.flops import FINETUNE_KEEP_RATIO, TASKS, StepFlops, step_flops
+from mats_ds.planning.flops import TASKS, StepFlops, step_flops
+
+if TYPE_CHECKING:
+    from mats_ds.config.recipe import Recipe
 
 FINETUNE_DROP_PATH = 0.1  # METHOD section 5
 DEFAULT_CLASSES = 400  # of Kinetics-400, where a plan for fine-tuning names no number
@@ -31,18 +34,15 @@ class ParameterCounts:
 
 @dataclass(frozen=True)
 class Workload:
-    """One model at work. task "pretrain": the masked autoencoder; "finetune": the classifier on `keep_ratio` of the tokens
-    (1: all of them). The other fields are the recipe's. Raises ValueError for an unknown task or model.
+    """One model at work. task "pretrain": the masked autoencoder; "finetune": the classifier on the pruning's `keep_ratio` of
+    the tokens (1: all of them). The other fields are the recipe's. Raises ValueError for an unknown task or model.
     """
 
     task: str = "pretrain"
     model_name: str = "base"
     grid: TokenGrid = TokenGrid()
     candidate_grid: TokenGrid = TokenGrid()
-    strategy: str = "mats"
-    keep_ratio: float = 0.3
-    visible_ratio: float = 0.1
-    feature: str = "embedding"
+    pruning: TokenPruning = TokenPruning()
     decoder_depth: int | None = None
     drop_path: float = 0.0
     recompute: str = "none"
@@ -54,20 +54,19 @@ class Workload:
             raise ValueError(f"unknown task {self.task!r}: choose one of {', '.join(TASKS)}")
         if self.model_name not in MODEL_SIZES:
             raise ValueError(f"unknown model {self.model_name!r}: choose one of {', '.join(MODEL_SIZES)}")
-        if self.task == "pretrain" and self.decoder_depth is None:
+        if self.task == "finetune":
+            object.__setattr__(self, "pruning", self.pruning.keeping(self.pruning.keep_ratio))
+        elif self.decoder_depth is None:
             object.__setattr__(self, "decoder_depth", MODEL_SIZES[self.model_name].decoder_depth)
 
     @classmethod
     def from_recipe(cls, recipe: Recipe) -> Workload:
-        """Pre-training as the recipe says."""
+        """The pre-training of a recipe."""
         return cls(
             model_name=recipe.model.name,
             grid=recipe.clip.grid(),
             candidate_grid=recipe.candidate_grid(),
-            strategy=recipe.selection.strategy,
-            keep_ratio=recipe.selection.keep_ratio,
-            visible_ratio=recipe.selection.visible_ratio,
-            feature=recipe.selection.feature,
+            pruning=recipe.selection.pruning(),
             decoder_depth=recipe.model.decoder_depth,
             drop_path=recipe.model.drop_path,
             recompute=recipe.model.recompute,
@@ -76,7 +75,7 @@ class Workload:
 
     @classmethod
     def from_finetuning(cls, recipe: Recipe, *, num_classes: int) -> Workload:
-        """Fine-tuning as a recipe for it says."""
+        """The fine-tuning of a recipe for it."""
         return cls.from_recipe(recipe).for_finetuning(
             keep_ratio=recipe.selection.keep_ratio, num_classes=num_classes, drop_path=recipe.model.drop_path
         )
@@ -92,8 +91,7 @@ class Workload:
         return replace(
             self,
             task="finetune",
-            keep_ratio=keep_ratio,
-            visible_ratio=keep_ratio,
+            pruning=self.pruning.keeping(keep_ratio),
             decoder_depth=None,
             num_classes=num_classes,
             drop_path=drop_path,
@@ -103,13 +101,13 @@ class Workload:
     def visible(self) -> int:
         """Tokens that the encoder sees."""
         if self.task == "finetune":
-            return count_tokens(self.keep_ratio, self.grid.num_tokens)
-        return self._counts.visible
+            return count_tokens(self.pruning.keep_ratio, self.grid.num_tokens)
+        return self.pruning.counts(self.grid).visible
 
     @property
     def targets(self) -> int:
         """Tokens that the decoder predicts; 0 in fine-tuning."""
-        return 0 if self.task == "finetune" else self._counts.targets
+        return 0 if self.task == "finetune" else self.pruning.counts(self.grid).targets
 
     @property
     def is_adaptive(self) -> bool:
@@ -118,13 +116,12 @@ class Workload:
 
     @property
     def scores_motion(self) -> bool:
-        """Whether motion is looked at before tokens are chosen."""
-        keeps_all = self.task == "finetune" and self.visible == self.grid.num_tokens
-        return self.is_adaptive or (self.strategy == "mats" and not keeps_all)
+        """Whether motion is scored before tokens are selected."""
+        return self.is_adaptive or self.pruning.ranks_by_motion
 
     @property
     def clip_bytes(self) -> int:
-        """One clip as the loader hands it over, uint8."""
+        """One clip as it leaves the loader, uint8."""
         return self.candidate_grid.num_tokens * self.candidate_grid.patch_values
 
     def parameters(self) -> ParameterCounts:
@@ -146,21 +143,14 @@ class Workload:
         return step_flops(
             self.model_name,
             self.grid,
-            self.keep_ratio,
-            self.visible_ratio,
-            strategy=self.strategy,
+            pruning=self.pruning,
             task=self.task,
             decoder_depth=self.decoder_depth,
-            feature=self.feature,
             recompute=self.recompute,
             checkpoint_blocks=self.checkpoint_blocks,
             candidate_grid=self.candidate_grid,
             num_classes=self.num_classes,
         )
-
-    @property
-    def _counts(self):
-        return count_selection(self.grid, strategy=self.strategy, keep_ratio=self.keep_ratio, visible_ratio=self.visible_ratio)
 
 
 def block_matrices(width: int) -> int:

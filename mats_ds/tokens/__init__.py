@@ -1,1 +1,1 @@
-"""Motion scores and the choice of frames and tokens."""
+"""Motion scores, and the selection of frames and tokens by them."""

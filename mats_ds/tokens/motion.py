@@ -10,13 +10,13 @@ import torch
 import torch.nn.functional as F
 from einops import rearrange
 
-from mats_ds.core.token_grid import TokenGrid
+from mats_ds.core.token_grid import CAMERA_DISTANCES, DISTANCES, TokenGrid
 
-DISTANCES = ("l2", "l1", "cosine")
+NORM_ORDERS = {"l2": 2, "l1": 1}
 
 
 def score_motion(embedding_BND: torch.Tensor, grid: TokenGrid, *, distance: str = "l2") -> torch.Tensor:
-    """motion_BN, float32: the distance of each token to the token at the same place one tubelet earlier.
+    """motion_BN, float32: the distance of each token to the token at the same position one tubelet earlier.
 
     embedding_BND: any float type, N = grid.num_tokens, time-major. `distance`: "l2" (Euclidean), "l1" (sum of absolute
     differences) or "cosine" (1 - cosine similarity). The first tubelet has no predecessor and takes the second one's
@@ -25,10 +25,8 @@ def score_motion(embedding_BND: torch.Tensor, grid: TokenGrid, *, distance: str 
     """
     steps_BTLD = split_tubelets(embedding_BND, grid)
     later, earlier = steps_BTLD[:, 1:], steps_BTLD[:, :-1]
-    if distance == "l2":
-        change = torch.linalg.vector_norm(later - earlier, ord=2, dim=-1)
-    elif distance == "l1":
-        change = torch.linalg.vector_norm(later - earlier, ord=1, dim=-1)
+    if distance in NORM_ORDERS:
+        change = torch.linalg.vector_norm(later - earlier, ord=NORM_ORDERS[distance], dim=-1)
     elif distance == "cosine":
         change = 1.0 - F.cosine_similarity(later, earlier, dim=-1)
     else:
@@ -37,7 +35,7 @@ def score_motion(embedding_BND: torch.Tensor, grid: TokenGrid, *, distance: str 
 
 
 def split_tubelets(embedding_BND: torch.Tensor, grid: TokenGrid) -> torch.Tensor:
-    """[B, T, L, D] float32, without gradient: the L places of each of the T tubelets. Errors as for `score_motion`."""
+    """[B, T, L, D] float32, without gradient: the L tokens of each of the T tubelets. Errors as for `score_motion`."""
     _, num_tokens, _ = embedding_BND.shape
     if num_tokens != grid.num_tokens:
         raise ValueError(f"embedding has {num_tokens} tokens but the grid has {grid.num_tokens}: {grid}")
@@ -51,29 +49,17 @@ def join_tubelets(change_BTL: torch.Tensor) -> torch.Tensor:
     return rearrange(torch.cat([change_BTL[:, :1], change_BTL], dim=1), "b t l -> b (t l)")
 
 
-CAMERA_DISTANCES = {"l2": 2, "l1": 1}  # the order of the norm
-
-
 def score_local_motion(embedding_BND: torch.Tensor, grid: TokenGrid, *, distance: str = "l2") -> torch.Tensor:
-    """motion_BN, float32, in place of `score_motion`'s; half of every tubelet's scores are at most zero.
+    """motion_BN, float32, without the motion of the camera; half of every tubelet's scores are at most zero.
 
-    Of each tubelet's differences to the one before, the median over its places is subtracted in every channel; of the lengths of
-    what remains, again the median over the places. (Of an even number of places, the lower one of the two in the middle.) A clip
-    that stands still scores zero throughout. Arguments and errors as for `score_motion`, without the distance "cosine".
+    From each tubelet's differences to the one before, the median over its tokens is subtracted in every channel; from the lengths
+    of the residuals, again the median over the tokens. (Of an even number of tokens, the lower of the two in the middle.) A clip
+    without any motion scores zero throughout. Arguments and errors as for `score_motion`, without the distance "cosine".
     """
-    check_compensation(distance=distance)
+    if distance not in CAMERA_DISTANCES:
+        raise ValueError(f"distance {distance!r} is not the length of a difference: choose {' or '.join(CAMERA_DISTANCES)}")
     steps_BTLD = split_tubelets(embedding_BND, grid)
     change_BTLD = steps_BTLD[:, 1:] - steps_BTLD[:, :-1]
     residual_BTLD = change_BTLD - change_BTLD.median(dim=2, keepdim=True).values
-    length_BTL = torch.linalg.vector_norm(residual_BTLD, ord=CAMERA_DISTANCES[distance], dim=-1)
+    length_BTL = torch.linalg.vector_norm(residual_BTLD, ord=NORM_ORDERS[distance], dim=-1)
     return join_tubelets(length_BTL - length_BTL.median(dim=2, keepdim=True).values)
-
-
-def check_compensation(*, distance: str, strategy: str = "mats") -> None:
-    """Raises ValueError for a distance that is not the length of a difference, or a strategy with a score of its own."""
-    if strategy == "run_length":
-        raise ValueError("compensate_camera changes the score of mats, run_length has its own: choose one of the two")
-    if distance not in CAMERA_DISTANCES:
-        raise ValueError(
-            f"compensate_camera subtracts differences, and distance {distance!r} has none: choose {' or '.join(CAMERA_DISTANCES)}"
-        )

@@ -1,10 +1,11 @@
-"""Which tokens the encoder sees and which ones are reconstructed: motion [B, N] -> TokenSelection(visible [B, V], target [B, M]).
+"""Select the tokens that the encoder sees and those that are reconstructed: motion [B, N] ->
+TokenSelection(visible [B, V], target [B, M]).
 
 `mats` is the method (arXiv 2211.10636, METHOD section 2). `tube` and `random` are VideoMAE's masks (arXiv 2203.12602),
-`running_cell` is VideoMAE V2's decoder mask (arXiv 2303.16727), and `random_drop` is the control: MATS's counts, drawn at random.
+`running_cell` is VideoMAE V2's decoder mask (arXiv 2303.16727), and `random_drop` is the control: MATS's counts, at random.
 `run_length` keeps the highest scores as `mats` does, but those of run-length tokenization (arXiv 2411.05222).
 Every strategy gives the same number of tokens for every clip, so batches need no padding and no attention mask.
-Each clip's draw depends on its key alone.
+Each clip's selection depends on its seed alone.
 """
 
 from __future__ import annotations
@@ -12,10 +13,10 @@ from __future__ import annotations
 import torch
 
 from mats_ds.core.token_grid import TokenCounts, TokenGrid, TokenSelection, count_selection
-from mats_ds.tokens.keyed_random import random_bits, random_order, sample_keys
+from mats_ds.tokens.seeded_random import random_bits, random_order, sample_seeds
 
-# Streams of one key, so that the draws of one clip are independent of each other.
-STREAM_VISIBLE, STREAM_KEPT, STREAM_PLACES, STREAM_CELLS, STREAM_PHASE = 1, 2, 3, 4, 6  # 5 is that of frames.py
+# Streams of one seed, so that the random numbers of one clip are independent of each other.
+STREAM_VISIBLE, STREAM_KEPT, STREAM_TUBES, STREAM_CELLS, STREAM_PHASE = 1, 2, 3, 4, 6  # 5 is that of frames.py
 
 CELL_SIDE = 2
 NUM_PHASES = CELL_SIDE**2
@@ -35,10 +36,10 @@ def select_tokens(
 
     motion_BN: scores of `score_motion`, for run_length of `score_runs`; higher = more motion (strategies that ignore motion use
     only its shape and device).
-    `keep_ratio` and `visible_ratio` are shares of all N tokens (0.3 and 0.1 keep 470 of 1568 and show 156); for tube, random
+    `keep_ratio` and `visible_ratio` are fractions of all N tokens (0.3 and 0.1 keep 470 of 1568 and show 156); for tube, random
     and running_cell everything that is not visible may become a target and `keep_ratio` has no meaning. With equal ratios
     all kept tokens are visible and there are no targets (fine-tuning).
-    `grid` is needed by tube and running_cell. Randomness comes from `seed_B` (int64, one key per clip), else from `generator`,
+    `grid` is needed by tube and running_cell. Randomness comes from `seed_B` (int64, one seed per clip), else from `generator`,
     else from torch's global generator. Equal scores are ranked by token index, so a static clip still gives a valid,
     deterministic pick.
     Raises ValueError for an unknown strategy, a missing or different grid, or ratios that leave no token.
@@ -46,7 +47,7 @@ def select_tokens(
     batch, num_tokens = motion_BN.shape
     if grid is None:
         if strategy in ("tube", "running_cell"):
-            raise ValueError(f"strategy {strategy!r} works on places of the frame: pass grid=TokenGrid(...)")
+            raise ValueError(f"strategy {strategy!r} works on positions in the frame: pass grid=TokenGrid(...)")
         grid = TokenGrid(num_tokens, 1, 1, (1, 1, 1))
     if grid.num_tokens != num_tokens:
         raise ValueError(f"motion has {num_tokens} tokens but the grid has {grid.num_tokens}: {grid}")
@@ -57,7 +58,7 @@ def select_tokens(
             f"{counts.targets} target tokens: raise visible_ratio, or keep_ratio above it"
         )
     if seed_B is None:
-        seed_B = sample_keys(batch, device=motion_BN.device, generator=generator)
+        seed_B = sample_seeds(batch, device=motion_BN.device, generator=generator)
     if strategy in ("mats", "run_length"):
         return split_kept(rank_by_motion(motion_BN)[:, : counts.kept], counts, seed_B)
     if strategy == "random_drop":
@@ -83,11 +84,11 @@ def split_kept(kept_BK: torch.Tensor, counts: TokenCounts, seed_B: torch.Tensor)
     return TokenSelection(visible_BV, target_BM)
 
 
-def tube_places(grid: TokenGrid, num_visible: int, seed_B: torch.Tensor) -> torch.Tensor:
-    """[B, tau * places] bool: the same random places visible in every tubelet."""
-    places = num_visible // grid.tau
-    order_BL = random_order(seed_B, grid.tokens_per_tubelet, stream=STREAM_PLACES)
-    visible_BL = torch.zeros_like(order_BL, dtype=torch.bool).scatter_(1, order_BL[:, :places], True)
+def sample_tubes(grid: TokenGrid, num_visible: int, seed_B: torch.Tensor) -> torch.Tensor:
+    """[B, tau * L] bool: of the L positions in the frame the same random ones visible in every tubelet."""
+    visible_per_tubelet = num_visible // grid.tau
+    order_BL = random_order(seed_B, grid.tokens_per_tubelet, stream=STREAM_TUBES)
+    visible_BL = torch.zeros_like(order_BL, dtype=torch.bool).scatter_(1, order_BL[:, :visible_per_tubelet], True)
     return visible_BL.repeat(1, grid.tau)
 
 
@@ -97,16 +98,16 @@ def indices_where(mask_BN: torch.Tensor, count: int) -> torch.Tensor:
 
 
 def select_tube(grid: TokenGrid, counts: TokenCounts, seed_B: torch.Tensor) -> TokenSelection:
-    """VideoMAE's tube mask: places drawn once per clip; every other token is a target."""
-    visible_BN = tube_places(grid, counts.visible, seed_B)
+    """VideoMAE's tube mask: positions sampled once per clip; every other token is a target."""
+    visible_BN = sample_tubes(grid, counts.visible, seed_B)
     return TokenSelection(indices_where(visible_BN, counts.visible), indices_where(~visible_BN, counts.targets))
 
 
 def running_cells(grid: TokenGrid, phase_B: torch.Tensor) -> torch.Tensor:
-    """[B, N] bool: of every cell of 2 x 2 places two are kept, and the pair moves on by one place each tubelet.
+    """[B, N] bool: of every cell of 2 x 2 positions two are kept, and the pair moves on by one position each tubelet.
 
-    phase_B: int64, where the pair stands in the first tubelet. Source: VideoMAE V2's decoder mask (arXiv 2303.16727), with the
-    order of its public code: places row by row, 0 1 over 2 3, so that rows take turns with diagonals.
+    phase_B: int64, the pair's position in the first tubelet. Source: VideoMAE V2's decoder mask (arXiv 2303.16727), with the
+    order of its public code: positions row by row, 0 1 over 2 3, so that rows take turns with diagonals.
     """
     time, row, column = torch.meshgrid(
         torch.arange(grid.tau, device=phase_B.device),
@@ -114,18 +115,18 @@ def running_cells(grid: TokenGrid, phase_B: torch.Tensor) -> torch.Tensor:
         torch.arange(grid.columns, device=phase_B.device),
         indexing="ij",
     )
-    place_N = (CELL_SIDE * (row % CELL_SIDE) + column % CELL_SIDE + time).flatten()
-    return (place_N + phase_B[:, None]) % NUM_PHASES >= NUM_PHASES // 2
+    position_N = (CELL_SIDE * (row % CELL_SIDE) + column % CELL_SIDE + time).flatten()
+    return (position_N + phase_B[:, None]) % NUM_PHASES >= NUM_PHASES // 2
 
 
 def select_running_cell(grid: TokenGrid, counts: TokenCounts, seed_B: torch.Tensor) -> TokenSelection:
     """Encoder: a tube mask. Targets: the running cell's half of the tokens, less the visible ones among them. The cell's phase is
-    drawn for each clip, as its authors do: over the clips every token is a target equally often.
+    sampled for each clip, as its authors do: over the clips every token is a target equally often.
 
-    Where the grid does not divide into whole cells, the static number of targets is reached by leaving out or adding tokens at
+    Where the grid does not divide into full cells, the static number of targets is reached by leaving out or adding tokens at
     random.
     """
-    visible_BN = tube_places(grid, counts.visible, seed_B)
+    visible_BN = sample_tubes(grid, counts.visible, seed_B)
     phase_B = random_bits(seed_B, 1, stream=STREAM_PHASE)[:, 0] % NUM_PHASES
     cells_BN = running_cells(grid, phase_B)
     tier_BN = torch.where(visible_BN, 2, torch.where(cells_BN, 0, 1))

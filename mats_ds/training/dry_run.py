@@ -82,18 +82,14 @@ def build_model(workload: Workload) -> torch.nn.Module:
     shared = dict(
         grid=workload.grid,
         candidate_grid=workload.candidate_grid,
-        strategy=workload.strategy,
-        keep_ratio=workload.keep_ratio,
-        feature=workload.feature,
+        pruning=workload.pruning,
         drop_path=workload.drop_path,
         recompute=workload.recompute,
         checkpoint_blocks=workload.checkpoint_blocks,
     )
     if workload.task == "finetune":
         return VideoClassifier.from_name(workload.model_name, num_classes=workload.num_classes, **shared)
-    return MaskedAutoencoder.from_name(
-        workload.model_name, visible_ratio=workload.visible_ratio, decoder_depth=workload.decoder_depth, **shared
-    )
+    return MaskedAutoencoder.from_name(workload.model_name, decoder_depth=workload.decoder_depth, **shared)
 
 
 def run_loss(engine: Any, workload: Workload, batch: tuple[torch.Tensor, ...]) -> torch.Tensor:

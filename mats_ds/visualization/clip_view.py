@@ -38,11 +38,11 @@ class ClipView:
 
 
 @torch.no_grad()
-def look_with_decoder(model: MaskedAutoencoder, frames_CHWC: torch.Tensor, *, key: int) -> ClipView:
-    """The clip with its reconstruction. frames_CHWC: uint8 of the candidate grid's size, on the model's device. `key` settles
-    what is drawn at random. Raises ValueError for frames of another shape.
+def look_with_decoder(model: MaskedAutoencoder, frames_CHWC: torch.Tensor, *, seed: int) -> ClipView:
+    """The clip with its reconstruction. frames_CHWC: uint8 of the candidate grid's size, on the model's device. `seed` fixes
+    what is random. Raises ValueError for frames of another shape.
     """
-    seen = model.reconstruct(frames_CHWC[None], torch.tensor([key], device=frames_CHWC.device))
+    seen = model.reconstruct(frames_CHWC[None], torch.tensor([seed], device=frames_CHWC.device))
     motion_BN = fill_in_motion(model, seen.motion_BN, seen.frames_BTHWC)
     predicted_THWC = (seen.predicted_BTHWC[0] * UINT8_MAX).round().to(torch.uint8).cpu().numpy()
     return ClipView(
@@ -57,11 +57,11 @@ def look_with_decoder(model: MaskedAutoencoder, frames_CHWC: torch.Tensor, *, ke
 
 
 @torch.no_grad()
-def look_without_decoder(model: MaskedAutoencoder | VideoClassifier, frames_CHWC: torch.Tensor, *, key: int) -> ClipView:
+def look_without_decoder(model: MaskedAutoencoder | VideoClassifier, frames_CHWC: torch.Tensor, *, seed: int) -> ClipView:
     """The clip as far as the selection of tokens: for a classifier, or where only the patch embedding means anything. Arguments
     and errors as for `look_with_decoder`.
     """
-    chosen = model.choose(frames_CHWC[None], torch.tensor([key], device=frames_CHWC.device))
+    chosen = model.choose(frames_CHWC[None], torch.tensor([seed], device=frames_CHWC.device))
     frames_BTHWC = join_patches(chosen.patches_BNP, model.grid)
     return ClipView(
         grid=model.grid,
@@ -79,7 +79,7 @@ def fill_in_motion(
     if motion_BN.any():
         return motion_BN
     feature_BNX = model.motion_feature(split_patches(frames_BTHWC, model.grid))
-    return score_motion(feature_BNX, model.grid, distance=model.distance)
+    return score_motion(feature_BNX, model.grid, distance=model.pruning.distance)
 
 
 def masks_of(selection: TokenSelection, model: MaskedAutoencoder | VideoClassifier) -> dict[str, np.ndarray]:

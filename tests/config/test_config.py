@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+from dataclasses import fields
+from typing import get_args
+
 import pytest
 import yaml
 
 from mats_ds.config.load import RECIPE_FOLDER, dump_recipe, load_recipe
-from mats_ds.models.sizes import MODEL_SIZES
+from mats_ds.config.recipe import ModelSection, SelectionSection
+from mats_ds.core.token_grid import TokenPruning
+from mats_ds.models.sizes import MODEL_SIZES, RECOMPUTE_LEVELS
 
 RECIPES = sorted(path.stem for path in RECIPE_FOLDER.glob("*.yaml") if not path.stem.startswith("finetune_"))
 
@@ -20,6 +25,16 @@ def test_every_recipe_loads_and_opens_with_its_command_cost_and_expectation(name
     assert load_recipe(name).name == name
     head = (RECIPE_FOLDER / f"{name}.yaml").read_text().split("name:")[0]
     assert all(word in head for word in ("Command:", "Cost:", "Expected:"))
+
+
+def test_the_schema_has_every_option_of_the_method_and_its_default():
+    assert SelectionSection.model_fields.keys() - {"frame_candidates"} == {field.name for field in fields(TokenPruning)}
+    assert SelectionSection().pruning() == TokenPruning()
+
+
+def test_the_schema_has_every_size_and_recomputation_level():
+    assert get_args(ModelSection.model_fields["name"].annotation) == tuple(MODEL_SIZES)
+    assert get_args(ModelSection.model_fields["recompute"].annotation) == RECOMPUTE_LEVELS
 
 
 def test_the_default_recipe_is_the_method():

@@ -186,13 +186,13 @@ def test_a_second_pass_is_the_first_again(videos):
     for position in range(per_pass):
         once, again = sampler.spec(position), sampler.spec(position + per_pass)
         assert sampler.view(position + per_pass) == sampler.view(position)
-        assert (again.path, again.start, again.crop, again.key) == (once.path, once.start, once.crop, once.key)
+        assert (again.path, again.start, again.crop, again.clip_seed) == (once.path, once.start, once.crop, once.clip_seed)
 
 
-def test_keys_are_distinct_and_follow_the_seed():
-    keys = [sampler_of(["a.mp4"] * 50).spec(position).key for position in range(300)]
-    assert len(set(keys)) == 300 and min(keys) >= 0 and max(keys) < 2**62
-    assert sampler_of(["a.mp4"] * 50, seed=1).spec(0).key != keys[0]
+def test_seeds_are_distinct_and_follow_the_samplers_seed():
+    seeds = [sampler_of(["a.mp4"] * 50).spec(position).clip_seed for position in range(300)]
+    assert len(set(seeds)) == 300 and min(seeds) >= 0 and max(seeds) < 2**62
+    assert sampler_of(["a.mp4"] * 50, seed=1).spec(0).clip_seed != seeds[0]
 
 
 @pytest.mark.parametrize("num_workers", [0, 2])

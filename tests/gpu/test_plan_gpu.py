@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 
+from mats_ds.core.token_grid import TokenPruning
 from mats_ds.planning.memory import ZeroSettings, plan_memory, plan_static
 from mats_ds.planning.workload import Workload
 
@@ -26,6 +27,7 @@ from torch.testing._internal.distributed.fake_pg import FakeStore
 from mats_ds.config.recipe import OptimSection
 from mats_ds.planning.tensor_bytes import SavedBytes
 from mats_ds.planning.workload import Workload
+from mats_ds.core.token_grid import TokenPruning
 from mats_ds.config.batch_plan import plan_batch
 from mats_ds.training.engine import make_engine, static_bytes
 from mats_ds.training.optim import parameter_groups
@@ -37,7 +39,8 @@ os.environ.update(RANK="0", LOCAL_RANK="0", WORLD_SIZE=str(world_size), LOCAL_WO
 os.environ.update(MASTER_ADDR="127.0.0.1", MASTER_PORT="29500")
 dist.init_process_group("fake", rank=0, world_size=world_size, store=FakeStore())
 deepspeed.init_distributed(verbose=False)
-work = Workload(**question["changes"])
+changes = question["changes"]
+work = Workload(pruning=TokenPruning(changes.pop("strategy", "mats")), **changes)
 if question["finetune"]:
     work = work.for_finetuning()
 config = json.load(open(sys.argv[1] + "/ds_configs/" + question["ds_config"] + ".json"))
@@ -91,7 +94,8 @@ def measure(**question):
 def test_the_plan_is_within_5_percent_of_the_allocators_peak(changes, finetune, ds_config):
     question = dict(changes=changes, finetune=finetune, ds_config=ds_config, world_size=8, micro_batch=16)
     answer = measure(**question)
-    work = Workload(**changes)
+    pruning = TokenPruning(changes.get("strategy", "mats"))
+    work = Workload(pruning=pruning, **{name: value for name, value in changes.items() if name != "strategy"})
     work = work.for_finetuning() if finetune else work
     config = json.loads((ROOT / "ds_configs" / f"{ds_config}.json").read_text())
     planned = plan_memory(work, config, world_size=8, micro_batch=16)

@@ -35,7 +35,7 @@ def random_frames(grid, batch=2, frames=None):
 def test_pretraining_trains(grid, strategy):
     options = dict(strategy=strategy, keep_ratio=0.75, visible_ratio=0.5)
     if strategy == "tube" and grid.tokens_per_tubelet == 1:  # a tube mask of one place shows all, and its loss would be no number
-        with pytest.raises(ValueError, match="nothing to reconstruct: 16 tokens visible, 0 targets"):
+        with pytest.raises(ValueError, match="16 visible, 0 targets"):
             MaskedAutoencoder(grid=grid, **SIZES, **DECODER, **options)
         return
     model = MaskedAutoencoder(grid=grid, **SIZES, **DECODER, **options)
@@ -80,9 +80,9 @@ def test_adaptive_frames_of_any_number(candidates, used):
 @pytest.mark.parametrize(
     "arguments, reason",
     [
-        ((15, 16, 16, (2, 8, 8)), "num_frames=15 is not a whole number of tubelets of 2"),
-        ((16, 20, 16, (2, 8, 8)), "height=20 is not a whole number of tubelets of 8"),
-        ((16, 16, 4, (2, 8, 8)), "width=4 is not a whole number of tubelets of 8"),
+        ((15, 16, 16, (2, 8, 8)), "num_frames=15 .* multiple of 2"),
+        ((16, 20, 16, (2, 8, 8)), "height=20 .* multiple of 8"),
+        ((16, 16, 4, (2, 8, 8)), "width=4 .* multiple of 8"),
         ((16, 16, 16, (2, 8)), "tubelet is .frames, height, width."),
     ],
 )

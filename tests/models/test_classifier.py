@@ -51,12 +51,12 @@ def test_it_keeps_the_moving_tokens():
     assert {6, 7, 26, 27} <= set(index.tolist())  # tubelet 0 repeats the scores of tubelet 1
 
 
-def test_the_control_drops_as_many_at_random_by_key():
+def test_the_control_drops_as_many_at_random_by_seed():
     model, frames = make_model(strategy="random_drop"), random_frames()
-    one, two = (model.encode(frames, torch.tensor(keys)).index_BK for keys in ([1, 2], [1, 3]))
+    one, two = (model.encode(frames, torch.tensor(seeds)).index_BK for seeds in ([1, 2], [1, 3]))
     assert one.shape == (2, 36)
     assert torch.equal(one[0], two[0]) and not torch.equal(one[1], two[1])
-    assert torch.equal(model.encode(frames).index_BK, model.encode(frames).index_BK)  # in evaluation, one fixed key
+    assert torch.equal(model.encode(frames).index_BK, model.encode(frames).index_BK)  # in evaluation, one fixed seed
     model.train()
     assert not torch.equal(model.encode(frames).index_BK, model.encode(frames).index_BK)
 
@@ -72,10 +72,10 @@ def test_frames_are_drawn_in_training_and_the_fullest_in_evaluation():
     model, frames = make_model(candidate_grid=candidates, keep_ratio=0.2), random_frames(grid=candidates)
     frames[:, :] = frames[:, :1]
     frames[:, 8:10] = random_frames(grid=candidates, seed=5)[:, 8:10]  # tubelet 4 differs, so 4 and 5 hold all motion
-    keys = [torch.tensor([key, key + 1]) for key in range(0, 16, 2)]
-    assert {tuple(row) for key in keys for row in model.encode(frames, key).tubelets_BT.tolist()} == {(0, 4, 5)}
+    seeds = [torch.tensor([seed, seed + 1]) for seed in range(0, 16, 2)]
+    assert {tuple(row) for seed in seeds for row in model.encode(frames, seed).tubelets_BT.tolist()} == {(0, 4, 5)}
     model.train()
-    drawn = {tuple(row) for key in keys for row in model.encode(frames, key).tubelets_BT.tolist()}
+    drawn = {tuple(row) for seed in seeds for row in model.encode(frames, seed).tubelets_BT.tolist()}
     assert len(drawn) > 1 and all({4, 5} <= set(row) for row in drawn)
 
 
@@ -134,7 +134,7 @@ def test_bf16_weights_give_nearly_the_float32_logits():
         ({"num_classes": 0}, "num_classes is at least 1"),
         ({"class_names": ("a", "b")}, "2 class names for 7 classes"),
         ({"keep_ratio": 0.0}, "above 0 and at most 1"),
-        ({"feature": "flow"}, "embedding or pixels"),
+        ({"feature": "flow"}, "embedding, pixels"),
         ({"keep_ratio": 1.0, "candidate_grid": GRID.with_tau(5)}, "lower keep_ratio"),
     ],
 )

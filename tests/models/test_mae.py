@@ -9,6 +9,7 @@ import torch
 import torch.nn.functional as F
 
 from mats_ds import MaskedAutoencoder, TokenGrid, step_flops
+from mats_ds.core.token_grid import TokenPruning
 from mats_ds.models.layers import Block, sine_cosine_positions
 from mats_ds.models.mae import normalise_patches
 from mats_ds.models.sizes import RECOMPUTE_LEVELS
@@ -207,7 +208,7 @@ def test_dropped_tokens_leave_nothing_behind_for_backward():
     small, large = GRID, GRID.with_tau(12)  # four times the tokens, the same number kept
     few = make_model(grid=small)
     many = make_model(grid=large)
-    many.keep_ratio, many.visible_ratio = few.keep_ratio / 4, few.visible_ratio / 4
+    many.pruning = TokenPruning(keep_ratio=few.pruning.keep_ratio / 4, visible_ratio=few.pruning.visible_ratio / 4)
     assert saved_bytes(many, random_frames(grid=large)) <= 1.05 * saved_bytes(few, random_frames(grid=small))
 
 

@@ -185,13 +185,13 @@ def small_recipe(**selection):
 
 def test_a_recipe_carries_the_options_to_the_autoencoder():
     model = MaskedAutoencoder.from_recipe(small_recipe(compensate_camera=True))
-    assert model.compensate_camera and model.run_threshold == RUN_THRESHOLD
+    assert model.pruning.compensate_camera and model.pruning.run_threshold == RUN_THRESHOLD
     model = MaskedAutoencoder.from_recipe(small_recipe(strategy="run_length", run_threshold=0.05))
-    assert (model.strategy, model.run_threshold) == ("run_length", 0.05)
+    assert (model.pruning.strategy, model.pruning.run_threshold) == ("run_length", 0.05)
 
 
 def test_a_recipe_or_model_whose_options_exclude_each_other_is_refused():
-    with pytest.raises(ValueError, match="distance cosine has none"):
+    with pytest.raises(ValueError, match="choose l2 or l1"):
         small_recipe(compensate_camera=True, distance="cosine")
     with pytest.raises(ValueError, match="run_length has its own"):
         small_recipe(compensate_camera=True, strategy="run_length")
@@ -208,11 +208,11 @@ def test_a_file_of_weights_says_how_tokens_were_chosen():
     model = make_classifier(compensate_camera=True, run_threshold=0.07, merge_dropped=True)
     spec = parse_spec(dump_spec(describe_model(model)))
     again = build_model(spec)
-    assert (again.compensate_camera, again.run_threshold, again.merge_dropped) == (True, 0.07, True)
+    assert (again.pruning.compensate_camera, again.pruning.run_threshold, again.pruning.merge_dropped) == (True, 0.07, True)
     older = {name: value for name, value in dump_spec(spec).items() if name not in ("compensate_camera", "merge_dropped")}
-    assert not build_model(parse_spec(older)).merge_dropped, "files of before these options keep their meaning"
+    assert not build_model(parse_spec(older)).pruning.merge_dropped, "files of before these options keep their meaning"
     autoencoder = build_model(parse_spec(dump_spec(describe_model(make_autoencoder(compensate_camera=True)))))
-    assert autoencoder.compensate_camera
+    assert autoencoder.pruning.compensate_camera
 
 
 @pytest.mark.skipif(

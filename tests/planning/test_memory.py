@@ -7,6 +7,7 @@ import pytest
 import torch
 
 from mats_ds import MaskedAutoencoder, TokenGrid
+from mats_ds.core.token_grid import TokenPruning
 from mats_ds.models.classifier import VideoClassifier
 from mats_ds.models.sizes import RECOMPUTE_LEVELS
 from mats_ds.planning.memory import ZeroSettings, plan_memory, plan_static
@@ -37,7 +38,7 @@ def kept_bytes(model, dtype):
 @pytest.mark.parametrize("recompute", RECOMPUTE_LEVELS)
 @pytest.mark.parametrize("strategy", ["mats", "tube"])
 def test_what_pretraining_keeps_is_what_autograd_keeps(strategy, recompute, blocks, dtype):
-    options = dict(strategy=strategy, recompute=recompute, checkpoint_blocks=blocks)
+    options = dict(pruning=TokenPruning(strategy), recompute=recompute, checkpoint_blocks=blocks)
     kept = kept_bytes(MaskedAutoencoder.from_name("tiny", grid=GRID, **options), dtype)
     work = Workload(model_name="tiny", grid=GRID, candidate_grid=GRID, **options)
     config = read("zero2_tiny", stage=2) | ({"bf16": {"enabled": True}} if dtype is torch.bfloat16 else {})
@@ -102,7 +103,7 @@ def test_more_of_anything_needs_more():
 
     assert peak(micro_batch=9) > peak() > peak(recompute="pointwise") > peak(recompute="mlp") > peak(checkpoint_blocks="all")
     assert peak(world_size=1) > peak()
-    assert peak(strategy="tube") > peak() > peak(model_name="small")
+    assert peak(pruning=TokenPruning("tube")) > peak() > peak(model_name="small")
 
 
 def test_a_bucket_as_large_as_deepspeeds_default_shows():

@@ -4,6 +4,7 @@ import pytest
 
 from mats_ds import MaskedAutoencoder, TokenGrid
 from mats_ds.config.load import load_recipe
+from mats_ds.core.token_grid import TokenPruning
 from mats_ds.models.classifier import VideoClassifier
 from mats_ds.planning.workload import Workload
 
@@ -37,7 +38,7 @@ def test_tokens_and_clips_follow_the_recipe():
     assert work.clip_bytes == 24 * 224 * 224 * 3
     all_tokens = Workload().for_finetuning(keep_ratio=1.0)
     assert (all_tokens.visible, all_tokens.targets, all_tokens.scores_motion) == (1568, 0, False)
-    assert not Workload(strategy="tube").scores_motion
+    assert not Workload(pruning=TokenPruning("tube")).scores_motion
 
 
 def test_unknown_names_are_told():

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from mats_ds import TokenGrid, score_motion
-from mats_ds.tokens.motion import check_compensation, score_local_motion
+from mats_ds.tokens.motion import score_local_motion
 
 GRID = TokenGrid(num_frames=8, height=12, width=20, tubelet=(2, 4, 4))  # 4 tubelets of 3 x 5 places, 60 tokens
 EVEN_GRID = TokenGrid(num_frames=6, height=8, width=12, tubelet=(2, 4, 4))  # 3 tubelets of 2 x 3 places, 18 tokens
@@ -79,7 +79,5 @@ def test_mistakes_are_told():
         score_local_motion(torch.zeros(1, 59, 2), GRID)
     with pytest.raises(ValueError, match="at least two tubelets"):
         score_local_motion(torch.zeros(1, 15, 2), GRID.with_tau(1))
-    with pytest.raises(ValueError, match="'cosine' has none: choose l2 or l1"):
+    with pytest.raises(ValueError, match="'cosine' .* choose l2 or l1"):
         score_local_motion(torch.zeros(1, 60, 2), GRID, distance="cosine")
-    with pytest.raises(ValueError, match="run_length has its own"):
-        check_compensation(distance="l2", strategy="run_length")

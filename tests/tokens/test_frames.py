@@ -46,11 +46,11 @@ def test_a_tubelet_without_marked_tokens_comes_last_and_breaks_nothing():
     assert {1, 3} <= set(three.flatten().tolist())
 
 
-def test_the_key_fixes_the_draw():
+def test_the_seed_fixes_the_draw():
     motion = torch.rand(2, 24)
-    keys = torch.tensor([3, 4])
+    seeds = torch.tensor([3, 4])
     assert torch.equal(
-        select_frames(motion, GRID, num_tubelets=2, seed_B=keys), select_frames(motion, GRID, num_tubelets=2, seed_B=keys)
+        select_frames(motion, GRID, num_tubelets=2, seed_B=seeds), select_frames(motion, GRID, num_tubelets=2, seed_B=seeds)
     )
 
 

@@ -54,20 +54,20 @@ def test_mats_keeps_what_a_loop_keeps():
 
 
 @pytest.mark.parametrize("strategy", STRATEGIES)
-def test_picks_are_valid_ascending_disjoint_and_depend_on_the_key_alone(strategy):
+def test_picks_are_valid_ascending_disjoint_and_depend_on_the_seed_alone(strategy):
     motion = torch.rand(4, 240, generator=torch.Generator().manual_seed(2))
-    keys = torch.tensor([5, 6, 7, 8])
-    selection = select_tokens(motion, strategy=strategy, grid=GRID, seed_B=keys)
+    seeds = torch.tensor([5, 6, 7, 8])
+    selection = select_tokens(motion, strategy=strategy, grid=GRID, seed_B=seeds)
     for index in (selection.visible_BV, selection.target_BM):
         assert index.dtype == torch.int64
         assert (index.diff(dim=1) > 0).all()
         assert int(index.min()) >= 0 and int(index.max()) < 240
     for clip in range(4):
         assert not set(selection.visible_BV[clip].tolist()) & set(selection.target_BM[clip].tolist())
-        alone = select_tokens(motion[clip : clip + 1], strategy=strategy, grid=GRID, seed_B=keys[clip : clip + 1])
+        alone = select_tokens(motion[clip : clip + 1], strategy=strategy, grid=GRID, seed_B=seeds[clip : clip + 1])
         assert torch.equal(alone.visible_BV[0], selection.visible_BV[clip])
         assert torch.equal(alone.target_BM[0], selection.target_BM[clip])
-    other = select_tokens(motion, strategy=strategy, grid=GRID, seed_B=keys + 100)
+    other = select_tokens(motion, strategy=strategy, grid=GRID, seed_B=seeds + 100)
     assert not torch.equal(other.visible_BV, selection.visible_BV)
 
 
@@ -87,9 +87,9 @@ def test_every_kept_token_is_visible_equally_often():
 
 
 def test_random_drop_has_the_counts_of_mats_and_ignores_motion():
-    keys = torch.arange(2)
-    one = select_tokens(torch.rand(2, 240), strategy="random_drop", seed_B=keys)
-    two = select_tokens(torch.zeros(2, 240), strategy="random_drop", seed_B=keys)
+    seeds = torch.arange(2)
+    one = select_tokens(torch.rand(2, 240), strategy="random_drop", seed_B=seeds)
+    two = select_tokens(torch.zeros(2, 240), strategy="random_drop", seed_B=seeds)
     assert torch.equal(one.visible_BV, two.visible_BV)
     assert (one.visible_BV.shape[1], one.target_BM.shape[1]) == (24, 48)
 

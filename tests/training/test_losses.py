@@ -51,7 +51,7 @@ def test_what_the_model_draws_is_a_function_of_the_micro_batch():
     clips = SimpleNamespace(frames_BTHWC=torch.zeros(4, 3), target_BC=TARGETS, weight_B=ONES, seed=9)
     loss_of = make_loss(lambda batch: clips, label_smoothing=0.0)
 
-    def engine(frames, key):
+    def engine(frames, seed):
         return torch.rand(4, 3)
 
     losses = [float(loss_of(engine, SimpleNamespace(seed_B=None))) for _ in range(2)]

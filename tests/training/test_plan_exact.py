@@ -10,6 +10,7 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils.flop_counter import FlopCounterMode, flop_registry
 
 from mats_ds import TokenGrid
+from mats_ds.core.token_grid import TokenPruning
 from mats_ds.models.sizes import MODEL_SIZES
 from mats_ds.planning.memory import plan_memory
 from mats_ds.planning.workload import Workload
@@ -67,7 +68,7 @@ def exact_and_real_peak(work, config, world_size, micro_batch):
 @pytest.mark.parametrize("precision", ["fp32", "bf16"])
 @pytest.mark.parametrize(
     "changes",
-    [{}, {"strategy": "tube", "recompute": "pointwise"}, {"checkpoint_blocks": "all"}],
+    [{}, {"pruning": TokenPruning("tube"), "recompute": "pointwise"}, {"checkpoint_blocks": "all"}],
     ids=["mats", "tube", "checkpointed"],
 )
 def test_fake_tensors_predict_the_peak_of_real_ones(ranks, changes, precision):
@@ -110,7 +111,7 @@ def test_the_closed_form_follows_the_engine_through_settings_that_the_sweep_has_
         (small, read("zero1"), 8, 2),
         (small, read("zero2", zero={"stage": 0}), 8, 2),
         (adaptive, zero2, 8, 1),
-        (Workload(model_name="small", feature="pixels"), zero2, 8, 1),
+        (Workload(model_name="small", pruning=TokenPruning(feature="pixels")), zero2, 8, 1),
     ]
     for peak, saved, cell in ranks(deviations, 1, cells)[0]:
         assert peak == pytest.approx(1, abs=0.05), cell
@@ -126,7 +127,9 @@ def test_flops_of_every_size_are_what_torch_counts(name, checkpoint_blocks):
     # Strategies differ in numbers of tokens alone: the small model has all of them, the larger ones, which take long, two.
     is_small = name == "small"
     strategies = ("mats", "random_drop", "tube", "running_cell") if is_small else ("mats", "tube")
-    pretraining = [Workload(model_name=name, strategy=each, checkpoint_blocks=checkpoint_blocks) for each in strategies]
+    pretraining = [
+        Workload(model_name=name, pruning=TokenPruning(each), checkpoint_blocks=checkpoint_blocks) for each in strategies
+    ]
     # Without drop path: behind it, a checkpointed block computes its last product again, which the closed form leaves out.
     ratios = (0.6, 1.0) if is_small else (0.6,)
     finetuning = [pretraining[0].for_finetuning(keep_ratio=ratio, drop_path=0.0) for ratio in ratios]

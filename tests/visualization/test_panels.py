@@ -36,7 +36,7 @@ def token(frames_THWC: np.ndarray, number: int) -> np.ndarray:
 class TestSight:
     def test_masks_motion_and_prediction_are_the_models_own(self):
         model, clip = make_autoencoder(), random_clip()
-        sight, seen = look_with_decoder(model, clip, key=5), model.reconstruct(clip[None], torch.tensor([5]))
+        sight, seen = look_with_decoder(model, clip, seed=5), model.reconstruct(clip[None], torch.tensor([5]))
         assert np.flatnonzero(sight.visible_N).tolist() == seen.selection.visible_BV[0].tolist()
         targets = np.flatnonzero(sight.kept_N & ~sight.visible_N)
         assert targets.tolist() == seen.selection.target_BM[0].tolist() and len(targets) == 12
@@ -48,7 +48,7 @@ class TestSight:
 
     def test_adaptive_frames_are_named_by_their_place_among_the_candidates(self):
         model, clip = make_autoencoder(candidate_grid=CANDIDATES), random_clip(CANDIDATES)
-        sight = look_with_decoder(model, clip, key=1)
+        sight = look_with_decoder(model, clip, seed=1)
         assert len(sight.frame_T) == 6 and (np.diff(sight.frame_T) > 0).all()
         assert (sight.frame_T[1::2] == sight.frame_T[::2] + 1).all() and (sight.frame_T[::2] % 2 == 0).all()
         assert np.array_equal(sight.frames_THWC, clip.numpy()[sight.frame_T])
@@ -56,20 +56,20 @@ class TestSight:
     def test_a_classifier_sees_all_that_it_keeps_and_predicts_no_pixels(self):
         torch.manual_seed(0)
         model, clip = VideoClassifier(grid=GRID, **SIZES, num_classes=7, keep_ratio=0.4).eval(), random_clip()
-        sight = look_without_decoder(model, clip, key=0)
+        sight = look_without_decoder(model, clip, seed=0)
         assert np.flatnonzero(sight.kept_N).tolist() == model.encode(clip[None]).index_BK[0].tolist()
         assert np.array_equal(sight.kept_N, sight.visible_N) and sight.predicted_THWC is None
 
     def test_a_strategy_that_ignores_motion_shows_it_all_the_same(self):
         clip = random_clip()
-        expected = look_with_decoder(make_autoencoder(), clip, key=0).motion_N
-        assert np.allclose(look_with_decoder(make_autoencoder(strategy="random_drop"), clip, key=0).motion_N, expected)
+        expected = look_with_decoder(make_autoencoder(), clip, seed=0).motion_N
+        assert np.allclose(look_with_decoder(make_autoencoder(strategy="random_drop"), clip, seed=0).motion_N, expected)
         assert expected.max() > 0
 
 
 class TestPanels:
     def test_headings_count_and_each_panel_shows_its_tokens(self):
-        sight = look_with_decoder(make_autoencoder(), random_clip(), key=0)
+        sight = look_with_decoder(make_autoencoder(), random_clip(), seed=0)
         original, motion, kept, visible, rebuilt = draw_panels(sight)
         assert kept.name == "kept: 18 of 60 tokens" and visible.name == "visible to the encoder: 6"
         assert rebuilt.name == f"reconstruction, loss {sight.loss:.3f}"
@@ -82,10 +82,10 @@ class TestPanels:
 
     def test_without_a_decoder_there_is_no_reconstruction(self):
         model = make_autoencoder()
-        names = [panel.name.split()[0] for panel in draw_panels(look_without_decoder(model, random_clip(), key=0))]
+        names = [panel.name.split()[0] for panel in draw_panels(look_without_decoder(model, random_clip(), seed=0))]
         assert names == ["original", "motion", "kept:", "visible"]
         classifier = VideoClassifier(grid=GRID, **SIZES, num_classes=7).eval()
-        assert len(draw_panels(look_without_decoder(classifier, random_clip(), key=0))) == 3
+        assert len(draw_panels(look_without_decoder(classifier, random_clip(), seed=0))) == 3
 
     def test_heat_rises_with_the_score_and_bears_what_is_not_finite(self):
         heat = draw_heat(np.linspace(0, 3, 60), GRID)

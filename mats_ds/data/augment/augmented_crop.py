@@ -212,7 +212,7 @@ class AugmentingCropper:
         index: VideoIndex,
         size: Size,
     ) -> None:
-        crop = crop.settle(*index.upright_size)
+        crop = crop.resolve(*index.upright_size)
         shrink = shrink_factor(crop, index.upright_size, size)
         if index.height * index.width <= MAX_SHARPENED_PIXELS and any(one.name == "sharpness" for one in operations):
             shrink = 1  # edges of the frame's own pixels

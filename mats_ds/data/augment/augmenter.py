@@ -1,7 +1,7 @@
 """Training clips of a fine-tuning: ClipBatch -> frames [B, T, H, W, 3] uint8 and target distributions [B, classes].
 
 The loader has done RandAugment, which works on whole frames, and has cropped and mirrored; random erasing and mixup or cutmix
-follow, in this order, on the batch's device. All that is drawn of a clip derives from its key, and what is drawn of a
+follow, in this order, on the batch's device. All that is drawn of a clip derives from its seed, and what is drawn of a
 micro-batch from its first clip's: so the same run, a resumed one and one on another number of ranks (with the same
 micro-batch) train on the same pixels.
 
@@ -54,28 +54,28 @@ class Augmenter:
         self.num_classes = num_classes
 
     def __call__(self, batch: ClipBatch) -> TrainingClips:
-        keys = batch.keys
+        seeds = batch.clip_seeds
         frames_BTHWC = batch.frames_BTHWC
         if self.section.random_erasing:
-            clips = [self.erase(frames, key) for frames, key in zip(frames_BTHWC, keys, strict=True)]
+            clips = [self.erase(frames, seed) for frames, seed in zip(frames_BTHWC, seeds, strict=True)]
             frames_BTHWC = torch.stack(clips)
         target_BC = F.one_hot(batch.label_B, self.num_classes).float()
         readable = [path != "" for path in batch.paths]
         if self.section.mixes:
             partner_B = choose_partners(len(readable), repeats=self.repeats)
             mixes_B = [own and readable[partner] for own, partner in zip(readable, partner_B, strict=True)]
-            draws = make_draws(keys[0], _FOR_BATCH)
+            draws = make_draws(seeds[0], _FOR_BATCH)
             mixture = sample_mixture(self.section, *frames_BTHWC.shape[2:4], draws)
             frames_BTHWC = mix_clips(frames_BTHWC, mixture, partner_B=partner_B, mixes_B=mixes_B)
             share_B1 = self._floats([mixture.share if mixes else 1.0 for mixes in mixes_B], target_BC)[:, None]
             partner_BC = torch.stack([target_BC[partner] for partner in partner_B])
             target_BC = target_BC * share_B1 + partner_BC * (1 - share_B1)
-        seed = int(make_draws(keys[0], _FOR_MODEL).integers(2**63))
+        seed = int(make_draws(seeds[0], _FOR_MODEL).integers(2**63))
         return TrainingClips(frames_BTHWC, target_BC, self._floats(readable, target_BC), seed)
 
-    def erase(self, frames_THWC: torch.Tensor, key: int) -> torch.Tensor:
+    def erase(self, frames_THWC: torch.Tensor, seed: int) -> torch.Tensor:
         """Random erasing of one clip, the same in all of its frames."""
-        draws = make_draws(key, _FOR_CLIP)
+        draws = make_draws(seed, _FOR_CLIP)
         return erase_box(frames_THWC, draws) if draws.random() < self.section.random_erasing else frames_THWC
 
     @staticmethod
@@ -84,6 +84,6 @@ class Augmenter:
         return on_host.pin_memory().to(like.device, non_blocking=True) if like.is_cuda else on_host
 
 
-def make_draws(key: int, purpose: int) -> np.random.Generator:
-    """Random numbers that are a function of a clip's key and what they are for."""
-    return np.random.Generator(np.random.Philox(np.random.SeedSequence((key, purpose))))
+def make_draws(seed: int, purpose: int) -> np.random.Generator:
+    """Random numbers that are a function of a clip's seed and what they are for."""
+    return np.random.Generator(np.random.Philox(np.random.SeedSequence((seed, purpose))))

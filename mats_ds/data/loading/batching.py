@@ -249,11 +249,11 @@ class BatchBuilder:
                 label_B=torch.tensor([spec.label for spec in used], device=self._device),
                 sample_B=torch.tensor([spec.sample for spec in used], device=self._device),
                 valid_B=torch.tensor([ticket.attempt == 0 for ticket in tickets], device=self._device),
-                seed_B=torch.tensor([spec.key for spec in firsts], device=self._device),
+                seed_B=torch.tensor([spec.clip_seed for spec in firsts], device=self._device),
                 bad=self._name_bad(tickets),
                 paths=tuple("" if empty else spec.path for spec, empty in zip(used, blank, strict=True)),
                 num_substitutes=sum(ticket.attempt != 0 for ticket in tickets),
-                keys=tuple(spec.key for spec in firsts),
+                clip_seeds=tuple(spec.clip_seed for spec in firsts),
             )
             self._synchronize()
         return batch

@@ -147,14 +147,14 @@ def read_for_device(
         from mats_ds.data.augment.augmented_crop import AugmentedCrop
 
         frame = index.upright_size
-        augmentation = AugmentedCrop(spec.operations, spec.crop.settle(*frame), frame=frame, size=size)
+        augmentation = AugmentedCrop(spec.operations, spec.crop.resolve(*frame), frame=frame, size=size)
     region = _region(spec, index.upright_size)
     return EncodedClip(encoded, numbers_T.astype(np.int32), region, index.codec, augmentation)
 
 
 def _region(spec: ClipSpec, picture: tuple[int, int]) -> Region:
     """The crop in a picture of (height, width) pixels."""
-    top, left, height, width = spec.crop.settle(*picture).box(*picture)
+    top, left, height, width = spec.crop.resolve(*picture).box(*picture)
     return Region((top, left, top + height, left + width), spec.crop.flip)
 
 

@@ -33,7 +33,7 @@ class ClipCropper:
     def __init__(
         self, numbers_T: np.ndarray, crop: CropSpec | RandomResizedCropSpec, *, index: VideoIndex, size: tuple[int, int]
     ) -> None:
-        crop = crop.settle(*index.upright_size)
+        crop = crop.resolve(*index.upright_size)
         self._size, self._flip, self._orientation = size, crop.flip, index.orientation
         numbers = numbers_T.tolist()
         self._place_of = {number: place for place, number in enumerate(dict.fromkeys(numbers))}  # U different frames

@@ -1,8 +1,9 @@
-"""The Hugging Face folder that we write: whole, or no such folder; and never mixed with another model's files.
+"""Write a Hugging Face folder: all of it or nothing, and never mixed with another model's files.
 
-config.json makes a folder a model, so it gets its name last, and an older one goes first: whenever a write is killed, the folder
-holds one whole export or none. Ours is told by its config (it describes our model, and transformers has not saved it since), or,
-where a kill left none, by the metadata of its weights.
+config.json makes a folder a model, so it gets its name last, and an older one goes first: whenever
+a write is killed, the folder holds one complete export or none. Ours is recognised by its config
+(it describes our model, and transformers has not saved it since), or, where a kill left none, by
+the metadata of its weights.
 """
 
 from __future__ import annotations
@@ -32,7 +33,7 @@ SHOWN_NAMES = 3
 
 
 def check_export_folder(folder: Path) -> None:
-    """Raise ValueError where the folder holds what is not an export of ours; writes nothing."""
+    """Raise ValueError where the folder holds anything but an export of ours; writes nothing."""
     if not folder.is_dir():
         if os.path.lexists(folder):
             raise ValueError(f"{folder} is no folder, and a Hugging Face model is one: give another name")
@@ -64,7 +65,7 @@ def is_our_export(folder: Path) -> bool:
 
 
 def write_export(folder: Path, *, texts: Mapping[str, str], save: Callable[[Path, Mapping[str, str]], None]) -> None:
-    """Write all files aside, then let them take their names.
+    """Write all files under temporary names, then rename them.
 
     texts: of CONFIG and PREPROCESSOR. save: writes the weights to a path, with the metadata that it is given.
     Raises ValueError as `check_export_folder` does and where another process is writing there, and OSError where it cannot be

@@ -1,6 +1,6 @@
-"""What a file really holds, told by its first bytes and not by its name: weights, or what was downloaded in their place.
+"""The kind of a file by its first bytes and not by its name: weights, or a failed download.
 
-A Git LFS pointer, a web page, an error message of a server, an archive or a file that is cut off is refused in words of its own:
+A Git LFS pointer, a web page, an error message of a server, an archive or a file that is cut off is refused with its own message:
 none of them gets better by being loaded in another way.
 """
 
@@ -52,7 +52,7 @@ AGAIN = "download it again"
 def check_content(path: str | Path) -> str:
     """The kind of a file that may hold weights: "zip", "safetensors", or "other", which may be a pickle.
 
-    Raises ValueError for a file that holds none, and says what it is.
+    Raises ValueError, with what it is, for a file that holds none.
     """
     path = Path(path)
     num_bytes = path.stat().st_size
@@ -64,7 +64,7 @@ def check_content(path: str | Path) -> str:
         raise ValueError(f"{path} is empty (0 bytes): {AGAIN}")
     if head.startswith(LFS):
         raise ValueError(
-            f"{path} is a Git LFS pointer of {num_bytes} bytes, and not the file that it stands for{_size_in(head)}: run "
+            f"{path} is a Git LFS pointer of {num_bytes} bytes, and not the file that it points to{_size_in(head)}: run "
             "`git lfs install` and `git lfs pull` in its repository, or download the file itself"
         )
     text = head.lstrip(b"\xef\xbb\xbf \t\r\n")
@@ -130,8 +130,8 @@ def check_header(path: str | Path) -> None:
     with Path(path).open("rb") as stream:
         head = stream.read(8)
     length = int.from_bytes(head, "little")
-    if MAX_HEADER_BYTES < length <= Path(path).stat().st_size:  # longer than the file, it is torn: its reader says so
-        raise ValueError(f"{path} says that its header has {length:,} bytes, expected {MAX_HEADER_BYTES:,} at most")
+    if MAX_HEADER_BYTES < length <= Path(path).stat().st_size:  # longer than the file, it is torn: its reader raises
+        raise ValueError(f"{path} claims a header of {length:,} bytes, expected {MAX_HEADER_BYTES:,} at most")
 
 
 def _is_text(head: bytes) -> bool:

@@ -1,4 +1,4 @@
-"""Hugging Face folders of VideoMAE: config.json beside model.safetensors or pytorch_model.bin, whole or in shards.
+"""Hugging Face folders of VideoMAE: config.json with model.safetensors or pytorch_model.bin, in one file or in shards.
 
 Version 4 of transformers calls the biases of queries and values `q_bias` and `v_bias`, version 5 `query.bias` and `value.bias`;
 both are read. Written are version 4's names, which 5 maps to its own (checked with 5.23). transformers has no token selection:
@@ -10,7 +10,6 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
 
 import torch
 from safetensors import SafetensorError
@@ -18,22 +17,27 @@ from safetensors.torch import load_file, save_file
 
 from mats_ds.core.storage.documents import parse_json
 from mats_ds.core.storage.files import read_small_text
-from mats_ds.core.text import Lines
-from mats_ds.core.token_grid import RGB_CHANNELS, TokenGrid
-from mats_ds.models.model_spec import ModelSpec, dump_spec
-from mats_ds.models.sizes import MLP_RATIO
-from mats_ds.models.vit import IMAGENET_MEAN, IMAGENET_STD, UINT8_MAX
-from mats_ds.models.weights.class_labels import Labels, read_labels
+from mats_ds.core.token_grid import TokenPruning
+from mats_ds.models.model_spec import PRUNING_NAMES, ModelSpec
 from mats_ds.models.weights.export_folder import CONFIG, PREPROCESSOR, SPEC_KEY, write_export
 from mats_ds.models.weights.file_content import MAX_JSON_BYTES, check_content, unpickle
+from mats_ds.models.weights.hugging_face_config import (
+    ARCHITECTURES,
+    WEIGHT_FILES,
+    Labels,
+    check_config,
+    grid_of,
+    make_config,
+    make_preprocessor,
+    read_config,
+    read_labels,
+)
 from mats_ds.models.weights.model_weights import Weights, as_float32, check_exportable, list_names, measure
-from mats_ds.models.weights.native import copy_tensors, is_foreign
+from mats_ds.models.weights.native import copy_tensors
 from mats_ds.models.weights.state_dict import PATCH_WEIGHT, from_convolution, reverse, to_convolution, translate
 
-WEIGHT_FILES = ("model.safetensors", "model.safetensors.index.json", "pytorch_model.bin", "pytorch_model.bin.index.json")
 LAST_NORM_EPS = 1e-5  # torch's default, which transformers leaves in decoder.norm and fc_norm
-KEPT_FIELDS = ("strategy", "keep_ratio", "visible_ratio", "distance", "feature", "num_candidate_frames", "last_norm_eps")
-ARCHITECTURES = {"pretrain": "VideoMAEForPreTraining", "classifier": "VideoMAEForVideoClassification", "encoder": "VideoMAEModel"}
+KEPT_FIELDS = (*PRUNING_NAMES, "num_candidate_frames", "last_norm_eps")  # for which transformers' config has no names
 
 
 def block_rows(ours: str, theirs: str) -> list[tuple[str, str]]:
@@ -84,41 +88,20 @@ def read_hugging_face(folder: str | Path) -> Weights:
     sizes = measure(state, heads=config["num_attention_heads"], decoder_heads=config.get("decoder_num_attention_heads"))
     check_config(config, sizes["kind"], folder)
     grid = grid_of(config)
-    selection = {"strategy": "tube", "keep_ratio": 1.0, "visible_ratio": 0.1} if sizes["kind"] != "classifier" else {}
-    selection = selection or {"strategy": "mats", "keep_ratio": 1.0, "visible_ratio": 1.0}
+    is_classifier = sizes["kind"] == "classifier"
+    pruning = TokenPruning().keeping(1.0) if is_classifier else TokenPruning(strategy="tube", keep_ratio=1.0)
     ours = config.get(SPEC_KEY) or {}
-    fields = {"last_norm_eps": LAST_NORM_EPS, **selection, **{name: ours[name] for name in KEPT_FIELDS if name in ours}}
-    labels = read_labels(config, sizes["num_classes"]) if sizes["kind"] == "classifier" else Labels()
+    labels = read_labels(config, sizes["num_classes"]) if is_classifier else Labels()
     spec = ModelSpec(
         grid=grid,
         position_grid=grid,
         class_names=labels.names,
+        pruning=pruning,
         norm_eps=config.get("layer_norm_eps", 1e-12),
+        last_norm_eps=LAST_NORM_EPS,
         **sizes,
-        **fields,
-    )
+    ).with_options(**{name: ours[name] for name in KEPT_FIELDS if name in ours})
     return Weights(spec, state, f"a Hugging Face folder ({ARCHITECTURES[spec.kind]})", (*labels.notes, *suspicions(state)))
-
-
-def read_config(folder: Path) -> dict[str, Any]:
-    path = folder / CONFIG
-    if not path.is_file():
-        raise ValueError(f"{folder} has no {CONFIG}: this is no Hugging Face model")
-    if path.stat().st_size > MAX_JSON_BYTES:
-        raise ValueError(f"{path} has {path.stat().st_size:,} bytes, expected {MAX_JSON_BYTES:,} at most: download it again")
-    text = path.read_text(encoding="utf-8", errors="replace")
-    try:
-        config = parse_json(text)
-    except ValueError:
-        check_content(path)  # a Git LFS pointer, a web page: says so
-        raise ValueError(f"{path} is no JSON: download it again") from None
-    if not isinstance(config, dict):
-        raise ValueError(f"{path}: expected a JSON object, got {type(config).__name__}")
-    if config.get("model_type") != "videomae":
-        file = folder / WEIGHT_FILES[0]
-        hint = f": its weights may have VideoMAE's own names, give {file}" if file.is_file() and is_foreign(file) else ""
-        raise ValueError(f"{path} describes a {config.get('model_type')!r}, only videomae can be read{hint}")
-    return config
 
 
 def read_tensors(folder: Path) -> dict[str, torch.Tensor]:
@@ -138,7 +121,7 @@ def read_tensors(folder: Path) -> dict[str, torch.Tensor]:
     for file in files:
         path = folder / file
         if not path.is_file():
-            raise ValueError(f"{folder / name} names {file}, which is not there: download the whole folder")
+            raise ValueError(f"{folder / name} names {file}, which is not there: download the complete folder")
         check_content(path)
         try:
             tensors |= load_file(path) if path.suffix == ".safetensors" else unpickle(path)
@@ -147,44 +130,18 @@ def read_tensors(folder: Path) -> dict[str, torch.Tensor]:
     return tensors
 
 
-def check_config(config: Mapping[str, Any], kind: str, folder: Path) -> None:
-    """Raises ValueError that lists every option of transformers' VideoMAE that ours does not have."""
-    problems = [
-        f"{name} is {config[name]!r}, only {wanted!r} is supported"
-        for name, wanted in {"num_channels": RGB_CHANNELS, "hidden_act": "gelu", "qkv_bias": True, "qv_bias": True}.items()
-        if config.get(name, wanted) != wanted
-    ]
-    pooled = config.get("use_mean_pooling", True)
-    if kind == "classifier" and not pooled:
-        problems.append("use_mean_pooling is false: it classifies the first token, only mean pooling is supported")
-    if kind == "pretrain" and not config.get("norm_pix_loss", True):
-        problems.append("norm_pix_loss is false: it predicts plain pixels, ours predicts normalised ones")
-    if problems:
-        raise ValueError(Lines(f"{folder / CONFIG} describes a model that ours cannot be", *(f"  - {each}" for each in problems)))
-
-
-def grid_of(config: Mapping[str, Any]) -> TokenGrid:
-    height, width = pair(config.get("image_size", 224))
-    rows, columns = pair(config.get("patch_size", 16))
-    return TokenGrid(config.get("num_frames", 16), height, width, (config.get("tubelet_size", 2), rows, columns))
-
-
-def pair(value: Any) -> tuple[int, int]:
-    return (value, value) if isinstance(value, int) else (value[0], value[1])
-
-
 def join_projections(state: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
     """Query, key and value weights become one, and version 5's names of the biases version 4's."""
     joined = {}
     for name, tensor in state.items():
-        head, found, leaf = name.rpartition(".attention.attention.")
-        stem = head + found
+        head, marker, leaf = name.rpartition(".attention.attention.")
+        stem = head + marker
         if leaf == "query.weight":
             parts = (state.get(f"{stem}{part}.weight") for part in ("query", "key", "value"))
             joined[f"{stem}qkv.weight"] = torch.cat([part for part in parts if part is not None])
         elif leaf in ("query.bias", "value.bias"):
             joined[f"{stem}{leaf[0]}_bias"] = tensor
-        elif leaf not in ("key.weight", "value.weight") or not found:
+        elif leaf not in ("key.weight", "value.weight") or not marker:
             joined[name] = tensor
     return joined
 
@@ -198,7 +155,7 @@ def suspicions(state: Mapping[str, torch.Tensor]) -> list[str]:
 
 
 def write_hugging_face(folder: str | Path, weights: Weights) -> list[str]:
-    """Write a folder that `from_pretrained` loads; returns what a person should know about it.
+    """Write a folder that `from_pretrained` loads; returns notes for the user.
 
     Raises ValueError for a model that transformers' VideoMAE cannot be, and for a folder that holds something else than an
     export of ours.
@@ -219,10 +176,9 @@ def write_hugging_face(folder: str | Path, weights: Weights) -> list[str]:
     texts = {name: json.dumps(tree, indent=2) + "\n" for name, tree in trees.items()}
     write_export(folder, texts=texts, save=lambda path, metadata: save_file(copy_tensors(theirs), path, metadata=metadata))
     notes = []
-    if spec.kind == "classifier" and spec.keep_ratio < 1:
-        notes.append(
-            f"transformers encodes all {spec.grid.num_tokens} tokens, not {spec.keep_ratio:g} of them: it has no selection"
-        )
+    if spec.kind == "classifier" and spec.pruning.keep_ratio < 1:
+        keep = spec.pruning.keep_ratio
+        notes.append(f"transformers encodes all {spec.grid.num_tokens} tokens, not {keep:g} of them: it has no selection")
     if spec.last_norm_eps != LAST_NORM_EPS and spec.kind != "encoder":
         notes.append(f"the last LayerNorm's eps is {spec.last_norm_eps:g} here and always {LAST_NORM_EPS:g} in transformers")
     return notes
@@ -238,58 +194,3 @@ def split_projections(state: Mapping[str, torch.Tensor]) -> dict[str, torch.Tens
         else:
             split[name] = tensor
     return split
-
-
-def make_config(spec: ModelSpec) -> dict[str, Any]:
-    """config.json; `qkv_bias` is version 4's name, which 5 accepts. `mats_ds` holds what transformers has no word for."""
-    grid = spec.grid
-    config: dict[str, Any] = {
-        "architectures": [ARCHITECTURES[spec.kind]],
-        "model_type": "videomae",
-        "image_size": grid.height if grid.height == grid.width else [grid.height, grid.width],
-        "patch_size": grid.tubelet[1] if grid.tubelet[1] == grid.tubelet[2] else list(grid.tubelet[1:]),
-        "num_channels": RGB_CHANNELS,
-        "num_frames": grid.num_frames,
-        "tubelet_size": grid.tubelet[0],
-        "hidden_size": spec.width,
-        "num_hidden_layers": spec.depth,
-        "num_attention_heads": spec.heads,
-        "intermediate_size": MLP_RATIO * spec.width,
-        "hidden_act": "gelu",
-        "hidden_dropout_prob": 0.0,
-        "attention_probs_dropout_prob": 0.0,
-        "layer_norm_eps": spec.norm_eps,
-        "qkv_bias": True,
-        "use_mean_pooling": spec.kind == "classifier",
-        "norm_pix_loss": True,
-        SPEC_KEY: dump_spec(spec),
-    }
-    if spec.kind == "pretrain":
-        config |= {
-            "decoder_hidden_size": spec.decoder_width,
-            "decoder_num_hidden_layers": spec.decoder_depth,
-            "decoder_num_attention_heads": spec.decoder_heads,
-            "decoder_intermediate_size": MLP_RATIO * spec.decoder_width,
-        }
-    if spec.kind == "classifier":
-        names = spec.class_names or tuple(f"LABEL_{label}" for label in range(spec.num_classes))
-        config["id2label"] = {str(label): name for label, name in enumerate(names)}
-        config["label2id"] = {name: label for label, name in enumerate(names)}
-    return config
-
-
-def make_preprocessor(grid: TokenGrid) -> dict[str, Any]:
-    """preprocessor_config.json: without it transformers would normalise with a mean and spread of 0.5."""
-    return {
-        "image_processor_type": "VideoMAEImageProcessor",
-        "do_resize": True,
-        "size": {"shortest_edge": min(grid.height, grid.width)},
-        "do_center_crop": True,
-        "crop_size": {"height": grid.height, "width": grid.width},
-        "do_rescale": True,
-        "rescale_factor": 1 / UINT8_MAX,
-        "do_normalize": True,
-        "image_mean": list(IMAGENET_MEAN),
-        "image_std": list(IMAGENET_STD),
-        "resample": 2,
-    }

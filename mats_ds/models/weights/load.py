@@ -1,10 +1,11 @@
-"""Any file or folder of weights -> a model: tells the formats apart, builds what the weights are of, and fills it.
+"""Any file or folder of weights -> a model: recognise the format, build the model of the weights, and load them.
 
 model = load_model("runs/k400")                                # a run, a file of ours, a .pth, a Hugging Face folder
 started = load_classifier("videomae.pth", num_classes=101)     # a classifier that starts from pre-trained weights
 encoder = load_encoder("videomae.pth")                         # the encoder of any of them, for features
 
-Of a run, `weights_from` says which weights: last (the default; their average where the run keeps one), average, unaveraged, best.
+Of a run, `weights_from` chooses the weights: last (the default; their average where the run keeps
+one), average, unaveraged, best.
 """
 
 from __future__ import annotations
@@ -14,23 +15,25 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields, replace
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from torch import nn
 
-from mats_ds.config.finetune_recipe import FinetuneRecipe
 from mats_ds.core.token_grid import TokenGrid
 from mats_ds.models.classifier import VideoClassifier
 from mats_ds.models.feature_extractor import VideoEncoder
-from mats_ds.models.model_spec import ModelSpec, as_classifier, build_model, describe_model
+from mats_ds.models.model_spec import PRUNING_NAMES, ModelSpec, as_classifier, build_model, describe_model
 from mats_ds.models.weights.file_content import check_content
 from mats_ds.models.weights.hugging_face import CONFIG, read_hugging_face
 from mats_ds.models.weights.model_weights import Weights, check_description, name_nonfinite
-from mats_ds.models.weights.native import SUFFIX, is_foreign, load_weights
+from mats_ds.models.weights.native import SUFFIX, is_videomae_file, load_weights
 from mats_ds.models.weights.origin import BEST_FILE
 from mats_ds.models.weights.run import find_steps, read_run
 from mats_ds.models.weights.state_dict import CLASSIFIER_ONLY, HEAD, PRETRAINING_ONLY, LoadReport, load_state_dict_strict
 from mats_ds.models.weights.videomae import read_videomae
+
+if TYPE_CHECKING:
+    from mats_ds.config.finetune_recipe import FinetuneRecipe
 
 FORMATS = {
     "mats": "a weight file of mats_ds (.safetensors)",
@@ -41,12 +44,12 @@ FORMATS = {
 NORM = "encoder.norm."
 FAULTS = (TypeError, KeyError, IndexError, AttributeError, ArithmeticError, RecursionError, RuntimeError, MemoryError)
 logger = logging.getLogger(__name__)
-SPEC_FIELDS = {field.name for field in fields(ModelSpec)}
+SPEC_NAMES = {field.name for field in fields(ModelSpec)} | PRUNING_NAMES
 
 
 @dataclass(frozen=True)
 class InitialisedClassifier:
-    """A classifier that starts from weights, what became of every tensor, and what should be known about the file."""
+    """A classifier initialised from weights, the fate of every tensor, and notes about the file."""
 
     model: VideoClassifier
     report: LoadReport
@@ -66,16 +69,17 @@ def identify(path: str | Path) -> str:
         raise ValueError(f"there is no file or folder {path}")
     content = check_content(path)
     if content == "safetensors":
-        return "videomae" if is_foreign(path) else "mats"
+        return "videomae" if is_videomae_file(path) else "mats"
     return "mats" if path.suffix == SUFFIX and content != "zip" else "videomae"
 
 
 def read_weights(path: str | Path, *, weights_from: str | None = None, **hints: Any) -> Weights:
     """The weights and the model they are of, from any format.
 
-    `weights_from` says which weights of a run (see `read_run`; None: the last). `hints` (num_frames, height, width, heads,
-    decoder_heads) are for `.pth` files, which may not tell. Raises ValueError for anything that cannot be read, and for hints
-    or a `weights_from` that the format has no use for.
+    `weights_from` chooses the weights of a run (see `read_run`; None: the last). `hints`
+    (num_frames, height, width, heads, decoder_heads) are for `.pth` files, which may not hold them.
+    Raises ValueError for anything that cannot be read, and for hints or a `weights_from` that the
+    format has no use for.
     """
     format = identify(path)
     if weights_from is not None and format != "run":
@@ -84,18 +88,18 @@ def read_weights(path: str | Path, *, weights_from: str | None = None, **hints: 
             "folder of a run)"
         )
     if hints and format != "videomae":
-        raise ValueError(f"{path} is {FORMATS[format]}, which tells its sizes itself: leave out {', '.join(hints)}")
+        raise ValueError(f"{path} is {FORMATS[format]}, which holds its sizes: leave out {', '.join(hints)}")
     read_our_run = partial(read_run, weights_from=weights_from)
     readers = {"mats": load_weights, "videomae": read_videomae, "hf": read_hugging_face, "run": read_our_run}
     try:
         weights = check_description(readers[format](path, **hints))
-    except FAULTS as error:  # what a file says of itself may be anything
+    except FAULTS as error:  # the description in a file may be anything
         raise ValueError(f"{path} cannot be read as {FORMATS[format]}: {type(error).__name__}: {error}") from error
     return replace(weights, notes=(*weights.notes, *name_nonfinite(weights.state)))
 
 
 def open_weights(source: str | Path | Weights, weights_from: str | None) -> Weights:
-    """What a path names, with a word in the log of which weights that are; weights as they are."""
+    """The weights of a path, logged with their source; weights as they are."""
     if isinstance(source, Weights):
         return source
     weights = read_weights(source, weights_from=weights_from)
@@ -133,7 +137,7 @@ def load_classifier(
     """A classifier of `num_classes` from pre-trained weights (fresh fc_norm and head) or from a classifier's.
 
     Weights of a classifier bring their head; `new_head` replaces it. Other arguments as for `load_model`; 0.6 of the tokens are
-    kept unless `changes` or the classifier's file say otherwise.
+    kept unless `changes` or the classifier's file change it.
     Raises ValueError when the file's head has another number of classes and `new_head` is not given.
     """
     weights = open_weights(source, weights_from)
@@ -158,8 +162,9 @@ def load_encoder(
 ) -> VideoEncoder:
     """The encoder of any weights, in evaluation mode: `load_encoder(path)(frames)` gives features [B, D].
 
-    A classifier's keeps the share of tokens that it was trained with; a pre-trained one encodes all tokens, unless `keep_ratio`
-    is given: then those with most motion. Other arguments and errors as for `load_model`.
+    A classifier's keeps the fraction of tokens that it was trained with; a pre-trained one encodes
+    all tokens, unless `keep_ratio` is given: then those with most motion. Other arguments and
+    errors as for `load_model`.
     """
     weights = open_weights(source, weights_from)
     if weights.spec.kind == "classifier":
@@ -186,8 +191,8 @@ def split_changes(spec: ModelSpec, grid: TokenGrid | None, changes: Mapping[str,
     """The spec with its fields changed, and the other changes, which are the constructor's."""
     if grid is not None:
         spec = spec.on_grid(grid)
-    in_spec = {name: value for name, value in changes.items() if name in SPEC_FIELDS}
-    return replace(spec, **in_spec), {name: value for name, value in changes.items() if name not in SPEC_FIELDS}
+    in_spec = {name: value for name, value in changes.items() if name in SPEC_NAMES}
+    return spec.with_options(**in_spec), {name: value for name, value in changes.items() if name not in SPEC_NAMES}
 
 
 def weights_of(model: nn.Module, source: str) -> Weights:
@@ -203,21 +208,15 @@ def check_complete(weights: Weights) -> None:
 
 
 def build_classifier(recipe: FinetuneRecipe, *, num_classes: int, class_names: Sequence[str] = ()) -> VideoClassifier:
-    """The recipe's classifier, from its weights if it names any; what became of them is logged.
+    """The recipe's classifier, from its weights if it names any; the fate of every tensor is logged.
 
     Raises ValueError for weights that cannot be read or do not fit the recipe or the classes.
     """
-    selection, model, section = recipe.selection, recipe.model, recipe.finetune
+    model, section = recipe.model, recipe.finetune
     shared = dict(
         grid=recipe.clip.grid(),
         class_names=tuple(class_names),
-        strategy=selection.strategy,
-        keep_ratio=selection.keep_ratio,
-        distance=selection.distance,
-        feature=selection.feature,
-        compensate_camera=selection.compensate_camera,
-        run_threshold=selection.run_threshold,
-        merge_dropped=selection.merge_dropped,
+        pruning=recipe.selection.pruning(),
         drop_path=model.drop_path,
         head_dropout=section.head_dropout,
         recompute=model.recompute,
@@ -226,14 +225,14 @@ def build_classifier(recipe: FinetuneRecipe, *, num_classes: int, class_names: S
     if section.weights is None:
         if section.weights_from is not None:
             raise ValueError(
-                f"finetune.weights_from={section.weights_from} says which weights of a run: name it, finetune.weights=RUN"
+                f"finetune.weights_from={section.weights_from} chooses the weights of a run: name it, finetune.weights=RUN"
             )
         logger.info("weights: none given, training from scratch")
         candidates = recipe.candidate_grid()
         return VideoClassifier.from_name(model.name, num_classes=num_classes, candidate_grid=candidates, **shared)
     weights = read_weights(section.weights, weights_from=section.weights_from)
-    if spoilt := name_nonfinite(weights.state):
-        raise ValueError(f"{section.weights} cannot be trained from: {spoilt[0]}; take another checkpoint")
+    if problems := name_nonfinite(weights.state):
+        raise ValueError(f"{section.weights} cannot be trained from: {problems[0]}; take another checkpoint")
     check_weights(recipe, weights.spec, num_classes=num_classes, class_names=tuple(class_names))
     started = load_classifier(
         weights,

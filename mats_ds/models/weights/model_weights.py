@@ -1,4 +1,4 @@
-"""What readers return and writers take: weights under our names, the model they are of, and where they are from."""
+"""Weights under our names, with the description of their model and their source: what readers return and writers take."""
 
 from __future__ import annotations
 
@@ -9,9 +9,8 @@ from typing import Any
 
 import torch
 
-from mats_ds.config.recipe import MAX_TOKENS
 from mats_ds.core.storage.archives import count_stored_bytes
-from mats_ds.core.token_grid import TokenGrid
+from mats_ds.core.token_grid import MAX_TOKENS, TokenGrid
 from mats_ds.models.model_spec import ModelSpec
 from mats_ds.models.sizes import MLP_RATIO, MODEL_SIZES
 from mats_ds.models.weights.origin import Origin
@@ -31,8 +30,8 @@ SPEC_TYPES = {"int": int, "float": (int, float), "str": str, "bool": bool, "tupl
 
 @dataclass(frozen=True)
 class Weights:
-    """`state`: tensors under our names. `source`: the format, in words. `notes`: what a person should know about the reading,
-    such as what was assumed because the file does not say it. `origin`: which weights of a training they are.
+    """`state`: tensors under our names. `source`: the format, in words. `notes`: for the user, such as
+    what was assumed where the file is silent. `origin`: the training and step that they are from.
     """
 
     spec: ModelSpec
@@ -99,13 +98,13 @@ def heads_of(width: int, width_name: str, heads_name: str) -> int:
             return getattr(size, heads_name)
     option = "--heads" if width_name == "width" else "--decoder-heads"
     raise ValueError(
-        f"{width_name.replace('_', ' ')} {width} is of no published size, and weights do not tell heads: give {option}"
+        f"{width_name.replace('_', ' ')} {width} is of no published size, and weights do not hold heads: give {option}"
     )
 
 
 def check_plain(name: str, tensor: torch.Tensor) -> None:
-    """Raises ValueError for what is no plain tensor of real numbers, and for one that is larger than the bytes that are stored of
-    it (spread over one number, a file of some bytes would fill any memory).
+    """Raises ValueError for anything but a plain tensor of real numbers, and for one that is larger than its stored bytes
+    (spread over one number, a file of some bytes would fill any memory).
     """
     is_plain = isinstance(tensor, torch.Tensor) and tensor.layout == torch.strided and tensor.device.type == "cpu"
     if not is_plain or tensor.is_quantized or not tensor.is_floating_point():
@@ -137,11 +136,12 @@ def check_description(weights: Weights) -> Weights:
     """The same weights. Raises ValueError where their description does not fit them, or would make a model without bounds.
 
     A model is built from the description before the weights are put in: its sizes must be those of the tensors, and its grids,
-    which the tensors do not tell, such that a table of positions stays within MAX_TABLE_BYTES.
+    which the tensors do not determine, such that a table of positions stays within MAX_TABLE_BYTES.
     """
     spec, state = weights.spec, weights.state
-    for field_ in fields(ModelSpec):
-        value, kind = getattr(spec, field_.name), SPEC_TYPES.get(str(field_.type))
+    described = [(field_, getattr(holder, field_.name)) for holder in (spec, spec.pruning) for field_ in fields(holder)]
+    for field_, value in described:
+        kind = SPEC_TYPES.get(str(field_.type))
         if kind is not None and (not isinstance(value, kind) or (isinstance(value, bool) and kind is not bool)):
             raise ValueError(f"the description of the model says {field_.name}={value!r:.80}, which is no {field_.type}")
     measured = measure(state, heads=spec.heads, decoder_heads=spec.decoder_heads)
@@ -173,13 +173,15 @@ def check_description(weights: Weights) -> Weights:
 
 def name_nonfinite(state: Mapping[str, torch.Tensor]) -> list[str]:
     """A sentence that names the tensors with NaN or infinite values, if there are any."""
-    spoilt = {name: count for name, tensor in state.items() if (count := int((~tensor.isfinite()).sum()))}
-    if not spoilt:
+    nonfinite = {name: count for name, tensor in state.items() if (count := int((~tensor.isfinite()).sum()))}
+    if not nonfinite:
         return []
-    num_values, num_spoilt = sum(state[name].numel() for name in spoilt), sum(spoilt.values())
-    shown = ", ".join(f"{name} ({count} of {state[name].numel()})" for name, count in list(spoilt.items())[:MAX_NAMED])
-    more = f", and {len(spoilt) - MAX_NAMED} more tensors" if len(spoilt) > MAX_NAMED else ""
-    return [f"{NONFINITE} in {len(spoilt)} of {len(state)} tensors, {num_spoilt} of their {num_values} values: {shown}{more}"]
+    num_values, num_nonfinite = sum(state[name].numel() for name in nonfinite), sum(nonfinite.values())
+    shown = ", ".join(f"{name} ({count} of {state[name].numel()})" for name, count in list(nonfinite.items())[:MAX_NAMED])
+    more = f", and {len(nonfinite) - MAX_NAMED} more tensors" if len(nonfinite) > MAX_NAMED else ""
+    return [
+        f"{NONFINITE} in {len(nonfinite)} of {len(state)} tensors, {num_nonfinite} of their {num_values} values: {shown}{more}"
+    ]
 
 
 def list_names(names: Collection[str]) -> str:

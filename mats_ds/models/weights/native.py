@@ -30,7 +30,7 @@ CONVOLUTIONS = ("patch_embed.proj.weight", "patch_embed.projection.weight")
 def save_weights(
     path: str | Path, spec: ModelSpec, state: Mapping[str, torch.Tensor], *, note: str = "", origin: Origin | None = None
 ) -> Path:
-    """Write the file, aside first and renamed when it is whole. Returns its path. `note` says where the weights are from."""
+    """Write the file under a temporary name, then rename it. Returns its path. `note`: the source of the weights."""
     path = Path(path)
     metadata = {"format": FORMAT, "format_version": str(FORMAT_VERSION), "model": json.dumps(dump_spec(spec)), "note": note}
     if origin is not None:
@@ -40,7 +40,7 @@ def save_weights(
 
 
 def write_tensors(path: Path, state: Mapping[str, torch.Tensor], metadata: dict[str, str]) -> None:
-    """Write a safetensors file aside and rename it when it is whole."""
+    """Write a safetensors file under a temporary name, then rename it."""
     path.parent.mkdir(parents=True, exist_ok=True)
     write_tensor_file(path, lambda file: save_file(copy_tensors(state), file, metadata=metadata))
 
@@ -50,7 +50,7 @@ def copy_tensors(state: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
     return {name: tensor.detach().cpu().contiguous().clone() for name, tensor in state.items()}
 
 
-def is_foreign(path: str | Path) -> bool:
+def is_videomae_file(path: str | Path) -> bool:
     """Whether a safetensors file is of another program and holds a model with VideoMAE's patch embedding, a Conv3d."""
     try:
         check_header(path)
@@ -71,7 +71,7 @@ def load_weights(path: str | Path) -> Weights:
         with safe_open(path, framework="pt") as file:
             metadata = file.metadata() or {}
             if metadata.get("format") != FORMAT:
-                raise ValueError(f"{path} is a safetensors file of another program: it does not say what model it holds")
+                raise ValueError(f"{path} is a safetensors file of another program: it has no description of its model")
             if int(metadata.get("format_version", FORMAT_VERSION)) > FORMAT_VERSION:
                 version = metadata["format_version"]
                 raise ValueError(f"{path} was written by a newer version (format {version}, this one reads {FORMAT_VERSION})")

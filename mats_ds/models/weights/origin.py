@@ -1,8 +1,8 @@
-"""Which weights of which training these are, and how it was shown videos: what a number that is measured with them needs.
+"""The origin of weights: the training, its step, its clips. Whatever is measured with the weights cites it.
 
 A run keeps more than one set of weights: those of its checkpoints, their running average (`finetune.ema_decay`), and
 best.safetensors, those with the best top-1 of all tests during the training. The last is chosen with the videos it was tested on,
-so its accuracy on them is too good; `last` is chosen with nothing.
+so its accuracy on them is too high; `last` is not chosen by any result.
 """
 
 from __future__ import annotations
@@ -52,8 +52,8 @@ class Origin:
 
 
 def parse_origin(tree: Any) -> Origin:
-    """The inverse of `as_json`. Raises ValueError for anything else: a file may say of itself what it likes."""
-    check_values(tree, [each.name for each in fields(Origin)])
+    """The inverse of `as_json`. Raises ValueError for anything else: a file may hold anything."""
+    check_values(tree, [known.name for known in fields(Origin)])
     known = {name: value for name, value in tree.items() if value is not None}
     for name, keys in (("clip", CLIP_KEYS), ("views", VIEW_KEYS)):
         section = known.get(name, {})
@@ -63,17 +63,17 @@ def parse_origin(tree: Any) -> Origin:
 
 
 def check_values(tree: Any, names: Sequence[str]) -> None:
-    """Raises ValueError for what is no object of these names with values of their TYPES (or none)."""
+    """Raises ValueError for anything but an object of these names with values of their TYPES (or none)."""
     if not isinstance(tree, dict) or not tree.keys() <= set(names):
         raise ValueError(f"the origin of the weights should be an object of {', '.join(names)}, got {tree!r:.80}")
     for name, value in tree.items():
         kind = TYPES[name]
         if value is not None and not (isinstance(value, kind) and (kind is bool or not isinstance(value, bool))):
-            raise ValueError(f"the origin of the weights says {name}={value!r:.80}")
+            raise ValueError(f"the origin of the weights has {name}={value!r:.80}")
 
 
 def origin_of(recipe: Any, *, step: int | None, averaged: bool | None, is_best: bool = False) -> Origin:
-    """The origin of weights from a training with this resolved recipe (what its YAML holds, whatever that is)."""
+    """The origin of weights from a training with this resolved recipe (the content of its YAML, of any type)."""
     clip, data, test = (_section(recipe, name) for name in ("clip", "data", "evaluation"))
     return Origin(
         step=step,
@@ -88,9 +88,9 @@ def origin_of(recipe: Any, *, step: int | None, averaged: bool | None, is_best: 
 
 
 def views_of(test: Mapping[str, Any]) -> dict[str, int]:
-    """`clips` and `crops` of a recipe's section `evaluation`, where it says them; of the two, one alone leaves the other at 1.
+    """`clips` and `crops` of a recipe's section `evaluation`, where it has them; one alone leaves the other at 1.
 
-    Version 0.1 wrote its default, one view during training, into every recipe.yaml: there nobody asked for it.
+    Version 0.1 wrote its default, one view during training, into every recipe.yaml, asked for or not.
     """
     views = {name: test[name] for name in VIEW_KEYS if type(test.get(name)) is int}
     is_old = "every_epochs" in test and "training_clips" not in test

@@ -43,12 +43,12 @@ def find_steps(path: str | Path) -> list[Path]:
 
 
 def read_run(path: str | Path, *, weights_from: str | None = None) -> Weights:
-    """The weights of the newest whole checkpoint: `last` (the default) are their average where the run keeps one, else the
-    weights themselves; `average` and `unaveraged` insist on one of the two; `best` are those of best.safetensors.
-    A torn checkpoint is passed over and noted.
+    """The weights of the newest complete checkpoint: `last` (the default) are their average where the run keeps one, else the
+    weights themselves; `average` and `unaveraged` require one of the two; `best` are those of best.safetensors.
+    A damaged checkpoint is skipped and noted.
 
-    Raises ValueError when there is no whole one, when its recipe is of another version, when it is of ZeRO-3, which leaves
-    no rank with whole weights, and when the run has no such weights.
+    Raises ValueError when there is no complete one, when its recipe is of another version, when it is of ZeRO-3, which leaves
+    no rank with all weights, and when the run has no such weights.
     """
     if weights_from not in (None, *WEIGHTS_FROM):
         raise ValueError(f"weights_from is one of {', '.join(WEIGHTS_FROM)}, got {weights_from!r}")
@@ -59,10 +59,10 @@ def read_run(path: str | Path, *, weights_from: str | None = None) -> Weights:
         problem = what_is_wrong(step)
         if problem is None:
             return read_step(step, notes, weights_from or "last")
-        notes.append(f"{step.name} is passed over: {problem}")
+        notes.append(f"{step.name} is skipped: {problem}")
     best = find_best(Path(path))
     hint = "" if best is None else f"; {best} is there: weights_from best"
-    raise ValueError(Lines(f"{path} has no whole checkpoint{hint}", *(f"  - {note}" for note in notes)))
+    raise ValueError(Lines(f"{path} has no complete checkpoint{hint}", *(f"  - {note}" for note in notes)))
 
 
 def find_best(path: Path) -> Path | None:
@@ -83,7 +83,7 @@ def read_best(path: Path) -> Weights:
             "take its last weights: weights_from last"
         )
     if is_checkpoint(path):
-        raise ValueError(f"{path} is one checkpoint, and {BEST_FILE} is of the whole run: name {best.parent}")
+        raise ValueError(f"{path} is one checkpoint, and {BEST_FILE} belongs to the run: name {best.parent}")
     weights = load_weights(best)
     return replace(weights, source=f"{BEST_FILE} of one of our runs, {weights.origin.describe() or 'of no known step'} ({best})")
 
@@ -101,7 +101,7 @@ def what_is_wrong(step: Path) -> str | None:
 
 
 def read_step(step: Path, notes: list[str], weights_from: str) -> Weights:
-    """The weights of a whole checkpoint, averaged or not."""
+    """The weights of a complete checkpoint, averaged or not."""
     content = unpickle(step / WEIGHT_FILE)
     has_average = AVERAGE_KEY in content
     if weights_from == "average" and not has_average:
@@ -136,21 +136,14 @@ def spec_of_recipe(text: str, state: Mapping[str, Any], step: Path) -> ModelSpec
     try:
         recipe = Recipe.model_validate(parse_yaml(text))
     except ValidationError as error:
-        places = ", ".join(".".join(map(str, problem["loc"])) for problem in error.errors())
-        raise ValueError(f"the recipe in {step} is of another version: {places}") from None
-    sizes, selection = measure(state), recipe.selection
-    grid = recipe.clip.grid()
+        keys = ", ".join(".".join(map(str, problem["loc"])) for problem in error.errors())
+        raise ValueError(f"the recipe in {step} is of another version: {keys}") from None
+    sizes, pruning, grid = measure(state), recipe.selection.pruning(), recipe.clip.grid()
+    is_classifier = sizes["kind"] == "classifier"
     return ModelSpec(
         grid=grid,
         position_grid=grid,
-        strategy=selection.strategy,
-        keep_ratio=selection.keep_ratio,
-        visible_ratio=selection.keep_ratio if sizes["kind"] == "classifier" else selection.visible_ratio,
-        distance=selection.distance,
-        feature=selection.feature,
-        compensate_camera=selection.compensate_camera,
-        run_threshold=selection.run_threshold,
-        merge_dropped=selection.merge_dropped and sizes["kind"] == "classifier",
+        pruning=pruning.keeping(pruning.keep_ratio) if is_classifier else replace(pruning, merge_dropped=False),
         num_candidate_frames=recipe.candidate_grid().num_frames,
         **sizes,
     )
@@ -173,16 +166,16 @@ def read_recipe_beside(source: str | Path) -> Recipe | None:
         folders = (path.resolve().parent,)
     else:
         return None
-    found = next((folder / RECIPE for folder in folders if os.path.lexists(folder / RECIPE)), None)
-    if found is None:
+    path = next((folder / RECIPE for folder in folders if os.path.lexists(folder / RECIPE)), None)
+    if path is None:
         return None
-    tree = parse_yaml(read_recipe_text(found))
+    tree = parse_yaml(read_recipe_text(path))
     is_finetuning = isinstance(tree, dict) and "finetune" in tree
-    return load_recipe(found, schema=FinetuneRecipe if is_finetuning else Recipe)
+    return load_recipe(path, schema=FinetuneRecipe if is_finetuning else Recipe)
 
 
 def read_recipe_text(path: Path) -> str:
-    """The text of a recipe in a run folder. Raises ValueError for a link, a pipe, and what is no text or far too long for one."""
+    """The text of a recipe in a run folder. Raises ValueError for a link, a pipe, and anything but a short text."""
     try:
         return read_bytes(path, max_bytes=MAX_RECIPE_BYTES).decode("utf-8")
     except UnicodeDecodeError as error:

@@ -1,4 +1,4 @@
-"""Weights into a model, with nothing left unsaid: state dict -> LoadReport, or one error that lists everything."""
+"""Load weights into a model: state dict -> LoadReport, or one error that lists every tensor that does not fit."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ HEAD = ("class_head.",)
 
 @dataclass(frozen=True)
 class LoadReport:
-    """Names of the tensors that were loaded, that keep the model's own start (`fresh`), and that the model has no use for."""
+    """Names of the tensors that were loaded, that keep their initialisation (`fresh`), and that the model does not use."""
 
     loaded: tuple[str, ...]
     fresh: tuple[str, ...] = ()

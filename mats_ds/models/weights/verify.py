@@ -1,7 +1,7 @@
-"""Do two sets of weights give the same outputs? Random clips through both models -> the largest difference.
+"""Compare the outputs of two sets of weights: random clips through both models -> the largest difference.
 
 A classifier is compared by its logits with all tokens kept, a masked autoencoder by the pixels it predicts under a random mask:
-what VideoMAE and transformers compute, too.
+as VideoMAE and transformers compute them.
 """
 
 from __future__ import annotations
@@ -60,7 +60,7 @@ def compare(one: Weights, other: Weights) -> Difference:
 
 @torch.no_grad()
 def compare_with_transformers(weights: Weights, folder: str | Path) -> Difference:
-    """Our model against transformers' own of a folder. The last LayerNorm's eps, which is no weight, is set alike.
+    """Our model against transformers' own of a folder. The last LayerNorm's eps, which is no weight, is set to ours.
 
     Raises ImportError where transformers is not installed.
     """

@@ -1,8 +1,8 @@
-"""The `.pth` files of VideoMAE (arXiv 2203.12602) and EVEREST (arXiv 2211.10636), which bear the same names.
+"""The `.pth` files of VideoMAE (arXiv 2203.12602) and EVEREST (arXiv 2211.10636), which use the same names.
 
 Pre-training: `encoder.patch_embed`, `encoder.blocks`, `encoder.norm`, `encoder_to_decoder`, `mask_token`, `decoder.blocks`,
 `decoder.norm`, `decoder.head`. Fine-tuning: `patch_embed`, `blocks`, `fc_norm`, `head`. `args` (an argparse.Namespace), where it
-is there, tells the clip and the masking. Relatives of theirs are read, too (foreign.py).
+is there, holds the clip and the masking. Related checkpoints are read, too (videomae_variants.py).
 """
 
 from __future__ import annotations
@@ -21,13 +21,13 @@ from safetensors.torch import load_file
 
 from mats_ds.core.storage.documents import parse_json
 from mats_ds.core.storage.files import replace_file
-from mats_ds.core.token_grid import TokenGrid
+from mats_ds.core.token_grid import TokenGrid, TokenPruning
 from mats_ds.models.layers import NORM_EPS
 from mats_ds.models.model_spec import ModelSpec, dump_spec, parse_spec
 from mats_ds.models.weights.file_content import check_content, unpickle
-from mats_ds.models.weights.foreign import read_foreign
 from mats_ds.models.weights.model_weights import Weights, as_float32, check_exportable, guess_grid, list_names, measure
 from mats_ds.models.weights.state_dict import PATCH_WEIGHT, block_rows, from_convolution, reverse, to_convolution, translate
+from mats_ds.models.weights.videomae_variants import convert_variant
 
 PRETRAIN_ROWS = [
     ("patch_embed.proj.*", "encoder.patch_embed.proj.*"),
@@ -92,10 +92,10 @@ def read_videomae(
     grid = guess_clip(renamed, known, path)
     notes = list(renamed.notes)
     if not arguments and not (num_frames and height and width):
-        notes.append(f"the file does not tell its clip: {grid.num_frames} frames of {grid.height} x {grid.width} are assumed")
+        notes.append(f"the file does not hold its clip: {grid.num_frames} frames of {grid.height} x {grid.width} are assumed")
     if not arguments:
-        notes.append("the file does not tell its masking: VideoMAE's own is assumed; of EVEREST, give --strategy mats")
-    spec = ModelSpec(grid=grid, position_grid=grid, **sizes, **selection_of(arguments, sizes["kind"]))
+        notes.append("the file does not hold its masking: VideoMAE's own is assumed; of EVEREST, give --strategy mats")
+    spec = ModelSpec(grid=grid, position_grid=grid, pruning=pruning_of(arguments, sizes["kind"]), **sizes)
     return Weights(spec, state, source, tuple(notes))
 
 
@@ -111,9 +111,9 @@ def read_content(path: Path) -> Mapping[str, Any]:
 
 def rename_state(content: Mapping[str, Any], path: str | Path) -> Renamed:
     """A checkpoint's content under our names. Raises ValueError for what is no model that ours can be."""
-    found = read_foreign(content, path)
-    is_pretraining = any(name.startswith("encoder.") for name in found.tensors)
-    renamed = translate(found.tensors, reverse(PRETRAIN_ROWS if is_pretraining else FINETUNE_ROWS))
+    variant = convert_variant(content, path)
+    is_pretraining = any(name.startswith("encoder.") for name in variant.tensors)
+    renamed = translate(variant.tensors, reverse(PRETRAIN_ROWS if is_pretraining else FINETUNE_ROWS))
     if not renamed.state:
         keys = ", ".join(f"{key:.100}" for key in content if isinstance(key, str))[:SHOWN_KEYS]
         hint = f": it is a part of a Hugging Face folder, give the folder {Path(path).parent}" if "videomae.emb" in keys else ""
@@ -130,7 +130,7 @@ def rename_state(content: Mapping[str, Any], path: str | Path) -> Renamed:
         raise ValueError(f"{path} has no patch embedding of a Conv3d")
     tubelet = tuple(state[PATCH_WEIGHT].shape[2:])
     state[PATCH_WEIGHT] = from_convolution(state[PATCH_WEIGHT])
-    return Renamed(state, tubelet, found.num_positions, found.notes)
+    return Renamed(state, tubelet, variant.num_positions, variant.notes)
 
 
 def guess_clip(renamed: Renamed, sizes: Mapping[str, int | None], path: str | Path) -> TokenGrid:
@@ -160,12 +160,12 @@ def as_dict(arguments: Any) -> dict[str, Any]:
 
 
 def count_in(arguments: Mapping[str, Any], name: str, path: str | Path) -> int | None:
-    """A number of `args`; None where it is not said. Raises ValueError for what is no size of a clip."""
+    """A number of `args`; None where it is absent. Raises ValueError for anything but a size of a clip."""
     value = arguments.get(name)
     if not value:
         return None
     if not isinstance(value, Integral) or not 1 <= value <= MAX_SIDE:
-        raise ValueError(f"{path} says {name} in its args, expected a whole number from 1 to {MAX_SIDE:,}, got {shorten(value)}")
+        raise ValueError(f"{path} has {name} in its args, expected a whole number from 1 to {MAX_SIDE:,}, got {shorten(value)}")
     return int(value)
 
 
@@ -173,29 +173,29 @@ def shorten(value: Any) -> str:
     return str(value)[:40] if isinstance(value, (str, float)) else f"a {type(value).__name__}"
 
 
-def selection_of(arguments: Mapping[str, Any], kind: str) -> dict[str, Any]:
-    """Which tokens the model was trained on, as its `args` tell; what VideoMAE does where they do not.
+def pruning_of(arguments: Mapping[str, Any], kind: str) -> TokenPruning:
+    """The selection of tokens that the model was trained with, from its `args`; VideoMAE's where they are silent.
 
     EVEREST's options: mask_type "motion-centric" with motion_centric_masking_ratio in pre-training, mcm with mcm_ratio in
-    fine-tuning; these ratios are the dropped shares.
+    fine-tuning; these ratios are the dropped fractions.
     """
     if kind == "classifier":
-        keep = share_left(arguments["mcm_ratio"]) if arguments.get("mcm") else 1.0
-        return {"strategy": "mats", "keep_ratio": keep, "visible_ratio": keep}
-    visible = share_left(arguments.get("mask_ratio", 0.9))
+        keep = fraction_left(arguments["mcm_ratio"]) if arguments.get("mcm") else 1.0
+        return TokenPruning().keeping(keep)
+    visible = fraction_left(arguments.get("mask_ratio", 0.9))
     mask = arguments.get("mask_type", "tube")
     if mask == "motion-centric":
-        keep = share_left(arguments.get("motion_centric_masking_ratio", 0.7))
-        return {"strategy": "mats", "keep_ratio": keep, "visible_ratio": visible}
-    return {"strategy": "random" if mask == "random" else "tube", "keep_ratio": 1.0, "visible_ratio": visible}
+        keep = fraction_left(arguments.get("motion_centric_masking_ratio", 0.7))
+        return TokenPruning(keep_ratio=keep, visible_ratio=visible)
+    return TokenPruning("random" if mask == "random" else "tube", keep_ratio=1.0, visible_ratio=visible)
 
 
-def share_left(dropped: float) -> float:
+def fraction_left(dropped: float) -> float:
     return round(1 - dropped, 6)
 
 
 def write_videomae(path: str | Path, weights: Weights) -> list[str]:
-    """Write a checkpoint that VideoMAE's and EVEREST's scripts load; returns what a person should know about it.
+    """Write a checkpoint that VideoMAE's and EVEREST's scripts load; returns notes for the user.
 
     Raises ValueError for a model that theirs cannot be.
     """
@@ -212,10 +212,9 @@ def write_videomae(path: str | Path, weights: Weights) -> list[str]:
         except RuntimeError as error:  # torch hides why a write failed
             raise OSError(f"{path} cannot be written: {error.__context__ or error}") from None
     notes = [f"VideoMAE's scripts need --num_frames {spec.grid.num_frames} --input_size {spec.grid.height}"]
-    if spec.kind == "classifier" and spec.keep_ratio < 1:
-        notes.append(
-            f"VideoMAE encodes all tokens; EVEREST keeps {spec.keep_ratio:g} with --mcm --mcm_ratio {1 - spec.keep_ratio:g}"
-        )
+    if spec.kind == "classifier" and spec.pruning.keep_ratio < 1:
+        keep = spec.pruning.keep_ratio
+        notes.append(f"VideoMAE encodes all tokens; EVEREST keeps {keep:g} with --mcm --mcm_ratio {1 - keep:g}")
     if (spec.norm_eps, spec.last_norm_eps) != (NORM_EPS, NORM_EPS):
         notes.append(f"LayerNorm's eps is {spec.norm_eps:g} (the last: {spec.last_norm_eps:g}) here and {NORM_EPS:g} there")
     return notes

@@ -76,7 +76,7 @@ def test_the_published_policy_gives_what_timm_and_the_crop_give():
     for position in range(120):
         spec = sampler.spec(position)
         picture = make_picture(*FRAME, seed=position)
-        crop = spec.crop.settle(*FRAME)
+        crop = spec.crop.resolve(*FRAME)
         ours = augment_by_us(picture, spec.operations, crop, size=SIZE)
         expected = crop_by_videomae(augment_by_timm(picture, spec.operations), crop, size=SIZE)
         differences.append(mean_difference(ours, expected))
@@ -90,7 +90,7 @@ def test_clips_hold_as_much_fill_as_timms_before_the_crop():
     ours, timms = [], []
     for position in range(1000):
         spec = sampler.spec(position)
-        crop = spec.crop.settle(60, 80)
+        crop = spec.crop.resolve(60, 80)
         moves = tuple(operation for operation in spec.operations if operation.name in MOVEMENTS)
         ours_HWC = augment_by_us(white, moves, crop, size=(28, 28))
         timms_HWC = crop_by_videomae(augment_by_timm(white, moves), crop, size=(28, 28))
@@ -195,7 +195,7 @@ def test_drawn_clips_are_timms_with_resized_and_with_multi_scale_crops(path, are
         drawn = sampler.spec(position)
         spec = dataclasses.replace(drawn, start=0.0, span=0)
         ours = read_decoded(spec, size=(32, 48)).frames_THWC
-        crop = spec.crop.settle(72, 112)
+        crop = spec.crop.resolve(72, 112)
         expected = [crop_by_videomae(augment_by_timm(picture, spec.operations), crop, size=(32, 48)) for picture in whole]
         differences.append(mean_difference(ours, expected))
         moved.add(any(operation.name in MOVEMENTS for operation in spec.operations))
@@ -243,7 +243,7 @@ def test_a_device_makes_what_the_reading_thread_makes(flip):
     pictures = np.stack([make_picture(*FRAME, seed=number) for number in range(3)])
     for position in range(40):
         spec = sampler.spec(position)
-        crop = dataclasses.replace(spec.crop.settle(*FRAME), flip=flip)
+        crop = dataclasses.replace(spec.crop.resolve(*FRAME), flip=flip)
         on_host = [augment_by_us(picture, spec.operations, crop, size=SIZE) for picture in pictures]
         augmented = AugmentedCrop(spec.operations, crop, frame=FRAME, size=SIZE)
         on_device = augmented.render(torch.from_numpy(pictures))

@@ -1,4 +1,4 @@
-"""Augmented micro-batches are functions of the clips' keys, and blank clips count for nothing."""
+"""Augmented micro-batches are functions of the clips' seeds, and blank clips count for nothing."""
 
 from __future__ import annotations
 
@@ -13,16 +13,16 @@ ALL = AugmentSection(random_erasing=0.5, mixup=0.8, cutmix=1.0)
 CLIPWISE = AugmentSection(random_erasing=0.5)
 
 
-def make_batch(keys=(11, 12, 13, 14), labels=(0, 1, 2, 0), blank=()):
+def make_batch(seeds=(11, 12, 13, 14), labels=(0, 1, 2, 0), blank=()):
     frames = torch.randint(0, 256, (4, 2, 16, 24, 3), dtype=torch.uint8, generator=torch.Generator().manual_seed(5))
     return ClipBatch(
-        frames_BTHWC=frames[: len(keys)],
-        label_B=torch.tensor(labels[: len(keys)]),
-        sample_B=torch.arange(len(keys)),
-        valid_B=torch.tensor([place not in blank for place in range(len(keys))]),
-        seed_B=torch.tensor(keys),
-        keys=tuple(keys),
-        paths=tuple("" if place in blank else f"{place}.mp4" for place in range(len(keys))),
+        frames_BTHWC=frames[: len(seeds)],
+        label_B=torch.tensor(labels[: len(seeds)]),
+        sample_B=torch.arange(len(seeds)),
+        valid_B=torch.tensor([place not in blank for place in range(len(seeds))]),
+        seed_B=torch.tensor(seeds),
+        clip_seeds=tuple(seeds),
+        paths=tuple("" if place in blank else f"{place}.mp4" for place in range(len(seeds))),
     )
 
 
@@ -38,11 +38,11 @@ def test_without_augmentation_clips_and_labels_stay_as_they_are():
     assert clips.weight_B.tolist() == [1, 1, 1, 1]
 
 
-def test_the_same_keys_give_the_same_clips_whatever_was_drawn_before():
+def test_the_same_seeds_give_the_same_clips_whatever_was_drawn_before():
     augmenter = Augmenter(ALL, num_classes=5, micro_batch=4)
     first = augmenter(make_batch())
     torch.rand(3)
-    other = augmenter(make_batch(keys=(21, 22, 23, 24)))
+    other = augmenter(make_batch(seeds=(21, 22, 23, 24)))
     again = augmenter(make_batch())
     assert first.frames_BTHWC.equal(again.frames_BTHWC) and first.target_BC.equal(again.target_BC) and first.seed == again.seed
     assert not first.frames_BTHWC.equal(other.frames_BTHWC) and first.seed != other.seed
@@ -57,7 +57,7 @@ def test_torchs_own_random_state_is_neither_used_nor_moved():
 def test_a_clip_is_augmented_the_same_in_any_company():
     """So one rank and two see the same pixels."""
     whole = augment(CLIPWISE, make_batch()).frames_BTHWC
-    alone = augment(CLIPWISE, make_batch(keys=(11, 12))).frames_BTHWC
+    alone = augment(CLIPWISE, make_batch(seeds=(11, 12))).frames_BTHWC
     assert whole[:2].equal(alone) and not whole.equal(make_batch().frames_BTHWC)
     assert whole.dtype == torch.uint8 and whole.shape == make_batch().frames_BTHWC.shape
 
@@ -77,7 +77,7 @@ def test_targets_and_clips_are_mixed_as_timm_mixes_them(micro_batch):
 
     frames = torch.randint(0, 256, (micro_batch, 2, 16, 24, 3), dtype=torch.uint8, generator=torch.Generator().manual_seed(1))
     labels = torch.tensor([0, 1, 2, 0, 4, 3][:micro_batch])
-    batch = make_batch(keys=(11, 12, 13, 14, 15, 16)[:4])
+    batch = make_batch(seeds=(11, 12, 13, 14, 15, 16)[:4])
     batch.frames_BTHWC, batch.label_B = frames, labels
     batch.paths = tuple(f"{place}.mp4" for place in range(micro_batch))
     clips = Augmenter(AugmentSection(mixup=0.8), num_classes=5, micro_batch=micro_batch)(batch)

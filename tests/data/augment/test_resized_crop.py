@@ -32,7 +32,7 @@ def sampler_of(num_videos=29, *, global_batch=8, areas=(0.08, 1.0), repeats=1, p
 
 def boxes_of(areas, *, picture=PICTURE, count=NUM_DRAWS) -> np.ndarray:
     sampler = sampler_of(areas=areas)
-    return np.array([sampler.spec(position).crop.settle(*picture).box(*picture) for position in range(count)])
+    return np.array([sampler.spec(position).crop.resolve(*picture).box(*picture) for position in range(count)])
 
 
 def boxes_of_torchvision(areas, *, picture=PICTURE, count=NUM_DRAWS) -> np.ndarray:
@@ -69,12 +69,12 @@ def test_where_nothing_fits_it_is_torchvisions_middle(picture):
     ours, theirs = (draw((1.0, 1.0), picture=picture, count=200) for draw in (boxes_of, boxes_of_torchvision))
     assert (ours == theirs[0]).all() and (theirs == theirs[0]).all()
     never = RandomResizedCropSpec(tries_A=((1.0, 9.0),), top=0.5, left=0.5, ratios=CROP_RATIOS)
-    assert never.settle(100, 130).box(100, 130) == (0, 0, 100, 130)
+    assert never.resolve(100, 130).box(100, 130) == (0, 0, 100, 130)
 
 
 def test_the_box_is_the_one_that_was_drawn():
     draw = RandomResizedCropSpec(tries_A=((0.9, 4 / 3), (0.25, 1.0)), top=0.5, left=0.999, ratios=CROP_RATIOS)
-    assert draw.settle(200, 100).box(200, 100) == (65, 29, 71, 71), "the first is too wide"
+    assert draw.resolve(200, 100).box(200, 100) == (65, 29, 71, 71), "the first is too wide"
     for height in range(40, 260, 7):
         for width in range(40, 260, 9):
             area, ratio = 0.3, 1.1
@@ -82,14 +82,15 @@ def test_the_box_is_the_one_that_was_drawn():
             if high <= height and wide <= width:
                 one = RandomResizedCropSpec(((area, ratio),), 0.3, 0.6, CROP_RATIOS)
                 expected = (int(0.3 * (height - high + 1)), int(0.6 * (width - wide + 1)), high, wide)
-                assert one.settle(height, width).box(height, width) == expected
+                assert one.resolve(height, width).box(height, width) == expected
 
 
 def test_nothing_else_of_a_clip_changes_and_substitutes_have_crops_of_their_own():
     resized, plain = sampler_of(), sampler_of(areas=None)
     for position in range(40):
         one, other = resized.spec(position), plain.spec(position)
-        assert (one.sample, one.start, one.key, one.crop.flip) == (other.sample, other.start, other.key, other.crop.flip)
+        assert (one.sample, one.start, one.clip_seed) == (other.sample, other.start, other.clip_seed)
+        assert one.crop.flip == other.crop.flip
     assert resized.spec(3, attempt=1).crop != resized.spec(3).crop == sampler_of().spec(3).crop
     assert not any(sampler_of(flip=False).spec(position).crop.flip for position in range(20))
 
@@ -121,7 +122,7 @@ def test_all_frames_are_what_torchvision_crops_and_scales(path):
     for position in range(12):
         spec = sampler.spec(position)
         spec = ClipSpec(path=path, sample=0, num_frames=4, stride=2, start=0.0, crop=spec.crop)
-        box = spec.crop.settle(72, 112).box(72, 112)
+        box = spec.crop.resolve(72, 112).box(72, 112)
         expected = transforms.resized_crop(whole.movedim(-1, 1), *box, list(size), antialias=True)
         expected = transforms.horizontal_flip(expected) if spec.crop.flip else expected
         ours = read_decoded(spec, size=size).frames_THWC
@@ -134,7 +135,7 @@ def test_the_graphs_of_a_gpu_get_the_same_box(path, monkeypatch):
     monkeypatch.setattr("mats_ds.data.video.nvdec_support.device_can_decode", lambda index: True)
     spec = sampler_of(path=path).spec(7)
     region = read_for_device(spec, codecs=frozenset({"h264"}), size=(32, 48)).region
-    top, left, height, width = spec.crop.settle(*index_video(path).upright_size).box(72, 112)
+    top, left, height, width = spec.crop.resolve(*index_video(path).upright_size).box(72, 112)
     assert region.corners == (top, left, top + height, left + width) and region.flip == spec.crop.flip
 
 
@@ -143,7 +144,7 @@ def test_a_large_picture_is_cropped_where_a_small_one_is(write_video, tmp_path):
     large = str(write_video(tmp_path / "large.mp4", num_frames=8, height=288, width=448))
     crop = RandomResizedCropSpec(((0.4, 1.25),), 0.7, 0.2, CROP_RATIOS)
     spec = ClipSpec(path=large, sample=0, num_frames=2, stride=2, start=0.0, crop=crop)
-    box = crop.settle(288, 448).box(288, 448)
+    box = crop.resolve(288, 448).box(288, 448)
     whole = torch.from_numpy(decode_frames(large, np.array([0, 2]))).movedim(-1, 1)
     expected = transforms.resized_crop(whole, *box, [32, 48], antialias=True).movedim(1, -1).numpy()
     ours = read_decoded(spec, size=(32, 48)).frames_THWC

@@ -92,8 +92,8 @@ def assert_alike(one: ClipBatch, other: ClipBatch) -> None:
 
 
 def concatenate(batches: list[ClipBatch]) -> dict[int, torch.Tensor]:
-    """The frames of each clip by its key."""
-    return {int(key): frames for batch in batches for key, frames in zip(batch.seed_B, batch.frames_BTHWC, strict=True)}
+    """The frames of each clip by its seed."""
+    return {int(seed): frames for batch in batches for seed, frames in zip(batch.seed_B, batch.frames_BTHWC, strict=True)}
 
 
 def test_a_batch_holds_what_the_sampler_says(videos):
@@ -102,7 +102,7 @@ def test_a_batch_holds_what_the_sampler_says(videos):
     specs = [loader.sampler.spec(position) for position in range(6)]
     assert batch.frames_BTHWC.shape == (6, NUM_FRAMES, HEIGHT, WIDTH, 3) and batch.frames_BTHWC.dtype == torch.uint8
     assert batch.label_B.tolist() == batch.sample_B.tolist() == [spec.sample for spec in specs]
-    assert batch.seed_B.tolist() == [spec.key for spec in specs]
+    assert batch.seed_B.tolist() == [spec.clip_seed for spec in specs]
     assert batch.valid_B.tolist() == [True] * 6 and batch.valid_B.dtype == torch.bool
     assert batch.label_B.dtype == batch.sample_B.dtype == batch.seed_B.dtype == torch.int64
     assert batch.paths == tuple(spec.path for spec in specs) and batch.bad == ()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+from dataclasses import replace
 
 import pytest
 import torch
@@ -35,6 +36,12 @@ def test_what_is_written_comes_back(write, name):
     again = load_model(folder)
     assert torch.equal(outputs(again), outputs(model))
     assert weights_of(again, "").spec == weights_of(model, "").spec
+
+
+def test_every_option_of_the_method_comes_back(classifier, write):
+    classifier.pruning = replace(classifier.pruning, compensate_camera=True, run_threshold=0.07, merge_dropped=True)
+    _, folder, _ = write("classifier")
+    assert load_model(folder).pruning == classifier.pruning
 
 
 @BOTH
@@ -116,8 +123,8 @@ def test_classes_keep_their_names_and_pictures_their_normalisation(write):
             r"2 classes that the head of 4 has not",
         ),
         ({"1": "a", "2": "b", "3": "c", "4": "d"}, ("LABEL_0", "a", "b", "c"), "no name for 1 of 4"),
-        ({"run": "a", "0": "b"}, ("b", "LABEL_1", "LABEL_2", "LABEL_3"), "1 ids that are no whole numbers, such as 'run'"),
-        ({"run": 0, "sit": 1}, (), "2 ids that are no whole numbers"),
+        ({"run": "a", "0": "b"}, ("b", "LABEL_1", "LABEL_2", "LABEL_3"), "has 1 ids .* such as 'run': left out"),
+        ({"run": 0, "sit": 1}, (), "has 2 ids .*: left out"),
         ({"0": 5, "1": None, "2": "c", "3": "d"}, ("5", "None", "c", "d"), None),
         (["a", "b"], (), "id2label is a list"),
     ],

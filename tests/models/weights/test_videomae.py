@@ -33,14 +33,14 @@ def test_a_pretraining_checkpoint_gives_the_models_outputs(tmp_path, autoencoder
     weights = read_weights(tmp_path / "c.pth", **CLIP, **HINTS)
     loaded = load_model(weights, strategy="mats", keep_ratio=0.7, visible_ratio=0.3)
     assert torch.equal(outputs(loaded), outputs(autoencoder))
-    assert (weights.spec.kind, weights.spec.strategy, weights.spec.visible_ratio) == ("pretrain", "tube", 0.1)
+    assert (weights.spec.kind, weights.spec.pruning.strategy, weights.spec.pruning.visible_ratio) == ("pretrain", "tube", 0.1)
     assert "masking" in weights.notes[-1]
 
 
 def test_a_finetuning_checkpoint_gives_the_models_outputs(tmp_path, classifier):
     torch.save({"module": videomae_names(classifier)}, tmp_path / "c.pth")
     weights = read_weights(tmp_path / "c.pth", **CLIP, heads=3)
-    assert weights.spec.keep_ratio == 1.0  # VideoMAE encodes all
+    assert weights.spec.pruning.keep_ratio == 1.0  # VideoMAE encodes all
     assert torch.equal(outputs(load_model(weights, keep_ratio=0.5)), outputs(classifier))
 
 
@@ -65,7 +65,7 @@ def test_everests_options_become_the_selection(tmp_path, kind, options, expected
     arguments = argparse.Namespace(num_frames=6, input_size=16, **options)
     torch.save({"model": videomae_names(square(kind)), "args": arguments}, tmp_path / "c.pth")
     spec = read_weights(tmp_path / "c.pth", heads=3, **({"decoder_heads": 2} if kind == "pretrain" else {})).spec
-    assert (spec.strategy, spec.keep_ratio, spec.visible_ratio) == expected
+    assert (spec.pruning.strategy, spec.pruning.keep_ratio, spec.pruning.visible_ratio) == expected
 
 
 @pytest.mark.parametrize("prefix", ["backbone.", "module.", "_orig_mod.", "module.backbone."])

@@ -1,15 +1,15 @@
 """Checkpoints of VideoMAE's relatives -> tensors under VideoMAE's own names that give the same outputs.
 
-    found = read_foreign(content, path)      # VideoMAE V2, MGMAE, Unmasked Teacher, InternVideo's encoders, mmaction2, ...
+    variant = convert_variant(content, path)      # VideoMAE V2, MGMAE, Unmasked Teacher, InternVideo's encoders, mmaction2, ...
 
-In this order: the dictionary of weights is found (under `model`, `state_dict`, ...), what wraps every name is taken off
-(`module.`, `model.`, `vision_encoder.`, ...), names of other code become VideoMAE's, and what VideoMAE has not is folded into
-what it has where that changes no output:
+In this order: the dictionary of weights is located (under `model`, `state_dict`, ...), prefixes of all names are removed
+(`module.`, `model.`, `vision_encoder.`, ...), names of other code become VideoMAE's, and layers that VideoMAE does not have
+are folded into those that it has where that changes no output:
 - `qkv.bias`: its parts for q and v are `q_bias` and `v_bias`. That for k adds q . b_k to all scores of a query, which cancels in
   the softmax, and is dropped;
 - layer scale (`gamma_1`, `gamma_2`): multiplied into the layer before it;
 - a saved `pos_embed` that is the sine-cosine table: dropped, the model computes it.
-What cannot be folded is refused by name, with the reason.
+Anything else is refused by name, with the reason.
 """
 
 from __future__ import annotations
@@ -25,17 +25,17 @@ import torch
 from mats_ds.models.layers import sine_cosine_positions
 from mats_ds.models.weights.model_weights import MAX_NAME_CHARACTERS, MAX_TENSORS, check_tensors, list_names
 
-# Where weights lie in a checkpoint, the likeliest first. DeepSpeed says module, Lightning and mmaction2 state_dict.
+# The keys of weights in a checkpoint, the likeliest first. DeepSpeed uses module, Lightning and mmaction2 state_dict.
 STATE_KEYS = (
     *("model", "module", "state_dict", "model_state_dict", "model_state", "net", "network", "weights"),
     *("model_ema", "ema", "state_dict_ema", "target_encoder", "teacher", "student", "encoder", "backbone"),
 )
 MAX_NESTING = 4
-# torch.compile, DataParallel, Lightning, detection code: taken off every name, whatever else the checkpoint holds.
+# torch.compile, DataParallel, Lightning, detection code: removed from every name.
 WRAPPERS = ("_orig_mod.", "module.", "model.", "backbone.")
-HEADS = ("cls_head.", "head.", "fc_norm.")  # may lie beside the encoder
+HEADS = ("cls_head.", "head.", "fc_norm.")  # may lie next to the encoder
 PATCHES = re.compile(r"(?P<base>.*?)patch_embed\.(proj|projection)\.weight")
-PREFERRED = ("teacher", "target", "ema", "momentum")  # of two encoders, the one that its own code evaluates
+PREFERRED = ("teacher", "target", "ema", "momentum")  # of two encoders, the one that their authors evaluate
 RENAMED = (  # names of other code -> VideoMAE's
     (r"patch_embed\.projection\.", "patch_embed.proj."),  # mmaction2
     (r"\.mlp\.layers\.0\.0\.", ".mlp.fc1."),  # mmaction2
@@ -48,7 +48,7 @@ LEFT_OUT = (  # tensors that the encoder's and the decoder's outputs do not depe
     (r"(.*\.)?clip_decoder\..*", "heads that predict CLIP's features (Unmasked Teacher)"),
     (r"(.*\.)?(get_token_probs|pos_embed_probs).*", "the network that chooses masks (AdaMAE)"),
 )
-REFUSED = (  # what ours cannot be
+REFUSED = (  # parts that ours does not have
     (r"(.*\.)?(cls_token|class_token|cls_positional_embedding|pos_embed_class)", "a class token that all others attend to"),
     (r"(.*\.)?pos_embed_(spatial|temporal)|(.*\.)?(temporal_embed\w*|time_embed)", "learned positions of space and time apart"),
     (r".*(relative_position|rel_pos).*", "relative position biases in attention"),
@@ -62,7 +62,7 @@ DEFAULT_TOLERANCE = 1e-5
 
 
 @dataclass
-class Foreign:
+class Converted:
     """`tensors` under VideoMAE's names. `num_positions`: rows of a saved table of the encoder's positions, None without one."""
 
     tensors: dict[str, torch.Tensor]
@@ -70,27 +70,27 @@ class Foreign:
     num_positions: int | None = None
 
 
-def read_foreign(content: Mapping[str, Any], path: str | Path) -> Foreign:
+def convert_variant(content: Mapping[str, Any], path: str | Path) -> Converted:
     """Raises ValueError for a dictionary without a video model, and for one with parts that ours cannot be."""
     notes: list[str] = []
     state = unwrap(find_state(content, notes))
-    found = Foreign({name: value for name, value in state.items() if isinstance(value, torch.Tensor)}, notes)
-    _choose_encoder(found, path)
+    variant = Converted({name: value for name, value in state.items() if isinstance(value, torch.Tensor)}, notes)
+    _choose_encoder(variant, path)
     for pattern, replacement in RENAMED:
-        found.tensors = {re.sub(pattern, replacement, name): tensor for name, tensor in found.tensors.items()}
+        variant.tensors = {re.sub(pattern, replacement, name): tensor for name, tensor in variant.tensors.items()}
     for pattern, reason in LEFT_OUT:
-        names = [name for name in found.tensors if re.fullmatch(pattern, name)]
+        names = [name for name in variant.tensors if re.fullmatch(pattern, name)]
         if names:
-            found.notes.append(f"{len(names)} tensors are left out: {reason}")
+            variant.notes.append(f"{len(names)} tensors are left out: {reason}")
         for name in names:
-            del found.tensors[name]
-    _refuse(found.tensors, path)
-    check_tensors(found.tensors)
-    _join_projections(found.tensors)
-    _split_biases(found)
-    _fold_layer_scale(found)
-    _drop_positions(found, path)
-    return found
+            del variant.tensors[name]
+    _refuse(variant.tensors, path)
+    check_tensors(variant.tensors)
+    _join_projections(variant.tensors)
+    _split_biases(variant)
+    _fold_layer_scale(variant)
+    _drop_positions(variant, path)
+    return variant
 
 
 def find_state(content: Mapping[str, Any], notes: list[str]) -> Mapping[str, Any]:
@@ -108,12 +108,12 @@ def find_state(content: Mapping[str, Any], notes: list[str]) -> Mapping[str, Any
 def holds_tensors(value: Any) -> bool:
     """Whether a dictionary holds tensors, or one that does; under `model` may also lie what a model is made of.
 
-    Looked through once each: a small file can hold dictionaries that stand in each other a million times.
+    Each dictionary is searched once: a small file can hold dictionaries that contain each other a million times.
     """
     level, seen = [value], set()
     for _ in range(MAX_NESTING):
-        level = [each for each in level if isinstance(each, Mapping) and id(each) not in seen and not seen.add(id(each))]
-        items = [item for each in level for item in each.values()]
+        level = [value for value in level if isinstance(value, Mapping) and id(value) not in seen and not seen.add(id(value))]
+        items = [item for mapping in level for item in mapping.values()]
         if any(isinstance(item, torch.Tensor) for item in items):
             return True
         level = items
@@ -138,20 +138,20 @@ def unwrap(state: Mapping[str, Any]) -> dict[str, Any]:
     return stripped
 
 
-def _choose_encoder(found: Foreign, path: str | Path) -> None:
+def _choose_encoder(variant: Converted, path: str | Path) -> None:
     """Keep the tensors of one video model, without what its names have in common."""
-    bases = {match["base"] for name in found.tensors if (match := PATCHES.fullmatch(name))}
-    # VideoMAE's own pre-training has encoder.patch_embed beside decoder.blocks
+    bases = {match["base"] for name in variant.tensors if (match := PATCHES.fullmatch(name))}
+    # VideoMAE's own pre-training has encoder.patch_embed heads decoder.blocks
     bases = {base.removesuffix("encoder.") if base == "encoder." or base.endswith(".encoder.") else base for base in bases}
     if not bases or "" in bases:
         return
     chosen = min(bases, key=lambda base: (not any(word in base for word in PREFERRED), len(base), base))
-    kept = {name.removeprefix(chosen): tensor for name, tensor in found.tensors.items() if name.startswith(chosen)}
-    beside = {name: tensor for name, tensor in found.tensors.items() if name.startswith(HEADS)}
-    others = {name.partition(".")[0] for name in found.tensors if not name.startswith((chosen, *HEADS))}
+    kept = {name.removeprefix(chosen): tensor for name, tensor in variant.tensors.items() if name.startswith(chosen)}
+    heads = {name: tensor for name, tensor in variant.tensors.items() if name.startswith(HEADS)}
+    others = {name.partition(".")[0] for name in variant.tensors if not name.startswith((chosen, *HEADS))}
     if others:
-        found.notes.append(f"the model under {chosen!r} is read; left out: {list_names(sorted(others))}")
-    found.tensors = {**beside, **unwrap(kept)}
+        variant.notes.append(f"the model under {chosen!r} is read; left out: {list_names(sorted(others))}")
+    variant.tensors = {**heads, **unwrap(kept)}
 
 
 def _refuse(tensors: Mapping[str, torch.Tensor], path: str | Path) -> None:
@@ -176,28 +176,28 @@ def _join_projections(tensors: dict[str, torch.Tensor]) -> None:
             tensors[f"{stem}qkv.{leaf}"] = torch.cat(parts)
 
 
-def _split_biases(found: Foreign) -> None:
+def _split_biases(variant: Converted) -> None:
     """attn.qkv.bias -> attn.q_bias and attn.v_bias; attention without any bias has biases of zero."""
     num_keys = 0
-    for name in [name for name in found.tensors if name.endswith(".attn.qkv.bias")]:
-        bias = found.tensors.pop(name)
+    for name in [name for name in variant.tensors if name.endswith(".attn.qkv.bias")]:
+        bias = variant.tensors.pop(name)
         stem = name.removesuffix("qkv.bias")
-        weight = found.tensors.get(f"{stem}qkv.weight")
+        weight = variant.tensors.get(f"{stem}qkv.weight")
         if bias.ndim != 1 or len(bias) % 3 or weight is None or len(weight) != len(bias):
-            found.tensors[name] = bias  # no such layer: said with the names that VideoMAE has not
+            variant.tensors[name] = bias  # no such layer: refused with the names that VideoMAE does not have
             continue
-        found.tensors[f"{stem}q_bias"], key_bias, found.tensors[f"{stem}v_bias"] = bias.chunk(3)
+        variant.tensors[f"{stem}q_bias"], key_bias, variant.tensors[f"{stem}v_bias"] = bias.chunk(3)
         num_keys += bool(key_bias.count_nonzero())
-    num_keys += _drop_all(found.tensors, ".attn.k_bias")
+    num_keys += _drop_all(variant.tensors, ".attn.k_bias")
     if num_keys:
-        found.notes.append(f"biases of keys are left out in {num_keys} blocks: they cancel in the softmax")
-    weights = [name for name in found.tensors if name.endswith(".attn.qkv.weight") and found.tensors[name].ndim == 2]
-    if weights and not any(name.endswith((".attn.q_bias", ".attn.v_bias", ".attn.qkv.bias")) for name in found.tensors):
-        found.notes.append("its attention has no biases: zeros are put in their place")
+        variant.notes.append(f"biases of keys are left out in {num_keys} blocks: they cancel in the softmax")
+    weights = [name for name in variant.tensors if name.endswith(".attn.qkv.weight") and variant.tensors[name].ndim == 2]
+    if weights and not any(name.endswith((".attn.q_bias", ".attn.v_bias", ".attn.qkv.bias")) for name in variant.tensors):
+        variant.notes.append("its attention has no biases: zeros are used")
         for name in weights:
-            width = found.tensors[name].shape[1]
+            width = variant.tensors[name].shape[1]
             for leaf in ("q_bias", "v_bias"):
-                found.tensors[name.replace("qkv.weight", leaf)] = found.tensors[name].new_zeros(width)
+                variant.tensors[name.replace("qkv.weight", leaf)] = variant.tensors[name].new_zeros(width)
 
 
 def _drop_all(tensors: dict[str, torch.Tensor], ending: str) -> int:
@@ -207,23 +207,23 @@ def _drop_all(tensors: dict[str, torch.Tensor], ending: str) -> int:
     return len(names)
 
 
-def _fold_layer_scale(found: Foreign) -> None:
+def _fold_layer_scale(variant: Converted) -> None:
     """x + gamma * (W y + b) is x + (gamma W) y + gamma b."""
     for number, layer in ((1, "attn.proj"), (2, "mlp.fc2")):
-        for name in [name for name in found.tensors if name.endswith(f".gamma_{number}")]:
+        for name in [name for name in variant.tensors if name.endswith(f".gamma_{number}")]:
             stem = name.removesuffix(f"gamma_{number}") + layer
-            gamma_D, weight, bias = (found.tensors.get(key) for key in (name, f"{stem}.weight", f"{stem}.bias"))
+            gamma_D, weight, bias = (variant.tensors.get(key) for key in (name, f"{stem}.weight", f"{stem}.bias"))
             if weight is None or bias is None or bias.ndim != 1 or not gamma_D.shape == bias.shape == weight.shape[:-1]:
-                continue  # stays, and is told with the names that VideoMAE has not
-            del found.tensors[name]
-            found.tensors[f"{stem}.weight"] = gamma_D.float()[:, None] * weight.float()
-            found.tensors[f"{stem}.bias"] = gamma_D.float() * bias.float()
+                continue  # stays, and is refused with the names that VideoMAE does not have
+            del variant.tensors[name]
+            variant.tensors[f"{stem}.weight"] = gamma_D.float()[:, None] * weight.float()
+            variant.tensors[f"{stem}.bias"] = gamma_D.float() * bias.float()
 
 
-def _drop_positions(found: Foreign, path: str | Path) -> None:
+def _drop_positions(variant: Converted, path: str | Path) -> None:
     """Drop saved tables that are what the model computes. Raises ValueError for others."""
-    for name in [name for name in found.tensors if re.fullmatch(r"((encoder|decoder)[._])?pos_embed", name)]:
-        saved = found.tensors.pop(name)
+    for name in [name for name in variant.tensors if re.fullmatch(r"((encoder|decoder)[._])?pos_embed", name)]:
+        saved = variant.tensors.pop(name)
         table_ND = saved.reshape(-1, saved.shape[-1]) if saved.ndim > 1 else saved[None]
         if table_ND.numel() == 0:
             raise ValueError(f"{path}: {name} {list(saved.shape)} is no table of positions")
@@ -231,7 +231,7 @@ def _drop_positions(found: Foreign, path: str | Path) -> None:
         if not difference <= TABLE_TOLERANCE.get(saved.dtype, DEFAULT_TOLERANCE):
             raise ValueError(
                 f"{path} has positions of its own, {name} {list(saved.shape)}: they differ from VideoMAE's sine-cosine table by "
-                f"up to {difference:.3g} (learned, or of another formula), and ours has no place for them"
+                f"up to {difference:.3g} (learned, or of another formula), and ours cannot hold them"
             )
         if not name.startswith("decoder"):
-            found.num_positions = len(table_ND)
+            variant.num_positions = len(table_ND)
