@@ -21,8 +21,7 @@ from pathlib import Path
 import av
 import numpy as np
 
-from mats_ds.core.storage.files import open_to_append, write_text
-from mats_ds.core.storage.own_files import sum_file, sum_text
+from mats_ds.core.storage.files import hash_file, hash_text, open_to_append, write_text
 from mats_ds.data.scenes import NAMES, Box, SceneSize, draw_scene
 from mats_ds.data.video.containers import file_url
 
@@ -144,7 +143,7 @@ def _write_aside(target: Path, settings: SyntheticSettings) -> None:
             "directions": NAMES[: settings.num_classes],
             "bytes": [(new / video.path).stat().st_size for video in videos],
             "videos": [asdict(video) for video in videos],
-            "sha256": {video.path: sum_file(new / video.path) for video in videos},
+            "sha256": {video.path: hash_file(new / video.path) for video in videos},
         }
         (new / MOTION_NAME).write_text(json.dumps(motion))
         check_own_files(target)  # again: writing takes a while
@@ -188,7 +187,7 @@ def _read_sums(target: Path) -> tuple[dict[str, str | None], dict[str, int]]:
         if not is_ours or not all(name.startswith("synthetic_") for name in videos):
             return {}, {}
         sums = dict.fromkeys([MOTION_NAME, *videos]) | motion.get("sha256", {})
-        sums[MANIFEST_NAME] = sum_text(_format_manifest([(video["path"], video["label"]) for video in motion["videos"]]))
+        sums[MANIFEST_NAME] = hash_text(_format_manifest([(video["path"], video["label"]) for video in motion["videos"]]))
         return sums, dict(zip(videos, motion["bytes"], strict=True))
     except (OSError, ValueError, KeyError, TypeError, AttributeError):
         return {}, {}
@@ -202,7 +201,7 @@ def _is_own(path: Path, checksum: str | None, num_bytes: int | None) -> bool:
     if path.is_symlink() or not path.is_file():
         return False
     is_torn = num_bytes is not None and path.stat().st_size < num_bytes
-    return is_torn or (sum_file(path) == checksum if checksum else num_bytes in (None, path.stat().st_size))
+    return is_torn or (hash_file(path) == checksum if checksum else num_bytes in (None, path.stat().st_size))
 
 
 def _h264_encoder() -> str:
