@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import functools
 import math
+from dataclasses import dataclass
 
 import numpy as np
 
@@ -31,6 +32,32 @@ _FOR_ORDER, _FOR_KEY, _FOR_CLIP, _FOR_CROP, _FOR_SEGMENTS, _FOR_OPERATIONS = ran
 # torchvision's RandomResizedCropSpec, as VideoMAE fine-tunes with it (arXiv 2203.12602): width to height, and how often it tries.
 CROP_RATIOS = (3 / 4, 4 / 3)
 CROP_TRIES = 10
+
+
+@dataclass(frozen=True)
+class BatchSplit:
+    """How the global batch of a step is divided among ranks and micro-steps, and which part is this rank's."""
+
+    rank: int
+    world_size: int
+    micro_batch: int
+    accumulation: int = 1
+
+    def positions(self, step: int, micro: int, *, global_batch: int) -> range:
+        """The sampler's positions of one micro-batch. Those of all ranks and micro-steps of a step together are its global batch.
+
+        Raises ValueError when micro_batch * accumulation * world_size is not the global batch.
+        """
+        num_clips = self.micro_batch * self.accumulation * self.world_size
+        if num_clips != global_batch:
+            raise ValueError(
+                f"micro-batch {self.micro_batch} x accumulation {self.accumulation} x {self.world_size} ranks = {num_clips}, "
+                f"but the global batch is {global_batch}: make them agree"
+            )
+        if not (0 <= self.rank < self.world_size and 0 <= micro < self.accumulation):
+            raise ValueError(f"rank {self.rank} of {self.world_size} or micro-step {micro} of {self.accumulation} does not exist")
+        begin = step * global_batch + (micro * self.world_size + self.rank) * self.micro_batch
+        return range(begin, begin + self.micro_batch)
 
 
 class ClipSampler:
@@ -134,21 +161,6 @@ class ClipSampler:
             operations=operations,
         )
 
-    def positions(self, step: int, micro: int, *, rank: int, world_size: int, micro_batch: int, accumulation: int) -> range:
-        """The positions of one micro-batch. Those of all ranks and micro-steps of a step together are its global batch.
-
-        Raises ValueError when micro_batch * accumulation * world_size is not the sampler's global batch.
-        """
-        return share_of_step(
-            step,
-            micro,
-            rank=rank,
-            world_size=world_size,
-            micro_batch=micro_batch,
-            accumulation=accumulation,
-            global_batch=self.global_batch,
-        )
-
     def _segment_starts(self, *draw: int) -> tuple[float, ...]:
         """A share for each segment of a uniform clip, drawn independently (temporal segment networks, arXiv 1608.00859)."""
         return tuple(map(_to_share, self._words(self.num_frames, _FOR_SEGMENTS, *draw)))
@@ -178,24 +190,6 @@ class ClipSampler:
 
     def _generator(self, *purpose: int) -> np.random.Philox:
         return np.random.Philox(np.random.SeedSequence((self.seed, *purpose)))
-
-
-def share_of_step(
-    step: int, micro: int, *, rank: int, world_size: int, micro_batch: int, accumulation: int, global_batch: int
-) -> range:
-    """The positions of one rank's micro-batch, where a step is `global_batch` positions that follow each other.
-
-    Raises ValueError when micro_batch * accumulation * world_size is not the global batch.
-    """
-    if micro_batch * accumulation * world_size != global_batch:
-        raise ValueError(
-            f"micro-batch {micro_batch} x accumulation {accumulation} x {world_size} ranks = "
-            f"{micro_batch * accumulation * world_size}, but the global batch is {global_batch}: make them agree"
-        )
-    if not (0 <= rank < world_size and 0 <= micro < accumulation):
-        raise ValueError(f"rank {rank} of {world_size} or micro-step {micro} of {accumulation} does not exist")
-    begin = step * global_batch + (micro * world_size + rank) * micro_batch
-    return range(begin, begin + micro_batch)
 
 
 def _to_share(word: int) -> float:

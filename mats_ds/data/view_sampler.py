@@ -15,7 +15,7 @@ import numpy as np
 
 from mats_ds.config.recipe import ClipSection
 from mats_ds.core.clips import ClipSpec, CropSpec
-from mats_ds.data.clip_sampler import KEY_BITS, present_seconds, share_of_step
+from mats_ds.data.clip_sampler import KEY_BITS, present_seconds
 from mats_ds.data.manifest import Manifest
 from mats_ds.data.video.indexing import UnreadableVideo
 
@@ -125,11 +125,6 @@ class ViewSampler:
             span=section.num_frames * section.stride,
             span_seconds=None if seconds is None else section.num_frames * seconds,
         )
-
-    def positions(self, step: int, micro: int, *, rank: int, world_size: int, micro_batch: int, accumulation: int) -> range:
-        """The positions of one micro-batch. Raises ValueError when the split is not that of the sampler's global batch."""
-        split = dict(rank=rank, world_size=world_size, micro_batch=micro_batch, accumulation=accumulation)
-        return share_of_step(step, micro, **split, global_batch=self.global_batch)
 
     def _key(self, position: int) -> int:
         index = position % (self.steps_per_epoch * self.global_batch)

@@ -9,7 +9,7 @@ import pytest
 
 from mats_ds.config.finetune_recipe import parse_rand_augment
 from mats_ds.config.recipe import ClipSection
-from mats_ds.data.clip_sampler import CROP_PLACES, ClipSampler
+from mats_ds.data.clip_sampler import CROP_PLACES, BatchSplit, ClipSampler
 from mats_ds.data.manifest import Manifest
 from mats_ds.data.video.decode import frame_numbers
 
@@ -164,23 +164,20 @@ def test_flip_can_be_switched_off_without_changing_anything_else():
 @pytest.mark.parametrize("split", [(1, 8, 1), (1, 2, 4), (2, 4, 1), (2, 1, 4), (8, 1, 1)])
 def test_a_step_holds_the_same_clips_on_any_split(split):
     world_size, micro_batch, accumulation = split
-    sampler = sampler_of()
     seen = [
         position
         for rank in range(world_size)
         for micro in range(accumulation)
-        for position in sampler.positions(
-            5, micro, rank=rank, world_size=world_size, micro_batch=micro_batch, accumulation=accumulation
-        )
+        for position in BatchSplit(rank, world_size, micro_batch, accumulation).positions(5, micro, global_batch=8)
     ]
     assert sorted(seen) == list(range(40, 48))
 
 
 def test_a_split_that_does_not_make_the_global_batch():
     with pytest.raises(ValueError, match=r"micro-batch 3 x accumulation 2 x 2 ranks = 12, but the global batch is 8"):
-        sampler_of().positions(0, 0, rank=0, world_size=2, micro_batch=3, accumulation=2)
+        BatchSplit(rank=0, world_size=2, micro_batch=3, accumulation=2).positions(0, 0, global_batch=8)
     with pytest.raises(ValueError, match="rank 2 of 2"):
-        sampler_of().positions(0, 0, rank=2, world_size=2, micro_batch=4, accumulation=1)
+        BatchSplit(rank=2, world_size=2, micro_batch=4).positions(0, 0, global_batch=8)
 
 
 @pytest.mark.parametrize("wrong", [{"num_videos": 0}, {"global_batch": 0}, {"num_frames": 0}, {"seed": -1}])

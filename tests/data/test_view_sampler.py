@@ -11,8 +11,9 @@ import pytest
 import torch
 
 from mats_ds.config.recipe import ClipSection
-from mats_ds.data.clip_sampler import ClipSampler
+from mats_ds.data.clip_sampler import BatchSplit, ClipSampler
 from mats_ds.data.loading.loader import ClipLoader
+from mats_ds.data.loading.prefetch import ReadOptions
 from mats_ds.data.manifest import Manifest, read_manifest
 from mats_ds.data.synthetic import write_synthetic_set
 from mats_ds.data.video.decode import frame_numbers
@@ -36,15 +37,10 @@ def batches_of(sampler, *, rank=0, world_size=1, num_workers=2, num_steps=None, 
     """(positions, batch) of every step of a pass on one rank."""
     loader = ClipLoader(
         sampler,
-        rank=rank,
-        world_size=world_size,
-        micro_batch=sampler.global_batch // world_size,
-        accumulation=1,
+        BatchSplit(rank, world_size, sampler.global_batch // world_size),
+        size=(sampler.recipe_clip.height, sampler.recipe_clip.width),
         device=torch.device("cpu"),
-        height=sampler.recipe_clip.height,
-        width=sampler.recipe_clip.width,
-        num_workers=num_workers,
-        **options,
+        options=ReadOptions(num_workers, **options),
     )
     with loader:
         batches = list(islice(loader.micro_batches(0), num_steps or sampler.steps_per_epoch))
@@ -276,12 +272,6 @@ def test_sizes_below_one(wrong):
 def test_an_empty_manifest():
     with pytest.raises(ValueError, match="empty"):
         sampler_of([])
-
-
-def test_a_split_that_does_not_make_the_global_batch():
-    sampler = sampler_of(["a.mp4"], micro_batch=4, world_size=2)
-    with pytest.raises(ValueError, match="the global batch is 8"):
-        sampler.positions(0, 0, rank=0, world_size=1, micro_batch=4, accumulation=1)
 
 
 def test_the_loader_needs_of_a_sampler_what_both_have():
