@@ -42,8 +42,9 @@ from mats_ds.data.manifest import VIDEO_EXTENSIONS, Manifest, read_manifest
 from mats_ds.data.prepare.copying.transcode import transcode_file
 from mats_ds.data.synthetic import write_synthetic_set
 from mats_ds.data.video.clip_frames import ClipCropper
+from mats_ds.data.video.containers import UnreadableVideo
 from mats_ds.data.video.decode import decode_frames, visit_frames
-from mats_ds.data.video.indexing import UnreadableVideo, index_video
+from mats_ds.data.video.indexing import index_video
 
 NUM_FRAMES, STRIDE, SIDE = 16, 4, 224
 MAX_VIDEOS, MIN_FRAMES, MAX_SIDE = 8, 100, 1280

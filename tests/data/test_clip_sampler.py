@@ -9,7 +9,7 @@ import pytest
 
 from mats_ds.config.finetune_recipe import parse_rand_augment
 from mats_ds.config.recipe import ClipSection
-from mats_ds.data.clip_sampler import CROP_PLACES, BatchSplit, ClipSampler
+from mats_ds.data.clip_sampler import CROP_ANCHORS, BatchSplit, ClipSampler
 from mats_ds.data.manifest import Manifest
 from mats_ds.data.video.decode import frame_numbers
 
@@ -145,8 +145,8 @@ def test_crops_are_multi_scale_at_thirteen_places():
     pairs = Counter((scales.index(crop.height_scale), scales.index(crop.width_scale)) for crop in crops)
     assert set(pairs) == {(i, j) for i in range(4) for j in range(4) if abs(i - j) <= 1}
     assert min(pairs.values()) > 200  # 300 expected of each
-    assert len(set(CROP_PLACES)) == 13
-    assert {(4 * crop.top, 4 * crop.left) for crop in crops} == set(CROP_PLACES)
+    assert len(set(CROP_ANCHORS)) == 13
+    assert {(4 * crop.top, 4 * crop.left) for crop in crops} == set(CROP_ANCHORS)
     assert 0.45 < np.mean([crop.flip for crop in crops]) < 0.55
     starts = [sampler.spec(position).start for position in range(3000)]
     assert 0 <= min(starts) < 0.01 and 0.99 < max(starts) < 1

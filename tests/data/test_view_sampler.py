@@ -16,8 +16,9 @@ from mats_ds.data.loading.loader import ClipLoader
 from mats_ds.data.loading.prefetch import ReadOptions
 from mats_ds.data.manifest import Manifest, read_manifest
 from mats_ds.data.synthetic import write_synthetic_set
+from mats_ds.data.video.containers import UnreadableVideo
 from mats_ds.data.video.decode import frame_numbers
-from mats_ds.data.video.indexing import UnreadableVideo, index_video
+from mats_ds.data.video.indexing import index_video
 from mats_ds.data.view_sampler import PADDING, View, ViewSampler, fit_micro_batch
 from tests.data.prepare.copying.test_transcode import write_timed
 
@@ -201,7 +202,7 @@ def test_an_unreadable_video_is_blank_under_its_own_number_and_no_other_takes_it
     assert batch.sample_B.tolist() == 6 * [1] and batch.label_B.tolist() == 6 * [101]
     assert not batch.valid_B.any() and batch.num_substitutes == 6 and not batch.frames_BTHWC.any()
     assert [(bad.path, bad.sample) for bad in batch.bad] == [(str(broken), 1)]
-    assert "takes no other video" not in batch.bad[0].reason
+    assert "substitutes" not in batch.bad[0].reason
     assert {shown.sample for shown, _ in counted_views(sampler, read)} == {0, 2}
     assert sum(len(batch.bad) for _, batch in read) == 1
 
@@ -259,7 +260,7 @@ def test_the_synthetic_set_of_two_codecs(tmp_path):
 
 
 def test_a_test_takes_no_substitutes():
-    with pytest.raises(UnreadableVideo, match="no other video"):
+    with pytest.raises(UnreadableVideo, match="no substitutes"):
         sampler_of(["a.mp4"]).spec(0, attempt=1)
 
 

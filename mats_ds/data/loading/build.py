@@ -88,7 +88,7 @@ def read_views(
     num_workers: int | None = None,
     label: str = "",
 ) -> Iterator[ViewBatch]:
-    """This rank's share of the `num_clips` x `num_crops` views of every video, each once over all ranks, in batches of
+    """This rank's part of the `num_clips` x `num_crops` views of every video, each once over all ranks, in batches of
     `micro_batch`; all ranks have the same number of batches.
 
     Arguments as for ViewSampler and ClipLoader. With a `label`, progress is shown: a bar on a terminal, elsewhere a line every

@@ -75,7 +75,7 @@ class ClipLoader:
     def micro_batches(self, first_step: int) -> Iterator[ClipBatch]:
         """All micro-batches from a step on, without end: step by step, and in each step micro-step by micro-step.
 
-        A file that cannot be read raises nothing: a substitute or a blank clip takes its place, and `bad` names it, once an
+        A file that cannot be read raises nothing: a substitute or a blank clip stands in for it, and `bad` names it, once an
         epoch (and once more after a restart in mid-epoch). A new iterator ends the one before.
         """
         self.close()

@@ -2,7 +2,7 @@
 
 A read that fails is followed by the sampler's substitute, up to MAX_ATTEMPTS files in all, then by a blank (clip None). A
 read that hangs is given up after the time limit: its thread is abandoned (it cannot be killed, and ends when the read
-returns), another takes its place, and the file is refused for as long as the old read still hangs. More than MAX_HANGING reads
+returns), another one is started, and the file is refused for as long as the old read still hangs. More than MAX_HANGING reads
 that hang at once are no longer the files' fault: a disk is gone, and the run ends with one error that names them. What is read
 never depends on the number of workers or on how far ahead they are.
 """
@@ -18,7 +18,7 @@ from dataclasses import dataclass, field
 from typing import Protocol
 
 from mats_ds.core.clips import BadClip, ClipSpec
-from mats_ds.data.video.indexing import UnreadableVideo
+from mats_ds.data.video.containers import UnreadableVideo
 
 MAX_ATTEMPTS = 4  # the clip itself and three substitutes
 MAX_HELD_BYTES = 1 << 30  # decoded frames that wait to be used; the clip that is needed next is read in any case

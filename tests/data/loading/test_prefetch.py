@@ -9,7 +9,7 @@ import pytest
 from mats_ds.core.clips import ClipSpec
 from mats_ds.data.loading import prefetch
 from mats_ds.data.loading.prefetch import MAX_ATTEMPTS, ClipPrefetcher, Closed, ReadingStuck
-from mats_ds.data.video.indexing import UnreadableVideo
+from mats_ds.data.video.containers import UnreadableVideo
 
 
 @dataclass

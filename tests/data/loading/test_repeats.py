@@ -15,7 +15,7 @@ from mats_ds.data.loading.loader import ClipLoader
 from mats_ds.data.loading.prefetch import ReadOptions
 from mats_ds.data.loading.reader import MAX_OPEN_GROUPS, SharedDecoder, read_decoded
 from mats_ds.data.manifest import Manifest
-from mats_ds.data.video.indexing import UnreadableVideo
+from mats_ds.data.video.containers import UnreadableVideo
 
 HEIGHT, WIDTH, NUM_FRAMES, REPEATS = 32, 48, 4, 2
 SECTION = ClipSection(num_frames=NUM_FRAMES, stride=3, height=HEIGHT, width=WIDTH)

@@ -15,7 +15,7 @@ from pathlib import Path
 from mats_ds.core.storage.files import format_csv, hash_file, hash_text, write_text
 from mats_ds.core.storage.own_files import claim_name, find_same_path, refuse_sources, set_aside
 from mats_ds.data.prepare.checking.check_journal import CheckJournal, journal_path
-from mats_ds.data.video.indexing import describe_error
+from mats_ds.data.video.indexing import describe_read_error
 
 BAD_COLUMNS = ("path", "label", "reason")
 QUARANTINE = "quarantine.csv"
@@ -157,6 +157,6 @@ def _make_folder(target: Path) -> None:
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
     except OSError as error:
-        raise ValueError(f"cannot make the folder of {target}: {describe_error(error)}") from None
+        raise ValueError(f"cannot make the folder of {target}: {describe_read_error(error)}") from None
     if not os.access(target.parent, os.W_OK):
         raise ValueError(f"{target} cannot be written: give a name in a folder of yours")
