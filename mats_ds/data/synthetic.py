@@ -13,7 +13,6 @@ import logging
 import os
 import shutil
 import tempfile
-from collections.abc import Iterator
 from dataclasses import asdict, dataclass, fields
 from fractions import Fraction
 from pathlib import Path
@@ -22,6 +21,7 @@ import av
 import numpy as np
 
 from mats_ds.core.storage.files import hash_file, hash_text, open_to_append, write_text
+from mats_ds.core.storage.folder_lock import lock_until_closed
 from mats_ds.data.scenes import NAMES, Box, SceneSize, draw_scene
 from mats_ds.data.video.containers import file_url
 
@@ -87,7 +87,9 @@ def write_synthetic_set(
     if not _is_complete(target, settings):
         try:
             target.parent.mkdir(parents=True, exist_ok=True)
-            with _only_one_process(target.with_name(f".{target.name}.lock")):
+            with open_to_append(target.with_name(f".{target.name}.lock")) as lock:
+                # Ranks that find no set wait here for the one that writes it. Without locks, its rename keeps it complete.
+                lock_until_closed(lock, waits=True)
                 if not _is_complete(target, settings):
                     _write_aside(target, settings)
         except OSError as error:
@@ -110,19 +112,6 @@ def _is_complete(target: Path, settings: SyntheticSettings) -> bool:
         return motion["settings"] == asdict(settings) and sizes == motion["bytes"] and (target / MANIFEST_NAME).is_file()
     except (OSError, ValueError, KeyError, TypeError):
         return False
-
-
-@contextlib.contextmanager
-def _only_one_process(lock: Path) -> Iterator[None]:
-    """Ranks that find no set wait here for the one that writes it."""
-    try:
-        import fcntl
-    except ImportError:  # not on this system: the rename at the end still keeps the set whole
-        yield
-        return
-    with open_to_append(lock) as file:
-        fcntl.flock(file, fcntl.LOCK_EX)
-        yield
 
 
 def _write_aside(target: Path, settings: SyntheticSettings) -> None:

@@ -30,8 +30,8 @@ def check_output_file(
 ) -> None:
     """Raise ValueError where `path` may not be written; writes nothing, so that it can be asked before the work.
 
-    inputs: files that the command reads, by whatever name or link. is_ours: tells from the content that this command wrote
-    a file, which may be replaced; without it, only `force` replaces one.
+    inputs: files that the command reads, by whatever name or link. is_ours: knows by its content a file that this command
+    wrote, which may be replaced; without it, only `force` replaces one.
     """
     for given in inputs:
         if given is not None and is_same_file(path, Path(given)):
@@ -95,9 +95,9 @@ def begin_writing(folder: Path, names: Iterable[str]) -> None:
 def end_writing(folder: Path, names: Iterable[str]) -> None:
     """Note what the files hold now; one that is not there, or is no regular file, is left out."""
     tree, sums = _read(folder)
-    found = {name: hash_file(folder / name) for name in names if (folder / name).is_file() and not (folder / name).is_symlink()}
+    written = {name: hash_file(folder / name) for name in names if (folder / name).is_file() and not (folder / name).is_symlink()}
     kept = {name: checksum for name, checksum in tree.items() if name != UNFINISHED}
-    write_json(folder / MARKER, {**kept, SUMS: {**sums, **found}})
+    write_json(folder / MARKER, {**kept, SUMS: {**sums, **written}})
 
 
 def _read(folder: Path) -> tuple[dict[str, Any], dict[str, Any]]:

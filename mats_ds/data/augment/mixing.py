@@ -36,7 +36,10 @@ class Box(NamedTuple):
 
 @dataclass(frozen=True)
 class Mixture:
-    """How the clips of a micro-batch are mixed. fraction: of its own clip, which stays. box: replaced by cutmix, None for mixup."""
+    """How the clips of a micro-batch are mixed.
+
+    fraction: how much of the own clip stays. box: what cutmix replaces, None for mixup.
+    """
 
     fraction: float
     box: Box | None
