@@ -26,11 +26,12 @@ from PIL import Image
 from mats_ds.config.recipe import ClipSection
 from mats_ds.core.clips import CropSpec
 from mats_ds.core.token_grid import count_tokens
-from mats_ds.data.clip_sampler import CROP_PLACES, CROP_RATIOS
+from mats_ds.data.clip_sampler import CROP_ANCHORS, CROP_RATIOS
 from mats_ds.data.manifest import VIDEO_EXTENSIONS
 from mats_ds.data.video.clip_frames import scale_pictures
+from mats_ds.data.video.containers import UnreadableVideo
 from mats_ds.data.video.decode import decode_frames
-from mats_ds.data.video.indexing import UnreadableVideo, index_video
+from mats_ds.data.video.indexing import index_video
 
 NUM_FRAMES, STRIDE, SIDE = 16, 4, 224
 SPAN = NUM_FRAMES * STRIDE
@@ -102,7 +103,7 @@ def compare_boxes(pictures: set[tuple[int, int]]) -> dict[str, object]:
         np.abs(np.array(multi_scale_box(picture, scales, place)) - CropSpec(*scales, *(part / 4 for part in place)).box(*picture))
         for picture in sorted(pictures)
         for scales in [(a, b) for i, a in enumerate(SCALES) for j, b in enumerate(SCALES) if abs(i - j) <= 1]
-        for place in CROP_PLACES
+        for place in CROP_ANCHORS
     ]
     equal = np.mean([not gap.any() for gap in gaps])
     return {"boxes: sizes, number, largest gap, equal": (len(pictures), len(gaps), int(np.max(gaps)), float(equal))}

@@ -35,14 +35,16 @@ import torch
 from mats_ds.config.recipe import ClipSection
 from mats_ds.core.clips import CropSpec
 from mats_ds.core.storage.files import replace_file, write_text
-from mats_ds.data.clip_sampler import ClipSampler
+from mats_ds.data.clip_sampler import BatchSplit, ClipSampler
 from mats_ds.data.loading.loader import ClipLoader
+from mats_ds.data.loading.prefetch import ReadOptions
 from mats_ds.data.manifest import VIDEO_EXTENSIONS, Manifest, read_manifest
 from mats_ds.data.prepare.copying.transcode import transcode_file
 from mats_ds.data.synthetic import write_synthetic_set
 from mats_ds.data.video.clip_frames import ClipCropper
+from mats_ds.data.video.containers import UnreadableVideo
 from mats_ds.data.video.decode import decode_frames, visit_frames
-from mats_ds.data.video.indexing import UnreadableVideo, index_video
+from mats_ds.data.video.indexing import index_video
 
 NUM_FRAMES, STRIDE, SIDE = 16, 4, 224
 MAX_VIDEOS, MIN_FRAMES, MAX_SIDE = 8, 100, 1280
@@ -241,8 +243,8 @@ def loader_of(paths: list[str], *, workers: int, batch: int) -> ClipLoader:
     manifest = Manifest(paths, np.zeros(len(paths), np.int64), nan_S, nan_S.copy(), "benchmark")
     section = ClipSection(num_frames=NUM_FRAMES, stride=STRIDE, height=SIDE, width=SIDE)
     sampler = ClipSampler(manifest, recipe_clip=section, num_frames=NUM_FRAMES, global_batch=batch, seed=0)
-    place = dict(rank=0, world_size=1, micro_batch=batch, accumulation=1, device=torch.device("cpu"))
-    return ClipLoader(sampler, **place, height=SIDE, width=SIDE, num_workers=workers)
+    options = dict(size=(SIDE, SIDE), device=torch.device("cpu"), options=ReadOptions(workers))
+    return ClipLoader(sampler, BatchSplit(0, 1, batch), **options)
 
 
 def clips_per_second(sets: dict[str, list[str]], readers: dict[str, Reader], *, num_clips: int) -> dict[str, dict[str, float]]:

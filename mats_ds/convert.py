@@ -21,7 +21,8 @@ if __name__ == "__main__":  # run as a file, Python would look for modules in ma
     sys.path[0] = str(Path(__file__).resolve().parents[1])
 
 from mats_ds.core.cli import ArgumentParser
-from mats_ds.core.storage.output_file import check_output_file, check_parent, describe_fault, describe_leftovers, is_same_file
+from mats_ds.core.storage.files import is_same_file
+from mats_ds.core.storage.output_file import check_output_file, check_parent, describe_fault, describe_leftovers
 from mats_ds.core.terminal import run_program
 from mats_ds.core.text import log_to_stderr, say, tell_error
 from mats_ds.core.token_grid import STRATEGIES

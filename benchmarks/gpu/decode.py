@@ -86,7 +86,7 @@ def decode_on_device(part: Part, path: Path, numbers: list[int], size: tuple[int
     from mats_ds.data.loading.dali import GpuDecoder
     from mats_ds.data.loading.reader import EncodedClip, Region
 
-    graph = GpuDecoder(height=size[0], width=size[1], device=torch.device(part.device))
+    graph = GpuDecoder(size=size, device=torch.device(part.device))
     region = Region((0, 0, *size), flip=False)
     graph.start([EncodedClip(np.fromfile(path, np.uint8), np.asarray(numbers, np.int32), region, "")])
     return graph.finish()[0].cpu().numpy()
@@ -111,7 +111,7 @@ def check_broken(part: Part, folder: Path) -> None:
 
     good = folder / FORMATS["h264" if part.on_gpu else "vp9"].file
     region, numbers = Region((0, 0, 176, 208), flip=False), np.arange(4, dtype=np.int32)
-    graph = GpuDecoder(height=176, width=208, device=torch.device(part.device))
+    graph = GpuDecoder(size=(176, 208), device=torch.device(part.device))
     told = {}
     for kind in BROKEN:
         path = write_broken(folder / f"broken-{kind}.mp4", kind, good)
@@ -171,14 +171,15 @@ def make_loader(part: Part, videos: Path, *, side: int, micro: int, num_graphs: 
     import torch
 
     from mats_ds.config.recipe import ClipSection
-    from mats_ds.data.clip_sampler import ClipSampler
+    from mats_ds.data.clip_sampler import BatchSplit, ClipSampler
     from mats_ds.data.loading.loader import ClipLoader
+    from mats_ds.data.loading.prefetch import ReadOptions
     from mats_ds.data.manifest import read_manifest
 
     section = ClipSection(num_frames=16, stride=2 if not part.on_gpu else 4, height=side, width=side)
     sampler = ClipSampler(read_manifest(videos), recipe_clip=section, num_frames=16, global_batch=micro, seed=0)
-    sizes = dict(rank=0, world_size=1, micro_batch=micro, accumulation=1, height=side, width=side)
-    return ClipLoader(sampler, device=torch.device(part.device), num_graphs=num_graphs, **sizes)
+    options = dict(size=(side, side), device=torch.device(part.device), options=ReadOptions(num_graphs=num_graphs))
+    return ClipLoader(sampler, BatchSplit(0, 1, micro), **options)
 
 
 def resident_bytes() -> int:

@@ -15,6 +15,7 @@ from typing import Any
 from mats_ds.config.batch_plan import ACCUMULATION_KEY, MICRO_BATCH_KEY
 from mats_ds.config.ds_keys import IGNORED, RECIPE_KEYS, REFUSED, REFUSED_OF_PARAMS, REFUSED_OF_ZERO, TOP, Kind, Only, to_json
 from mats_ds.core.storage.documents import parse_strict_json
+from mats_ds.core.storage.files import read_text
 
 CLIPPING_KEY = "gradient_clipping"
 NO_CLIPPING = 0.0  # EVEREST and VideoMAE clip nowhere (METHOD section 5)
@@ -37,10 +38,9 @@ def read_ds_config(path: str | Path) -> dict[str, Any]:
     path = Path(path)
     if not path.is_file():
         raise ValueError(f"no DeepSpeed JSON at {path}: try ds_configs/zero2.json")
-    if path.stat().st_size > MAX_BYTES:
-        raise ValueError(f"{path} is {path.stat().st_size:,} bytes long: a DeepSpeed JSON has {MAX_BYTES:,} at most")
+    text = read_text(path, max_bytes=MAX_BYTES, follows_links=True)
     try:
-        config = parse_strict_json(path.read_text(encoding="utf-8"))
+        config = parse_strict_json(text)
     except ValueError as error:
         raise ValueError(f"{path} is not valid JSON: {error}") from None
     if not isinstance(config, dict):

@@ -12,8 +12,8 @@ import yaml
 from pydantic import BaseModel, ValidationError
 
 from mats_ds.config.recipe import Recipe
-from mats_ds.core.storage.documents import MAX_YAML_CHARACTERS, parse_yaml
-from mats_ds.core.storage.files import read_small_text
+from mats_ds.core.storage.documents import MAX_YAML_BYTES, parse_yaml
+from mats_ds.core.storage.files import read_text
 from mats_ds.core.text import Lines
 
 RECIPE_FOLDER = Path(__file__).resolve().parents[1] / "recipes"
@@ -30,7 +30,7 @@ def load_recipe(source: str | Path = "default", overrides: Sequence[str] = (), *
     name, and for a recipe of another trainer than the schema's.
     """
     path = _find_recipe(source)
-    text = read_small_text(path, max_bytes=MAX_YAML_CHARACTERS)
+    text = read_text(path, max_bytes=MAX_YAML_BYTES, follows_links=True)
     try:
         tree = parse_yaml(text)
     except ValueError as error:

@@ -7,7 +7,6 @@ is believed within bounds, and only of regular files inside that folder.
 
 from __future__ import annotations
 
-import hashlib
 import os
 import re
 from collections.abc import Iterable, Mapping
@@ -17,7 +16,7 @@ from pathlib import Path, PurePosixPath
 from typing import Any
 
 from mats_ds.core.storage.documents import parse_strict_json
-from mats_ds.core.storage.files import open_regular, read_bytes
+from mats_ds.core.storage.files import hash_stream, open_regular, read_bytes
 
 FORMAT_VERSION = 1
 COMPLETE = "complete.json"
@@ -28,7 +27,6 @@ MAX_RANKS = 1_000_000  # more than any machine has
 MAX_FILE_BYTES = 1 << 50
 MAX_COMPLETE_BYTES = 8_000_000  # 150 bytes a file, two files a rank: of twenty thousand ranks
 SHA256 = re.compile(r"[0-9a-f]{64}")
-CHUNK_BYTES = 1 << 22
 HASH_THREADS = 8
 SHOWN = 80
 # DeepSpeed's names, in 0.19: _get_ckpt_name and _get_rank_zero_ckpt_name of its engine.
@@ -169,14 +167,6 @@ def what_is_broken(checkpoint: Path) -> str | None:
 def what_is_wrong_with(checkpoint: Path, stated: FileSum) -> str | None:
     """Why one file of a checkpoint is not the one that was written, or None."""
     return _examine_file(checkpoint, stated, True).problem
-
-
-def hash_stream(stream: Any) -> str:
-    """SHA-256 of what is left of a binary stream."""
-    digest = hashlib.sha256()
-    while chunk := stream.read(CHUNK_BYTES):
-        digest.update(chunk)
-    return digest.hexdigest()
 
 
 def _examine_file(checkpoint: Path, stated: FileSum, with_sums: bool) -> Verdict:

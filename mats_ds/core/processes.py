@@ -1,4 +1,4 @@
-"""Which process is it, and is it still there? By what no clock changes: its number, ticks since boot, and which boot it was."""
+"""The identity of a process, and whether it still runs: by its number, ticks since boot and boot, which no clock changes."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ START_FIELD = 19  # of the fields after the name in /proc/PID/stat: starttime, t
 @dataclass(frozen=True)
 class ProcessIdentity:
     """One process of all times and machines. `start_ticks` counts from the boot `boot`; `namespace` is the set of process
-    numbers that `process` is of (containers have their own). What a system does not tell is "" or None.
+    numbers that `process` is of (containers have their own). What a system does not know is "" or None.
     """
 
     host: str
@@ -34,7 +34,7 @@ def identify_process(process: int | None = None) -> ProcessIdentity:
 
 
 def read_start_ticks(process: int) -> int | None:
-    """When a process of this machine began, in ticks since boot; None where there is none, or the system does not tell."""
+    """When a process of this machine began, in ticks since boot; None where there is none, or the system does not know."""
     text = _read(PROC / str(process) / "stat")
     fields = text.rpartition(")")[2].split()  # the name, in parentheses, may hold anything
     return int(fields[START_FIELD]) if len(fields) > START_FIELD and fields[0] not in "ZX" else None

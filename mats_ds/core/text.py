@@ -1,4 +1,4 @@
-r"""Texts that others wrote, fit to be shown: names of files, classes and hosts, error texts of libraries.
+r"""Texts of others made safe to show: names of files, classes and hosts, error texts of libraries.
 
 A name may hold nearly any character, also those that a terminal obeys (colours, cursor, title, clipboard) and new lines that make
 one message look like two. Shown to a person they become escapes, `\n` or `\x1b`, and a text without end is cut in its
@@ -6,7 +6,7 @@ middle. Every other character stays, in any script. What is written into files f
 exactly as they are.
 
     say(f"wrote {path}")                                     one argument, one line, on stdout
-    raise ValueError(Lines("3 mistakes in x.csv", *found))   a message of several lines, told as such at the exit
+    raise ValueError(Lines("3 mistakes in x.csv", *mistakes))   a message of several lines, shown as such
 """
 
 from __future__ import annotations
@@ -54,7 +54,7 @@ def clean_page(text: str) -> str:
 def clean_output(text: str) -> str:
     r"""What somebody's code writes to a terminal: escapes for all but new lines and what a progress bar moves its line with.
 
-    Colours are left out. This is the net below `clean_line`: it cannot tell the new lines of a name from others.
+    Colours are left out. This is the net below `clean_line`: for it the new lines of a name are like all others.
     """
     if text.isascii() and text.isprintable():  # the common case, and quick
         return text
@@ -97,7 +97,7 @@ def describe_crash(error: BaseException) -> str:
     lines: list[str] = []
     for entry in traceback.format_exception(type(error), error, error.__traceback__):
         first, *rest = entry.rstrip("\n").expandtabs(4).split("\n")
-        is_message = not entry.startswith((" ", "\n"))  # others are frames, and the words between two errors
+        is_message = not entry.startswith((" ", "\n"))  # others are frames, and the text between two errors
         lines += [first, *(f"    {line}" if is_message else line for line in rest)]
     if len(lines) > 2 * MAX_LINES:
         lines = [*lines[:MAX_LINES], f"  ... ({len(lines):,} lines) ...", *lines[-MAX_LINES:]]
@@ -105,14 +105,14 @@ def describe_crash(error: BaseException) -> str:
 
 
 def say(*lines: object, stream: TextIO | None = None) -> None:
-    """Print each of them as one line, on stdout or `stream`, at once: what comes next may end the process."""
+    """Print each argument as one line, on stdout or `stream`, at once: what comes next may end the process."""
     for line in lines:
         print(line if isinstance(line, Lines) else clean_line(line), file=stream or sys.stdout)
     (stream or sys.stdout).flush()
 
 
 def tell_error(error: BaseException | str) -> None:
-    """The line by which a program says on stderr why it ends."""
+    """Print on stderr, as one line, why a program ends."""
     text = describe_error(error) if isinstance(error, BaseException) else error if isinstance(error, Lines) else clean_line(error)
     print(f"error: {text}", file=sys.stderr, flush=True)
 
@@ -143,13 +143,13 @@ def log_to_stderr(level: int) -> None:
     logging.basicConfig(level=level, handlers=[handler])
 
 
-def _escape_bytes(found: re.Match[str]) -> str:
-    errors = "surrogateescape" if "\udc80" <= found[0] <= "\udcff" else "surrogatepass"
-    return "".join(f"\\x{byte:02x}" for byte in found[0].encode("utf-8", errors))
+def _escape_bytes(match: re.Match[str]) -> str:
+    errors = "surrogateescape" if "\udc80" <= match[0] <= "\udcff" else "surrogatepass"
+    return "".join(f"\\x{byte:02x}" for byte in match[0].encode("utf-8", errors))
 
 
-def _escape(found: re.Match[str]) -> str:
-    character = found[0]
+def _escape(match: re.Match[str]) -> str:
+    character = match[0]
     code = ord(character)
     if 0xDC80 <= code <= 0xDCFF:  # as Python keeps a byte of a name that is no UTF-8
         code -= 0xDC00

@@ -1,6 +1,6 @@
 """(seed, position) -> ClipSpec: which video, which frames, which crop. Stateless, so that a run resumes anywhere, on any split.
 
-A position counts clips since the start of training: step * global_batch + place in the global batch. Every draw is a pure
+A position counts clips since the start of training: step * global_batch + index in the global batch. Every choice is a pure
 function of (seed, epoch, index in the epoch, attempt), taken from the raw 64-bit words of numpy's Philox generator, whose
 stream numpy promises not to change (its shuffles and uniform numbers carry no such promise).
 """
@@ -9,18 +9,19 @@ from __future__ import annotations
 
 import functools
 import math
+from dataclasses import dataclass
 
 import numpy as np
 
 from mats_ds.config.finetune_recipe import RandAugmentPlan
 from mats_ds.config.recipe import ClipSection
 from mats_ds.core.clips import ClipSpec, CropSpec, RandomResizedCropSpec
-from mats_ds.data.augment.rand_augment import SHARES_PER_OPERATION, sample_operations
+from mats_ds.data.augment.rand_augment import NUMBERS_PER_OPERATION, sample_operations
 from mats_ds.data.manifest import Manifest
 
-# The fixed places of a multi-scale crop (top, left; in quarters of the free room): corners, centre, edge middles and quarter
+# The fixed positions of a multi-scale crop (top, left; in quarters of the free room): corners, centre, edge middles and quarter
 # points. Source: temporal segment networks, arXiv 1608.00859, section on multi-scale cropping; VideoMAE's recipe uses it too.
-CROP_PLACES = (
+CROP_ANCHORS = (
     *((0, 0), (0, 4), (4, 0), (4, 4), (2, 2)),
     *((0, 2), (4, 2), (2, 0), (2, 4)),
     *((1, 1), (1, 3), (3, 1), (3, 3)),
@@ -33,16 +34,42 @@ CROP_RATIOS = (3 / 4, 4 / 3)
 CROP_TRIES = 10
 
 
-class ClipSampler:
-    """Draws the clips of a training run.
+@dataclass(frozen=True)
+class BatchSplit:
+    """How the global batch of a step is divided among ranks and micro-steps, and which part is this rank's."""
 
-    `num_frames` frames are read of each clip; with uniform sampling each comes from a place of its own in its segment, so a video
+    rank: int
+    world_size: int
+    micro_batch: int
+    accumulation: int = 1
+
+    def positions(self, step: int, micro: int, *, global_batch: int) -> range:
+        """The sampler's positions of one micro-batch. Those of all ranks and micro-steps of a step together are its global batch.
+
+        Raises ValueError when micro_batch * accumulation * world_size is not the global batch.
+        """
+        num_clips = self.micro_batch * self.accumulation * self.world_size
+        if num_clips != global_batch:
+            raise ValueError(
+                f"micro-batch {self.micro_batch} x accumulation {self.accumulation} x {self.world_size} ranks = {num_clips}, "
+                f"but the global batch is {global_batch}: make them agree"
+            )
+        if not (0 <= self.rank < self.world_size and 0 <= micro < self.accumulation):
+            raise ValueError(f"rank {self.rank} of {self.world_size} or micro-step {micro} of {self.accumulation} does not exist")
+        begin = step * global_batch + (micro * self.world_size + self.rank) * self.micro_batch
+        return range(begin, begin + self.micro_batch)
+
+
+class ClipSampler:
+    """Samples the clips of a training run.
+
+    `num_frames` frames are read of each clip; with uniform sampling each comes from a point of its own in its segment, so a video
     of 48 frames gives 3**16 different clips of 16. Where that is more than `recipe_clip.num_frames` (candidates of the adaptive
     frame selection), they are spread evenly over the same span of recipe_clip.num_frames * recipe_clip.stride video frames
     (or recipe_clip.num_frames * recipe_clip.stride_seconds seconds). `repeats` neighbouring positions are clips of the same
     video, which differ in everything else. `crop_areas`, where given, are the smallest and largest part of the picture that a
-    random resized crop shows; it takes the place of recipe_clip.crop_scales. `rand_augment`, where given, draws each clip's
-    operations.
+    random resized crop shows; recipe_clip.crop_scales is not used then. `rand_augment`, where given, says how each
+    clip's operations are sampled.
     An epoch has max(1, len(manifest) * repeats // global_batch) steps; it takes no video more than `repeats` times unless
     all of them together are fewer than a global batch, in which case it goes round. Raises ValueError for an empty
     manifest or sizes below one.
@@ -77,7 +104,7 @@ class ClipSampler:
         self.rand_augment = rand_augment
         self.steps_per_epoch = max(1, len(manifest) * repeats // global_batch)
         # Epochs overlap by no more than the clips that are read ahead: two orders in memory are enough.
-        self._order_of = functools.lru_cache(maxsize=2)(self._draw_order)
+        self._order_of = functools.lru_cache(maxsize=2)(self._sample_order)
         scales = recipe_clip.crop_scales
         self._scale_pairs = [(high, wide) for i, high in enumerate(scales) for j, wide in enumerate(scales) if abs(i - j) <= 1]
 
@@ -91,7 +118,7 @@ class ClipSampler:
         return position // (self.steps_per_epoch * self.global_batch)
 
     def spec(self, position: int, attempt: int = 0) -> ClipSpec:
-        """The clip at a position; `attempt` 1, 2, ... draws other videos, to stand in for one that cannot be read.
+        """The clip at a position; `attempt` 1, 2, ... takes other videos as substitutes for one that cannot be read.
 
         The seed belongs to the position: all attempts share it.
         """
@@ -99,27 +126,27 @@ class ClipSampler:
         order_S = self._order_of(epoch)
         seed, shift = self._words(2, _FOR_SEED, epoch, index)
         others = len(order_S) - 1
-        # Substitutes are the videos that follow a random place of the epoch's order, never the clip's own video.
+        # Substitutes are the videos that follow a random index of the epoch's order, never the clip's own video.
         hop = 1 + (shift + attempt - 1) % others if attempt and others else 0
         sample = int(order_S[(index // self.repeats + hop) % len(order_S)])
-        start, scale, place, flip = self._words(4, _FOR_CLIP, epoch, index, attempt)
+        start, scale, anchor, flip = self._words(4, _FOR_CLIP, epoch, index, attempt)
         mirrors = bool(self.recipe_clip.flip and flip >> 63)
         if self.crop_areas is None:
-            crop = self._multi_scale_crop(scale, place, flip=mirrors)
+            crop = self._multi_scale_crop(scale, anchor, flip=mirrors)
         else:
             crop = self._resized_crop(self._words(2 * CROP_TRIES + 2, _FOR_CROP, epoch, index, attempt), flip=mirrors)
         operations = ()
         if self.rand_augment is not None:
-            count = SHARES_PER_OPERATION * self.rand_augment.num_operations
+            count = NUMBERS_PER_OPERATION * self.rand_augment.num_operations
             words = self._words(count, _FOR_OPERATIONS, epoch, index, attempt)
-            operations = sample_operations(self.rand_augment, [_to_share(word) for word in words])
+            operations = sample_operations(self.rand_augment, [_to_fraction(word) for word in words])
         seconds = self.recipe_clip.stride_seconds
         return ClipSpec(
             path=self.manifest.paths[sample],
             sample=sample,
             num_frames=self.num_frames,
             stride=self.recipe_clip.stride,
-            start=_to_share(start),
+            start=_to_fraction(start),
             sampling=self.recipe_clip.sampling,
             label=int(self.manifest.label_S[sample]),
             first_seconds=present_seconds(self.manifest.first_seconds_S[sample]),
@@ -134,41 +161,26 @@ class ClipSampler:
             operations=operations,
         )
 
-    def positions(self, step: int, micro: int, *, rank: int, world_size: int, micro_batch: int, accumulation: int) -> range:
-        """The positions of one micro-batch. Those of all ranks and micro-steps of a step together are its global batch.
+    def _segment_starts(self, *purpose: int) -> tuple[float, ...]:
+        """A fraction for each segment of a uniform clip, sampled independently (temporal segment networks, arXiv 1608.00859)."""
+        return tuple(map(_to_fraction, self._words(self.num_frames, _FOR_SEGMENTS, *purpose)))
 
-        Raises ValueError when micro_batch * accumulation * world_size is not the sampler's global batch.
-        """
-        return share_of_step(
-            step,
-            micro,
-            rank=rank,
-            world_size=world_size,
-            micro_batch=micro_batch,
-            accumulation=accumulation,
-            global_batch=self.global_batch,
-        )
-
-    def _segment_starts(self, *draw: int) -> tuple[float, ...]:
-        """A share for each segment of a uniform clip, drawn independently (temporal segment networks, arXiv 1608.00859)."""
-        return tuple(map(_to_share, self._words(self.num_frames, _FOR_SEGMENTS, *draw)))
-
-    def _multi_scale_crop(self, scale: int, place: int, *, flip: bool) -> CropSpec:
+    def _multi_scale_crop(self, scale: int, anchor: int, *, flip: bool) -> CropSpec:
         height_scale, width_scale = self._scale_pairs[scale % len(self._scale_pairs)]
-        top, left = CROP_PLACES[place % len(CROP_PLACES)]
+        top, left = CROP_ANCHORS[anchor % len(CROP_ANCHORS)]
         return CropSpec(height_scale, width_scale, top / 4, left / 4, flip)
 
     def _resized_crop(self, words: list[int], *, flip: bool) -> RandomResizedCropSpec:
-        """Areas are drawn evenly, ratios evenly in their logarithm."""
+        """Areas are sampled evenly, ratios evenly in their logarithm."""
         (least, most), (narrowest, widest) = self.crop_areas, CROP_RATIOS
-        top, left, *shares = map(_to_share, words)
+        top, left, *fractions = map(_to_fraction, words)
         tries = tuple(
             (least + (most - least) * area, narrowest * (widest / narrowest) ** ratio)
-            for area, ratio in zip(shares[::2], shares[1::2], strict=True)
+            for area, ratio in zip(fractions[::2], fractions[1::2], strict=True)
         )
         return RandomResizedCropSpec(tries, top, left, CROP_RATIOS, flip)
 
-    def _draw_order(self, epoch: int) -> np.ndarray:
+    def _sample_order(self, epoch: int) -> np.ndarray:
         """The epoch's order of all videos, int64 [S]."""
         words_S = self._generator(_FOR_ORDER, epoch).random_raw(len(self.manifest))
         return np.argsort(words_S, kind="stable")
@@ -180,25 +192,7 @@ class ClipSampler:
         return np.random.Philox(np.random.SeedSequence((self.seed, *purpose)))
 
 
-def share_of_step(
-    step: int, micro: int, *, rank: int, world_size: int, micro_batch: int, accumulation: int, global_batch: int
-) -> range:
-    """The positions of one rank's micro-batch, where a step is `global_batch` positions that follow each other.
-
-    Raises ValueError when micro_batch * accumulation * world_size is not the global batch.
-    """
-    if micro_batch * accumulation * world_size != global_batch:
-        raise ValueError(
-            f"micro-batch {micro_batch} x accumulation {accumulation} x {world_size} ranks = "
-            f"{micro_batch * accumulation * world_size}, but the global batch is {global_batch}: make them agree"
-        )
-    if not (0 <= rank < world_size and 0 <= micro < accumulation):
-        raise ValueError(f"rank {rank} of {world_size} or micro-step {micro} of {accumulation} does not exist")
-    begin = step * global_batch + (micro * world_size + rank) * micro_batch
-    return range(begin, begin + micro_batch)
-
-
-def _to_share(word: int) -> float:
+def _to_fraction(word: int) -> float:
     """A word of 64 random bits as a number from 0 to 1, without 1."""
     return (word >> 11) / 2**53
 

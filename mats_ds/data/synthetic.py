@@ -13,7 +13,6 @@ import logging
 import os
 import shutil
 import tempfile
-from collections.abc import Iterator
 from dataclasses import asdict, dataclass, fields
 from fractions import Fraction
 from pathlib import Path
@@ -21,8 +20,8 @@ from pathlib import Path
 import av
 import numpy as np
 
-from mats_ds.core.storage.files import open_to_append, write_text
-from mats_ds.core.storage.own_files import sum_file, sum_text
+from mats_ds.core.storage.files import hash_file, hash_text, open_to_append, write_text
+from mats_ds.core.storage.folder_lock import lock_until_closed
 from mats_ds.data.scenes import NAMES, Box, SceneSize, draw_scene
 from mats_ds.data.video.containers import file_url
 
@@ -88,7 +87,9 @@ def write_synthetic_set(
     if not _is_complete(target, settings):
         try:
             target.parent.mkdir(parents=True, exist_ok=True)
-            with _only_one_process(target.with_name(f".{target.name}.lock")):
+            with open_to_append(target.with_name(f".{target.name}.lock")) as lock:
+                # Ranks that find no set wait here for the one that writes it. Without locks, its rename keeps it complete.
+                lock_until_closed(lock, waits=True)
                 if not _is_complete(target, settings):
                     _write_aside(target, settings)
         except OSError as error:
@@ -113,19 +114,6 @@ def _is_complete(target: Path, settings: SyntheticSettings) -> bool:
         return False
 
 
-@contextlib.contextmanager
-def _only_one_process(lock: Path) -> Iterator[None]:
-    """Ranks that find no set wait here for the one that writes it."""
-    try:
-        import fcntl
-    except ImportError:  # not on this system: the rename at the end still keeps the set whole
-        yield
-        return
-    with open_to_append(lock) as file:
-        fcntl.flock(file, fcntl.LOCK_EX)
-        yield
-
-
 def _write_aside(target: Path, settings: SyntheticSettings) -> None:
     """Write the set beside its place, then rename it; of a set that was there before, only its own files are removed."""
     from tqdm import tqdm
@@ -144,7 +132,7 @@ def _write_aside(target: Path, settings: SyntheticSettings) -> None:
             "directions": NAMES[: settings.num_classes],
             "bytes": [(new / video.path).stat().st_size for video in videos],
             "videos": [asdict(video) for video in videos],
-            "sha256": {video.path: sum_file(new / video.path) for video in videos},
+            "sha256": {video.path: hash_file(new / video.path) for video in videos},
         }
         (new / MOTION_NAME).write_text(json.dumps(motion))
         check_own_files(target)  # again: writing takes a while
@@ -188,7 +176,7 @@ def _read_sums(target: Path) -> tuple[dict[str, str | None], dict[str, int]]:
         if not is_ours or not all(name.startswith("synthetic_") for name in videos):
             return {}, {}
         sums = dict.fromkeys([MOTION_NAME, *videos]) | motion.get("sha256", {})
-        sums[MANIFEST_NAME] = sum_text(_format_manifest([(video["path"], video["label"]) for video in motion["videos"]]))
+        sums[MANIFEST_NAME] = hash_text(_format_manifest([(video["path"], video["label"]) for video in motion["videos"]]))
         return sums, dict(zip(videos, motion["bytes"], strict=True))
     except (OSError, ValueError, KeyError, TypeError, AttributeError):
         return {}, {}
@@ -202,7 +190,7 @@ def _is_own(path: Path, checksum: str | None, num_bytes: int | None) -> bool:
     if path.is_symlink() or not path.is_file():
         return False
     is_torn = num_bytes is not None and path.stat().st_size < num_bytes
-    return is_torn or (sum_file(path) == checksum if checksum else num_bytes in (None, path.stat().st_size))
+    return is_torn or (hash_file(path) == checksum if checksum else num_bytes in (None, path.stat().st_size))
 
 
 def _h264_encoder() -> str:

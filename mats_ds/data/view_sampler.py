@@ -1,6 +1,6 @@
 """Manifest -> the views of a test: of every video the same `num_clips` temporal clips x `num_crops` spatial crops, each once.
 
-Nothing is drawn. Dense clips lie evenly over the video, of the possible beginnings the first and the last too; uniform ones all
+Nothing is random. Dense clips lie evenly over the video, of the possible beginnings the first and the last too; uniform ones all
 reach over it and differ in the frame that they take from each segment. The crops lie evenly along the longer side of the
 picture, whose shorter side they fill (as SlowFast is tested, arXiv 1812.03982, with 10 x 3); no mirroring. One is the centre.
 MATS is tested with 5 x 3 on K400 and UCF101, 10 x 3 on HMDB51, 2 x 3 on SSv2 (METHOD of arXiv 2211.10636).
@@ -15,9 +15,9 @@ import numpy as np
 
 from mats_ds.config.recipe import ClipSection
 from mats_ds.core.clips import ClipSpec, CropSpec
-from mats_ds.data.clip_sampler import SEED_BITS, present_seconds, share_of_step
+from mats_ds.data.clip_sampler import SEED_BITS, present_seconds
 from mats_ds.data.manifest import Manifest
-from mats_ds.data.video.indexing import UnreadableVideo
+from mats_ds.data.video.containers import UnreadableVideo
 
 PADDING = -1  # sample (and label) of a position at which there is no view
 
@@ -32,7 +32,7 @@ class View:
 
 
 class ViewSampler:
-    """Takes the place of ClipSampler in a ClipLoader that reads for a test.
+    """Used in a ClipLoader instead of ClipSampler, to read for a test.
 
     Position p of the first pass is view p % num_views of video p // num_views, crop by crop and clip by clip. A pass has
     `steps_per_epoch` steps of `global_batch` = micro_batch * world_size positions, the same on every rank; what lies beyond
@@ -40,7 +40,7 @@ class ViewSampler:
 
     To merge results exactly, count a clip of a batch where `valid_B & (sample_B >= 0)`:
     - padding has sample and label -1 (it shows the last view once more);
-    - a view that cannot be read is blank, keeps its own sample and label, and has valid false. No other video takes its place.
+    - a view that cannot be read is blank, keeps its own sample and label, and has valid false. No other video stands in for it.
     The clips that count then hold every readable view once over all ranks. `view(position)`, with the loader's
     `positions(step, 0)`, says which view each clip is.
 
@@ -100,13 +100,13 @@ class ViewSampler:
     def spec(self, position: int, attempt: int = 0) -> ClipSpec:
         """The clip at a position. Raises UnreadableVideo for attempts above 0: a test takes no substitutes."""
         if attempt:
-            raise UnreadableVideo("a test takes no other video in its place")
+            raise UnreadableVideo("a test takes no substitutes")
         shown = self.view(position)
         is_padding = shown is None
         if is_padding:
             shown = View(len(self.manifest) - 1, self.num_clips - 1, self.num_crops - 1)
         sample, section = shown.sample, self.recipe_clip
-        place = _spread(shown.crop, self.num_crops)
+        anchor = _spread(shown.crop, self.num_crops)
         is_uniform, seconds = section.sampling == "uniform", section.stride_seconds
         return ClipSpec(
             path=self.manifest.paths[sample],
@@ -119,17 +119,12 @@ class ViewSampler:
             first_seconds=present_seconds(self.manifest.first_seconds_S[sample]),
             last_seconds=present_seconds(self.manifest.last_seconds_S[sample]),
             # The crop fills the shorter side, so only one of the two has room to move in.
-            crop=CropSpec(top=place, left=place),
+            crop=CropSpec(top=anchor, left=anchor),
             clip_seed=self._clip_seed(position),
             position=position,
             span=section.num_frames * section.stride,
             span_seconds=None if seconds is None else section.num_frames * seconds,
         )
-
-    def positions(self, step: int, micro: int, *, rank: int, world_size: int, micro_batch: int, accumulation: int) -> range:
-        """The positions of one micro-batch. Raises ValueError when the split is not that of the sampler's global batch."""
-        split = dict(rank=rank, world_size=world_size, micro_batch=micro_batch, accumulation=accumulation)
-        return share_of_step(step, micro, **split, global_batch=self.global_batch)
 
     def _clip_seed(self, position: int) -> int:
         index = position % (self.steps_per_epoch * self.global_batch)
@@ -150,5 +145,5 @@ def _phase(number: int, count: int) -> float:
 
 
 def _spread(number: int, count: int) -> float:
-    """The `number`-th of `count` places spread evenly from 0 to 1, both included; the middle if there is but one."""
+    """The `number`-th of `count` points spread evenly from 0 to 1, both included; the middle if there is but one."""
     return number / (count - 1) if count > 1 else 0.5

@@ -15,13 +15,14 @@ from typing import Any
 from pydantic import ValidationError
 
 from mats_ds.config.recipe import ClipSection
-from mats_ds.core.storage.documents import parse_yaml
+from mats_ds.core.storage.documents import MAX_YAML_BYTES, parse_yaml
+from mats_ds.core.storage.files import read_text
 from mats_ds.core.token_grid import TokenGrid
 from mats_ds.models.weights.load import read_weights
 from mats_ds.models.weights.model_weights import Weights
 from mats_ds.models.weights.native import SUFFIX
 from mats_ds.models.weights.origin import BEST_FILE, CLIP_KEYS, WEIGHTS_FROM, origin_of
-from mats_ds.models.weights.run import RECIPE, find_steps, read_recipe_text
+from mats_ds.models.weights.run import RECIPE, find_steps
 
 VIEWS = {"clips": 5, "crops": 3}  # of a test where no recipe says it; METHOD: UCF101 and K400
 RECIPE_WORDS, DEFAULT_WORDS = "the recipe of the training", "the default, no recipe says it"
@@ -149,7 +150,7 @@ def read_beside(path: Path) -> Any:
     runs = [where.parent.parent for step in steps[:1] for where in (Path(os.path.abspath(step)), step.resolve())]
     for folder in (path, *runs) if steps else (path.parent,):
         if os.path.lexists(folder / RECIPE) and (steps or path.suffix == SUFFIX):
-            return parse_yaml(read_recipe_text(folder / RECIPE))
+            return parse_yaml(read_text(folder / RECIPE, max_bytes=MAX_YAML_BYTES))
     return None
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import csv
 import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -16,7 +15,7 @@ from mats_ds.core.clips import BadClip
 from mats_ds.core.drawing import try_to_draw
 from mats_ds.core.proportion import Proportion
 from mats_ds.core.storage.documents import parse_json
-from mats_ds.core.storage.files import describe_wrong_kind, read_bytes, replace_file, write_json
+from mats_ds.core.storage.files import describe_wrong_kind, format_csv, read_bytes, write_json, write_text
 from mats_ds.core.storage.output_folder import make_subfolder, remove_parts
 from mats_ds.evaluation.accuracy import TOP, Accuracy, VideoScore, rank_labels, summarize_accuracy, top_classes
 from mats_ds.evaluation.plots import SweepPoint, draw_confusion, draw_sweep
@@ -46,10 +45,7 @@ def share_folder(keep_ratio: float) -> str:
 
 def write_table(path: Path, header: Sequence[str], rows: Iterable[Sequence[object]]) -> None:
     """A CSV file, aside first and renamed when it is whole."""
-    with replace_file(path) as aside, aside.open("w", newline="", encoding="utf-8") as stream:
-        writer = csv.writer(stream, lineterminator="\n")
-        writer.writerow(header)
-        writer.writerows(rows)
+    write_text(path, format_csv([header, *rows]))
 
 
 def write_per_class(path: Path, accuracy: Accuracy, names: Sequence[str]) -> None:

@@ -21,12 +21,12 @@ from typing import TYPE_CHECKING, NamedTuple
 from mats_ds.core.clips import BadClip
 from mats_ds.core.events import RunInfo, StepEvent
 from mats_ds.core.run_dir import FINISHED, SCHEMA, Outcome, write_outcome, write_run
-from mats_ds.core.storage.files import open_regular, open_to_append
+from mats_ds.core.storage.files import append_text, format_csv, open_regular, open_to_append
 from mats_ds.metering.device_memory import DeviceMeter, MemoryReading, left_for_activations, split_peak
 from mats_ds.metering.out_of_memory import advise_on_memory, is_out_of_memory
 from mats_ds.metering.peak_flops import arithmetic_of, choose_peak
 from mats_ds.metering.profiler import dump_snapshot
-from mats_ds.metering.step_record import RecordWriter, StepRecord, append_whole
+from mats_ds.metering.step_record import RecordWriter, StepRecord
 
 if TYPE_CHECKING:
     import torch
@@ -80,7 +80,7 @@ class Recorder:
             write_run(self._run_dir, run)
             with open_to_append(self._run_dir / BAD_CLIPS_FILE) as file:
                 if os.fstat(file.fileno()).st_size == 0:
-                    append_whole(file, ",".join(BAD_CLIPS_COLUMNS) + "\n")
+                    append_text(file, ",".join(BAD_CLIPS_COLUMNS) + "\n")
         self._writer = RecordWriter(self._run_dir, rank=run.rank)
         self._num_bad_clips_total = _count_bad_clips(self._run_dir, rank=run.rank, up_to_step=run.first_step)
         self._joules_before = self._meter.read_joules()
@@ -215,11 +215,9 @@ def _build_record(pending: _Pending, run: RunInfo) -> StepRecord:
 
 def _append_bad_clips(run_dir: Path, clips: Iterable[BadClip], *, rank: int, step: int) -> None:
     """All ranks of a machine append to one file, each call with a single write, so that lines never mix."""
-    text = io.StringIO()
-    writer = csv.writer(text, lineterminator="\n")
-    writer.writerows((rank, step, clip.path, clip.sample, clip.reason) for clip in clips)
+    text = format_csv((rank, step, clip.path, clip.sample, clip.reason) for clip in clips)
     with open_to_append(run_dir / BAD_CLIPS_FILE) as file:
-        append_whole(file, text.getvalue())
+        append_text(file, text)
 
 
 def _count_bad_clips(run_dir: Path, *, rank: int, up_to_step: int) -> int:

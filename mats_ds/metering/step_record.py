@@ -9,15 +9,13 @@ from __future__ import annotations
 
 import json
 import math
-import os
 from dataclasses import dataclass, fields
 from pathlib import Path
-from typing import IO
 
 from mats_ds.core.limits import MAX_FLOAT, limits_of, show
 from mats_ds.core.run_dir import SCHEMA
 from mats_ds.core.storage.documents import NESTED
-from mats_ds.core.storage.files import open_regular, open_to_append, refuse_wrong_kind
+from mats_ds.core.storage.files import append_text, open_regular, open_to_append, refuse_wrong_kind
 from mats_ds.core.storage.folder_watch import FileWatch
 
 MAY_BE_NON_FINITE = ("loss", "learning_rate", "grad_norm")
@@ -187,10 +185,10 @@ class RecordWriter:
         self._file = open_to_append(self.path)
         self._watch = FileWatch(self.path, self._file.fileno(), folder=run_dir)
         if torn:
-            append_whole(self._file, "\n")
+            append_text(self._file, "\n")
 
     def append(self, record: StepRecord) -> None:
-        append_whole(self._file, dump_record(record) + "\n")
+        append_text(self._file, dump_record(record) + "\n")
 
     def what_is_lost(self) -> str | None:
         """Why records do not arrive any more; None while they do, and once the file is closed."""
@@ -198,15 +196,6 @@ class RecordWriter:
 
     def close(self) -> None:
         self._file.close()
-
-
-def append_whole(file: IO[str], text: str) -> None:
-    """Add the text with a single call of the system, so that the lines of several processes never mix. Nothing stays in a buffer
-    that a full disk would refuse once more when the file is closed.
-    """
-    content = text.encode(errors="backslashreplace")
-    while content:  # a disk that is almost full takes the first part, and refuses the second
-        content = content[os.write(file.fileno(), content) :]
 
 
 def _ends_in_mid_line(path: Path) -> bool:

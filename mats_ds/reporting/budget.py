@@ -13,6 +13,7 @@ from mats_ds.core.format import format_bytes
 from mats_ds.core.limits import MAX_NAME, MAX_RANKS, MAX_WHOLE, show
 from mats_ds.core.run_dir import FINISHED
 from mats_ds.core.storage.documents import parse_strict_json
+from mats_ds.core.storage.files import read_bytes
 
 SILENCE_SECONDS, SILENT_STEPS = 600, 20  # a checkpoint or an evaluation may take that long
 MAX_BUDGET_BYTES = 2**16
@@ -83,11 +84,8 @@ def load_budget(source: str | Path, *, folder: str | Path | None = None) -> Budg
     Raises ValueError that says what is wrong and how to mend it.
     """
     path = _find(source, None if folder is None else Path(folder))
+    content = read_bytes(path, max_bytes=MAX_BUDGET_BYTES, follows_links=True)
     try:
-        with path.open("rb") as stream:
-            content = stream.read(MAX_BUDGET_BYTES + 1)
-        if len(content) > MAX_BUDGET_BYTES:
-            raise ValueError(f"it is longer than {MAX_BUDGET_BYTES:,} bytes")
         tree = parse_strict_json(content.decode("utf-8-sig"))
     except ValueError as error:
         raise ValueError(f"{path} is not valid JSON: {error}") from None

@@ -250,7 +250,7 @@ def test_an_optimizer_that_compiles_for_minutes_says_so_before(tmp_path, changes
 
 def test_a_file_that_no_person_wrote_is_not_read(tmp_path):
     path = write(tmp_path, {"_comment": "x" * 1_000_000})
-    with pytest.raises(ValueError, match=r"1,000,\d+ bytes long: a DeepSpeed JSON has 1,000,000 at most"):
+    with pytest.raises(ValueError, match="longer than 1,000,000 bytes"):
         read_ds_config(path)
 
 

@@ -9,8 +9,9 @@ import pytest
 import torch
 
 from mats_ds.config.recipe import Recipe
-from mats_ds.data.clip_sampler import ClipSampler
+from mats_ds.data.clip_sampler import BatchSplit, ClipSampler
 from mats_ds.data.loading.loader import ClipLoader
+from mats_ds.data.loading.prefetch import ReadOptions
 from mats_ds.data.manifest import Manifest
 from mats_ds.data.video.decode import decode_frames, frame_numbers
 from mats_ds.data.video.indexing import index_video
@@ -52,8 +53,8 @@ def test_all_candidates_come_out_of_one_pass_over_the_file(videos, when_opened, 
         index_video(path)  # opens it too, once for all
     opened = []
     when_opened(lambda path: path in videos and opened.append(path))
-    place = dict(rank=0, world_size=1, micro_batch=MICRO_BATCH, accumulation=1, device=torch.device("cpu"))
-    with ClipLoader(sampler, **place, height=HEIGHT, width=HEIGHT, num_workers=num_workers) as loader:
+    split, options = BatchSplit(0, 1, MICRO_BATCH), ReadOptions(num_workers)
+    with ClipLoader(sampler, split, size=(HEIGHT, HEIGHT), device=torch.device("cpu"), options=options) as loader:
         [batch] = islice(loader.micro_batches(0), 1)
     assert batch.frames_BTHWC.shape == (MICRO_BATCH, CANDIDATES, HEIGHT, HEIGHT, 3) and batch.valid_B.all()
     if num_workers == 0:  # nothing was read ahead

@@ -9,7 +9,7 @@ import pytest
 
 from mats_ds.config.finetune_recipe import parse_rand_augment
 from mats_ds.config.recipe import ClipSection
-from mats_ds.data.clip_sampler import CROP_PLACES, ClipSampler
+from mats_ds.data.clip_sampler import CROP_ANCHORS, BatchSplit, ClipSampler
 from mats_ds.data.manifest import Manifest
 from mats_ds.data.video.decode import frame_numbers
 
@@ -145,8 +145,8 @@ def test_crops_are_multi_scale_at_thirteen_places():
     pairs = Counter((scales.index(crop.height_scale), scales.index(crop.width_scale)) for crop in crops)
     assert set(pairs) == {(i, j) for i in range(4) for j in range(4) if abs(i - j) <= 1}
     assert min(pairs.values()) > 200  # 300 expected of each
-    assert len(set(CROP_PLACES)) == 13
-    assert {(4 * crop.top, 4 * crop.left) for crop in crops} == set(CROP_PLACES)
+    assert len(set(CROP_ANCHORS)) == 13
+    assert {(4 * crop.top, 4 * crop.left) for crop in crops} == set(CROP_ANCHORS)
     assert 0.45 < np.mean([crop.flip for crop in crops]) < 0.55
     starts = [sampler.spec(position).start for position in range(3000)]
     assert 0 <= min(starts) < 0.01 and 0.99 < max(starts) < 1
@@ -165,23 +165,20 @@ def test_flip_can_be_switched_off_without_changing_anything_else():
 @pytest.mark.parametrize("split", [(1, 8, 1), (1, 2, 4), (2, 4, 1), (2, 1, 4), (8, 1, 1)])
 def test_a_step_holds_the_same_clips_on_any_split(split):
     world_size, micro_batch, accumulation = split
-    sampler = sampler_of()
     seen = [
         position
         for rank in range(world_size)
         for micro in range(accumulation)
-        for position in sampler.positions(
-            5, micro, rank=rank, world_size=world_size, micro_batch=micro_batch, accumulation=accumulation
-        )
+        for position in BatchSplit(rank, world_size, micro_batch, accumulation).positions(5, micro, global_batch=8)
     ]
     assert sorted(seen) == list(range(40, 48))
 
 
 def test_a_split_that_does_not_make_the_global_batch():
     with pytest.raises(ValueError, match=r"micro-batch 3 x accumulation 2 x 2 ranks = 12, but the global batch is 8"):
-        sampler_of().positions(0, 0, rank=0, world_size=2, micro_batch=3, accumulation=2)
+        BatchSplit(rank=0, world_size=2, micro_batch=3, accumulation=2).positions(0, 0, global_batch=8)
     with pytest.raises(ValueError, match="rank 2 of 2"):
-        sampler_of().positions(0, 0, rank=2, world_size=2, micro_batch=4, accumulation=1)
+        BatchSplit(rank=2, world_size=2, micro_batch=4).positions(0, 0, global_batch=8)
 
 
 @pytest.mark.parametrize("wrong", [{"num_videos": 0}, {"global_batch": 0}, {"num_frames": 0}, {"seed": -1}])

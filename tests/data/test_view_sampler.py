@@ -11,12 +11,14 @@ import pytest
 import torch
 
 from mats_ds.config.recipe import ClipSection
-from mats_ds.data.clip_sampler import ClipSampler
+from mats_ds.data.clip_sampler import BatchSplit, ClipSampler
 from mats_ds.data.loading.loader import ClipLoader
+from mats_ds.data.loading.prefetch import ReadOptions
 from mats_ds.data.manifest import Manifest, read_manifest
 from mats_ds.data.synthetic import write_synthetic_set
+from mats_ds.data.video.containers import UnreadableVideo
 from mats_ds.data.video.decode import frame_numbers
-from mats_ds.data.video.indexing import UnreadableVideo, index_video
+from mats_ds.data.video.indexing import index_video
 from mats_ds.data.view_sampler import PADDING, View, ViewSampler, fit_micro_batch
 from tests.data.prepare.copying.test_transcode import write_timed
 
@@ -36,15 +38,10 @@ def batches_of(sampler, *, rank=0, world_size=1, num_workers=2, num_steps=None, 
     """(positions, batch) of every step of a pass on one rank."""
     loader = ClipLoader(
         sampler,
-        rank=rank,
-        world_size=world_size,
-        micro_batch=sampler.global_batch // world_size,
-        accumulation=1,
+        BatchSplit(rank, world_size, sampler.global_batch // world_size),
+        size=(sampler.recipe_clip.height, sampler.recipe_clip.width),
         device=torch.device("cpu"),
-        height=sampler.recipe_clip.height,
-        width=sampler.recipe_clip.width,
-        num_workers=num_workers,
-        **options,
+        options=ReadOptions(num_workers, **options),
     )
     with loader:
         batches = list(islice(loader.micro_batches(0), num_steps or sampler.steps_per_epoch))
@@ -205,7 +202,7 @@ def test_an_unreadable_video_is_blank_under_its_own_number_and_no_other_takes_it
     assert batch.sample_B.tolist() == 6 * [1] and batch.label_B.tolist() == 6 * [101]
     assert not batch.valid_B.any() and batch.num_substitutes == 6 and not batch.frames_BTHWC.any()
     assert [(bad.path, bad.sample) for bad in batch.bad] == [(str(broken), 1)]
-    assert "takes no other video" not in batch.bad[0].reason
+    assert "substitutes" not in batch.bad[0].reason
     assert {shown.sample for shown, _ in counted_views(sampler, read)} == {0, 2}
     assert sum(len(batch.bad) for _, batch in read) == 1
 
@@ -263,7 +260,7 @@ def test_the_synthetic_set_of_two_codecs(tmp_path):
 
 
 def test_a_test_takes_no_substitutes():
-    with pytest.raises(UnreadableVideo, match="no other video"):
+    with pytest.raises(UnreadableVideo, match="no substitutes"):
         sampler_of(["a.mp4"]).spec(0, attempt=1)
 
 
@@ -276,12 +273,6 @@ def test_sizes_below_one(wrong):
 def test_an_empty_manifest():
     with pytest.raises(ValueError, match="empty"):
         sampler_of([])
-
-
-def test_a_split_that_does_not_make_the_global_batch():
-    sampler = sampler_of(["a.mp4"], micro_batch=4, world_size=2)
-    with pytest.raises(ValueError, match="the global batch is 8"):
-        sampler.positions(0, 0, rank=0, world_size=1, micro_batch=4, accumulation=1)
 
 
 def test_the_loader_needs_of_a_sampler_what_both_have():

@@ -10,10 +10,11 @@ import torch
 
 from mats_ds.config.finetune_recipe import parse_rand_augment
 from mats_ds.config.recipe import ClipSection
-from mats_ds.data.clip_sampler import ClipSampler
+from mats_ds.data.clip_sampler import BatchSplit, ClipSampler
 from mats_ds.data.loading import batching, dali
 from mats_ds.data.loading.dali import choose_num_graphs
 from mats_ds.data.loading.loader import ClipLoader
+from mats_ds.data.loading.prefetch import ReadOptions
 from mats_ds.data.manifest import read_manifest
 
 pytestmark = pytest.mark.gpu
@@ -62,15 +63,10 @@ def loader_of(folder, device, *, micro_batch, num_graphs=None, rand_augment=None
     )
     return ClipLoader(
         sampler,
-        rank=0,
-        world_size=1,
-        micro_batch=micro_batch,
-        accumulation=1,
+        BatchSplit(0, 1, micro_batch),
+        size=(HEIGHT, WIDTH),
         device=torch.device(device),
-        height=HEIGHT,
-        width=WIDTH,
-        num_workers=2,
-        num_graphs=num_graphs,
+        options=ReadOptions(num_workers=2, num_graphs=num_graphs),
     )
 
 

@@ -15,7 +15,6 @@ from mats_ds.core.clips import BadClip
 from mats_ds.core.events import PhaseClock, PhaseTimes, RunInfo, StepEvent
 from mats_ds.core.run_dir import Outcome, read_outcome, read_run, write_outcome
 from mats_ds.metering import recorder as recorder_module
-from mats_ds.metering import step_record as records_module
 from mats_ds.metering.device_memory import MemoryReading
 from mats_ds.metering.record_reader import read_records
 from mats_ds.metering.recorder import Recorder
@@ -356,7 +355,7 @@ def test_a_disk_that_is_almost_full_leaves_whole_lines_and_an_error(tmp_path, mo
         room[0] -= taken
         return taken
 
-    monkeypatch.setattr(records_module.os, "write", write)
+    monkeypatch.setattr(os, "write", write)
     with pytest.raises(OSError, match="No space left"):
         recorder.on_step(make_event(3))
     monkeypatch.undo()

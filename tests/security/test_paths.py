@@ -13,7 +13,8 @@ from mats_ds.data.manifest import read_manifest
 from mats_ds.data.prepare.checking.check_set import check_manifest
 from mats_ds.data.prepare.copying.copies import make_copies
 from mats_ds.data.prepare.copying.copy_plan import plan_copies
-from mats_ds.data.video.indexing import UnreadableVideo, index_video
+from mats_ds.data.video.containers import UnreadableVideo
+from mats_ds.data.video.indexing import index_video
 
 STRANGE = [
     "../../outside.mp4",

@@ -1,4 +1,4 @@
-"""Zip files of arrays that somebody else made (.pth of torch, .npz of NumPy): what they unfold to, before any of it is unpacked.
+"""Zip files of arrays of other people (.pth of torch, .npz of NumPy): measured before any of it is unpacked.
 
 torch and numpy.savez store arrays as they are. Deflated, two megabytes of zeros stand for gigabytes, and entries that lie over
 each other count the same bytes many times.
@@ -47,7 +47,7 @@ def open_archive(stream: IO[bytes]) -> zipfile.ZipFile:
 
 
 def _count_entries(stream: IO[bytes], num_bytes: int) -> int:
-    """What the end of the file says, without reading the directory of entries; 0 where it says nothing."""
+    """The number of entries by the end of the file, without reading their directory; 0 where there is none."""
     stream.seek(max(0, num_bytes - LONGEST_COMMENT - END_BYTES - LOCATOR_BYTES - END64_BYTES))
     tail = stream.read()
     end = tail.rfind(END_MARK)

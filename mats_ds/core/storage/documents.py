@@ -1,4 +1,4 @@
-"""Text of files that may be somebody else's -> plain values: JSON and YAML, with one kind of error for all that is wrong with it.
+"""JSON and YAML text of files that may be somebody else's -> plain values; ValueError for all that is wrong with it.
 
 No code runs and no object but dictionaries, lists, texts, numbers and dates comes out. Text that is nested thousands deep ends a
 JSON or YAML reader with RecursionError; YAML whose names stand for each other (`*a`) unfolds a few lines into more values than
@@ -15,7 +15,7 @@ from typing import Any
 import yaml
 
 NESTED = "it is nested too deeply"
-MAX_YAML_CHARACTERS = 200_000  # a recipe has 2,000; the reader makes a kilobyte of two brackets
+MAX_YAML_BYTES = 200_000  # a recipe has 2,000; the reader makes a kilobyte of two brackets
 
 
 class _PlainLoader(yaml.SafeLoader):
@@ -63,8 +63,8 @@ def _make_object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     return tree
 
 
-def _refuse_constant(word: str) -> Any:
-    raise ValueError(f"{word} is no number of JSON: write a finite one, or leave the key out")
+def _refuse_constant(name: str) -> Any:
+    raise ValueError(f"{name} is no number of JSON: write a finite one, or leave the key out")
 
 
 def _make_float(text: str) -> float:
@@ -75,18 +75,18 @@ def _make_float(text: str) -> float:
 
 
 def parse_yaml(text: str) -> Any:
-    """The value of a YAML document of MAX_YAML_CHARACTERS at most. Raises ValueError."""
-    if len(text) > MAX_YAML_CHARACTERS:
-        raise ValueError(f"it has {len(text):,} characters, expected {MAX_YAML_CHARACTERS:,} at most")
+    """The value of a YAML document of MAX_YAML_BYTES characters at most. Raises ValueError."""
+    if len(text) > MAX_YAML_BYTES:
+        raise ValueError(f"it has {len(text):,} characters, expected {MAX_YAML_BYTES:,} at most")
     try:
         return yaml.load(text, _PlainLoader)
     except RecursionError:
         raise ValueError(NESTED) from None
-    except yaml.MarkedYAMLError as error:  # its own words are four lines with a drawing
-        words = ", ".join(filter(None, (error.context, error.problem)))
+    except yaml.MarkedYAMLError as error:  # its own text is four lines with a drawing
+        problem = ", ".join(filter(None, (error.context, error.problem)))
         where = (
             "" if error.problem_mark is None else f"line {error.problem_mark.line + 1}, column {error.problem_mark.column + 1}: "
         )
-        raise ValueError(f"{where}{words}") from None
+        raise ValueError(f"{where}{problem}") from None
     except (yaml.YAMLError, ValueError, TypeError, AttributeError, KeyError, IndexError) as error:  # of `!!int a` and the like
         raise ValueError(" ".join(str(error).split()) or type(error).__name__) from None

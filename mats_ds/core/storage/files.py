@@ -1,22 +1,25 @@
-"""Write and read files in folders that may be somebody else's: whole or not at all, and never through a link.
+"""Write, read and hash regular files: replaced in one step or not at all, read up to a bound, never through a link.
 
-A file is written beside its name and renamed when it is whole, so that a reader sees the old content or the new one, and a
-full disk or a kill leaves the old one. A symbolic link, a folder, a pipe or a device that stands where a file
-should be is refused: a link in a folder that came from elsewhere would lead to a file of the user's that nobody named.
+A file is written beside its name and renamed once it is complete, so that a reader sees the old content or the new one, and a
+full disk or a kill leaves the old one. A symbolic link, a folder, a pipe or a device where a file should be is refused: a link
+in a folder of somebody else's could lead to any file of the user's.
 """
 
 from __future__ import annotations
 
 import contextlib
+import csv
+import hashlib
+import io
 import json
 import os
 import secrets
 import stat
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import IO, Any
 
-NAME_CHARACTERS = 50  # of a name of 255 bytes, a temporary name keeps so many characters
+NAME_CHARACTERS = 50  # a temporary name keeps so many characters of the file's own: 255 bytes are the most
 KINDS = {
     stat.S_IFDIR: "a folder",
     stat.S_IFIFO: "a pipe",
@@ -24,6 +27,14 @@ KINDS = {
     stat.S_IFCHR: "a device",
     stat.S_IFBLK: "a device",
 }
+BLOCK_BYTES = 1 << 22  # read and hashed at once
+# What the name of a file or folder may have: 255 bytes are the most, and what is added to it needs some.
+MAX_NAME_CHARACTERS, MAX_NAME_BYTES = 100, 200
+# The separators of all systems, and what shared Windows disks (SMB, NTFS) do not have in names.
+FORBIDDEN = '/\\:*?"<>|'
+JOINERS = "\u200c\u200d"  # not printable by themselves, and part of words in Persian and Indian scripts
+_NO_LINK = getattr(os, "O_NOFOLLOW", 0)
+_NO_WAIT = getattr(os, "O_NONBLOCK", 0)  # a pipe would be waited for
 
 
 class WrongKindOfFile(ValueError):
@@ -66,7 +77,7 @@ def replace_file(path: Path, *, durable: bool = False) -> Iterator[Path]:
     """
     refuse_wrong_kind(path)
     aside = path.with_name(f".{path.name[:NAME_CHARACTERS]}.{secrets.token_hex(6)}.part")
-    os.close(os.open(aside, os.O_WRONLY | os.O_CREAT | os.O_EXCL | getattr(os, "O_NOFOLLOW", 0), 0o666))
+    os.close(os.open(aside, os.O_WRONLY | os.O_CREAT | os.O_EXCL | _NO_LINK, 0o666))
     try:
         yield aside
         if durable:
@@ -90,14 +101,30 @@ def write_json(path: Path, tree: Any, *, durable: bool = False, indent: int = 1)
     write_text(path, json.dumps(tree, indent=indent, allow_nan=False) + "\n", durable=durable)
 
 
+def format_csv(rows: Iterable[Sequence[object]]) -> str:
+    """Rows, the header among them, as CSV text for `write_text` or `append_text`."""
+    text = io.StringIO(newline="")
+    csv.writer(text, lineterminator="\n").writerows(rows)
+    return text.getvalue()
+
+
 def open_to_append(path: Path) -> IO[str]:
     """A UTF-8 file to add lines to, made where it is not there; each line is written when it ends.
 
     Raises WrongKindOfFile for a link and for what is not a regular file.
     """
     refuse_wrong_kind(path)
-    flags = os.O_WRONLY | os.O_CREAT | os.O_APPEND | getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_NONBLOCK", 0)
-    return os.fdopen(os.open(path, flags, 0o666), "a", buffering=1, encoding="utf-8", newline="\n")
+    descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND | _NO_LINK | _NO_WAIT, 0o666)
+    return os.fdopen(descriptor, "a", buffering=1, encoding="utf-8", newline="\n")
+
+
+def append_text(file: IO[str], text: str) -> None:
+    """Add text with a single call of the system, so that the lines of several processes never mix. Nothing stays in a buffer that
+    a full disk would refuse once more when the file is closed.
+    """
+    content = text.encode(errors="backslashreplace")
+    while content:  # a disk that is almost full takes the first part, and refuses the second
+        content = content[os.write(file.fileno(), content) :]
 
 
 def open_regular(path: Path, *, below: Path | None = None) -> IO[bytes]:
@@ -106,7 +133,7 @@ def open_regular(path: Path, *, below: Path | None = None) -> IO[bytes]:
     Raises FileNotFoundError, and WrongKindOfFile for a link and for what is not a regular file (`below`: see refuse_wrong_kind).
     """
     refuse_wrong_kind(path, below=below)
-    descriptor = os.open(path, os.O_RDONLY | getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_NONBLOCK", 0))
+    descriptor = os.open(path, os.O_RDONLY | _NO_LINK | _NO_WAIT)
     try:
         if not stat.S_ISREG(os.fstat(descriptor).st_mode):
             raise WrongKindOfFile(f"{path} is no regular file")
@@ -117,13 +144,44 @@ def open_regular(path: Path, *, below: Path | None = None) -> IO[bytes]:
         raise
 
 
-def read_bytes(path: Path, *, max_bytes: int, below: Path | None = None) -> bytes:
-    """The content of a small file, opened as `open_regular` does. Raises ValueError where it is longer than `max_bytes`."""
-    with open_regular(path, below=below) as stream:
+def read_bytes(path: Path, *, max_bytes: int, below: Path | None = None, follows_links: bool = False) -> bytes:
+    """The content of a small file, opened as `open_regular` does. Raises ValueError where it is longer than `max_bytes`.
+
+    follows_links: for a file that the user named, and for Hugging Face's cache, whose folders are made of links.
+    """
+    with path.open("rb") if follows_links else open_regular(path, below=below) as stream:
         content = stream.read(max_bytes + 1)
     if len(content) > max_bytes:
         raise ValueError(f"{path} is longer than {max_bytes:,} bytes, the most that such a file has")
     return content
+
+
+def read_text(path: Path, *, max_bytes: int, follows_links: bool = False) -> str:
+    """The text of a small UTF-8 file, read as `read_bytes` does. Raises ValueError for what is no UTF-8."""
+    content = read_bytes(path, max_bytes=max_bytes, follows_links=follows_links)
+    try:
+        return content.decode("utf-8")
+    except UnicodeDecodeError as error:
+        raise ValueError(f"{path} is no UTF-8 text: {error.reason} at byte {error.start}") from None
+
+
+def hash_stream(stream: IO[bytes]) -> str:
+    """SHA-256 of what is left of a binary stream, in hexadecimal digits."""
+    digest = hashlib.sha256()
+    while block := stream.read(BLOCK_BYTES):
+        digest.update(block)
+    return digest.hexdigest()
+
+
+def hash_file(path: str | os.PathLike[str]) -> str:
+    """SHA-256 of a file's bytes, in hexadecimal digits; opened as `open_regular` does."""
+    with open_regular(Path(path)) as stream:
+        return hash_stream(stream)
+
+
+def hash_text(text: str) -> str:
+    """SHA-256 of the file that `write_text` makes of a text with errors="backslashreplace"."""
+    return hashlib.sha256(text.encode("utf-8", "backslashreplace")).hexdigest()
 
 
 def sync_to_disk(path: Path) -> None:
@@ -135,25 +193,12 @@ def sync_to_disk(path: Path) -> None:
         os.close(descriptor)
 
 
-def read_small_text(path: Path, *, max_bytes: int) -> str:
-    """A UTF-8 file. Links are followed: the folders of Hugging Face's cache are made of them.
-
-    Raises ValueError for a file that is longer than `max_bytes` or no UTF-8.
-    """
-    with path.open("rb") as stream:
-        content = stream.read(max_bytes + 1)
-    if len(content) > max_bytes:
-        raise ValueError(f"{path} is longer than {max_bytes:,} bytes, the most that such a file has")
+def is_same_file(one: str | os.PathLike[str], other: str | os.PathLike[str]) -> bool:
+    """Whether two names lead to the same file, through links and hard links; False where one leads to none."""
     try:
-        return content.decode("utf-8")
-    except UnicodeDecodeError as error:
-        raise ValueError(f"{path} is no UTF-8 text: {error.reason} at byte {error.start}") from None
-
-
-MAX_CHARACTERS, MAX_BYTES = 100, 200  # of the 255 bytes that a name may have, what is added to it needs some
-# The separators of all systems, and what shared Windows disks (SMB, NTFS) do not have in names.
-FORBIDDEN = '/\\:*?"<>|'
-JOINERS = "\u200c\u200d"  # not printable by themselves, and part of words in Persian and Indian scripts
+        return os.path.samefile(one, other)
+    except (OSError, ValueError):  # ValueError: a NUL in a name
+        return False
 
 
 def why_no_file_name(name: str) -> str | None:
@@ -168,6 +213,6 @@ def why_no_file_name(name: str) -> str | None:
         return f"it should not begin with {name[0]!r}"
     if name.endswith("."):
         return "it should not end with a full stop"
-    if len(name) > MAX_CHARACTERS or len(name.encode()) > MAX_BYTES:
-        return f"it should have at most {MAX_CHARACTERS} letters ({MAX_BYTES} bytes), this one has {len(name)}"
+    if len(name) > MAX_NAME_CHARACTERS or len(name.encode()) > MAX_NAME_BYTES:
+        return f"it should have at most {MAX_NAME_CHARACTERS} letters ({MAX_NAME_BYTES} bytes), this one has {len(name)}"
     return None

@@ -7,7 +7,9 @@ else may open that file in the process that holds it: closing any of its descrip
 The processes of one run hold a byte each, its first one byte 0. A folder is only given to another run when all of them are gone:
 those that outlive their first one for some seconds would write among the other's files.
 
-Where a filesystem has no locks, the file itself says who holds the folder (lock_file.py).
+Where a filesystem has no locks, the content of the file alone counts (lock_file.py).
+
+`lock_until_closed` is the simpler lock of one file that is open.
 """
 
 from __future__ import annotations
@@ -21,6 +23,7 @@ import os
 import time
 from dataclasses import dataclass
 from pathlib import Path
+from typing import IO, Any
 
 from mats_ds.core.processes import identify_process
 from mats_ds.core.storage.files import refuse_wrong_kind
@@ -71,7 +74,7 @@ def hold_folder(folder: Path, *, command: str) -> None:
     Holding it a second time changes nothing. Waits RANKS_END_SECONDS where the first process of a run is gone and others of that
     run are not yet.
 
-    command: what this process does there, as another one is told, e.g. "prepare transcode".
+    command: what this process does there, named to a process that is refused, e.g. "prepare transcode".
     Raises ValueError that names command, host, process and time of the holder where another process has it, and for a `.lock`
     that no program of ours wrote; OSError where the folder cannot be written.
     """
@@ -103,7 +106,7 @@ def admit_ranks(folder: Path) -> None:
 def join_hold(folder: Path, *, rank: int) -> None:
     """Hold the folder together with the first process of the run; for `rank` 1 and up, after `admit_ranks`.
 
-    Where that is not possible (a filesystem without locks) nothing is held, and nothing said: the first process has said it.
+    Where that is not possible (a filesystem without locks) nothing is held, and nothing logged: the first process has logged it.
     """
     if fcntl is None or _find_hold(folder) is not None:
         return
@@ -131,6 +134,23 @@ def release_all_folders() -> None:
     """Let other processes into every folder that this one holds."""
     for hold in list(_holds):
         _release(hold)
+
+
+def lock_until_closed(file: IO[Any], *, waits: bool = False) -> bool:
+    """Keep out other processes that call this on the same file, until it is closed; False where one of them has it.
+
+    waits: for that one to end, instead. Where a system or filesystem has no locks, nobody is kept out.
+    """
+    if fcntl is None:
+        return True
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX if waits else fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    except OSError as error:
+        if error.errno not in NO_LOCKS:
+            raise
+    return True
 
 
 def _find_hold(folder: Path) -> _Hold | None:
@@ -168,7 +188,7 @@ def _release(hold: _Hold) -> None:
 
 
 def _take(path: Path) -> tuple[int, bool]:
-    """The file, locked as a whole, and whether the filesystem has locks. Raises ValueError where another process has it."""
+    """The file, all of it locked, and whether the filesystem has locks. Raises ValueError where another process has it."""
     began = time.monotonic()
     while True:
         descriptor = _open(path)
@@ -176,10 +196,10 @@ def _take(path: Path) -> tuple[int, bool]:
             got = _lock(descriptor, LEADER)
             if got is None:
                 return descriptor, False
-            whole = got and _wait_for_ranks(path, descriptor, until=began + RANKS_END_SECONDS)
-            if whole and _is_at(path, descriptor):
+            is_all_mine = got and _wait_for_ranks(path, descriptor, until=began + RANKS_END_SECONDS)
+            if is_all_mine and _is_at(path, descriptor):
                 return descriptor, True
-            if got and not whole:
+            if got and not is_all_mine:
                 raise ValueError(
                     f"{path.parent} is still in use by ranks of {describe_holder(path)}: its first one has ended, and they "
                     "have not: wait until they have, end them, or choose another --out"

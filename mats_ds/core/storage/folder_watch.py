@@ -1,7 +1,7 @@
-"""Is what this process writes still where a person would look for it? Two system calls, so that it may be asked after every step.
+"""FileWatch: whether an open file still has its name in its folder. Two system calls, cheap enough for every step.
 
-A folder that was deleted, moved away or exchanged for another is told from a disk that does not answer for a moment: only the
-answer "there is no such file", or another file of that name, counts. What a disk that does not answer loses, the next write says.
+A folder that was deleted, moved away or exchanged for another is not a disk that does not answer for a moment: only the answer
+"there is no such file", or another file of that name, counts. What a disk that does not answer loses, the next write reports.
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
 """The content of a lock file: which process holds a folder, for what and since when.
 
-It is what a refused process is told. Where a filesystem has no locks, it alone keeps others out: a holder of this machine that is
+A process that is refused names it. Where a filesystem has no locks, it alone keeps others out: a holder of this machine that is
 not there any more is passed over; one of another host is not, as nobody here can see whether it still runs.
 """
 
@@ -72,7 +72,7 @@ def parse_holder(content: bytes) -> Holder | None:
 
 
 def describe_holder(path: Path) -> str:
-    """For a message: who holds the folder, as the file says."""
+    """For a message: who holds the folder, by its lock file."""
     holder = read_holder(path)
     return "another process" if holder is None else holder.describe()
 

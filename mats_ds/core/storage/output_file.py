@@ -1,16 +1,28 @@
-"""The one file that a command writes: new, or one that the same command wrote. No other is overwritten, and no input ever."""
+"""Files that a command writes: new, or its own of an earlier call. No other file is overwritten, and no input ever.
+
+One file by itself is checked with `check_output_file`. For named files in a folder of `output_folder`, the folder's marker holds
+their sums: `refuse_losses` before the work, `begin_writing` and `end_writing` around the writing.
+"""
 
 from __future__ import annotations
 
-import hashlib
 import os
 from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
-from mats_ds.core.storage.files import NAME_CHARACTERS, describe_wrong_kind, open_regular, refuse_wrong_kind, write_json
+from mats_ds.core.storage.files import (
+    NAME_CHARACTERS,
+    describe_wrong_kind,
+    hash_file,
+    is_same_file,
+    refuse_wrong_kind,
+    write_json,
+)
 from mats_ds.core.storage.output_folder import MARKER, find_parts, read_marker_tree
 from mats_ds.core.text import describe_error
+
+SUMS, UNFINISHED = "sha256", "unfinished"  # keys of the marker
 
 
 def check_output_file(
@@ -18,8 +30,8 @@ def check_output_file(
 ) -> None:
     """Raise ValueError where `path` may not be written; writes nothing, so that it can be asked before the work.
 
-    inputs: files that the command reads, by whatever name or link. is_ours: tells from the content that this command wrote
-    a file, which may be replaced; without it, only `force` replaces one.
+    inputs: files that the command reads, by whatever name or link. is_ours: knows by its content a file that this command
+    wrote, which may be replaced; without it, only `force` replaces one.
     """
     for given in inputs:
         if given is not None and is_same_file(path, Path(given)):
@@ -48,20 +60,9 @@ def describe_leftovers(path: Path) -> list[str]:
 
 
 def describe_fault(error: Exception, path: str | Path) -> str:
-    """The error in words, with the file or folder that was to be written where it names none itself, as of a full disk."""
+    """The error as one line, with the file or folder that was to be written where it names none itself, as of a full disk."""
     is_nameless = isinstance(error, OSError) and error.errno is not None and error.filename is None
     return f"{path} cannot be written: {error.strerror}" if is_nameless else describe_error(error)
-
-
-def is_same_file(one: Path, other: Path) -> bool:
-    """Whether two names lead to the same file, through links and hard links; False where one leads to none."""
-    try:
-        return os.path.samefile(one, other)
-    except (OSError, ValueError):  # ValueError: a NUL in a name
-        return False
-
-
-SUMS, UNFINISHED = "sha256", "unfinished"
 
 
 def refuse_losses(folder: Path, names: Iterable[str], *, inputs: Iterable[str | Path | None] = ()) -> None:
@@ -78,7 +79,7 @@ def refuse_losses(folder: Path, names: Iterable[str], *, inputs: Iterable[str | 
             raise ValueError(f"{path} would be overwritten, and {given} is read: give another --out")
         if SUMS not in tree or tree.get(UNFINISHED) or describe_wrong_kind(path) is not None:  # links are refused by the writers
             continue
-        if sums.get(name) != _sum_file(path):
+        if sums.get(name) != hash_file(path):
             what = "was changed after this command wrote it" if name in sums else "was not written by this command"
             raise ValueError(f"{path} {what}, and would be lost: rename it, or give another --out")
 
@@ -94,20 +95,12 @@ def begin_writing(folder: Path, names: Iterable[str]) -> None:
 def end_writing(folder: Path, names: Iterable[str]) -> None:
     """Note what the files hold now; one that is not there, or is no regular file, is left out."""
     tree, sums = _read(folder)
-    found = {name: _sum_file(folder / name) for name in names if (folder / name).is_file() and not (folder / name).is_symlink()}
+    written = {name: hash_file(folder / name) for name in names if (folder / name).is_file() and not (folder / name).is_symlink()}
     kept = {name: checksum for name, checksum in tree.items() if name != UNFINISHED}
-    write_json(folder / MARKER, {**kept, SUMS: {**sums, **found}})
+    write_json(folder / MARKER, {**kept, SUMS: {**sums, **written}})
 
 
 def _read(folder: Path) -> tuple[dict[str, Any], dict[str, Any]]:
     tree = read_marker_tree(folder)
     sums = tree.get(SUMS)
     return tree, sums if isinstance(sums, dict) else {}
-
-
-def _sum_file(path: Path) -> str:
-    found = hashlib.sha256()
-    with open_regular(path) as stream:
-        while block := stream.read(1 << 20):
-            found.update(block)
-    return found.hexdigest()

@@ -21,7 +21,7 @@ from mats_ds.core.storage.files import WrongKindOfFile, read_bytes, write_json
 from mats_ds.core.storage.folder_lock import hold_folder, release_folder
 
 MARKER = ".made_by.json"
-MARKER_BYTES = 1_000_000  # own_tables.py keeps a sum a file in it
+MARKER_BYTES = 1_000_000  # output_file.py keeps a sum a file in it
 # What file systems and file managers put into any folder; nothing here touches them.
 NOBODYS = {".DS_Store", ".directory", ".gitignore", ".gitkeep", ".keep", ".snapshot", "Thumbs.db", "desktop.ini", "lost+found"}
 NFS_LEFTOVER = ".nfs"  # a file that was removed while a process had it open
@@ -68,10 +68,12 @@ def check_output_folder(folder: Path, *, command: str, is_ours: Callable[[Path],
             raise ValueError(f"--out {folder} is no folder: choose another name")
         return
     try:
-        found = sorted(entry.name for entry in os.scandir(folder))
+        listed = sorted(entry.name for entry in os.scandir(folder))
     except OSError as error:
         raise ValueError(f"--out {folder} cannot be read ({error.strerror}): choose another folder") from None
-    names = [name for name in found if name not in NOT_COUNTED and not PART.fullmatch(name) and not name.startswith(NFS_LEFTOVER)]
+    names = [
+        name for name in listed if name not in NOT_COUNTED and not PART.fullmatch(name) and not name.startswith(NFS_LEFTOVER)
+    ]
     maker = read_marker(folder)
     if maker == command or (maker is None and (not names or (is_ours is not None and is_ours(folder)))):
         return
@@ -125,7 +127,7 @@ def find_parts(folder: Path, *, of: Callable[[str], bool]) -> list[Path]:
     if not folder.is_dir():
         return []
     named = ((path, PART.fullmatch(path.name) or OLD_PART.fullmatch(path.name)) for path in folder.iterdir())
-    return sorted(path for path, found in named if found and of(found[1]))
+    return sorted(path for path, match in named if match and of(match[1]))
 
 
 def remove_parts(folder: Path, *, of: Callable[[str], bool]) -> int:
@@ -144,13 +146,13 @@ def remove_parts(folder: Path, *, of: Callable[[str], bool]) -> int:
 
 
 def read_marker(folder: Path) -> str | None:
-    """The command that made a folder; None where no marker says so."""
+    """The command that made a folder, by its marker; None where there is none."""
     maker = read_marker_tree(folder).get("made_by")
     return maker if isinstance(maker, str) else None
 
 
 def read_marker_tree(folder: Path) -> dict[str, Any]:
-    """All that a folder's marker says; empty where there is none."""
+    """All values in a folder's marker; empty where there is none."""
     try:
         tree = parse_json(read_bytes(folder / MARKER, max_bytes=MARKER_BYTES))
     except (OSError, WrongKindOfFile, ValueError):

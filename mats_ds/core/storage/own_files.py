@@ -1,13 +1,12 @@
-"""Files that this program may replace or delete: those that hold, byte for byte, what it wrote into them.
+"""Many files of one program with a record of their sums: what still has its sum may be replaced or deleted.
 
 A record is a text file of JSON lines. The line `{"wrote": NAME, "sha256": SUM}` is added before a file gets its name, so that a
-kill in between leaves nothing that is not known. NAME counts from the record's folder: the folder may be moved or copied as it
-is. What somebody has changed since has another sum, and is theirs.
+kill in between leaves nothing unknown. NAME counts from the record's folder: the folder may be moved or copied. What somebody
+has changed since has another sum, and is theirs.
 """
 
 from __future__ import annotations
 
-import hashlib
 import json
 import os
 from collections import defaultdict
@@ -15,29 +14,14 @@ from collections.abc import Iterable
 from pathlib import Path
 
 from mats_ds.core.storage.documents import parse_json
-from mats_ds.core.storage.files import refuse_wrong_kind
+from mats_ds.core.storage.files import hash_file, is_same_file, refuse_wrong_kind
 
-BLOCK_BYTES = 1 << 20
 SUFFIX_KEPT = ".old"
 MAX_LINE_CHARACTERS = 10_000  # of a record's line: a name has 4096 bytes at most
 
 
-def sum_file(path: str | os.PathLike[str]) -> str:
-    """SHA-256 of a file's bytes, in hexadecimal digits."""
-    found = hashlib.sha256()
-    with open(path, "rb") as file:
-        while block := file.read(BLOCK_BYTES):
-            found.update(block)
-    return found.hexdigest()
-
-
-def sum_text(text: str) -> str:
-    """The same of a text that `core.files.write_text` writes with errors="backslashreplace"."""
-    return hashlib.sha256(text.encode("utf-8", "backslashreplace")).hexdigest()
-
-
 class OwnFiles:
-    """The sums of all that a program has written below one folder, as its record tells them."""
+    """The sums of all that a program has written below one folder, as its record lists them."""
 
     def __init__(self, folder: str | os.PathLike[str], lines: Iterable[str] = ()) -> None:
         self.folder = os.path.realpath(folder)
@@ -66,7 +50,7 @@ class OwnFiles:
     def holds(self, path: str | os.PathLike[str]) -> bool:
         """Whether the file is a regular one and its content is what the program wrote."""
         path = Path(path)
-        return self.knows(path) and path.is_file() and not path.is_symlink() and sum_file(path) in self._sums[self.name(path)]
+        return self.knows(path) and path.is_file() and not path.is_symlink() and hash_file(path) in self._sums[self.name(path)]
 
     def note(self, path: str | os.PathLike[str], checksum: str) -> str:
         """Remember that the program writes this file; the line of the record that says so, "" where it does already."""
@@ -101,24 +85,19 @@ def set_aside(path: Path) -> Path:
     return kept
 
 
-def find_same_place(path: str | os.PathLike[str], targets: Iterable[Path]) -> Path | None:
+def find_same_target(path: str | os.PathLike[str], targets: Iterable[Path]) -> Path | None:
     """The first of `targets` that is the file `path`, or would be if both were there; whatever links or spelling lead to it."""
     for target in targets:
-        try:
-            if os.path.samefile(path, target):
-                return target
-        except (OSError, ValueError):  # one of them is not there
-            pass
-        if os.path.realpath(path) == os.path.realpath(target):
+        if is_same_file(path, target) or os.path.realpath(path) == os.path.realpath(target):
             return target
     return None
 
 
-def find_same(target: Path, paths: Iterable[str | os.PathLike[str]]) -> str | None:
+def find_same_path(target: Path, paths: Iterable[str | os.PathLike[str]]) -> str | None:
     """The first of many `paths` that is the file `target`; only those of its name, upper and lower case alike, are looked at."""
     wanted, length = target.name.casefold(), len(target.name)
     for path in map(os.fspath, paths):
-        if path[-length:].casefold() == wanted and find_same_place(path, [target]):
+        if path[-length:].casefold() == wanted and find_same_target(path, [target]):
             return path
     return None
 
@@ -126,7 +105,7 @@ def find_same(target: Path, paths: Iterable[str | os.PathLike[str]]) -> str | No
 def refuse_sources(target: Path, *, option: str, sources: Iterable[str | os.PathLike[str]], listed: Iterable[str] = ()) -> None:
     """Raises ValueError where `target` is one of the files that are read, or cannot be a regular file at all."""
     refuse_wrong_kind(target)
-    if any(find_same_place(source, [target]) for source in sources):
+    if any(find_same_target(source, [target]) for source in sources):
         raise ValueError(f"{option} {target} is the source itself, which would be lost: give another name")
-    if video := find_same(target, listed):
+    if video := find_same_path(target, listed):
         raise ValueError(f"{option} {target} is the listed video {video}, which would be lost: give another name")

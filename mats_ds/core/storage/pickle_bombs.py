@@ -1,7 +1,7 @@
-"""Calls in a pickle of torch that fill the memory without running any code: found before the pickle is read.
+"""Refuses pickles of torch with calls that fill the memory without running any code, before they are read.
 
 torch's reader for untrusted files (`weights_only`) takes `bytearray(2147483647)` from sixty bytes, as often as they name it, and
-copies a tensor whose one number is said to lie at billions of places. Files of weights have no use for either.
+copies a tensor of one number as if it had billions. Files of weights have no use for either.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
-"""Tensors -> one .safetensors file, whole or not at all.
+"""Tensors -> one .safetensors file, complete or not there at all.
 
 The library writes into a file of its own, `.tmpXXXXXX`, which only its owner may read and which stays behind when it is killed.
-So it gets a folder of its own, with a name that says what it is: a later run can tell, and remove it.
+So it gets a folder of its own, with a name that a later run knows, and can remove.
 """
 
 from __future__ import annotations
@@ -34,8 +34,8 @@ def begins_with(path: Path, key: str) -> bool:
     """
     wanted = b'{"__metadata__":{"%s":' % key.encode()
     with open_regular(path) as stream:
-        found = stream.read(LENGTH_BYTES + len(wanted))
-    return not found or (len(found) > LENGTH_BYTES and wanted.startswith(found[LENGTH_BYTES:]))
+        start = stream.read(LENGTH_BYTES + len(wanted))
+    return not start or (len(start) > LENGTH_BYTES and wanted.startswith(start[LENGTH_BYTES:]))
 
 
 def save_tensors(aside: Path, save: Callable[[Path], None]) -> None:

@@ -29,7 +29,7 @@ from mats_ds.data.augment.geometry import (
     Size,
     Warp,
     average_samples,
-    filled_shares,
+    filled_fractions,
     make_warp,
     movement_matrix,
     source_region,
@@ -87,7 +87,7 @@ class AugmentedCrop:
             min(frame[0], bottom + margin),
             min(frame[1], right + margin),
         )
-        self._last_measured = max((place for place, one in enumerate(operations) if one.name in MEASURED), default=-1)
+        self._last_measured = max((number for number, one in enumerate(operations) if one.name in MEASURED), default=-1)
         self._seen: dict[int, tuple[np.ndarray | None, list[float]]] = {}
 
     @property
@@ -99,14 +99,14 @@ class AugmentedCrop:
         """Do all but the movements to `frames`, and cut them to `region`. Returns the colours of the fills, uint8 [T, J, 3]."""
         fills_TJ3 = np.empty((frames.num_frames, 0, 3), np.uint8)
         top, left, bottom, right = self.region
-        for place, operation in enumerate(self.operations):
-            if place == self._last_measured + 1:  # from here on nobody looks at the rest of the frame
+        for number, operation in enumerate(self.operations):
+            if number == self._last_measured + 1:  # from here on nobody looks at the rest of the frame
                 frames.cut(self._early_region)
             if operation.name in MOVEMENTS:
                 fresh_T13 = np.full((frames.num_frames, 1, 3), FILL, np.uint8)
                 fills_TJ3 = np.concatenate([fills_TJ3, fresh_T13], axis=1)
             elif operation.name in TABLES:
-                counts_T3V = self._count(frames, fills_TJ3, place) if operation.name in MEASURED else None
+                counts_T3V = self._count(frames, fills_TJ3, number) if operation.name in MEASURED else None
                 table_T3V = make_table(operation, counts_T3V, num_frames=frames.num_frames)
                 frames.look_up(table_T3V)
                 fills_TJ3 = look_up(fills_TJ3, table_T3V)
@@ -128,13 +128,13 @@ class AugmentedCrop:
         if self._warp is None:
             return scale_pictures(region_THWC, size=self.size)
         frames_THWC = np.empty((len(region_THWC), *self.size, 3), np.uint8)
-        grid, shares = torch.from_numpy(self._grid()), self._shares()
-        for place, (picture_HWC, fills_J3) in enumerate(zip(region_THWC, fills_TJ3, strict=True)):
+        grid, weights = torch.from_numpy(self._grid()), self._weights()
+        for frame, (picture_HWC, fills_J3) in enumerate(zip(region_THWC, fills_TJ3, strict=True)):
             picture_1CHW = torch.from_numpy(picture_HWC.astype(np.float32)).permute(2, 0, 1)[None]
             sampled_1CHW = _sample(picture_1CHW, grid).numpy()
-            mixed_1CHW = _mix(sampled_1CHW, fills_J3[None].astype(np.float32), **shares)
+            mixed_1CHW = _mix(sampled_1CHW, fills_J3[None].astype(np.float32), **weights)
             mixed_1CHW += 0.5
-            frames_THWC[place] = np.moveaxis(mixed_1CHW[0].astype(np.uint8), 0, -1)
+            frames_THWC[frame] = np.moveaxis(mixed_1CHW[0].astype(np.uint8), 0, -1)
         return frames_THWC
 
     def render(self, video_THWC: torch.Tensor) -> torch.Tensor:
@@ -153,9 +153,9 @@ class AugmentedCrop:
             return (scaled_TCHW + 0.5).clamp(0, 255).to(torch.uint8).permute(0, 2, 3, 1).contiguous()
         device = video_THWC.device
         grid = torch.from_numpy(self._grid()).to(device)
-        shares = {
+        weights = {
             name: torch.from_numpy(value).to(device) if isinstance(value, np.ndarray) else value
-            for name, value in self._shares().items()
+            for name, value in self._weights().items()
         }
         values = 3 * max(grid[0, ..., 0].numel(), region_TCHW[0, 0].numel())
         parts = []
@@ -163,7 +163,7 @@ class AugmentedCrop:
             *(whole.split(max(1, MAX_WARPED_VALUES // values)) for whole in (region_TCHW, fills_TJ3)), strict=True
         ):
             sampled_TCHW = _sample(some_TCHW.float(), grid.expand(len(some_TCHW), -1, -1, -1))
-            mixed_TCHW = _mix(sampled_TCHW, some_TJ3, **shares)
+            mixed_TCHW = _mix(sampled_TCHW, some_TJ3, **weights)
             parts.append((mixed_TCHW + 0.5).to(torch.uint8))
         return torch.cat(parts).permute(0, 2, 3, 1).contiguous()
 
@@ -173,8 +173,8 @@ class AugmentedCrop:
         origin, sides = np.float32([left, top]), np.float32([right - left, bottom - top])
         return (2 * (self._warp.points_HW2 - origin) / sides - 1)[None].astype(np.float32)
 
-    def _shares(self) -> dict[str, object]:
-        """What `_mix` needs to know; no shares where the crop shows no fill."""
+    def _weights(self) -> dict[str, object]:
+        """What `_mix` needs to know; no weights where the crop shows no fill."""
         warp = self._warp
         is_filled = bool((warp.content_HW < 1).any())
         return {
@@ -183,21 +183,21 @@ class AugmentedCrop:
             "samples": warp.samples,
         }
 
-    def _count(self, frames: Frames, fills_TJ3: np.ndarray, place: int) -> np.ndarray:
-        """Histograms of the whole frames as the operations before `place` have left them, [T, 3, V]."""
-        visible_HW, shares_J = self._see(place)
+    def _count(self, frames: Frames, fills_TJ3: np.ndarray, number: int) -> np.ndarray:
+        """Histograms of the whole frames as the operations before this number have left them, [T, 3, V]."""
+        visible_HW, fractions_J = self._see(number)
         counts_T3V = frames.count(visible_HW).astype(np.float64)
-        for share, colours_T3 in zip(shares_J, fills_TJ3.swapaxes(0, 1), strict=True):
-            np.add.at(counts_T3V, (*np.indices(colours_T3.shape), colours_T3), share * math.prod(self.frame))
+        for fraction, colours_T3 in zip(fractions_J, fills_TJ3.swapaxes(0, 1), strict=True):
+            np.add.at(counts_T3V, (*np.indices(colours_T3.shape), colours_T3), fraction * math.prod(self.frame))
         return counts_T3V
 
-    def _see(self, place: int) -> tuple[np.ndarray | None, list[float]]:
-        """Which pixels the movements before `place` leave in the frame, and what share of it each has filled."""
-        if place not in self._seen:
-            num_moved = sum(one.name in MOVEMENTS for one in self.operations[:place])
+    def _see(self, number: int) -> tuple[np.ndarray | None, list[float]]:
+        """Which pixels the movements before this operation leave in the frame, and what fraction of it each has filled."""
+        if number not in self._seen:
+            num_moved = sum(one.name in MOVEMENTS for one in self.operations[:number])
             moved = self._matrices[:num_moved]
-            self._seen[place] = (visible_pixels(moved, self.frame), filled_shares(moved, self.frame)) if moved else (None, [])
-        return self._seen[place]
+            self._seen[number] = (visible_pixels(moved, self.frame), filled_fractions(moved, self.frame)) if moved else (None, [])
+        return self._seen[number]
 
 
 class AugmentingCropper:
@@ -222,27 +222,27 @@ class AugmentingCropper:
         self._crop = AugmentedCrop(operations, crop, frame=frame, size=size)
         self._convert = RgbConverter(height, width, shrinks=shrink > 1)
         numbers = numbers_T.tolist()
-        self._place_of = {number: place for place, number in enumerate(dict.fromkeys(numbers))}
-        self._places_T = [self._place_of[number] for number in numbers]
+        self._row_of = {number: row for row, number in enumerate(dict.fromkeys(numbers))}
+        self._rows_T = [self._row_of[number] for number in numbers]
         top, left, bottom, right = self._crop.region
         num_movements = sum(one.name in MOVEMENTS for one in operations)
-        self._regions_UHWC = np.empty((len(self._place_of), bottom - top, right - left, 3), np.uint8)
-        self._fills_UJ3 = np.empty((len(self._place_of), num_movements, 3), np.uint8)
+        self._regions_UHWC = np.empty((len(self._row_of), bottom - top, right - left, 3), np.uint8)
+        self._fills_UJ3 = np.empty((len(self._row_of), num_movements, 3), np.uint8)
 
     def take(self, number: int, frame: av.VideoFrame) -> None:
         """Augment a picture and keep its region, if it belongs to the clip."""
-        place = self._place_of.get(number)
-        if place is None:
+        row = self._row_of.get(number)
+        if row is None:
             return
         picture = PillowFrame(self._orientation.apply(self._convert(frame), axes=(0, 1)))
-        self._fills_UJ3[place] = self._crop.develop(picture)
-        self._regions_UHWC[place] = picture.pixels(flip=self._crop.flips_region)
+        self._fills_UJ3[row] = self._crop.develop(picture)
+        self._regions_UHWC[row] = picture.pixels(flip=self._crop.flips_region)
 
     def frames(self) -> np.ndarray:
         """uint8 RGB [T, height, width, 3], once all pictures were taken."""
         frames_UHWC = self._crop.finish(self._regions_UHWC, self._fills_UJ3)
-        if len(self._places_T) > len(frames_UHWC):
-            frames_UHWC = frames_UHWC[self._places_T]
+        if len(self._rows_T) > len(frames_UHWC):
+            frames_UHWC = frames_UHWC[self._rows_T]
         return np.ascontiguousarray(frames_UHWC)
 
 
@@ -257,6 +257,6 @@ def _mix(sampled_TCHW, colours_TJ3, *, content_HW, fills_JHW, samples: Size):
         return average_samples(sampled_TCHW, samples)
     sampled_TCHW *= content_HW
     mixed_TCHW = average_samples(sampled_TCHW, samples)
-    for number, share_HW in enumerate(fills_JHW):
-        mixed_TCHW += colours_TJ3[:, number, :, None, None] * share_HW
+    for number, weight_HW in enumerate(fills_JHW):
+        mixed_TCHW += colours_TJ3[:, number, :, None, None] * weight_HW
     return mixed_TCHW

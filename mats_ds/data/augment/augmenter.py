@@ -67,9 +67,9 @@ class Augmenter:
             draws = make_draws(seeds[0], _FOR_BATCH)
             mixture = sample_mixture(self.section, *frames_BTHWC.shape[2:4], draws)
             frames_BTHWC = mix_clips(frames_BTHWC, mixture, partner_B=partner_B, mixes_B=mixes_B)
-            share_B1 = self._floats([mixture.share if mixes else 1.0 for mixes in mixes_B], target_BC)[:, None]
+            fraction_B1 = self._floats([mixture.fraction if mixes else 1.0 for mixes in mixes_B], target_BC)[:, None]
             partner_BC = torch.stack([target_BC[partner] for partner in partner_B])
-            target_BC = target_BC * share_B1 + partner_BC * (1 - share_B1)
+            target_BC = target_BC * fraction_B1 + partner_BC * (1 - fraction_B1)
         seed = int(make_draws(seeds[0], _FOR_MODEL).integers(2**63))
         return TrainingClips(frames_BTHWC, target_BC, self._floats(readable, target_BC), seed)
 

@@ -34,13 +34,13 @@ def movement_matrix(operation: ImageOperation, frame: Size) -> np.ndarray:
         x, y = width / 2, height / 2
         return np.array([[cosine, -sine, x - cosine * x + sine * y], [sine, cosine, y - sine * x - cosine * y]])
     matrix = np.eye(2, 3)
-    place, value = {
+    entry, value = {
         "shear_x": ((0, 1), amount),
         "shear_y": ((1, 0), amount),
         "translate_x": ((0, 2), amount * width),
         "translate_y": ((1, 2), amount * height),
     }[name]
-    matrix[place] = value
+    matrix[entry] = value
     return matrix
 
 
@@ -80,9 +80,9 @@ def average_samples(sampled_NHW, samples: Size):
     """The mean of the samples of each pixel, [..., H, W]; arrays or tensors alike."""
     down, across = samples
     if across > 1:
-        sampled_NHW = sum(sampled_NHW[..., place::across] for place in range(across)) / across
+        sampled_NHW = sum(sampled_NHW[..., first::across] for first in range(across)) / across
     if down > 1:
-        sampled_NHW = sum(sampled_NHW[..., place::down, :] for place in range(down)) / down
+        sampled_NHW = sum(sampled_NHW[..., first::down, :] for first in range(down)) / down
     return sampled_NHW
 
 
@@ -110,17 +110,17 @@ def visible_pixels(matrices: Sequence[np.ndarray], frame: Size) -> np.ndarray:
     return visible_HW
 
 
-def filled_shares(matrices: Sequence[np.ndarray], frame: Size) -> list[float]:
-    """The share of the moved frame that each movement has filled and no later one has pushed out."""
+def filled_fractions(matrices: Sequence[np.ndarray], frame: Size) -> list[float]:
+    """The fraction of the moved frame that each movement has filled and no later one has pushed out."""
     points_HW2 = _centres((COUNTING_SIDE, COUNTING_SIDE), frame)
     open_HW = np.ones(points_HW2.shape[:2], bool)
-    shares = []
+    fractions = []
     for matrix in matrices[::-1]:
         points_HW2 = _lead(matrix, points_HW2)
         inside_HW = _inside(points_HW2, frame)
-        shares.append(float((open_HW & ~inside_HW).mean()))
+        fractions.append(float((open_HW & ~inside_HW).mean()))
         open_HW &= inside_HW
-    return shares[::-1]
+    return fractions[::-1]
 
 
 def _centres(count: Size, frame: Size) -> np.ndarray:

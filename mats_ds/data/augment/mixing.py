@@ -1,7 +1,7 @@
-"""Mixup and cutmix of the clips of a micro-batch: frames_BTHWC uint8 -> frames_BTHWC uint8 and what is left of each clip.
+"""Mixup, cutmix and random erasing of the clips of a micro-batch: frames_BTHWC uint8 -> frames_BTHWC uint8.
 
-Source: arXiv 1710.09412 and 1905.04899, used as timm does for whole batches: one draw a micro-batch, clip b with clip B - 1 - b.
-The box of cutmix is the same in all frames; bytes are rounded, so that the model gets uint8 as ever. (VideoMAE's code takes the
+Mixing as timm does it for batches (arXiv 1710.09412 and 1905.04899): one mixture a micro-batch, clip b with clip B - 1 - b. The
+box of cutmix is the same in all frames; bytes are rounded, so that the model gets uint8 as ever. (VideoMAE's code takes the
 sides of the box from height and width, but cuts frames and rows of a batch [B, C, T, H, W].)
 """
 
@@ -16,25 +16,45 @@ import torch
 
 from mats_ds.config.finetune_recipe import AugmentSection
 
+# Random erasing (arXiv 1708.04896) as timm does it: fractions of the picture's area, height to width.
+AREA_FRACTIONS = (0.02, 1 / 3)
+ASPECT_RATIOS = (0.3, 1 / 0.3)
+MAX_TRIES = 100  # for clips; timm tries ten times for a picture
+# Normal noise of ImageNet's mean and standard deviation, in bytes.
+NOISE_MEAN = (124.0, 116.0, 104.0)
+NOISE_STD = (58.0, 57.0, 57.0)
+
+
+class Box(NamedTuple):
+    """A rectangle in pixels."""
+
+    top: int
+    left: int
+    height: int
+    width: int
+
 
 @dataclass(frozen=True)
 class Mixture:
-    """What a micro-batch is mixed with: `share` of its own clip stays; `box` is what cutmix replaces, None for mixup."""
+    """How the clips of a micro-batch are mixed.
 
-    share: float
+    fraction: how much of the own clip stays. box: what cutmix replaces, None for mixup.
+    """
+
+    fraction: float
     box: Box | None
 
 
-def sample_mixture(section: AugmentSection, height: int, width: int, draws: np.random.Generator) -> Mixture:
-    """One of the two, as the recipe has it. The share of a cutmix is that of the pixels that are left."""
-    cuts = section.cutmix > 0 and (section.mixup == 0 or draws.random() < section.cutmix_share)
+def sample_mixture(section: AugmentSection, height: int, width: int, rng: np.random.Generator) -> Mixture:
+    """One of the two, as the recipe has it. The fraction of a cutmix is that of the pixels that are left."""
+    cuts = section.cutmix > 0 and (section.mixup == 0 or rng.random() < section.cutmix_share)
     alpha = section.cutmix if cuts else section.mixup
-    share = float(draws.beta(alpha, alpha))
+    fraction = float(rng.beta(alpha, alpha))
     if not cuts:
-        return Mixture(share, None)
-    side = math.sqrt(1 - share)
+        return Mixture(fraction, None)
+    side = math.sqrt(1 - fraction)
     high, wide = int(height * side), int(width * side)
-    middle, centre = int(draws.integers(height)), int(draws.integers(width))
+    middle, centre = int(rng.integers(height)), int(rng.integers(width))
     top, left = max(0, middle - high // 2), max(0, centre - wide // 2)
     bottom, right = min(height, middle + high // 2), min(width, centre + wide // 2)
     box = Box(top, left, bottom - top, right - left)
@@ -49,61 +69,44 @@ def choose_partners(micro_batch: int, *, repeats: int) -> list[int]:
     """
     if micro_batch // repeats % 2 == 0:
         return list(range(micro_batch))[::-1]
-    return [(place + repeats) % micro_batch for place in range(micro_batch)]
+    return [(index + repeats) % micro_batch for index in range(micro_batch)]
 
 
 def mix_clips(frames_BTHWC: torch.Tensor, mixture: Mixture, *, partner_B: list[int], mixes_B: list[bool]) -> torch.Tensor:
     """Each clip with its partner; clips with `mixes_B` false stay as they are."""
     mixed_BTHWC = frames_BTHWC.clone()
-    for place, (partner, mixes) in enumerate(zip(partner_B, mixes_B, strict=True)):
-        own_THWC, partner_THWC = frames_BTHWC[place], frames_BTHWC[partner]
+    for index, (partner, mixes) in enumerate(zip(partner_B, mixes_B, strict=True)):
+        own_THWC, partner_THWC = frames_BTHWC[index], frames_BTHWC[partner]
         if not mixes:
             continue
         if mixture.box is None:  # clip by clip: floats of a whole batch would take four times its bytes
-            mixed = torch.lerp(partner_THWC.float(), own_THWC.float(), mixture.share)
-            mixed_BTHWC[place] = mixed.round_().to(torch.uint8)
+            mixed = torch.lerp(partner_THWC.float(), own_THWC.float(), mixture.fraction)
+            mixed_BTHWC[index] = mixed.round_().to(torch.uint8)
         else:
             top, left, height, width = mixture.box
-            mixed_BTHWC[place, :, top : top + height, left : left + width] = partner_THWC[
+            mixed_BTHWC[index, :, top : top + height, left : left + width] = partner_THWC[
                 :, top : top + height, left : left + width
             ]
     return mixed_BTHWC
 
 
-AREA_SHARES = (0.02, 1 / 3)
-ASPECT_RATIOS = (0.3, 1 / 0.3)
-MAX_TRIES = 100  # for clips; timm tries ten times for a picture
-# Normal noise of ImageNet's mean and standard deviation, in bytes.
-NOISE_MEAN = (124.0, 116.0, 104.0)
-NOISE_STD = (58.0, 57.0, 57.0)
-
-
-class Box(NamedTuple):
-    """In pixels."""
-
-    top: int
-    left: int
-    height: int
-    width: int
-
-
-def sample_box(height: int, width: int, draws: np.random.Generator) -> Box | None:
+def sample_box(height: int, width: int, rng: np.random.Generator) -> Box | None:
     """A box inside the picture; None where none of MAX_TRIES fits."""
     for _ in range(MAX_TRIES):
-        area = height * width * draws.uniform(*AREA_SHARES)
-        ratio = math.exp(draws.uniform(*map(math.log, ASPECT_RATIOS)))
+        area = height * width * rng.uniform(*AREA_FRACTIONS)
+        ratio = math.exp(rng.uniform(*map(math.log, ASPECT_RATIOS)))
         high, wide = round(math.sqrt(area * ratio)), round(math.sqrt(area / ratio))
         if 0 < high < height and 0 < wide < width:
-            return Box(int(draws.integers(height - high + 1)), int(draws.integers(width - wide + 1)), high, wide)
+            return Box(int(rng.integers(height - high + 1)), int(rng.integers(width - wide + 1)), high, wide)
     return None
 
 
-def erase_box(frames_THWC: torch.Tensor, draws: np.random.Generator) -> torch.Tensor:
-    """A copy in which a box is noise."""
-    box = sample_box(frames_THWC.shape[1], frames_THWC.shape[2], draws)
+def erase_box(frames_THWC: torch.Tensor, rng: np.random.Generator) -> torch.Tensor:
+    """Random erasing of one clip: a copy in which the same box of all frames is noise."""
+    box = sample_box(frames_THWC.shape[1], frames_THWC.shape[2], rng)
     if box is None:
         return frames_THWC
-    noise_HWC = draws.normal(NOISE_MEAN, NOISE_STD, size=(box.height, box.width, 3))
+    noise_HWC = rng.normal(NOISE_MEAN, NOISE_STD, size=(box.height, box.width, 3))
     noise = torch.from_numpy(noise_HWC.round().clip(0, 255).astype(np.uint8)).to(frames_THWC.device)
     frames_THWC = frames_THWC.clone()
     frames_THWC[:, box.top : box.top + box.height, box.left : box.left + box.width] = noise

@@ -1,7 +1,7 @@
 """Random numbers -> the RandAugment operations of one clip.
 
 Source: arXiv 1909.13719 in the increasing variant of timm (rand-m7-n4-mstd0.5-inc1), with which VideoMAE fine-tunes: the same
-fifteen operations, drawn with replacement, with the same strengths. What they do to pixels is in `tones` and `geometry`.
+fifteen operations, sampled with replacement, with the same strengths. What they do to pixels is in `tones` and `geometry`.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ MAX_SHEAR = 0.3
 MAX_TRANSLATION = 0.45  # of the side
 MAX_ENHANCEMENT = 0.9
 MAX_SOLARIZE_ADDITION = 110
-SHARES_PER_OPERATION = 4  # which one, whether it is used, its direction, its magnitude
+NUMBERS_PER_OPERATION = 4  # which one, whether it is used, its direction, its magnitude
 
 
 def _nothing(strength: float, sign: int) -> float:
@@ -51,7 +51,7 @@ def _slope(strength: float, sign: int) -> float:
     return sign * MAX_SHEAR * strength
 
 
-def _share_of_side(strength: float, sign: int) -> float:
+def _part_of_side(strength: float, sign: int) -> float:
     return sign * MAX_TRANSLATION * strength
 
 
@@ -70,19 +70,19 @@ AMOUNTS: dict[str, Callable[[float, int], float]] = {
     "sharpness": _enhancement,
     "shear_x": _slope,
     "shear_y": _slope,
-    "translate_x": _share_of_side,
-    "translate_y": _share_of_side,
+    "translate_x": _part_of_side,
+    "translate_y": _part_of_side,
 }
 
 
-def sample_operations(plan: RandAugmentPlan, shares: Sequence[float]) -> tuple[ImageOperation, ...]:
-    """The operations that are used, of `plan.num_operations` drawn, each with `plan.probability`.
+def sample_operations(plan: RandAugmentPlan, numbers: Sequence[float]) -> tuple[ImageOperation, ...]:
+    """The operations that are used, of `plan.num_operations` sampled, each with `plan.probability`.
 
-    `shares` are SHARES_PER_OPERATION random numbers (0 to 1, without 1) for each that is drawn.
+    `numbers`: NUMBERS_PER_OPERATION random numbers (0 to 1, without 1) for each that is sampled.
     """
-    assert len(shares) == SHARES_PER_OPERATION * plan.num_operations
+    assert len(numbers) == NUMBERS_PER_OPERATION * plan.num_operations
     names, operations = list(AMOUNTS), []
-    for choice, use, direction, height in zip(*(shares[offset::SHARES_PER_OPERATION] for offset in range(4)), strict=True):
+    for choice, use, direction, height in zip(*(numbers[offset::NUMBERS_PER_OPERATION] for offset in range(4)), strict=True):
         # Half a step up: the normal distribution has no value for 0.
         magnitude = plan.magnitude + plan.spread * NormalDist().inv_cdf(height + 2.0**-54)
         strength = min(MAX_MAGNITUDE, max(0.0, magnitude)) / MAX_MAGNITUDE

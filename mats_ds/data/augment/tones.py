@@ -1,7 +1,7 @@
 """What RandAugment's operations do to colours, as tables of 256 values: uint8 [T, 3, 256], one for each frame and colour.
 
 Source: the operations of Pillow that timm uses (ImageOps and ImageEnhance), to the byte. As there, each frame is measured on its
-own, whole frame. Two operations look at more than one byte at a time and are no tables: colour (`saturate`) and sharpness.
+own, all of it. Two operations look at more than one byte at a time and are no tables: colour (`saturate`) and sharpness.
 
 Legend: T frames, V = 256 values of a byte, J colours of filled areas.
 """
@@ -94,7 +94,7 @@ def _stretch(counts_T3V: np.ndarray) -> np.ndarray:
 
 
 def _equalize(counts_V: np.ndarray) -> np.ndarray:
-    """Values spread so that each share of the range holds as many pixels; a frame of one value stays."""
+    """Values spread so that each part of the range holds as many pixels; a frame of one value stays."""
     counts_V = np.rint(counts_V).astype(np.int64)
     present = counts_V[counts_V > 0]
     step = (present.sum() - present[-1]) // 255 if len(present) > 1 else 0

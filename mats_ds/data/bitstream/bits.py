@@ -17,26 +17,26 @@ class Bits:
 
     def __init__(self, data: bytes) -> None:
         self._digits = bin(1 << 8 * len(data) | int.from_bytes(data, "big"))[3:]
-        self._place = 0
+        self._offset = 0
 
     def read(self, count: int) -> int:
         """The next `count` bits as a number."""
-        begin, self._place = self._place, self._place + count
-        if self._place > len(self._digits):
+        begin, self._offset = self._offset, self._offset + count
+        if self._offset > len(self._digits):
             raise BrokenHeader("a header ends too early")
-        return int(self._digits[begin : self._place], 2) if count else 0
+        return int(self._digits[begin : self._offset], 2) if count else 0
 
     def skip(self, count: int) -> None:
         """Pass over `count` bits."""
-        self._place += count
+        self._offset += count
 
     def unsigned(self) -> int:
         """The next Exp-Golomb number, ue(v)."""
-        one = self._digits.find("1", self._place)
-        end = 2 * one - self._place + 1
+        one = self._digits.find("1", self._offset)
+        end = 2 * one - self._offset + 1
         if one < 0 or end > len(self._digits):
             raise BrokenHeader("a header ends too early")
-        self._place = end
+        self._offset = end
         return int(self._digits[one:end], 2) - 1
 
     def signed(self) -> int:
@@ -63,13 +63,13 @@ def split_units(data: bytes, length_size: int) -> list[tuple[int, int]]:
             units.append((begin + 3, len(data) if end < 0 else end))
             begin = end
         return [unit for unit in units if unit[0] < unit[1]]
-    place, num_bytes = 0, len(data)
-    while place + length_size <= num_bytes:
-        begin = place + length_size
-        place = begin + int.from_bytes(data[place:begin], "big")
-        if place > begin:
-            units.append((begin, place))
-    if place != num_bytes:
+    offset, num_bytes = 0, len(data)
+    while offset + length_size <= num_bytes:
+        begin = offset + length_size
+        offset = begin + int.from_bytes(data[offset:begin], "big")
+        if offset > begin:
+            units.append((begin, offset))
+    if offset != num_bytes:
         raise BrokenHeader("units do not fill their packet")
     return units
 

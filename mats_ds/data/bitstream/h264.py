@@ -163,15 +163,15 @@ class H264Reader:
 
 def _units_of_avcc(extradata: bytes) -> list[bytes]:
     """The parameter sets in an avcC box. Source: ISO/IEC 14496-15, section 5.3.3.1."""
-    units, place = [], 5
+    units, offset = [], 5
     for mask in (31, 255):
-        if place >= len(extradata):
+        if offset >= len(extradata):
             break
-        count, place = extradata[place] & mask, place + 1
+        count, offset = extradata[offset] & mask, offset + 1
         for _ in range(count):
-            size = int.from_bytes(extradata[place : place + 2], "big")
-            units.append(extradata[place + 2 : place + 2 + size])
-            place += 2 + size
+            size = int.from_bytes(extradata[offset : offset + 2], "big")
+            units.append(extradata[offset + 2 : offset + 2 + size])
+            offset += 2 + size
     return units
 
 
@@ -185,9 +185,9 @@ def _read_sequence(bits: Bits) -> tuple[int, _Sequence]:
         has_colour_planes = chroma == 3 and bool(bits.read(1))
         bits.unsigned(), bits.unsigned(), bits.skip(1)
         if bits.read(1):
-            for place in range(12 if chroma == 3 else 8):
+            for number in range(12 if chroma == 3 else 8):
                 if bits.read(1):
-                    _skip_scaling_list(bits, 16 if place < 6 else 64)
+                    _skip_scaling_list(bits, 16 if number < 6 else 64)
     frame_num_bits = bits.unsigned() + 4
     order_kind, order_bits = bits.unsigned(), 0
     if order_kind == 0:
@@ -266,20 +266,20 @@ def _read_pictures(bits: Bits) -> tuple[int, _Pictures]:
 
 def _promises_exact(messages: bytes) -> bool:
     """Whether one of the messages is a recovery point that promises exact pictures from this one on, annex D.2.8."""
-    place = 0
-    while place + 2 < len(messages):
+    offset = 0
+    while offset + 2 < len(messages):
         numbers = [0, 0]  # type and size: bytes of 255 add up
         for which in range(2):
-            while place < len(messages) and messages[place] == 255:
+            while offset < len(messages) and messages[offset] == 255:
                 numbers[which] += 255
-                place += 1
-            if place >= len(messages):
+                offset += 1
+            if offset >= len(messages):
                 return False
-            numbers[which] += messages[place]
-            place += 1
+            numbers[which] += messages[offset]
+            offset += 1
         kind, size = numbers
         if kind == RECOVERY_POINT:
-            bits = Bits(messages[place : place + size])
+            bits = Bits(messages[offset : offset + size])
             return bits.unsigned() == 0 and bits.read(2) == 0b10  # recovery_frame_cnt, exact_match_flag, broken_link_flag
-        place += size
+        offset += size
     return False

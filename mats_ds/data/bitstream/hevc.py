@@ -124,14 +124,14 @@ class HevcReader:
 
 def _units_of_hvcc(extradata: bytes) -> list[bytes]:
     """The parameter sets in an hvcC box. Source: ISO/IEC 14496-15, section 8.3.3.1."""
-    units, place = [], 23
+    units, offset = [], 23
     for _ in range(extradata[22]):
-        count = int.from_bytes(extradata[place + 1 : place + 3], "big")
-        place += 3
+        count = int.from_bytes(extradata[offset + 1 : offset + 3], "big")
+        offset += 3
         for _ in range(count):
-            size = int.from_bytes(extradata[place : place + 2], "big")
-            units.append(extradata[place + 2 : place + 2 + size])
-            place += 2 + size
+            size = int.from_bytes(extradata[offset : offset + 2], "big")
+            units.append(extradata[offset + 2 : offset + 2 + size])
+            offset += 2 + size
     return units
 
 

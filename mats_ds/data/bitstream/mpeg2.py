@@ -29,22 +29,22 @@ class Mpeg2Reader:
     def read(self, data: bytes) -> CodedPicture:
         """The picture in a packet. Raises BrokenHeader where the packet is not one frame that is fully understood."""
         kinds, has_sequence = [], False
-        place = data.find(START_CODE)
-        while 0 <= place < len(data) - 6:
-            code = data[place + 3]
+        offset = data.find(START_CODE)
+        while 0 <= offset < len(data) - 6:
+            code = data[offset + 3]
             if code == PICTURE:
-                kinds.append(data[place + 5] >> 3 & 7)
+                kinds.append(data[offset + 5] >> 3 & 7)
             elif code == SEQUENCE:
                 has_sequence = True
-                sequence = _header(data, place)
+                sequence = _header(data, offset)
                 if self._sequence and sequence != self._sequence:
                     raise BrokenHeader("parameters change on the way")
                 self._sequence = sequence
-            elif code == EXTENSION and data[place + 4] >> 4 == CODING_EXTENSION and data[place + 6] & 3 != FRAME:
+            elif code == EXTENSION and data[offset + 4] >> 4 == CODING_EXTENSION and data[offset + 6] & 3 != FRAME:
                 raise BrokenHeader("pictures are coded as fields")
-            elif code == GROUP and data[place + 7] >> 5 & 1:
+            elif code == GROUP and data[offset + 7] >> 5 & 1:
                 raise BrokenHeader("the stream is spliced")
-            place = data.find(START_CODE, place + 4)
+            offset = data.find(START_CODE, offset + 4)
         if len(kinds) != 1 or kinds[0] not in (INTRA, PREDICTED, BIDIRECTIONAL):
             raise BrokenHeader("a packet is not one picture")
         return self._order(kinds[0], has_sequence)
@@ -60,9 +60,9 @@ class Mpeg2Reader:
         return CodedPicture(self._num_references, LAST, is_key=kind == INTRA and has_sequence)
 
 
-def _header(data: bytes, place: int) -> bytes:
-    """The sequence header at `place`: size, rate and matrices; empty where there is none."""
-    if place < 0:
+def _header(data: bytes, offset: int) -> bytes:
+    """The sequence header at `offset`: size, rate and matrices; empty where there is none."""
+    if offset < 0:
         return b""
-    end = data.find(START_CODE, place + 4)
-    return data[place : len(data) if end < 0 else end].rstrip(b"\0")
+    end = data.find(START_CODE, offset + 4)
+    return data[offset : len(data) if end < 0 else end].rstrip(b"\0")

@@ -30,13 +30,13 @@ class _Bits:
 
 def time_increment_bits(data: bytes) -> int | None:
     """Width of the time field of every picture header, from the layer header in `data`; None where there is none."""
-    place = -1
+    offset = -1
     while True:
-        place = data.find(PREFIX, place + 1)
-        if place < 0 or place + 3 >= len(data):
+        offset = data.find(PREFIX, offset + 1)
+        if offset < 0 or offset + 3 >= len(data):
             return None
-        if data[place + 3] >> 4 == 2:  # start codes 20 to 2F
-            return _layer_time_bits(_Bits(data[place + 4 : place + 4 + HEADER_BYTES]))
+        if data[offset + 3] >> 4 == 2:  # start codes 20 to 2F
+            return _layer_time_bits(_Bits(data[offset + 4 : offset + 4 + HEADER_BYTES]))
 
 
 def _layer_time_bits(bits: _Bits) -> int:
@@ -56,46 +56,46 @@ def _layer_time_bits(bits: _Bits) -> int:
 
 
 def coded_pictures(data: bytes, *, time_bits: int) -> list[tuple[int, int]]:
-    """(place, coding type) of the pictures in a packet that show something; place is the byte at which the picture begins."""
+    """(offset, coding type) of the pictures in a packet that show something; offset: the byte at which the picture begins."""
     pictures = []
-    place = data.find(VOP_START)
-    while place >= 0:
-        bits = _Bits(data[place + 4 : place + 4 + HEADER_BYTES])
+    offset = data.find(VOP_START)
+    while offset >= 0:
+        bits = _Bits(data[offset + 4 : offset + 4 + HEADER_BYTES])
         kind = bits.read(2)
         for _ in range(8 * HEADER_BYTES):  # modulo_time_base: a one for each whole second
             if not bits.read(1):
                 break
         bits.read(1 + time_bits + 1)
         if bits.read(1):  # vop_coded
-            pictures.append((place, kind))
-        place = data.find(VOP_START, place + 4)
+            pictures.append((offset, kind))
+        offset = data.find(VOP_START, offset + 4)
     return pictures
 
 
 def presentation_order(types_P: Sequence[int | None]) -> np.ndarray:
-    """For pieces of one picture each (None: of none), the place at which each is shown, int64 [P]; -1 for never.
+    """For pieces of one picture each (None: of none), the index at which each is shown, int64 [P]; -1 for never.
 
     A B-picture is shown at once, any other when the next that is none comes. B-pictures before the second reference
     have nothing to refer to, and no decoder shows them.
     """
     number_P = np.full(len(types_P), -1, np.int64)
     shown, waiting, num_references = 0, -1, 0
-    for place, kind in _present(types_P):
+    for index, kind in _present(types_P):
         if kind == BIDIRECTIONAL:
             if num_references < 2:
                 continue
-            number_P[place] = shown
+            number_P[index] = shown
             shown += 1
             continue
         num_references += 1
         if waiting >= 0:
             number_P[waiting] = shown
             shown += 1
-        waiting = place
+        waiting = index
     if waiting >= 0:
         number_P[waiting] = shown
     return number_P
 
 
 def _present(types_P: Sequence[int | None]) -> Iterable[tuple[int, int]]:
-    return ((place, kind) for place, kind in enumerate(types_P) if kind is not None)
+    return ((index, kind) for index, kind in enumerate(types_P) if kind is not None)

@@ -54,13 +54,13 @@ def _vp9_frames(data: bytes) -> list[int]:
     index = data[-2 - count * width :]
     if index[:1] != data[-1:]:
         return [0]
-    begins, place = [], 0
+    begins, offset = [], 0
     for number in range(count):
         size = int.from_bytes(index[1 + number * width : 1 + (number + 1) * width], "little")
         if size:
-            begins.append(place)
-        place += size
-    if place > len(data):
+            begins.append(offset)
+        offset += size
+    if offset > len(data):
         raise BrokenHeader("a superframe is longer than its packet")
     return begins
 
@@ -98,41 +98,41 @@ class Av1Reader:
 
     def _read_units(self, data: bytes) -> list[tuple[bool, bool]]:
         """(is shown, is a key frame) of the frames."""
-        frames, place = [], 0
-        while place < len(data):
-            kind, has_extension, has_size = data[place] >> 3 & 15, data[place] >> 2 & 1, data[place] >> 1 & 1
-            place += 1 + has_extension
-            size = len(data) - place
+        frames, offset = [], 0
+        while offset < len(data):
+            kind, has_extension, has_size = data[offset] >> 3 & 15, data[offset] >> 2 & 1, data[offset] >> 1 & 1
+            offset += 1 + has_extension
+            size = len(data) - offset
             if has_size:
-                size, place = _read_size(data, place)
-            if place + size > len(data):
+                size, offset = _read_size(data, offset)
+            if offset + size > len(data):
                 raise BrokenHeader("a unit is longer than its packet")
             if kind == SEQUENCE_HEADER:
-                sequence = data[place : place + size]
-                if data[place] >> 3 & 1:
+                sequence = data[offset : offset + size]
+                if data[offset] >> 3 & 1:
                     raise BrokenHeader("a still picture")
                 if self._sequence and sequence != self._sequence:
                     raise BrokenHeader("parameters change on the way")
                 self._sequence = sequence
             elif kind in (FRAME_HEADER, FRAME) and size:
-                header = data[place]  # show_existing_frame, frame_type (2), show_frame
+                header = data[offset]  # show_existing_frame, frame_type (2), show_frame
                 shows_existing, is_key = header >> 7, header >> 5 & 3 == KEY_FRAME
                 frames.append((bool(shows_existing or header >> 4 & 1), is_key and not shows_existing))
-            place += size
+            offset += size
         return frames
 
 
-def _read_size(data: bytes, place: int) -> tuple[int, int]:
-    """(value, place behind it) of a leb128 number."""
+def _read_size(data: bytes, offset: int) -> tuple[int, int]:
+    """(value, offset behind it) of a leb128 number."""
     value = 0
     for number in range(8):
-        if place >= len(data):
+        if offset >= len(data):
             break
-        byte = data[place]
+        byte = data[offset]
         value |= (byte & 127) << 7 * number
-        place += 1
+        offset += 1
         if byte < 128:
-            return value, place
+            return value, offset
     raise BrokenHeader("a unit has no size")
 
 

@@ -15,11 +15,12 @@ from mats_ds.data.bitstream.mpeg4 import BIDIRECTIONAL, coded_pictures, presenta
 
 
 class Piece(NamedTuple):
-    """The part of a packet, `size` bytes from `place` on, that holds one picture. is_disposable: no other refers to it, as far as
-    is known here; is_shown: false for a picture that only serves as reference.
+    """The part of a packet, `size` bytes from `offset` on, that holds one picture.
+
+    is_disposable: no other refers to it, as far as is known here. is_shown: false for a picture that only serves as reference.
     """
 
-    place: int
+    offset: int
     size: int
     is_shown: bool = True
     is_disposable: bool = False
@@ -62,14 +63,14 @@ class PictureCounter:
         self.is_packed |= len(pictures) > 1
         self._one_waits |= len(pictures) > 1
         self._types_P += [None if is_hidden else kind for _, kind in pictures]
-        beginnings = [0, *(place for place, _ in pictures[1:]), len(data)]
+        beginnings = [0, *(offset for offset, _ in pictures[1:]), len(data)]
         return [
             Piece(beginnings[number], beginnings[number + 1] - beginnings[number], not is_hidden, kind == BIDIRECTIONAL)
             for number, (_, kind) in enumerate(pictures)
         ]
 
     def order(self) -> np.ndarray | None:
-        """The frame that each piece shows, -1 for none, where the kinds of the pictures tell it; None where they do not."""
+        """The frame that each piece shows, -1 for none, where the kinds of the pictures show it; None where they do not."""
         if self._codec != "mpeg4" or not self.is_certain:
             return None
         types_P = self._types_P[:-1] + [None] if self._one_waits else self._types_P
@@ -89,6 +90,6 @@ def _shows(data: bytes, codec: str) -> bool:
     if data[-1] >> 5 == 0b110:
         return True
     bits = f"{data[0]:08b}"
-    place = 5 if bits[2:4] == "11" else 4  # profile 3 has one reserved bit more
-    shows_existing, _, shown = bits[place : place + 3] if place == 4 else bits[5:8]
+    offset = 5 if bits[2:4] == "11" else 4  # profile 3 has one reserved bit more
+    shows_existing, _, shown = bits[offset : offset + 3] if offset == 4 else bits[5:8]
     return "1" in (shows_existing, shown)

@@ -45,7 +45,7 @@ READERS = {
 
 
 class StreamProof:
-    """Takes the packets of a stream as they come (`add`), then tells their order (`order`).
+    """Takes the packets of a stream as they come (`add`), then gives their order (`order`).
 
     doubt: why the headers do not prove how many frames come and where decoding can begin; "" as long as they do.
     is_packed: whether a packet held several pictures (MPEG-4 of the DivX family).
@@ -117,7 +117,7 @@ class StreamProof:
         self.doubt = self.doubt or doubt
 
     def order(self, is_shown_P: Sequence[bool]) -> np.ndarray | None:
-        """The frame that each piece shows by its headers, int64 [P], -1 for none; None where they do not tell."""
+        """The frame that each piece shows by its headers, int64 [P], -1 for none; None where they do not show it."""
         if self._codec == "mpeg4":
             if not self._counter.is_certain:
                 self.refuse("the parameters of the stream are not understood")
@@ -125,7 +125,7 @@ class StreamProof:
         if self.doubt or None in self._pictures:
             self.refuse("no picture in its headers")
             return None
-        order_P = sorted(range(len(self._pictures)), key=lambda place: self._pictures[place][:2])
+        order_P = sorted(range(len(self._pictures)), key=lambda index: self._pictures[index][:2])
         self._check_order(np.asarray(order_P, np.int64))
         shown_P = np.asarray(is_shown_P, bool)
         number_P = np.full(len(order_P), -1, np.int64)
@@ -139,7 +139,7 @@ class StreamProof:
             return
         if packet_F[0] != 0:
             self.refuse("pictures are shown before its first key picture")
-        in_order = [self._pictures[place] for place in packet_F.tolist()]
+        in_order = [self._pictures[index] for index in packet_F.tolist()]
         if any(earlier[:2] == later[:2] for earlier, later in zip(in_order, in_order[1:], strict=False)):
             self.refuse("two pictures are shown at once")
         if self._codec == "hevc" and _has_gaps(in_order):

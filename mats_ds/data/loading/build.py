@@ -1,4 +1,4 @@
-"""From a recipe's sections to what a script reads from: manifest and loader."""
+"""Recipe sections -> manifest and loader of a program; the views of a test, in batches."""
 
 from __future__ import annotations
 
@@ -15,8 +15,9 @@ from tqdm import tqdm
 
 from mats_ds.config.recipe import ClipSection, DataSection, Recipe
 from mats_ds.core.clips import ClipBatch
-from mats_ds.data.clip_sampler import ClipSampler
+from mats_ds.data.clip_sampler import BatchSplit, ClipSampler
 from mats_ds.data.loading.loader import ClipLoader
+from mats_ds.data.loading.prefetch import ReadOptions
 from mats_ds.data.manifest import Manifest, read_manifest
 from mats_ds.data.synthetic import write_synthetic_set
 from mats_ds.data.view_sampler import View, ViewSampler
@@ -24,6 +25,16 @@ from mats_ds.data.view_sampler import View, ViewSampler
 logger = logging.getLogger(__name__)
 
 SYNTHETIC_FOLDER = Path("data/synthetic")
+LINE_SECONDS = 20.0  # from one line of progress to the next, where there is no terminal
+
+
+@dataclass(frozen=True)
+class ViewBatch:
+    """A batch, always of full size. views: the view that each clip shows, None for padding. readable: false where it is blank."""
+
+    clips: ClipBatch
+    views: tuple[View | None, ...]
+    readable: tuple[bool, ...]
 
 
 def open_videos(data: DataSection) -> Manifest:
@@ -46,18 +57,13 @@ def open_loader(
     device: torch.device,
 ) -> ClipLoader:
     """A loader of the recipe's picture size with its reading options. Raises ValueError for sizes that do not fit the sampler."""
+    data = recipe.data
     return ClipLoader(
         sampler,
-        rank=rank,
-        world_size=world_size,
-        micro_batch=micro_batch,
-        accumulation=accumulation,
+        BatchSplit(rank, world_size, micro_batch, accumulation),
+        size=(recipe.clip.height, recipe.clip.width),
         device=device,
-        height=recipe.clip.height,
-        width=recipe.clip.width,
-        num_workers=recipe.data.num_workers,
-        prefetch=recipe.data.prefetch,
-        clip_timeout_seconds=recipe.data.clip_timeout_seconds,
+        options=ReadOptions(data.num_workers, data.prefetch, data.clip_timeout_seconds),
     )
 
 
@@ -66,18 +72,6 @@ def read_once(loader: ClipLoader) -> Iterator[ClipBatch]:
     batches = loader.micro_batches(0)
     yield from islice(batches, loader.sampler.steps_per_epoch)
     batches.close()
-
-
-LINE_SECONDS = 20.0
-
-
-@dataclass(frozen=True)
-class ViewBatch:
-    """A batch of whole size. `views`: which view each of its clips is, None for padding; `readable`: false where it is blank."""
-
-    clips: ClipBatch
-    views: tuple[View | None, ...]
-    readable: tuple[bool, ...]
 
 
 def read_views(
@@ -94,7 +88,7 @@ def read_views(
     num_workers: int | None = None,
     label: str = "",
 ) -> Iterator[ViewBatch]:
-    """This rank's share of the `num_clips` x `num_crops` views of every video, each once over all ranks, in batches of
+    """This rank's part of the `num_clips` x `num_crops` views of every video, each once over all ranks, in batches of
     `micro_batch`; all ranks have the same number of batches.
 
     Arguments as for ViewSampler and ClipLoader. With a `label`, progress is shown: a bar on a terminal, elsewhere a line every
@@ -111,14 +105,10 @@ def read_views(
     )
     with ClipLoader(
         sampler,
-        rank=rank,
-        world_size=world_size,
-        micro_batch=micro_batch,
-        accumulation=1,
+        BatchSplit(rank, world_size, micro_batch),
+        size=(recipe_clip.height, recipe_clip.width),
         device=device,
-        height=recipe_clip.height,
-        width=recipe_clip.width,
-        num_workers=num_workers,
+        options=ReadOptions(num_workers),
     ) as loader:
         yield from show_progress(read_pass(loader), num_batches=sampler.steps_per_epoch, label=label)
 

@@ -1,4 +1,4 @@
-"""Encoded clips -> frames on the GPU, decoded by NVDEC: DALI's graphs, how many of them, and what they decode."""
+"""Encoded clips -> frames on the GPU, decoded by NVDEC through DALI; how many pipelines, and which codecs they take."""
 
 from __future__ import annotations
 
@@ -14,6 +14,10 @@ from mats_ds.data.loading.reader import EncodedClip
 from mats_ds.data.video.nvdec_support import MAX_ENCODED_BYTES, NVDEC_SIDES
 
 MAX_GRAPH_THREADS = 4
+MAX_GRAPHS = 16
+# Of a GPU that core/gpus.py does not know: even on one engine a second pipeline overlaps its work on the host with the first
+# one's decoding.
+DEFAULT_GRAPHS = 2
 NO_DALI = (
     "NVIDIA DALI cannot be imported: install nvidia-dali-cuda130 (nvidia-dali-cuda120 for a CUDA 12 driver), "
     "or let `bash launch.sh setup` choose"
@@ -25,17 +29,45 @@ def device_codecs(device: torch.device) -> frozenset[str]:
     return frozenset(NVDEC_SIDES) if device.type == "cuda" else frozenset()
 
 
+def choose_num_graphs(device: torch.device, *, asked: int | None = None) -> int:
+    """DALI pipelines for a device: `asked`, or one for each engine of the GPU, DEFAULT_GRAPHS where they are not known.
+
+    Raises ValueError when `asked` is not between 1 and MAX_GRAPHS.
+    """
+    if asked is not None:
+        if not 1 <= asked <= MAX_GRAPHS:
+            raise ValueError(
+                f"the number of DALI pipelines is between 1 and {MAX_GRAPHS}, got {asked}: one for each NVDEC engine"
+            )
+        return asked
+    if device.type != "cuda":
+        return DEFAULT_GRAPHS
+    return num_engines(torch.cuda.get_device_name(device)) or DEFAULT_GRAPHS
+
+
+def pinned_bytes_bound(num_graphs: int, *, micro_batch: int) -> int:
+    """The most bytes of page-locked host memory that DALI's pipelines hold at once.
+
+    A pipeline holds one chunk at a time, and of that only the encoded files lie in host memory; pictures are decoded, cropped
+    and scaled on the GPU. A chunk is closed at MAX_CHUNK_CLIPS clips or as soon as it exceeds MAX_CHUNK_BYTES, by one file of
+    MAX_ENCODED_BYTES at most. As much again is allowed for blocks that DALI's pool keeps. In practice it is far less: eight
+    files of 1 MB are 8 MB a pipeline.
+    """
+    chunk_bytes = min(MAX_CHUNK_BYTES + MAX_ENCODED_BYTES, min(micro_batch, MAX_CHUNK_CLIPS) * MAX_ENCODED_BYTES)
+    return 2 * num_graphs * chunk_bytes
+
+
 class GpuDecoder:
     """One DALI pipeline that decodes files, crops, scales and flips; one chunk at a time.
 
-    With `whole_frames` it only decodes, and each clip's `augmentation` makes the crop of them, with torch on the same device.
+    size: (height, width) of the crops. whole_frames: it only decodes, and each clip's `augmentation` makes the crop
+    with torch on the same device.
     """
 
     def __init__(
         self,
         *,
-        height: int,
-        width: int,
+        size: tuple[int, int],
         device: torch.device,
         stream: torch.cuda.Stream | None = None,
         num_threads: int = 1,
@@ -61,7 +93,7 @@ class GpuDecoder:
         )
         with self._pipe:
             decoder = "mixed" if on_gpu else "cpu"
-            self._pipe.set_outputs(decode_files(decoder) if whole_frames else decode_crops(decoder, size=(height, width)))
+            self._pipe.set_outputs(decode_files(decoder) if whole_frames else decode_crops(decoder, size=size))
         self._pipe.build()
 
     def start(self, clips: Sequence[EncodedClip]) -> None:
@@ -77,15 +109,15 @@ class GpuDecoder:
         self._pipe.schedule_run()
 
     def finish(self) -> torch.Tensor | list[torch.Tensor]:
-        """uint8 frames_THWC of each clip, bound to the graph's stream. Raises RuntimeError when a file cannot be decoded."""
+        """uint8 frames_THWC of each clip, bound to the decoder's stream. Raises RuntimeError when a file cannot be decoded."""
         self.busy = False
         (videos,) = self._pipe.outputs() if self._stream is None else self._pipe.outputs(cuda_stream=self._stream)
         if not self._whole_frames:
             return torch.from_dlpack(videos.as_tensor())
         # Frames of the clips differ in size. One clip after the other: memory for the floats of one at a time.
-        rendered = [crop.render(torch.from_dlpack(videos[place])) for place, crop in enumerate(self._augmentations)]
+        rendered = [crop.render(torch.from_dlpack(videos[index])) for index, crop in enumerate(self._augmentations)]
         if self._stream is not None:
-            self._stream.synchronize()  # DALI may use the memory of the whole frames again once nothing refers to it
+            self._stream.synchronize()  # DALI may use the memory of these frames again once nothing refers to it
         return rendered
 
 
@@ -121,34 +153,3 @@ def resize_region(video, *, start, end, size: tuple[int, int]):
         interp_type=types.INTERP_LINEAR,
         antialias=True,  # filters only where it shrinks
     )
-
-
-# Of any other card: even on one engine a second pipeline overlaps its work on the host with the first one's decoding.
-DEFAULT_GRAPHS = 2
-MAX_GRAPHS = 16
-
-
-def choose_num_graphs(device: torch.device, *, asked: int | None = None) -> int:
-    """DALI pipelines for a device: `asked`, or one for each engine of the card, DEFAULT_GRAPHS where they are not known.
-
-    Raises ValueError when `asked` is not between 1 and MAX_GRAPHS.
-    """
-    if asked is not None and not 1 <= asked <= MAX_GRAPHS:
-        raise ValueError(f"the number of DALI pipelines is between 1 and {MAX_GRAPHS}, got {asked}: one for each NVDEC engine")
-    if asked is not None:
-        return asked
-    if device.type != "cuda":
-        return DEFAULT_GRAPHS
-    return num_engines(torch.cuda.get_device_name(device)) or DEFAULT_GRAPHS
-
-
-def pinned_bytes_bound(num_graphs: int, *, micro_batch: int) -> int:
-    """What DALI's pipelines can hold in page-locked host memory at once, in bytes.
-
-    A pipeline holds one chunk at a time, and of that only the encoded files lie in host memory; pictures are decoded, cropped
-    and scaled on the GPU. A chunk is closed at MAX_CHUNK_CLIPS clips or as soon as it exceeds MAX_CHUNK_BYTES, by one file of
-    MAX_ENCODED_BYTES at most. As much again is allowed for blocks that DALI's pool keeps. In practice it is far less: eight
-    files of 1 MB are 8 MB a pipeline.
-    """
-    chunk_bytes = min(MAX_CHUNK_BYTES + MAX_ENCODED_BYTES, min(micro_batch, MAX_CHUNK_CLIPS) * MAX_ENCODED_BYTES)
-    return 2 * num_graphs * chunk_bytes

@@ -2,7 +2,7 @@
 
 A read that fails is followed by the sampler's substitute, up to MAX_ATTEMPTS files in all, then by a blank (clip None). A
 read that hangs is given up after the time limit: its thread is abandoned (it cannot be killed, and ends when the read
-returns), another takes its place, and the file is refused for as long as the old read still hangs. More than MAX_HANGING reads
+returns), another one is started, and the file is refused for as long as the old read still hangs. More than MAX_HANGING reads
 that hang at once are no longer the files' fault: a disk is gone, and the run ends with one error that names them. What is read
 never depends on the number of workers or on how far ahead they are.
 """
@@ -18,7 +18,7 @@ from dataclasses import dataclass, field
 from typing import Protocol
 
 from mats_ds.core.clips import BadClip, ClipSpec
-from mats_ds.data.video.indexing import UnreadableVideo
+from mats_ds.data.video.containers import UnreadableVideo
 
 MAX_ATTEMPTS = 4  # the clip itself and three substitutes
 MAX_HELD_BYTES = 1 << 30  # decoded frames that wait to be used; the clip that is needed next is read in any case
@@ -31,13 +31,28 @@ MAX_NAMED = 8
 def default_workers() -> int:
     """Cores that this process may use, shared with the other ranks on this machine."""
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    # torchrun tells the number of ranks on this machine by the first name, DeepSpeed's launcher by the second.
+    # torchrun gives the number of ranks on this machine by the first name, DeepSpeed's launcher by the second.
     num_ranks = int(os.environ.get("LOCAL_WORLD_SIZE") or os.environ.get("LOCAL_SIZE") or 1)
     return max(1, min(MAX_WORKERS, cores // max(1, num_ranks)))
 
 
+@dataclass(frozen=True)
+class ReadOptions:
+    """How clips are read ahead; no clip depends on it.
+
+    num_workers: reading threads, None for as many as this process has cores to itself, 0 to read in the calling thread without
+    reading ahead or time limits, for debugging. prefetch: micro-batches that are kept ready. num_graphs: DALI pipelines on a GPU,
+    None for as many as it has decoding engines.
+    """
+
+    num_workers: int | None = None
+    prefetch: int = 2
+    clip_timeout_seconds: float = 60.0
+    num_graphs: int | None = None
+
+
 class Closed(Exception):
-    """The look-ahead was closed while somebody waited for a clip."""
+    """The prefetcher was closed while somebody waited for a clip."""
 
 
 class ReadingStuck(RuntimeError):
@@ -71,7 +86,7 @@ class ClipPrefetcher:
     """Worker threads that read clips in the order of `ask`. `num_workers` 0 reads in the caller's thread, without a time limit.
 
     `read(spec, on_cpu)` returns a clip or raises UnreadableVideo; any other exception is a fault of the program and is
-    raised again by `wait`. `draw(position, attempt)` is the sampler's spec; it may raise UnreadableVideo for attempts above 0,
+    raised again by `wait`. `spec_of(position, attempt)` is the sampler's spec; it may raise UnreadableVideo for attempts above 0,
     which then fail unread.
     """
 
@@ -79,13 +94,13 @@ class ClipPrefetcher:
         self,
         read: Callable[[ClipSpec, bool], _Clip],
         *,
-        draw: Callable[[int, int], ClipSpec],
+        spec_of: Callable[[int, int], ClipSpec],
         num_workers: int,
         timeout_seconds: float,
         max_held_bytes: int = MAX_HELD_BYTES,
     ) -> None:
         self._read = read
-        self._draw = draw
+        self._spec_of = spec_of
         self._timeout_seconds = timeout_seconds
         self._max_held_bytes = max_held_bytes
         self._held_bytes = 0
@@ -99,41 +114,41 @@ class ClipPrefetcher:
 
     def ask(self, position: int, *, attempt: int = 0, on_cpu: bool = False, first: bool = False) -> ReadRequest:
         """Queue a clip, at the end or (`first`) at the head."""
-        ticket = ReadRequest(position, on_cpu, attempt)
+        request = ReadRequest(position, on_cpu, attempt)
         with self._changed:
-            (self._queue.appendleft if first else self._queue.append)(ticket)
+            (self._queue.appendleft if first else self._queue.append)(request)
             self._changed.notify_all()
-        return ticket
+        return request
 
-    def wait(self, ticket: ReadRequest) -> ReadRequest:
-        """The same ticket, done. Raises Closed, ReadingStuck, or what `read` raised as a fault of the program."""
-        if self._inline and not ticket.done:
-            self._queue.remove(ticket)
-            self._work_on(ticket, worker=None)
+    def wait(self, request: ReadRequest) -> ReadRequest:
+        """The same request, done. Raises Closed, ReadingStuck, or what `read` raised as a fault of the program."""
+        if self._inline and not request.done:
+            self._queue.remove(request)
+            self._work_on(request, worker=None)
         with self._changed:
-            self._awaited = ticket
+            self._awaited = request
             self._changed.notify_all()
-            while not ticket.done:
+            while not request.done:
                 if self._stopping:
                     raise Closed
                 left = 1.0
-                if ticket.started_seconds is not None:
-                    left = ticket.started_seconds + self._timeout_seconds - time.monotonic()
+                if request.started_seconds is not None:
+                    left = request.started_seconds + self._timeout_seconds - time.monotonic()
                     if left <= 0:
-                        self._abandon(ticket)
+                        self._abandon(request)
                         continue
                 self._changed.wait(min(left, 1.0))
             self._awaited = None
-        if ticket.error is not None:
-            raise ticket.error
-        return ticket
+        if request.error is not None:
+            raise request.error
+        return request
 
-    def release(self, ticket: ReadRequest) -> None:
-        """Forget the clip of a ticket: its memory may be used for others."""
+    def release(self, request: ReadRequest) -> None:
+        """Forget the clip of a request: its memory may be used for others."""
         with self._changed:
-            if ticket.clip is not None:
-                self._held_bytes -= ticket.clip.num_bytes
-                ticket.clip = None
+            if request.clip is not None:
+                self._held_bytes -= request.clip.num_bytes
+                request.clip = None
                 self._changed.notify_all()
 
     def close(self) -> None:
@@ -162,70 +177,70 @@ class ClipPrefetcher:
                     self._changed.wait()
                 if self._stopping:
                     return
-                ticket = self._queue.popleft()
-                ticket.worker = me
-                ticket.started_seconds = time.monotonic()
-            if not self._work_on(ticket, worker=me):
+                request = self._queue.popleft()
+                request.worker = me
+                request.started_seconds = time.monotonic()
+            if not self._work_on(request, worker=me):
                 return
 
     def _may_start(self) -> bool:
         return bool(self._queue) and (self._held_bytes < self._max_held_bytes or self._queue[0] is self._awaited)
 
-    def _work_on(self, ticket: ReadRequest, *, worker: threading.Thread | None) -> bool:
-        """Read a ticket's clip or a substitute; False when the worker was given up meanwhile."""
+    def _work_on(self, request: ReadRequest, *, worker: threading.Thread | None) -> bool:
+        """Read a request's clip or a substitute; False when the worker was given up meanwhile."""
         while True:
             clip, failure, error = None, None, None
             try:
-                ticket_attempt = ticket.attempt
-                spec = self._draw(ticket.position, ticket_attempt)
+                attempt = request.attempt
+                spec = self._spec_of(request.position, attempt)
                 with self._changed:
-                    if ticket.worker is not worker:
+                    if request.worker is not worker:
                         return False
-                    ticket.spec = spec
+                    request.spec = spec
                     hangs = spec.path in self._hanging
                 if hangs:
                     raise UnreadableVideo("an earlier read of it still hangs")
-                clip = self._read(spec, ticket.on_cpu)
+                clip = self._read(spec, request.on_cpu)
             except UnreadableVideo as unreadable:
                 failure = unreadable.reason
-            except BaseException as fault:  # told to whoever waits for the clip
+            except BaseException as fault:  # raised again for whoever waits for the clip
                 error = fault
             with self._changed:
-                if ticket.worker is not worker:
+                if request.worker is not worker:
                     self._hanging.pop(spec.path, None)
                     return False
-                self._settle(ticket, clip, failure, error)
-                if ticket.done:
+                self._note_attempt(request, clip, failure, error)
+                if request.done:
                     return True
 
-    def _settle(self, ticket: ReadRequest, clip: _Clip | None, failure: str | None, error: BaseException | None) -> None:
+    def _note_attempt(self, request: ReadRequest, clip: _Clip | None, failure: str | None, error: BaseException | None) -> None:
         """Note how an attempt ended; called with the lock held."""
         if failure is not None:
-            ticket.failures.append(BadClip(ticket.spec.path, ticket.spec.sample, failure))
-            ticket.attempt += 1
+            request.failures.append(BadClip(request.spec.path, request.spec.sample, failure))
+            request.attempt += 1
         if clip is not None:
-            ticket.clip = clip
+            request.clip = clip
             self._held_bytes += clip.num_bytes
-        ticket.error = error
-        ticket.done = failure is None or ticket.attempt >= MAX_ATTEMPTS
-        ticket.started_seconds = time.monotonic()
+        request.error = error
+        request.done = failure is None or request.attempt >= MAX_ATTEMPTS
+        request.started_seconds = time.monotonic()
         self._changed.notify_all()
 
-    def _abandon(self, ticket: ReadRequest) -> None:
+    def _abandon(self, request: ReadRequest) -> None:
         """Give up a read that takes too long, and the thread with it; called with the lock held."""
-        stuck = ticket.worker
-        if ticket.spec is not None and isinstance(stuck, threading.Thread):
-            self._hanging[ticket.spec.path] = stuck
+        stuck = request.worker
+        if request.spec is not None and isinstance(stuck, threading.Thread):
+            self._hanging[request.spec.path] = stuck
             self._threads.remove(stuck)
             if len(self._hanging) > MAX_HANGING:
                 raise ReadingStuck(self._describe_hanging())
             self._threads.append(self._start_worker())
-        ticket.worker = None
-        ticket.started_seconds = None
-        self._settle(ticket, None, f"not read within {self._timeout_seconds:g} s", None)
-        if not ticket.done:
-            ticket.started_seconds = None
-            self._queue.appendleft(ticket)
+        request.worker = None
+        request.started_seconds = None
+        self._note_attempt(request, None, f"not read within {self._timeout_seconds:g} s", None)
+        if not request.done:
+            request.started_seconds = None
+            self._queue.appendleft(request)
 
     def _describe_hanging(self) -> str:
         paths = list(self._hanging)

@@ -1,4 +1,4 @@
-"""ClipSpec -> a finished clip that PyAV decoded, or the file's bytes for a DALI graph where the device decodes them itself.
+"""ClipSpec -> the clip as PyAV decodes it, or the file's bytes and frame numbers for a device that decodes them itself.
 
 A file goes to the device's decoder only if that decoder numbers and shows its frames as PyAV does: every packet one visible
 frame, trusted time stamps, 8-bit 4:2:0 video range, neither turned nor mirrored (DALI ignores both), a picture size that NVDEC
@@ -9,27 +9,32 @@ picture.
 
 from __future__ import annotations
 
+import functools
 import os
-from collections.abc import Sequence
-from dataclasses import dataclass
+import threading
+from collections import OrderedDict
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 import av
 import numpy as np
 
 from mats_ds.core.clips import ClipSpec
+from mats_ds.data.video.containers import READ_ERRORS, UnreadableVideo, describe_read_error
 from mats_ds.data.video.decode import frame_numbers, visit_frames
 from mats_ds.data.video.index import VideoIndex
-from mats_ds.data.video.indexing import READ_ERRORS, UnreadableVideo, describe_error, index_video
+from mats_ds.data.video.indexing import index_video
 from mats_ds.data.video.nvdec_support import MAX_ENCODED_BYTES, device_can_decode
 
 if TYPE_CHECKING:
     from mats_ds.data.augment.augmented_crop import AugmentedCrop, AugmentingCropper
+    from mats_ds.data.clip_sampler import ClipSampler
     from mats_ds.data.video.clip_frames import ClipCropper
-import threading
-from collections import OrderedDict
-from collections.abc import Callable
-from dataclasses import field
+
+# Videos whose clips wait for their readers, which come one after the other, so a few are ever open; what an abandoned reader
+# left behind is dropped.
+MAX_OPEN_GROUPS = 64
 
 
 @dataclass(frozen=True, eq=False)
@@ -65,7 +70,10 @@ class DecodedClip:
 
 @dataclass(frozen=True, eq=False)
 class EncodedClip:
-    """The whole file as uint8 [bytes] and the frames to decode, int32 [T]. `augmentation`: for graphs that give whole frames."""
+    """A file as uint8 [bytes] and the frames of it to decode, int32 [T].
+
+    augmentation: for decoders that give whole frames, what makes the crop of them.
+    """
 
     encoded: np.ndarray
     numbers_T: np.ndarray
@@ -76,6 +84,29 @@ class EncodedClip:
     @property
     def num_bytes(self) -> int:
         return self.encoded.nbytes
+
+
+class ClipReader:
+    """Reads the clips of a sampler, on any thread: `codecs` for the device to decode, all others decoded by PyAV.
+
+    size: (height, width) of the frames.
+    """
+
+    def __init__(self, sampler: ClipSampler, *, size: tuple[int, int], codecs: frozenset[str]) -> None:
+        self.codecs = codecs
+        self._size = size
+        self._gives_whole_frames = sampler.augments
+        self._shared = None
+        if sampler.repeats > 1:
+            self._shared = SharedDecoder(sampler.repeats, spec_of=sampler.spec, read=functools.partial(read_together, size=size))
+
+    def read(self, spec: ClipSpec, on_cpu: bool) -> DecodedClip | EncodedClip:
+        """One clip; `on_cpu`: decoded by PyAV in any case. Raises UnreadableVideo."""
+        if self.codecs and not on_cpu:
+            return read_for_device(spec, codecs=self.codecs, size=self._size, whole_frames=self._gives_whole_frames)
+        if self._shared is not None and spec.attempt == 0:
+            return self._shared.read(spec)
+        return read_decoded(spec, size=self._size)
 
 
 def read_decoded(spec: ClipSpec, *, size: tuple[int, int]) -> DecodedClip:
@@ -92,6 +123,81 @@ def read_together(specs: Sequence[ClipSpec], *, size: tuple[int, int]) -> list[D
         return list(_read(specs, size=size))
     except UnreadableVideo:
         return [_read_or_fail(spec, size) for spec in specs]
+
+
+def read_for_device(
+    spec: ClipSpec, *, codecs: frozenset[str], size: tuple[int, int], whole_frames: bool = False
+) -> EncodedClip | DecodedClip:
+    """A clip for a device that decodes `codecs` itself and gives crops, or `whole_frames`. Raises UnreadableVideo."""
+    index = index_video(spec.path)
+    if index.codec not in codecs or not device_can_decode(index):
+        return read_decoded(spec, size=size)
+    numbers_T = frame_numbers(spec, index=index)
+    try:
+        if os.path.getsize(spec.path) > MAX_ENCODED_BYTES:
+            return read_decoded(spec, size=size)
+        encoded = np.fromfile(spec.path, np.uint8)
+    except READ_ERRORS as error:
+        raise UnreadableVideo(describe_read_error(error)) from None
+    augmentation = None
+    if whole_frames:
+        from mats_ds.data.augment.augmented_crop import AugmentedCrop
+
+        frame = index.upright_size
+        augmentation = AugmentedCrop(spec.operations, spec.crop.resolve(*frame), frame=frame, size=size)
+    region = _region(spec, index.upright_size)
+    return EncodedClip(encoded, numbers_T.astype(np.int32), region, index.codec, augmentation)
+
+
+@dataclass
+class _Group:
+    """`clips` by position, once read; whoever takes one removes it."""
+
+    lock: threading.Lock = field(default_factory=threading.Lock)
+    clips: dict[int, DecodedClip | UnreadableVideo] | None = None
+
+
+class SharedDecoder:
+    """Decodes a video once for the `repeats` clips of it at neighbouring positions, a group.
+
+    spec_of: the sampler's spec of a position. read: reads clips of one file together.
+    """
+
+    def __init__(
+        self,
+        repeats: int,
+        *,
+        spec_of: Callable[[int], ClipSpec],
+        read: Callable[[Sequence[ClipSpec]], list[DecodedClip | UnreadableVideo]],
+    ) -> None:
+        self._repeats = repeats
+        self._spec_of = spec_of
+        self._read = read
+        self._groups: OrderedDict[int, _Group] = OrderedDict()
+        self._changing = threading.Lock()
+
+    def read(self, spec: ClipSpec) -> DecodedClip:
+        """The clip of a spec; what the others of its group need is read with it. Raises UnreadableVideo.
+
+        Whichever reader comes first, and whether a clip is kept or read again, its frames are the same.
+        """
+        number = spec.position // self._repeats
+        with self._changing:
+            group = self._groups.setdefault(number, _Group())
+            while len(self._groups) > MAX_OPEN_GROUPS:
+                self._groups.popitem(last=False)
+        with group.lock:
+            if group.clips is None or spec.position not in group.clips:
+                positions = range(number * self._repeats, (number + 1) * self._repeats)
+                specs = [other for other in map(self._spec_of, positions) if other.path == spec.path]
+                group.clips = dict(zip((other.position for other in specs), self._read(specs), strict=True))
+            clip = group.clips.pop(spec.position)
+            if not group.clips:
+                with self._changing:
+                    self._groups.pop(number, None)
+        if isinstance(clip, UnreadableVideo):
+            raise clip
+        return clip
 
 
 def _read_or_fail(spec: ClipSpec, size: tuple[int, int]) -> DecodedClip | UnreadableVideo:
@@ -128,84 +234,7 @@ def _make_cropper(
     return ClipCropper(numbers_T, spec.crop, index=index, size=size)
 
 
-def read_for_device(
-    spec: ClipSpec, *, codecs: frozenset[str], size: tuple[int, int], whole_frames: bool = False
-) -> EncodedClip | DecodedClip:
-    """A clip for a device that decodes `codecs` itself, in graphs that give crops or `whole_frames`. Raises UnreadableVideo."""
-    index = index_video(spec.path)
-    if index.codec not in codecs or not device_can_decode(index):
-        return read_decoded(spec, size=size)
-    numbers_T = frame_numbers(spec, index=index)
-    try:
-        if os.path.getsize(spec.path) > MAX_ENCODED_BYTES:
-            return read_decoded(spec, size=size)
-        encoded = np.fromfile(spec.path, np.uint8)
-    except READ_ERRORS as error:
-        raise UnreadableVideo(describe_error(error)) from None
-    augmentation = None
-    if whole_frames:
-        from mats_ds.data.augment.augmented_crop import AugmentedCrop
-
-        frame = index.upright_size
-        augmentation = AugmentedCrop(spec.operations, spec.crop.resolve(*frame), frame=frame, size=size)
-    region = _region(spec, index.upright_size)
-    return EncodedClip(encoded, numbers_T.astype(np.int32), region, index.codec, augmentation)
-
-
 def _region(spec: ClipSpec, picture: tuple[int, int]) -> Region:
     """The crop in a picture of (height, width) pixels."""
     top, left, height, width = spec.crop.resolve(*picture).box(*picture)
     return Region((top, left, top + height, left + width), spec.crop.flip)
-
-
-# Groups that hold clips for readers to come. Readers of a group come one after the other, so a few groups are ever open;
-# what an abandoned reader left behind is dropped.
-MAX_OPEN_GROUPS = 64
-
-
-@dataclass
-class _Group:
-    """`clips` by position, once read; whoever takes one removes it."""
-
-    lock: threading.Lock = field(default_factory=threading.Lock)
-    clips: dict[int, DecodedClip | UnreadableVideo] | None = None
-
-
-class SharedDecoder:
-    """Reads clips of groups. `draw(position)` is the sampler's spec, `read(specs)` reads clips of one file together."""
-
-    def __init__(
-        self,
-        repeats: int,
-        *,
-        draw: Callable[[int], ClipSpec],
-        read: Callable[[Sequence[ClipSpec]], list[DecodedClip | UnreadableVideo]],
-    ) -> None:
-        self._repeats = repeats
-        self._draw = draw
-        self._read = read
-        self._groups: OrderedDict[int, _Group] = OrderedDict()
-        self._changing = threading.Lock()
-
-    def read(self, spec: ClipSpec) -> DecodedClip:
-        """The clip of a spec; what the others of its group need is read with it. Raises UnreadableVideo.
-
-        Whichever reader comes first, and whether a clip is kept or read again, its frames are the same.
-        """
-        number = spec.position // self._repeats
-        with self._changing:
-            group = self._groups.setdefault(number, _Group())
-            while len(self._groups) > MAX_OPEN_GROUPS:
-                self._groups.popitem(last=False)
-        with group.lock:
-            if group.clips is None or spec.position not in group.clips:
-                positions = range(number * self._repeats, (number + 1) * self._repeats)
-                specs = [other for other in map(self._draw, positions) if other.path == spec.path]
-                group.clips = dict(zip((other.position for other in specs), self._read(specs), strict=True))
-            clip = group.clips.pop(spec.position)
-            if not group.clips:
-                with self._changing:
-                    self._groups.pop(number, None)
-        if isinstance(clip, UnreadableVideo):
-            raise clip
-        return clip

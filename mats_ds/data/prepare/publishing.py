@@ -12,8 +12,8 @@ import secrets
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from mats_ds.core.storage.files import open_to_append
-from mats_ds.core.storage.own_files import OwnFiles, sum_file
+from mats_ds.core.storage.files import hash_file, open_to_append, sync_to_disk
+from mats_ds.core.storage.own_files import OwnFiles, claim_name
 
 PART = ".part"
 
@@ -35,7 +35,7 @@ class Publisher:
         part = folder / f".{self.prefix}.{what}{PART}"
         with contextlib.suppress(FileNotFoundError):
             part.unlink()
-        os.close(os.open(part, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o666))
+        claim_name(part)
         return part
 
     def remove_parts(self, folder: Path) -> None:
@@ -54,7 +54,7 @@ class Publisher:
             return
         own = OwnFiles(os.path.dirname(self.record))
         with open_to_append(Path(self.record)) as record:
-            record.write("\n" + own.note(target, sum_file(part)))  # a torn line before it does no harm
+            record.write("\n" + own.note(target, hash_file(part)))  # a torn line before it does no harm
             record.flush()
             os.fsync(record.fileno())
 
@@ -69,11 +69,6 @@ def remove_parts(folder: Path, beginning: str) -> None:
 
 def publish(part: Path, target: Path) -> None:
     """Give a finished file its name, once its bytes are on the disk."""
-    with open(part, "rb") as file:
-        os.fsync(file.fileno())
+    sync_to_disk(part)
     os.replace(part, target)
-    folder = os.open(target.parent, os.O_RDONLY)
-    try:
-        os.fsync(folder)
-    finally:
-        os.close(folder)
+    sync_to_disk(target.parent)

@@ -15,7 +15,6 @@ import functools
 
 import av
 import numpy as np
-import torch
 from av.video.reformatter import Interpolation, VideoReformatter
 
 from mats_ds.core.clips import CropSpec, RandomResizedCropSpec
@@ -36,21 +35,21 @@ class ClipCropper:
         crop = crop.resolve(*index.upright_size)
         self._size, self._flip, self._orientation = size, crop.flip, index.orientation
         numbers = numbers_T.tolist()
-        self._place_of = {number: place for place, number in enumerate(dict.fromkeys(numbers))}  # U different frames
-        self._places_T = [self._place_of[number] for number in numbers]
+        self._row_of = {number: row for row, number in enumerate(dict.fromkeys(numbers))}  # U different frames
+        self._rows_T = [self._row_of[number] for number in numbers]
         shrink = shrink_factor(crop, index.upright_size, size)
         height, width = max(1, index.height // shrink), max(1, index.width // shrink)
         self._convert = RgbConverter(height, width, shrinks=shrink > 1, reverses_colours=crop.flip)
         upright = (width, height) if self._orientation.swaps_sides else (height, width)
         top, left, bottom, right = self._orientation.coded_box(crop.box(*upright), (height, width))
         self._rows, self._columns = slice(top, bottom), slice(left, right)
-        self._crops_UHWC = np.empty((len(self._place_of), bottom - top, right - left, 3), np.uint8)
+        self._crops_UHWC = np.empty((len(self._row_of), bottom - top, right - left, 3), np.uint8)
 
     def take(self, number: int, frame: av.VideoFrame) -> None:
         """Keep the crop of a picture, if it belongs to the clip."""
-        place = self._place_of.get(number)
-        if place is not None:
-            self._crops_UHWC[place] = self._convert(frame)[self._rows, self._columns]
+        row = self._row_of.get(number)
+        if row is not None:
+            self._crops_UHWC[row] = self._convert(frame)[self._rows, self._columns]
 
     def frames(self) -> np.ndarray:
         """uint8 RGB [T, height, width, 3], once all pictures were taken."""
@@ -59,8 +58,8 @@ class ClipCropper:
         frames_UHWC = self._orientation.apply(frames_UHWC, axes=(1, 2))
         if self._flip:
             frames_UHWC = reverse_rows(np.ascontiguousarray(frames_UHWC))
-        if len(self._places_T) > len(frames_UHWC):
-            frames_UHWC = frames_UHWC[self._places_T]
+        if len(self._rows_T) > len(frames_UHWC):
+            frames_UHWC = frames_UHWC[self._rows_T]
         return np.ascontiguousarray(frames_UHWC)
 
 
@@ -74,6 +73,8 @@ def scale_pictures(pictures_THWC: np.ndarray, *, size: tuple[int, int]) -> np.nd
     """uint8 pictures scaled to `size` (height, width): bilinear, averaging where they shrink."""
     if pictures_THWC.shape[1:3] == size:
         return pictures_THWC
+    import torch  # the workers of prepare.py, which only convert colours, start without it
+
     # Channels last, contiguous: on x86-64 torch has a kernel for it that works on uint8 and on the calling thread alone.
     pictures_TCHW = torch.from_numpy(pictures_THWC).permute(0, 3, 1, 2)
     scaled_TCHW = torch.nn.functional.interpolate(pictures_TCHW, size=size, mode="bilinear", antialias=True)

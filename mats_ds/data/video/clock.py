@@ -11,7 +11,7 @@ from fractions import Fraction
 import av
 import numpy as np
 
-TICK = Fraction(1, av.time_base)  # FFmpeg tells the container's start in microseconds, rounded
+TICK = Fraction(1, av.time_base)  # FFmpeg gives the container's start in microseconds, rounded
 
 
 def clock_start(

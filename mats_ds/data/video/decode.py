@@ -1,11 +1,13 @@
 """(file, frame numbers) -> decoded pictures on the CPU, by PyAV: every codec, exact frame numbers, as little decoding as needed.
 
-Three ways, each the next one's remedy. Where the index tells which bytes every packet takes (H.264 in MP4, MPEG-4 in AVI), only
-the packets that the wanted frames depend on are read and decoded, without the container. Else the container is positioned at
-the keyframe before the first wanted frame, and again wherever the way to the next one is long; frames that nobody refers to
-and nobody wants are skipped. Where times cannot be sought exactly or trusted, key packets are known by their bytes instead
-(mats_ds.data.video.packet_seek). What that does not bring is decoded from the start and counted.
-CPU ms for a clip of 16 frames at stride 4 from H.264 of 340 x 256, container and all, before and after the first way was
+Three decoding paths, tried in this order:
+1. Where the index knows which bytes every packet takes (H.264 in MP4, MPEG-4 in AVI), only the packets that the wanted frames
+   depend on are read and decoded, without the container.
+2. Else the container is positioned at the keyframe before the first wanted frame, and again wherever the way to the next one
+   is long; frames that nobody refers to and nobody wants are skipped. Where times cannot be sought exactly or trusted, key
+   packets are known by their bytes instead (mats_ds.data.video.packet_seek).
+3. What that does not bring is decoded from the start and counted.
+CPU ms for a clip of 16 frames at stride 4 from H.264 of 340 x 256, container and all, before and after the first path was
 introduced: GOP 250 23.8, 20.9; GOP 12 20.4, 18.0; training copies 8.6, 7.1; not a bit differs. FFmpeg's flag "fast" was tried
 too: it saves nothing. Skipping the loop filter would save more, but changes the pictures.
 """
@@ -22,9 +24,10 @@ from av.error import FFmpegError
 from mats_ds.core.clips import ClipSpec
 from mats_ds.data.bitstream.palette import is_palette
 from mats_ds.data.video.clip_frames import RgbConverter
+from mats_ds.data.video.containers import READ_ERRORS, UnreadableVideo, describe_read_error, open_video
 from mats_ds.data.video.index import VideoIndex
-from mats_ds.data.video.indexing import READ_ERRORS, UnreadableVideo, describe_error, index_video, open_video
-from mats_ds.data.video.packet_seek import read_landed
+from mats_ds.data.video.indexing import index_video
+from mats_ds.data.video.packet_seek import read_by_key_packets
 from mats_ds.data.video.packets import PacketTable
 
 # Decoders for which leaving out unwanted non-reference frames changes no bit of the others; dav1d drops wanted ones.
@@ -39,20 +42,20 @@ def frame_numbers(spec: ClipSpec, *, index: VideoIndex) -> np.ndarray:
     """The frames of a clip, int64 [T], ascending.
 
     Only frames whose time lies in [first_seconds, last_seconds) are used. Dense: T frames spread evenly over `span` frames,
-    beginning at the share `start` of the possible beginnings; a range shorter than the span is used whole, the frames spread
-    evenly over it (repeated if there are fewer than T). With `span_seconds` the same in time: at each of T moments the frame
-    that is shown then, so frame rates may differ or vary. Uniform: the range is cut into T equal segments, whose borders need
-    not fall on whole frames; `segment_starts` (or `start` for all) says which frame of each. Raises UnreadableVideo when no
-    frame lies in the range.
+    beginning at the fraction `start` of the possible beginnings; over all of a range that is shorter than the span (repeated
+    if it has fewer than T). With `span_seconds` the same in time: at each of T moments the frame that is shown then, so frame
+    rates may differ or vary. Uniform: the range is cut into T equal segments, whose borders need not fall on frames;
+    `segment_starts` (or `start` for all) says which frame of each.
+    Raises UnreadableVideo when no frame lies in the range.
     """
     first, last = _allowed_range(spec, index)
     num_allowed = last - first
     steps_T = np.arange(spec.num_frames)
     if spec.sampling == "uniform":
         # 2**20ths keep the arithmetic in whole numbers, hence the same everywhere; upwards, so that 0.9 of ten frames is 9.
-        shares_T = np.array(spec.segment_starts or spec.num_frames * (spec.start,))
-        assert len(shares_T) == spec.num_frames, "a uniform clip has a share for each of its segments"
-        shifts_T = np.minimum(np.ceil(shares_T * 2**20), 2**20 - 1).astype(np.int64)
+        fractions_T = np.array(spec.segment_starts or spec.num_frames * (spec.start,))
+        assert len(fractions_T) == spec.num_frames, "a uniform clip has a fraction for each of its segments"
+        shifts_T = np.minimum(np.ceil(fractions_T * 2**20), 2**20 - 1).astype(np.int64)
         return first + (steps_T * 2**20 + shifts_T) * num_allowed // (spec.num_frames * 2**20)
     if spec.span_seconds is not None:
         return first + _shown_at(index.seconds()[first:last], spec, last_seconds=index.frame_seconds())
@@ -65,9 +68,9 @@ def frame_numbers(spec: ClipSpec, *, index: VideoIndex) -> np.ndarray:
 
 def _shown_at(seconds_F: np.ndarray, spec: ClipSpec, *, last_seconds: float) -> np.ndarray:
     """For T moments spread over `span_seconds`, the number of the frame that is shown; the last frame lasts `last_seconds`."""
-    whole = seconds_F[-1] + last_seconds - seconds_F[0]
-    span = min(spec.span_seconds, whole)
-    moments_T = seconds_F[0] + spec.start * (whole - span) + np.arange(spec.num_frames) * span / spec.num_frames
+    duration = seconds_F[-1] + last_seconds - seconds_F[0]
+    span = min(spec.span_seconds, duration)
+    moments_T = seconds_F[0] + spec.start * (duration - span) + np.arange(spec.num_frames) * span / spec.num_frames
     # a moment that rounding puts just before a frame belongs to that frame
     return np.maximum(np.searchsorted(seconds_F, moments_T + 1e-6, side="right") - 1, 0)
 
@@ -102,9 +105,9 @@ def visit_frames(path: str, numbers: np.ndarray, *, index: VideoIndex, take: Tak
         raise UnreadableVideo(f"frame {damaged} is corrupt, or a packet that it needs")
     ways = [_decode_packets] if index.packets is not None else []
     if index.from_start:
-        pass  # later packets do not tell the colours
-    elif index.landings is not None:
-        ways.append(_decode_by_landing)
+        pass  # later packets do not bring the colours
+    elif index.seek_table is not None:
+        ways.append(_decode_by_key_packets)
     elif index.trusts_pts and len(index.keyframe_pts_K):
         ways.append(_decode_by_seeking)
     for decode in ways:
@@ -115,7 +118,7 @@ def visit_frames(path: str, numbers: np.ndarray, *, index: VideoIndex, take: Tak
     try:
         _decode_from_start(path, index, wanted, take)
     except READ_ERRORS as error:
-        raise UnreadableVideo(describe_error(error)) from None
+        raise UnreadableVideo(describe_read_error(error)) from None
 
 
 def visit_shown_frames(path: str, numbers: np.ndarray, *, index: VideoIndex, take: Take) -> None:
@@ -137,7 +140,7 @@ def visit_shown_frames(path: str, numbers: np.ndarray, *, index: VideoIndex, tak
                 if not remaining:
                     return
     except READ_ERRORS as error:
-        raise UnreadableVideo(describe_error(error)) from None
+        raise UnreadableVideo(describe_read_error(error)) from None
     raise UnreadableVideo(f"frame {min(remaining)} of {index.num_frames} does not decode")
 
 
@@ -165,7 +168,7 @@ def _open_decoder(table: PacketTable) -> av.CodecContext:
     decoder.thread_count = 1
     decoder.thread_type = "NONE"
     if table.codec == "h264":
-        # Without the container nobody tells how far pictures are reordered; a strict decoder assumes the most that the
+        # Without the container it is unknown how far pictures are reordered; a strict decoder assumes the most that the
         # stream's level allows instead of guessing and dropping what comes too late. The pictures are the same.
         decoder.options = {"strict": "1"}
     decoder.open()
@@ -199,11 +202,11 @@ def _take_wanted(frames: list[av.VideoFrame], missing: set[int], take: Take) -> 
             _take_sound(frame.pts, frame, take)
 
 
-def _decode_by_landing(path: str, index: VideoIndex, wanted: np.ndarray, take: Take) -> None:
+def _decode_by_key_packets(path: str, index: VideoIndex, wanted: np.ndarray, take: Take) -> None:
     def take_sound(number: int, frame: av.VideoFrame) -> None:
         _take_sound(number, frame, take)
 
-    missing = read_landed(lambda: open_video(path, stream_index=index.stream_index), index.landings, wanted, take_sound)
+    missing = read_by_key_packets(lambda: open_video(path, stream_index=index.stream_index), index.seek_table, wanted, take_sound)
     if missing:
         raise UnreadableVideo(f"frame {min(missing)} did not come")
 
@@ -239,11 +242,11 @@ def _decode_by_seeking(path: str, index: VideoIndex, wanted: np.ndarray, take: T
             missing = {int(index.pts_F[number]): number for number in numbers}
             last_pts = max(missing)
             container.seek(int(index.keyframe_seek_K[keyframe]), stream=stream, backward=True)
-            has_landed = False
+            has_begun = False
             for packet in container.demux(stream):
                 # What a container marks as a key sample may be none: decoding begins with the key picture itself.
-                has_landed = has_landed or packet.pts == index.keyframe_pts_K[keyframe]
-                if not has_landed:
+                has_begun = has_begun or packet.pts == index.keyframe_pts_K[keyframe]
+                if not has_begun:
                     continue
                 if skips:
                     useful = packet.pts is None or packet.pts in missing

@@ -1,6 +1,6 @@
-"""A bad file and what FFmpeg says of it -> a reason that a person understands; why a file is decoded on the CPU.
+"""A bad file and FFmpeg's error -> a reason that a person understands.
 
-FFmpeg answers most broken files with "Invalid data found when processing input". The first and last bytes usually tell more:
+FFmpeg answers most broken files with "Invalid data found when processing input". The first and last bytes usually show more:
 an error page that was saved as .mp4, a picture, a download that broke off, an encrypted stream.
 """
 
@@ -8,11 +8,12 @@ from __future__ import annotations
 
 import os
 
-from mats_ds.data.video.indexing import READ_ERRORS, UnreadableVideo, open_video
+from mats_ds.data.video.containers import READ_ERRORS, UnreadableVideo, open_video
 
+VAGUE = "Invalid data found"  # FFmpeg's answer to most broken data
 LOOK_BYTES = 256 << 10
 BOX_HEADER_BYTES = 8
-# First bytes of files that are often met under the name of a video.
+# First bytes of files that often bear the name of a video.
 KINDS = (
     (b"\xff\xd8\xff", "a JPEG picture"),
     (b"\x89PNG", "a PNG picture"),
@@ -25,7 +26,7 @@ ENCRYPTION_MARKS = (b"\x50\x33\x81\x01", b"encv", b"schmcenc", b"schmcbcs")
 
 
 def explain(path: str, reason: str) -> str:
-    """`reason` in better words where the bytes of the file tell them; as it is otherwise."""
+    """A better `reason` where the bytes of the file show it; the same one otherwise."""
     if reason.startswith("End of file"):
         return "cut off before its first frame; its download or recording did not finish"
     if not reason.startswith(VAGUE):
@@ -57,6 +58,15 @@ def explain(path: str, reason: str) -> str:
     return "no video that FFmpeg knows, or its beginning is damaged"
 
 
+def in_words(error: str) -> str:
+    """The reason for an error in the middle of a file that could be opened."""
+    if error.startswith(VAGUE):
+        return "the data there is damaged"
+    if error.startswith("Resource temporarily unavailable"):  # FFmpeg's way to ask for more data
+        return "no more data comes"
+    return error
+
+
 def _opens(path: str) -> bool:
     try:
         container, _ = open_video(path)
@@ -81,9 +91,9 @@ def _has_invalid_utf8(head: bytes) -> bool:
 
 def _read_boxes(file, num_bytes: int) -> list[bytes]:
     """The kinds of the top-level boxes of an MP4 file, as far as it reaches."""
-    kinds, place = [], 0
-    while place + BOX_HEADER_BYTES <= num_bytes and len(kinds) < 10_000:
-        file.seek(place)
+    kinds, offset = [], 0
+    while offset + BOX_HEADER_BYTES <= num_bytes and len(kinds) < 10_000:
+        file.seek(offset)
         header = file.read(2 * BOX_HEADER_BYTES)
         size = int.from_bytes(header[:4], "big")
         kinds.append(header[4:8])
@@ -91,17 +101,5 @@ def _read_boxes(file, num_bytes: int) -> list[bytes]:
             size = int.from_bytes(header[8:16], "big")
         if size < BOX_HEADER_BYTES:  # 0: the last box, up to the end of the file
             break
-        place += size
+        offset += size
     return kinds
-
-
-VAGUE = "Invalid data found"  # FFmpeg's answer to most broken data
-
-
-def in_words(error: str) -> str:
-    """An error that was met at some place of a file which could be opened."""
-    if error.startswith(VAGUE):
-        return "the data there is damaged"
-    if error.startswith("Resource temporarily unavailable"):  # FFmpeg's way to ask for more data
-        return "no more data comes"
-    return error

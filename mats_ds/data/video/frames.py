@@ -14,10 +14,11 @@ from dataclasses import dataclass
 import av
 import numpy as np
 
+from mats_ds.data.video.containers import READ_ERRORS, UnreadableVideo, open_video
 from mats_ds.data.video.decode import visit_shown_frames
 from mats_ds.data.video.faults import explain
 from mats_ds.data.video.index import VideoIndex
-from mats_ds.data.video.indexing import READ_ERRORS, UnreadableVideo, index_video, open_video
+from mats_ds.data.video.indexing import index_video
 from mats_ds.data.video.nvdec_support import why_on_cpu
 
 NO_GPU = "there is no GPU here; NVDEC where there is one"
@@ -124,18 +125,18 @@ def _check_numbers(numbers: Iterable[int], *, name: str, num_frames: int) -> np.
     """The numbers as int64 [T]. Raises ValueError for what is no list of them, and for frames that are not there."""
     if isinstance(numbers, (str, bytes)) or not hasattr(numbers, "__iter__"):
         raise ValueError(f"frame numbers are a list like [0, 4, 8] or a range, got {numbers!r}")
-    whole = []
+    checked = []
     for number in numbers:
         if isinstance(number, bool) or not hasattr(number, "__index__"):
             raise ValueError(f"frame numbers are whole numbers, got {number!r}")
         try:
-            whole.append(operator.index(number))
+            checked.append(operator.index(number))
         except TypeError:  # an array of several
             raise ValueError(f"frame numbers are a flat list of whole numbers, got {number!r} in it") from None
-    outside = [number for number in whole if not 0 <= number < num_frames]
+    outside = [number for number in checked if not 0 <= number < num_frames]
     if outside:
         raise ValueError(f"{name} has frames 0 to {num_frames - 1}, got {outside[0]}: there is none of that number")
-    return np.asarray(whole, np.int64)
+    return np.asarray(checked, np.int64)
 
 
 def _count_video_streams(path: str) -> int:

@@ -10,7 +10,7 @@ from fractions import Fraction
 import numpy as np
 
 from mats_ds.data.video.orientation import Orientation
-from mats_ds.data.video.packet_seek import LandingTable
+from mats_ds.data.video.packet_seek import SeekTable
 from mats_ds.data.video.packets import PacketTable
 
 
@@ -23,9 +23,9 @@ class VideoIndex:
     seek to for each. width, height: of the coded picture. orientation: how the decoded picture is mirrored and turned to stand
     upright. clock_start: the time stamp in seconds at which the file's clock shows 0. slot_F: int64 time stamps of frames that
     are counted, where there are some. plain: every packet is one visible frame, so that any decoder numbers them alike.
-    from_start: decoding must begin with the first packet, because later ones do not tell the colours. packets: where each
-    frame's packet lies, for files that can be read without their container. landings: the packets by which a
-    file is sought whose times do not serve for it.
+    from_start: decoding must begin with the first packet, because later ones do not bring the colours. packets: where each
+    frame's packet lies, for files that can be read without their container. seek_table: the key packets to seek to
+    in a file whose times do not serve for it.
     doubt: why the headers do not prove the frames, so that the file was decoded once; "" where they do. is_sound_F: which frames
     came undamaged in that decoding. num_stored: packets that ought to show a frame, without those before the first that does.
     num_silent: packets before that one, silent_seconds: their time. is_interlaced: of the first picture, or of any where all were
@@ -51,7 +51,7 @@ class VideoIndex:
     slot_F: np.ndarray | None = None
     from_start: bool = False
     packets: PacketTable | None = None
-    landings: LandingTable | None = None
+    seek_table: SeekTable | None = None
     doubt: str = ""
     is_sound_F: np.ndarray | None = None
     num_stored: int = 0
@@ -112,6 +112,6 @@ class IndexCache:
 def _size(entry: VideoIndex | str) -> int:
     if isinstance(entry, str):
         return 1024
-    tables = sum(table.num_bytes for table in (entry.packets, entry.landings) if table is not None)
+    tables = sum(table.num_bytes for table in (entry.packets, entry.seek_table) if table is not None)
     sound = 0 if entry.is_sound_F is None else entry.is_sound_F.nbytes
     return 1024 + (1 if entry.slot_F is None else 2) * entry.pts_F.nbytes + 2 * entry.keyframe_pts_K.nbytes + sound + tables

@@ -1,7 +1,7 @@
 """A video file -> VideoIndex: what it really holds, from its packets and its first picture; containers are not believed.
 
 Frames are those that come when the file is decoded from its start. Where the headers of all coded pictures prove which packets
-show a frame and which are key pictures (`stream_proof`), nothing more is decoded than one picture, which tells the true size,
+show a frame and which are key pictures (`stream_proof`), nothing more is decoded than one picture, for the true size,
 pixel format and orientation. Any other file is decoded once (`recording`).
 """
 
@@ -14,30 +14,19 @@ from fractions import Fraction
 
 import av
 import numpy as np
-from av.error import FFmpegError
 from av.format import Flags
 
 from mats_ds.data.bitstream.palette import PaletteLog
 from mats_ds.data.bitstream.stream_proof import StreamProof
 from mats_ds.data.video.clock import clock_start, clock_start_of_counted, guessed_delay, slot_times
-from mats_ds.data.video.containers import NotAVideoFormat, limit_pictures, open_container
+from mats_ds.data.video.containers import READ_ERRORS, UnreadableVideo, describe_read_error, open_video
 from mats_ds.data.video.index import IndexCache, VideoIndex
 from mats_ds.data.video.orientation import orientation_of
-from mats_ds.data.video.packet_seek import SOUGHT_BY_BYTE, KeyPacket, landing_table
+from mats_ds.data.video.packet_seek import SOUGHT_BY_BYTE, KeyPacket, make_seek_table
 from mats_ds.data.video.packets import PacketLog
-from mats_ds.data.video.recording import KeyLog, drop_torn_end, find_landings, key_packet, record, times_of
+from mats_ds.data.video.recording import KeyLog, drop_torn_end, find_seek_table, key_packet, record, times_of
 
-# What PyAV raises for a file that is not a sound video: FFmpeg's errors, metadata that is not text, absurd sizes.
-READ_ERRORS = (FFmpegError, OSError, ValueError, IndexError, MemoryError)
-MAX_CACHE_BYTES = 64 << 20
-
-
-class UnreadableVideo(Exception):
-    """A video, or the wanted part of it, cannot be read; `reason` says why in one line."""
-
-    def __init__(self, reason: str) -> None:
-        self.reason = " ".join(str(reason).split())[:300] or "unknown"
-        super().__init__(self.reason)
+_CACHE = IndexCache(max_bytes=64 << 20)
 
 
 def index_video(path: str) -> VideoIndex:
@@ -48,7 +37,7 @@ def index_video(path: str) -> VideoIndex:
     try:
         status = os.stat(path)
     except (OSError, ValueError) as error:
-        raise UnreadableVideo(describe_error(error)) from None
+        raise UnreadableVideo(describe_read_error(error)) from None
     if not stat.S_ISREG(status.st_mode):  # a pipe would be waited for without end
         raise UnreadableVideo("a directory" if stat.S_ISDIR(status.st_mode) else "not a regular file")
     identity = (path, status.st_size, status.st_mtime_ns)
@@ -64,42 +53,13 @@ def index_video(path: str) -> VideoIndex:
     return known
 
 
-def open_video(path: str, *, stream_index: int | None = None) -> tuple[av.container.InputContainer, av.VideoStream]:
-    """Container and video stream, on one decoding thread. Raises what PyAV raises; UnreadableVideo without a video stream."""
-    container = open_container(path)
-    try:
-        stream = _choose_stream(container) if stream_index is None else container.streams[stream_index]
-        if stream.codec_context is None:
-            raise UnreadableVideo("no decoder for its video codec")
-        stream.codec_context.thread_count = 1
-        stream.codec_context.thread_type = "NONE"
-        limit_pictures(stream)
-    except BaseException:
-        container.close()
-        raise
-    return container, stream
-
-
-def _choose_stream(container: av.container.InputContainer) -> av.VideoStream:
-    streams = [stream for stream in container.streams.video if not _is_cover_art(stream)]
-    if not streams:
-        kinds = sorted({stream.type for stream in container.streams})
-        raise UnreadableVideo(f"no video stream in it, only {', '.join(kinds) or 'nothing'}")
-    best = container.streams.best("video")
-    return best if best in streams else streams[0]
-
-
-def _is_cover_art(stream: av.VideoStream) -> bool:
-    return bool(stream.disposition & type(stream.disposition).attached_pic)
-
-
 def _read_index(path: str, num_bytes: int) -> VideoIndex:
     if num_bytes == 0:
         raise UnreadableVideo("the file is empty")
     try:
         container, stream = open_video(path)
     except READ_ERRORS as error:
-        raise UnreadableVideo(describe_error(error)) from None
+        raise UnreadableVideo(describe_read_error(error)) from None
     with container, PacketLog(path, container, stream) as log:
         scanned = _scan(container, stream, log)
         index = _index_by_headers(path, container, stream, log, scanned)
@@ -138,7 +98,7 @@ def _scan(container: av.container.InputContainer, stream: av.VideoStream, log: P
         try:
             packet = next(packets, None)
         except READ_ERRORS as error:  # the file breaks off: what lies before can be used
-            scan.problem = scan.problem or describe_error(error)
+            scan.problem = scan.problem or describe_read_error(error)
             break
         if packet is None:
             break
@@ -146,7 +106,7 @@ def _scan(container: av.container.InputContainer, stream: av.VideoStream, log: P
             try:
                 scan.picture = next(iter(packet.decode()), None)
             except READ_ERRORS as error:
-                scan.problem = scan.problem or describe_error(error)
+                scan.problem = scan.problem or describe_read_error(error)
         if not packet.size:
             continue
         if not scan.num_packets:
@@ -191,13 +151,13 @@ def _index_by_headers(path, container, stream: av.VideoStream, log: PacketLog, s
         return None
     packets = log.table(number_P)
     is_packet_wise = not scan.proof.is_packed and len(number_P) == scan.num_packets
-    landings = None
+    seek_table = None
     if packets is None and (not trusts_pts or container.format.name in SOUGHT_BY_BYTE):
         if not is_packet_wise:
             scan.proof.refuse("packets hold several pictures")
             return None
         keys = [replace(key, number=int(number_P[key.packet])) for key in scan.keys if number_P[key.packet] >= 0]
-        landings = landing_table(number_P, keys, container=container.format.name, skips=True)
+        seek_table = make_seek_table(number_P, keys, container=container.format.name, skips=True)
     pts_F = np.asarray(stamps, np.int64) if trusts_pts else np.arange(len(stamps))
     index = _describe(path, container, stream, scan, scan.picture, pts_F, trusts_pts=trusts_pts)
     # Asked for a keyframe's decoding time, a demuxer that goes by presentation times lands one keyframe too early.
@@ -215,13 +175,13 @@ def _index_by_headers(path, container, stream: av.VideoStream, log: PacketLog, s
         keyframe_seek_K=np.asarray(seek_K, np.int64),
         plain=trusts_pts and is_whole and len(container.streams.video) == 1 and not index.is_interlaced,
         packets=packets,
-        landings=landings,
+        seek_table=seek_table,
         num_stored=len(stamps),
     )
 
 
 def _index_by_decoding(path: str, container, stream: av.VideoStream, scan: _Scan) -> VideoIndex:
-    """The index of a file that must be decoded to tell its frames. Raises UnreadableVideo where none comes."""
+    """The index of a file whose frames are known only once it is decoded. Raises UnreadableVideo where none comes."""
     doubt = scan.proof.doubt or "no picture in its headers"
     if not scan.num_packets:
         raise UnreadableVideo(scan.problem or "no picture in its video stream")
@@ -234,26 +194,25 @@ def _index_by_decoding(path: str, container, stream: av.VideoStream, scan: _Scan
     try:
         again, again_stream = open_again()
         with again:
-            options = dict(read_errors=READ_ERRORS, describe=describe_error)
-            recorded = record(again, again_stream, **options, checks_pictures=True, on_packet=log.add)
+            recorded = record(again, again_stream, checks_pictures=True, on_packet=log.add)
     except READ_ERRORS as error:
-        raise UnreadableVideo(describe_error(error)) from None
+        raise UnreadableVideo(describe_read_error(error)) from None
     drop_torn_end(recorded)
     if not recorded.num_frames:
         raise UnreadableVideo(recorded.first_error or scan.problem or "not one picture of it decodes")
-    landings = find_landings(recorded, log, open_again, container=container.format.name, read_errors=READ_ERRORS)
+    seek_table = find_seek_table(recorded, log, open_again, container=container.format.name)
     pts_F = times_of(recorded)
     trusts_pts = pts_F is not None
     if pts_F is None:
         pts_F = np.arange(recorded.num_frames)
     index = _describe(path, container, stream, scan, recorded.first, pts_F, trusts_pts=trusts_pts)
-    key_numbers = landings.first_number_K[1:][landings.packet_K[1:] >= 0] if landings is not None else np.empty(0, np.int64)
+    key_numbers = seek_table.first_number_K[1:][seek_table.packet_K[1:] >= 0] if seek_table is not None else np.empty(0, np.int64)
     num_shown = sum(scan.is_shown_P[recorded.num_silent :]) if has_pieces else recorded.num_frames
     return replace(
         index,
         keyframe_pts_K=pts_F[key_numbers] if trusts_pts else np.empty(0, np.int64),
         keyframe_seek_K=pts_F[key_numbers] if trusts_pts else np.empty(0, np.int64),
-        landings=landings,
+        seek_table=seek_table,
         doubt=doubt,
         is_sound_F=np.asarray(recorded.is_sound_F, bool),
         num_stored=max(num_shown, recorded.num_frames) if recorded.problem else recorded.num_frames,
@@ -293,16 +252,3 @@ def _describe(
         slot_F=None if trusts_pts else slot_times(container, scan.slots, len(pts_F)),
         from_start=scan.palettes.needs_start(picture),
     )
-
-
-def describe_error(error: BaseException) -> str:
-    """An error of PyAV or the system in words, without the path, which is told beside it."""
-    if isinstance(error, UnreadableVideo):
-        return error.reason
-    if isinstance(error, NotAVideoFormat):
-        return str(error)
-    text = getattr(error, "strerror", None) or str(error)
-    return f"{text} ({type(error).__name__})" if text else type(error).__name__
-
-
-_CACHE = IndexCache(MAX_CACHE_BYTES)

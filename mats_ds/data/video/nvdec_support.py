@@ -4,13 +4,35 @@ from __future__ import annotations
 
 from mats_ds.data.video.index import VideoIndex
 
-PIXEL_FORMAT_WORDS = (
+# Smallest and largest picture sides of each codec. Source: NVIDIA Video Codec SDK, NVDEC application note, table of limits.
+NVDEC_SIDES = {
+    "h264": (48, 4096),
+    "hevc": (144, 8192),
+    "mpeg4": (48, 2032),
+    "vp8": (48, 4096),
+    "vp9": (128, 8192),
+    "av1": (128, 8192),
+}
+MAX_ENCODED_BYTES = 64 << 20  # of a longer file, PyAV reads only the part that it needs
+PIXEL_FORMAT_REASONS = (
     ("10", "10-bit colours"),
     ("12", "12-bit colours"),
     ("yuvj", "full-range colours"),
     ("444", "4:4:4 colours"),
     ("422", "4:2:2 colours"),
 )
+
+
+def device_can_decode(index: VideoIndex) -> bool:
+    """Whether a hardware decoder shows the very frames of this file that PyAV shows, as far as its index shows."""
+    smallest, largest = NVDEC_SIDES.get(index.codec, (1, 0))
+    return (
+        index.plain
+        and index.orientation.is_plain
+        and index.pixel_format == "yuv420p"
+        and min(index.width, index.height) >= smallest
+        and max(index.width, index.height) <= largest
+    )
 
 
 def why_on_cpu(index: VideoIndex, *, num_video_streams: int, num_bytes: int) -> str:
@@ -23,7 +45,7 @@ def why_on_cpu(index: VideoIndex, *, num_video_streams: int, num_bytes: int) -> 
     if not index.orientation.is_plain:
         return "mirrored" if index.orientation.mirrored else "rotation"
     if index.pixel_format != "yuv420p":
-        return next((words for mark, words in PIXEL_FORMAT_WORDS if mark in index.pixel_format), index.pixel_format)
+        return next((reason for mark, reason in PIXEL_FORMAT_REASONS if mark in index.pixel_format), index.pixel_format)
     if index.is_interlaced:
         return "interlaced"
     if index.doubt:
@@ -37,27 +59,3 @@ def why_on_cpu(index: VideoIndex, *, num_video_streams: int, num_bytes: int) -> 
     if min(index.width, index.height) < smallest:
         return f"a side below NVDEC's {smallest} pixels"
     return f"a side above NVDEC's {largest} pixels"
-
-
-# Smallest and largest picture sides of each codec. Source: NVIDIA Video Codec SDK, NVDEC application note, table of limits.
-NVDEC_SIDES = {
-    "h264": (48, 4096),
-    "hevc": (144, 8192),
-    "mpeg4": (48, 2032),
-    "vp8": (48, 4096),
-    "vp9": (128, 8192),
-    "av1": (128, 8192),
-}
-MAX_ENCODED_BYTES = 64 << 20  # of a longer file, PyAV reads only the part that it needs
-
-
-def device_can_decode(index: VideoIndex) -> bool:
-    """Whether a hardware decoder shows the very frames of this file that PyAV shows, as far as its index tells."""
-    smallest, largest = NVDEC_SIDES.get(index.codec, (1, 0))
-    return (
-        index.plain
-        and index.orientation.is_plain
-        and index.pixel_format == "yuv420p"
-        and min(index.width, index.height) >= smallest
-        and max(index.width, index.height) <= largest
-    )

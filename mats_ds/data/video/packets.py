@@ -2,7 +2,7 @@
 
 Only MP4/MOV and AVI keep packets in one piece, and only the headers of H.264 and MPEG-4 are read here: which packets others refer
 to, so that the rest need not even be handed to the decoder. While a file is indexed, every packet is compared with the bytes at
-its place; one difference, and the file is read through its container as any other.
+its offset; one difference, and the file is read through its container as any other.
 """
 
 from __future__ import annotations
@@ -82,7 +82,7 @@ class PacketLog:
             self.suits = False
             return
         for number, (piece, is_key) in enumerate(pieces):
-            self._offsets.append(packet.pos + piece.place)
+            self._offsets.append(packet.pos + piece.offset)
             self._sizes.append(piece.size)
             self._keyframes.append(is_key and number == 0)
             is_h264 = self._codec == "h264"
@@ -114,13 +114,13 @@ class PacketLog:
 
 def is_h264_reference(data: bytes, length_size: int) -> bool:
     """Whether another picture may refer to this one: nal_ref_idc of any of its slices. Source: ITU-T H.264, section 7.4.1."""
-    place, seen = 0, False
-    while place + length_size < len(data):
-        size = int.from_bytes(data[place : place + length_size], "big")
-        header = data[place + length_size]
+    offset, seen = 0, False
+    while offset + length_size < len(data):
+        size = int.from_bytes(data[offset : offset + length_size], "big")
+        header = data[offset + length_size]
         if header & 31 in H264_SLICES:
             seen = True
             if header >> 5 & 3:
                 return True
-        place += length_size + size
+        offset += length_size + size
     return not seen  # what is not understood is kept

@@ -19,7 +19,8 @@ from dataclasses import dataclass, field
 import av
 import numpy as np
 
-from mats_ds.data.video.packet_seek import KeyPacket, LandingTable, checksum_of, landing_table, read_landed
+from mats_ds.data.video.containers import READ_ERRORS, describe_read_error
+from mats_ds.data.video.packet_seek import KeyPacket, SeekTable, checksum_of, make_seek_table, read_by_key_packets
 
 BEAT_SECONDS = 1.0
 MIN_ASCENDING = 0.9  # of the time stamps, for them to be trusted
@@ -65,8 +66,6 @@ def record(
     container: av.container.InputContainer,
     stream: av.VideoStream,
     *,
-    read_errors: tuple[type[BaseException], ...],
-    describe: Callable[[BaseException], str],
     checks_pictures: bool = False,
     on_beat: Callable[[], None] = lambda: None,
     on_packet: Callable[[int, av.Packet], None] = lambda number, packet: None,
@@ -80,8 +79,8 @@ def record(
     while True:
         try:
             packet = next(packets, None)
-        except read_errors as error:  # what lies behind cannot be read
-            recorded.fail(describe(error))
+        except READ_ERRORS as error:  # what lies behind cannot be read
+            recorded.fail(describe_read_error(error))
             break
         if packet is None:
             break
@@ -94,8 +93,8 @@ def record(
             recorded.num_packets += 1
         try:
             frames = packet.decode()
-        except read_errors as error:
-            recorded.fail(describe(error))
+        except READ_ERRORS as error:
+            recorded.fail(describe_read_error(error))
             if recorded.num_frames:
                 failed_at = recorded.num_packets - 1
             continue
@@ -121,7 +120,7 @@ def record(
 
 
 def drop_torn_end(recorded: Recording) -> None:
-    """Take away the last frames if their packets are torn: a file that breaks off ends with its last whole one."""
+    """Take away the last frames if their packets are torn: a file that breaks off ends with its last complete one."""
     while recorded.packet_F and recorded.packet_F[-1] in recorded.torn_packets and not recorded.is_sound_F[-1]:
         for column in (recorded.packet_F, recorded.pts_F, recorded.is_sound_F, recorded.is_key_F, recorded.checksum_F):
             del column[-1:]
@@ -141,15 +140,15 @@ def checksum_of_picture(frame: av.VideoFrame) -> int:
 
 
 def times_of(recorded: Recording) -> np.ndarray | None:
-    """int64 [F]: the time stamps of the frames, ascending; None where they do not tell the times.
+    """int64 [F]: the time stamps of the frames, ascending; None where they are no times.
 
-    The few frames without one, or with one that does not follow that of the frame before, are placed evenly between the others.
+    The few frames without one, or with one that does not follow that of the frame before, lie evenly between the others.
     """
     stamped = [(number, pts) for number, pts in enumerate(recorded.pts_F) if pts is not None]
     kept = _longest_ascent([pts for _, pts in stamped])
     if len(kept) < max(1, MIN_ASCENDING * len(stamped)) or (len(kept) < 2 and recorded.num_frames > 1):
         return None
-    known, stamps = np.asarray([stamped[place] for place in kept], np.int64).T
+    known, stamps = np.asarray([stamped[index] for index in kept], np.int64).T
     numbers = np.arange(recorded.num_frames)
     # Small numbers, since interpolation is done in floating point.
     filled = np.interp(numbers, known, stamps - stamps[0])
@@ -163,18 +162,18 @@ def times_of(recorded: Recording) -> np.ndarray | None:
 
 
 def _longest_ascent(stamps: list[int]) -> list[int]:
-    """Places of a longest strictly ascending part."""
+    """Indices of a longest strictly ascending part."""
     ends: list[int] = []  # of each length, the smallest last stamp so far
-    places: list[int] = []
+    indices: list[int] = []
     before = [-1] * len(stamps)
-    for place, stamp in enumerate(stamps):
+    for index, stamp in enumerate(stamps):
         length = bisect.bisect_left(ends, stamp)
-        before[place] = places[length - 1] if length else -1
-        ends[length : length + 1], places[length : length + 1] = [stamp], [place]
-    chain, place = [], places[-1] if places else -1
-    while place >= 0:
-        chain.append(place)
-        place = before[place]
+        before[index] = indices[length - 1] if length else -1
+        ends[length : length + 1], indices[length : length + 1] = [stamp], [index]
+    chain, index = [], indices[-1] if indices else -1
+    while index >= 0:
+        chain.append(index)
+        index = before[index]
     return chain[::-1]
 
 
@@ -194,19 +193,18 @@ class KeyLog:
 def key_packet(number: int, packet: av.Packet, data: bytes) -> KeyPacket:
     """What a packet is known by; its frame is not known yet."""
     seek = packet.pts if packet.dts is None else packet.dts
-    place = packet.pos if packet.pos is not None and packet.pos >= 0 else None
-    return KeyPacket(number, -1, place, seek, len(data), checksum_of(data))
+    offset = packet.pos if packet.pos is not None and packet.pos >= 0 else None
+    return KeyPacket(number, -1, offset, seek, len(data), checksum_of(data))
 
 
-def find_landings(
+def find_seek_table(
     recorded: Recording,
     log: KeyLog,
     open_it: Callable[[], Opened],
     *,
     container: str,
-    read_errors: tuple[type[BaseException], ...],
-) -> LandingTable | None:
-    """Where frames can be read from. None where packets and frames cannot be told: then only by counting from the start."""
+) -> SeekTable | None:
+    """The key packets that frames can be read from. None where the packets of frames are unknown: then only by counting."""
     if -1 in recorded.packet_F:
         return None
     number_P = np.full(recorded.num_packets, -1, np.int32)
@@ -217,18 +215,18 @@ def find_landings(
         key = log.found.get(packet)
         near = number - (candidates[-1].number if candidates else 0) < MIN_KEY_DISTANCE
         if key is not None and recorded.is_key_F[number] and recorded.is_sound_F[number] and not near:
-            candidates.append(KeyPacket(packet, number, key.place, key.seek, key.size, key.checksum))
-    table = landing_table(number_P, candidates, container=container, skips=False)
+            candidates.append(KeyPacket(packet, number, key.offset, key.seek, key.size, key.checksum))
+    table = make_seek_table(number_P, candidates, container=container, skips=False)
     ends = [*table.first_number_K[1:].tolist(), recorded.num_frames]
     packet_K = table.packet_K.copy()
     for key in range(1, len(packet_K)):
         numbers = np.arange(table.first_number_K[key], ends[key])
-        if not _agrees(recorded, table, open_it, numbers, read_errors):
+        if not _agrees(recorded, table, open_it, numbers):
             packet_K[key] = -1
-    return LandingTable(**{**vars(table), "packet_K": packet_K})
+    return SeekTable(**{**vars(table), "packet_K": packet_K})
 
 
-def _agrees(recorded: Recording, table: LandingTable, open_it: Callable[[], Opened], numbers: np.ndarray, read_errors) -> bool:
+def _agrees(recorded: Recording, table: SeekTable, open_it: Callable[[], Opened], numbers: np.ndarray) -> bool:
     """Whether the frames from a key packet on are those of the pass from the start."""
     differ: list[int] = []
 
@@ -237,6 +235,6 @@ def _agrees(recorded: Recording, table: LandingTable, open_it: Callable[[], Open
             differ.append(number)
 
     try:
-        return not read_landed(open_it, table, numbers, compare) and not differ
-    except read_errors:
+        return not read_by_key_packets(open_it, table, numbers, compare) and not differ
+    except READ_ERRORS:
         return False

@@ -16,7 +16,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
 from mats_ds.core.storage.documents import parse_json
-from mats_ds.core.storage.files import read_small_text
+from mats_ds.core.storage.files import read_text
 from mats_ds.core.token_grid import TokenPruning
 from mats_ds.models.model_spec import PRUNING_NAMES, ModelSpec
 from mats_ds.models.weights.export_folder import CONFIG, PREPROCESSOR, SPEC_KEY, write_export
@@ -111,7 +111,7 @@ def read_tensors(folder: Path) -> dict[str, torch.Tensor]:
         raise ValueError(f"{folder} has none of {', '.join(WEIGHT_FILES)}")
     files = [name]
     if name.endswith(".index.json"):
-        named = parse_json(read_small_text(folder / name, max_bytes=MAX_JSON_BYTES))["weight_map"].values()
+        named = parse_json(read_text(folder / name, max_bytes=MAX_JSON_BYTES, follows_links=True))["weight_map"].values()
         if strangers := [
             file for file in named if not isinstance(file, str) or Path(file).name != (file or None) or "\0" in file
         ]:

@@ -20,8 +20,8 @@ from mats_ds.config.finetune_recipe import FinetuneRecipe
 from mats_ds.config.load import load_recipe
 from mats_ds.config.recipe import Recipe
 from mats_ds.core.checkpoint_files import COMPLETE, is_checkpoint, list_checkpoints, read_complete, what_is_wrong_with
-from mats_ds.core.storage.documents import parse_json, parse_yaml
-from mats_ds.core.storage.files import read_bytes
+from mats_ds.core.storage.documents import MAX_YAML_BYTES, parse_json, parse_yaml
+from mats_ds.core.storage.files import read_text
 from mats_ds.core.text import Lines
 from mats_ds.models.model_spec import ModelSpec, parse_spec
 from mats_ds.models.weights.file_content import unpickle
@@ -150,14 +150,13 @@ def spec_of_recipe(text: str, state: Mapping[str, Any], step: Path) -> ModelSpec
 
 
 RECIPE = "recipe.yaml"
-MAX_RECIPE_BYTES = 2**20
 
 
 def read_recipe_beside(source: str | Path) -> Recipe | None:
     """The recipe of a run folder, its `checkpoints` folder, one of its checkpoints, or a file of weights in the run folder; None
     where there is none. A fine-tuning's is a FinetuneRecipe.
 
-    Raises ValueError when the file is there and is no recipe.
+    Raises ValueError when the file is there and is no recipe: a link, a pipe, what is no text or far too long for one.
     """
     path = Path(source)
     if path.is_dir():  # a run's checkpoints may be a link to a larger disk: first the run that the path names
@@ -169,14 +168,6 @@ def read_recipe_beside(source: str | Path) -> Recipe | None:
     path = next((folder / RECIPE for folder in folders if os.path.lexists(folder / RECIPE)), None)
     if path is None:
         return None
-    tree = parse_yaml(read_recipe_text(path))
+    tree = parse_yaml(read_text(path, max_bytes=MAX_YAML_BYTES))
     is_finetuning = isinstance(tree, dict) and "finetune" in tree
     return load_recipe(path, schema=FinetuneRecipe if is_finetuning else Recipe)
-
-
-def read_recipe_text(path: Path) -> str:
-    """The text of a recipe in a run folder. Raises ValueError for a link, a pipe, and anything but a short text."""
-    try:
-        return read_bytes(path, max_bytes=MAX_RECIPE_BYTES).decode("utf-8")
-    except UnicodeDecodeError as error:
-        raise ValueError(f"{path} is no text in UTF-8: {error}") from None

@@ -20,13 +20,12 @@ from mats_ds.core.checkpoint_files import (
     FileSum,
     Verdict,
     examine,
-    hash_stream,
     is_checkpoint,
     list_checkpoints,
     name_lookalikes,
     what_is_broken,
 )
-from mats_ds.core.storage.files import open_regular, sync_to_disk, write_json, write_text
+from mats_ds.core.storage.files import hash_stream, open_regular, sync_to_disk, write_json, write_text
 from mats_ds.training.checkpoints.removal import foreign_names, new_part_name, remove_part
 
 __all__ = ["FileSum", "Found", "find_checkpoint", "publish", "seal", "what_is_broken"]

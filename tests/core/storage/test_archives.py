@@ -1,4 +1,4 @@
-"""Zip files are measured before they are unpacked."""
+"""Zip files are measured before they are unpacked, and tensors before they are read."""
 
 import io
 import struct
@@ -6,8 +6,9 @@ import zipfile
 
 import numpy as np
 import pytest
+import torch
 
-from mats_ds.core.storage.archives import MAX_ENTRIES, ArchiveTooLarge, open_archive
+from mats_ds.core.storage.archives import MAX_ENTRIES, ArchiveTooLarge, count_stored_bytes, open_archive
 
 
 def pack(content, *, compression=zipfile.ZIP_STORED, names=("a", "b")):
@@ -46,3 +47,18 @@ def test_entries_are_counted_before_they_are_read():
 def test_what_is_no_archive_is_told_by_the_reader(content):
     with pytest.raises(zipfile.BadZipFile):
         open_archive(io.BytesIO(content))
+
+
+def test_storages_are_counted_once_and_loops_end():
+    base = torch.zeros(100)
+    content = {"a": base, "b": [base[:50], base.expand(1000, 100)], "c": {"d": torch.zeros(3, dtype=torch.float16)}}
+    content["self"] = content
+    assert count_stored_bytes(content) == 400 + 6
+
+
+def test_nothing_is_read_of_tensors_without_numbers():
+    assert count_stored_bytes({"a": torch.empty(3, 5, device="meta"), "b": "text", "c": None, 4: (1, {2})}) == 60
+
+
+def test_sparse_tensors_are_passed_over():
+    assert count_stored_bytes([torch.zeros(7, 11).to_sparse(), torch.zeros(3)]) == 12

@@ -1,15 +1,23 @@
-"""Files are replaced as a whole, and a link never leads a writer or a reader elsewhere."""
+"""Files are replaced in one step and read within bounds; a link never leads a writer or a reader elsewhere."""
 
+import hashlib
 import os
 
 import pytest
 
 from mats_ds.core.storage.files import (
     WrongKindOfFile,
+    append_text,
+    format_csv,
+    hash_file,
+    hash_text,
+    is_same_file,
     open_regular,
     open_to_append,
     read_bytes,
+    read_text,
     replace_file,
+    why_no_file_name,
     write_json,
     write_text,
 )
@@ -80,3 +88,56 @@ def test_what_a_link_leads_to_is_named_in_one_line(tmp_path):
     with pytest.raises(WrongKindOfFile) as refused:
         open_regular(path)
     assert "\n" not in str(refused.value) and "\x1b" not in str(refused.value)
+
+
+def test_a_text_is_read_through_a_link_only_where_links_are_followed(tmp_path):
+    (tmp_path / "blob").write_text("größer", encoding="utf-8")
+    (tmp_path / "config.json").symlink_to(tmp_path / "blob")
+    assert read_text(tmp_path / "config.json", max_bytes=8, follows_links=True) == "größer"
+    with pytest.raises(WrongKindOfFile, match="config.json"):
+        read_text(tmp_path / "config.json", max_bytes=8)
+
+
+@pytest.mark.parametrize("follows_links", [False, True])
+def test_what_is_long_or_no_text_is_refused(tmp_path, follows_links):
+    with (tmp_path / "a").open("wb") as stream:
+        stream.truncate(1 << 40)  # a hole: nothing of it is on the disk
+    with pytest.raises(ValueError, match="1,000 bytes"):
+        read_text(tmp_path / "a", max_bytes=1000, follows_links=follows_links)
+    (tmp_path / "b").write_bytes(b"ab\xff")
+    with pytest.raises(ValueError, match="UTF-8.* byte 2"):
+        read_text(tmp_path / "b", max_bytes=1000, follows_links=follows_links)
+
+
+def test_a_file_and_its_text_have_one_hash(tmp_path):
+    text = "a\r\n\udc80\n"
+    write_text(tmp_path / "a", text, errors="backslashreplace")
+    assert hash_file(tmp_path / "a") == hash_text(text) == hashlib.sha256((tmp_path / "a").read_bytes()).hexdigest()
+    (tmp_path / "link").symlink_to("a")
+    with pytest.raises(WrongKindOfFile):
+        hash_file(tmp_path / "link")
+    assert is_same_file(tmp_path / "link", tmp_path / "a") and not is_same_file(tmp_path / "a", tmp_path / "b")
+
+
+def test_rows_are_appended_as_lines_of_a_table(tmp_path):
+    with open_to_append(tmp_path / "a.csv") as file:
+        append_text(file, format_csv([("path", "label"), ("a,b.mp4", 3)]))
+        append_text(file, format_csv([('say "c"', None), ("\udc80", 7)]))
+    assert (tmp_path / "a.csv").read_bytes() == b'path,label\n"a,b.mp4",3\n"say ""c""",\n\\udc80,7\n'
+
+
+@pytest.mark.parametrize(
+    "name",
+    ["tiny", "ucf101-long_2.0", "my run (v2), 50% + a=b", "видео", "動画", "می‌خواهم", "é" * 100, "...a"[3:], "a..b", "#1 @home"],
+)
+def test_names_of_any_script_are_names(name):
+    assert why_no_file_name(name) is None
+
+
+@pytest.mark.parametrize(
+    "name",
+    ["", " ", " a", "a ", ".", "..", "../..", "a/b", "/etc", "a\\b", ".hidden", "-rf", "~root", "a.", "a\nb", "a\x1b[2J", "a\0b",
+     "a\u202eb", "a\ud800", "c:a", "a*", "a" * 101, "動" * 67, "a\u2028b"],
+)  # fmt: skip
+def test_what_leads_elsewhere_or_cannot_be_seen_is_none(name):
+    assert why_no_file_name(name)

@@ -12,7 +12,15 @@ from pathlib import Path
 import pytest
 
 from mats_ds.core.storage import folder_lock
-from mats_ds.core.storage.folder_lock import LOCK_FILE, admit_ranks, hold_folder, join_hold, release_all_folders, release_folder
+from mats_ds.core.storage.folder_lock import (
+    LOCK_FILE,
+    admit_ranks,
+    hold_folder,
+    join_hold,
+    lock_until_closed,
+    release_all_folders,
+    release_folder,
+)
 
 ROOT = Path(__file__).resolve().parents[3]
 HOLD = """
@@ -183,3 +191,16 @@ def test_a_folder_that_cannot_be_locked_for_another_reason_is_an_error(tmp_path,
     monkeypatch.setattr(folder_lock.fcntl, "lockf", fail)
     with pytest.raises(OSError, match="Input/output error"):
         hold_folder(tmp_path, command="a")
+
+
+def test_an_open_file_is_locked_until_it_is_closed(tmp_path, monkeypatch):
+    with (tmp_path / "a").open("a") as mine, (tmp_path / "a").open("a") as other:
+        assert lock_until_closed(mine) and not lock_until_closed(other)
+        mine.close()
+        assert lock_until_closed(other, waits=True)
+
+        def fail(file, operation):
+            raise OSError(errno.ENOLCK, "no locks")
+
+        monkeypatch.setattr(folder_lock.fcntl, "flock", fail)
+        assert lock_until_closed(other)

@@ -7,7 +7,7 @@ import pytest
 from PIL import Image
 
 from mats_ds.core.clips import ImageOperation
-from mats_ds.data.augment.geometry import filled_shares, make_warp, movement_matrix, source_region, visible_pixels
+from mats_ds.data.augment.geometry import filled_fractions, make_warp, movement_matrix, source_region, visible_pixels
 from tests.data.whole_frames import augment_by_timm
 
 FRAME = (60, 88)
@@ -57,15 +57,15 @@ def test_filled_areas_and_visible_parts_are_pillows(chain):
     white = np.full((*FRAME, 3), 255, np.uint8)
     moved = augment_by_timm(white, operations_of(chain), interpolation=Image.Resampling.NEAREST)
     filled = (moved[..., 0] == 128).mean()
-    assert sum(filled_shares(matrices_of(chain), FRAME)) == pytest.approx(filled, abs=0.012)
+    assert sum(filled_fractions(matrices_of(chain), FRAME)) == pytest.approx(filled, abs=0.012)
     assert visible_pixels(matrices_of(chain), FRAME).mean() == pytest.approx(1 - filled, abs=0.012)
 
 
 def test_each_fill_is_known_by_the_movement_that_made_it():
     down, up = (movement_matrix(ImageOperation("translate_y", amount), FRAME) for amount in (-0.25, 0.5))
     # The first uncovers the upper quarter, the second pushes it out and uncovers the lower half.
-    assert filled_shares([down, up], FRAME) == pytest.approx([0, 0.5], abs=0.01)
-    assert filled_shares([down, down], FRAME) == pytest.approx([0.25, 0.25], abs=0.01)
+    assert filled_fractions([down, up], FRAME) == pytest.approx([0, 0.5], abs=0.01)
+    assert filled_fractions([down, down], FRAME) == pytest.approx([0.25, 0.25], abs=0.01)
     warp = make_warp([down, down], box=(0, 0, *FRAME), frame=FRAME, size=FRAME, flip=False)
     assert warp.fills_JHW[1, :14].min() == 1 and warp.fills_JHW[0, 16:29].min() == 1
     np.testing.assert_allclose(warp.fills_JHW.sum(axis=0) + warp.content_HW, 1, atol=1e-6)

@@ -56,8 +56,8 @@ def test_the_recipe_says_which_of_the_two(mixup, cutmix, boxes):
     drawn = [sample_mixture(section, 40, 56, rng) for _ in range(60)]
     assert {mixture.box is not None for mixture in drawn} == boxes
     for mixture in drawn:
-        assert 0 <= mixture.share <= 1
+        assert 0 <= mixture.fraction <= 1
         if mixture.box is not None:
             top, left, height, width = mixture.box
             assert 0 <= top <= 40 - height and 0 <= left <= 56 - width
-            assert mixture.share == pytest.approx(1 - height * width / (40 * 56))
+            assert mixture.fraction == pytest.approx(1 - height * width / (40 * 56))

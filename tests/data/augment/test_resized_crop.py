@@ -12,7 +12,7 @@ from torchvision.transforms.v2 import functional as transforms
 
 from mats_ds.config.recipe import ClipSection
 from mats_ds.core.clips import ClipSpec, RandomResizedCropSpec
-from mats_ds.data.clip_sampler import CROP_RATIOS, ClipSampler
+from mats_ds.data.clip_sampler import CROP_RATIOS, BatchSplit, ClipSampler
 from mats_ds.data.loading.reader import read_decoded, read_for_device
 from mats_ds.data.manifest import Manifest
 from mats_ds.data.video.decode import decode_frames
@@ -100,8 +100,8 @@ def test_a_step_holds_the_same_crops_on_any_number_of_ranks(world_size):
     sampler = sampler_of(repeats=2)
     crops = {}
     for rank in range(world_size):
-        split = dict(rank=rank, world_size=world_size, micro_batch=8 // world_size, accumulation=1)
-        crops |= {position: sampler.spec(position).crop for position in sampler.positions(5, 0, **split)}
+        positions = BatchSplit(rank, world_size, micro_batch=8 // world_size).positions(5, 0, global_batch=8)
+        crops |= {position: sampler.spec(position).crop for position in positions}
     assert list(sorted(crops)) == list(range(40, 48))
     assert [crops[position] for position in sorted(crops)] == [
         sampler_of(repeats=2).spec(position).crop for position in range(40, 48)

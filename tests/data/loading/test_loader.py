@@ -18,11 +18,12 @@ import torch
 from mats_ds.config.finetune_recipe import parse_rand_augment
 from mats_ds.config.recipe import ClipSection
 from mats_ds.core.clips import ClipBatch
-from mats_ds.data.clip_sampler import ClipSampler
+from mats_ds.data.clip_sampler import BatchSplit, ClipSampler
 from mats_ds.data.loading import batching, dali, prefetch, reader
 from mats_ds.data.loading import loader as pipeline
 from mats_ds.data.loading.dali import GpuDecoder
 from mats_ds.data.loading.loader import ClipLoader
+from mats_ds.data.loading.prefetch import ReadOptions
 from mats_ds.data.loading.reader import EncodedClip, Region
 from mats_ds.data.manifest import Manifest, read_manifest
 from mats_ds.data.video import nvdec_support
@@ -60,14 +61,10 @@ def loader_of(
     sampler = ClipSampler(manifest_of(paths), recipe_clip=clip, **sizes, **(AUGMENTED if augments else {}))
     return ClipLoader(
         sampler,
-        rank=rank,
-        world_size=world_size,
-        micro_batch=global_batch // world_size // accumulation,
-        accumulation=accumulation,
+        BatchSplit(rank, world_size, global_batch // world_size // accumulation, accumulation),
+        size=(HEIGHT, WIDTH),
         device=CPU,
-        height=HEIGHT,
-        width=WIDTH,
-        **{"num_workers": 2, **options},
+        options=ReadOptions(**{"num_workers": 2, **options}),
     )
 
 
@@ -263,8 +260,7 @@ def test_every_broken_real_file_is_named_and_none_stops_the_run(real_videos):
     num_videos = len(manifest)
     clip = ClipSection(num_frames=NUM_FRAMES, stride=2, height=HEIGHT, width=WIDTH)
     sampler = ClipSampler(manifest, recipe_clip=clip, num_frames=NUM_FRAMES, global_batch=num_videos, seed=0)
-    options = dict(rank=0, world_size=1, micro_batch=num_videos, accumulation=1, device=CPU, height=HEIGHT, width=WIDTH)
-    (batch,) = take(ClipLoader(sampler, **options, num_workers=2), 1)
+    (batch,) = take(ClipLoader(sampler, BatchSplit(0, 1, num_videos), size=(HEIGHT, WIDTH), device=CPU), 1)
     named = {Path(bad.path).name for bad in batch.bad}
     assert {"audio_only.mp4", "encrypted.webm", "invalid_bitstream.webm"} <= named
     # The tail of one file is corrupt: whether the clip meets it depends on the draw.
@@ -286,13 +282,13 @@ def vp9_videos(write_video, tmp_path) -> list[str]:
 
 @pytest.fixture
 def device_decodes_vp9(monkeypatch) -> None:
-    monkeypatch.setattr(dali, "device_codecs", lambda device: frozenset({"vp9"}))
+    monkeypatch.setattr(pipeline, "device_codecs", lambda device: frozenset({"vp9"}))
 
 
 def test_files_that_dali_decodes_give_the_frames_that_pyav_decodes(vp9_videos, write_video, tmp_path, monkeypatch):
     paths = [*vp9_videos, str(write_video(tmp_path / "other.mp4", num_frames=24))]  # one of them stays with PyAV
     by_pyav = take(loader_of(paths, global_batch=5), 2)
-    monkeypatch.setattr(dali, "device_codecs", lambda device: frozenset({"vp9"}))
+    monkeypatch.setattr(pipeline, "device_codecs", lambda device: frozenset({"vp9"}))
     asked = []
     start = GpuDecoder.start
     monkeypatch.setattr(GpuDecoder, "start", lambda self, clips: (asked.append(clips), start(self, clips))[1])
@@ -308,7 +304,7 @@ def test_whole_frames_that_dali_decodes_are_augmented_as_those_that_pyav_decodes
     paths = [*vp9_videos, str(write_video(tmp_path / "other.mp4", num_frames=24))]
     options = dict(global_batch=5, augments=True)
     by_pyav = take(loader_of(paths, **options), 6)
-    monkeypatch.setattr(dali, "device_codecs", lambda device: frozenset({"vp9"}))
+    monkeypatch.setattr(pipeline, "device_codecs", lambda device: frozenset({"vp9"}))
     asked = []
     start = GpuDecoder.start
     monkeypatch.setattr(GpuDecoder, "start", lambda self, clips: (asked.extend(clips), start(self, clips))[1])
@@ -358,7 +354,7 @@ def test_a_file_that_neither_can_decode_is_named(vp9_videos, device_decodes_vp9,
 
 
 def test_the_decoder_fails_rather_than_make_frames_up(vp9_videos):
-    graph = GpuDecoder(height=HEIGHT, width=WIDTH, device=CPU)
+    graph = GpuDecoder(size=(HEIGHT, WIDTH), device=CPU)
     encoded = np.fromfile(vp9_videos[0], np.uint8)
     region = Region((0, 0, 144, 160), False)
     graph.start([EncodedClip(encoded, np.int32([0, 24]), region, "vp9")])

@@ -36,14 +36,15 @@ def test_three_thousand_batches_do_not_grow_the_process(tmp_path):
         from mats_ds.config.recipe import load_recipe
         from mats_ds.data.manifest import read_manifest
         from mats_ds.data.loading.loader import ClipLoader
-        from mats_ds.data.clip_sampler import ClipSampler
+        from mats_ds.data.loading.prefetch import ReadOptions
+        from mats_ds.data.clip_sampler import BatchSplit, ClipSampler
         from mats_ds.data.synthetic import write_synthetic_set
 
         clip = load_recipe("tiny").clip
         manifest = read_manifest(write_synthetic_set(sys.argv[1]))
         sampler = ClipSampler(manifest, recipe_clip=clip, num_frames=clip.num_frames, global_batch=2, seed=0)
-        place = dict(rank=0, world_size=1, micro_batch=2, accumulation=1, device=torch.device("cpu"))
-        with ClipLoader(sampler, **place, height=clip.height, width=clip.width, num_workers=2) as loader:
+        options = dict(size=(clip.height, clip.width), device=torch.device("cpu"), options=ReadOptions(num_workers=2))
+        with ClipLoader(sampler, BatchSplit(0, 1, micro_batch=2), **options) as loader:
             batches = loader.micro_batches(0)
             for _ in itertools.islice(batches, 300):
                 pass
@@ -95,7 +96,8 @@ def test_a_manifest_of_a_million_rows_loads_in_seconds_and_takes_less_than_300_m
         """
         from mats_ds.config.recipe import ClipSection
         from mats_ds.data.manifest import read_manifest
-        from mats_ds.data.clip_sampler import ClipSampler
+        from mats_ds.data.loading.prefetch import ReadOptions
+        from mats_ds.data.clip_sampler import BatchSplit, ClipSampler
 
         before, begin = resident_bytes(), time.perf_counter()
         sampler = ClipSampler(read_manifest(sys.argv[1]), recipe_clip=ClipSection(), num_frames=16, global_batch=192, seed=0)

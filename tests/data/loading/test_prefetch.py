@@ -9,7 +9,7 @@ import pytest
 from mats_ds.core.clips import ClipSpec
 from mats_ds.data.loading import prefetch
 from mats_ds.data.loading.prefetch import MAX_ATTEMPTS, ClipPrefetcher, Closed, ReadingStuck
-from mats_ds.data.video.indexing import UnreadableVideo
+from mats_ds.data.video.containers import UnreadableVideo
 
 
 @dataclass
@@ -24,7 +24,7 @@ def draw(position: int, attempt: int) -> ClipSpec:
 
 
 def look_ahead(read, **options) -> ClipPrefetcher:
-    return ClipPrefetcher(read, **{"draw": draw, "num_workers": 2, "timeout_seconds": 10.0, **options})
+    return ClipPrefetcher(read, **{"spec_of": draw, "num_workers": 2, "timeout_seconds": 10.0, **options})
 
 
 @pytest.mark.parametrize("num_workers", [0, 1, 5])
@@ -34,9 +34,9 @@ def test_clips_come_in_order_whoever_is_faster(num_workers):
         return Clip(spec.path)
 
     ahead = look_ahead(read, num_workers=num_workers)
-    tickets = [ahead.ask(position) for position in range(6)]
-    assert [ahead.wait(ticket).clip.name for ticket in tickets] == [f"{position}.0" for position in range(6)]
-    assert all(not ticket.failures for ticket in tickets)
+    requests = [ahead.ask(position) for position in range(6)]
+    assert [ahead.wait(request).clip.name for request in requests] == [f"{position}.0" for position in range(6)]
+    assert all(not request.failures for request in requests)
     ahead.close()
 
 
@@ -69,10 +69,10 @@ def test_a_read_that_hangs_becomes_a_bad_clip(num_workers):
 
     ahead = look_ahead(read, num_workers=num_workers, timeout_seconds=0.3)
     begun = time.monotonic()
-    tickets = [ahead.ask(position) for position in range(5)]
-    names = [ahead.wait(ticket).clip.name for ticket in tickets]
+    requests = [ahead.ask(position) for position in range(5)]
+    names = [ahead.wait(request).clip.name for request in requests]
     assert names == ["0.0", "1.1", "2.2", "3.0", "4.0"]
-    assert [bad.reason for bad in tickets[2].failures] == ["not read within 0.3 s"] * 2
+    assert [bad.reason for bad in requests[2].failures] == ["not read within 0.3 s"] * 2
     assert time.monotonic() - begun < 30  # the reads that hang take a minute
 
     # As long as it hangs, the file is refused at once instead of costing another thread.
@@ -97,13 +97,13 @@ def test_reads_that_never_return_are_replaced_up_to_a_bound_and_then_end_the_run
 
     before = threading.active_count()
     ahead = look_ahead(read, timeout_seconds=0.2)
-    tickets = [ahead.ask(position) for position in range(6)]
-    names = [ahead.wait(ticket).clip.name for ticket in tickets[:3]]
+    requests = [ahead.ask(position) for position in range(6)]
+    names = [ahead.wait(request).clip.name for request in requests[:3]]
     assert names == ["0.1", "1.1", "2.1"]  # each hangs once, and a substitute takes its place
     assert threading.active_count() - before <= 3 + 2
     with pytest.raises(ReadingStuck, match=r"4 videos were not read within 0.2 s and still hang: .*3\.0.*start the run again"):
-        for ticket in tickets[3:]:
-            ahead.wait(ticket)
+        for request in requests[3:]:
+            ahead.wait(request)
     release.set()
     ahead.close()
 
@@ -126,16 +126,16 @@ def test_what_is_read_ahead_stays_within_its_bytes():
         return Clip(spec.path, num_bytes=100)
 
     ahead = look_ahead(read, max_held_bytes=250)
-    tickets = [ahead.ask(position) for position in range(20)]
+    requests = [ahead.ask(position) for position in range(20)]
     deadline = time.monotonic() + 30
     while len(read_paths) < 3 and time.monotonic() < deadline:
         time.sleep(0.01)
     time.sleep(0.3)  # as long as it would take to read too many
     assert 3 <= len(read_paths) <= 4  # 250 bytes and one more for the second worker
-    for ticket in tickets:  # a chunk may need more than the limit at once: what is waited for is read in any case
-        assert ahead.wait(ticket).clip is not None
-    for ticket in tickets:
-        ahead.release(ticket)
+    for request in requests:  # a chunk may need more than the limit at once: what is waited for is read in any case
+        assert ahead.wait(request).clip is not None
+    for request in requests:
+        ahead.release(request)
     assert ahead._held_bytes == 0
     ahead.close()
 
@@ -168,10 +168,10 @@ def test_close_ends_the_threads_and_whoever_waits():
         return Clip(spec.path)
 
     ahead = look_ahead(read)
-    tickets = [ahead.ask(position) for position in range(8)]
+    requests = [ahead.ask(position) for position in range(8)]
     threading.Timer(0.2, ahead.close).start()
     with pytest.raises(Closed):
-        ahead.wait(tickets[-1])
+        ahead.wait(requests[-1])
     stay.set()
     for thread in ahead._threads:
         thread.join(5)

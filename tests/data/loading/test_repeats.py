@@ -9,12 +9,13 @@ import pytest
 import torch
 
 from mats_ds.config.recipe import ClipSection
-from mats_ds.data.clip_sampler import ClipSampler
+from mats_ds.data.clip_sampler import BatchSplit, ClipSampler
 from mats_ds.data.loading import reader as routes
 from mats_ds.data.loading.loader import ClipLoader
+from mats_ds.data.loading.prefetch import ReadOptions
 from mats_ds.data.loading.reader import MAX_OPEN_GROUPS, SharedDecoder, read_decoded
 from mats_ds.data.manifest import Manifest
-from mats_ds.data.video.indexing import UnreadableVideo
+from mats_ds.data.video.containers import UnreadableVideo
 
 HEIGHT, WIDTH, NUM_FRAMES, REPEATS = 32, 48, 4, 2
 SECTION = ClipSection(num_frames=NUM_FRAMES, stride=3, height=HEIGHT, width=WIDTH)
@@ -33,14 +34,9 @@ def sampler_of(paths, *, repeats=REPEATS, global_batch=4, sampling="dense"):
     return ClipSampler(manifest, recipe_clip=section, num_frames=NUM_FRAMES, global_batch=global_batch, seed=1, repeats=repeats)
 
 
-def batches_of(sampler, count, **options):
-    loader = ClipLoader(
-        sampler,
-        **{"rank": 0, "world_size": 1, "micro_batch": 4, "accumulation": 1, "num_workers": 3, **options},
-        device=torch.device("cpu"),
-        height=HEIGHT,
-        width=WIDTH,
-    )
+def batches_of(sampler, count, *, micro_batch=4, num_workers=3):
+    options = dict(size=(HEIGHT, WIDTH), device=torch.device("cpu"), options=ReadOptions(num_workers))
+    loader = ClipLoader(sampler, BatchSplit(0, 1, micro_batch), **options)
     with loader:
         return list(islice(loader.micro_batches(0), count))
 
@@ -114,7 +110,7 @@ def test_clips_that_nobody_takes_are_dropped_and_can_be_read_again(videos):
         reads.append(specs[0].position)
         return routes.read_together(specs, size=(HEIGHT, WIDTH))
 
-    reader = SharedDecoder(REPEATS, draw=sampler.spec, read=read)
+    reader = SharedDecoder(REPEATS, spec_of=sampler.spec, read=read)
     for group in range(MAX_OPEN_GROUPS + 1):
         reader.read(sampler.spec(group * REPEATS))
     assert len(reader._groups) == MAX_OPEN_GROUPS

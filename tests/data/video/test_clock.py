@@ -22,9 +22,10 @@ from mats_ds.data.prepare.checking.check_set import check_manifest
 from mats_ds.data.prepare.copying.copies import make_copies
 from mats_ds.data.prepare.copying.transcode import CopySettings
 from mats_ds.data.video.clock import clock_start
+from mats_ds.data.video.containers import UnreadableVideo
 from mats_ds.data.video.decode import decode_frames, frame_numbers
 from mats_ds.data.video.frames import read_frames, video_facts
-from mats_ds.data.video.indexing import UnreadableVideo, index_video
+from mats_ds.data.video.indexing import index_video
 from mats_ds.visualization.excerpt import plan_excerpts
 from tests.data.clip_files import KINDS, decode_in_order, write_clip, write_with_sound
 from tests.video_files import SHARED

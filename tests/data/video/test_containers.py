@@ -9,9 +9,9 @@ import pytest
 
 from mats_ds.data.manifest import read_manifest
 from mats_ds.data.video import containers
-from mats_ds.data.video.containers import FORMATS, open_container
+from mats_ds.data.video.containers import FORMATS, UnreadableVideo, open_container
 from mats_ds.data.video.decode import decode_frames
-from mats_ds.data.video.indexing import UnreadableVideo, index_video
+from mats_ds.data.video.indexing import index_video
 
 SDP = "v=0\no=- 0 0 IN IP4 127.0.0.1\ns=x\nc=IN IP4 127.0.0.1\nt=0 0\nm=video 5004 RTP/AVP 96\na=rtpmap:96 H264/90000\n"
 DASH = '<?xml version="1.0"?><MPD xmlns="urn:mpeg:dash:schema:mpd:2011"><Period><BaseURL>secret.ts</BaseURL></Period></MPD>'

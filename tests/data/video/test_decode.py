@@ -10,8 +10,9 @@ import pytest
 from mats_ds.core.clips import ClipSpec
 from mats_ds.data.video import decode
 from mats_ds.data.video.clip_frames import RgbConverter
+from mats_ds.data.video.containers import UnreadableVideo
 from mats_ds.data.video.decode import decode_frames, frame_numbers
-from mats_ds.data.video.indexing import UnreadableVideo, index_video
+from mats_ds.data.video.indexing import index_video
 
 FORMATS = [
     ("closed.mp4", {"b_frames": 2}),
@@ -232,7 +233,7 @@ def test_uniform_frames_at_a_place_of_their_own_in_each_segment(index):
     # 14 frames from number 10 on, segments of 3.5
     here = dict(**own, first_seconds=0.5, last_seconds=1.2)
     assert numbers_of(index, **here, segment_starts=(0.999, 0.0, 0.999, 0.0)) == [13, 13, 20, 20]
-    with pytest.raises(AssertionError, match="share for each of its segments"):
+    with pytest.raises(AssertionError, match="for each of its segments"):
         numbers_of(index, **own, segment_starts=(0.5, 0.5))
 
 

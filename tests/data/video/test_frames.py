@@ -13,7 +13,7 @@ import pytest
 
 import mats_ds
 from mats_ds.data.video import frames
-from mats_ds.data.video.indexing import UnreadableVideo
+from mats_ds.data.video.containers import UnreadableVideo
 from tests.data.clip_files import KINDS, decode_in_order, write_clip, write_with_sound
 
 ROOT = Path(__file__).resolve().parents[3]

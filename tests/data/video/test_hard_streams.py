@@ -21,9 +21,10 @@ from mats_ds.core.clips import ClipSpec
 from mats_ds.data.prepare.checking.check_file import check_file
 from mats_ds.data.prepare.copying.transcode import transcode_file
 from mats_ds.data.video import indexing
+from mats_ds.data.video.containers import READ_ERRORS, UnreadableVideo, open_video
 from mats_ds.data.video.decode import decode_frames, frame_numbers, visit_frames
 from mats_ds.data.video.index import IndexCache, VideoIndex
-from mats_ds.data.video.indexing import READ_ERRORS, UnreadableVideo, index_video, open_video
+from mats_ds.data.video.indexing import index_video
 
 HEIGHT, WIDTH = 48, 80
 TS_PACKET = 188
@@ -392,7 +393,7 @@ def test_a_transport_stream_is_landed_in_without_decoding_from_its_start(stream_
     monkeypatch.setattr(decode, "_decode_from_start", lambda *_: pytest.fail("decoded from the start"))
     shown, _ = sequential(path)
     assert read(path, [45, 62], index) == [shown[45], shown[62]]
-    assert len(fed) == 1 and index.landings.packet_K.tolist() == [-1, 20, 40, 60]
+    assert len(fed) == 1 and index.seek_table.packet_K.tolist() == [-1, 20, 40, 60]
 
 
 def test_a_key_packet_that_is_not_where_it_was_is_found_by_counting(stream_file, monkeypatch):
@@ -401,8 +402,8 @@ def test_a_key_packet_that_is_not_where_it_was_is_found_by_counting(stream_file,
     path = stream_file("mpeg2.mpg")
     shown, _ = sequential(path)
     index = index_video(str(path))
-    table = dataclasses.replace(index.landings, checksum_K=index.landings.checksum_K + 1)
-    assert read(path, [40, 70], dataclasses.replace(index, landings=table)) == [shown[40], shown[70]]
+    table = dataclasses.replace(index.seek_table, checksum_K=index.seek_table.checksum_K + 1)
+    assert read(path, [40, 70], dataclasses.replace(index, seek_table=table)) == [shown[40], shown[70]]
 
 
 def test_interlaced_frames_come_woven_and_are_said(stream_file):

@@ -8,8 +8,9 @@ import numpy as np
 import pytest
 
 from mats_ds.data.video import indexing
+from mats_ds.data.video.containers import UnreadableVideo
 from mats_ds.data.video.index import IndexCache, _size
-from mats_ds.data.video.indexing import UnreadableVideo, index_video
+from mats_ds.data.video.indexing import index_video
 from mats_ds.data.video.orientation import Orientation
 
 

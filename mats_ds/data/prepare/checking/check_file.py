@@ -26,7 +26,7 @@ from mats_ds.data.prepare.header_length import describe_torn_end
 from mats_ds.data.video.decode import decode_frames, frame_numbers
 from mats_ds.data.video.faults import explain, in_words
 from mats_ds.data.video.index import VideoIndex
-from mats_ds.data.video.indexing import READ_ERRORS, UnreadableVideo, describe_error, index_video, open_video
+from mats_ds.data.video.indexing import READ_ERRORS, UnreadableVideo, describe_read_error, index_video, open_video
 from mats_ds.data.video.nvdec_support import why_on_cpu
 from mats_ds.data.video.recording import Recording, record
 
@@ -159,10 +159,10 @@ def _decode_all(path: str, index: VideoIndex, on_beat: Callable[[], None]) -> _D
     try:
         container, stream = open_video(path, stream_index=index.stream_index)
     except READ_ERRORS as error:
-        raise UnreadableVideo(describe_error(error)) from None
+        raise UnreadableVideo(describe_read_error(error)) from None
     with container:
         return _Decoded(
-            recorded=record(container, stream, read_errors=READ_ERRORS, describe=describe_error, on_beat=on_beat),
+            recorded=record(container, stream, on_beat=on_beat),
             torn=describe_torn_end(container, stream, last_seconds=float(index.seconds()[-1])),
             header_frames=stream.frames,
             header_rate=float(stream.average_rate or 0),

@@ -23,7 +23,7 @@ from mats_ds.data.prepare.checking.check_journal import CheckJournal, journal_pa
 from mats_ds.data.prepare.checking.check_tables import BAD_COLUMNS, CheckTables
 from mats_ds.data.prepare.checking.check_workers import Outcome, check_files
 from mats_ds.data.prepare.file_identity import FileIdentity, identify, is_same_file, with_sample
-from mats_ds.data.video.indexing import describe_error
+from mats_ds.data.video.indexing import describe_read_error
 
 __all__ = ["BAD_COLUMNS", "COLUMNS", "BadRow", "CheckResult", "check_manifest", "journal_path"]
 
@@ -125,7 +125,7 @@ def _look_up(paths: Sequence[str], journal: CheckJournal) -> tuple[dict[str, Out
         try:
             identity = identify(path)
         except (OSError, ValueError) as error:
-            outcomes[path] = Outcome(path, None, describe_error(error))
+            outcomes[path] = Outcome(path, None, describe_read_error(error))
             continue
         before = journal.known.get(path)
         if before and is_same_file(path, identity, before[0]):

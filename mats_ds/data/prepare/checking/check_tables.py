@@ -12,11 +12,10 @@ import os
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from mats_ds.core.storage.files import write_text
-from mats_ds.core.storage.own_files import claim_name, find_same, refuse_sources, set_aside, sum_file, sum_text
-from mats_ds.core.storage.tables import format_table
+from mats_ds.core.storage.files import format_csv, hash_file, hash_text, write_text
+from mats_ds.core.storage.own_files import claim_name, find_same_path, refuse_sources, set_aside
 from mats_ds.data.prepare.checking.check_journal import CheckJournal, journal_path
-from mats_ds.data.video.indexing import describe_error
+from mats_ds.data.video.indexing import describe_read_error
 
 BAD_COLUMNS = ("path", "label", "reason")
 QUARANTINE = "quarantine.csv"
@@ -53,9 +52,9 @@ class CheckTables:
         """
         journal = journal_path(self.out)
         if self._asked is not None:
-            if find_same(self._asked, [self.out]) or self.out.resolve() == self._asked.resolve():
+            if find_same_path(self._asked, [self.out]) or self.out.resolve() == self._asked.resolve():
                 raise ValueError(f"the manifest and the quarantine would both be written to {self.out}: give two names")
-            if find_same(self._asked, [journal]):
+            if find_same_path(self._asked, [journal]):
                 raise ValueError(f"--quarantine {self._asked} is where the check keeps what it knows: give another name")
         for target, option in ((self.out, "--out"), (self._asked, "--quarantine")):
             if target is not None:
@@ -77,17 +76,17 @@ class CheckTables:
     def write(self, journal: CheckJournal, rows: Sequence[tuple], bad: Sequence[tuple]) -> None:
         """Write both, the manifest last. Raises ValueError where something has taken a name since the check began."""
         self._refuse_loss(self.out, "--out", journal)
-        text = format_table(BAD_COLUMNS, bad)
+        text = format_csv([BAD_COLUMNS, *bad])
         while not self._write(self._choose_quarantine(journal), text, journal):
             continue
-        text = format_table(self._columns, rows)
+        text = format_csv([self._columns, *rows])
         while not self._write(self.out, text, journal):
             self._refuse_loss(self.out, "--out", journal)
 
     def _write(self, path: Path, text: str, journal: CheckJournal) -> bool:
         """Whether the table was written: not where another check has taken the name in the last moment."""
-        checksum = sum_text(text)
-        if path.exists() and not journal.own.holds(path) and not _is_empty(path) and sum_file(path) != checksum:
+        checksum = hash_text(text)
+        if path.exists() and not journal.own.holds(path) and not _is_empty(path) and hash_file(path) != checksum:
             self.kept.append(set_aside(path))
         if not path.exists():
             try:
@@ -110,7 +109,7 @@ class CheckTables:
         for path in usual:
             try:
                 refuse_sources(path, option="--quarantine", sources=self._sources, listed=self._listed)
-                if find_same(path, [self.out, journal.path]) is None:
+                if find_same_path(path, [self.out, journal.path]) is None:
                     self._refuse_loss(path, "--quarantine", journal)
                     allowed.append(path)
             except ValueError:
@@ -158,6 +157,6 @@ def _make_folder(target: Path) -> None:
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
     except OSError as error:
-        raise ValueError(f"cannot make the folder of {target}: {describe_error(error)}") from None
+        raise ValueError(f"cannot make the folder of {target}: {describe_read_error(error)}") from None
     if not os.access(target.parent, os.W_OK):
         raise ValueError(f"{target} cannot be written: give a name in a folder of yours")

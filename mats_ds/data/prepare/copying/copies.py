@@ -35,7 +35,7 @@ from mats_ds.data.prepare.copying.decode_speed import DecodeSpeed, measure_decod
 from mats_ds.data.prepare.copying.segment import check_seconds
 from mats_ds.data.prepare.copying.transcode import CopySettings
 from mats_ds.data.prepare.file_identity import identify
-from mats_ds.data.video.indexing import describe_error
+from mats_ds.data.video.indexing import describe_read_error
 
 logger = logging.getLogger(__name__)
 
@@ -132,7 +132,7 @@ def make_copies(
                 try:
                     identities[copy.source] = identify(copy.source)
                 except (OSError, ValueError) as error:
-                    outcomes[copy.source] = CopyOutcome(copy.source, (), describe_error(error))
+                    outcomes[copy.source] = CopyOutcome(copy.source, (), describe_read_error(error))
             if problem := why_not_utf8(copy.source):  # neither journal nor manifest could hold it
                 outcomes[copy.source] = CopyOutcome(copy.source, (), problem)
         remaining = [copy for copy in planned if copy.source not in outcomes]

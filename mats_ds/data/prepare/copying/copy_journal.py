@@ -24,11 +24,10 @@ from pathlib import Path
 from typing import Any, TextIO
 
 from mats_ds.core.storage.documents import parse_json
-from mats_ds.core.storage.files import open_to_append, refuse_wrong_kind, write_text
+from mats_ds.core.storage.files import format_csv, hash_file, hash_text, open_to_append, refuse_wrong_kind, write_text
 from mats_ds.core.storage.folder_lock import hold_folder, release_folder
 from mats_ds.core.storage.output_folder import open_output_folder
-from mats_ds.core.storage.own_files import OwnFiles, refuse_sources, set_aside, sum_file, sum_text
-from mats_ds.core.storage.tables import format_table
+from mats_ds.core.storage.own_files import OwnFiles, refuse_sources, set_aside
 from mats_ds.data.prepare.copying.copy_plan import COMMAND, JOURNAL, PlannedCopy, holds_copies, is_inside
 from mats_ds.data.prepare.copying.copy_workers import CopyOutcome
 from mats_ds.data.prepare.copying.segment import Segment
@@ -132,7 +131,7 @@ class CopyJournal:
                 known = first = [copy.target]
             ours = frozenset(path for path in known if self._is_ours(path))
             foreign += [path for path in first if os.path.lexists(path) and path not in ours]
-            publishers[copy.source] = Publisher(f"{sum_text(copy.target)[:16]}.{self._token}", str(self._record), ours)
+            publishers[copy.source] = Publisher(f"{hash_text(copy.target)[:16]}.{self._token}", str(self._record), ours)
         if foreign:
             more = f" and {len(foreign) - NUM_SHOWN} more" if len(foreign) > NUM_SHOWN else ""
             raise ValueError(
@@ -162,9 +161,9 @@ class CopyJournal:
         One of version 0.1 that differs is kept as NAME.old. Raises ValueError as `check_table` does.
         """
         self.check_table(path, header)
-        text = format_table(header, rows)
-        is_wanted, checksum = bool(rows) or even_empty, sum_text(text)
-        if path.exists() and not self._own.holds(path) and not (is_wanted and sum_file(path) == checksum):
+        text = format_csv([header, *rows])
+        is_wanted, checksum = bool(rows) or even_empty, hash_text(text)
+        if path.exists() and not self._own.holds(path) and not (is_wanted and hash_file(path) == checksum):
             logger.info("%s, of version 0.1, is kept as %s", path, set_aside(path))
         if not is_wanted:
             path.unlink(missing_ok=True)

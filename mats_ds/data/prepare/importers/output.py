@@ -7,16 +7,14 @@ before is never lost.
 from __future__ import annotations
 
 import contextlib
-import csv
-import io
 import math
 import os
 from collections import Counter
 from collections.abc import Iterable
 from pathlib import Path
 
-from mats_ds.core.storage.files import refuse_wrong_kind, replace_file
-from mats_ds.core.storage.own_files import claim_name, find_same, find_same_place, set_aside, sum_file, sum_text
+from mats_ds.core.storage.files import format_csv, hash_file, hash_text, refuse_wrong_kind, replace_file
+from mats_ds.core.storage.own_files import claim_name, find_same_path, find_same_target, set_aside
 from mats_ds.core.text import quote_word
 from mats_ds.data.prepare.importers.rows import NOT_FOUND, Imported, Row
 
@@ -37,7 +35,7 @@ def refuse_to_overwrite(out: Path, *, force: bool, keep: Iterable[str | Path | N
     if not out.absolute().parent.is_dir():
         raise ValueError(f"no folder {out.parent} to write {out.name} into: create it first")
     for path in filter(None, keep):
-        if find_same_place(path, (out, *companions(out))):
+        if find_same_target(path, (out, *companions(out))):
             raise ValueError(f"--out {out} would overwrite {path}, which is being imported: choose another --out")
     for path in (out, *companions(out)):
         refuse_wrong_kind(path)
@@ -48,7 +46,7 @@ def refuse_to_overwrite(out: Path, *, force: bool, keep: Iterable[str | Path | N
 def refuse_videos(imported: Imported, out: Path) -> None:
     """Raises ValueError where a file to write is one of the imported videos."""
     for path in (out, *companions(out)):
-        if video := find_same(path, (os.path.join(imported.root or "", row.path) for row in imported.rows)):
+        if video := find_same_path(path, (os.path.join(imported.root or "", row.path) for row in imported.rows)):
             raise ValueError(f"--out {out} would overwrite the video {video}, which is being imported: choose another --out")
 
 
@@ -72,7 +70,7 @@ def write_imported(imported: Imported, out: Path, *, force: bool = False) -> tup
                 if text:
                     stack.enter_context(replace_file(path)).write_bytes(text.encode("utf-8", "backslashreplace"))
             refuse_to_overwrite(out, force=force, keep=imported.files)
-            kept = [set_aside(path) for path, text in texts.items() if path.exists() and sum_file(path) != sum_text(text)]
+            kept = [set_aside(path) for path, text in texts.items() if path.exists() and hash_file(path) != hash_text(text)]
             for path, text in texts.items():
                 if text and not path.exists():
                     claim_name(path)
@@ -127,11 +125,7 @@ def format_manifest(rows: list[Row]) -> str:
         (row.path, str(row.label) if row.label >= 0 else "", _format_seconds(row.start), _format_seconds(row.end)) for row in rows
     ]
     kept = [0, *(column for column in range(1, len(COLUMNS)) if any(fields[column] for fields in table))]
-    text = io.StringIO(newline="")
-    writer = csv.writer(text, lineterminator="\n")
-    writer.writerow([COLUMNS[column] for column in kept])
-    writer.writerows([fields[column] for column in kept] for fields in table)
-    return text.getvalue()
+    return format_csv([fields[column] for column in kept] for fields in (COLUMNS, *table))
 
 
 def _format_seconds(seconds: float) -> str:
