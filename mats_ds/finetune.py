@@ -23,9 +23,8 @@ import torch
 
 from mats_ds.config.finetune_recipe import FinetuneRecipe
 from mats_ds.config.load import dump_recipe, load_recipe
-from mats_ds.core.cli import ArgumentParser
+from mats_ds.core.cli import ArgumentParser, leave, run_script
 from mats_ds.core.storage.files import write_json
-from mats_ds.core.terminal import run_program
 from mats_ds.core.text import quote_word
 from mats_ds.core.token_grid import TokenCounts, count_tokens
 from mats_ds.data.augment.augmenter import Augmenter
@@ -36,6 +35,7 @@ from mats_ds.data.manifest import Manifest, read_manifest
 from mats_ds.data.shared_videos import refuse_shared
 from mats_ds.data.view_sampler import ViewSampler, fit_micro_batch
 from mats_ds.distributed.consistency import check_consistent
+from mats_ds.distributed.ranks import begin_rank
 from mats_ds.evaluation.validation import Evaluation, Evaluator, read_evaluations
 from mats_ds.metering.profiler import add_deep_dive_options, make_deep_dives
 from mats_ds.metering.recorder import Recorder
@@ -57,7 +57,7 @@ from mats_ds.training.observers import Checkpointer, Console, Monitor
 from mats_ds.training.optim import layer_scale, make_schedule, parameter_groups
 from mats_ds.training.run_folder import write_inputs
 from mats_ds.training.run_info import announce, describe_run
-from mats_ds.training.start import RunStart, add_run_options, leave, make_saver, run_command, start_run
+from mats_ds.training.start import ADVICE, RunStart, add_run_options, make_saver, start_run
 
 logger = logging.getLogger("mats_ds")
 
@@ -77,9 +77,14 @@ def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Run it; returns the exit status, as `run_command` has them."""
+    """The exit status, as `run_script` gives it."""
     options = parse_arguments(arguments)
-    return run_command(lambda: finetune(load_recipe(options.recipe, options.overrides, schema=FinetuneRecipe), options))
+
+    def work() -> None:
+        begin_rank()
+        finetune(load_recipe(options.recipe, options.overrides, schema=FinetuneRecipe), options)
+
+    return run_script(work, advice=ADVICE)
 
 
 def finetune(recipe: FinetuneRecipe, options: argparse.Namespace) -> None:
@@ -306,4 +311,4 @@ def describe_compute(recipe: FinetuneRecipe, classes: Classes) -> str:
 
 
 if __name__ == "__main__":
-    leave(run_program(main))
+    leave(main())

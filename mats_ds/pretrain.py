@@ -23,15 +23,15 @@ import torch
 
 from mats_ds.config.load import dump_recipe, load_recipe
 from mats_ds.config.recipe import Recipe
-from mats_ds.core.cli import ArgumentParser
+from mats_ds.core.cli import ArgumentParser, leave, run_script
 from mats_ds.core.clips import ClipBatch
 from mats_ds.core.drawing import try_to_draw
-from mats_ds.core.terminal import run_program
 from mats_ds.core.text import clean_line, quote_word
 from mats_ds.core.token_grid import count_selection
 from mats_ds.data.clip_sampler import ClipSampler
 from mats_ds.data.loading.build import open_loader, open_videos
 from mats_ds.distributed.consistency import check_consistent
+from mats_ds.distributed.ranks import begin_rank
 from mats_ds.metering.profiler import add_deep_dive_options, make_deep_dives
 from mats_ds.metering.recorder import Recorder
 from mats_ds.models.mae import MaskedAutoencoder
@@ -48,7 +48,7 @@ from mats_ds.training.observers import Checkpointer, Console, Monitor
 from mats_ds.training.optim import make_schedule, parameter_groups
 from mats_ds.training.run_folder import write_inputs
 from mats_ds.training.run_info import announce, describe_run
-from mats_ds.training.start import add_run_options, leave, make_saver, run_command, start_run
+from mats_ds.training.start import ADVICE, add_run_options, make_saver, start_run
 from mats_ds.visualization.picture import draw_reconstruction
 
 logger = logging.getLogger("mats_ds")
@@ -68,9 +68,14 @@ def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Run it; returns the exit status, as `run_command` has them."""
+    """The exit status, as `run_script` gives it."""
     options = parse_arguments(arguments)
-    return run_command(lambda: pretrain(load_recipe(options.recipe, options.overrides), options))
+
+    def work() -> None:
+        begin_rank()
+        pretrain(load_recipe(options.recipe, options.overrides), options)
+
+    return run_script(work, advice=ADVICE)
 
 
 def pretrain(recipe: Recipe, options: argparse.Namespace) -> None:
@@ -185,4 +190,4 @@ def draw(engine, batch: ClipBatch, recipe: Recipe, folder: Path, *, rank: int) -
 
 
 if __name__ == "__main__":
-    leave(run_program(main))
+    leave(main())

@@ -1,9 +1,6 @@
 """Names of files in terminals and locales that cannot hold them; what a program prints never ends its work.
 
-    if __name__ == "__main__":
-        sys.exit(run_program(main))
-
-Characters that the terminal's encoding has not are printed as escapes, and so are those that a terminal would obey, whoever
+Characters that the terminal's encoding lacks are printed as escapes, and so are those that a terminal would obey, whoever
 prints them (mats_ds/core/text.py). When nobody reads any more (`| head`), or the file that the output is sent to cannot
 grow, the rest of the output is dropped, and the program goes on to its own exit status.
 """
@@ -15,12 +12,9 @@ import logging
 import os
 import sys
 import warnings
-from collections.abc import Callable
 from typing import Any, TextIO
 
-from mats_ds.core.text import clean_line, clean_output, describe_crash
-
-CRASHED = 1
+from mats_ds.core.text import clean_line, clean_output
 
 
 class TolerantStream:
@@ -83,19 +77,6 @@ def make_tolerant() -> None:
 
 def _format_warning(message: Warning | str, category: type[Warning], filename: str, lineno: int, line: str | None = None) -> str:
     return f"{filename}:{lineno}: {category.__name__}: {clean_line(message)}\n"
-
-
-def run_program(main: Callable[[], int]) -> int:
-    """The exit status of a program's `main`, whatever became of its output; CRASHED with a traceback where it raises."""
-    make_tolerant()
-    try:
-        return main()
-    except Exception as error:
-        print(describe_crash(error), file=sys.stderr)
-        return CRASHED
-    finally:
-        sys.stdout.flush()
-        sys.stderr.flush()
 
 
 def why_not_utf8(path: str) -> str | None:

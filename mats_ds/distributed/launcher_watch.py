@@ -18,8 +18,8 @@ from pathlib import Path
 
 import psutil
 
+from mats_ds.core.cli import RUN_ERROR
 from mats_ds.core.processes import identify_process, read_start_ticks
-from mats_ds.distributed.exits import RUN_ERROR
 
 LAUNCHERS = {"deepspeed", "deepspeed.launcher.launch", "torchrun", "torch.distributed.run", "torch.distributed.launch"}
 LAUNCH_SH_VARIABLE = "LAUNCH_SH_PROCESS"  # "BOOT NAMESPACE PID START", set by launch.sh

@@ -11,11 +11,26 @@ from datetime import timedelta
 import torch
 import torch.distributed as dist
 
+from mats_ds.core.text import log_to_stderr
 from mats_ds.distributed.exits import RanksLost
 from mats_ds.distributed.launcher_watch import end_with_launchers
 from mats_ds.distributed.scheduler_env import set_rank_environment
 
+logger = logging.getLogger("mats_ds")
+
 DTYPES = {"bf16": torch.bfloat16, "fp32": torch.float32}
+
+
+def begin_rank() -> None:
+    """Set RANK and its like, whatever has started this process; rank 0 logs what it does, the others only errors.
+
+    Raises ValueError where the launcher does not say enough (see `set_rank_environment`).
+    """
+    set_rank_environment()
+    is_first = os.environ.get("RANK", "0") == "0"
+    log_to_stderr(logging.WARNING if is_first else logging.ERROR)
+    if is_first:
+        logger.setLevel(logging.INFO)
 
 
 def join_ranks(device: str | None = None) -> RankInfo:
@@ -24,7 +39,7 @@ def join_ranks(device: str | None = None) -> RankInfo:
     DeepSpeed is only loaded where there is more than one rank. A process that a launcher has started ends soon after it. Raises
     ValueError for a device that does not exist, or a single GPU for several ranks.
     """
-    set_rank_environment()
+    begin_rank()
     end_with_launchers()
     if int(os.environ.get("WORLD_SIZE", "1")) > 1:
         if device == "cpu":

@@ -21,9 +21,9 @@ from typing import Any, NoReturn
 import psutil
 import torch.distributed as dist
 
+from mats_ds.core.cli import RUN_ERROR
 from mats_ds.core.events import RunInfo
 from mats_ds.core.processes import has_ended, identify_process
-from mats_ds.distributed.exits import RUN_ERROR
 from mats_ds.distributed.launcher_watch import LaunchScript, find_launchers, is_alive
 
 logger = logging.getLogger(__name__)

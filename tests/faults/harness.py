@@ -182,8 +182,8 @@ def be_rank(place: Mapping[str, int], arguments: list[str], log: str, fault: Map
     sys.stdout = sys.stderr = stream
 
     import mats_ds.pretrain as pretrain
+    from mats_ds.core.cli import leave
     from mats_ds.distributed import ranks as engine
-    from mats_ds.training.start import leave
 
     engine.JOIN_SECONDS = HANG_SECONDS  # no launcher is here to end the others of a rank that dies before it has joined
 
