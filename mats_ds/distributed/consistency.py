@@ -20,11 +20,11 @@ from pathlib import Path
 from typing import Any, Protocol, TypeVar
 
 import numpy as np
-import torch.distributed as dist
 
 from mats_ds.config.recipe import Recipe
 from mats_ds.core.run_dir import PACKAGES, collect_versions
 from mats_ds.core.text import Lines
+from mats_ds.distributed.collectives import Ranks, ask_first, gather_on_all
 
 # Where a host keeps its videos and how it reads them is its own affair.
 LOCAL_KEYS = frozenset(
@@ -59,7 +59,7 @@ class _Report:
 
 
 def check_consistent(
-    open_videos: Callable[[], V], *, recipe: Recipe | None = None, ds_config: Mapping[str, Any] | None = None
+    open_videos: Callable[[], V], ranks: Ranks, *, recipe: Recipe | None = None, ds_config: Mapping[str, Any] | None = None
 ) -> V:
     """The manifest that `open_videos()` returns, if every rank can open it and has the same one; called by every rank.
 
@@ -73,12 +73,12 @@ def check_consistent(
         report = _Report(socket.gethostname(), str(error))
     if report is None:
         report = _Report(socket.gethostname(), None, describe_inputs(videos, recipe=recipe, ds_config=ds_config))
-    reports: list[_Report] = _exchange(report)
+    reports = gather_on_all(report, ranks)
     failed = [number for number, other in enumerate(reports) if other.error is not None]
     if failed:
         raise ValueError(_describe_failures(reports, failed))
     if names := find_differences(reports):
-        details = _exchange(_details(recipe, ds_config)) if recipe is not None else [{}] * len(reports)
+        details = gather_on_all(_details(recipe, ds_config), ranks) if recipe is not None else [{}] * len(reports)
         raise ValueError(describe_differences(reports, details, names))
     return videos
 
@@ -191,12 +191,6 @@ def _details(recipe: Recipe, ds_config: Mapping[str, Any] | None) -> dict[str, d
     return {RECIPE: shared_keys(recipe), DS_CONFIG: flatten(ds_config or {}), CODE: code}
 
 
-def _exchange(value: Any) -> list[Any]:
-    values: list[Any] = [None] * dist.get_world_size()
-    dist.all_gather_object(values, value)
-    return values
-
-
 def _digest(*parts: bytes) -> str:
     digest = hashlib.sha256()
     for part in parts:
@@ -209,27 +203,24 @@ APPEAR_SECONDS = 5.0  # how long a file of another host may take to appear on a 
 POLL_SECONDS = 0.1
 
 
-def check_shared_folder(folder: Path, *, appear_seconds: float = APPEAR_SECONDS) -> None:
+def check_shared_folder(folder: Path, ranks: Ranks, *, appear_seconds: float = APPEAR_SECONDS) -> None:
     """Called by every rank, with a folder that exists for rank 0.
 
     Raises ValueError on all ranks where rank 0 cannot write into it, or where a rank does not see what rank 0 wrote.
     """
-    name, problem = f".seen-by-all-{secrets.token_hex(8)}", None
-    first = dist.get_rank() == 0
-    if first:
+
+    def write_file() -> str:
+        name = f".seen-by-all-{secrets.token_hex(8)}"
         try:
             (folder / name).touch()
         except OSError as error:
-            problem = f"cannot write into the run folder {folder}: {error.strerror}"
-    told: list[Any] = [name, problem]
-    dist.broadcast_object_list(told, src=0)
-    name, problem = told
-    if problem is not None:
-        raise ValueError(problem)
-    answers: list[Any] = [None] * dist.get_world_size()
-    dist.all_gather_object(answers, (socket.gethostname(), _appears(folder / name, appear_seconds)))
-    if first:
-        (folder / name).unlink(missing_ok=True)
+            raise ValueError(f"cannot write into the run folder {folder}: {error.strerror}") from None
+        return name
+
+    file = folder / ask_first(write_file, ranks)
+    answers = gather_on_all((socket.gethostname(), _appears(file, appear_seconds)), ranks)
+    if ranks.rank == 0:
+        file.unlink(missing_ok=True)
     blind = list(dict.fromkeys(host for host, sees in answers if not sees))
     if blind:
         raise ValueError(

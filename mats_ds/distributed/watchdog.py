@@ -19,11 +19,11 @@ from types import FrameType
 from typing import Any, NoReturn
 
 import psutil
-import torch.distributed as dist
 
 from mats_ds.core.cli import RUN_ERROR
 from mats_ds.core.events import RunInfo
 from mats_ds.core.processes import has_ended, identify_process
+from mats_ds.distributed.collectives import gather_on_all
 from mats_ds.distributed.launcher_watch import LaunchScript, find_launchers, is_alive
 
 logger = logging.getLogger(__name__)
@@ -142,10 +142,8 @@ class Watchdog:
 
 def find_others(run: RunInfo) -> dict[int, psutil.Process]:
     """The other ranks on this machine, by rank; every rank takes part."""
-    everyone: list[Any] = [None] * run.world_size
-    dist.all_gather_object(everyone, (run.rank, identify_process()))
     others = {}
-    for rank, identity in everyone:
+    for rank, identity in enumerate(gather_on_all(identify_process(), run)):
         # Known by ticks since boot: what psutil makes of them is another time in another process where the clock was set.
         if rank != run.rank and has_ended(identity) is False:
             with contextlib.suppress(psutil.Error):

@@ -17,14 +17,14 @@ STATE_KEY = "ema"
 class WeightAverage:
     """average = decay * average + (1 - decay) * weights after every step; `model` is the averaged one, in evaluation mode.
 
-    Make it before the engine, of the model in float32: the start of the average is then exact also in a bf16 run. Every rank
-    keeps the same average. `engine` must be set before the first step.
+    Make it before the engine, of the model in float32: the start of the average is then exact also in a bf16 run. The engine
+    trains that very model. Every rank keeps the same average.
     """
 
     def __init__(self, model: nn.Module, *, decay: float, device: torch.device) -> None:
         self._average = ModelEmaV3(model.to(device), decay=decay, dtype=torch.float32, device=device)
         self.model = self._average.module
-        self.engine: Any = None
+        self._trained = model
 
     def state(self) -> dict[str, Any]:
         """What a checkpoint keeps of it."""
@@ -41,7 +41,7 @@ class WeightAverage:
             raise ValueError("finetune.ema_decay needs whole weights on every rank, which ZeRO stage 3 has not: use stage 2")
 
     def on_step(self, event: StepEvent) -> None:
-        self._average.update(self.engine.module)
+        self._average.update(self._trained)
 
     def on_end(self, outcome: str) -> None:
         """Nothing: the checkpoint has it."""

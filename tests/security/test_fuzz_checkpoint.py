@@ -7,7 +7,7 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 
 from mats_ds.models.weights.load import read_weights
-from mats_ds.training.checkpoints.checkpoint import Found, find_checkpoint, what_is_broken
+from mats_ds.training.checkpoints.checkpoint import Checkpoint, find_checkpoint, what_is_broken
 from tests.security.json_values import SCALARS, objects
 
 WORDS = ["format_version", "step", "world_size", "files", "bytes", "sha256", "a.pt", "mp_rank_00_model_states.pt"]
@@ -54,5 +54,5 @@ def test_complete_json(step, read_or_refuse, content):
     assert problem is None or problem.strip()
     for folder in (step.parent, step):
         found = read_or_refuse(find_checkpoint, folder)
-        assert found is None or (isinstance(found, Found) and type(found.step) is int and type(found.world_size) is int)
+        assert found is None or (isinstance(found, Checkpoint) and type(found.step) is int and type(found.world_size) is int)
         assert read_or_refuse(read_weights, folder) is None

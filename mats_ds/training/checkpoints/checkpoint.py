@@ -29,7 +29,7 @@ from mats_ds.core.checkpoint_files import (
 from mats_ds.core.storage.files import open_regular, sync_to_disk, write_json, write_text
 from mats_ds.training.checkpoints.removal import foreign_names, new_part_name, remove_part
 
-__all__ = ["FileSum", "Found", "find_checkpoint", "publish", "seal", "what_is_broken"]
+__all__ = ["FileSum", "Checkpoint", "find_checkpoint", "publish", "seal", "what_is_broken"]
 
 logger = logging.getLogger(__name__)
 
@@ -37,7 +37,7 @@ SHOWN_NAMES = 5
 
 
 @dataclass(frozen=True)
-class Found:
+class Checkpoint:
     """A whole checkpoint on disk. `zero_stage` and `global_batch` are None in those of version 0.1."""
 
     folder: Path
@@ -107,7 +107,7 @@ def _move_aside(target: Path) -> Path | None:
     return None
 
 
-def find_checkpoint(folder: Path) -> Found | None:
+def find_checkpoint(folder: Path) -> Checkpoint | None:
     """The newest whole checkpoint of a folder (`checkpoints/`, or one checkpoint itself); None if there is none at all.
 
     Broken ones are passed over with a warning, and so are copies and links. Raises ValueError when there are checkpoints but all
@@ -121,7 +121,7 @@ def find_checkpoint(folder: Path) -> Found | None:
         if verdict.complete is not None:
             complete = verdict.complete
             sizes = dict(zero_stage=complete.zero_stage, global_batch=complete.global_batch)
-            return Found(candidate.parent, candidate.name, complete.step, complete.world_size, **sizes)
+            return Checkpoint(candidate.parent, candidate.name, complete.step, complete.world_size, **sizes)
         logger.warning("checkpoint %s is passed over: %s", candidate, verdict.problem)
     if candidates:
         raise ValueError(
