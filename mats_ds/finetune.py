@@ -20,6 +20,7 @@ if __name__ == "__main__":  # run as a file, Python would look for modules in ma
 import torch
 
 from mats_ds.config.finetune_recipe import FinetuneRecipe
+from mats_ds.core.checkpoint_files import SPEC_KEY
 from mats_ds.core.cli import ArgumentParser, leave
 from mats_ds.core.text import quote_word
 from mats_ds.data.augment.augmenter import Augmenter
@@ -93,7 +94,7 @@ def finetune(recipe: FinetuneRecipe, options: RunOptions) -> None:
     info = run.describe(workload, steps_per_epoch=sampler.steps_per_epoch, data_name=manifest.name)
 
     def extra_state() -> dict:
-        return {"model_spec": json.dumps(dump_spec(spec)), **(average.state() if average else {})}
+        return {SPEC_KEY: json.dumps(dump_spec(spec)), **(average.state() if average else {})}
 
     def keep_best(test: Evaluation) -> None:
         """Write the weights that were tested; rank 0 alone, but under ZeRO-3 every rank has a part of them."""

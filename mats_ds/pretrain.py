@@ -21,6 +21,7 @@ if __name__ == "__main__":  # run as a file, Python would look for modules in ma
 import torch
 
 from mats_ds.config.recipe import Recipe
+from mats_ds.core.checkpoint_files import SPEC_KEY
 from mats_ds.core.cli import ArgumentParser, leave
 from mats_ds.core.clips import ClipBatch
 from mats_ds.core.drawing import try_to_draw
@@ -76,7 +77,7 @@ def pretrain(recipe: Recipe, options: RunOptions) -> None:
         run.announce(
             info, compute=describe_compute(recipe), data=f"{len(manifest)} videos of {manifest.name}; {loader.describe()}"
         )
-        observers = run.observers(workload, num_pipelines=loader.num_graphs, extra_state=lambda: {"model_spec": spec})
+        observers = run.observers(workload, num_pipelines=loader.num_graphs, extra_state=lambda: {SPEC_KEY: spec})
         batches = loader.micro_batches(run.first_step)
         first_batch = next(batches)
         shown = few_clips(first_batch)

@@ -102,7 +102,7 @@ def leave(status: int) -> NoReturn:
 def is_out_of_memory(error: BaseException | str) -> bool:
     """Whether an error, or the outcome that a run recorded of it, says that the device or the host had no memory left."""
     text = error if isinstance(error, str) else f"{type(error).__name__}: {error}"
-    return any(words in text.lower() for words in _OUT_OF_MEMORY)
+    return any(mark in text.lower() for mark in _OUT_OF_MEMORY)
 
 
 def _end(status: int, line: str) -> int:

@@ -89,7 +89,7 @@ def why_not_utf8(path: str) -> str | None:
 
 
 def explain_locale(path: str) -> str:
-    """What a person should know where a file of this name is not found: that the locale is why. Empty where it is not."""
+    """A note for a file name that does not exist: the locale may be the reason. Empty where it cannot be."""
     encoding = sys.getfilesystemencoding()
     if encoding.lower() in ("utf-8", "utf8") or path.isascii():
         return ""

@@ -1,4 +1,4 @@
-"""Before a run begins: have all hosts the same code, recipe, DeepSpeed JSON and videos? One exchange between all ranks.
+"""Check before a run that all hosts have the same code, recipe, DeepSpeed JSON and videos, in one exchange between all ranks.
 
 What differs would not stop a run but spoil it: ranks would train different models on different clips, or wait for each other
 for ever. Paths are compared below their common folder, so that every host may keep the videos on a disk of its own.
@@ -51,7 +51,7 @@ V = TypeVar("V")
 
 @dataclass(frozen=True)
 class _Report:
-    """What one rank tells the others. `facts`: name -> a short text that must be the same everywhere."""
+    """The inputs of one rank, for the others. `facts`: name -> a short text that must be the same everywhere."""
 
     host: str
     error: str | None = None
@@ -64,7 +64,7 @@ def check_consistent(
     """The manifest that `open_videos()` returns, if every rank can open it and has the same one; called by every rank.
 
     With a recipe, it, the JSON, the versions and the code must be the same too. Raises one ValueError on all ranks that names the
-    hosts and what each has; what `open_videos` raises as ValueError is told on all ranks too, instead of leaving them waiting.
+    hosts and their values; a ValueError of `open_videos` is raised on all ranks too, instead of leaving them waiting.
     """
     videos, report = None, None
     try:
@@ -136,7 +136,7 @@ def find_differences(reports: Sequence[_Report]) -> list[str]:
 
 
 def describe_differences(reports: Sequence[_Report], details: Sequence[Mapping[str, Any]], names: Sequence[str]) -> str:
-    """One line a difference, with every value and the hosts that have it. `details`: of each rank, see `_details`."""
+    """One line a difference, with every value and the hosts that have it. `details`: by rank, see `_details`."""
     lines: list[str] = []
     for name in names:
         keys = sorted({key for detail in details for key in detail.get(name, {})})
@@ -149,7 +149,7 @@ def describe_differences(reports: Sequence[_Report], details: Sequence[Mapping[s
         "the hosts of this run do not have the same:",
         *lines[:MAX_LINES],
         *more,
-        "give all of them the same files (one checkout and one .venv on a shared disk, or copies made anew), and the same "
+        "give all of them the same files (one checkout and one .venv on a shared disk, or fresh copies), and the same "
         f"command; only {', '.join(sorted(LOCAL_KEYS))} may differ",
     )
 
@@ -178,11 +178,11 @@ def _describe_failures(reports: Sequence[_Report], failed: Sequence[int]) -> str
     errors = list(dict.fromkeys(reports[rank].error for rank in failed))
     if len(failed) == len(reports) and len(errors) == 1:
         return errors[0]
-    told: list[str] = []
+    lines: list[str] = []
     for error in errors:
         first, *rest = error.split("\n") if isinstance(error, Lines) else [error]
-        told += [f"on {_name_hosts(reports, [rank for rank in failed if reports[rank].error == error])}: {first}", *rest]
-    return Lines(*told)
+        lines += [f"on {_name_hosts(reports, [rank for rank in failed if reports[rank].error == error])}: {first}", *rest]
+    return Lines(*lines)
 
 
 def _details(recipe: Recipe, ds_config: Mapping[str, Any] | None) -> dict[str, dict[str, Any]]:
@@ -225,7 +225,7 @@ def check_shared_folder(folder: Path, ranks: Ranks, *, appear_seconds: float = A
     if blind:
         raise ValueError(
             f"the run folder {os.path.abspath(folder)} is not the same everywhere: {', '.join(blind)} does not see what "
-            f"{answers[0][0]} writes there. Checkpoints need the parts of all ranks in one place: give an --out on a filesystem "
+            f"{answers[0][0]} writes there. Checkpoints need the parts of all ranks in one folder: give an --out on a filesystem "
             "that all hosts share (videos may lie on disks of their own), or train on one host"
         )
 

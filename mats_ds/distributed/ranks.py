@@ -1,4 +1,4 @@
-"""Where a test or an extraction runs: one process by itself, or the ranks that a launcher has started; no engine."""
+"""The ranks of a program: one process alone, or the process group that a launcher describes."""
 
 from __future__ import annotations
 
@@ -45,7 +45,9 @@ def join_ranks(device: str | None = None) -> RankInfo:
         if device == "cpu":
             os.environ["DS_ACCELERATOR"] = "cpu"
         elif device not in (None, "cuda"):
-            raise ValueError(f"--device {device} with {os.environ['WORLD_SIZE']} ranks: each takes its own, write cuda or cpu")
+            raise ValueError(
+                f"--device {device} with {os.environ['WORLD_SIZE']} ranks: every rank takes a GPU of its own, write cuda or cpu"
+            )
         return start_distributed()
     return RankInfo(0, 0, 1, 1, find_device(device))
 
@@ -78,7 +80,7 @@ JOIN_SECONDS = 600.0  # how long the first ranks wait for the last at the start:
 
 @dataclass(frozen=True)
 class RankInfo:
-    """Where this process stands among its peers, and its device."""
+    """This process among all ranks, and its device."""
 
     rank: int
     local_rank: int

@@ -37,7 +37,7 @@ NOTICE_SECONDS = 5.0
 
 
 class Watchdog:
-    """`with Guard(run, hang_seconds=...) as guard:` around the training loop, on every rank.
+    """`with Watchdog(run, hang_seconds=...) as watchdog:` around the training loop, on every rank.
 
     The loop calls `enter(phase)` as it goes, and asks `request`: None, or who asked the run to stop.
     """
@@ -65,7 +65,7 @@ class Watchdog:
         self._reader, self._writer = os.pipe()
         os.set_blocking(self._writer, False)
         self._wakeup = signal.set_wakeup_fd(self._writer, warn_on_full_buffer=False) if self._handlers else -1
-        self._thread = threading.Thread(target=self._watch, name="guard", daemon=True)
+        self._thread = threading.Thread(target=self._watch, name="watchdog", daemon=True)
         self.enter("start")
         self._thread.start()
         return self
@@ -85,7 +85,7 @@ class Watchdog:
         self._phase, self._since = phase, time.monotonic()
 
     def who_died(self) -> str | None:
-        """A rank of this machine that is gone while this one still runs, in words; None if all are there.
+        """A rank of this machine that is gone while this one still runs, as a text; None if all are there.
 
         Waits a moment for it: connections close before their process has ended.
         """

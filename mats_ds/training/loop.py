@@ -34,7 +34,7 @@ STEPS_BETWEEN_SKIPS = 100  # a second step that is not finite within so many sto
 
 @dataclass
 class _Agreement:
-    """What the ranks told each other about one step, possibly still on its way from the device."""
+    """What all ranks know about one step, possibly still on its way from the device."""
 
     step: int
     # [sum of losses, ranks with a loss that is not finite, newly found bad videos, ranks asked to stop, ranks without run folder]
@@ -66,10 +66,10 @@ def fit(
     endless, already at the first step. learning_rate: of a step counted from 0; parameter groups multiply it by their
     "lr_scale". Observers' `on_end` is called on every rank however it ends. A step whose gradients are not finite is skipped;
     a second one within STEPS_BETWEEN_SKIPS, or one that the engine could not skip, stops the run. what_is_lost(): asked after
-    every step, why what this rank writes does not arrive any more, or None.
+    every step, why what this rank writes is lost, or None.
     Raises TrainingStopped on all ranks for these, and when more than `max_bad_fraction` of the `num_videos` videos are
     unreadable; TrainingInterrupted on all ranks when a signal asked to stop; RanksLost where other ranks do not answer. A rank
-    whose clips do not come within `hang_seconds` ends its process (see guard.py).
+    whose clips do not come within `hang_seconds` ends its process (see distributed/watchdog.py).
     """
     outcome = "interrupted"
     started: list[Observer] = []
@@ -101,7 +101,7 @@ def fit(
 
 def end_observers(observers: Sequence[Observer], outcome: str) -> None:
     """Tell all of them, whatever becomes of one: they may wait for the other ranks' in the same order. Raises the first fault of
-    a run that has finished; those of a run that ends with a fault are words, so that they do not take its place.
+    a run that has finished; those of a run that ends with a fault are logged, so that they do not hide it.
     """
     first: Exception | None = None
     for observer in observers:
@@ -226,7 +226,7 @@ class _Loop:
         for bad in _gather(agreement.new_bad, self.run):
             if bad.sample not in self.known_bad:  # every epoch finds it again; once is enough for a reader
                 self.known_bad[bad.sample] = bad
-                logger.warning("unreadable: %s: %s (another video takes its place)", bad.path, bad.reason)
+                logger.warning("unreadable: %s: %s (another video is its substitute)", bad.path, bad.reason)
         if len(self.known_bad) > self.max_bad_fraction * self.num_videos:
             raise TrainingStopped(
                 Lines(
@@ -271,7 +271,7 @@ def is_lost_contact(error: RuntimeError) -> bool:
     if isinstance(error, (dist.DistError, RanksLost)):
         return True
     text = str(error).lower()
-    return any(word in text for word in ("gloo", "nccl", "connection closed by peer", "connection reset by peer"))
+    return any(part in text for part in ("gloo", "nccl", "connection closed by peer", "connection reset by peer"))
 
 
 def _name_lost(guard: Watchdog | None, error: RuntimeError) -> str:

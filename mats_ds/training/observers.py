@@ -94,7 +94,7 @@ class Checkpointer:
     not finite, unless its step was skipped.
 
     `extra()` is stored in the checkpoint beside the engine. List it after observers whose state that is. what_is_lost(): why what
-    this rank writes does not arrive any more, or None: a folder that is gone is not made anew for a checkpoint.
+    this rank writes is lost, or None: a folder that is gone is not made again for a checkpoint.
     """
 
     saver: CheckpointSaver

@@ -27,6 +27,7 @@ from mats_ds.config.batch_plan import BatchPlan, plan_batch
 from mats_ds.config.ds_config import notes_on, read_ds_config, state_clipping, zero_stage_of
 from mats_ds.config.load import dump_recipe
 from mats_ds.config.recipe import Recipe
+from mats_ds.core.checkpoint_files import CHECKPOINTS
 from mats_ds.core.clips import ClipBatch
 from mats_ds.core.events import Observer, RunInfo
 from mats_ds.core.run_dir import collect_versions
@@ -48,7 +49,6 @@ from mats_ds.training.engine import in_force, make_engine, optimizer_name, stati
 from mats_ds.training.loop import fit
 from mats_ds.training.observers import Checkpointer, Console, Monitor
 from mats_ds.training.optim import Schedule, make_schedule
-from mats_ds.training.own_folder import CHECKPOINTS
 from mats_ds.training.run_folder import choose_run_folder, write_inputs
 
 logger = logging.getLogger("mats_ds")

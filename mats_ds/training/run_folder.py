@@ -10,12 +10,14 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from mats_ds.core.checkpoint_files import CHECKPOINTS
+from mats_ds.core.run_dir import DS_CONFIG_FILE, RECIPE_FILE
 from mats_ds.core.storage.documents import parse_json, parse_yaml
 from mats_ds.core.storage.files import read_bytes, write_json, write_text
 from mats_ds.core.storage.folder_lock import admit_ranks, hold_folder, join_hold, release_folder
 from mats_ds.core.storage.output_folder import MARKER, make_new_folder
 from mats_ds.distributed.collectives import Ranks, ask_first
-from mats_ds.training.own_folder import CHECKPOINTS, check_run_folder, find_newest_run
+from mats_ds.training.own_folder import check_run_folder, find_newest_run
 
 logger = logging.getLogger(__name__)
 
@@ -86,15 +88,15 @@ def parse_out(out: str) -> Path:
 def write_inputs(folder: Path, *, recipe: str, ds_config: Mapping[str, Any]) -> None:
     """The resolved recipe and the DeepSpeed JSON, as this run uses them; says what differs from those that it goes on with."""
     inputs = (
-        ("recipe.yaml", recipe, parse_yaml, "going on with other settings than before"),
+        (RECIPE_FILE, recipe, parse_yaml, "going on with other settings than before"),
         (
-            "ds_config.json",
+            DS_CONFIG_FILE,
             json.dumps(ds_config, indent=2) + "\n",
             parse_json,
             "going on with another DeepSpeed JSON than before",
         ),
     )
-    for name, text, parse, words in inputs:
+    for name, text, parse, warning in inputs:
         try:
             changes = name_changes(parse(read_bytes(folder / name, max_bytes=INPUT_BYTES).decode()), parse(text))
         except FileNotFoundError:
@@ -102,7 +104,7 @@ def write_inputs(folder: Path, *, recipe: str, ds_config: Mapping[str, Any]) -> 
         except ValueError as error:
             changes = [f"what {name} held cannot be read ({str(error)[:200]})"]
         if changes:
-            logger.warning("%s: %s", words, "; ".join(changes))
+            logger.warning("%s: %s", warning, "; ".join(changes))
         write_text(folder / name, text)
 
 

@@ -21,6 +21,7 @@ from typing import Any
 import torch
 import torch.distributed as dist
 
+from mats_ds.core.checkpoint_files import CHECKPOINTS
 from mats_ds.core.text import Lines
 from mats_ds.distributed.collectives import Ranks, ask_first
 from mats_ds.training.checkpoints.checkpoint import Checkpoint, find_checkpoint
@@ -30,7 +31,7 @@ from mats_ds.training.checkpoints.state_files import (
     MALFORMED,
     SHOWN,
     check_state_files,
-    describe_strangers,
+    describe_other_owners,
     name_user,
     without_code,
 )
@@ -39,7 +40,7 @@ logger = logging.getLogger(__name__)
 
 NAMED_MISMATCHES = 2
 REASON_CHARACTERS = 300
-MISMATCH_WORDS = ("state_dict", "full param numel")
+MISMATCH_TEXTS = ("state_dict", "full param numel")
 GROUP_SETTINGS = ("lr_scale", "weight_decay", "betas", "eps")
 
 
@@ -53,7 +54,7 @@ class Resumed:
 
 @dataclass(frozen=True)
 class ResumePoint:
-    """A whole checkpoint to go on from. `converted`: the folder that holds it re-sharded; the engine must then be made with
+    """A complete checkpoint to go on from. `converted`: the folder that holds it re-sharded; the engine must then be made with
     `load_universal`."""
 
     checkpoint: Checkpoint
@@ -65,10 +66,10 @@ class ResumePoint:
 
 
 def find_resume_point(folder: Path, ranks: Ranks, *, global_batch: int, zero_stage: int) -> ResumePoint | None:
-    """The newest whole checkpoint below `folder`, converted where another number of ranks saved it; None if there is none yet.
+    """The newest complete checkpoint below `folder`, converted where another number of ranks saved it; None if there is none yet.
 
     Called by all ranks: rank 0 looks and converts. Raises ValueError on all of them for another ZeRO stage or another global
-    batch, and when all checkpoints are broken.
+    batch, and when all checkpoints are damaged.
     """
 
     def find() -> ResumePoint | None:
@@ -79,12 +80,12 @@ def find_resume_point(folder: Path, ranks: Ranks, *, global_batch: int, zero_sta
             logger.warning("no checkpoint in %s yet: starting from the first step", folder)
             return None
         check_fit(checkpoint, world_size=ranks.world_size, global_batch=global_batch, zero_stage=zero_stage)
-        warn_of_strangers(checkpoint)
+        warn_of_other_owners(checkpoint)
         check_state_files(checkpoint.path)
         if checkpoint.world_size == ranks.world_size or zero_stage == 0:
             return ResumePoint(checkpoint)
-        words = "step %d was saved by %d ranks, this run has %d: re-sharding the optimizer state"
-        logger.info(words, checkpoint.step, checkpoint.world_size, ranks.world_size)
+        text = "step %d was saved by %d ranks, this run has %d: re-sharding the optimizer state"
+        logger.info(text, checkpoint.step, checkpoint.world_size, ranks.world_size)
         return ResumePoint(checkpoint, convert(checkpoint))
 
     return ask_first(find, ranks)
@@ -101,24 +102,25 @@ def check_fit(checkpoint: Checkpoint, *, world_size: int, global_batch: int, zer
         raise ValueError(
             f"{checkpoint.path} was trained with {checkpoint.global_batch} clips a step and {world_size} ranks make "
             f"{global_batch}: "
-            f"resume on a number of GPUs that divides {checkpoint.global_batch} into whole micro-batches, or lower "
+            f"resume on a number of GPUs that divides {checkpoint.global_batch} into micro-batches, or lower "
             f'"train_micro_batch_size_per_gpu" in the DeepSpeed JSON'
         )
 
 
-def warn_of_strangers(checkpoint: Checkpoint) -> None:
-    """Say whose the run is, where not all of it is this user's."""
-    strangers = describe_strangers([checkpoint.folder.parent, checkpoint.folder, checkpoint.path, *checkpoint.path.iterdir()])
-    if strangers is not None:
+def warn_of_other_owners(checkpoint: Checkpoint) -> None:
+    """Log who owns the run, where not all of it is this user's."""
+    owners = describe_other_owners([checkpoint.folder.parent, checkpoint.folder, checkpoint.path, *checkpoint.path.iterdir()])
+    if owners is not None:
         logger.warning(
             "%s was made by %s, and this is %s: go on only with runs of people you trust, with no run of others as root",
-            checkpoint.path, strangers, name_user(os.getuid()),
+            checkpoint.path, owners, name_user(os.getuid()),
         )  # fmt: skip
 
 
 def convert(checkpoint: Checkpoint) -> Path:
-    """Write the checkpoint's optimizer state whole, into a new folder beside it; returns that folder. Raises ValueError where the
-    disk has no room, and for a checkpoint that DeepSpeed cannot convert.
+    """Write the checkpoint's optimizer state unsharded into a new folder beside it; returns that folder.
+
+    Raises ValueError where the disk has no room, and for a checkpoint that DeepSpeed cannot convert.
     """
     from deepspeed.checkpoint import ds_to_universal
 
@@ -167,7 +169,7 @@ def resume(engine: Any, point: ResumePoint | None, ranks: Ranks) -> Resumed:
         with name_without_patterns(folder) as literal, without_code():
             path, state = engine.load_checkpoint(str(literal), tag=point.checkpoint.tag)
     except (RuntimeError, *MALFORMED) as error:  # torch's loader, DeepSpeed's universal one
-        if not any(words in str(error) for words in MISMATCH_WORDS):
+        if not any(text in str(error) for text in MISMATCH_TEXTS):
             if not isinstance(error, MALFORMED):
                 raise
             raise ValueError(_describe_malformed(point.checkpoint, error)) from error
@@ -203,15 +205,15 @@ def name_without_patterns(folder: Path) -> Iterator[Path]:
     if glob.escape(os.fspath(folder)) == os.fspath(folder):
         yield folder
         return
-    with tempfile.TemporaryDirectory() as place:
-        link = Path(place, "checkpoints")
+    with tempfile.TemporaryDirectory() as folder_of_link:
+        link = Path(folder_of_link, CHECKPOINTS)
         link.symlink_to(os.path.abspath(folder))
         yield link
 
 
 def _describe_malformed(checkpoint: Checkpoint, error: Exception) -> str:
-    words = (str(error).splitlines() or [""])[0][:SHOWN]
-    return f"{checkpoint.path} is not as DeepSpeed writes checkpoints: {type(error).__name__}: {words}"
+    reason = (str(error).splitlines() or [""])[0][:SHOWN]
+    return f"{checkpoint.path} is not as DeepSpeed writes checkpoints: {type(error).__name__}: {reason}"
 
 
 def _separate_counters(states: Mapping[Any, dict[str, Any]]) -> None:

@@ -1,8 +1,8 @@
 """Save an engine while it trains on: copied to the host at once, written by a thread, published when all ranks are done.
 
 DeepSpeed decides what is saved; its writer is replaced by one that copies, queues and never raises in between collectives: a
-disk that fills up on one rank would otherwise leave the others waiting. Every method that is said to be called by all ranks
-ends in the same way on all of them.
+disk that fills up on one rank would otherwise leave the others waiting. Every method that all ranks call ends in the
+same way on all of them.
 """
 
 from __future__ import annotations
@@ -123,7 +123,7 @@ class CheckpointSaver:
         if problems:
             self._on_first(lambda: remove_part(pending.part), what)
             raise TrainingStopped(_explain(what, "; ".join(problems)))
-        known = [each for sums, _ in parts for each in sums]
+        known = [file_sum for sums, _ in parts for file_sum in sums]
         self._on_first(lambda: self._publish(pending, known), what)
 
     def _publish(self, pending: _Pending, known: list[FileSum]) -> None:

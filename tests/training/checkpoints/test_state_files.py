@@ -14,12 +14,12 @@ import pytest
 import torch
 
 from mats_ds.training.checkpoints.checkpoint import find_checkpoint
-from mats_ds.training.checkpoints.resume import ResumePoint, convert, find_resume_point, resume, warn_of_strangers
+from mats_ds.training.checkpoints.resume import ResumePoint, convert, find_resume_point, resume, warn_of_other_owners
 from mats_ds.training.checkpoints.state_files import (
     FORCE,
     FORCE_NOT,
     check_state_files,
-    describe_strangers,
+    describe_other_owners,
     name_user,
     without_code,
 )
@@ -219,16 +219,16 @@ def test_a_run_of_another_user_is_named_before_anything_is_loaded(tmp_path, monk
     (step / MODEL).write_bytes(b"")
     found = find_checkpoint(step.parent)
     with caplog.at_level(logging.WARNING):
-        warn_of_strangers(found)
+        warn_of_other_owners(found)
     assert not caplog.records
     own = os.getuid()
     monkeypatch.setattr(os, "getuid", lambda: own + 54321)
     with caplog.at_level(logging.WARNING):
-        warn_of_strangers(found)
+        warn_of_other_owners(found)
     [text] = [record.getMessage() for record in caplog.records]
     assert name_user(own) in text and f"uid {own + 54321}" in text and str(found.path) in text and "trust" in text
     monkeypatch.delattr(os, "getuid")
-    assert describe_strangers([tmp_path]) is None
+    assert describe_other_owners([tmp_path]) is None
 
 
 def test_the_converter_writes_through_no_link(tmp_path):
