@@ -20,11 +20,10 @@ from pathlib import Path
 if __name__ == "__main__":  # run as a file, Python would look for modules in mats_ds/ itself
     sys.path[0] = str(Path(__file__).resolve().parents[1])
 
-from mats_ds.core.cli import ArgumentParser
+from mats_ds.core.cli import FINISHED, ArgumentParser, leave, run_script
 from mats_ds.core.storage.files import is_same_file
 from mats_ds.core.storage.output_file import check_output_file, check_parent, describe_fault, describe_leftovers
-from mats_ds.core.terminal import run_program
-from mats_ds.core.text import log_to_stderr, say, tell_error
+from mats_ds.core.text import log_to_stderr, say
 from mats_ds.core.token_grid import STRATEGIES
 from mats_ds.evaluation.options import add_weights_from
 from mats_ds.models.weights.export_folder import CONFIG, EXPORTED, check_export_folder
@@ -36,7 +35,7 @@ from mats_ds.models.weights.origin import Origin
 from mats_ds.models.weights.verify import compare, compare_with_transformers
 from mats_ds.models.weights.videomae import write_videomae
 
-DONE, DIFFERENT, UNUSABLE = 0, 1, 2
+DIFFERENT = 1
 TARGETS = ("mats", "hf", "videomae")
 
 
@@ -70,13 +69,16 @@ def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
 
 
 def main(arguments: list[str] | None = None) -> int:
-    options = parse_arguments(arguments)
+    return run_script(lambda: run(parse_arguments(arguments)))
+
+
+def run(options: argparse.Namespace) -> int:
+    """The exit status. Raises ValueError for an input that cannot be used and an output that cannot be written."""
     log_to_stderr(logging.WARNING)
     try:
         return inspect(options) if options.dest is None else convert(options)
-    except (ValueError, OSError) as error:  # OSError: DEST cannot be written
-        tell_error(describe_fault(error, options.dest))
-        return UNUSABLE
+    except OSError as error:
+        raise ValueError(describe_fault(error, options.dest)) from error
 
 
 def inspect(options: argparse.Namespace) -> int:
@@ -86,7 +88,7 @@ def inspect(options: argparse.Namespace) -> int:
     say(*weights.spec.describe(), f"{len(weights.state)} tensors, {num_values / 1e6:.1f} M values")
     print_notes(weights.notes)
     check_complete(weights)
-    return DIFFERENT if name_nonfinite(weights.state) else DONE
+    return DIFFERENT if name_nonfinite(weights.state) else FINISHED
 
 
 def convert(options: argparse.Namespace) -> int:
@@ -107,7 +109,7 @@ def convert(options: argparse.Namespace) -> int:
     say(f"wrote {dest}: {FORMATS[target]}", f"from {options.source}: {weights.source}", *weights.spec.describe())
     if name_nonfinite(weights.state):
         return DIFFERENT  # noted above; outputs that are NaN cannot be compared
-    return verify(weights, options, dest) if options.verify else DONE
+    return verify(weights, options, dest) if options.verify else FINISHED
 
 
 def read_source(options: argparse.Namespace) -> Weights:
@@ -176,7 +178,7 @@ def verify(weights: Weights, options: argparse.Namespace, dest: Path) -> int:
     """Read DEST back and compare outputs; where a Hugging Face folder takes part, with transformers' own model, too."""
     if weights.spec.kind == "encoder":
         print("verify: an encoder alone has no output to compare")
-        return DONE
+        return FINISHED
     differences = {"source and copy": compare(weights, read_weights(dest))}
     folders = [path for path in (Path(options.source), dest) if identify(path) == "hf"]
     if folders and find_spec("transformers") is None:
@@ -185,7 +187,7 @@ def verify(weights: Weights, options: argparse.Namespace, dest: Path) -> int:
         differences |= {f"transformers on {path}": compare_with_transformers(weights, path) for path in folders}
     for name, difference in differences.items():
         say(f"verify: {name}: {difference.describe()}: {'equal' if difference.is_rounding else 'DIFFERENT'}")
-    return DONE if all(difference.is_rounding for difference in differences.values()) else DIFFERENT
+    return FINISHED if all(difference.is_rounding for difference in differences.values()) else DIFFERENT
 
 
 def print_notes(notes) -> None:
@@ -193,4 +195,4 @@ def print_notes(notes) -> None:
 
 
 if __name__ == "__main__":
-    sys.exit(run_program(main))
+    leave(main())

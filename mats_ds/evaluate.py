@@ -28,13 +28,12 @@ import numpy as np
 import torch
 
 from mats_ds.config.recipe import ClipSection
-from mats_ds.core.cli import ArgumentParser
+from mats_ds.core.cli import ArgumentParser, leave, run_script
 from mats_ds.core.clips import BadClip, ClipBatch
 from mats_ds.core.run_dir import collect_versions
 from mats_ds.core.storage.folder_lock import release_folder
 from mats_ds.core.storage.output_file import begin_writing, end_writing, refuse_losses
 from mats_ds.core.storage.output_folder import check_output_folder, hold_output_folder, make_new_folder
-from mats_ds.core.terminal import run_program
 from mats_ds.core.text import clean_line, say
 from mats_ds.core.token_grid import count_tokens
 from mats_ds.data.classes import Classes, check_labels_of_model, warn_of_names
@@ -62,7 +61,6 @@ from mats_ds.models.classifier import VideoClassifier
 from mats_ds.models.model_spec import describe_model
 from mats_ds.models.weights.load import load_model
 from mats_ds.models.weights.origin import Origin
-from mats_ds.training.start import run_command
 
 logger = logging.getLogger("mats_ds")
 
@@ -329,8 +327,8 @@ def run(options: argparse.Namespace) -> None:
 def main(arguments: list[str] | None = None) -> int:
     """Run it; returns the exit status: 0 done, 1 stopped by a fault, 2 unusable input or arguments."""
     options = parse_arguments(arguments)
-    return run_command(lambda: run(options), advice=ADVICE)
+    return run_script(lambda: run(options), advice=ADVICE)
 
 
 if __name__ == "__main__":
-    sys.exit(run_program(main))
+    leave(main())

@@ -27,12 +27,11 @@ import numpy as np
 import torch
 
 from mats_ds.config.recipe import ClipSection
-from mats_ds.core.cli import ArgumentParser
+from mats_ds.core.cli import ArgumentParser, leave, run_script
 from mats_ds.core.clips import BadClip
 from mats_ds.core.storage.folder_lock import release_folder
 from mats_ds.core.storage.output_file import end_writing
 from mats_ds.core.storage.output_folder import check_output_folder
-from mats_ds.core.terminal import run_program
 from mats_ds.core.text import say
 from mats_ds.core.token_grid import count_tokens
 from mats_ds.data.loading.build import read_views
@@ -53,7 +52,6 @@ from mats_ds.evaluation.options import (
 from mats_ds.evaluation.results import UNREADABLE_COLUMNS, write_table, write_unreadable
 from mats_ds.models.feature_extractor import VideoEncoder, average_tubelets
 from mats_ds.models.weights.load import load_encoder
-from mats_ds.training.start import run_command
 
 logger = logging.getLogger("mats_ds")
 
@@ -278,8 +276,8 @@ def write_shards(shards: list[Path], numbers: list[int], manifest: Manifest, ext
 def main(arguments: list[str] | None = None) -> int:
     """Run it; returns the exit status: 0 done, 1 stopped by a fault, 2 unusable input or arguments."""
     options = parse_arguments(arguments)
-    return run_command(lambda: extract(options), advice=ADVICE)
+    return run_script(lambda: extract(options), advice=ADVICE)
 
 
 if __name__ == "__main__":
-    sys.exit(run_program(main))
+    leave(main())

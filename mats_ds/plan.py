@@ -16,32 +16,30 @@ import logging
 import sys
 from pathlib import Path
 
-from mats_ds.core.cli import ArgumentParser
+from mats_ds.core.cli import ArgumentParser, leave, run_script
 from mats_ds.core.gpus import GPUS
 from mats_ds.core.storage.files import write_json
-from mats_ds.core.terminal import run_program
-from mats_ds.core.text import log_to_stderr, tell_error
+from mats_ds.core.text import log_to_stderr
 from mats_ds.planning.forecast import ASSUMED_MFU, LoaderMemory, forecast, largest_micro_batch
 from mats_ds.planning.plan_text import format_plan, plan_to_json
 from mats_ds.planning.question import Question, resolve_question
 from mats_ds.planning.sweep import compare_published, format_sweep, sweep, sweep_to_json
 from mats_ds.training.dry_run_sweep import EXACT_FILE, format_judged, judge_sweep, measure_sweep, read_exact_sweep
 
-FITS, TOO_LARGE, BAD_INPUT = 0, 1, 2
+FITS, TOO_LARGE = 0, 1
 DEFAULT_JSON = Path(__file__).resolve().parents[1] / "ds_configs" / "zero2.json"
 
 
 def main(arguments: list[str] | None = None) -> int:
     """Print the plan or the sweep, return the exit status."""
-    options = parse_arguments(arguments)
+    return run_script(lambda: _run(parse_arguments(arguments)))
+
+
+def _run(options: argparse.Namespace) -> int:
     log_to_stderr(logging.INFO)
-    try:
-        with contextlib.redirect_stdout(sys.stderr):  # DeepSpeed says on stdout, before the answer, that there is no GPU
-            question = resolve_question(options)
-        return _sweep(question, options) if options.sweep else _plan(question, options)
-    except (ValueError, OSError) as error:
-        tell_error(error)
-        return BAD_INPUT
+    with contextlib.redirect_stdout(sys.stderr):  # DeepSpeed says on stdout, before the answer, that there is no GPU
+        question = resolve_question(options)
+    return _sweep(question, options) if options.sweep else _plan(question, options)
 
 
 def _plan(question: Question, options: argparse.Namespace) -> int:
@@ -112,4 +110,4 @@ def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
 
 
 if __name__ == "__main__":
-    raise SystemExit(run_program(main))
+    leave(main())

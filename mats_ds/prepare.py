@@ -17,8 +17,7 @@ from pathlib import Path
 if __name__ == "__main__":  # run as a file, Python would look for modules in mats_ds/ itself
     sys.path[0] = str(Path(__file__).resolve().parents[1])
 
-from mats_ds.core.cli import ArgumentParser
-from mats_ds.core.terminal import run_program
+from mats_ds.core.cli import ArgumentParser, leave, run_script
 from mats_ds.core.text import log_to_stderr, quote_word, say, tell_error
 from mats_ds.data.prepare.importers import FORMATS, import_annotations
 from mats_ds.data.prepare.importers.output import describe_imported, refuse_to_overwrite, train_arguments, write_imported
@@ -229,4 +228,4 @@ def _say_system_error(error: OSError) -> str:
 
 
 if __name__ == "__main__":
-    sys.exit(run_program(main))
+    leave(run_script(main))

@@ -23,14 +23,13 @@ import numpy as np
 import torch
 
 from mats_ds.config.recipe import ClipSection
-from mats_ds.core.cli import ArgumentParser
+from mats_ds.core.cli import ArgumentParser, leave, run_script
 from mats_ds.core.proportion import Proportion
 from mats_ds.core.run_dir import collect_versions
 from mats_ds.core.storage.files import write_json
 from mats_ds.core.storage.folder_lock import release_folder
 from mats_ds.core.storage.output_file import begin_writing, describe_fault, end_writing, refuse_losses
 from mats_ds.core.storage.output_folder import check_output_folder, hold_output_folder, remove_parts
-from mats_ds.core.terminal import run_program
 from mats_ds.core.text import log_to_stderr, say, tell_error
 from mats_ds.core.token_grid import count_tokens
 from mats_ds.data.classes import count_shared_classes
@@ -322,4 +321,4 @@ def as_json(
 
 
 if __name__ == "__main__":
-    sys.exit(run_program(main))
+    leave(run_script(main))

@@ -11,13 +11,11 @@ from __future__ import annotations
 
 import argparse
 import logging
-import os
 import sys
 from pathlib import Path
 
-from mats_ds.core.cli import ArgumentParser
-from mats_ds.core.terminal import run_program
-from mats_ds.core.text import log_to_stderr, say, tell_error
+from mats_ds.core.cli import ArgumentParser, leave, run_script
+from mats_ds.core.text import log_to_stderr, say
 from mats_ds.reporting.budget import load_budget
 from mats_ds.reporting.compare import compare_runs, format_comparison
 from mats_ds.reporting.figures import Figures, read_figures
@@ -29,18 +27,17 @@ from mats_ds.reporting.write import dump_tree, write_reports
 BUDGETS = Path(__file__).resolve().parents[1] / "profiling" / "budgets"
 DEFAULT_BUDGET = "8xa100-80g"
 RUNS = Path("runs")
-WITHIN, OVER, NOTHING_TO_JUDGE = 0, 1, 2
+WITHIN, OVER = 0, 1
 
 
 def main(arguments: list[str] | None = None) -> int:
     """Print the report, write its files, return the exit status."""
-    options = _parse(arguments)
+    return run_script(lambda: _run(_parse(arguments)))
+
+
+def _run(options: argparse.Namespace) -> int:
     log_to_stderr(logging.WARNING)
-    try:
-        return _compare(*options.compare, as_json=options.json) if options.compare else _report(options)
-    except (ValueError, OSError) as error:
-        tell_error(error)
-        return NOTHING_TO_JUDGE
+    return _compare(*options.compare, as_json=options.json) if options.compare else _report(options)
 
 
 def _report(options: argparse.Namespace) -> int:
@@ -50,7 +47,7 @@ def _report(options: argparse.Namespace) -> int:
     verdict = figures.judge(budget)
     tree = to_json(figures, budget, verdict)
     text = dump_tree(tree) if options.json else format_report(figures, verdict)
-    _print(text)
+    print(text)
     where = write_reports(run_dir, tree, lambda path: write_html(path, figures, budget, verdict))
     say(f"report: {where}", stream=sys.stderr)
     return WITHIN if verdict.passed else OVER
@@ -58,7 +55,7 @@ def _report(options: argparse.Namespace) -> int:
 
 def _compare(dir_a: Path, dir_b: Path, *, as_json: bool) -> int:
     a, b = (_read_named(folder) for folder in (dir_a, dir_b))
-    _print(dump_tree(compare_runs(a, b)) if as_json else format_comparison(a, b))
+    print(dump_tree(compare_runs(a, b)) if as_json else format_comparison(a, b))
     return WITHIN
 
 
@@ -68,13 +65,6 @@ def _read_named(folder: Path) -> Figures:
         return read_figures(folder)
     except (ValueError, OSError) as error:
         raise ValueError(str(error) if str(folder) in str(error) else f"{folder}: {error}") from None
-
-
-def _print(text: str) -> None:
-    try:
-        print(text, flush=True)
-    except BrokenPipeError:  # the reader (head, say) has seen enough; the verdict and the files stand
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 def find_newest_run(folder: Path) -> Path:
@@ -108,4 +98,4 @@ def _parse(arguments: list[str] | None) -> argparse.Namespace:
 
 
 if __name__ == "__main__":
-    raise SystemExit(run_program(main))
+    leave(main())

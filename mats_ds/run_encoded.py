@@ -1,10 +1,10 @@
-"""Become a script of ours, with arguments that travelled to this host as one word.
+"""Become a program of ours, with arguments that reached this host as one encoded argument.
 
     python mats_ds/run_encoded.py [--local_rank=N] NAME ENCODED
 
 pdsh hands a command line to a shell over there, which expands `$(...)`, quotes, backslashes and globs, and replaces %h, %u and
 %n itself; mpirun takes a lone ":" for the start of another program. So launch.sh hands arguments with such characters over as
-this word: the arguments, each ended by a zero byte, in the URL-safe base64 of RFC 4648, of which no shell expands anything.
+one argument: the arguments, all ended by a zero byte, in the URL-safe base64 of RFC 4648, of which no shell expands anything.
 """
 
 from __future__ import annotations
@@ -19,19 +19,19 @@ NAMES = ("pretrain", "finetune", "evaluate", "extract")
 
 
 def decode_arguments(encoded: str) -> list[bytes]:
-    """The arguments of that word. Raises ValueError for what launch.sh has not made."""
+    """The decoded arguments. Raises ValueError for what launch.sh has not made."""
     try:
         text = base64.b64decode(encoded.encode("ascii"), altchars=b"-_", validate=True)
     except (UnicodeEncodeError, binascii.Error) as error:
         raise ValueError(f"expected arguments in URL-safe base64, got {encoded[:60]!r}: {error}") from None
     *arguments, rest = text.split(b"\0")
     if rest:
-        raise ValueError(f"expected arguments that each end with a zero byte, got {encoded[:60]!r}: a part of it is missing")
+        raise ValueError(f"expected arguments that all end with a zero byte, got {encoded[:60]!r}: a part of it is missing")
     return arguments
 
 
-def main(words: list[str]) -> int:
-    *options, name, encoded = words if len(words) > 1 else ["", ""]
+def main(arguments: list[str]) -> int:
+    *options, name, encoded = arguments if len(arguments) > 1 else ["", ""]
     try:
         if name not in NAMES:
             raise ValueError(f"expected {', '.join(NAMES)} and encoded arguments, got {name[:60]!r}: launch.sh writes them")

@@ -28,11 +28,10 @@ from torch import nn
 
 from mats_ds.config.load import load_recipe
 from mats_ds.config.recipe import ClipSection, ModelSection, Recipe
-from mats_ds.core.cli import ArgumentParser
+from mats_ds.core.cli import ArgumentParser, leave, run_script
 from mats_ds.core.clips import ClipSpec
 from mats_ds.core.storage.output_file import check_output_file, describe_fault, describe_leftovers
-from mats_ds.core.terminal import run_program
-from mats_ds.core.text import log_to_stderr, say, tell_error
+from mats_ds.core.text import log_to_stderr, say
 from mats_ds.core.token_grid import STRATEGIES
 from mats_ds.data.video.indexing import UnreadableVideo, index_video
 from mats_ds.distributed.ranks import find_device
@@ -47,8 +46,7 @@ from mats_ds.visualization.page import Page, Strip, draw_page
 from mats_ds.visualization.panels import draw_panels
 from mats_ds.visualization.video_writer import check_suffix, is_our_film, write_gif, write_mp4, write_png
 
-DONE, UNUSABLE = 0, 2
-FAULTS = (ValueError, UnreadableVideo, OSError, FFmpegError, ImportError, MemoryError)  # of reading, drawing, writing
+FAULTS = (OSError, FFmpegError, ImportError, MemoryError)  # of reading, drawing, writing
 PNG_ROWS = 12  # of all clips together
 MAX_ROWS, MIN_ROWS = 4, 2  # of one clip in a still picture
 MIN_FRAMES_PER_SECOND, MAX_FRAMES_PER_SECOND = 1.0, 30.0
@@ -105,15 +103,18 @@ def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
 
 
 def main(arguments: list[str] | None = None) -> int:
-    options = parse_arguments(arguments)
+    return run_script(lambda: run(parse_arguments(arguments)))
+
+
+def run(options: argparse.Namespace) -> None:
+    """Raises ValueError for a video that cannot be read and for an output that cannot be written."""
     log_to_stderr(logging.WARNING)
     try:
         visualize(options)
-    except FAULTS as error:  # OSError: --out cannot be written
-        unreadable = isinstance(error, UnreadableVideo)
-        tell_error(f"{options.video}: {error.reason}" if unreadable else describe_fault(error, options.out))
-        return UNUSABLE
-    return DONE
+    except UnreadableVideo as error:
+        raise ValueError(f"{options.video}: {error.reason}") from error
+    except FAULTS as error:
+        raise ValueError(describe_fault(error, options.out)) from error
 
 
 def visualize(options: argparse.Namespace) -> None:
@@ -260,4 +261,4 @@ def spread_frames(num_frames: int, num_rows: int) -> list[int]:
 
 
 if __name__ == "__main__":
-    sys.exit(run_program(main))
+    leave(main())

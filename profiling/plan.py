@@ -5,8 +5,8 @@ from pathlib import Path
 
 sys.path[0] = str(Path(__file__).resolve().parents[1])
 
-from mats_ds.core.terminal import run_program  # noqa: E402
+from mats_ds.core.cli import leave  # noqa: E402
 from mats_ds.plan import main  # noqa: E402
 
 if __name__ == "__main__":
-    raise SystemExit(run_program(main))
+    leave(main())

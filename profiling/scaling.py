@@ -17,10 +17,8 @@ from pathlib import Path
 sys.path[0] = str(Path(__file__).resolve().parents[1])
 
 from mats_ds.config.ds_config import read_ds_config  # noqa: E402
-from mats_ds.core.cli import ArgumentParser  # noqa: E402
+from mats_ds.core.cli import ArgumentParser, leave, run_script  # noqa: E402
 from mats_ds.core.gpus import find_gpu, num_engines  # noqa: E402
-from mats_ds.core.terminal import run_program  # noqa: E402
-from mats_ds.core.text import tell_error  # noqa: E402
 from mats_ds.metering.device_memory import name_kind  # noqa: E402
 from mats_ds.models.sizes import MODEL_SIZES  # noqa: E402
 from mats_ds.planning.forecast import ASSUMED_MFU  # noqa: E402
@@ -127,18 +125,16 @@ def format_scaling(scales: Sequence[Scale], *, world_sizes: Sequence[int], micro
 
 
 def main(arguments: list[str] | None = None) -> int:
-    options = parse_arguments(arguments)
-    try:
-        with contextlib.redirect_stdout(sys.stderr):  # DeepSpeed says on stdout, before the answer, that there is no GPU
-            ds_config = read_ds_config(options.ds_config)
-        how = dict(card=find_gpu(options.gpu), ds_config=ds_config, mfu=options.mfu, site=Site())
-        scales = [plan_scale(model, world_size, **how) for model in options.models for world_size in options.gpus]
-    except ValueError as error:
-        tell_error(error)
-        return 2
+    return run_script(lambda: run(parse_arguments(arguments)))
+
+
+def run(options: argparse.Namespace) -> None:
+    with contextlib.redirect_stdout(sys.stderr):  # DeepSpeed says on stdout, before the answer, that there is no GPU
+        ds_config = read_ds_config(options.ds_config)
+    how = dict(card=find_gpu(options.gpu), ds_config=ds_config, mfu=options.mfu, site=Site())
+    scales = [plan_scale(model, world_size, **how) for model in options.models for world_size in options.gpus]
     micro_batch = scales[0].batch.micro_batch
     print(format_scaling(scales, world_sizes=options.gpus, micro_batch=micro_batch))
-    return 0
 
 
 def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
@@ -168,4 +164,4 @@ def _table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
 
 
 if __name__ == "__main__":
-    raise SystemExit(run_program(main))
+    leave(main())

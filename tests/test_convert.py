@@ -11,7 +11,8 @@ import pytest
 import torch
 
 from mats_ds import MaskedAutoencoder, TokenGrid, VideoClassifier, load_model
-from mats_ds.convert import DIFFERENT, DONE, UNUSABLE, main
+from mats_ds.convert import DIFFERENT, main
+from mats_ds.core.cli import FINISHED, USAGE_ERROR
 from mats_ds.data.synthetic import write_synthetic_set
 from mats_ds.models.model_spec import dump_spec
 from mats_ds.models.weights.load import identify, weights_of
@@ -50,7 +51,7 @@ def store(model, path):
 
 
 def test_written_files_can_be_read_by_whom_the_umask_lets(tmp_path, source):
-    assert main([str(source), str(tmp_path / "copy.safetensors")]) == main([str(source), str(tmp_path / "hf")]) == DONE
+    assert main([str(source), str(tmp_path / "copy.safetensors")]) == main([str(source), str(tmp_path / "hf")]) == FINISHED
     (tmp_path / "plain").write_bytes(b"")
     usual = (tmp_path / "plain").stat().st_mode
     assert {file.stat().st_mode for file in (tmp_path / "copy.safetensors", *(tmp_path / "hf").iterdir())} == {usual}
@@ -65,7 +66,7 @@ def test_any_of_the_weights_of_a_run_can_be_written(tmp_path, option, seed, caps
     save_weights(
         tmp_path / "run" / "best.safetensors", weights_of(models[4], "").spec, models[4].state_dict(), origin=Origin(step=4)
     )
-    assert main([str(tmp_path / "run"), str(tmp_path / "copy.safetensors"), *option]) == DONE
+    assert main([str(tmp_path / "run"), str(tmp_path / "copy.safetensors"), *option]) == FINISHED
     written = load_weights(tmp_path / "copy.safetensors")
     assert all(torch.equal(tensor, models[seed].state_dict()[name]) for name, tensor in written.state.items())
     told = {2: "step 5 of one of our runs, weights without averaging", 3: "the average of its weights", 4: "best.safetensors"}
@@ -91,10 +92,10 @@ def test_nan_weights_are_named(tmp_path, capsys, verify):
 @pytest.mark.parametrize("through", ["mats", "hf", "videomae"])
 def test_every_direction_and_back_gives_the_same_file(tmp_path, source, through, capsys):
     there, back = tmp_path / "there" / NAMES[through], tmp_path / "back.safetensors"
-    assert main([str(source), str(there), "--verify"]) == DONE
+    assert main([str(source), str(there), "--verify"]) == FINISHED
     assert identify(there) == through
     assert "verify: source and copy: largest difference 0," in capsys.readouterr().out
-    assert main([str(there), str(back)]) == DONE
+    assert main([str(there), str(back)]) == FINISHED
     before, after = load_model(source), load_model(back)
     assert weights_of(before, "").spec == weights_of(after, "").spec
     assert all(torch.equal(tensor, after.state_dict()[name]) for name, tensor in before.state_dict().items())
@@ -102,7 +103,7 @@ def test_every_direction_and_back_gives_the_same_file(tmp_path, source, through,
 
 def test_verify_runs_transformers_own_model(tmp_path, source, capsys):
     pytest.importorskip("transformers")
-    assert main([str(source), str(tmp_path / "hf"), "--verify"]) == DONE
+    assert main([str(source), str(tmp_path / "hf"), "--verify"]) == FINISHED
     lines = capsys.readouterr().out.splitlines()
     assert any(line.startswith("verify: transformers on") and line.endswith("equal") for line in lines)
 
@@ -120,7 +121,7 @@ def write_with_a_slip(path, spec, state, *, note):
 
 
 def test_without_a_destination_it_says_what_the_file_is(source, capsys):
-    assert main([str(source)]) == DONE
+    assert main([str(source)]) == FINISHED
     text = capsys.readouterr().out
     assert "a weight file of mats_ds" in text
     assert "4 frames of 16 x 16, tubelets of 2 x 8 x 8, 8 tokens" in text
@@ -131,7 +132,7 @@ def test_a_classifier_is_made_of_pretraining(tmp_path, capsys):
     source = store(make_model("pretrain"), tmp_path / "source.safetensors")
     (tmp_path / "names.txt").write_text("run\njump\n")
     arguments = ["--num-classes", "2", "--class-names", str(tmp_path / "names.txt"), "--keep-ratio", "0.25"]
-    assert main([str(source), str(tmp_path / "c.safetensors"), *arguments, "--verify"]) == DONE
+    assert main([str(source), str(tmp_path / "c.safetensors"), *arguments, "--verify"]) == FINISHED
     loaded, fresh, unused = capsys.readouterr().out.splitlines()[0].split("; ")
     assert (loaded, fresh) == ("28 tensors loaded", "fresh: fc_norm, class_head")
     assert set(unused.removeprefix("not used: ").split(", ")) == {"decoder", "encoder.norm", "head", "mask_token", "to_decoder"}
@@ -141,10 +142,10 @@ def test_a_classifier_is_made_of_pretraining(tmp_path, capsys):
 
 def test_another_head_only_when_asked(tmp_path, classifier_file, capsys):
     copy = tmp_path / "copy.safetensors"
-    assert main([str(classifier_file), str(copy), "--num-classes", "5"]) == UNUSABLE
+    assert main([str(classifier_file), str(copy), "--num-classes", "5"]) == USAGE_ERROR
     assert "the head has 3 classes and 5 are asked for" in capsys.readouterr().err
     assert not copy.exists()
-    assert main([str(classifier_file), str(copy), "--num-classes", "5", "--new-head"]) == DONE
+    assert main([str(classifier_file), str(copy), "--num-classes", "5", "--new-head"]) == FINISHED
     assert "fresh: class_head" in capsys.readouterr().out
     assert load_model(copy).num_classes == 5
 
@@ -165,7 +166,7 @@ def test_mistakes_are_told_and_nothing_is_written(tmp_path, classifier_file, mon
     monkeypatch.chdir(tmp_path)
     Path("there.pth").write_bytes(b"precious")
     Path("two.txt").write_text("a\nb\n")
-    assert main(arguments) == UNUSABLE
+    assert main(arguments) == USAGE_ERROR
     assert reason in capsys.readouterr().err
     assert Path("there.pth").read_bytes() == b"precious"
     assert sorted(path.name for path in tmp_path.iterdir()) == ["source.safetensors", "there.pth", "two.txt"]
@@ -173,7 +174,7 @@ def test_mistakes_are_told_and_nothing_is_written(tmp_path, classifier_file, mon
 
 def test_force_overwrites(tmp_path, classifier_file):
     (tmp_path / "there.pth").write_bytes(b"old")
-    assert main([str(classifier_file), str(tmp_path / "there.pth"), "--force"]) == DONE
+    assert main([str(classifier_file), str(tmp_path / "there.pth"), "--force"]) == FINISHED
     assert identify(tmp_path / "there.pth") == "videomae" and load_model(tmp_path / "there.pth").num_classes == 3
 
 
@@ -198,7 +199,7 @@ def test_a_run_of_the_trainer_becomes_a_file(ranks, tmp_path, capsys):
     small = ["clip.num_frames=4", "clip.height=32", "clip.width=48", "optim.steps=2", "optim.warmup_steps=1"]
     arguments = ["--recipe", "tiny", "--ds_config", ds_config, "--out", str(run), f"data.manifest={videos}", *small]
     assert ranks(pretrain, 2, arguments) == [0, 0]
-    assert main([str(run), str(tmp_path / "w.safetensors"), "--verify"]) == DONE
+    assert main([str(run), str(tmp_path / "w.safetensors"), "--verify"]) == FINISHED
     assert "largest difference 0," in capsys.readouterr().out
     model = load_model(tmp_path / "w.safetensors")
     assert (model.pruning.strategy, model.grid) == ("mats", TokenGrid(4, 32, 48, (2, 8, 8)))
@@ -212,13 +213,13 @@ class TestDest:
     @pytest.fixture
     def folder(self, tmp_path, classifier_file):
         """A Hugging Face folder of ours, changed since: it is the source, and somebody's only copy."""
-        assert main([str(classifier_file), str(tmp_path / "hf")]) == DONE
+        assert main([str(classifier_file), str(tmp_path / "hf")]) == FINISHED
         return tmp_path / "hf"
 
     @pytest.mark.parametrize("name", ["model.safetensors", "config.json", "../hf/model.safetensors"])
     def test_a_part_of_the_source_is_not_written(self, folder, capsys, name):
         before = {path: path.read_bytes() for path in folder.iterdir()}
-        assert main([str(folder), str(folder / name), "--to", "mats", "--force"]) == UNUSABLE
+        assert main([str(folder), str(folder / name), "--to", "mats", "--force"]) == USAGE_ERROR
         assert "is a part of the source" in capsys.readouterr().err
         assert {path: path.read_bytes() for path in folder.iterdir()} == before
 
@@ -227,7 +228,7 @@ class TestDest:
         inside.parent.mkdir()
         classifier_file.rename(inside)
         before = inside.read_bytes()
-        assert main([str(inside), str(inside.parent), "--force"]) == UNUSABLE
+        assert main([str(inside), str(inside.parent), "--force"]) == USAGE_ERROR
         assert "is the source itself" in capsys.readouterr().err and inside.read_bytes() == before
 
     @pytest.mark.parametrize("arguments", [(), ("--force",)])
@@ -237,15 +238,15 @@ class TestDest:
         (tmp_path / "theirs").mkdir()
         (tmp_path / "theirs" / "model.safetensors").write_text("theirs")
         monkeypatch.setattr("mats_ds.convert.read_source", None)
-        assert main([str(classifier_file), str(tmp_path / "theirs"), *arguments]) == UNUSABLE
+        assert main([str(classifier_file), str(tmp_path / "theirs"), *arguments]) == USAGE_ERROR
         error = capsys.readouterr().err
         assert "holds model.safetensors" in error and "new or empty folder" in error
         assert [path.name for path in (tmp_path / "theirs").iterdir()] == ["model.safetensors"]
 
     def test_an_own_folder_is_replaced_when_forced(self, folder, classifier_file, capsys):
-        assert main([str(classifier_file), str(folder)]) == UNUSABLE
+        assert main([str(classifier_file), str(folder)]) == USAGE_ERROR
         assert "exists: give another name, or --force" in capsys.readouterr().err
-        assert main([str(classifier_file), str(folder), "--force", "--keep-ratio", "0.25"]) == DONE
+        assert main([str(classifier_file), str(folder), "--force", "--keep-ratio", "0.25"]) == FINISHED
         assert load_model(folder).keep_ratio == 0.25
 
     @pytest.mark.parametrize("name", ["a.safetensors", "a.pth", "hf"])
@@ -259,24 +260,24 @@ class TestDest:
             dest.write_text("")
         else:
             dest.mkdir()
-        assert main([str(classifier_file), str(dest), "--force"]) == UNUSABLE
+        assert main([str(classifier_file), str(dest), "--force"]) == USAGE_ERROR
         error = capsys.readouterr().err
         assert error.startswith("error: ") and error.count("\n") == 1 and precious.read_text() == "precious"
 
     def test_the_list_of_names_is_an_input(self, tmp_path, classifier_file, capsys):
         names = tmp_path / "names.pth"
         names.write_text("a\nb\nc\n")
-        assert main([str(classifier_file), str(names), "--class-names", str(names), "--force"]) == UNUSABLE
+        assert main([str(classifier_file), str(names), "--class-names", str(names), "--force"]) == USAGE_ERROR
         assert "is read" in capsys.readouterr().err and names.read_text() == "a\nb\nc\n"
 
     @pytest.mark.parametrize("name", ["a.safetensors", "a.pth", "hf"])
     def test_no_room_is_one_error_and_leaves_what_was_there(self, tmp_path, classifier_file, file_limit, capsys, name):
-        assert main([str(classifier_file), str(tmp_path / name)]) == DONE
+        assert main([str(classifier_file), str(tmp_path / name)]) == FINISHED
         before = sorted(path for path in tmp_path.rglob("*"))
         old = load_model(tmp_path / name)
         capsys.readouterr()
         with file_limit(8192):
-            assert main([str(classifier_file), str(tmp_path / name), "--force", "--keep-ratio", "0.25"]) == UNUSABLE
+            assert main([str(classifier_file), str(tmp_path / name), "--force", "--keep-ratio", "0.25"]) == USAGE_ERROR
         error = capsys.readouterr().err
         assert error.startswith("error: ") and "cannot be written" in error and error.count("\n") == 1, error
         assert sorted(path for path in tmp_path.rglob("*")) == before
@@ -286,5 +287,5 @@ class TestDest:
         (tmp_path / "file").touch()
         monkeypatch.setattr("mats_ds.convert.read_source", None)
         for name in ("file/a.pth", "file/hf"):
-            assert main([str(classifier_file), str(tmp_path / name)]) == UNUSABLE
+            assert main([str(classifier_file), str(tmp_path / name)]) == USAGE_ERROR
             assert "is no folder" in capsys.readouterr().err

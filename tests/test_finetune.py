@@ -385,10 +385,3 @@ def test_the_recipe_says_whether_clips_are_augmented(ranks, videos, tmp_path, au
     arguments = [*ARGUMENTS, "--out", str(tmp_path / "run"), f"data.manifest={videos}", *SMALL, *augment]
     [(status, terminal)] = ranks(count_operations, 1, arguments)
     assert status == 2 and f"error: {words}" in terminal, terminal
-
-
-def test_overrides_may_stand_before_and_after_options():
-    from mats_ds.finetune import parse_arguments
-
-    options = parse_arguments(["a.b=1", "--recipe", "finetune_tiny", "c.d=2", "--ds_config", "x.json", "e.f=3"])
-    assert options.overrides == ["a.b=1", "c.d=2", "e.f=3"] and options.ds_config == "x.json"

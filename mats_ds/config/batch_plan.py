@@ -15,7 +15,7 @@ ACCUMULATION_KEY = "gradient_accumulation_steps"
 class BatchPlan:
     """`global_batch` = micro_batch * accumulation * world_size clips a step, `repeats` of each of its videos.
 
-    `note` says in words how it came about.
+    `note` says how it came about.
     """
 
     micro_batch: int
@@ -43,7 +43,7 @@ def plan_batch(ds_config: Mapping[str, Any], *, recipe_batch: int, world_size: i
     `gradient_accumulation_steps` out it is derived; where it sets it, the JSON wins. Raises ValueError when the JSON has no
     usable micro-batch, one that is no multiple of `repeats`, or states a conflicting `train_batch_size`.
     """
-    micro = _whole_number(ds_config, MICRO_BATCH_KEY)
+    micro = _positive_integer(ds_config, MICRO_BATCH_KEY)
     if micro is None:
         raise ValueError(f'the DeepSpeed JSON must set "{MICRO_BATCH_KEY}", the number of clips that a GPU takes at once')
     if micro % repeats:
@@ -51,11 +51,11 @@ def plan_batch(ds_config: Mapping[str, Any], *, recipe_batch: int, world_size: i
             f'a micro-batch of {micro} clips ("{MICRO_BATCH_KEY}") is no multiple of data.repeats={repeats}, and the clips of a '
             f"video stay together: make it {max(1, round(micro / repeats)) * repeats}, or change data.repeats"
         )
-    stated = _whole_number(ds_config, ACCUMULATION_KEY)
+    stated = _positive_integer(ds_config, ACCUMULATION_KEY)
     at_once = micro * world_size
     accumulation = stated or max(1, round(recipe_batch / at_once))
     actual = at_once * accumulation
-    total = _whole_number(ds_config, "train_batch_size")
+    total = _positive_integer(ds_config, "train_batch_size")
     if total is not None and total != actual:
         raise ValueError(
             f'the DeepSpeed JSON says "train_batch_size": {total}, but {world_size} ranks x micro-batch {micro} x accumulation '
@@ -77,10 +77,10 @@ def plan_batch(ds_config: Mapping[str, Any], *, recipe_batch: int, world_size: i
     return BatchPlan(micro, accumulation, world_size, actual, note, repeats)
 
 
-def _whole_number(ds_config: Mapping[str, Any], key: str) -> int | None:
+def _positive_integer(ds_config: Mapping[str, Any], key: str) -> int | None:
     value = ds_config.get(key)
     if value is None:
         return None
     if isinstance(value, bool) or not isinstance(value, int) or value < 1:
-        raise ValueError(f'"{key}" in the DeepSpeed JSON must be a whole number of at least 1, got {value!r}')
+        raise ValueError(f'"{key}" in the DeepSpeed JSON must be an integer of at least 1, got {value!r}')
     return value

@@ -1,7 +1,7 @@
 """The DeepSpeed JSON: read, judged before anything starts, and made into what `deepspeed.initialize` is given.
 
 Training and planner read it through the same door. DeepSpeed passes over what it does not know, takes every value that is not
-empty for true, and has defaults that change weights (it clips gradients at 1 where the JSON is silent): so each key is looked up
+empty for true, and has defaults that change weights (it clips gradients at 1 where the JSON is silent): so every key is looked up
 in ds_keys.py, and what the JSON leaves out is stated.
 """
 
@@ -74,7 +74,7 @@ def state_clipping(ds_config: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def notes_on(ds_config: Mapping[str, Any]) -> list[str]:
-    """What a reader of the JSON may take for something else than happens, one line each."""
+    """One line for every key that does something else than a reader of the JSON may expect."""
     notes = []
     if CLIPPING_KEY not in ds_config:
         notes.append(f'the DeepSpeed JSON has no "{CLIPPING_KEY}": gradients are not clipped (DeepSpeed alone would clip at 1)')
@@ -132,7 +132,7 @@ def _judge_section(section: Mapping[str, Any], table: Mapping[str, Any], refused
                 yield f"{name} can only be {to_json(table[key].value)}, got {to_json(value)}: {table[key].why}"
         elif isinstance(table[key], Kind):
             if not table[key].accepts(value):
-                yield f"{name} must be {table[key].words}, got {to_json(value)}"
+                yield f"{name} must be {table[key].name}, got {to_json(value)}"
         elif not isinstance(value, dict):
             yield f"{name} must be a JSON object, like {{...}}, got {to_json(value)}"
         else:

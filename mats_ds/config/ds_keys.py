@@ -1,8 +1,8 @@
-"""Which keys of a DeepSpeed JSON are taken, with which values; which are read past, and which would train something else.
+"""The keys of a DeepSpeed JSON: those taken, with their values, those ignored, and those that would train something else.
 
 Read off DeepSpeed 0.19's sources (runtime/config.py, precision_config.py, zero/config.py, zero/offload_config.py, engine.py);
-docs/deepspeed.md says in words what it does where the JSON is silent. A key that is in none of the tables is refused: DeepSpeed
-passes over unknown keys of the top level without a word.
+docs/deepspeed.md says what it does where the JSON is silent. A key that is in none of the tables is refused: DeepSpeed
+silently ignores unknown keys of the top level.
 """
 
 from __future__ import annotations
@@ -20,9 +20,9 @@ RECIPE_KEYS = {"lr": "optim.base_lr", "betas": "optim.betas", "eps": "optim.eps"
 
 @dataclass(frozen=True)
 class Kind:
-    """What a value has to be, in words and as a test."""
+    """A kind of value: its name and its test."""
 
-    words: str
+    name: str
     accepts: Callable[[Any], bool]
 
 
@@ -49,30 +49,30 @@ def _is_list(value: Any, of: Callable[[Any], bool]) -> bool:
 
 
 def one_of(*values: Any) -> Kind:
-    """One of some values, each of its own type: 1 is neither 1.0 nor true."""
-    words = ", ".join(map(to_json, values[:-1])) + f" or {to_json(values[-1])}"
-    return Kind(words, lambda value: any(type(value) is type(each) and value == each for each in values))
+    """One of some values of exact types: 1 is neither 1.0 nor true."""
+    name = ", ".join(map(to_json, values[:-1])) + f" or {to_json(values[-1])}"
+    return Kind(name, lambda value: any(type(value) is type(option) and value == option for option in values))
 
 
 def to_json(value: Any) -> str:
     """A plain value as JSON writes it, cut where it is long."""
     try:
         text = json.dumps(value)
-    except ValueError:  # a whole number of more than 4300 digits
+    except ValueError:  # an integer of more than 4300 digits
         text = "a number of thousands of digits"
     return text if len(text) <= 60 else text[:57] + "..."
 
 
 BOOLEAN = Kind("true or false", lambda value: isinstance(value, bool))
-COUNT = Kind("a whole number of at least 1", lambda value: _is_whole(value, 1))
-SIZE = Kind("a whole number of at least 0", lambda value: _is_whole(value, 0))
-STRICT_COUNT = Kind("a whole number of at least 1", lambda value: isinstance(value, int) and _is_whole(value, 1))
-EVEN = Kind("an even whole number of at least 2", lambda value: _is_whole(value, 2) and value % 2 == 0)
+COUNT = Kind("an integer of at least 1", lambda value: _is_whole(value, 1))
+SIZE = Kind("an integer of at least 0", lambda value: _is_whole(value, 0))
+STRICT_COUNT = Kind("an integer of at least 1", lambda value: isinstance(value, int) and _is_whole(value, 1))
+EVEN = Kind("an even integer of at least 2", lambda value: _is_whole(value, 2) and value % 2 == 0)
 NUMBER = Kind("a number of at least 0", _is_number)
 PAIR = Kind("two numbers of at least 0", lambda value: _is_list(value, _is_number) and len(value) == 2)
 TEXT = Kind("a text", lambda value: isinstance(value, str))
-TEXTS = Kind("a list of texts", lambda value: _is_list(value, lambda each: isinstance(each, str)))
-DEPTH = Kind("-1 or a whole number of at least 0", lambda value: isinstance(value, int) and _is_whole(value, -1))
+TEXTS = Kind("a list of texts", lambda value: _is_list(value, lambda item: isinstance(item, str)))
+DEPTH = Kind("-1 or an integer of at least 0", lambda value: isinstance(value, int) and _is_whole(value, -1))
 ANYTHING = Kind("anything", lambda value: True)
 
 _OTHER_PRECISION = "the weights and figures of a run are those of bf16 with float32 masters, or of fp32"
@@ -113,7 +113,7 @@ ZERO = {
         "pipeline_write": BOOLEAN,
         "buffer_count": COUNT,
         "cpuadam_cores_perc": NUMBER,
-        "ratio": Only(1.0, "the plan and the report count optimizer states as all on the host or all on the card"),
+        "ratio": Only(1.0, "the plan and the report count optimizer states as all on the host or all on the GPU"),
         "super_offload": Only(False, "it is another optimizer"),
     },
     "offload_param": {
@@ -207,7 +207,7 @@ TOP = {
     "timers": {"throughput": {"enabled": BOOLEAN, "synchronized": BOOLEAN}},
 }
 
-# Read past with a word, and not handed over: what decides instead.
+# Ignored with a log line, and not handed over: what decides instead.
 IGNORED = {
     "scheduler": "the learning rate follows the recipe's optim.base_lr, warmup_epochs and epochs",
     "activation_checkpointing": "what is computed again follows the recipe's model.recompute and model.checkpoint_blocks",
@@ -215,7 +215,7 @@ IGNORED = {
     "vocabulary_size": "a video model has none",
 }
 
-# Known to DeepSpeed, in one version or another, and taken up by it: each would train something else, or not start.
+# Known to DeepSpeed, in one version or another, and taken up by it: every one would train something else, or not start.
 REFUSED = {
     "bfloat16": 'write "bf16"',
     "amp": 'it has been removed from DeepSpeed: use "bf16"',

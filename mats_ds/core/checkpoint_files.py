@@ -1,4 +1,4 @@
-"""A checkpoint's folder on disk: which names are ours, what complete.json says, and whether every file is as it was written.
+"""The folder of a checkpoint: which names are ours, what complete.json says, and whether every file is as it was written.
 
 Layout: checkpoints/step-00001000/{DeepSpeed's files, complete.json}, checkpoints/latest (the name of the newest one). Nothing but
 a real folder of such a name is a checkpoint: a link, a file, `step-best` or `step-1` belongs to the user. What complete.json says
@@ -21,6 +21,7 @@ from mats_ds.core.storage.files import hash_stream, open_regular, read_bytes
 FORMAT_VERSION = 1
 COMPLETE = "complete.json"
 LATEST = "latest"
+CHECKPOINTS = "checkpoints"  # the folder of them in a run folder
 STEP_NAME = re.compile(r"step-([0-9]{8})")
 MAX_STEP = 99_999_999  # eight digits
 MAX_RANKS = 1_000_000  # more than any machine has
@@ -30,6 +31,9 @@ SHA256 = re.compile(r"[0-9a-f]{64}")
 HASH_THREADS = 8
 SHOWN = 80
 # DeepSpeed's names, in 0.19: _get_ckpt_name and _get_rank_zero_ckpt_name of its engine.
+WEIGHT_FILE = "mp_rank_00_model_states.pt"  # under ZeRO-1 and -2, all weights
+SPEC_KEY = "model_spec"  # in that file: JSON of a ModelSpec
+AVERAGE_KEY = "ema"  # in that file: the running average of the weights, where the run keeps one
 MODEL_FILE = re.compile(r"(?:zero_pp_rank_(?P<rank>[0-9]+)_)?mp_rank_[0-9]{2}_model_states\.pt")
 OPTIMIZER_FILE = re.compile(r"(?:bf16_)?zero_pp_rank_(?P<rank>[0-9]+)_mp_rank_[0-9]{2}_optim_states\.pt")
 
@@ -45,7 +49,7 @@ class FileSum:
 
 @dataclass(frozen=True)
 class Complete:
-    """What complete.json says. `zero_stage` and `global_batch` are None in those of version 0.1."""
+    """The content of complete.json. `zero_stage` and `global_batch` are None in those of version 0.1."""
 
     step: int
     world_size: int
@@ -85,17 +89,19 @@ def step_of_name(name: str) -> int | None:
 
 
 def list_checkpoints(folder: Path) -> list[Path]:
-    """The checkpoints of a folder, whole or not, newest first: ordered by number, whatever the clock said."""
+    """The checkpoints of a folder, complete or not, newest first: ordered by number, whatever the clock said."""
     try:
         with os.scandir(folder) as entries:
-            names = [each.name for each in entries if step_of_name(each.name) is not None and each.is_dir(follow_symlinks=False)]
+            names = [
+                entry.name for entry in entries if step_of_name(entry.name) is not None and entry.is_dir(follow_symlinks=False)
+            ]
     except (FileNotFoundError, NotADirectoryError):
         return []
     return [folder / name for name in sorted(names, reverse=True)]
 
 
 def name_lookalikes(folder: Path) -> list[str]:
-    """What is called like a checkpoint and is none: copies of another name, links, files."""
+    """Names that look like a checkpoint's and are none: copies of another name, links, files."""
     ours = {path.name for path in list_checkpoints(folder)}
     try:
         return sorted(name for name in os.listdir(folder) if name.startswith("step-") and name not in ours)
@@ -135,13 +141,15 @@ def read_complete(checkpoint: Path) -> Complete:
 
 
 def examine(checkpoint: Path, *, with_sums: bool = True) -> Verdict:
-    """Whether complete.json is sound, and every file there with the bytes that were written; without sums, with their number."""
+    """The verdict on a checkpoint: complete.json is sound, and every file has the bytes that were written; without sums, their
+    number.
+    """
     try:
         complete = read_complete(checkpoint)
         names = set(os.listdir(checkpoint))
     except FileNotFoundError:
         return Verdict(f"it has no {COMPLETE}: it was never finished")
-    except (NewerFormat, OtherStep) as error:  # whole, for all that is known here
+    except (NewerFormat, OtherStep) as error:  # complete, as far as is known here
         return Verdict(str(error), is_certain=False)
     except ValueError as error:
         return Verdict(f"{COMPLETE} cannot be read: {error}")
@@ -159,13 +167,13 @@ def examine(checkpoint: Path, *, with_sums: bool = True) -> Verdict:
     return wrong or Verdict(None, complete=complete)
 
 
-def what_is_broken(checkpoint: Path) -> str | None:
-    """Why a checkpoint folder cannot be trusted, or None when every file is there with the bytes that were written."""
+def find_damage(checkpoint: Path) -> str | None:
+    """The damage of a checkpoint, or None when every file is there with the bytes that were written."""
     return examine(checkpoint).problem
 
 
-def what_is_wrong_with(checkpoint: Path, stated: FileSum) -> str | None:
-    """Why one file of a checkpoint is not the one that was written, or None."""
+def find_file_damage(checkpoint: Path, stated: FileSum) -> str | None:
+    """The damage of one file of a checkpoint, or None where it is as it was written."""
     return _examine_file(checkpoint, stated, True).problem
 
 
@@ -211,7 +219,7 @@ def _ranks(pattern: re.Pattern[str], names: Iterable[str]) -> set[str | None]:
 def _number(content: Mapping[str, Any], key: str, least: int, most: int) -> int:
     value = content.get(key)
     if type(value) is not int:  # True is no number of ranks
-        raise ValueError(f'"{key}" should be a whole number, got {value!r:.{SHOWN}}')
+        raise ValueError(f'"{key}" should be an integer, got {value!r:.{SHOWN}}')
     if not least <= value <= most:
         raise ValueError(f'"{key}" should be {least} to {most}, got {value!r:.{SHOWN}}')
     return value

@@ -1,11 +1,38 @@
-"""Arguments of a program; a wrong one that is quoted in the error cannot speak for the program."""
+"""How a program of ours takes arguments and how it ends: exit statuses, and one line of text for what went wrong.
+
+def main(arguments: list[str] | None = None) -> int:
+    return run_script(lambda: convert(parse_arguments(arguments)))
+
+if __name__ == "__main__":
+    leave(main())
+"""
 
 from __future__ import annotations
 
 import argparse
+import os
+import socket
+import sys
+import threading
+from collections.abc import Callable
 from typing import NoReturn
 
-from mats_ds.core.text import clean_line
+from mats_ds.core.storage.folder_lock import release_all_folders
+from mats_ds.core.terminal import make_tolerant
+from mats_ds.core.text import clean_line, describe_crash, describe_error
+
+FINISHED, RUN_ERROR, USAGE_ERROR = 0, 1, 2
+INTERRUPTED = 75  # EX_TEMPFAIL of sysexits.h: saved, to be started again
+KILLED_BY_USER = 130  # as a shell has it after Ctrl-C
+EXIT_SECONDS = 10.0
+_OUT_OF_MEMORY = (
+    "outofmemoryerror",
+    "out of memory",
+    "out_of_memory",
+    "can't allocate memory",
+    "cannot allocate memory",
+    "memoryerror",
+)
 
 
 class ArgumentParser(argparse.ArgumentParser):
@@ -13,3 +40,97 @@ class ArgumentParser(argparse.ArgumentParser):
 
     def error(self, message: str) -> NoReturn:
         super().error(clean_line(message))
+
+
+class ProgramEnd(RuntimeError):
+    """Ends a program with `status` and the line "LABEL: MESSAGE".
+
+    Unless `is_local`, all ranks raise it together: the first rank of every host prints the line, as it may
+    be the only one to know. A local end is printed by every rank that meets it.
+    """
+
+    status = RUN_ERROR
+    label = "stopped"
+    is_local = False
+
+
+def run_script(work: Callable[[], int | None], *, advice: str | None = None) -> int:
+    """The exit status of a program that does `work`; what ends it early is one line on stderr, and a bug a traceback.
+
+    0, or what `work` returns; 2 for a ValueError, which is wrong input or arguments; the status of a
+    ProgramEnd; 130 after Ctrl-C; 1 where memory ran out and for errors that nobody expected.
+
+    advice: what to do after a fault of the machine (OSError), whose status then is 1. Without advice it
+    counts as wrong input: an output that cannot be written, say.
+    """
+    make_tolerant()
+    try:
+        status = work() or FINISHED
+        _leave_ranks()
+        return status
+    except KeyboardInterrupt:
+        return _end(KILLED_BY_USER, f"stopped: rank {_rank()} at once; what was saved before stands" if advice else "stopped")
+    except ProgramEnd as error:
+        if error.is_local:
+            return _end(error.status, f"{_host()}{error.label}: rank {_rank()}: {describe_error(error)}")
+        return _end_together(error.status, f"{error.label}: {describe_error(error)}")
+    except ValueError as error:
+        return _end_together(USAGE_ERROR, f"error: {describe_error(error)}")
+    except OSError as error:
+        if advice is None:
+            return _end_together(USAGE_ERROR, f"error: {describe_error(error)}")
+        return _end(RUN_ERROR, f"{_host()}stopped: rank {_rank()}: {describe_error(error)}; {advice}")
+    except Exception as error:
+        if not (isinstance(error, (RuntimeError, MemoryError)) and is_out_of_memory(error)):
+            return _end(RUN_ERROR, describe_crash(error))
+        first = clean_line(str(error).partition("\n")[0] or type(error).__name__)
+        return _end(RUN_ERROR, f"{_host()}stopped: rank {_rank()} is out of memory: {first}")
+    finally:
+        release_all_folders()
+        sys.stdout.flush()
+
+
+def leave(status: int) -> NoReturn:
+    """End the process with this status, within EXIT_SECONDS: threads of a broken process group may not want to end."""
+    if status not in (FINISHED, USAGE_ERROR):
+        timer = threading.Timer(EXIT_SECONDS, os._exit, [status])
+        timer.daemon = True
+        timer.start()
+    sys.exit(status)
+
+
+def is_out_of_memory(error: BaseException | str) -> bool:
+    """Whether an error, or the outcome that a run recorded of it, says that the device or the host had no memory left."""
+    text = error if isinstance(error, str) else f"{type(error).__name__}: {error}"
+    return any(mark in text.lower() for mark in _OUT_OF_MEMORY)
+
+
+def _end(status: int, line: str) -> int:
+    print(line, file=sys.stderr, flush=True)
+    return status
+
+
+def _end_together(status: int, line: str) -> int:
+    """As `_end` where all ranks do the same: the first of every host prints, and all leave the process group."""
+    if os.environ.get("LOCAL_RANK", _rank()) == "0":
+        print(f"{_host()}{line}", file=sys.stderr, flush=True)
+    _leave_ranks()
+    return status
+
+
+def _rank() -> str:
+    return clean_line(os.environ.get("RANK", "0"))
+
+
+def _host() -> str:
+    """The beginning of a line from a rank other than 0: its host."""
+    return "" if _rank() == "0" else f"{clean_line(socket.gethostname())}: "
+
+
+def _leave_ranks() -> None:
+    """Leave the process group; without torch there is none."""
+    if "torch.distributed" in sys.modules:
+        import torch.distributed as dist
+
+        if dist.is_available() and dist.is_initialized():
+            dist.destroy_process_group()

@@ -1,4 +1,4 @@
-"""What the training loop tells its observers, and the clock that times a step's phases without stalling the device."""
+"""The events that the training loop hands to observers, and the clock of a step's phases, which never stalls the device."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ PHASES = ("data", "forward", "backward", "optimizer")
 
 
 class PhaseTimes:
-    """Seconds spent in each phase of one step; on a GPU they are known only once the device has come that far."""
+    """Seconds by phase of one step; on a GPU they are known only once the device has come that far."""
 
     def __init__(self, marks: list[tuple[str, float, Any]]) -> None:
         self._marks = marks
@@ -64,12 +64,12 @@ class PhaseClock:
 
 @dataclass(frozen=True)
 class RunInfo:
-    """What is fixed for a whole run, the same on all ranks but for `rank` and `device_name`.
+    """What is fixed throughout a run, the same on all ranks but for `rank` and `device_name`.
 
     `first_step` steps were done before (0 unless resumed): the first StepEvent has step `first_step` + 1.
     `learning_rate` is the peak one; `kept`, `visible`, `targets` are tokens of one clip out of `num_tokens`;
     `*_flops_per_clip` are training FLOPs (forward + backward); `static_bytes` are of this rank, exact, from the engine's
-    tensors. The recorder fills in what it learns of the card: `device_memory_bytes`, and `peak_flops`
+    tensors. The recorder fills in what it learns of the GPU: `device_memory_bytes`, and `peak_flops`
     (a second, dense, in `peak_arithmetic`: "bf16", "tf32" or "fp32") with `peak_source` "table" or
     "measured"; None on a CPU and where it is not known. `task` is "pretrain" or "finetune".
     `precision`, `zero_stage`, batch and `gradient_clipping` (the largest norm, 0 for any; None in older

@@ -24,10 +24,13 @@ from mats_ds.core.storage.files import read_bytes, write_json
 
 RUN_FILE = "run.json"
 OUTCOME_FILE = "outcome.json"
+RECIPE_FILE, DS_CONFIG_FILE = "recipe.yaml", "ds_config.json"  # as the run uses them
 FINISHED = "finished"
 MAX_FILE_BYTES = 4 * 2**20  # a part of a run takes about 500
 MAX_PARTS = 10_000
 SHOWN_FAULTS = 5
+SCHEMA = 2  # 2 added the fields after peak_rss_bytes, all of which may be missing; older records still read
+PACKAGES = ("torch", "deepspeed", "timm", "av", "nvidia-dali-cuda130", "nvidia-dali-cuda120", "numpy", "pydantic", "nvidia-ml-py")
 _OUTCOME_OF_RANK = re.compile(r"outcome-rank-[0-9]{5}\.json")
 
 
@@ -80,7 +83,7 @@ def write_run(run_dir: str | Path, info: RunInfo) -> RunFile:
         parts = ()
     part = RunPart(info.first_step + 1, info.world_size, info.started, info.command)
     run = RunFile(info, (*parts, part))
-    write_atomically(path, {"schema": SCHEMA, **asdict(info), "parts": [asdict(each) for each in run.parts]})
+    write_json(path, {"schema": SCHEMA, **asdict(info), "parts": [asdict(part) for part in run.parts]}, durable=True)
     for path in _outcome_files(run_dir):
         path.unlink(missing_ok=True)
     return run
@@ -103,7 +106,7 @@ def read_run(run_dir: str | Path) -> RunFile:
 def write_outcome(run_dir: str | Path, outcome: Outcome) -> None:
     """Write the outcome of a rank: outcome.json for rank 0."""
     name = f"outcome-rank-{outcome.rank:05d}.json" if outcome.rank else OUTCOME_FILE
-    write_atomically(Path(run_dir) / name, {"schema": SCHEMA, **asdict(outcome)})
+    write_json(Path(run_dir) / name, {"schema": SCHEMA, **asdict(outcome)}, durable=True)
 
 
 def read_outcome(run_dir: str | Path) -> Outcome | None:
@@ -124,11 +127,6 @@ def _outcome_files(run_dir: str | Path) -> list[Path]:
     return [path for path in (folder / OUTCOME_FILE, *sorted(of_ranks)[:MAX_RANKS]) if path.exists() or path.is_symlink()]
 
 
-def write_atomically(path: Path, tree: dict[str, Any]) -> None:
-    """A reader sees the old file or the new one, never half of one. The folder must be there."""
-    write_json(path, tree, durable=True)
-
-
 def read_object(path: Path) -> dict[str, Any]:
     """The JSON object of a file of a run folder, which may be somebody else's. Raises ValueError that says what is wrong with it:
     a link or a pipe, too long, no JSON, no object."""
@@ -146,8 +144,9 @@ def read_object(path: Path) -> dict[str, Any]:
 
 
 def build_from(kind: type[Any], tree: Any, path: Path) -> Any:
-    """A dataclass from the keys that it knows. Raises ValueError where one that it needs is missing, of another type, or a number
-    that no run has."""
+    """A dataclass from those keys of a tree that it knows. Raises ValueError where one that it needs is missing, of another type,
+    or a number that no run has.
+    """
     if not isinstance(tree, dict):
         raise ValueError(f"{path} is not of this version: expected an object, got {show(tree)}")
     known = {field.name: str(field.type) for field in fields(kind) if field.name in tree}
@@ -158,11 +157,6 @@ def build_from(kind: type[Any], tree: Any, path: Path) -> Any:
         return kind(**{name: tree[name] for name in known})
     except TypeError as error:
         raise ValueError(f"{path} is not of this version: {error}") from None
-
-
-SCHEMA = 2  # 2 added the fields after peak_rss_bytes, all of which may be missing; older records still read
-
-PACKAGES = ("torch", "deepspeed", "timm", "av", "nvidia-dali-cuda130", "nvidia-dali-cuda120", "numpy", "pydantic", "nvidia-ml-py")
 
 
 def collect_versions() -> dict[str, str]:

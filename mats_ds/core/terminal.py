@@ -1,9 +1,6 @@
 """Names of files in terminals and locales that cannot hold them; what a program prints never ends its work.
 
-    if __name__ == "__main__":
-        sys.exit(run_program(main))
-
-Characters that the terminal's encoding has not are printed as escapes, and so are those that a terminal would obey, whoever
+Characters that the terminal's encoding lacks are printed as escapes, and so are those that a terminal would obey, whoever
 prints them (mats_ds/core/text.py). When nobody reads any more (`| head`), or the file that the output is sent to cannot
 grow, the rest of the output is dropped, and the program goes on to its own exit status.
 """
@@ -15,12 +12,9 @@ import logging
 import os
 import sys
 import warnings
-from collections.abc import Callable
 from typing import Any, TextIO
 
-from mats_ds.core.text import clean_line, clean_output, describe_crash
-
-CRASHED = 1
+from mats_ds.core.text import clean_line, clean_output
 
 
 class TolerantStream:
@@ -85,19 +79,6 @@ def _format_warning(message: Warning | str, category: type[Warning], filename: s
     return f"{filename}:{lineno}: {category.__name__}: {clean_line(message)}\n"
 
 
-def run_program(main: Callable[[], int]) -> int:
-    """The exit status of a program's `main`, whatever became of its output; CRASHED with a traceback where it raises."""
-    make_tolerant()
-    try:
-        return main()
-    except Exception as error:
-        print(describe_crash(error), file=sys.stderr)
-        return CRASHED
-    finally:
-        sys.stdout.flush()
-        sys.stderr.flush()
-
-
 def why_not_utf8(path: str) -> str | None:
     """Why a name cannot be written into a table, which is UTF-8: the locale, or the name itself; None where it can."""
     try:
@@ -108,7 +89,7 @@ def why_not_utf8(path: str) -> str | None:
 
 
 def explain_locale(path: str) -> str:
-    """What a person should know where a file of this name is not found: that the locale is why. Empty where it is not."""
+    """A note for a file name that does not exist: the locale may be the reason. Empty where it cannot be."""
     encoding = sys.getfilesystemencoding()
     if encoding.lower() in ("utf-8", "utf8") or path.isascii():
         return ""

@@ -1,33 +1,64 @@
-"""Gathers and broadcasts of Python values between ranks, with errors that all ranks raise alike."""
+"""Gathers and broadcasts of Python values between ranks, with errors that all ranks raise alike.
+
+Values travel by pickle. All ranks call each function; one that meets a dead rank raises RanksLost.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Protocol, TypeVar
 
 import torch.distributed as dist
 
 from mats_ds.distributed.exits import RanksLost, TrainingStopped
-from mats_ds.distributed.ranks import RankInfo
+
+T = TypeVar("T")
 
 
-def gather_on_first(value: Any, place: RankInfo) -> list[Any] | None:
-    """The values of all ranks in their order, on rank 0; None on the others. They travel by pickle."""
-    if place.world_size == 1:
+class Ranks(Protocol):
+    """A RankInfo or a RunInfo: this rank, and how many there are."""
+
+    @property
+    def rank(self) -> int: ...
+    @property
+    def world_size(self) -> int: ...
+
+
+def gather_on_first(value: T, ranks: Ranks) -> list[T] | None:
+    """The values of all ranks in their order, on rank 0; None on the others."""
+    if ranks.world_size == 1:
         return [value]
-    values = [None] * place.world_size if place.rank == 0 else None
-    _meet(dist.gather_object, value, values)
+    values = [None] * ranks.world_size if ranks.rank == 0 else None
+    _call(dist.gather_object, value, values)
     return values
 
 
-def gather_on_all(value: Any, place: RankInfo) -> list[Any]:
-    """The values of all ranks in their order, on every rank. They travel by pickle."""
-    if place.world_size == 1:
+def gather_on_all(value: T, ranks: Ranks) -> list[T]:
+    """The values of all ranks in their order, on every rank."""
+    if ranks.world_size == 1:
         return [value]
-    values = [None] * place.world_size
-    _meet(dist.all_gather_object, values, value)
+    values = [None] * ranks.world_size
+    _call(dist.all_gather_object, values, value)
     return values
+
+
+def ask_first(work: Callable[[], T], ranks: Ranks) -> T:
+    """What `work` returns on rank 0, which alone does it, on every rank; or the ValueError, OSError or TrainingStopped that it
+    raises there.
+    """
+    answer: list[Any] = [None, None]
+    if ranks.rank == 0:
+        try:
+            answer = [work(), None]
+        except (ValueError, OSError, TrainingStopped) as error:
+            answer = [None, error]
+    if ranks.world_size > 1:
+        _call(dist.broadcast_object_list, answer, 0)
+    result, error = answer
+    if error is not None:
+        raise error
+    return result
 
 
 @dataclass(frozen=True)
@@ -38,15 +69,15 @@ class Problem:
     is_input: bool
 
 
-def do_on_first(work: Callable[[], Any], place: RankInfo, *, advice: str) -> Any:
+def do_on_first(work: Callable[[], Any], ranks: Ranks, *, advice: str) -> Any:
     """What `work` returns on rank 0, which alone does it; None on the others. Where it fails, all ranks end alike.
 
     Raises ValueError on every rank where it raises one on rank 0, and TrainingStopped with the advice for an OSError (no room).
     """
-    return do_on_all(work if place.rank == 0 else (lambda: None), place, advice=advice)
+    return do_on_all(work if ranks.rank == 0 else (lambda: None), ranks, advice=advice)
 
 
-def do_on_all(work: Callable[[], Any], place: RankInfo, *, advice: str) -> Any:
+def do_on_all(work: Callable[[], Any], ranks: Ranks, *, advice: str) -> Any:
     """What `work` returns on this rank. Every rank does its work to the end; then, where one has failed, all end alike.
 
     Raises as `do_on_first` does, with the problem of the first rank that has one.
@@ -57,11 +88,11 @@ def do_on_all(work: Callable[[], Any], place: RankInfo, *, advice: str) -> Any:
     except ValueError as error:
         problem = Problem(str(error), is_input=True)
     except OSError as error:
-        problem = Problem(f"rank {place.rank}: {error}; {advice}", is_input=False)
+        problem = Problem(f"rank {ranks.rank}: {error}; {advice}", is_input=False)
     except Exception as error:
         unforeseen = error
-        problem = Problem(f"rank {place.rank}: {type(error).__name__}: {str(error).partition(chr(10))[0]}", is_input=False)
-    problems = [found for found in gather_on_all(problem, place) if found is not None]
+        problem = Problem(f"rank {ranks.rank}: {type(error).__name__}: {str(error).partition(chr(10))[0]}", is_input=False)
+    problems = [problem for problem in gather_on_all(problem, ranks) if problem is not None]
     if unforeseen is not None:
         raise unforeseen
     if problems:
@@ -69,9 +100,9 @@ def do_on_all(work: Callable[[], Any], place: RankInfo, *, advice: str) -> Any:
     return value
 
 
-def _meet(collective: Callable[..., None], *arguments: Any) -> None:
-    """Call it. Raises RanksLost where another rank has died or does not answer."""
+def _call(collective: Callable[..., None], *arguments: Any) -> None:
+    """Raises RanksLost where another rank has died or does not answer."""
     try:
         collective(*arguments)
     except RuntimeError as error:
-        raise RanksLost(f"another rank has ended: {str(error).partition(chr(10))[0]}") from None
+        raise RanksLost(f"another rank has ended: {str(error).partition(chr(10))[0]}") from error

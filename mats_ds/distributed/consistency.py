@@ -1,4 +1,4 @@
-"""Before a run begins: have all hosts the same code, recipe, DeepSpeed JSON and videos? One exchange between all ranks.
+"""Check before a run that all hosts have the same code, recipe, DeepSpeed JSON and videos, in one exchange between all ranks.
 
 What differs would not stop a run but spoil it: ranks would train different models on different clips, or wait for each other
 for ever. Paths are compared below their common folder, so that every host may keep the videos on a disk of its own.
@@ -20,11 +20,11 @@ from pathlib import Path
 from typing import Any, Protocol, TypeVar
 
 import numpy as np
-import torch.distributed as dist
 
 from mats_ds.config.recipe import Recipe
 from mats_ds.core.run_dir import PACKAGES, collect_versions
 from mats_ds.core.text import Lines
+from mats_ds.distributed.collectives import Ranks, ask_first, gather_on_all
 
 # Where a host keeps its videos and how it reads them is its own affair.
 LOCAL_KEYS = frozenset(
@@ -51,7 +51,7 @@ V = TypeVar("V")
 
 @dataclass(frozen=True)
 class _Report:
-    """What one rank tells the others. `facts`: name -> a short text that must be the same everywhere."""
+    """The inputs of one rank, for the others. `facts`: name -> a short text that must be the same everywhere."""
 
     host: str
     error: str | None = None
@@ -59,12 +59,12 @@ class _Report:
 
 
 def check_consistent(
-    open_videos: Callable[[], V], *, recipe: Recipe | None = None, ds_config: Mapping[str, Any] | None = None
+    open_videos: Callable[[], V], ranks: Ranks, *, recipe: Recipe | None = None, ds_config: Mapping[str, Any] | None = None
 ) -> V:
     """The manifest that `open_videos()` returns, if every rank can open it and has the same one; called by every rank.
 
     With a recipe, it, the JSON, the versions and the code must be the same too. Raises one ValueError on all ranks that names the
-    hosts and what each has; what `open_videos` raises as ValueError is told on all ranks too, instead of leaving them waiting.
+    hosts and their values; a ValueError of `open_videos` is raised on all ranks too, instead of leaving them waiting.
     """
     videos, report = None, None
     try:
@@ -73,12 +73,12 @@ def check_consistent(
         report = _Report(socket.gethostname(), str(error))
     if report is None:
         report = _Report(socket.gethostname(), None, describe_inputs(videos, recipe=recipe, ds_config=ds_config))
-    reports: list[_Report] = _exchange(report)
+    reports = gather_on_all(report, ranks)
     failed = [number for number, other in enumerate(reports) if other.error is not None]
     if failed:
         raise ValueError(_describe_failures(reports, failed))
     if names := find_differences(reports):
-        details = _exchange(_details(recipe, ds_config)) if recipe is not None else [{}] * len(reports)
+        details = gather_on_all(_details(recipe, ds_config), ranks) if recipe is not None else [{}] * len(reports)
         raise ValueError(describe_differences(reports, details, names))
     return videos
 
@@ -136,7 +136,7 @@ def find_differences(reports: Sequence[_Report]) -> list[str]:
 
 
 def describe_differences(reports: Sequence[_Report], details: Sequence[Mapping[str, Any]], names: Sequence[str]) -> str:
-    """One line a difference, with every value and the hosts that have it. `details`: of each rank, see `_details`."""
+    """One line a difference, with every value and the hosts that have it. `details`: by rank, see `_details`."""
     lines: list[str] = []
     for name in names:
         keys = sorted({key for detail in details for key in detail.get(name, {})})
@@ -149,7 +149,7 @@ def describe_differences(reports: Sequence[_Report], details: Sequence[Mapping[s
         "the hosts of this run do not have the same:",
         *lines[:MAX_LINES],
         *more,
-        "give all of them the same files (one checkout and one .venv on a shared disk, or copies made anew), and the same "
+        "give all of them the same files (one checkout and one .venv on a shared disk, or fresh copies), and the same "
         f"command; only {', '.join(sorted(LOCAL_KEYS))} may differ",
     )
 
@@ -178,23 +178,17 @@ def _describe_failures(reports: Sequence[_Report], failed: Sequence[int]) -> str
     errors = list(dict.fromkeys(reports[rank].error for rank in failed))
     if len(failed) == len(reports) and len(errors) == 1:
         return errors[0]
-    told: list[str] = []
+    lines: list[str] = []
     for error in errors:
         first, *rest = error.split("\n") if isinstance(error, Lines) else [error]
-        told += [f"on {_name_hosts(reports, [rank for rank in failed if reports[rank].error == error])}: {first}", *rest]
-    return Lines(*told)
+        lines += [f"on {_name_hosts(reports, [rank for rank in failed if reports[rank].error == error])}: {first}", *rest]
+    return Lines(*lines)
 
 
 def _details(recipe: Recipe, ds_config: Mapping[str, Any] | None) -> dict[str, dict[str, Any]]:
     """What is sent only when something differs: the values behind the hashes."""
     code = {"commit": collect_versions().get("commit", "unknown"), "hash": hash_code()}
     return {RECIPE: shared_keys(recipe), DS_CONFIG: flatten(ds_config or {}), CODE: code}
-
-
-def _exchange(value: Any) -> list[Any]:
-    values: list[Any] = [None] * dist.get_world_size()
-    dist.all_gather_object(values, value)
-    return values
 
 
 def _digest(*parts: bytes) -> str:
@@ -209,32 +203,29 @@ APPEAR_SECONDS = 5.0  # how long a file of another host may take to appear on a 
 POLL_SECONDS = 0.1
 
 
-def check_shared_folder(folder: Path, *, appear_seconds: float = APPEAR_SECONDS) -> None:
+def check_shared_folder(folder: Path, ranks: Ranks, *, appear_seconds: float = APPEAR_SECONDS) -> None:
     """Called by every rank, with a folder that exists for rank 0.
 
     Raises ValueError on all ranks where rank 0 cannot write into it, or where a rank does not see what rank 0 wrote.
     """
-    name, problem = f".seen-by-all-{secrets.token_hex(8)}", None
-    first = dist.get_rank() == 0
-    if first:
+
+    def write_file() -> str:
+        name = f".seen-by-all-{secrets.token_hex(8)}"
         try:
             (folder / name).touch()
         except OSError as error:
-            problem = f"cannot write into the run folder {folder}: {error.strerror}"
-    told: list[Any] = [name, problem]
-    dist.broadcast_object_list(told, src=0)
-    name, problem = told
-    if problem is not None:
-        raise ValueError(problem)
-    answers: list[Any] = [None] * dist.get_world_size()
-    dist.all_gather_object(answers, (socket.gethostname(), _appears(folder / name, appear_seconds)))
-    if first:
-        (folder / name).unlink(missing_ok=True)
+            raise ValueError(f"cannot write into the run folder {folder}: {error.strerror}") from None
+        return name
+
+    file = folder / ask_first(write_file, ranks)
+    answers = gather_on_all((socket.gethostname(), _appears(file, appear_seconds)), ranks)
+    if ranks.rank == 0:
+        file.unlink(missing_ok=True)
     blind = list(dict.fromkeys(host for host, sees in answers if not sees))
     if blind:
         raise ValueError(
             f"the run folder {os.path.abspath(folder)} is not the same everywhere: {', '.join(blind)} does not see what "
-            f"{answers[0][0]} writes there. Checkpoints need the parts of all ranks in one place: give an --out on a filesystem "
+            f"{answers[0][0]} writes there. Checkpoints need the parts of all ranks in one folder: give an --out on a filesystem "
             "that all hosts share (videos may lie on disks of their own), or train on one host"
         )
 

@@ -1,7 +1,7 @@
-"""Is what has started this rank still there? The deepspeed launchers, torchrun and launch.sh are watched, nobody else.
+"""Watch the launchers of this rank: deepspeed's, torchrun and launch.sh, nobody else.
 
 A shell or terminal above them may go as it likes: nohup, setsid, tmux and `&` detach a run, they do not end it. The launchers
-are found among the parents of this process. launch.sh tells the ranks in a variable which process it is, because a rank can
+are found among the parents of this process. launch.sh names its process in a variable, because a rank can
 still be importing torch when it dies, and then no parent is left to find.
 """
 
@@ -18,8 +18,8 @@ from pathlib import Path
 
 import psutil
 
+from mats_ds.core.cli import RUN_ERROR
 from mats_ds.core.processes import identify_process, read_start_ticks
-from mats_ds.distributed.exits import RUN_ERROR
 
 LAUNCHERS = {"deepspeed", "deepspeed.launcher.launch", "torchrun", "torch.distributed.run", "torch.distributed.launch"}
 LAUNCH_SH_VARIABLE = "LAUNCH_SH_PROCESS"  # "BOOT NAMESPACE PID START", set by launch.sh
@@ -36,17 +36,17 @@ class LaunchScript:
 
 def find_launchers() -> list[psutil.Process | LaunchScript]:
     """The processes that have started this one: deepspeed's runner and per-node launcher, or torchrun; and launch.sh."""
-    found: list[psutil.Process | LaunchScript] = []
+    launchers: list[psutil.Process | LaunchScript] = []
     for process in psutil.Process().parents():
         try:
-            words = {Path(word).name for word in process.cmdline()[:4]}  # python [-u] [-m] launcher
+            names = {Path(argument).name for argument in process.cmdline()[:4]}  # python [-u] [-m] launcher
         except psutil.Error:
             break
-        if not words & LAUNCHERS:
+        if not names & LAUNCHERS:
             break
-        found.append(process)
+        launchers.append(process)
     script = read_launch_script(os.environ)
-    return [*found, script] if script else found
+    return [*launchers, script] if script else launchers
 
 
 def read_launch_script(environment: Mapping[str, str]) -> LaunchScript | None:

@@ -1,4 +1,4 @@
-"""Where a test or an extraction runs: one process by itself, or the ranks that a launcher has started; no engine."""
+"""The ranks of a program: one process alone, or the process group that a launcher describes."""
 
 from __future__ import annotations
 
@@ -11,11 +11,26 @@ from datetime import timedelta
 import torch
 import torch.distributed as dist
 
+from mats_ds.core.text import log_to_stderr
 from mats_ds.distributed.exits import RanksLost
 from mats_ds.distributed.launcher_watch import end_with_launchers
 from mats_ds.distributed.scheduler_env import set_rank_environment
 
+logger = logging.getLogger("mats_ds")
+
 DTYPES = {"bf16": torch.bfloat16, "fp32": torch.float32}
+
+
+def begin_rank() -> None:
+    """Set RANK and its like, whatever has started this process; rank 0 logs what it does, the others only errors.
+
+    Raises ValueError where the launcher does not say enough (see `set_rank_environment`).
+    """
+    set_rank_environment()
+    is_first = os.environ.get("RANK", "0") == "0"
+    log_to_stderr(logging.WARNING if is_first else logging.ERROR)
+    if is_first:
+        logger.setLevel(logging.INFO)
 
 
 def join_ranks(device: str | None = None) -> RankInfo:
@@ -24,13 +39,15 @@ def join_ranks(device: str | None = None) -> RankInfo:
     DeepSpeed is only loaded where there is more than one rank. A process that a launcher has started ends soon after it. Raises
     ValueError for a device that does not exist, or a single GPU for several ranks.
     """
-    set_rank_environment()
+    begin_rank()
     end_with_launchers()
     if int(os.environ.get("WORLD_SIZE", "1")) > 1:
         if device == "cpu":
             os.environ["DS_ACCELERATOR"] = "cpu"
         elif device not in (None, "cuda"):
-            raise ValueError(f"--device {device} with {os.environ['WORLD_SIZE']} ranks: each takes its own, write cuda or cpu")
+            raise ValueError(
+                f"--device {device} with {os.environ['WORLD_SIZE']} ranks: every rank takes a GPU of its own, write cuda or cpu"
+            )
         return start_distributed()
     return RankInfo(0, 0, 1, 1, find_device(device))
 
@@ -63,7 +80,7 @@ JOIN_SECONDS = 600.0  # how long the first ranks wait for the last at the start:
 
 @dataclass(frozen=True)
 class RankInfo:
-    """Where this process stands among its peers, and its device."""
+    """This process among all ranks, and its device."""
 
     rank: int
     local_rank: int

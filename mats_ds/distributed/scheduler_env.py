@@ -1,4 +1,4 @@
-"""Which rank is this process? What OpenMPI and SLURM say of it, in the words that torch and DeepSpeed's own launchers use.
+"""The rank of this process as OpenMPI and SLURM number it, translated to the variables of torch's and DeepSpeed's launchers.
 
 `mpirun` and `srun` start one process a rank and number them in variables of their own; the other launchers set RANK,
 WORLD_SIZE, LOCAL_RANK, LOCAL_WORLD_SIZE (or LOCAL_SIZE), MASTER_ADDR and MASTER_PORT themselves.
@@ -18,18 +18,18 @@ FIRST_JOB_PORT, NUM_JOB_PORTS = 20_000, 10_000  # below the range that Linux giv
 def set_rank_environment(environment: MutableMapping[str, str] | None = None) -> None:
     """Translate what mpirun or srun has set, in place; nothing where RANK is set, or where neither has started this process.
 
-    Raises ValueError for ranks of mpirun on several hosts without MASTER_ADDR, which mpirun does not tell.
+    Raises ValueError for ranks of mpirun on several hosts without MASTER_ADDR, which mpirun does not set.
     """
     variables = os.environ if environment is None else environment
     if "RANK" in variables:
         return
     if "OMPI_COMM_WORLD_RANK" in variables:
-        found = _of_openmpi(variables)
+        rank_variables = _of_openmpi(variables)
     elif "SLURM_STEP_NUM_TASKS" in variables:  # not set in a batch script, which is no rank although it has SLURM_PROCID
-        found = _of_slurm(variables)
+        rank_variables = _of_slurm(variables)
     else:
         return
-    for name, value in found.items():
+    for name, value in rank_variables.items():
         if name.startswith("MASTER_"):  # the caller's choice stays
             variables.setdefault(name, value)
         else:

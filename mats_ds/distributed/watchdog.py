@@ -19,11 +19,11 @@ from types import FrameType
 from typing import Any, NoReturn
 
 import psutil
-import torch.distributed as dist
 
+from mats_ds.core.cli import RUN_ERROR
 from mats_ds.core.events import RunInfo
 from mats_ds.core.processes import has_ended, identify_process
-from mats_ds.distributed.exits import RUN_ERROR
+from mats_ds.distributed.collectives import gather_on_all
 from mats_ds.distributed.launcher_watch import LaunchScript, find_launchers, is_alive
 
 logger = logging.getLogger(__name__)
@@ -37,7 +37,7 @@ NOTICE_SECONDS = 5.0
 
 
 class Watchdog:
-    """`with Guard(run, hang_seconds=...) as guard:` around the training loop, on every rank.
+    """`with Watchdog(run, hang_seconds=...) as watchdog:` around the training loop, on every rank.
 
     The loop calls `enter(phase)` as it goes, and asks `request`: None, or who asked the run to stop.
     """
@@ -65,7 +65,7 @@ class Watchdog:
         self._reader, self._writer = os.pipe()
         os.set_blocking(self._writer, False)
         self._wakeup = signal.set_wakeup_fd(self._writer, warn_on_full_buffer=False) if self._handlers else -1
-        self._thread = threading.Thread(target=self._watch, name="guard", daemon=True)
+        self._thread = threading.Thread(target=self._watch, name="watchdog", daemon=True)
         self.enter("start")
         self._thread.start()
         return self
@@ -85,7 +85,7 @@ class Watchdog:
         self._phase, self._since = phase, time.monotonic()
 
     def who_died(self) -> str | None:
-        """A rank of this machine that is gone while this one still runs, in words; None if all are there.
+        """A rank of this machine that is gone while this one still runs, as a text; None if all are there.
 
         Waits a moment for it: connections close before their process has ended.
         """
@@ -142,10 +142,8 @@ class Watchdog:
 
 def find_others(run: RunInfo) -> dict[int, psutil.Process]:
     """The other ranks on this machine, by rank; every rank takes part."""
-    everyone: list[Any] = [None] * run.world_size
-    dist.all_gather_object(everyone, (run.rank, identify_process()))
     others = {}
-    for rank, identity in everyone:
+    for rank, identity in enumerate(gather_on_all(identify_process(), run)):
         # Known by ticks since boot: what psutil makes of them is another time in another process where the clock was set.
         if rank != run.rank and has_ended(identity) is False:
             with contextlib.suppress(psutil.Error):

@@ -9,13 +9,6 @@ from mats_ds.metering.device_memory import ACTIVATIONS, CACHE, CLIPS
 
 LARGE_SHARE = 0.15  # of the card's memory in use: worth an advice of its own
 EXPANDABLE = "PYTORCH_CUDA_ALLOC_CONF=expandable_segments:True"
-_WORDS_OF_OOM = ("out of memory", "out_of_memory", "can't allocate memory", "cannot allocate memory", "memoryerror")
-
-
-def is_out_of_memory(outcome: str) -> bool:
-    """Whether a run's outcome says that memory ran out, on the device or the host."""
-    text = outcome.lower()
-    return any(words in text for words in _WORDS_OF_OOM) or text.startswith("outofmemoryerror")
 
 
 def advise_on_memory(run: RunInfo, kinds: Mapping[str, int]) -> str:

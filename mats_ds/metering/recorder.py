@@ -18,12 +18,13 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
+from mats_ds.core.cli import is_out_of_memory
 from mats_ds.core.clips import BadClip
 from mats_ds.core.events import RunInfo, StepEvent
 from mats_ds.core.run_dir import FINISHED, SCHEMA, Outcome, write_outcome, write_run
 from mats_ds.core.storage.files import append_text, format_csv, open_regular, open_to_append
 from mats_ds.metering.device_memory import DeviceMeter, MemoryReading, left_for_activations, split_peak
-from mats_ds.metering.out_of_memory import advise_on_memory, is_out_of_memory
+from mats_ds.metering.out_of_memory import advise_on_memory
 from mats_ds.metering.peak_flops import arithmetic_of, choose_peak
 from mats_ds.metering.profiler import dump_snapshot
 from mats_ds.metering.step_record import RecordWriter, StepRecord

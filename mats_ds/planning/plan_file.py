@@ -10,7 +10,8 @@ from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 
 from mats_ds.core.limits import MAX_BYTES, show
-from mats_ds.core.run_dir import build_from, read_object, write_atomically
+from mats_ds.core.run_dir import build_from, read_object
+from mats_ds.core.storage.files import write_json
 
 PLAN_FILE = "plan.json"
 MEASURED_FILE = "plan-measured.json"
@@ -50,7 +51,7 @@ class Plan:
 def write_plan(run_dir: str | Path, plan: Plan) -> Path:
     """Write plan.json into a run folder; returns its path."""
     path = Path(run_dir) / PLAN_FILE
-    write_atomically(path, {"schema": PLAN_SCHEMA, **asdict(plan)})
+    write_json(path, {"schema": PLAN_SCHEMA, **asdict(plan)}, durable=True)
     return path
 
 
@@ -76,7 +77,7 @@ def read_plan(run_dir: str | Path) -> Plan | None:
 def write_measured(run_dir: str | Path, *, saved_bytes: int) -> Path:
     """Write what rank 0's first forward pass kept for backward beside the plan; returns the file's path."""
     path = Path(run_dir) / MEASURED_FILE
-    write_atomically(path, {"schema": PLAN_SCHEMA, "saved_bytes": saved_bytes})
+    write_json(path, {"schema": PLAN_SCHEMA, "saved_bytes": saved_bytes}, durable=True)
     return path
 
 

@@ -1,8 +1,8 @@
 """DeepSpeed's CSV monitor: which files of its folder are its own, and how a resumed run goes on in them.
 
-It appends to one file for each name of an event (`mats/loss`: mats_loss.csv with the header
+It appends to one file per event name (`mats/loss`: mats_loss.csv with the header
 `step,loss`), and writes the header again whenever it starts. A file of one of these names that does
-not begin so is somebody else's.
+not begin so belongs to another program.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ MAX_DIGITS = 18  # of a number of clips
 HEADERS = {name.replace("/", "_"): f"step,{name.rpartition('/')[2]}" for name in (*OUR_EVENTS, *DEEPSPEED_EVENTS)}
 
 
-def name_stranger(folder: Path) -> str | None:
+def name_foreign_file(folder: Path) -> str | None:
     """A file of the folder that the monitor would append to and that is not its own, and what it is; None without one."""
     for stem in HEADERS:
         file = folder / f"{stem}.csv"

@@ -40,7 +40,7 @@ def measure_exactly(
     """Run two steps of rank 0 without memory: seconds of a core, whatever the micro-batch.
 
     Not for a process that trains: it sets the environment of a rank and leaves a fake process group behind, which DeepSpeed
-    remembers. Raises ValueError where this process has another process group already, and for what cannot be told apart on fake
+    remembers. Raises ValueError where this process has another process group already, and for what looks the same on fake
     CPU tensors: ZeRO-3 (its ranks compare notes) and optimizer states in host memory.
     """
     zero = ZeroSettings.of(ds_config)
@@ -65,7 +65,7 @@ def measure_cached(workload: Workload, ds_config: Mapping[str, Any], *, folder: 
     }
     key = hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()[:20]
     path = (folder or Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "mats_ds" / "plans") / f"{key}.json"
-    with contextlib.suppress(OSError, ValueError):  # none yet, or spoilt: it is measured anew
+    with contextlib.suppress(OSError, ValueError):  # none yet, or damaged: it is measured again
         return build_from(ExactMemory, read_object(path).get("bytes"), path)
     exact = measure_exactly(workload, ds_config, **sizes)
     with contextlib.suppress(OSError, WrongKindOfFile):  # a cache that cannot be written costs time, nothing else
@@ -149,7 +149,7 @@ def _run_step(engine: Any, workload: Workload, live: LiveBytes, micro: int, accu
 
 class AnswerReads(TorchDispatchMode):
     """Where a value of a fake tensor is asked for (a gradient norm, an overflow flag, whether a number lies outside of what a
-    start allows): 1.0, or 0 for a whole number.
+    start allows): 1.0, or 0 for an integer.
     """
 
     def __torch_dispatch__(self, func: Any, types: Any, args: tuple = (), kwargs: dict | None = None) -> Any:

@@ -40,7 +40,7 @@ class Judged:
 
 
 def measure_sweep(cells: list[Cell], base: Workload, ds_config: Mapping[str, Any], *, world_size: int) -> dict[str, Any]:
-    """Run the engine at the micro-batch that was asked for and at each card's largest; the tree of EXACT_FILE."""
+    """Run the engine at the micro-batch that was asked for and at the largest of each GPU; the tree of EXACT_FILE."""
     import deepspeed
     import torch
 
@@ -48,13 +48,13 @@ def measure_sweep(cells: list[Cell], base: Workload, ds_config: Mapping[str, Any
 
     wanted = {(cell.task, cell.size, cell.method, micro) for cell in cells for micro in (cell.asked.micro_batch, cell.largest)}
     rows = []
-    for place, (task, size, method, micro) in enumerate(sorted(wanted)):
+    for index, (task, size, method, micro) in enumerate(sorted(wanted)):
         if not micro:
             continue
         work = work_of(base, size=size, method=method, task=task)
         exact = measure_cached(work, ds_config, world_size=world_size, micro_batch=micro, accumulation=1)
         rows.append({"size": size, "method": method, "task": task, "micro_batch": micro, "bytes": asdict(exact)})
-        _log.info("%d of %d: ViT-%s %s %s, micro-batch %d", place + 1, len(wanted), SIZES[size], method, task, micro)
+        _log.info("%d of %d: ViT-%s %s %s, micro-batch %d", index + 1, len(wanted), SIZES[size], method, task, micro)
     return {
         "torch": torch.__version__,
         "deepspeed": deepspeed.__version__,
@@ -67,7 +67,7 @@ def measure_sweep(cells: list[Cell], base: Workload, ds_config: Mapping[str, Any
 
 
 def judge_sweep(tree: Mapping[str, Any], base: Workload) -> list[Judged]:
-    """The closed form beside every measured cell of a tree of `measure_sweep`."""
+    """The planned memory beside every measured cell of a tree of `measure_sweep`."""
     judged = []
     for row in tree["cells"]:
         work = work_of(base, size=row["size"], method=row["method"], task=row["task"])
@@ -88,15 +88,14 @@ def judge_sweep(tree: Mapping[str, Any], base: Workload) -> list[Judged]:
 
 
 def format_judged(judged: list[Judged]) -> str:
-    """The largest deviation of each size, method and task, in percent."""
+    """A table of the largest deviation by size, method and task, in percent."""
     lines = [f"{'':12}{'MATS':>18}{'VideoMAE':>18}   largest deviation of the peak from the real engine on fake tensors"]
     for task in TASKS:
         for size in SIZES:
             texts = []
             for method in ("MATS", "VideoMAE"):
-                found = [each for each in judged if (each.task, each.size, each.method) == (task, size, method)]
-                worst = max((each.deviation for each in found), key=abs)
-                texts.append(f"{100 * worst:+.2f}% of {len(found)}")
+                deviations = [row.deviation for row in judged if (row.task, row.size, row.method) == (task, size, method)]
+                texts.append(f"{100 * max(deviations, key=abs):+.2f}% of {len(deviations)}")
             lines.append(f"ViT-{SIZES[size]} {task[:8]:9}" + "".join(f"{text:>18}" for text in texts))
     return "\n".join(lines)
 

@@ -1,5 +1,5 @@
-"""What a DeepSpeed JSON has DeepSpeed write, send and compile: said at the start, and refused where a file of somebody else's
-stands.
+"""The files and services that a DeepSpeed JSON makes DeepSpeed write to: logged at the start, and refused where another
+program's file would be overwritten.
 
 DeepSpeed opens these files itself, with the user's rights and without asking: a JSON of other people is to be trusted like a
 script. docs/deepspeed.md lists every key that reaches beyond the process. Relative paths start from the folder that the run is
@@ -15,16 +15,16 @@ from pathlib import Path
 from typing import Any
 
 from mats_ds.core.storage.files import WrongKindOfFile, open_regular
-from mats_ds.training.csv_monitor import name_stranger
+from mats_ds.training.csv_monitor import name_foreign_file
 
-MONITORS = {"tensorboard": "tensorboard", "wandb": "wandb", "comet": "comet_ml", "csv_monitor": None}  # what each needs installed
+MONITORS = {"tensorboard": "tensorboard", "wandb": "wandb", "comet": "comet_ml", "csv_monitor": None}  # the package that it needs
 JOB_NAME = "DeepSpeedJobName"  # DeepSpeed's own where the JSON names none
-FLOPS_MARK = b"DeepSpeed Flops Profiler"  # in the first line with words of what it writes
+FLOPS_MARK = b"DeepSpeed Flops Profiler"  # in the first line of text that it writes
 HEAD_BYTES = 200
 
 
 def name_outputs(ds_config: Mapping[str, Any]) -> list[str]:
-    """One line for each thing that DeepSpeed writes or sends outside of the run folder, with absolute paths."""
+    """One line for everything that DeepSpeed writes or sends outside of the run folder, with absolute paths."""
     lines = []
     for key in ("tensorboard", "csv_monitor"):
         if _is_on(ds_config, key):
@@ -44,8 +44,7 @@ def name_outputs(ds_config: Mapping[str, Any]) -> list[str]:
 
 def check_outputs(ds_config: Mapping[str, Any]) -> None:
     """Raises ValueError for a monitor that cannot start here, where DeepSpeed would fail on rank 0
-    alone while the others wait, and for an output that would go over or into a file of somebody
-    else's. Writes nothing.
+    alone while the others wait, and for an output that would overwrite or extend a file of another program. Writes nothing.
     """
     for key, package in MONITORS.items():
         if _is_on(ds_config, key) and package is not None and importlib.util.find_spec(package) is None:
@@ -54,9 +53,9 @@ def check_outputs(ds_config: Mapping[str, Any]) -> None:
         if _is_on(ds_config, key):
             _check_folder(monitor_folder(ds_config[key]), f'"{key}" in the DeepSpeed JSON cannot write to its output_path')
     if _is_on(ds_config, "csv_monitor"):
-        stranger = name_stranger(monitor_folder(ds_config["csv_monitor"]))
-        if stranger is not None:
-            raise ValueError(f"{stranger}, and csv_monitor of the DeepSpeed JSON would write into it: give another job_name")
+        foreign = name_foreign_file(monitor_folder(ds_config["csv_monitor"]))
+        if foreign is not None:
+            raise ValueError(f"{foreign}, and csv_monitor of the DeepSpeed JSON would write into it: give another job_name")
     if (path := flops_file(ds_config)) is not None:
         _check_folder(path.parent, "flops_profiler.output_file in the DeepSpeed JSON cannot be written")
         _check_flops_file(path)

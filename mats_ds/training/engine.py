@@ -24,7 +24,7 @@ BYTES_PER_FLOAT32 = 4
 
 @dataclass(frozen=True)
 class InForce:
-    """What weights are trained by. `gradient_clipping`: the largest norm of the gradients, 0 for any."""
+    """The settings that weights are trained with. `gradient_clipping`: the largest norm of the gradients, 0 for any."""
 
     precision: str
     gradient_clipping: float
@@ -44,7 +44,7 @@ def make_engine(
 ) -> Any:
     """deepspeed.initialize with the JSON of `read_ds_config`, the batch of `plan`, and nothing left to DeepSpeed's defaults.
 
-    `compile_model` has torch compile the whole model, in place (the names in checkpoints stay as they are), when the first
+    `compile_model` makes torch compile the model in place (the names in checkpoints stay as they are), when the first
     batch comes. `load_universal`: it will be given a checkpoint that was converted for another number of ranks.
     Raises ValueError for a JSON without optimizer, for compiling under ZeRO-3, for what DeepSpeed refuses, and where it does
     something else than the JSON says.
@@ -72,10 +72,10 @@ def make_engine(
     asked = InForce(
         precision_of(ds_config), clipping_of(ds_config), zero_stage_of(ds_config), plan.micro_batch, plan.accumulation
     )
-    found = in_force(engine)
-    if found != asked:
-        words = [f"{name} {value!r} instead of {getattr(asked, name)!r}" for name, value in vars(found).items()]
-        differs = [text for text, name in zip(words, vars(found), strict=True) if getattr(found, name) != getattr(asked, name)]
+    actual = in_force(engine)
+    if actual != asked:
+        pairs = ((name, value, getattr(asked, name)) for name, value in vars(actual).items())
+        differs = [f"{name} {value!r} instead of {wanted!r}" for name, value, wanted in pairs if value != wanted]
         raise ValueError(f"DeepSpeed trains with another setting than the JSON says: {'; '.join(differs)}")
     return engine
 
@@ -109,14 +109,14 @@ def _is_refusal(error: BaseException) -> bool:
 
 
 def full_parameters(engine: Any) -> AbstractContextManager:
-    """Inside it every rank holds whole parameters, also under ZeRO-3."""
+    """A context in which every rank holds all parameters, also under ZeRO-3."""
     import deepspeed
 
     return deepspeed.zero.GatheredParameters(list(engine.module.parameters()), enabled=engine.zero_optimization_stage() == 3)
 
 
 def static_bytes(engine: Any) -> dict[str, int]:
-    """Bytes that this rank holds for the whole run, by kind: weights, gradients, optimizer states, communication buckets.
+    """Bytes that this rank holds throughout the run, by kind: weights, gradients, optimizer states, communication buckets.
 
     Weights and the partition of master weights are read off the engine's tensors; moments are two float32 values per element of
     the partition; gradients are one value of the model's type per element that this rank owns; buckets follow the JSON.

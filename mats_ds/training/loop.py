@@ -9,9 +9,10 @@ On a GPU the agreement of a step is read one step later, so that the host never 
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any
+from itertools import chain
+from typing import Any, TypeVar
 
 import torch
 import torch.distributed as dist
@@ -19,10 +20,13 @@ import torch.distributed as dist
 from mats_ds.core.clips import BadClip, ClipBatch
 from mats_ds.core.events import Observer, PhaseClock, RunInfo, StepEvent
 from mats_ds.core.text import Lines
+from mats_ds.distributed.collectives import Ranks, gather_on_all
 from mats_ds.distributed.exits import FolderLost, RanksLost, TrainingInterrupted, TrainingStopped
 from mats_ds.distributed.watchdog import Watchdog
 
 logger = logging.getLogger(__name__)
+
+T = TypeVar("T")
 
 NAMED_CLIPS = 8  # how many paths an error message lists
 STEPS_BETWEEN_SKIPS = 100  # a second step that is not finite within so many stops the run
@@ -30,7 +34,7 @@ STEPS_BETWEEN_SKIPS = 100  # a second step that is not finite within so many sto
 
 @dataclass
 class _Agreement:
-    """What the ranks told each other about one step, possibly still on its way from the device."""
+    """What all ranks know about one step, possibly still on its way from the device."""
 
     step: int
     # [sum of losses, ranks with a loss that is not finite, newly found bad videos, ranks asked to stop, ranks without run folder]
@@ -62,10 +66,10 @@ def fit(
     endless, already at the first step. learning_rate: of a step counted from 0; parameter groups multiply it by their
     "lr_scale". Observers' `on_end` is called on every rank however it ends. A step whose gradients are not finite is skipped;
     a second one within STEPS_BETWEEN_SKIPS, or one that the engine could not skip, stops the run. what_is_lost(): asked after
-    every step, why what this rank writes does not arrive any more, or None.
+    every step, why what this rank writes is lost, or None.
     Raises TrainingStopped on all ranks for these, and when more than `max_bad_fraction` of the `num_videos` videos are
     unreadable; TrainingInterrupted on all ranks when a signal asked to stop; RanksLost where other ranks do not answer. A rank
-    whose clips do not come within `hang_seconds` ends its process (see guard.py).
+    whose clips do not come within `hang_seconds` ends its process (see distributed/watchdog.py).
     """
     outcome = "interrupted"
     started: list[Observer] = []
@@ -97,7 +101,7 @@ def fit(
 
 def end_observers(observers: Sequence[Observer], outcome: str) -> None:
     """Tell all of them, whatever becomes of one: they may wait for the other ranks' in the same order. Raises the first fault of
-    a run that has finished; those of a run that ends with a fault are words, so that they do not take its place.
+    a run that has finished; those of a run that ends with a fault are logged, so that they do not hide it.
     """
     first: Exception | None = None
     for observer in observers:
@@ -209,7 +213,7 @@ class _Loop:
             agreement.arrived.synchronize()
         _, ranks_not_finite, num_new_bad, ranks_asked, ranks_lost = agreement.numbers.tolist()
         if ranks_lost:
-            why = next(lost for lost in _gather([agreement.lost]) if lost)
+            why = next(lost for lost in gather_on_all(agreement.lost, self.run) if lost)
             raise FolderLost(why, step=agreement.step + 1)
         if num_new_bad:
             self.count_bad(agreement)
@@ -219,10 +223,10 @@ class _Loop:
 
     def count_bad(self, agreement: _Agreement) -> None:
         """Name the videos that were newly found to be unreadable. Raises TrainingStopped when they are too many."""
-        for bad in _gather(agreement.new_bad):
+        for bad in _gather(agreement.new_bad, self.run):
             if bad.sample not in self.known_bad:  # every epoch finds it again; once is enough for a reader
                 self.known_bad[bad.sample] = bad
-                logger.warning("unreadable: %s: %s (another video takes its place)", bad.path, bad.reason)
+                logger.warning("unreadable: %s: %s (another video is its substitute)", bad.path, bad.reason)
         if len(self.known_bad) > self.max_bad_fraction * self.num_videos:
             raise TrainingStopped(
                 Lines(
@@ -244,7 +248,7 @@ class _Loop:
             if not ranks_not_finite or not bool(loss.isfinite())
             for path in paths
         ]
-        names = _gather(guilty)
+        names = _gather(guilty, self.run)
         listed = [f"  {name or '(blank clip)'}" for name in names[:NAMED_CLIPS]]
         if len(names) > NAMED_CLIPS:
             listed.append(f"  and {len(names) - NAMED_CLIPS} more")
@@ -258,16 +262,16 @@ class _Loop:
 
     def interrupt(self, step: int) -> None:
         """Raises TrainingInterrupted on all ranks, after `step` steps have been saved."""
-        who = next((request for request in _gather([self.guard.request]) if request), "a rank was asked to stop")
+        who = next((request for request in gather_on_all(self.guard.request, self.run) if request), "a rank was asked to stop")
         raise TrainingInterrupted(f"{who}: step {step} of {self.run.total_steps} is saved, go on with --resume auto")
 
 
 def is_lost_contact(error: RuntimeError) -> bool:
     """Whether an error came out of a collective that the other ranks did not take part in."""
-    if isinstance(error, dist.DistError):
+    if isinstance(error, (dist.DistError, RanksLost)):
         return True
     text = str(error).lower()
-    return any(word in text for word in ("gloo", "nccl", "connection closed by peer", "connection reset by peer"))
+    return any(part in text for part in ("gloo", "nccl", "connection closed by peer", "connection reset by peer"))
 
 
 def _name_lost(guard: Watchdog | None, error: RuntimeError) -> str:
@@ -288,8 +292,6 @@ def _send(step, numbers, micro_losses, paths, new_bad, skipped, lost) -> _Agreem
     return _Agreement(step, numbers, arrived, micro_losses, paths, new_bad, skipped, lost)
 
 
-def _gather(items: Sequence[Any]) -> list[Any]:
+def _gather(items: Iterable[T], ranks: Ranks) -> list[T]:
     """The items of all ranks, in the order of ranks."""
-    gathered: list[Any] = [None] * dist.get_world_size()
-    dist.all_gather_object(gathered, list(items))
-    return [item for part in gathered for item in part]
+    return list(chain.from_iterable(gather_on_all(list(items), ranks)))

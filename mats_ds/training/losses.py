@@ -17,7 +17,7 @@ def classification_loss(
     """Cross-entropy in float32, averaged over the clips with weight; 0 where no clip has any.
 
     A clip without weight takes nothing from the others of its micro-batch; over micro-batches and ranks all count alike, so the
-    clips of a micro-batch with a blank one count a little more. `label_smoothing` spreads that share over all classes.
+    clips of a micro-batch with a blank one count a little more. `label_smoothing` spreads that fraction over all classes.
     """
     loss_B = F.cross_entropy(logits_BC.float(), target_BC, label_smoothing=label_smoothing, reduction="none")
     return (loss_B * weight_B).sum() / weight_B.sum().clamp(min=1)
@@ -26,8 +26,8 @@ def classification_loss(
 def make_loss(augment: Callable[[ClipBatch], Any], *, label_smoothing: float) -> Callable[[Any, ClipBatch], torch.Tensor]:
     """The `loss_of` that `fit` asks for. `augment(batch)` gives frames_BTHWC, target_BC, weight_B, seed (data's TrainingClips).
 
-    What the model draws itself, drop path and dropout, is drawn anew from the seed of each micro-batch: torch's own random state
-    is in no checkpoint, and a resumed run shall be equal to the bit.
+    Drop path and dropout are sampled from the seed of the micro-batch: torch's own random state is in no checkpoint, and a
+    resumed run shall be equal to the bit.
     """
 
     def loss_of(engine: Any, batch: ClipBatch) -> torch.Tensor:

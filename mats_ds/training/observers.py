@@ -11,11 +11,11 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-import torch.distributed as dist
 from tqdm import tqdm
 from tqdm.contrib.logging import logging_redirect_tqdm
 
 from mats_ds.core.events import RunInfo, StepEvent
+from mats_ds.distributed.collectives import gather_on_all
 from mats_ds.distributed.exits import FolderLost, TrainingStopped
 from mats_ds.training.checkpoints.saver import CheckpointSaver
 from mats_ds.training.csv_monitor import continue_csv
@@ -94,7 +94,7 @@ class Checkpointer:
     not finite, unless its step was skipped.
 
     `extra()` is stored in the checkpoint beside the engine. List it after observers whose state that is. what_is_lost(): why what
-    this rank writes does not arrive any more, or None: a folder that is gone is not made anew for a checkpoint.
+    this rank writes is lost, or None: a folder that is gone is not made again for a checkpoint.
     """
 
     saver: CheckpointSaver
@@ -104,6 +104,7 @@ class Checkpointer:
 
     def on_start(self, run: RunInfo) -> None:
         """Raises TrainingStopped where not even one checkpoint has room."""
+        self.run = run
         self.saver.check_room(self.extra())
 
     def on_step(self, event: StepEvent) -> None:
@@ -120,9 +121,7 @@ class Checkpointer:
         """Raises FolderLost on all ranks where one of them has lost it."""
         if self.what_is_lost is None:
             return
-        answers: list[str | None] = [None] * dist.get_world_size()
-        dist.all_gather_object(answers, self.what_is_lost())
-        if why := next((answer for answer in answers if answer), None):
+        if why := next(filter(None, gather_on_all(self.what_is_lost(), self.run)), None):
             raise FolderLost(why, step=step)
 
     def on_end(self, outcome: str) -> None:

@@ -19,7 +19,7 @@ def parameter_groups(
     """AdamW groups: matrices decay; biases, norms and every other vector do not (as in VideoMAE and MAE).
 
     A vector is a parameter with at most one dimension longer than 1, so the mask token [1, 1, D] counts as one. `lr_scale_of`
-    gives the factor on the learning rate of the parameter of a name; each factor makes a group of its own, as "lr_scale".
+    gives the factor on the learning rate of the parameter of a name; every factor makes a group of its own, as "lr_scale".
     """
     shared = {"lr": optim.base_lr, "betas": tuple(optim.betas), "eps": optim.eps}
     groups: dict[tuple[float, str], dict[str, Any]] = {}
@@ -37,8 +37,8 @@ def parameter_groups(
 
 
 def layer_scale(name: str, *, depth: int, layer_decay: float) -> float:
-    """The factor on the learning rate of a classifier's parameter: 1 for the head and its norm, `layer_decay` less for each block
-    below, least for the patch embedding (BEiT, arXiv 2106.08254, as VideoMAE uses it).
+    """The factor on the learning rate of a classifier's parameter: 1 for the head and its norm, times `layer_decay` for
+    every block below, smallest for the patch embedding (BEiT, arXiv 2106.08254, as VideoMAE uses it).
     """
     if name.startswith("patch_embed."):
         layer = 0

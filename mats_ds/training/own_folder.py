@@ -15,6 +15,8 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any
 
+from mats_ds.core.checkpoint_files import CHECKPOINTS
+from mats_ds.core.run_dir import DS_CONFIG_FILE, OUTCOME_FILE, RECIPE_FILE, RUN_FILE
 from mats_ds.core.storage.documents import parse_json
 from mats_ds.core.storage.files import WrongKindOfFile, read_bytes, refuse_wrong_kind
 from mats_ds.core.storage.folder_lock import LOCK_FILE
@@ -22,15 +24,13 @@ from mats_ds.core.storage.output_folder import MARKER, NFS_LEFTOVER, NOBODYS, re
 
 logger = logging.getLogger(__name__)
 
-RUN_FILE = "run.json"
-CHECKPOINTS = "checkpoints"
 RUN_FILE_BYTES = 1 << 24  # grows by some 300 bytes with every resume
 # A start leaves these behind where it ends before run.json. `.claim` was version 0.1's.
 LOCK_FILES = (LOCK_FILE, ".claim", MARKER)
 # A run writes these only after run.json: without that file, nobody knows what run they are of.
-LATER = (CHECKPOINTS, "records", "evaluation.jsonl", "best.safetensors", "result.json", "outcome.json")
+LATER = (CHECKPOINTS, "records", "evaluation.jsonl", "best.safetensors", "result.json", OUTCOME_FILE)
 WRITTEN_FILES = (
-    "recipe.yaml", "ds_config.json", RUN_FILE, "outcome.json", "plan.json", "plan-measured.json", "bad_clips.csv",
+    RECIPE_FILE, DS_CONFIG_FILE, RUN_FILE, OUTCOME_FILE, "plan.json", "plan-measured.json", "bad_clips.csv",
     "evaluation.jsonl", "result.json", "best.safetensors", "reconstruction.png",
 )  # fmt: skip
 WRITTEN_FOLDERS = ("records", "traces", "memory_snapshots")
@@ -40,7 +40,7 @@ SLACK_SECONDS = 300.0  # by how much the clocks of two hosts may differ
 
 @dataclass(frozen=True)
 class PastRun:
-    """What run.json says that a start needs to know. `started`: of its newest part, seconds since 1970."""
+    """What a start reads from run.json. `started`: of its newest part, seconds since 1970."""
 
     folder: Path
     task: str
@@ -139,27 +139,27 @@ def find_newest_run(runs: Path, *, recipe_name: str, task: str) -> Path:
     """The run of this recipe and script below `runs` that was started or gone on with last, by what it wrote down itself: the
     times of files change when a folder is copied.
 
-    Raises ValueError where there is none, and where a time is in the future: a clock was wrong, and the order cannot be told.
+    Raises ValueError where there is none, and where a time is in the future: a clock was wrong, and the order is unknown.
     """
-    found = []
+    runs_of_recipe = []
     for path in sorted(runs.glob(f"{glob.escape(recipe_name)}-*/{RUN_FILE}")):
         try:
             past = read_past_run(path.parent)
         except (OSError, ValueError) as error:
-            logger.warning("passed over: %s", error)
+            logger.warning("skipped: %s", error)
             continue
         if (past.recipe_name, past.task) == (recipe_name, task):
-            found.append(past)
-    if not found:
+            runs_of_recipe.append(past)
+    if not runs_of_recipe:
         raise ValueError(f"--resume auto found no run of {recipe_name} below {runs}/: name its folder with --out")
-    newest = max(found, key=lambda past: past.started)
-    if len(found) > 1 and newest.started > time.time() + SLACK_SECONDS:
+    newest = max(runs_of_recipe, key=lambda past: past.started)
+    if len(runs_of_recipe) > 1 and newest.started > time.time() + SLACK_SECONDS:
         raise ValueError(
-            f"{newest.folder} says that it was started in the future, so a clock is or was wrong and the newest of {len(found)} "
-            f"runs of {recipe_name} cannot be told: name its folder with --out"
+            f"{newest.folder} says that it was started in the future, so a clock is or was wrong and the newest of "
+            f"{len(runs_of_recipe)} runs of {recipe_name} is unknown: name its folder with --out"
         )
-    if len(found) > 1:
-        logger.info("going on with %s, the newest of %d runs of %s", newest.folder, len(found), recipe_name)
+    if len(runs_of_recipe) > 1:
+        logger.info("going on with %s, the newest of %d runs of %s", newest.folder, len(runs_of_recipe), recipe_name)
     return newest.folder
 
 

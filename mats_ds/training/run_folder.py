@@ -10,13 +10,14 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import torch.distributed as dist
-
+from mats_ds.core.checkpoint_files import CHECKPOINTS
+from mats_ds.core.run_dir import DS_CONFIG_FILE, RECIPE_FILE
 from mats_ds.core.storage.documents import parse_json, parse_yaml
 from mats_ds.core.storage.files import read_bytes, write_json, write_text
 from mats_ds.core.storage.folder_lock import admit_ranks, hold_folder, join_hold, release_folder
 from mats_ds.core.storage.output_folder import MARKER, make_new_folder
-from mats_ds.training.own_folder import CHECKPOINTS, check_run_folder, find_newest_run
+from mats_ds.distributed.collectives import Ranks, ask_first
+from mats_ds.training.own_folder import check_run_folder, find_newest_run
 
 logger = logging.getLogger(__name__)
 
@@ -24,27 +25,24 @@ RUNS = Path("runs")
 INPUT_BYTES = 1 << 20
 
 
-def choose_run_folder(out: str | None, *, recipe_name: str, task: str, resume: bool) -> Path:
+def choose_run_folder(out: str | None, ranks: Ranks, *, recipe_name: str, task: str, resume: bool) -> Path:
     """The folder that all ranks write to: `--out`, else the newest run of this recipe (to resume), else a new one below `runs/`.
     This run holds it until it ends (core/storage/folder_lock.py).
 
     Raises ValueError when --resume finds nothing to go on with, when --out holds a run that is not being resumed or anything
     else, when another process is at work in it, and when the folder cannot be written. A folder that is refused is as it was.
     """
-    choice: list[Any] = [None]
-    if dist.get_rank() == 0:
+
+    def choose() -> Path:
         try:
-            choice = [_choose(out, recipe_name, task, resume)]
-        except ValueError as error:
-            choice = [error]
+            return _choose(out, recipe_name, task, resume)
         except OSError as error:
-            choice = [ValueError(f"the run folder cannot be written: {error}: choose another --out")]
-    dist.broadcast_object_list(choice, src=0)
-    if isinstance(choice[0], ValueError):
-        raise choice[0]
-    if dist.get_rank() != 0:
-        join_hold(choice[0], rank=dist.get_rank())
-    return choice[0]
+            raise ValueError(f"the run folder cannot be written: {error}: choose another --out") from None
+
+    folder = ask_first(choose, ranks)
+    if ranks.rank != 0:
+        join_hold(folder, rank=ranks.rank)
+    return folder
 
 
 def _choose(out: str | None, recipe_name: str, task: str, resume: bool) -> Path:
@@ -90,15 +88,15 @@ def parse_out(out: str) -> Path:
 def write_inputs(folder: Path, *, recipe: str, ds_config: Mapping[str, Any]) -> None:
     """The resolved recipe and the DeepSpeed JSON, as this run uses them; says what differs from those that it goes on with."""
     inputs = (
-        ("recipe.yaml", recipe, parse_yaml, "going on with other settings than before"),
+        (RECIPE_FILE, recipe, parse_yaml, "going on with other settings than before"),
         (
-            "ds_config.json",
+            DS_CONFIG_FILE,
             json.dumps(ds_config, indent=2) + "\n",
             parse_json,
             "going on with another DeepSpeed JSON than before",
         ),
     )
-    for name, text, parse, words in inputs:
+    for name, text, parse, warning in inputs:
         try:
             changes = name_changes(parse(read_bytes(folder / name, max_bytes=INPUT_BYTES).decode()), parse(text))
         except FileNotFoundError:
@@ -106,7 +104,7 @@ def write_inputs(folder: Path, *, recipe: str, ds_config: Mapping[str, Any]) -> 
         except ValueError as error:
             changes = [f"what {name} held cannot be read ({str(error)[:200]})"]
         if changes:
-            logger.warning("%s: %s", words, "; ".join(changes))
+            logger.warning("%s: %s", warning, "; ".join(changes))
         write_text(folder / name, text)
 
 

@@ -11,12 +11,12 @@ import pytest
 from mats_ds.core.checkpoint_files import (
     MAX_COMPLETE_BYTES,
     examine,
+    find_damage,
     list_checkpoints,
     name_lookalikes,
     name_of_step,
     read_complete,
     step_of_name,
-    what_is_broken,
 )
 from tests.training.checkpoint_content import STATES, WEIGHTS, rewrite, write_checkpoint
 
@@ -67,7 +67,7 @@ def test_only_real_folders_count_and_are_ordered_by_number(tmp_path):
         ({"step": 10**9}, "got 1000000000"),
         ({"step": 10**400}, '"step" should be'),
         ({"step": 4}, "holds step 4: call it step-00000004"),
-        ({"step": 5.0}, '"step" should be a whole number, got 5.0'),
+        ({"step": 5.0}, '"step" should be an integer, got 5.0'),
         ({"step": True}, "got True"),
         ({"step": None}, "got None"),
         ({"world_size": 0}, '"world_size" should be 1 to'),
@@ -86,7 +86,7 @@ def test_only_real_folders_count_and_are_ordered_by_number(tmp_path):
     ],
 )
 def test_numbers_have_bounds(step, changes, words):
-    problem = what_is_broken(rewrite(step, **changes))
+    problem = find_damage(rewrite(step, **changes))
     assert words in problem and len(problem) < 300, problem
 
 
@@ -95,8 +95,8 @@ def test_a_list_without_a_file_that_would_be_loaded_is_none(step, left_out):
     files = json.loads((step / "complete.json").read_text())["files"]
     del files[left_out]
     words = "the weights of 0 ranks, expected 1" if left_out == WEIGHTS else "the optimizer states of 1 ranks"
-    assert words in what_is_broken(rewrite(step, files=files))
-    assert words in what_is_broken(rewrite(step, zero_stage=None))  # of version 0.1
+    assert words in find_damage(rewrite(step, files=files))
+    assert words in find_damage(rewrite(step, zero_stage=None))  # of version 0.1
 
 
 @pytest.mark.parametrize(
@@ -105,7 +105,7 @@ def test_a_list_without_a_file_that_would_be_loaded_is_none(step, left_out):
 )
 def test_a_list_names_files_of_the_folder_only_and_each_once(step, name):
     files = json.loads((step / "complete.json").read_text())["files"]
-    problem = what_is_broken(rewrite(step, files=files | {name: {"bytes": 0, "sha256": SUM}}))
+    problem = find_damage(rewrite(step, files=files | {name: {"bytes": 0, "sha256": SUM}}))
     assert "is no file of this folder" in problem and problem.isprintable()
 
 
@@ -116,20 +116,20 @@ def test_a_list_names_files_of_the_folder_only_and_each_once(step, name):
 )
 def test_sizes_and_sums_have_a_form(step, stated):
     files = json.loads((step / "complete.json").read_text())["files"]
-    problem = what_is_broken(rewrite(step, files=files | {WEIGHTS: stated}))
+    problem = find_damage(rewrite(step, files=files | {WEIGHTS: stated}))
     assert f"'{WEIGHTS}' should have " in problem and problem.isprintable()
 
 
 def test_a_key_that_is_there_twice_is_refused(step):
     text = (step / "complete.json").read_text()
     (step / "complete.json").write_text(text.replace('"step": 5', '"step": 4, "step": 5'))
-    assert "'step' is given more than once" in what_is_broken(step)
+    assert "'step' is given more than once" in find_damage(step)
 
 
 def test_a_complete_json_of_any_size_is_not_read(step):
     with (step / "complete.json").open("r+b") as stream:
         stream.truncate(1 << 40)  # a hole
-    assert f"longer than {MAX_COMPLETE_BYTES:,} bytes" in what_is_broken(step)
+    assert f"longer than {MAX_COMPLETE_BYTES:,} bytes" in find_damage(step)
 
 
 @pytest.mark.parametrize("where", ["file", "folder", "complete"])
@@ -144,26 +144,26 @@ def test_a_link_is_not_followed_although_what_it_leads_to_has_the_right_sum(step
     else:
         file.rename(tmp_path / "elsewhere")
         file.symlink_to(tmp_path / "elsewhere")
-    assert "symbolic link" in what_is_broken(step)
+    assert "symbolic link" in find_damage(step)
 
 
 def test_a_pipe_or_a_folder_is_no_file(step):
     (step / WEIGHTS).unlink()
     os.mkfifo(step / WEIGHTS)
-    assert "a pipe" in what_is_broken(step)
+    assert "a pipe" in find_damage(step)
     (step / WEIGHTS).unlink()
     (step / WEIGHTS).mkdir()
-    assert "a folder" in what_is_broken(step)
+    assert "a folder" in find_damage(step)
 
 
 def test_a_file_that_deepspeed_would_load_and_no_sum_vouches_for(step):
     (step / STATES.format(2)).write_bytes(b"more")
-    assert what_is_broken(step) == f"it holds {STATES.format(2)}, which complete.json does not list"
+    assert find_damage(step) == f"it holds {STATES.format(2)}, which complete.json does not list"
 
 
 def test_a_copy_of_another_name_holds_the_step_that_it_says(step, tmp_path):
     step.rename(tmp_path / "step-best")
-    assert read_complete(tmp_path / "step-best").step == 5 and what_is_broken(tmp_path / "step-best") is None
+    assert read_complete(tmp_path / "step-best").step == 5 and find_damage(tmp_path / "step-best") is None
 
 
 def test_a_checkpoint_of_version_0_1_tells_neither_stage_nor_batch(step):

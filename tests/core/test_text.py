@@ -135,11 +135,11 @@ def test_a_quoted_word_is_that_word_in_a_shell_and_safe_to_see(name):
 CRASH = """
 import sys, warnings, logging
 early = logging.getLogger("early"); early.addHandler(logging.StreamHandler(sys.stdout))   # as DeepSpeed's, made on import
-from mats_ds.core.terminal import run_program
+from mats_ds.core.cli import run_script
 name = "a\\x1b]0;t\\x07\\u202e"
 def main():
     early.warning(name); print(name); warnings.warn(name + "\\nerror: no"); raise RuntimeError(name + "z" * 10**6)
-sys.exit(run_program(main))
+sys.exit(run_script(main))
 """
 
 

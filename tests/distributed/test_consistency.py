@@ -28,17 +28,17 @@ def open_on_three_ranks(overrides, json_of_rank, errors, num_videos):
     """What each rank gets, with one value of each list a rank: the number of videos, or the error."""
     from mats_ds.distributed.ranks import start_distributed
 
-    place = start_distributed()
-    socket.gethostname = lambda: HOSTS[place.rank]
+    ranks = start_distributed()
+    socket.gethostname = lambda: HOSTS[ranks.rank]
 
     def open_videos():
-        if errors[place.rank]:
-            raise ValueError(errors[place.rank])
-        return make_manifest(root=f"/disk{place.rank}", num_videos=num_videos[place.rank])
+        if errors[ranks.rank]:
+            raise ValueError(errors[ranks.rank])
+        return make_manifest(root=f"/disk{ranks.rank}", num_videos=num_videos[ranks.rank])
 
-    recipe = load_recipe("tiny", [*overrides[place.rank], f"data.root=/disk{place.rank}"])
+    recipe = load_recipe("tiny", [*overrides[ranks.rank], f"data.root=/disk{ranks.rank}"])
     try:
-        return len(check_consistent(open_videos, recipe=recipe, ds_config=json_of_rank[place.rank]))
+        return len(check_consistent(open_videos, ranks, recipe=recipe, ds_config=json_of_rank[ranks.rank]))
     except ValueError as error:
         return str(error)
 

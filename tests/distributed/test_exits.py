@@ -12,9 +12,10 @@ import time
 import pytest
 import torch
 
+from mats_ds.core.checkpoint_files import find_damage
 from mats_ds.models.mae import MaskedAutoencoder
 from mats_ds.training.checkpoints import checkpoint, pruning, saver
-from mats_ds.training.checkpoints.checkpoint import find_checkpoint, what_is_broken
+from mats_ds.training.checkpoints.checkpoint import find_checkpoint
 from tests.training import test_fit
 from tests.training.checkpoint_content import content_of, names, tear, write_checkpoint
 from tests.training.test_fit import LossLog, train
@@ -120,7 +121,7 @@ def test_a_disk_that_fills_up_on_one_rank_ends_all_and_keeps_what_was_saved(rank
         assert "TrainingStopped: the checkpoint of step " in text and f"rank {rank}: [Errno 28] No space left on device" in text
         assert "go on with --resume auto" in text
     checkpoints = tmp_path / "checkpoints"
-    assert {what_is_broken(path) for path in checkpoints.glob("step-*")} == {None} and not list(checkpoints.glob(".*"))
+    assert {find_damage(path) for path in checkpoints.glob("step-*")} == {None} and not list(checkpoints.glob(".*"))
     assert find_checkpoint(checkpoints).step in (2, 4)
 
 
@@ -241,7 +242,7 @@ def test_a_torn_newest_one_costs_neither_the_one_resumed_from_nor_the_new_one(ra
     options = {"folder": tmp_path, "num_steps": 6, "keep": 1, "resume": True}
     for text in ranks(train_and_signal, 2, options, signal.SIGTERM, expect_errors=True):
         assert "step 4 of 6 is saved" in text
-    assert find_checkpoint(folder).step == 4 and what_is_broken(folder / "step-00000002") is None
+    assert find_checkpoint(folder).step == 4 and find_damage(folder / "step-00000002") is None
     assert (folder / "latest").read_text() == "step-00000004"
     for _, losses, *_ in ranks(train_options, 2, options):
         assert losses == straight[4:]
@@ -296,7 +297,7 @@ def test_a_latest_that_has_no_room_neither_stops_the_run_nor_dangles(ranks, tmp_
     for _, _, _, outcome, _ in ranks(train_and_break, 2, options, "write_text"):
         assert outcome == "finished"
     assert (folder / "latest").read_text() == "step-00000002" and find_checkpoint(folder).step == 4
-    assert what_is_broken(folder / "step-00000002") is None
+    assert find_damage(folder / "step-00000002") is None
 
 
 def train_and_forbid(options):

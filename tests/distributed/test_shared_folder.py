@@ -12,10 +12,10 @@ def see_folder(folders):
     from mats_ds.distributed.consistency import check_shared_folder
     from mats_ds.distributed.ranks import start_distributed
 
-    place = start_distributed()
-    socket.gethostname = lambda: HOSTS[place.rank]
+    ranks = start_distributed()
+    socket.gethostname = lambda: HOSTS[ranks.rank]
     try:
-        check_shared_folder(Path(folders[place.rank]), appear_seconds=0.3)
+        check_shared_folder(Path(folders[ranks.rank]), ranks, appear_seconds=0.3)
     except ValueError as error:
         return str(error)
     return "shared"

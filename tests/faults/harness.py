@@ -182,8 +182,9 @@ def be_rank(place: Mapping[str, int], arguments: list[str], log: str, fault: Map
     sys.stdout = sys.stderr = stream
 
     import mats_ds.pretrain as pretrain
+    from mats_ds.core.cli import leave
     from mats_ds.distributed import ranks as engine
-    from mats_ds.training.start import leave
+    from mats_ds.training import run
 
     engine.JOIN_SECONDS = HANG_SECONDS  # no launcher is here to end the others of a rank that dies before it has joined
 
@@ -192,7 +193,7 @@ def be_rank(place: Mapping[str, int], arguments: list[str], log: str, fault: Map
     elif fault.get("kind") == "no privileges":
         drop_privileges()
     elif fault:
-        pretrain.fit = inject(pretrain.fit, fault)
+        run.fit = inject(run.fit, fault)
     try:
         leave(pretrain.main(arguments))
     except SystemExit as end:

@@ -223,8 +223,8 @@ def tear_newest(scene: Scene) -> Row:
     lost = done - max(int(path.name[5:]) for path in newest.parent.glob("step-*") if path != newest)
     difference = scene.resume(folder)
     said = "".join(path.read_text() for path in sorted((folder.parent / f"{folder.name}-logs").iterdir())).splitlines()
-    words = next((line for line in said if "is passed over" in line), "")
-    return Row("newest checkpoint torn", "-9", NOT_TIMED, lost, difference, words, expected="is passed over")
+    words = next((line for line in said if "is skipped" in line), "")
+    return Row("newest checkpoint torn", "-9", NOT_TIMED, lost, difference, words, expected="is skipped")
 
 
 def change_ranks(scene: Scene, sizes: list[int]) -> Row:

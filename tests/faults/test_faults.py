@@ -26,4 +26,4 @@ def test_a_run_goes_on_to_the_bit_whatever_was_done_to_it(tmp_path):
     assert kills["fault"].startswith("SIGKILL of a rank, 3 random moments") and kills["difference"] == 0
     assert 0 < ranks["difference"] <= 1e-4 and "2, 1" in ranks["fault"]
     assert (signalled["status"], signalled["lost_steps"], signalled["difference"]) == ("75", 0, 0)
-    assert "is passed over" in torn["words"] and torn["difference"] == 0
+    assert "is skipped" in torn["words"] and torn["difference"] == 0

@@ -4,7 +4,8 @@ from dataclasses import replace
 
 import pytest
 
-from mats_ds.metering.out_of_memory import advise_on_memory, is_out_of_memory
+from mats_ds.core.cli import is_out_of_memory
+from mats_ds.metering.out_of_memory import advise_on_memory
 from tests.metering.test_recorder import make_run
 
 RUN = replace(make_run("run"), micro_batch=24, model_flops_per_clip=100, hardware_flops_per_clip=105)

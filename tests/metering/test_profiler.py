@@ -1,6 +1,5 @@
-"""--trace and --memory_snapshot: the options, a real trace on a CPU, and what a CPU is told of snapshots."""
+"""--trace and --memory_snapshot: a real trace on a CPU, and what a CPU is told of snapshots."""
 
-import argparse
 import gzip
 import json
 import types
@@ -9,18 +8,11 @@ import pytest
 import torch
 
 from mats_ds.metering import profiler
-from mats_ds.metering.profiler import MemorySnapshot, StepTrace, add_deep_dive_options, dump_snapshot, make_deep_dives
+from mats_ds.metering.profiler import MemorySnapshot, StepTrace, dump_snapshot, make_deep_dives
 from tests.metering.test_recorder import make_event, make_run
 
 CPU = torch.device("cpu")
 CUDA = types.SimpleNamespace(type="cuda")
-
-
-def parse(*arguments):
-    parser = argparse.ArgumentParser()
-    add_deep_dive_options(parser)
-    parser.add_argument("overrides", nargs="*")
-    return parser.parse_args(arguments)
 
 
 def train(observer, run_dir, *, num_steps=9, outcome="finished", rank=0, **changes):
@@ -41,22 +33,12 @@ def read_traced_steps(run_dir, rank=0):
 
 
 def test_nothing_is_observed_unless_asked(tmp_path):
-    assert make_deep_dives(parse("data.manifest=x"), tmp_path, CPU) == []
+    assert make_deep_dives(tmp_path, CPU, trace=False, memory_snapshot=False, num_steps=3) == []
 
 
-def test_both_cover_the_same_steps_and_leave_the_overrides_alone(tmp_path):
-    options = parse("--memory_snapshot", "data.manifest=x")
-    [snapshot] = make_deep_dives(options, tmp_path, CPU)
-    assert (options.overrides, snapshot.num_steps) == (["data.manifest=x"], 3)
-    trace, snapshot = make_deep_dives(parse("--trace", "--memory_snapshot", "--trace_steps", "5"), tmp_path, CPU)
+def test_both_cover_the_same_steps(tmp_path):
+    trace, snapshot = make_deep_dives(tmp_path, CPU, trace=True, memory_snapshot=True, num_steps=5)
     assert (trace.num_steps, snapshot.num_steps) == (5, 5)
-
-
-@pytest.mark.parametrize("number", ["0", "-1", "some"])
-def test_what_is_no_number_is_refused(number, capsys):
-    with pytest.raises(SystemExit):
-        parse("--trace", f"--trace_steps={number}")
-    assert f"expected a number of steps of at least 1, got '{number}'" in capsys.readouterr().err
 
 
 def test_a_trace_holds_the_steps_after_the_first_ones(tmp_path):
@@ -131,6 +113,6 @@ def test_the_history_is_recorded_for_a_stretch_once_and_written(tmp_path, alloca
 
 
 def test_a_snapshot_that_cannot_be_written_does_not_stop_a_run(tmp_path, allocator, caplog):
-    (tmp_path / profiler.TRACES).touch()
+    (tmp_path / profiler.SNAPSHOTS).touch()
     assert dump_snapshot(tmp_path, CUDA, rank=2) == ""
     assert "could not be written" in caplog.text

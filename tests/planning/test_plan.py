@@ -12,6 +12,7 @@ from mats_ds import plan as plan_script
 from mats_ds.config.batch_plan import plan_batch
 from mats_ds.config.finetune_recipe import FinetuneRecipe
 from mats_ds.config.load import load_recipe
+from mats_ds.core.cli import USAGE_ERROR
 from mats_ds.data.clip_sampler import ClipSampler
 from mats_ds.data.manifest import Manifest
 from mats_ds.planning.sweep import METHODS, PUBLISHED_GB, SIZES, SWEPT_CARDS, TASKS
@@ -109,13 +110,13 @@ def test_hours_follow_clips_and_mfu(capsys):
 )
 def test_mistakes_are_one_line_and_status_2(capsys, arguments, complaint):
     status, out, err = run(capsys, *arguments)
-    assert (status, out) == (plan_script.BAD_INPUT, "")
+    assert (status, out) == (USAGE_ERROR, "")
     assert complaint in err and "Traceback" not in err
 
 
 def test_zero_3_cannot_be_run_exactly_and_says_so(capsys):
     status, _, err = run(capsys, "--ds_config", str(ROOT / "ds_configs" / "zero3.json"), "--exact")
-    assert status == plan_script.BAD_INPUT and "stages 0 to 2 without offload" in err
+    assert status == USAGE_ERROR and "stages 0 to 2 without offload" in err
 
 
 def test_the_sweep_has_every_cell_and_the_published_figures(capsys):

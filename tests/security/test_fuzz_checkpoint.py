@@ -1,4 +1,4 @@
-"""complete.json of any content: a checkpoint is whole, or broken for a reason, or there is a ValueError."""
+"""complete.json of any content: a checkpoint is complete, or damaged for a reason, or there is a ValueError."""
 
 import json
 
@@ -6,8 +6,9 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
+from mats_ds.core.checkpoint_files import find_damage
 from mats_ds.models.weights.load import read_weights
-from mats_ds.training.checkpoints.checkpoint import Found, find_checkpoint, what_is_broken
+from mats_ds.training.checkpoints.checkpoint import Checkpoint, find_checkpoint
 from tests.security.json_values import SCALARS, objects
 
 WORDS = ["format_version", "step", "world_size", "files", "bytes", "sha256", "a.pt", "mp_rank_00_model_states.pt"]
@@ -50,9 +51,9 @@ def step(tmp_path):
 @example(content=DEEP)
 def test_complete_json(step, read_or_refuse, content):
     (step / "complete.json").write_bytes(content.encode("utf-8", "surrogatepass"))
-    problem = what_is_broken(step)
+    problem = find_damage(step)
     assert problem is None or problem.strip()
     for folder in (step.parent, step):
         found = read_or_refuse(find_checkpoint, folder)
-        assert found is None or (isinstance(found, Found) and type(found.step) is int and type(found.world_size) is int)
+        assert found is None or (isinstance(found, Checkpoint) and type(found.step) is int and type(found.world_size) is int)
         assert read_or_refuse(read_weights, folder) is None

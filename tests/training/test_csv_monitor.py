@@ -6,7 +6,7 @@ from types import SimpleNamespace
 
 import pytest
 
-from mats_ds.training.csv_monitor import HEADERS, continue_csv, name_stranger
+from mats_ds.training.csv_monitor import HEADERS, continue_csv, name_foreign_file
 
 
 def go_on(folder, *, clips):
@@ -90,7 +90,7 @@ def test_deepspeeds_monitor_makes_these_names_and_headers(tmp_path, monkeypatch)
 @pytest.mark.parametrize("content", [b"\n", b"\r\n800,1\r\n"])
 def test_a_file_that_begins_with_an_empty_line_is_not_deepspeeds(tmp_path, content):
     (tmp_path / "mats_loss.csv").write_bytes(content)
-    assert "mats_loss.csv does not begin with" in name_stranger(tmp_path)
+    assert "mats_loss.csv does not begin with" in name_foreign_file(tmp_path)
     assert go_on(tmp_path, clips=16) == [] and (tmp_path / "mats_loss.csv").read_bytes() == content
 
 

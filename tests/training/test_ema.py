@@ -15,8 +15,7 @@ def make_average(decay=0.75, dtype=torch.float32):
     model = nn.Linear(3, 2)
     nn.init.constant_(model.weight, 1.0)
     average = WeightAverage(model, decay=decay, device=torch.device("cpu"))
-    average.engine = SimpleNamespace(module=model.to(dtype))
-    return average, average.engine.module
+    return average, model.to(dtype)
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])

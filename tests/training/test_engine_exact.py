@@ -130,8 +130,8 @@ def test_what_the_recipe_decides_is_not_taken_from_the_json(ranks, tmp_path):
 def engine_that_does_something_else(path):
     """make_engine, where DeepSpeed reads one value differently from us."""
     from mats_ds.config.batch_plan import plan_batch
-    from mats_ds.distributed import ranks as engine_module
     from mats_ds.distributed.ranks import start_distributed
+    from mats_ds.training import engine as engine_module
     from mats_ds.training.engine import make_engine
 
     start_distributed()

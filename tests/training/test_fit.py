@@ -103,22 +103,22 @@ def train(
     stop_saving_after=None,
 ):
     """One run as pretrain.py makes it, on clips from memory. Returns (LossLog, static bytes, plan)."""
-    place = start_distributed()
+    ranks = start_distributed()
     config = {**read_ds_config(CONFIGS / f"{ds_config}.json"), "train_micro_batch_size_per_gpu": micro_batch, **(extra or {})}
-    plan = plan_batch(config, recipe_batch=GLOBAL_BATCH, world_size=place.world_size)
+    plan = plan_batch(config, recipe_batch=GLOBAL_BATCH, world_size=ranks.world_size)
     optim = OptimSection(base_lr=0.05, min_lr=1e-4, warmup_lr=1e-4, steps=20, warmup_steps=3)
     torch.manual_seed(seed)
     model = model_class(
         grid=GRID, width=24, depth=2, heads=3, decoder_width=16, decoder_heads=2, decoder_depth=1, checkpoint_blocks="all"
     )
-    sizes = dict(world_size=place.world_size, global_batch=plan.global_batch, zero_stage=zero_stage_of(config))
-    point = find_resume_point(folder / "checkpoints", **sizes) if resume else None
+    sizes = dict(global_batch=plan.global_batch, zero_stage=zero_stage_of(config))
+    point = find_resume_point(folder / "checkpoints", ranks, **sizes) if resume else None
     engine = make_engine(
         model, parameter_groups(model, optim), config, plan, load_universal=point is not None and point.is_converted
     )
-    first_step = resume_engine(engine, point).step
+    first_step = resume_engine(engine, point, ranks).step
     run = RunInfo(
-        run_dir=str(folder), rank=place.rank, world_size=place.world_size, device="cpu", device_name="CPU", recipe_name="test",
+        run_dir=str(folder), rank=ranks.rank, world_size=ranks.world_size, device="cpu", device_name="CPU", recipe_name="test",
         model_name="test", num_parameters=0, precision="fp32", zero_stage=2, micro_batch=micro_batch,
         accumulation=plan.accumulation, global_batch=plan.global_batch, total_steps=num_steps, steps_per_epoch=2,
         first_step=first_step, learning_rate=0.0, num_tokens=48, kept=14, visible=4, targets=10, forward_macs_per_clip=1,
@@ -127,17 +127,19 @@ def train(
     log = log or LossLog()
     observers = [log, Console(log_steps=2, memory_bytes=lambda: None), Monitor(engine, every_steps=1, memory_bytes=lambda: None)]
     if folder is not None:
-        kept = dict(keep=keep, keep_every_steps=keep_every, resumed_from=None if point is None else point.found.tag)
+        kept = dict(keep=keep, keep_every_steps=keep_every, resumed_from=None if point is None else point.checkpoint.tag)
         with contextlib.suppress(OSError):  # one that cannot be made is a test of its own
             folder.mkdir(parents=True, exist_ok=True)
-        saver = CheckpointSaver(engine, folder / "checkpoints", recipe="name: test", global_batch=plan.global_batch, **kept)
+        saver = CheckpointSaver(
+            engine, folder / "checkpoints", ranks, recipe="name: test", global_batch=plan.global_batch, **kept
+        )
         if stop_saving_after is not None:
             begin = saver.begin
             saver.begin = lambda step, extra: begin(step, extra) if step <= stop_saving_after else None
         observers.append(Checkpointer(saver, every_steps=checkpoint_steps))
     fit(
         engine,
-        endless_batches(plan, place.rank, first_step, bad_at),
+        endless_batches(plan, ranks.rank, first_step, bad_at),
         run=run,
         learning_rate=make_schedule(optim, steps_per_epoch=2, learning_rate_scale=plan.learning_rate_scale).learning_rate,
         loss_of=lambda engine, batch: engine(batch.frames_BTHWC, batch.seed_B),

@@ -13,8 +13,8 @@ from pathlib import Path
 
 import pytest
 
-from mats_ds.core import run_dir
 from mats_ds.core.storage.folder_lock import hold_folder, release_all_folders
+from mats_ds.training import run_folder
 from mats_ds.training.own_folder import check_run_folder, find_newest_run
 from mats_ds.training.run_folder import _choose, parse_out
 
@@ -267,6 +267,6 @@ def test_where_a_clock_was_wrong_the_newest_run_is_not_guessed(tmp_path):
 
 
 def test_runs_of_the_same_second_get_folders_of_their_own(tmp_path, monkeypatch):
-    monkeypatch.setattr(run_dir, "RUNS", tmp_path / "runs")
-    names = [run_dir.make_new_folder(run_dir.RUNS, "ssv2-20260101-000000").name for _ in range(3)]
+    monkeypatch.setattr(run_folder, "RUNS", tmp_path / "runs")
+    names = [run_folder.make_new_folder(run_folder.RUNS, "ssv2-20260101-000000").name for _ in range(3)]
     assert names == ["ssv2-20260101-000000", "ssv2-20260101-000000-2", "ssv2-20260101-000000-3"]

@@ -10,8 +10,7 @@ from mats_ds.training.run_folder import choose_run_folder, name_changes, write_i
 def choose(out):
     from mats_ds.distributed.ranks import start_distributed
 
-    start_distributed()
-    return choose_run_folder(out, recipe_name="test", task="pretrain", resume=False)
+    return choose_run_folder(out, start_distributed(), recipe_name="test", task="pretrain", resume=False)
 
 
 def test_a_folder_that_cannot_be_written_is_one_error_on_all_ranks(ranks, tmp_path):

@@ -67,8 +67,9 @@ def enter(folder):
 def pretrain(arguments, hurt=None, hurt_rank=0):
     """(exit status, what was said) of one rank; `hurt(folder)` happens on rank `hurt_rank` in step HURT_AT."""
     from mats_ds import pretrain as script
+    from mats_ds.training import run as training_run
 
-    true_fit, folder = script.fit, Path(arguments[arguments.index("--out") + 1])
+    true_fit, folder = training_run.fit, Path(arguments[arguments.index("--out") + 1])
 
     def fit(engine, batches, *, run, **rest):
         def watched():
@@ -79,7 +80,7 @@ def pretrain(arguments, hurt=None, hurt_rank=0):
 
         true_fit(engine, watched() if hurt else batches, run=run, **rest)
 
-    script.fit = fit
+    training_run.fit = fit
     terminal = io.StringIO()
     with contextlib.redirect_stderr(terminal):
         status = script.main(arguments)

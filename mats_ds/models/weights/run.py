@@ -19,7 +19,17 @@ from pydantic import ValidationError
 from mats_ds.config.finetune_recipe import FinetuneRecipe
 from mats_ds.config.load import load_recipe
 from mats_ds.config.recipe import Recipe
-from mats_ds.core.checkpoint_files import COMPLETE, is_checkpoint, list_checkpoints, read_complete, what_is_wrong_with
+from mats_ds.core.checkpoint_files import (
+    AVERAGE_KEY,
+    CHECKPOINTS,
+    COMPLETE,
+    SPEC_KEY,
+    WEIGHT_FILE,
+    find_file_damage,
+    is_checkpoint,
+    list_checkpoints,
+    read_complete,
+)
 from mats_ds.core.storage.documents import MAX_YAML_BYTES, parse_json, parse_yaml
 from mats_ds.core.storage.files import read_text
 from mats_ds.core.text import Lines
@@ -29,15 +39,11 @@ from mats_ds.models.weights.model_weights import Weights, as_float32, measure
 from mats_ds.models.weights.native import SUFFIX, load_weights
 from mats_ds.models.weights.origin import BEST_FILE, WEIGHTS_FROM, Origin, origin_of
 
-WEIGHT_FILE = "mp_rank_00_model_states.pt"
-SPEC_KEY = "model_spec"  # JSON of a ModelSpec, where the run stored one
-AVERAGE_KEY = "ema"  # the running average of the weights, where the run keeps one
-
 
 def find_steps(path: str | Path) -> list[Path]:
     """The finished checkpoints of a run folder, of its `checkpoints` folder, or the one that `path` itself is; newest first."""
     path = Path(path)
-    folder = path / "checkpoints" if (path / "checkpoints").is_dir() else path
+    folder = path / CHECKPOINTS if (path / CHECKPOINTS).is_dir() else path
     steps = [step for step in list_checkpoints(folder) if is_checkpoint(step)]
     return steps or ([path] if is_checkpoint(path) else [])
 
@@ -70,7 +76,7 @@ def find_best(path: Path) -> Path | None:
     path = path.resolve()
     if is_checkpoint(path):
         path = path.parent
-    folder = path.parent if path.name == "checkpoints" else path
+    folder = path.parent if path.name == CHECKPOINTS else path
     return folder / BEST_FILE if (folder / BEST_FILE).is_file() else None
 
 
@@ -97,7 +103,7 @@ def what_is_wrong(step: Path) -> str | None:
         return f"{COMPLETE} cannot be read: {error}"
     if WEIGHT_FILE not in files:
         return f"it has no {WEIGHT_FILE}: ZeRO-3 keeps weights in parts; merge them with checkpoints/zero_to_fp32.py"
-    return what_is_wrong_with(step, files[WEIGHT_FILE])
+    return find_file_damage(step, files[WEIGHT_FILE])
 
 
 def read_step(step: Path, notes: list[str], weights_from: str) -> Weights:

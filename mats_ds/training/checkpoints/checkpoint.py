@@ -1,7 +1,7 @@
-"""Checkpoints on disk: whole or passed over. What DeepSpeed's own `latest` does not check is checked here, by sums.
+"""Checkpoints on disk: complete or skipped. What DeepSpeed's own `latest` does not check is checked here, by checksums.
 
-`core/checkpoint_files.py` says what a checkpoint is; `saving.py` writes them, `pruning.py` lets the old ones go, and
-`resuming.py` loads them into an engine. This file needs neither an engine nor ranks.
+`core/checkpoint_files.py` says what a checkpoint is; `saver.py` writes them, `pruning.py` deletes the old ones, and
+`resume.py` loads them into an engine. This file needs neither an engine nor ranks.
 """
 
 from __future__ import annotations
@@ -23,12 +23,9 @@ from mats_ds.core.checkpoint_files import (
     is_checkpoint,
     list_checkpoints,
     name_lookalikes,
-    what_is_broken,
 )
 from mats_ds.core.storage.files import hash_stream, open_regular, sync_to_disk, write_json, write_text
 from mats_ds.training.checkpoints.removal import foreign_names, new_part_name, remove_part
-
-__all__ = ["FileSum", "Found", "find_checkpoint", "publish", "seal", "what_is_broken"]
 
 logger = logging.getLogger(__name__)
 
@@ -36,8 +33,8 @@ SHOWN_NAMES = 5
 
 
 @dataclass(frozen=True)
-class Found:
-    """A whole checkpoint on disk. `zero_stage` and `global_batch` are None in those of version 0.1."""
+class Checkpoint:
+    """A complete checkpoint on disk. `zero_stage` and `global_batch` are None in those of version 0.1."""
 
     folder: Path
     tag: str
@@ -58,7 +55,7 @@ def seal(
 
     known: files whose writers have synced and hashed them already. facts: more keys of complete.json.
     """
-    sums = {each.name: each for each in known}
+    sums = {file_sum.name: file_sum for file_sum in known}
     for file in sorted(path for path in part.rglob("*") if path.is_file()):
         name = str(file.relative_to(part))
         if name in sums and sums[name].num_bytes == file.stat().st_size:
@@ -67,7 +64,7 @@ def seal(
             digest = hash_stream(stream)
             os.fsync(stream.fileno())
         sums[name] = FileSum(name, file.stat().st_size, digest)
-    files = {each.name: {"bytes": each.num_bytes, "sha256": each.sha256} for each in sums.values()}
+    files = {name: {"bytes": file_sum.num_bytes, "sha256": file_sum.sha256} for name, file_sum in sums.items()}
     content = {"format_version": FORMAT_VERSION, "step": step, "world_size": world_size, **(facts or {}), "files": files}
     write_json(part / COMPLETE, content, durable=True)
 
@@ -75,7 +72,7 @@ def seal(
 def publish(part: Path, folder: Path, tag: str) -> None:
     """A sealed folder becomes the checkpoint `tag`, and the latest one.
 
-    A broken checkpoint of that name goes; anything else of that name is the user's and gets another one, with a warning. Raises
+    A damaged checkpoint of that name is deleted; anything else of that name is the user's and is renamed, with a warning. Raises
     OSError where the folder cannot be renamed; after that the checkpoint counts, whatever becomes of `latest`.
     """
     target, old = folder / tag, None
@@ -106,11 +103,11 @@ def _move_aside(target: Path) -> Path | None:
     return None
 
 
-def find_checkpoint(folder: Path) -> Found | None:
-    """The newest whole checkpoint of a folder (`checkpoints/`, or one checkpoint itself); None if there is none at all.
+def find_checkpoint(folder: Path) -> Checkpoint | None:
+    """The newest complete checkpoint of a folder (`checkpoints/`, or one checkpoint itself); None if there is none at all.
 
-    Broken ones are passed over with a warning, and so are copies and links. Raises ValueError when there are checkpoints but all
-    of them are broken.
+    Damaged ones are skipped with a warning, and so are copies and links. Raises ValueError when there are checkpoints but all
+    of them are damaged.
     """
     candidates = list_checkpoints(folder) or ([folder] if is_checkpoint(folder) else [])
     for name in name_lookalikes(folder)[:SHOWN_NAMES]:
@@ -120,10 +117,10 @@ def find_checkpoint(folder: Path) -> Found | None:
         if verdict.complete is not None:
             complete = verdict.complete
             sizes = dict(zero_stage=complete.zero_stage, global_batch=complete.global_batch)
-            return Found(candidate.parent, candidate.name, complete.step, complete.world_size, **sizes)
-        logger.warning("checkpoint %s is passed over: %s", candidate, verdict.problem)
+            return Checkpoint(candidate.parent, candidate.name, complete.step, complete.world_size, **sizes)
+        logger.warning("checkpoint %s is skipped: %s", candidate, verdict.problem)
     if candidates:
         raise ValueError(
-            f"none of the {len(candidates)} checkpoints in {folder} is whole: start with another --out, or remove them"
+            f"none of the {len(candidates)} checkpoints in {folder} is complete: start with another --out, or remove them"
         )
     return None

@@ -1,4 +1,4 @@
-"""The folder beside the checkpoints in which one of them is divided anew for another number of ranks, for the time of a start.
+"""The folder beside the checkpoints that holds one of them re-sharded for another number of ranks, while a run starts.
 
 It bears a mark, and a name that nothing else has; what a killed start left is known by the mark, and deleted by the next start.
 """

@@ -1,7 +1,7 @@
-"""Which checkpoints may go. A whole one goes only where a newer whole one is on disk, and the one resumed from never does.
+"""Delete old checkpoints. A complete one goes only where a newer complete one is on disk, and the one resumed from never does.
 
-Whether one is whole is known of those that this process has published; of the others, every file is hashed once, and only if
-what may go depends on it. Broken ones count for nothing: they go when a newer whole one is there, and stay otherwise.
+Those that this process has published are known to be complete; of the others, every file is hashed once, and only if what may
+go depends on it. Damaged ones count for nothing: they go when a newer complete one is there, and stay otherwise.
 """
 
 from __future__ import annotations
@@ -10,7 +10,6 @@ import logging
 import os
 import shutil
 import time
-from collections.abc import Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -30,7 +29,8 @@ POLL_SECONDS = 0.1
 class CheckpointFolder:
     """The folder `checkpoints/` of a run, as its one writer knows it.
 
-    The newest `keep` whole checkpoints stay, those at multiples of `keep_every_steps` (0: none), and those named in `protected`.
+    The newest `keep` complete checkpoints stay, those at multiples of `keep_every_steps` (0: none), and those
+    named in `protected`.
     """
 
     path: Path
@@ -41,7 +41,8 @@ class CheckpointFolder:
 
     def publish(self, part: Path, tag: str) -> None:
         """A sealed folder becomes the checkpoint `tag`, and older ones that need not stay go. Raises OSError where it could not
-        be renamed; what comes after that is told in a warning, as the checkpoint is saved."""
+        be renamed; a fault after that is a warning, as the checkpoint is saved.
+        """
         publish(part, self.path, tag)
         try:
             self._hashed[_state_of(self.path / tag)] = Verdict(None)
@@ -50,7 +51,8 @@ class CheckpointFolder:
             logger.warning("%s is saved, and older checkpoints stay: %s", self.path / tag, error)
 
     def prune(self, *, newest: str | None = None) -> None:
-        """Remove the whole checkpoints beyond the newest `keep`, broken ones before a whole one, and what unfinished saves left.
+        """Remove the complete checkpoints beyond the newest `keep`, damaged ones older than a complete one, and the
+        rest of unfinished saves.
 
         newest: one that was just published, which stays whatever number it has.
         """
@@ -59,9 +61,9 @@ class CheckpointFolder:
         remove_unfinished(self.path)
 
     def make_room(self, num_bytes: int, *, replaced: str | None = None) -> None:
-        """See to it that `num_bytes` are free, at the cost of the oldest whole checkpoints but one if need be.
+        """Make sure that `num_bytes` are free: delete the oldest complete checkpoints, but never the last one, if need be.
 
-        replaced: the name of the checkpoint that is to be written; a broken one of that name may go first.
+        replaced: the name of the checkpoint that is to be written; a damaged one of that name may go first.
         Raises OSError with the numbers, before anything is removed, where that does not make enough room.
         """
         remove_unfinished(self.path)
@@ -95,21 +97,21 @@ class CheckpointFolder:
     def _find_unneeded(self, newest: str | None) -> list[Path]:
         """What `prune` removes, oldest first."""
         needed = self._needed() | {newest}
-        num_whole, unneeded = 0, []
+        num_complete, unneeded = 0, []
         for checkpoint in list_checkpoints(self.path):
-            if num_whole >= self.keep:  # so whether this one is whole does not matter
+            if num_complete >= self.keep:  # so whether this one is complete does not matter
                 verdict = examine(checkpoint, with_sums=False)
                 is_over = verdict.problem is None or verdict.is_certain
             else:
                 verdict = self._examine(checkpoint)
-                num_whole += verdict.problem is None
-                is_over = verdict.problem is not None and verdict.is_certain and num_whole > 0
+                num_complete += verdict.problem is None
+                is_over = verdict.problem is not None and verdict.is_certain and num_complete > 0
             if is_over and checkpoint.name not in needed and not self._is_for_good(checkpoint, verdict):
                 unneeded.append(checkpoint)
         return unneeded[::-1]
 
     def _find_expendable(self, replaced: str | None) -> list[Path]:
-        """What `make_room` may remove, in this order: nothing that is needed, and not the newest whole one."""
+        """What `make_room` may remove, in this order: nothing that is needed, and not the newest complete one."""
         needed, older, first = self._needed(), [], []
         has_newer = False
         for checkpoint in list_checkpoints(self.path):
@@ -146,11 +148,6 @@ class CheckpointFolder:
         if state not in self._hashed:
             self._hashed[state] = examine(checkpoint)
         return self._hashed[state]
-
-
-def prune(folder: Path, *, keep: int, keep_every_steps: int = 0, protected: Iterable[str] = ()) -> None:
-    """`CheckpointFolder.prune` of a folder of which nothing is known yet."""
-    CheckpointFolder(folder, keep=keep, keep_every_steps=keep_every_steps, protected=frozenset(protected)).prune()
 
 
 def free_bytes(folder: Path) -> int:

@@ -1,7 +1,7 @@
 """Delete checkpoints and what unfinished saves left behind: file by file, and only what a save has written.
 
 A folder that holds anything else (a note, a link, converted weights) stays as it is: that is somebody's own, whatever the folder
-is called. A checkpoint first loses its name, so that a kill in the middle leaves no half of one under the name of a whole one.
+is called. A checkpoint first loses its name, so that a kill in the middle leaves no part of one under the name of a complete one.
 """
 
 from __future__ import annotations
@@ -36,8 +36,8 @@ def foreign_names(folder: Path) -> list[str]:
     except (OSError, ValueError):
         listed = set()
     parents = {str(parent) for name in listed for parent in Path(name).parents}
-    found: list[str] = []
-    for root, folders, files in os.walk(folder, onerror=lambda error: found.append(os.path.relpath(error.filename, folder))):
+    foreign: list[str] = []
+    for root, folders, files in os.walk(folder, onerror=lambda error: foreign.append(os.path.relpath(error.filename, folder))):
         for name in [*folders, *files]:
             path = Path(root, name)
             relative, mode = str(path.relative_to(folder)), path.lstat().st_mode
@@ -46,8 +46,8 @@ def foreign_names(folder: Path) -> list[str]:
             else:
                 is_ours = stat.S_ISREG(mode) and (relative in listed or _is_written_by_save(relative))
             if not is_ours:
-                found.append(relative)
-    return sorted(found)
+                foreign.append(relative)
+    return sorted(foreign)
 
 
 def removable_bytes(checkpoint: Path) -> int:

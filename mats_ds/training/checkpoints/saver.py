@@ -1,8 +1,8 @@
 """Save an engine while it trains on: copied to the host at once, written by a thread, published when all ranks are done.
 
 DeepSpeed decides what is saved; its writer is replaced by one that copies, queues and never raises in between collectives: a
-disk that fills up on one rank would otherwise leave the others waiting. Every method that is said to be called by all ranks
-ends in the same way on all of them.
+disk that fills up on one rank would otherwise leave the others waiting. Every method that all ranks call ends in the
+same way on all of them.
 """
 
 from __future__ import annotations
@@ -20,7 +20,9 @@ import torch
 import torch.distributed as dist
 
 from mats_ds.core.checkpoint_files import FileSum, name_of_step
+from mats_ds.distributed.collectives import ask_first, gather_on_all
 from mats_ds.distributed.exits import TrainingStopped
+from mats_ds.distributed.ranks import RankInfo
 from mats_ds.training.checkpoints.checkpoint import seal
 from mats_ds.training.checkpoints.pruning import GIBIBYTE, CheckpointFolder, check_names, free_bytes
 from mats_ds.training.checkpoints.removal import new_part_name, remove_part
@@ -47,6 +49,7 @@ class CheckpointSaver:
 
     engine: Any
     folder: Path
+    ranks: RankInfo
     recipe: str
     global_batch: int
     keep: int
@@ -65,7 +68,7 @@ class CheckpointSaver:
         """
         num_bytes = checkpoint_bytes(self.engine, extra)
         self._make_room(num_bytes)
-        if dist.get_rank() == 0:
+        if self.ranks.rank == 0:
             missing = self.keep + 1 - self._on_disk.count()
             free = free_bytes(self.folder)
             if free < missing * num_bytes:
@@ -84,7 +87,7 @@ class CheckpointSaver:
         tag = name_of_step(step)
         self._make_room(checkpoint_bytes(self.engine, extra), tag)
         part = self._on_first(lambda: _make_part(self.folder, tag), f"no folder for the checkpoint of step {step}")
-        state = {"step": step, "world_size": dist.get_world_size(), "recipe": self.recipe, **UNIVERSAL_INFO, **extra}
+        state = {"step": step, "world_size": self.ranks.world_size, "recipe": self.recipe, **UNIVERSAL_INFO, **extra}
         writer = _BackgroundWriter(self.engine.checkpoint_engine, part, self._thread)
         self.engine.checkpoint_engine = writer
         copy_scripts = self.engine._copy_recovery_script
@@ -114,19 +117,18 @@ class CheckpointSaver:
         if pending is None:
             return
         sums, problem = _collect(pending.files)
-        parts: list[Any] = [None] * dist.get_world_size()
-        dist.all_gather_object(parts, (sums, problem))
+        parts = gather_on_all((sums, problem), self.ranks)
         problems = [f"rank {rank}: {problem}" for rank, (_, problem) in enumerate(parts) if problem]
         what = f"the checkpoint of step {pending.step} could not be written to {self.folder}"
         if problems:
             self._on_first(lambda: remove_part(pending.part), what)
             raise TrainingStopped(_explain(what, "; ".join(problems)))
-        known = [each for sums, _ in parts for each in sums]
+        known = [file_sum for sums, _ in parts for file_sum in sums]
         self._on_first(lambda: self._publish(pending, known), what)
 
     def _publish(self, pending: _Pending, known: list[FileSum]) -> None:
         facts = {"zero_stage": self.engine.zero_optimization_stage(), "global_batch": self.global_batch}
-        seal(pending.part, step=pending.step, world_size=dist.get_world_size(), facts=facts, known=known)
+        seal(pending.part, step=pending.step, world_size=self.ranks.world_size, facts=facts, known=known)
         self._on_disk.publish(pending.part, pending.tag)
 
     def _make_room(self, num_bytes: int, tag: str | None = None) -> None:
@@ -134,24 +136,21 @@ class CheckpointSaver:
 
         def make() -> None:
             self.folder.mkdir(exist_ok=True)  # not a run folder that somebody took away
-            check_names(self.folder, FILES_OF_RANK * dist.get_world_size() + FILES_BESIDE)
+            check_names(self.folder, FILES_OF_RANK * self.ranks.world_size + FILES_BESIDE)
             self._on_disk.make_room(num_bytes, replaced=tag)
 
         self._on_first(make, f"no room for a checkpoint in {self.folder}")
 
     def _on_first(self, work: Callable[[], T], what: str) -> T:
         """Rank 0 does it, and every rank gets what it returns, or raises TrainingStopped where it failed."""
-        answer: list[Any] = [None, None]
-        if dist.get_rank() == 0:
+
+        def attempt() -> T:
             try:
-                answer = [work(), None]
+                return work()
             except (OSError, ValueError) as error:
-                answer = [None, _explain(what, str(error))]
-        dist.broadcast_object_list(answer, src=0)
-        result, problem = answer
-        if problem is not None:
-            raise TrainingStopped(problem)
-        return result
+                raise TrainingStopped(_explain(what, str(error))) from error
+
+        return ask_first(attempt, self.ranks)
 
 
 @dataclass(frozen=True)

@@ -1,4 +1,4 @@
-"""Checkpoint files of DeepSpeed, read without running code that is in them, and looked over before a run goes on from them.
+"""Checkpoint files of DeepSpeed, read without running code that is in them, and checked before a run goes on from them.
 
 DeepSpeed 0.19 reads and converts them with `torch.load(weights_only=False)`, which torch's own switch
 TORCH_FORCE_WEIGHTS_ONLY_LOAD overrides. Measured on 2 ranks, ZeRO 0 to 3, fp32 and bf16, with and
@@ -142,7 +142,7 @@ def _as_list(value: Any) -> list[Any]:
     return list(value) if isinstance(value, (list, tuple)) else [value]
 
 
-def describe_strangers(paths: Iterable[Path]) -> str | None:
+def describe_other_owners(paths: Iterable[Path]) -> str | None:
     """The users other than this one that own some of the paths, such as "ada (uid 1001)"; None where all are this user's own, and
     where the system knows no users.
     """

@@ -1,4 +1,4 @@
-"""Checkpoints are whole or passed over."""
+"""Checkpoints are complete or skipped."""
 
 from __future__ import annotations
 
@@ -7,7 +7,8 @@ import shutil
 
 import pytest
 
-from mats_ds.training.checkpoints.checkpoint import find_checkpoint, publish, seal, what_is_broken
+from mats_ds.core.checkpoint_files import find_damage
+from mats_ds.training.checkpoints.checkpoint import find_checkpoint, publish, seal
 from tests.training.checkpoint_content import content_of, names, rewrite, tear, write_checkpoint, write_part
 from tests.training.kills import Killed, Killer
 
@@ -22,7 +23,7 @@ def make_checkpoint(folder, step, *, world_size=2):
 
 
 def test_a_sealed_folder_is_whole(tmp_path):
-    assert what_is_broken(make_checkpoint(tmp_path, 5)) is None
+    assert find_damage(make_checkpoint(tmp_path, 5)) is None
 
 
 def damage_truncate(path):
@@ -130,10 +131,10 @@ def test_latest_never_dangles_and_half_a_checkpoint_never_has_a_name(tmp_path, m
             except Killed:
                 pass
         for path in folder.glob("step-*"):
-            assert what_is_broken(path) is None or before == "torn"
+            assert find_damage(path) is None or before == "torn"
         if (folder / "latest").exists():
             latest = (folder / "latest").read_text()
-            assert what_is_broken(folder / latest) is None and latest in ("step-00000004", "step-00000007")
+            assert find_damage(folder / latest) is None and latest in ("step-00000004", "step-00000007")
         assert before == "none" or find_checkpoint(folder).step in (4, 7)
         publish_again(folder, 9)
         assert find_checkpoint(folder).step == 9 and (folder / "latest").read_text() == "step-00000009"

@@ -9,10 +9,10 @@ import subprocess
 import pytest
 
 from mats_ds.core import checkpoint_files
-from mats_ds.core.checkpoint_files import what_is_broken
+from mats_ds.core.checkpoint_files import find_damage
 from mats_ds.training.checkpoints import pruning
 from mats_ds.training.checkpoints.checkpoint import find_checkpoint
-from mats_ds.training.checkpoints.pruning import CheckpointFolder, check_names, free_bytes, prune
+from mats_ds.training.checkpoints.pruning import CheckpointFolder, check_names, free_bytes
 from mats_ds.training.checkpoints.removal import removable_bytes
 from tests.training.checkpoint_content import content_of, names, rewrite, tear, write_checkpoint, write_part
 
@@ -31,7 +31,7 @@ def test_the_newest_ones_are_kept_and_unfinished_ones_removed(tmp_path):
     for step in (5, 10, 15, 20):
         write_checkpoint(tmp_path, step)
     (tmp_path / ".step-00000025.part").mkdir()
-    prune(tmp_path, keep=2)
+    CheckpointFolder(tmp_path, keep=2).prune()
     assert names(tmp_path) == ["step-00000015", "step-00000020"]
 
 
@@ -39,7 +39,7 @@ def test_every_so_many_steps_one_stays(tmp_path):
     for step in (3, 4, 6, 8, 9, 10, 12):
         write_checkpoint(tmp_path, step)
     tear(tmp_path / "step-00000009")  # and a torn one is none
-    prune(tmp_path, keep=2, keep_every_steps=3)
+    CheckpointFolder(tmp_path, keep=2, keep_every_steps=3).prune()
     assert steps(tmp_path) == [3, 6, 10, 12]
 
 
@@ -49,7 +49,7 @@ def test_torn_ones_do_not_count_as_kept(tmp_path, how):
     for step in (3, 5):
         write_checkpoint(tmp_path, step)
     tear(write_checkpoint(tmp_path, 10), how)
-    prune(tmp_path, keep=1)
+    CheckpointFolder(tmp_path, keep=1).prune()
     assert steps(tmp_path) == [5, 10]
     on_disk = CheckpointFolder(tmp_path, keep=1)
     save(on_disk, 9)
@@ -88,7 +88,7 @@ def test_one_that_only_a_newer_version_reads_is_not_broken(tmp_path):
     rewrite(write_checkpoint(tmp_path, 1), format_version=2)
     for step in (2, 3):
         write_checkpoint(tmp_path, step)
-    prune(tmp_path, keep=1)
+    CheckpointFolder(tmp_path, keep=1).prune()
     assert steps(tmp_path) == [1, 3]
 
 
@@ -97,7 +97,7 @@ def test_a_copy_under_the_name_of_another_step_is_the_users(tmp_path):
     for step in (3, 5):
         write_checkpoint(tmp_path, step)
     kept = content_of(tmp_path / "step-00000002")
-    prune(tmp_path, keep=1)
+    CheckpointFolder(tmp_path, keep=1).prune()
     save(CheckpointFolder(tmp_path, keep=1), 2)
     assert content_of(tmp_path / "step-00000002.kept-1") == kept
 
@@ -113,8 +113,8 @@ def test_one_that_cannot_be_read_now_may_be_whole(tmp_path, monkeypatch):
         return plain(path, **rest)
 
     monkeypatch.setattr(checkpoint_files, "open_regular", fail)
-    assert "Input/output error" in what_is_broken(tmp_path / "step-00000002")
-    prune(tmp_path, keep=2)
+    assert "Input/output error" in find_damage(tmp_path / "step-00000002")
+    CheckpointFolder(tmp_path, keep=2).prune()
     assert steps(tmp_path) == [1, 2, 3]
 
 
@@ -124,7 +124,7 @@ def test_files_of_the_user_in_a_checkpoint_make_it_stay(tmp_path, caplog):
     (tmp_path / "step-00000001" / "pytorch_model.bin").write_text("merged")
     (tmp_path / "step-00000002" / "link").symlink_to(tmp_path)
     kept = content_of(tmp_path)
-    prune(tmp_path, keep=1)
+    CheckpointFolder(tmp_path, keep=1).prune()
     assert content_of(tmp_path) == kept and "'pytorch_model.bin'" in caplog.text and "'link'" in caplog.text
 
 

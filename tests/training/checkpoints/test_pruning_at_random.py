@@ -11,7 +11,7 @@ import shutil
 
 import pytest
 
-from mats_ds.core.checkpoint_files import what_is_broken
+from mats_ds.core.checkpoint_files import find_damage
 from mats_ds.training.checkpoints import pruning
 from mats_ds.training.checkpoints.checkpoint import find_checkpoint
 from mats_ds.training.checkpoints.pruning import CheckpointFolder
@@ -55,13 +55,13 @@ def make_folder(folder, chance):
     if chance.random() < 0.5:
         (part / "mine.txt").write_text("mine")
         foreign.append(part.name)
-    whole = [step for step in numbers if what_is_broken(folder / f"step-{step:08d}") is None]
+    whole = [step for step in numbers if find_damage(folder / f"step-{step:08d}") is None]
     return [*foreign, name], max(whole, default=None)
 
 
 def whole_steps(folder):
     found = [path for path in folder.iterdir() if re.fullmatch("step-[0-9]{8}", path.name)]
-    return {int(path.name[5:]) for path in found if not path.is_symlink() and path.is_dir() and what_is_broken(path) is None}
+    return {int(path.name[5:]) for path in found if not path.is_symlink() and path.is_dir() and find_damage(path) is None}
 
 
 def check(folder, foreign, before, resumed):

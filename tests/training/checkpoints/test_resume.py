@@ -37,7 +37,7 @@ def test_what_deepspeed_cannot_convert_is_one_line_and_leaves_nothing(tmp_path, 
 
     save_foreign(tmp_path / "step-00000005", weights=weights, states=states)
     kept, found = content_of(tmp_path), find_checkpoint(tmp_path)
-    words = r"step-00000005 (is not as DeepSpeed writes|could not be divided anew: .*--num_gpus 2)"
+    words = r"step-00000005 (is not as DeepSpeed writes|could not be re-sharded: .*--num_gpus 2)"
     with pytest.raises(ValueError, match=words) as refusal:
         convert(found)
     assert "\n" not in str(refusal.value) and content_of(tmp_path) == kept
@@ -45,14 +45,15 @@ def test_what_deepspeed_cannot_convert_is_one_line_and_leaves_nothing(tmp_path, 
 
 def test_the_one_resumed_from_is_known_to_what_prunes(tmp_path):
     from mats_ds.training.checkpoints.resume import ResumePoint
-    from mats_ds.training.start import make_saver
+    from mats_ds.training.run import RunOptions, TrainingRun
 
     write_checkpoint(tmp_path / "checkpoints", 5)
-    start = SimpleNamespace(folder=tmp_path, plan=SimpleNamespace(global_batch=16), point=None)
     recipe = load_recipe("tiny", ["run.keep_checkpoints=1"])
-    assert make_saver(None, recipe, start).resumed_from is None
-    start.point = ResumePoint(find_checkpoint(tmp_path / "checkpoints"))
-    assert make_saver(None, recipe, start).resumed_from == "step-00000005"
+    point = ResumePoint(find_checkpoint(tmp_path / "checkpoints"))
+    ranks, plan = SimpleNamespace(rank=0, world_size=1), SimpleNamespace(global_batch=16)
+    for known, tag in ((None, None), (point, "step-00000005")):
+        run = TrainingRun("pretrain", recipe, RunOptions("x.json"), ranks, plan, tmp_path, {}, known)
+        assert run.make_saver().resumed_from == tag
 
 
 def test_a_checkpoint_that_holds_another_step_than_it_says_is_refused(tmp_path):
@@ -63,4 +64,4 @@ def test_a_checkpoint_that_holds_another_step_than_it_says_is_refused(tmp_path):
         optimizer=SimpleNamespace(param_groups=[]), load_checkpoint=lambda folder, tag: (folder, {"step": 5})
     )
     with pytest.raises(ValueError, match="step-00000009 holds another step than it says, 5"):
-        resume(engine, ResumePoint(find_checkpoint(tmp_path)))
+        resume(engine, ResumePoint(find_checkpoint(tmp_path)), SimpleNamespace(rank=0, world_size=1))

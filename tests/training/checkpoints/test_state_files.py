@@ -14,12 +14,12 @@ import pytest
 import torch
 
 from mats_ds.training.checkpoints.checkpoint import find_checkpoint
-from mats_ds.training.checkpoints.resume import ResumePoint, convert, find_resume_point, resume, warn_of_strangers
+from mats_ds.training.checkpoints.resume import ResumePoint, convert, find_resume_point, resume, warn_of_other_owners
 from mats_ds.training.checkpoints.state_files import (
     FORCE,
     FORCE_NOT,
     check_state_files,
-    describe_strangers,
+    describe_other_owners,
     name_user,
     without_code,
 )
@@ -173,27 +173,27 @@ def try_all_ways(folder, marker):
     from mats_ds.training.engine import make_engine
     from tests.training.test_fit import CONFIGS, GRID
 
-    start_distributed()
+    ranks = start_distributed()
     config = read_ds_config(CONFIGS / "zero2_tiny.json")
     plan = plan_batch(config, recipe_batch=2, world_size=1)
     model = MaskedAutoencoder(grid=GRID, width=24, depth=1, heads=3, decoder_width=16, decoder_heads=2, decoder_depth=1)
     engine = make_engine(model, [{"params": list(model.parameters())}], config, plan)
     engine.backward(engine(torch.randint(0, 256, (2, 4, 16, 24, 3), dtype=torch.uint8), torch.tensor([1, 2])))
     engine.step()
-    saver = CheckpointSaver(engine, folder / "sound", recipe="", global_batch=2, keep=1)
+    saver = CheckpointSaver(engine, folder / "sound", ranks, recipe="", global_batch=2, keep=1)
     saver.begin(1, {})
     saver.finish()
-    sizes = dict(world_size=1, global_batch=2, zero_stage=2)
-    steps = [resume(engine, find_resume_point(folder / "sound", **sizes)).step]
+    sizes = dict(global_batch=2, zero_stage=2)
+    steps = [resume(engine, find_resume_point(folder / "sound", ranks, **sizes), ranks).step]
     said = {}
     for name in (MODEL, OPTIMIZER):
         shutil.copytree(folder / "sound", folder / name)
         poison(folder / name / "step-00000001" / name, marker)
         found = find_checkpoint(folder / name)
         for way, call in {
-            "check": lambda: find_resume_point(folder / name, **sizes),  # noqa: B023 (called at once)
+            "check": lambda: find_resume_point(folder / name, ranks, **sizes),  # noqa: B023 (called at once)
             "converter": lambda: convert(found),  # noqa: B023
-            "engine": lambda: resume(engine, ResumePoint(found)),  # noqa: B023
+            "engine": lambda: resume(engine, ResumePoint(found), ranks),  # noqa: B023
         }.items():
             try:
                 said[name, way] = f"went on: {call()}"
@@ -219,16 +219,16 @@ def test_a_run_of_another_user_is_named_before_anything_is_loaded(tmp_path, monk
     (step / MODEL).write_bytes(b"")
     found = find_checkpoint(step.parent)
     with caplog.at_level(logging.WARNING):
-        warn_of_strangers(found)
+        warn_of_other_owners(found)
     assert not caplog.records
     own = os.getuid()
     monkeypatch.setattr(os, "getuid", lambda: own + 54321)
     with caplog.at_level(logging.WARNING):
-        warn_of_strangers(found)
+        warn_of_other_owners(found)
     [text] = [record.getMessage() for record in caplog.records]
     assert name_user(own) in text and f"uid {own + 54321}" in text and str(found.path) in text and "trust" in text
     monkeypatch.delattr(os, "getuid")
-    assert describe_strangers([tmp_path]) is None
+    assert describe_other_owners([tmp_path]) is None
 
 
 def test_the_converter_writes_through_no_link(tmp_path):
@@ -236,8 +236,8 @@ def test_the_converter_writes_through_no_link(tmp_path):
     (folder / "step-00000001").mkdir(parents=True)
     (tmp_path / "elsewhere").mkdir()
     (folder / ".universal").symlink_to(tmp_path / "elsewhere")
-    from mats_ds.training.checkpoints.checkpoint import Found
+    from mats_ds.training.checkpoints.checkpoint import Checkpoint
 
-    with pytest.raises(ValueError, match="could not be divided anew"):
-        convert(Found(folder, "step-00000001", 1, 2))
+    with pytest.raises(ValueError, match="could not be re-sharded"):
+        convert(Checkpoint(folder, "step-00000001", 1, 2))
     assert os.listdir(tmp_path / "elsewhere") == []

@@ -1,0 +1,59 @@
+"""The command line of the programs that train: its options, and what every one of them does before and after its own work."""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Callable
+from typing import TypeVar
+
+from mats_ds.config.load import load_recipe
+from mats_ds.config.recipe import Recipe
+from mats_ds.core.cli import run_script
+from mats_ds.distributed.ranks import begin_rank
+from mats_ds.training.run import RunOptions
+
+ADVICE = "make room or mend that disk, then go on with --resume auto"
+R = TypeVar("R", bound=Recipe)
+
+
+def add_run_options(parser: argparse.ArgumentParser, *, default_recipe: str | None) -> None:
+    """The options of a training run; without `default_recipe` a recipe must be named."""
+    default = f" (default: {default_recipe})" if default_recipe else ""
+    parser.add_argument(
+        "--recipe",
+        default=default_recipe,
+        required=default_recipe is None,
+        help=f"YAML file, or a name in mats_ds/recipes{default}",
+    )
+    parser.add_argument("--ds_config", required=True, help="DeepSpeed JSON, for example ds_configs/zero2.json")
+    parser.add_argument("--out", help="run folder (default: runs/RECIPE-DATE-TIME)")
+    parser.add_argument("--resume", choices=["auto"], help="go on from the newest complete checkpoint of the run folder")
+    parser.add_argument("--local_rank", type=int, default=None, help=argparse.SUPPRESS)  # the deepspeed launcher passes it
+    parser.add_argument("overrides", nargs="*", metavar="section.key=value", help="changes to the recipe")
+    parser.add_argument(
+        "--trace", action="store_true", help="write a trace of some steps (torch's profiler, for ui.perfetto.dev) into RUN/traces"
+    )
+    parser.add_argument(
+        "--memory_snapshot",
+        action="store_true",
+        help="write every GPU allocation of some steps (for pytorch.org/memory_viz) into RUN/memory_snapshots",
+    )
+    parser.add_argument("--trace_steps", type=_positive, default=3, metavar="N", help="how many steps (default: %(default)s)")
+
+
+def run_training(train: Callable[[R, RunOptions], None], options: argparse.Namespace, *, schema: type[R] = Recipe) -> int:
+    """The exit status of a training, as `run_script` gives it."""
+
+    def work() -> None:
+        begin_rank()
+        recipe = load_recipe(options.recipe, options.overrides, schema=schema)
+        names = ("ds_config", "out", "trace", "memory_snapshot", "trace_steps")
+        train(recipe, RunOptions(resume=options.resume is not None, **{name: getattr(options, name) for name in names}))
+
+    return run_script(work, advice=ADVICE)
+
+
+def _positive(text: str) -> int:
+    if not text.isdigit() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"expected a number of steps of at least 1, got {text!r}")
+    return int(text)
