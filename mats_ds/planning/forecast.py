@@ -13,7 +13,8 @@ from pathlib import Path
 from statistics import median
 from typing import Any
 
-from mats_ds.core.gpus import MIB, Gpu
+from mats_ds.core.format import MIB
+from mats_ds.core.gpus import Gpu
 from mats_ds.core.run_dir import RUN_FILE, read_run
 from mats_ds.core.storage.files import refuse_wrong_kind
 from mats_ds.metering.device_memory import ACTIVATIONS, CACHE, OUTSIDE

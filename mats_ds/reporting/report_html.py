@@ -12,7 +12,7 @@ from html import escape
 from pathlib import Path
 
 from mats_ds.core.events import PHASES
-from mats_ds.core.format import GIB, count, format_bytes, format_flops, shorten
+from mats_ds.core.format import GIB, format_bytes, format_count, format_flops, shorten
 from mats_ds.core.storage.files import write_text
 from mats_ds.core.text import clean_page
 from mats_ds.reporting.budget import Budget, Check, Verdict
@@ -126,6 +126,7 @@ def _cards(figures: Figures, budget: Budget) -> str:
     why_not = "peak of the card not known, no MFU" if figures.on_gpu else "no MFU on a CPU"
     mfu = why_not if utilization is None else f"{100 * utilization:.1f}% of the peak (MFU)"
     achieved = figures.model_flops_per_second
+    num_steps = format_count(figures.span.num_steps, "step")
     cards = [
         card(
             "Peak memory",
@@ -134,7 +135,7 @@ def _cards(figures: Figures, budget: Budget) -> str:
             share,
         ),
         card("Clips a second", number(figures.clips_per_second), "median of the steps, all ranks together"),
-        card("Step", f"{number(figures.step_seconds)} s", f"{count(figures.span.num_steps, 'step')}, median of the slowest rank"),
+        card("Step", f"{number(figures.step_seconds)} s", f"{num_steps}, median of the slowest rank"),
         card("Waiting for data", f"{100 * waiting:.1f}%", "of the time of a step", waiting),
         card("Loss", number(last), f"from {number(first)}" + (", not always finite" if figures.num_not_finite else "")),
         card("Tokens kept", f"{info.kept} <small>of {info.num_tokens}</small>", describe_tokens(figures).partition(": ")[2]),

@@ -5,7 +5,7 @@ from __future__ import annotations
 import textwrap
 from typing import NamedTuple
 
-from mats_ds.core.format import count, format_bytes, format_flops, format_hours, shorten
+from mats_ds.core.format import format_bytes, format_count, format_flops, format_hours, shorten
 from mats_ds.core.text import clean_line
 from mats_ds.metering.peak_flops import MEASURED
 from mats_ds.reporting.budget import Verdict
@@ -46,7 +46,7 @@ def format_report(figures: Figures, verdict: Verdict) -> str:
 def describe(figures: Figures) -> list[Row]:
     """What the run did and what it cost, one row a subject."""
     info = figures.run.info
-    ranks, clips = count(info.world_size, "rank"), count(info.micro_batch, "clip")
+    ranks, clips = format_count(info.world_size, "rank"), format_count(info.micro_batch, "clip")
     batch = f"{ranks} x {clips} x {info.accumulation} accumulated = {info.global_batch} a step"
     length = f"step {figures.span.last_step} of {info.total_steps}, epoch {_last_epoch(figures)}; {figures.num_clips} clips"
     if figures.hours is not None:
@@ -88,7 +88,7 @@ def describe_loss(figures: Figures) -> str:
         text = f"{first:.4g} -> {last:.4g}" + (f" (means of the first and last {width} steps)" if width > 1 else "")
     if figures.num_not_finite:
         step = min(rank.first_not_finite_step for rank in figures.ranks if rank.first_not_finite_step is not None)
-        text += f"; not finite on {count(figures.num_not_finite, 'step')}, first at step {step}"
+        text += f"; not finite on {format_count(figures.num_not_finite, 'step')}, first at step {step}"
     return text
 
 
@@ -122,9 +122,8 @@ def describe_bad_videos(figures: Figures) -> str:
         return "none"
     named = [f"{shorten(video.path)} ({shorten(video.reason)})" for video in figures.bad_videos[:NUM_LISTED_VIDEOS]]
     more = len(figures.bad_videos) - len(named)
-    text = (
-        f"{count(len(figures.bad_videos), 'video')} unreadable, {count(figures.num_substitutes, 'clip')} replaced by a substitute"
-    )
+    text = f"{format_count(len(figures.bad_videos), 'video')} unreadable, "
+    text += f"{format_count(figures.num_substitutes, 'clip')} replaced by a substitute"
     return f"{text}: {'; '.join(named)}" + (f"; and {more} more in bad_clips.csv" if more > 0 else "")
 
 
@@ -137,11 +136,11 @@ def list_notes(figures: Figures) -> list[str]:
         parts = figures.run.parts[1:]
         firsts = ", ".join(str(part.first_step) for part in parts[-NUM_LISTED_PARTS:])
         firsts = firsts if len(parts) <= NUM_LISTED_PARTS else f"{firsts} (the last of {len(parts)})"
-        again = f"; {count(num_superseded, 'older record')} of steps done again left out" if num_superseded else ""
+        again = f"; {format_count(num_superseded, 'older record')} of steps done again left out" if num_superseded else ""
         notes.append(f"resumed at step {firsts}{again}")
     if num_unreadable:
         named = [text for rank in figures.ranks for text in rank.unreadable][:3]
-        notes.append(f"{count(num_unreadable, 'unreadable line')} left out: {'; '.join(named)}")
+        notes.append(f"{format_count(num_unreadable, 'unreadable line')} left out: {'; '.join(named)}")
     notes += figures.beside.left_out
     if figures.outcome is not None and figures.outcome.advice:
         where = f"; the allocator's state is in {shorten(figures.outcome.snapshot)}" if figures.outcome.snapshot else ""
@@ -174,7 +173,7 @@ def _describe_throughput(figures: Figures) -> str:
     if figures.clips_per_second is None:
         return "not known: no step was timed"
     skipped = figures.span.num_warmup_steps
-    without = f", without the first {count(skipped, 'step')}" if skipped else ""
+    without = f", without the first {format_count(skipped, 'step')}" if skipped else ""
     return f"{figures.clips_per_second:.4g} on all ranks together (median{without})"
 
 
