@@ -49,7 +49,7 @@ from mats_ds.training.optim import make_schedule, parameter_groups
 from mats_ds.training.run_folder import write_inputs
 from mats_ds.training.run_info import announce, describe_run
 from mats_ds.training.start import add_run_options, leave, make_saver, run_command, start_run
-from mats_ds.visualization.picture import draw_reconstruction
+from mats_ds.visualization.render import draw_reconstruction
 
 logger = logging.getLogger("mats_ds")
 

@@ -67,7 +67,8 @@ class Scale:
     def reduced_bytes(self) -> float:
         """Bytes that a GPU sends in the all-reduce of one micro-batch's gradients, in a ring.
 
-        ZeRO-2 of DeepSpeed 0.19 all-reduces full buckets (use_multi_rank_bucket_allreduce) and keeps its part: twice a reduce-scatter.
+        ZeRO-2 of DeepSpeed 0.19 all-reduces full buckets (use_multi_rank_bucket_allreduce) and keeps its part: twice
+        a reduce-scatter.
         """
         return 2 * self._ring_fraction * self.num_parameters * self.zero.element_bytes
 
