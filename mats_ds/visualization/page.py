@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
 BACKGROUND, INK, FAINT = (255, 255, 255), (32, 34, 40), (110, 114, 122)
 TAKEN, NOW = (30, 160, 90), (240, 130, 20)  # borders of the strip
-MARGIN, GAP, GUTTER = 12, 8, 58  # pixels: around everything, between panels, for the times at the left
+MARGIN, GAP, GUTTER = 12, 8, 76  # pixels: around everything, between panels, for "1234.56 s" at the left
 LINE, FONT_SIZE = 22, 14
 PANEL_SIDE = 224  # small panels are enlarged to about this
 THUMBNAIL_SIDE, BORDER = 64, 3
