@@ -68,7 +68,7 @@ def read_plan(run_dir: str | Path) -> Plan | None:
         raise ValueError(f"{path} has schema {show(schema)}, but this version reads up to {PLAN_SCHEMA}: update mats_ds")
     kinds = tree.get("bytes_by_kind", {})
     if not isinstance(kinds, dict) or not all(type(size) is int for size in kinds.values()):
-        raise ValueError(f"{path}: bytes_by_kind maps kinds of memory to whole numbers, got {show(kinds)}")
+        raise ValueError(f"{path}: bytes_by_kind maps kinds of memory to integers, got {show(kinds)}")
     plan = build_from(Plan, tree, path)
     return replace(plan, assumptions=tuple(plan.assumptions))
 
@@ -87,5 +87,5 @@ def read_measured_saved_bytes(run_dir: str | Path) -> int | None:
         return None
     saved_bytes = read_object(path).get("saved_bytes")
     if type(saved_bytes) is not int or not 0 <= saved_bytes <= MAX_BYTES:
-        raise ValueError(f"{path}: saved_bytes is a whole number of bytes, got {show(saved_bytes)}")
+        raise ValueError(f"{path}: saved_bytes is an integer number of bytes, got {show(saved_bytes)}")
     return saved_bytes

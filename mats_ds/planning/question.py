@@ -22,7 +22,7 @@ from mats_ds.planning.forecast import ASSUMED_MFU, KNOWN_CLIPS, LoaderMemory, Ti
 from mats_ds.planning.sweep import loader_on
 from mats_ds.planning.workload import DEFAULT_CLASSES, Workload
 
-FALLBACK_DATA = "k400"  # its number of clips, where nothing tells another
+FALLBACK_DATA = "k400"  # its number of clips, where no other is known
 
 
 @dataclass(frozen=True)

@@ -93,7 +93,7 @@ def sweep(
 def format_sweep(cells: list[Cell], *, micro_batch: int, world_size: int, mfu: float) -> str:
     """The table for a console: one line a size and node, both methods side by side."""
     lines = [
-        f"Per GPU of {world_size}, ZeRO as in the JSON: GB in all at micro-batch {micro_batch} (* does not fit), the largest",
+        f"Per GPU of {world_size}, ZeRO as in the JSON: GB in total at micro-batch {micro_batch} (* does not fit), the largest",
         f"micro-batch that fits, training TFLOPs a clip, minutes for an epoch of {EPOCH_CLIPS} clips at {100 * mfu:.0f}% MFU.",
     ]
     for task in TASKS:

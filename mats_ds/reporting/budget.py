@@ -10,7 +10,7 @@ from dataclasses import dataclass, fields
 from pathlib import Path
 
 from mats_ds.core.format import format_bytes
-from mats_ds.core.limits import MAX_NAME, MAX_RANKS, MAX_WHOLE, show
+from mats_ds.core.limits import MAX_INTEGER, MAX_NAME, MAX_RANKS, show
 from mats_ds.core.run_dir import FINISHED
 from mats_ds.core.storage.documents import parse_strict_json
 
@@ -206,7 +206,7 @@ def _find_mistakes(tree: dict) -> list[str]:
             hint = f"; did you mean {close[0]}?" if close else f"; keys: {names}"
             name = key if key.isprintable() and len(key) < SHOWN_CHARACTERS else show(key)
             mistakes.append(f"{name} is not a key of a budget{hint}")
-    for key, greatest in (("gpus", MAX_RANKS), ("memory_per_gpu_bytes", MAX_WHOLE)):
+    for key, greatest in (("gpus", MAX_RANKS), ("memory_per_gpu_bytes", MAX_INTEGER)):
         value = tree.get(key)
         if type(value) is not int or not 1 <= value <= greatest:
             got = f"got {show(value)}" if key in tree else "it is missing"

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from mats_ds.core.format import format_bytes, format_flops, format_hours, ratio_of
-from mats_ds.metering.device_memory import WORDS, name_kind, on_device
+from mats_ds.metering.device_memory import KIND_NAMES, name_kind, on_device
 from mats_ds.planning.plan_file import Plan, read_measured_saved_bytes
 from mats_ds.reporting.figures import Figures
 
@@ -71,7 +71,7 @@ def _pair(name, planned, measured, words) -> Pair:
 
 
 def _in_order(kinds: dict[str, int]) -> list[str]:
-    order = list(WORDS)
+    order = list(KIND_NAMES)
     unknown = [kind for kind in kinds if kind not in order]  # of an older run: before what is measured
     place = order.index("clips")
     return [kind for kind in (*order[:place], *unknown, *order[place:]) if kind in kinds]

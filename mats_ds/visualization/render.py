@@ -36,7 +36,7 @@ RUN_COMMENT = "drawn at the end of a pre-training of mats_ds"
 
 @dataclass(frozen=True)
 class RenderOptions:
-    """What to draw of which video. None: as the weights, the recipe or the video have it.
+    """A video, and what to draw of it. None: as the weights, the recipe or the video have it.
 
     weights: the path that they were read from. selection: changes of strategy, keep_ratio, visible_ratio and frame_candidates.
     """
@@ -64,7 +64,7 @@ def render(options: RenderOptions, weights: Weights | None) -> str:
     suffix = check_suffix(options.out)
     index = index_video(options.video)
     device = find_device(options.device)
-    viewer = open_viewer(options.weights, weights, recipe=options.recipe, selection=options.selection, seed=options.seed)
+    viewer = open_viewer(options.weights, weights, named=options.recipe, selection=options.selection, seed=options.seed)
     viewer.model.to(device).eval()
     specs = plan_excerpts(
         index,
@@ -76,7 +76,7 @@ def render(options: RenderOptions, weights: Weights | None) -> str:
     pages = make_pages(viewer, specs, video=options.video, seed=options.seed)
     write_pages(options.out, suffix, pages, frames_per_second=options.frames_per_second)
     fewer = len(specs) < options.num_clips
-    clips = f" ({len(specs)} clips: the video has no room for {options.num_clips})" if fewer else ""
+    clips = f" ({len(specs)} clips: the video is too short for {options.num_clips})" if fewer else ""
     return f"wrote {options.out}{clips}: {viewer.note}"
 
 

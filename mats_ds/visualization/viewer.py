@@ -31,42 +31,42 @@ class Viewer:
     names_classes: bool = False
 
     def clip_section(self, stride: int | None) -> ClipSection:
-        """The recipe's spacing for as many frames as the model takes; `stride`: in place of the recipe's."""
+        """The recipe's spacing for as many frames as the model takes; `stride` replaces the recipe's."""
         section = self.recipe.clip.model_copy(update={"num_frames": self.model.grid.num_frames})
         return section if stride is None else section.model_copy(update={"stride": stride, "stride_seconds": None})
 
 
 def open_viewer(
-    path: str | None, weights: Weights | None, *, recipe: str | None, selection: Mapping[str, Any], seed: int
+    path: str | None, weights: Weights | None, *, named: str | None, selection: Mapping[str, Any], seed: int
 ) -> Viewer:
     """The model of the weights at `path`, or without weights an untrained patch embedding.
 
-    recipe: a name or file, None for the recipe beside the weights or the default. selection: changes, keys of a recipe's section
-    `selection`. Raises ValueError for values that do not go together.
+    named: a recipe's name or file, None for the recipe beside the weights or the default. selection: changes, keys of a
+    recipe's section `selection`. Raises ValueError for values that do not go together.
     """
     beside = read_recipe_beside(path) if path else None
-    found = load_recipe(recipe or "default") if recipe or beside is None else beside
+    recipe = load_recipe(named or "default") if named or beside is None else beside
     if weights is None:
-        return _open_untrained(change_selection(found, selection), seed)
+        return _open_untrained(change_selection(recipe, selection), seed)
     spec, changes = weights.spec, dict(selection)
-    if recipe is None:
-        spacing = {**found.clip.model_dump(), **weights.origin.clip}
-        found = found.model_copy(update={"clip": ClipSection.model_validate(spacing)})
+    if named is None:
+        spacing = {**recipe.clip.model_dump(), **weights.origin.clip}
+        recipe = recipe.model_copy(update={"clip": ClipSection.model_validate(spacing)})
     if "frame_candidates" in changes:
-        changed = change_selection(found, {"frame_candidates": changes.pop("frame_candidates")})
+        changed = change_selection(recipe, {"frame_candidates": changes.pop("frame_candidates")})
         clip = changed.clip.model_copy(update=vars(spec.grid))
         changes["num_candidate_frames"] = changed.model_copy(update={"clip": clip}).candidate_grid().num_frames
     if spec.kind == "encoder":
         started = load_classifier(weights, num_classes=1, **changes)
-        return Viewer(started.model, found, "an encoder without decoder: no reconstruction")
+        return Viewer(started.model, recipe, "an encoder without decoder: no reconstruction")
     if spec.kind == "classifier" and "keep_ratio" in changes:
         changes["visible_ratio"] = changes["keep_ratio"]
     model = load_model(weights, **changes)
     if isinstance(model, VideoClassifier):
-        return Viewer(model, found, "a classifier: no reconstruction", names_classes=True)
+        return Viewer(model, recipe, "a classifier: no reconstruction", names_classes=True)
     size = spec.size_name or f"width {spec.width}"
     note = f"{Path(path).name}: {size}, {model.strategy}, keep {model.keep_ratio:g}, visible {model.visible_ratio:g}"
-    return Viewer(model, found, note, decodes=True)
+    return Viewer(model, recipe, note, decodes=True)
 
 
 def _open_untrained(recipe: Recipe, seed: int) -> Viewer:

@@ -131,6 +131,6 @@ def test_the_history_is_recorded_for_a_stretch_once_and_written(tmp_path, alloca
 
 
 def test_a_snapshot_that_cannot_be_written_does_not_stop_a_run(tmp_path, allocator, caplog):
-    (tmp_path / profiler.TRACES).touch()
+    (tmp_path / profiler.SNAPSHOTS).touch()
     assert dump_snapshot(tmp_path, CUDA, rank=2) == ""
     assert "could not be written" in caplog.text

@@ -233,7 +233,7 @@ def test_on_a_card_energy_utilisation_and_memory_by_kind_are_recorded(tmp_path):
 def test_the_peak_is_recorded_in_the_runs_arithmetic(tmp_path, monkeypatch, precision, peak):
     monkeypatch.setattr(torch.cuda, "get_device_properties", lambda device: types.SimpleNamespace(total_memory=7))
     run = make_run(tmp_path, precision=precision, device_name="NVIDIA A100-SXM4-80GB")
-    run = recorder_module._add_card(run, types.SimpleNamespace(type="cuda"))
+    run = recorder_module._add_gpu(run, types.SimpleNamespace(type="cuda"))
     assert (run.peak_flops, run.peak_arithmetic) == (peak, precision if peak else "")
 
 
