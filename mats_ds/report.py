@@ -1,4 +1,4 @@
-"""Judge a run against a hardware budget and write what it did as text, report.json and report.html.
+"""Judge a run against a hardware budget and report it as text, report.json and report.html.
 
     python profiling/report.py [RUN_DIR] [--budget FILE_OR_NAME] [--json]
     python profiling/report.py --compare RUN_A RUN_B [--json]
@@ -63,7 +63,7 @@ def _compare(dir_a: Path, dir_b: Path, *, as_json: bool) -> int:
 
 
 def _read_named(folder: Path) -> Figures:
-    """The figures of a run folder; an error says which of the two it is."""
+    """The figures of a run folder; an error names the folder."""
     try:
         return read_figures(folder)
     except (ValueError, OSError) as error:
@@ -73,7 +73,7 @@ def _read_named(folder: Path) -> Figures:
 def _print(text: str) -> None:
     try:
         print(text, flush=True)
-    except BrokenPipeError:  # the reader (head, say) has seen enough; the verdict and the files stand
+    except BrokenPipeError:  # the reader (such as head) has closed the pipe; the verdict and the files stand
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
