@@ -9,9 +9,9 @@ from typing import Any
 from mats_ds.core.events import PHASES
 from mats_ds.core.format import format_bytes, format_flops, format_hours, ratio_of, shorten
 from mats_ds.core.text import clean_line
-from mats_ds.reporting.beside import INPUTS
 from mats_ds.reporting.figures import Figures
 from mats_ds.reporting.memory import list_kinds
+from mats_ds.reporting.run_files import INPUTS
 
 NAME_WIDTH, VALUE_WIDTH = 34, 22
 MAX_DIFFERENCES = 40
@@ -59,7 +59,7 @@ def list_compared(a: Figures, b: Figures) -> list[Compared]:
 
 def list_differences(a: Figures, b: Figures) -> list[str]:
     """Lines that only A's ("-") or only B's ("+") recipe, DeepSpeed JSON, GPU and versions have."""
-    pairs = [[_lines_of(run.beside.inputs.get(name, "")) for run in (a, b)] for name in INPUTS]
+    pairs = [[_lines_of(run.files.inputs.get(name, "")) for run in (a, b)] for name in INPUTS]
     lines = [line for pair in pairs for line in _diff(*pair)]
     texts = [[f"{name} {version}" for name, version in _describe_setting(run).items()] for run in (a, b)]
     return lines + _diff(*texts)
@@ -75,7 +75,7 @@ def format_comparison(a: Figures, b: Figures) -> str:
     """The comparison for a console."""
     named = (("A", a), ("B", b))
     lines = [*(f"{letter}: {shorten(figures.run.info.recipe_name)}, {figures.run_dir}" for letter, figures in named)]
-    lines += [*(f"{letter}: {text}" for letter, figures in named for text in figures.beside.left_out), ""]
+    lines += [*(f"{letter}: {text}" for letter, figures in named for text in figures.files.left_out), ""]
     lines.append(f"{'':{NAME_WIDTH}}{'A':>{VALUE_WIDTH}}{'B':>{VALUE_WIDTH}}   B / A")
     for row in list_compared(a, b):
         ratio = "" if row.ratio is None else f"{row.ratio:.3f}"

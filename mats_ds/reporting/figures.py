@@ -21,10 +21,10 @@ from mats_ds.metering.peak_flops import BF16, FP32, Peak, find_peak
 from mats_ds.metering.record_reader import read_records
 from mats_ds.metering.run_result import read_result
 from mats_ds.planning.plan_file import Plan, read_plan
-from mats_ds.reporting.beside import BadVideo, Beside, read_beside
 from mats_ds.reporting.budget import Budget, Measured, Verdict, first_line, judge
 from mats_ds.reporting.rank_checks import Balance, find_balance, find_missing
 from mats_ds.reporting.ranks import CURVES, MIN_SECONDS, Curve, RankFigures, Span, summarize_ranks
+from mats_ds.reporting.run_files import BadVideo, RunFiles, read_run_files
 
 
 @dataclass
@@ -44,13 +44,13 @@ class Figures:
     step_seconds: float | None
     mean_step_seconds: float | None
     balance: Balance | None
-    beside: Beside
+    files: RunFiles
     silent_seconds: float | None
     result: dict[str, Any] | None = None  # result.json of a fine-tuning
 
     @property
     def bad_videos(self) -> list[BadVideo]:
-        return self.beside.bad_videos
+        return self.files.bad_videos
 
     @property
     def on_gpu(self) -> bool:
@@ -247,7 +247,7 @@ def read_figures(run_dir: str | Path) -> Figures:
         step_seconds=float(np.median(seconds)) if len(seconds) else None,
         mean_step_seconds=float(seconds.mean()) if len(seconds) else None,
         balance=find_balance(ranks),
-        beside=read_beside(run_dir),
+        files=read_run_files(run_dir),
         silent_seconds=max(0.0, time.time() - max(last_seconds)) if last_seconds else None,
         result=read_result(run_dir),
     )

@@ -6,11 +6,11 @@ from collections.abc import Iterable, Mapping, Sequence
 from html import escape
 
 from mats_ds.core.format import GIB, format_bytes
-from mats_ds.reporting.beside import INPUTS
 from mats_ds.reporting.budget import Budget
 from mats_ds.reporting.charts import Series, draw_stack
 from mats_ds.reporting.figures import Figures
 from mats_ds.reporting.memory import compare_with_plan, list_kinds
+from mats_ds.reporting.run_files import INPUTS
 
 KIND_COLOURS = {"clips": 4, "activations": 1, "cache": 7, "outside": 6}
 STATIC_COLOURS = (0, 5, 2, 3, 4)

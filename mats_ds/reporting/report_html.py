@@ -63,11 +63,11 @@ def build_page(figures: Figures, budget: Budget, verdict: Verdict) -> str:
         _charts(figures, budget),
         build_memory(figures, budget),
         build_plan(figures),
-        _reconstruction(figures.beside.picture),
+        _reconstruction(figures.files.picture),
         _ranks(figures),
         _facts(figures),
         _bad_videos(figures),
-        build_inputs(figures.beside.inputs),
+        build_inputs(figures.files.inputs),
     ]
     page = f"""<!DOCTYPE html>
 <html lang="en">

@@ -141,7 +141,7 @@ def list_notes(figures: Figures) -> list[str]:
     if num_unreadable:
         named = [text for rank in figures.ranks for text in rank.unreadable][:3]
         notes.append(f"{format_count(num_unreadable, 'unreadable line')} left out: {'; '.join(named)}")
-    notes += figures.beside.left_out
+    notes += figures.files.left_out
     if figures.outcome is not None and figures.outcome.advice:
         where = f"; the allocator's state is in {shorten(figures.outcome.snapshot)}" if figures.outcome.snapshot else ""
         notes.append(f"rank {figures.outcome.rank} ran out of memory: {shorten(figures.outcome.advice)}{where}")

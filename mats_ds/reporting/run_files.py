@@ -1,4 +1,4 @@
-"""Files beside the records of a run folder: recipe, DeepSpeed JSON, picture and list of unreadable videos -> Beside.
+"""Files beside the records of a run folder: recipe, DeepSpeed JSON, picture and list of unreadable videos -> RunFiles.
 
 The folder may be somebody else's, and its content is put into a page that is passed on: so only regular files of a bounded size
 are read, not through a link, and a picture only if it can be decoded.
@@ -37,7 +37,7 @@ class BadVideo:
 
 
 @dataclass(frozen=True)
-class Beside:
+class RunFiles:
     """`inputs`: texts by name of the file. `left_out`: one line for each file that exists and is not shown in full."""
 
     inputs: dict[str, str]
@@ -46,7 +46,7 @@ class Beside:
     left_out: tuple[str, ...]
 
 
-def read_beside(run_dir: Path) -> Beside:
+def read_run_files(run_dir: Path) -> RunFiles:
     """Every file that can be shown."""
     left_out: list[str] = []
 
@@ -62,7 +62,7 @@ def read_beside(run_dir: Path) -> Beside:
     texts = {name: attempt(name, _read_input) for name in INPUTS}
     bad_videos = attempt(BAD_VIDEOS, lambda path: _read_bad_videos(path, left_out))
     picture = attempt(RECONSTRUCTION, read_picture)
-    return Beside({name: text for name, text in texts.items() if text is not None}, picture, bad_videos or [], tuple(left_out))
+    return RunFiles({name: text for name, text in texts.items() if text is not None}, picture, bad_videos or [], tuple(left_out))
 
 
 def read_picture(path: Path) -> bytes:
