@@ -33,7 +33,7 @@ def find_stretches(path: Path) -> Stretches:
 
     Raises ValueError where the steps go back more often than those of any run, or most lines are no records.
     """
-    found, num_torn = Stretches(), 0
+    stretches, num_torn = Stretches(), 0
     with open_regular(path) as file:
         for line in read_lines(file):
             match = _find_step(line, 0, STEP_WITHIN) if line.endswith(b"}\n") else None
@@ -43,13 +43,13 @@ def find_stretches(path: Path) -> Stretches:
                     raise ValueError(f"{path}: more than {MAX_UNREADABLE:,} lines are no records: {NOT_OURS}")
             else:
                 step = int(match[1])
-                if found.last_step is None or step <= found.last_step:
-                    if len(found.starts) == MAX_STRETCHES:
+                if stretches.last_step is None or step <= stretches.last_step:
+                    if len(stretches.starts) == MAX_STRETCHES:
                         raise ValueError(f"{path}: the steps go back more than {MAX_STRETCHES:,} times: {NOT_OURS}")
-                    found.starts.append((found.num_lines, step))
-                found.last_step = step
-            found.num_lines += 1
-    return found
+                    stretches.starts.append((stretches.num_lines, step))
+                stretches.last_step = step
+            stretches.num_lines += 1
+    return stretches
 
 
 def read_lines(file: IO[bytes]) -> Iterator[bytes]:

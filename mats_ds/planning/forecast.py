@@ -49,8 +49,8 @@ class LoaderMemory:
 
 @dataclass(frozen=True)
 class Overheads:
-    """Memory of a GPU beside the tensors, in bytes, and a margin. Assumptions, each with its reason: none of it was measured on a
-    GPU by this project.
+    """Memory of a GPU beside the tensors, in bytes, and a margin. Assumptions with reasons: nothing was measured on a GPU by
+    this project.
 
     - `context`: CUDA context and loaded kernels, 0.4 to 0.6 GB with PyTorch.
     - `nccl`: NCCL's channel buffers: up to 32 channels of 4 MiB (NCCL_BUFFSIZE) and three protocols; none with one GPU.

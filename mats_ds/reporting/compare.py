@@ -119,8 +119,9 @@ def _describe_setting(figures: Figures) -> dict[str, str]:
 
 
 def _diff(a: list[str], b: list[str]) -> list[str]:
-    """What differs; of equally many lines in index of each other the first beside the first. Linear where ndiff, which looks for
-    alike lines, takes hours for some thousand."""
+    """Lines that differ, "-" for A and "+" for B; replaced lines in pairs where they are equally many. Linear where ndiff, which
+    searches for similar lines, takes hours for some thousand.
+    """
     lines = []
     for kind, a_start, a_stop, b_start, b_stop in difflib.SequenceMatcher(None, a, b, autojunk=True).get_opcodes():
         if kind == "equal":

@@ -46,7 +46,7 @@ def build_memory(figures: Figures, budget: Budget) -> str:
         text = "What the engine's tensors take for the entire run; the rest was not measured, as no GPU was used."
     return f"""<section><h2>Memory by kind</h2>
 <div class="wide"><div class="kinds">{bar}</div><p class="note">{escape(text)}</p></div>
-<div class="scroll"><table class="numbers named"><thead><tr><th>kind</th><th>bytes</th><th>fraction</th></tr></thead>
+<div class="scroll"><table class="numbers named"><thead><tr><th>kind</th><th>bytes</th><th>of all</th></tr></thead>
 <tbody>{rows}</tbody></table></div></section>
 """
 

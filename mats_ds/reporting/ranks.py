@@ -1,6 +1,6 @@
 """One pass over one rank's records: peaks, sums and curves, in memory that does not grow with what is plotted.
 
-Curves have at most NUM_BUCKETS points; each point stands for a stretch of steps. A few numbers are kept of every step,
+Curves have at most NUM_BUCKETS points; each point stands for some neighbouring steps. A few numbers are kept of every step,
 because the throughput of a run is that of the slowest rank of each step. Counts, sums and peaks are exact, of all records.
 """
 
@@ -170,12 +170,12 @@ class RankFigures:
 def summarize_ranks(reader: RecordReader, span: Span) -> Iterator[RankFigures]:
     """The figures of every rank that has a file, one by one; large runs are read by several processes."""
     readers = reader.by_rank.items()
-    num_bytes = sum(each.path.stat().st_size for _, each in readers)
+    num_bytes = sum(part.path.stat().st_size for _, part in readers)
     if len(readers) > 1 and num_bytes > PARALLEL_ABOVE_BYTES:
         with ProcessPoolExecutor() as pool:
             yield from pool.map(partial(_summarize, span=span), *zip(*readers, strict=True))
     else:
-        yield from (_summarize(rank, each, span=span) for rank, each in readers)
+        yield from (_summarize(rank, part, span=span) for rank, part in readers)
 
 
 def _summarize(rank: int, reader: RankReader, *, span: Span) -> RankFigures:

@@ -94,8 +94,8 @@ def describe_loss(figures: Figures) -> str:
 
 def describe_tokens(figures: Figures) -> str:
     info = figures.run.info
-    fraction = 100 * info.kept / info.num_tokens if info.num_tokens else 0.0
-    return f"{info.kept} of {info.num_tokens} kept ({fraction:.1f}%): {info.visible} visible, {info.targets} targets"
+    percent = 100 * info.kept / info.num_tokens if info.num_tokens else 0.0
+    return f"{info.kept} of {info.num_tokens} kept ({percent:.1f}%): {info.visible} visible, {info.targets} targets"
 
 
 def describe_achieved(figures: Figures) -> str:
