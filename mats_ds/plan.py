@@ -28,7 +28,7 @@ from mats_ds.planning.sweep import compare_published, format_sweep, sweep, sweep
 from mats_ds.training.dry_run_sweep import format_judged, judge_sweep, measure_sweep, write_exact_sweep
 
 FITS, TOO_LARGE, BAD_INPUT = 0, 1, 2
-logger = logging.getLogger(__name__)
+logger = logging.getLogger("mats_ds")
 DEFAULT_JSON = Path(__file__).resolve().parents[1] / "ds_configs" / "zero2.json"
 
 

@@ -45,7 +45,7 @@ def save(tmp_path):
 
 @pytest.fixture
 def show(video, tmp_path, capsys):
-    """Runs it on the video; returns the status and what it printed and said went wrong."""
+    """Runs it on the video; returns the status and what it printed on stdout and stderr."""
 
     def run(*arguments: str, out: str = "x.png", source: str = video) -> tuple[int, str, str]:
         status = visualize.main([source, "--out", str(tmp_path / out), "--device", "cpu", *arguments])
@@ -142,7 +142,7 @@ def test_the_recipe_of_a_run_spaces_the_frames(show, save, monkeypatch, tmp_path
 
 
 @pytest.mark.parametrize(
-    ("arguments", "out", "said"),
+    ("arguments", "out", "facts"),
     [
         ((), "x.avi", "give a name that ends in .mp4, .gif or .png"),
         (("--weights", "nowhere.safetensors"), "x.png", "there is no file or folder nowhere.safetensors"),
@@ -155,10 +155,10 @@ def test_the_recipe_of_a_run_spaces_the_frames(show, save, monkeypatch, tmp_path
         (("--device", "nonsense"), "x.png", "there is no device 'nonsense'"),
     ],
 )
-def test_one_clear_error_and_no_file(show, tmp_path, arguments, out, said):
+def test_one_clear_error_and_no_file(show, tmp_path, arguments, out, facts):
     status, printed, error = show("--recipe", "tiny", *arguments, out=out)
     assert status == 2 and printed == ""
-    assert error.startswith("error: ") and said in error and "Traceback" not in error
+    assert error.startswith("error: ") and facts in error and "Traceback" not in error
     assert error.count("\n") == 1
     assert not (tmp_path / out).exists()
 

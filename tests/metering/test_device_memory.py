@@ -74,28 +74,28 @@ def test_the_process_grows_by_what_it_touches():
 @pytest.mark.parametrize(
     "known",
     [
-        {"by_uuid": {"GPU-abc-def": "card"}},
-        {"by_uuid": {"MIG-abc-def": "card"}},
-        {"by_address": {"00000000:a1:02.0": "card"}},
+        {"by_uuid": {"GPU-abc-def": "handle"}},
+        {"by_uuid": {"MIG-abc-def": "handle"}},
+        {"by_address": {"00000000:a1:02.0": "handle"}},
     ],
 )
 def test_the_device_is_found_by_uuid_or_else_by_pci_address(known):
-    assert find_nvml_handle(make_nvml(**known), PROPERTIES) == "card"
+    assert find_nvml_handle(make_nvml(**known), PROPERTIES) == "handle"
 
 
 def test_a_device_that_nvml_does_not_know_has_no_handle():
-    assert find_nvml_handle(make_nvml(by_uuid={"GPU-other": "card"}), PROPERTIES) is None
+    assert find_nvml_handle(make_nvml(by_uuid={"GPU-other": "handle"}), PROPERTIES) is None
 
 
 def test_what_a_device_cannot_tell_is_none():
-    whole = NvmlDevice(make_nvml(), "card").sample()
+    whole = NvmlDevice(make_nvml(), "handle").sample()
     assert (whole.power_watts, whole.joules_total) == (281.5, 7_250.0)
-    part = NvmlDevice(make_nvml(power=False, energy=False), "card").sample()
+    part = NvmlDevice(make_nvml(power=False, energy=False), "handle").sample()
     assert (part.used_bytes, part.utilization_percent, part.power_watts, part.joules_total) == (7_000, 93.0, None, None)
 
 
 class FakeDevice:
-    """A card of 200 W whose n-th answer says that n bytes are used; the answer may take its time."""
+    """A GPU of 200 W whose n-th answer says that n bytes are used; the answer may take its time."""
 
     def __init__(self, *, wait_seconds=0.0):
         self.num_asked, self.wait_seconds = 0, wait_seconds
@@ -136,7 +136,7 @@ def test_the_driver_is_asked_in_the_background_and_a_slow_one_holds_nobody_up():
     assert device.num_asked == num_asked
 
 
-def test_energy_grows_with_the_cards_power():
+def test_energy_grows_with_the_gpus_power():
     meter = make_meter(FakeDevice(), 0.01)
     before, begin = meter.read_joules(), time.monotonic()
     time.sleep(1.0)  # a busy machine may ask a tenth of a second late

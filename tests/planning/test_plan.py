@@ -124,8 +124,8 @@ def test_the_sweep_has_every_cell_and_the_published_figures(capsys):
     status, out, _ = run(capsys, "--sweep")
     assert status == plan_script.FITS
     for size in SIZES.values():
-        for card in SWEPT_GPUS:
-            assert len([line for line in out.splitlines() if line.startswith(f"ViT-{size} 8x{card} ")]) == len(TASKS)
+        for gpu in SWEPT_GPUS:
+            assert len([line for line in out.splitlines() if line.startswith(f"ViT-{size} 8x{gpu} ")]) == len(TASKS)
     assert all(f"published {figure}" in out for figure in PUBLISHED_GB.values())
     cells = json.loads(run(capsys, "--sweep", "--json")[1])
     assert len(cells) == len(SIZES) * len(SWEPT_GPUS) * len(METHODS) * len(TASKS)

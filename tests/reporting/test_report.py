@@ -171,13 +171,13 @@ def test_a_measured_peak_is_said_to_be_measured(tmp_path, capsys, arithmetic):
 
 
 def test_an_older_run_in_fp32_is_judged_by_the_peak_of_fp32(tmp_path, capsys):
-    """It recorded the bf16 peak of its A100: 0.36 TFLOP/s of 312 were said to be 0.1%."""
+    """It recorded the bf16 peak of its A100: 0.36 TFLOP/s of 312 were reported as 0.1%."""
     facts = dict(device_name="NVIDIA A100-SXM4-80GB", peak_flops=312e12, peak_source="table")
     words = " ".join(run_report(capsys, write_fake_run(tmp_path / "run", record=gpu_record, **facts))[1].split())
     assert "1.8% of the dense fp32 peak of 19.5 TFLOP/s (MFU)" in words
 
 
-def test_an_unknown_card_has_no_mfu_and_it_is_said(tmp_path, capsys):
+def test_an_unknown_gpu_has_no_mfu_and_the_report_says_so(tmp_path, capsys):
     run_dir = write_fake_run(tmp_path / "run", record=gpu_record, device="cuda:0", device_name="NVIDIA Foo 9000")
     assert "no MFU, as the peak of NVIDIA Foo 9000 is not known" in " ".join(run_report(capsys, run_dir)[1].split())
 

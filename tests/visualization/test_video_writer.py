@@ -60,7 +60,7 @@ def test_png_is_exact(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("bad", "said"),
+    ("bad", "facts"),
     [
         ([], "no picture to write"),
         (np.zeros((2, 4, 6), np.uint8), r"pictures are uint8 \[H, W, 3\]"),
@@ -68,9 +68,9 @@ def test_png_is_exact(tmp_path):
         ([np.zeros((4, 6, 3), np.uint8), np.zeros((4, 8, 3), np.uint8)], r"all of one size, got uint8 \[4, 8, 3\]"),
     ],
 )
-def test_what_is_no_film_is_refused_and_leaves_no_file(tmp_path, bad, said):
+def test_what_is_no_picture_is_refused_and_leaves_no_file(tmp_path, bad, facts):
     for write in (write_mp4, write_gif):
-        with pytest.raises(ValueError, match=said):
+        with pytest.raises(ValueError, match=facts):
             write(tmp_path / "a.mp4", bad, frames_per_second=5)
     assert list(tmp_path.iterdir()) == []
 
