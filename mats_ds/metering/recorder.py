@@ -214,7 +214,7 @@ def _build_record(pending: _Pending, run: RunInfo) -> StepRecord:
 
 
 def _append_bad_clips(run_dir: Path, clips: Iterable[BadClip], *, rank: int, step: int) -> None:
-    """Append to the file of all ranks with a single write, so that lines never mix."""
+    """All ranks of a machine append to one file, each call with a single write, so that lines never mix."""
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
     writer.writerows((rank, step, clip.path, clip.sample, clip.reason) for clip in clips)

@@ -201,8 +201,8 @@ class RecordWriter:
 
 
 def append_whole(file: IO[str], text: str) -> None:
-    """Append the text with a single system call, so that the lines of several processes never mix. Nothing stays in a buffer that
-    a full disk would refuse again when the file is closed.
+    """Add the text with a single call of the system, so that the lines of several processes never mix. Nothing stays in a buffer
+    that a full disk would refuse once more when the file is closed.
     """
     content = text.encode(errors="backslashreplace")
     while content:  # a disk that is almost full takes the first part, and refuses the second
