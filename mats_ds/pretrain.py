@@ -37,7 +37,7 @@ from mats_ds.training.engine import full_parameters
 from mats_ds.training.losses import reconstruction_loss_of
 from mats_ds.training.optim import parameter_groups
 from mats_ds.training.run import RunOptions, start_run
-from mats_ds.visualization.picture import draw_reconstruction
+from mats_ds.visualization.render import draw_reconstruction
 
 logger = logging.getLogger("mats_ds")
 

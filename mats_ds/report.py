@@ -1,4 +1,4 @@
-"""Judge a run against a hardware budget and write what it did as text, report.json and report.html.
+"""Judge a run against a hardware budget and report it as text, report.json and report.html.
 
     python profiling/report.py [RUN_DIR] [--budget FILE_OR_NAME] [--json]
     python profiling/report.py --compare RUN_A RUN_B [--json]
@@ -60,7 +60,7 @@ def _compare(dir_a: Path, dir_b: Path, *, as_json: bool) -> int:
 
 
 def _read_named(folder: Path) -> Figures:
-    """The figures of a run folder; an error says which of the two it is."""
+    """The figures of a run folder; an error names the folder."""
     try:
         return read_figures(folder)
     except (ValueError, OSError) as error:

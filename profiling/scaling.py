@@ -18,13 +18,14 @@ sys.path[0] = str(Path(__file__).resolve().parents[1])
 
 from mats_ds.config.ds_config import read_ds_config  # noqa: E402
 from mats_ds.core.cli import ArgumentParser, leave, run_script  # noqa: E402
+from mats_ds.core.format import MIB  # noqa: E402
 from mats_ds.core.gpus import find_gpu, num_engines  # noqa: E402
 from mats_ds.metering.device_memory import name_kind  # noqa: E402
 from mats_ds.models.sizes import MODEL_SIZES  # noqa: E402
 from mats_ds.planning.forecast import ASSUMED_MFU  # noqa: E402
 from mats_ds.planning.scaling import GB, Scale, Site, plan_scale  # noqa: E402
 
-MB, MIB = 1e6, 2**20
+MB = 1e6
 # Milliseconds of one core for a clip of 16 frames at stride 4, from the file to crops: benchmarks/results/loader-2026-11-22.md.
 COPY_MILLISECONDS, ORIGINAL_MILLISECONDS = 8.6, 27.0
 BATCHES = (192, 1024, 4096)  # of the recipes, of VideoMAE (arXiv 2203.12602), and of MAE (arXiv 2111.06377)
@@ -40,41 +41,41 @@ def memory_rows(scales: Sequence[Scale]) -> list[list[str]]:
 
 
 def link_rows(scales: Sequence[Scale]) -> list[list[str]]:
-    """Bytes that travel in a step, and how long they take."""
+    """Bytes sent in a step, and how long that takes."""
     site = scales[0].site
     return [
         _row("buckets of gradients a step, at least", scales, lambda s: f"{s.num_buckets}"),
         _row("a GPU sends for gradients, MB", scales, lambda s: f"{s.reduced_bytes / MB:,.0f}"),
         _row("a GPU sends for weights, MB", scales, lambda s: f"{s.gathered_bytes / MB:,.0f}"),
         _row("a step computes, ms", scales, lambda s: f"{1000 * s.time.step_seconds:.0f}"),
-        _row("sending, one 100 Gb/s card a machine, ms", scales, lambda s: f"{1000 * s.link_seconds(site.one_card):.1f}"),
-        _row("sending, eight of 200 Gb/s, ms", scales, lambda s: f"{1000 * s.link_seconds(site.eight_cards):.1f}"),
+        _row("sending, one 100 Gb/s card a machine, ms", scales, lambda s: f"{1000 * s.link_seconds(site.one_adapter):.1f}"),
+        _row("sending, eight of 200 Gb/s, ms", scales, lambda s: f"{1000 * s.link_seconds(site.eight_adapters):.1f}"),
     ]
 
 
 def decode_rows(scales: Sequence[Scale]) -> list[list[str]]:
-    """Clips that have to be decoded, and what that takes."""
-    each = scales[0].site.gpus_each
-    engines = num_engines(scales[0].planned.card.device_name) or 1
+    """Clips that have to be decoded, and the cores and engines for it."""
+    gpus = scales[0].site.gpus_per_machine
+    engines = num_engines(scales[0].planned.gpu.device_name) or 1
 
     def cores(scale: Scale, milliseconds: float) -> str:
-        return f"{each * scale.clips_per_second_each * milliseconds / 1000:.0f}"
+        return f"{gpus * scale.clips_per_second_per_gpu * milliseconds / 1000:.0f}"
 
     return [
-        _row("clips/s, one machine of 8 GPUs", scales, lambda s: f"{each * s.clips_per_second_each:,.0f}"),
+        _row("clips/s, one machine of 8 GPUs", scales, lambda s: f"{gpus * s.clips_per_second_per_gpu:,.0f}"),
         _row("clips/s, all machines", scales, lambda s: f"{s.time.clips_per_second:,.0f}"),
         _row("cores a machine, training copies", scales, lambda s: cores(s, COPY_MILLISECONDS)),
         _row("cores a machine, originals", scales, lambda s: cores(s, ORIGINAL_MILLISECONDS)),
         _row(
             f"frames/s for each of a GPU's {engines} NVDEC engines",
             scales,
-            lambda s: f"{s.clips_per_second_each * s.frames_per_clip / engines:,.0f}",
+            lambda s: f"{s.clips_per_second_per_gpu * s.frames_per_clip / engines:,.0f}",
         ),
     ]
 
 
 def checkpoint_rows(scales: Sequence[Scale]) -> list[list[str]]:
-    """What one save writes."""
+    """Bytes and files of one checkpoint."""
     return [
         _row("a save in all, GB", scales, lambda s: f"{s.checkpoint_bytes / GB:.2f}"),
         _row("a rank's part, MB", scales, lambda s: f"{s.optimizer_bytes / MB:,.1f}"),
@@ -84,7 +85,7 @@ def checkpoint_rows(scales: Sequence[Scale]) -> list[list[str]]:
 
 
 def batch_rows(scales: Sequence[Scale]) -> list[list[str]]:
-    """What a constant micro-batch does to the optimization."""
+    """Batch, learning rate and steps with a constant micro-batch."""
     return [
         _row("global batch, clips", scales, lambda s: f"{s.batch.global_batch:,}"),
         _row("peak learning rate, linear rule", scales, lambda s: f"{s.recipe.optim.base_lr * s.batch.learning_rate_scale:.2g}"),
@@ -95,14 +96,14 @@ def batch_rows(scales: Sequence[Scale]) -> list[list[str]]:
 
 
 def held_batch_rows(world_sizes: Sequence[int], *, micro_batch: int) -> list[list[str]]:
-    """How a global batch that stays is split: micro-batch x accumulation."""
+    """The split of a constant global batch: micro-batch x accumulation."""
     rows = []
     for batch in BATCHES:
         cells = []
         for world_size in world_sizes:
-            share = batch // world_size
-            micro = next((micro for micro in range(min(micro_batch, share), 0, -1) if share % micro == 0), 0)
-            cells.append(f"{micro} x {share // micro}" if micro and batch % world_size == 0 else "no: less than a clip a GPU")
+            clips = batch // world_size
+            micro = next((micro for micro in range(min(micro_batch, clips), 0, -1) if clips % micro == 0), 0)
+            cells.append(f"{micro} x {clips // micro}" if micro and batch % world_size == 0 else "no: less than a clip a GPU")
         rows.append([f"{batch:,}", *cells])
     return rows
 
@@ -129,9 +130,9 @@ def main(arguments: list[str] | None = None) -> int:
 
 
 def run(options: argparse.Namespace) -> None:
-    with contextlib.redirect_stdout(sys.stderr):  # DeepSpeed says on stdout, before the answer, that there is no GPU
+    with contextlib.redirect_stdout(sys.stderr):  # DeepSpeed prints on stdout, before the answer, that there is no GPU
         ds_config = read_ds_config(options.ds_config)
-    how = dict(card=find_gpu(options.gpu), ds_config=ds_config, mfu=options.mfu, site=Site())
+    how = dict(gpu=find_gpu(options.gpu), ds_config=ds_config, mfu=options.mfu, site=Site())
     scales = [plan_scale(model, world_size, **how) for model in options.models for world_size in options.gpus]
     micro_batch = scales[0].batch.micro_batch
     print(format_scaling(scales, world_sizes=options.gpus, micro_batch=micro_batch))
@@ -142,9 +143,9 @@ def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
     default_json = Path(__file__).resolve().parents[1] / "ds_configs" / "zero2.json"
     parser.add_argument("--gpus", type=_at_least_two, nargs="+", default=[8, 64, 1024], help="numbers of GPUs (8 64 1024)")
     parser.add_argument("--models", nargs="+", choices=list(MODEL_SIZES), default=["base", "large"], help="(base large)")
-    parser.add_argument("--gpu", default="a100-80g", metavar="CARD", help="kind of card (default: %(default)s)")
+    parser.add_argument("--gpu", default="a100-80g", metavar="GPU", help="kind of GPU (default: %(default)s)")
     parser.add_argument("--ds_config", default=str(default_json), help="DeepSpeed JSON (default: ds_configs/zero2.json)")
-    parser.add_argument("--mfu", type=float, default=ASSUMED_MFU, help="share of the peak (default: %(default)s, assumed)")
+    parser.add_argument("--mfu", type=float, default=ASSUMED_MFU, help="fraction of the peak (default: %(default)s, assumed)")
     return parser.parse_args(arguments)
 
 

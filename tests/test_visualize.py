@@ -17,6 +17,7 @@ from mats_ds.data.synthetic import write_synthetic_set
 from mats_ds.models.weights.load import weights_of
 from mats_ds.models.weights.native import load_weights, save_weights
 from mats_ds.models.weights.origin import Origin
+from mats_ds.visualization import render, viewer
 
 GRID = TokenGrid(num_frames=4, height=32, width=32, tubelet=(2, 8, 8))
 SIZES = dict(width=12, depth=1, heads=3)
@@ -44,7 +45,7 @@ def save(tmp_path):
 
 @pytest.fixture
 def show(video, tmp_path, capsys):
-    """Runs it on the video; returns the status and what it printed and said went wrong."""
+    """Runs it on the video; returns the status and what it printed on stdout and stderr."""
 
     def run(*arguments: str, out: str = "x.png", source: str = video) -> tuple[int, str, str]:
         status = visualize.main([source, "--out", str(tmp_path / out), "--device", "cpu", *arguments])
@@ -75,8 +76,8 @@ def test_a_film_has_a_picture_for_every_frame_of_every_clip(show, save, tmp_path
 
 def test_frames_are_spaced_as_in_the_training_of_the_weights(show, save, tmp_path, monkeypatch):
     """Of best.safetensors of a fine-tuning, in its folder and elsewhere."""
-    sections, plan = [], visualize.plan_excerpts
-    monkeypatch.setattr(visualize, "plan_excerpts", lambda *some, section, **named: (
+    sections, plan = [], render.plan_excerpts
+    monkeypatch.setattr(render, "plan_excerpts", lambda *some, section, **named: (
         sections.append(section), plan(*some, section=section, **named))[1])  # fmt: skip
     torch.manual_seed(0)
     path = save(VideoClassifier(grid=GRID, **SIZES, num_classes=3, keep_ratio=0.5))
@@ -121,27 +122,27 @@ def test_without_weights_it_says_that_there_is_no_reconstruction(show, tmp_path)
 def test_a_classifier_shows_what_it_keeps_and_its_prediction(show, save, monkeypatch):
     torch.manual_seed(0)
     model = VideoClassifier(grid=GRID, **SIZES, num_classes=2, class_names=("left", "right"), keep_ratio=0.5)
-    sheets = []
-    monkeypatch.setattr(visualize, "write_sheets", lambda out, suffix, drawn, **_: sheets.extend(drawn))
+    pages = []
+    monkeypatch.setattr(render, "write_pages", lambda out, suffix, drawn, **_: pages.extend(drawn))
     status, printed, _ = show("--weights", save(model))
     assert status == 0 and "a classifier: no reconstruction" in printed
-    assert len(sheets[0].panels) == 3
-    assert sheets[0].note.startswith("a classifier: no reconstruction; prediction: ") and "%" in sheets[0].note
+    assert len(pages[0].panels) == 3
+    assert pages[0].note.startswith("a classifier: no reconstruction; prediction: ") and "%" in pages[0].note
 
 
 def test_the_recipe_of_a_run_spaces_the_frames(show, save, monkeypatch, tmp_path):
     (tmp_path / "run").mkdir()
     weights = save(make_autoencoder())
-    monkeypatch.setattr(visualize, "read_recipe_beside", lambda path: visualize.load_recipe("tiny", ["clip.stride=5"]))
-    sheets = []
-    monkeypatch.setattr(visualize, "write_sheets", lambda out, suffix, drawn, **_: sheets.extend(drawn))
+    monkeypatch.setattr(viewer, "read_recipe_beside", lambda path: load_recipe("tiny", ["clip.stride=5"]))
+    pages = []
+    monkeypatch.setattr(render, "write_pages", lambda out, suffix, drawn, **_: pages.extend(drawn))
     show("--weights", weights, "--start", "0")
     show("--weights", weights, "--start", "0", "--stride", "2")
-    assert [np.round(sheet.seconds_T * 25).tolist() for sheet in sheets] == [[0, 5, 10, 15], [0, 2, 4, 6]]
+    assert [np.round(page.seconds_T * 25).tolist() for page in pages] == [[0, 5, 10, 15], [0, 2, 4, 6]]
 
 
 @pytest.mark.parametrize(
-    ("arguments", "out", "said"),
+    ("arguments", "out", "facts"),
     [
         ((), "x.avi", "give a name that ends in .mp4, .gif or .png"),
         (("--weights", "nowhere.safetensors"), "x.png", "there is no file or folder nowhere.safetensors"),
@@ -154,10 +155,10 @@ def test_the_recipe_of_a_run_spaces_the_frames(show, save, monkeypatch, tmp_path
         (("--device", "nonsense"), "x.png", "there is no device 'nonsense'"),
     ],
 )
-def test_one_clear_error_and_no_file(show, tmp_path, arguments, out, said):
+def test_one_clear_error_and_no_file(show, tmp_path, arguments, out, facts):
     status, printed, error = show("--recipe", "tiny", *arguments, out=out)
     assert status == 2 and printed == ""
-    assert error.startswith("error: ") and said in error and "Traceback" not in error
+    assert error.startswith("error: ") and facts in error and "Traceback" not in error
     assert error.count("\n") == 1
     assert not (tmp_path / out).exists()
 
@@ -193,7 +194,7 @@ class TestOut:
         out = tmp_path / f"x{suffix}"
         out.write_text("theirs")
         with monkeypatch.context() as patch:
-            patch.setattr(visualize, "index_video", None)
+            patch.setattr(render, "index_video", None)
             status, printed, error = show("--recipe", "tiny", out=out.name)
         assert (status, printed) == (2, "") and f"{out} exists" in error and "--force" in error and error.count("\n") == 1
         assert out.read_text() == "theirs"

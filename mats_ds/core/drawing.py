@@ -1,8 +1,8 @@
-"""Pictures beside results: drawn last, with names as plain text, and never the end of a run that has its numbers.
+"""Drawing pictures beside results: names as plain text, and an error in a picture never ends a run that has its numbers.
 
-with plain_drawing():              every text and label is made and drawn in here
+with plain_drawing():              make and draw every text and label in here
     ...
-try_to_draw(draw_it, path)         whatever goes wrong is one line, and False
+try_to_draw(draw_it, path)         any error becomes one line, and False
 """
 
 from __future__ import annotations
@@ -18,13 +18,13 @@ from mats_ds.core.text import clean_line, describe_error
 logger = logging.getLogger("mats_ds")
 
 LABEL_CHARACTERS, TITLE_CHARACTERS, TITLE_LINES = 40, 120, 4
-# Of a user's matplotlibrc, what would take a name for a formula, or ask for programs and screens.
+# Overrides what a user's matplotlibrc may set: formulas in names, external programs and screens.
 PLAIN = {"text.parse_math": False, "text.usetex": False, "axes.formatter.use_mathtext": False}
 
 
 @contextlib.contextmanager
 def plain_drawing() -> Iterator[None]:
-    """Matplotlib without mathtext: a dollar in a name is a dollar. Nothing is said about characters that the font lacks."""
+    """Matplotlib without mathtext: a dollar in a name is a dollar. Without warnings about characters that the font lacks."""
     from matplotlib import rc_context
 
     with rc_context(PLAIN), warnings.catch_warnings():

@@ -1,20 +1,21 @@
-"""Numbers in words, for every part of a report."""
+"""Numbers as text for people: bytes, FLOPs, hours, counts."""
 
 from __future__ import annotations
 
-GIB = 2**30
-
-
-def format_bytes(num_bytes: float) -> str:
-    """Bytes for people: "61.25 GiB", below one GiB "49.2 MiB"."""
-    return f"{num_bytes / GIB:.2f} GiB" if num_bytes >= GIB else f"{num_bytes / 2**20:.1f} MiB"
-
-
+GIB, MIB = 2**30, 2**20
 SMALLEST = 1e-30
 
 
+def format_bytes(num_bytes: float) -> str:
+    """Bytes for people: "1.50 TiB", "61.25 GiB", "49.2 MiB", "3.1 KiB", "17 B"."""
+    for unit, name, digits in ((2**40, "TiB", 2), (GIB, "GiB", 2), (2**20, "MiB", 1), (2**10, "KiB", 1)):
+        if abs(num_bytes) >= unit:
+            return f"{num_bytes / unit:.{digits}f} {name}"
+    return f"{num_bytes:.0f} B"
+
+
 def format_flops(flops: float) -> str:
-    """FLOPs for people: "120 GFLOP", "3.25 TFLOP"."""
+    """ "120 GFLOP", "3.25 TFLOP"."""
     return f"{flops / 1e12:.4g} TFLOP" if flops >= 1e12 else f"{flops / 1e9:.4g} GFLOP"
 
 
@@ -25,18 +26,18 @@ def format_hours(hours: float) -> str:
     return f"{60 * hours:.0f} min" if hours < 1 else f"{hours:.1f} h"
 
 
-def count(number: int, noun: str) -> str:
+def format_count(number: int, noun: str) -> str:
     """ "1 step", "3 steps"."""
     return f"{number} {noun}{'' if number == 1 else 's'}"
 
 
 def ratio_of(over: float | None, under: float | None) -> float | None:
-    """`over` / `under`; None where one is not known, or the second is 0 or so near to it that nothing can be said."""
+    """`over` / `under`; None where one is not known, or `under` is so near to 0 that a ratio says nothing."""
     if over is None or under is None or abs(under) < SMALLEST:
         return None
     return over / under
 
 
 def shorten(text: str, most: int = 400) -> str:
-    """A text of a file, which may be of any length, as far as a person would read it."""
+    """The beginning of a text of any length, with the length of a longer one."""
     return text if len(text) <= most else f"{text[:most]} ... ({len(text):,} characters)"

@@ -1,4 +1,4 @@
-"""The numbers and texts that a run folder can hold: what lies outside was written by no run, and is refused instead of believed.
+"""Limits of the numbers and texts in a run folder: values outside were written by no run and are refused.
 
 Without limits one number of a foreign file (`world_size` 1e9, a step time of NaN) decides how long a report takes, how much
 memory, and whether every figure after it is nonsense.
@@ -13,7 +13,7 @@ MAX_STEP = 10**15 - 1  # times the points of a curve it still fits into an int64
 MAX_BYTES = 2**53 - 1  # of one process; all of them are exact as a float64
 MAX_SECONDS = 1e9  # of one step: 31 years
 MAX_UNIX_SECONDS = 1e11  # the year 5138
-MAX_WHOLE = 2**63 - 1
+MAX_INTEGER = 2**63 - 1
 MAX_FLOAT = 3.4028234663852886e38  # of IEEE 754's binary32, in which losses and norms are computed
 MAX_NAME = 5_000  # characters of a name, a path or a version
 MAX_ENTRIES, MAX_KEY = 200, 200  # versions or kinds of memory, and the characters of their names
@@ -42,11 +42,11 @@ def limits_of(name: str, kind: str) -> tuple[float, float]:
         return 0, MAX_BYTES
     if name.endswith("_seconds"):
         return 0, MAX_SECONDS
-    return 0, MAX_WHOLE if kind.startswith("int") else MAX_FLOAT
+    return 0, MAX_INTEGER if kind.startswith("int") else MAX_FLOAT
 
 
 def find_fault(name: str, value: Any, kind: str) -> str | None:
-    """What is wrong with the value of a field of the declared type, in words; None where nothing is."""
+    """A sentence on what is wrong with the value of a field of the declared type; None where nothing is."""
     kind, _, optional = kind.partition(" | ")
     if value is None and optional:
         return None
@@ -64,22 +64,22 @@ def find_fault(name: str, value: Any, kind: str) -> str | None:
         if not isinstance(value, dict) or len(value) > MAX_ENTRIES:
             return f"{name} is no object of at most {MAX_ENTRIES} entries"
         of_bytes, inner = kind == "dict[str, int]", "int" if kind == "dict[str, int]" else "str"
-        faults = (find_fault("one_of_the_bytes" if of_bytes else name, each, inner) for each in value.values())
-        if any(len(each) > MAX_KEY for each in value):
+        faults = (find_fault("one_of_the_bytes" if of_bytes else name, entry, inner) for entry in value.values())
+        if any(len(key) > MAX_KEY for key in value):
             return f"{name} has a name of more than {MAX_KEY} characters"
         return next((f"{name}: {fault}" for fault in faults if fault), None)
     if kind.startswith("tuple"):
         if not isinstance(value, (list, tuple)) or len(value) > MAX_ENTRIES:
             return f"{name} is no list of at most {MAX_ENTRIES} texts"
-        return next((fault for fault in (find_fault(name, each, "str") for each in value) if fault), None)
+        return next((fault for fault in (find_fault(name, text, "str") for text in value) if fault), None)
     if kind == "bool":
         return None if isinstance(value, bool) else f"{name} is of another type, true or false was expected"
     raise AssertionError(f"{name} is declared as {kind}, which is not checked")
 
 
 def show(value: Any) -> str:
-    """A value in a message: short, and in one line, whatever it is."""
-    if isinstance(value, int) and abs(value) > MAX_WHOLE:
-        return f"a whole number of {value.bit_length()} bits"
+    """Any value for a message: short, in one line."""
+    if isinstance(value, int) and abs(value) > MAX_INTEGER:
+        return f"an integer of {value.bit_length()} bits"
     text = repr(value) if isinstance(value, (int, float, str, bool)) or value is None else f"a {type(value).__name__}"
     return text if len(text) <= 80 else f"{text[:77]}..."

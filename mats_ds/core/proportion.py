@@ -10,7 +10,7 @@ CONFIDENCE_Z = 1.959963984540054  # 95% of a normal distribution lie within so m
 
 @dataclass(frozen=True)
 class Proportion:
-    """`hits` of `total`, with the 95% interval that belongs to it."""
+    """`hits` of `total`, with its 95% interval."""
 
     hits: int
     total: int
@@ -34,12 +34,12 @@ class Proportion:
 
 
 def wilson_interval(hits: int, total: int, *, z: float = CONFIDENCE_Z) -> tuple[float, float]:
-    """Wilson's score interval of a share (J. Am. Stat. Assoc. 22, 1927): right for small counts, and never outside 0 to 1."""
+    """Wilson's score interval of a proportion (J. Am. Stat. Assoc. 22, 1927): right for small counts, never outside 0 to 1."""
     if total == 0:
         return math.nan, math.nan
-    share = hits / total
-    centre = share + z * z / (2 * total)
-    spread = z * math.sqrt(share * (1 - share) / total + z * z / (4 * total * total))
+    rate = hits / total
+    centre = rate + z * z / (2 * total)
+    spread = z * math.sqrt(rate * (1 - rate) / total + z * z / (4 * total * total))
     scale = 1 + z * z / total
     low, high = (centre - spread) / scale, (centre + spread) / scale
     # exact at the ends, where rounding would leave 1e-17

@@ -1,1 +1,1 @@
-"""FLOPs, memory, records and budgets."""
+"""What a step used, while a run is going on: records, memory, energy, peak arithmetic, traces."""

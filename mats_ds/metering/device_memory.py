@@ -1,4 +1,4 @@
-"""How much memory a rank uses: torch's allocator, the card as the driver sees it, and the host process.
+"""Memory that a rank uses: torch's allocator, the GPU as the driver sees it, and the host process.
 
 Reading never waits for the device: torch's figures are kept by the allocator on the host, the driver's are of its latest sample.
 """
@@ -8,6 +8,7 @@ from __future__ import annotations
 import resource
 import sys
 import time
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -16,15 +17,16 @@ from mats_ds.metering.nvml import NvmlDevice, NvmlSampler
 
 if TYPE_CHECKING:
     import torch
-from collections.abc import Mapping
 
 _STATUS = Path("/proc/self/status")
 
 
 @dataclass(frozen=True)
 class MemoryReading:
-    """One reading. Torch's figures are of the current device and None on a CPU (where torch would say 0); peaks are since
-    `reset_peak`. `nvml_*` are the latest sample of the whole card, None without a driver. `rss_bytes` is this process."""
+    """One reading. Torch's figures are of the current device and None on a CPU (where torch would give 0); peaks are since
+    `reset_peak`. `nvml_*` are the latest sample of the GPU with all its processes, None without a driver. `rss_bytes`: of this
+    process.
+    """
 
     peak_allocated_bytes: int | None = None
     peak_reserved_bytes: int | None = None
@@ -51,15 +53,15 @@ class DeviceMeter:
         if self._cuda:
             import torch
 
-            found = NvmlDevice.find(torch.cuda.get_device_properties(device))
-            self._sampler = None if found is None else NvmlSampler(found, interval_seconds=nvml_interval_seconds)
+            nvml = NvmlDevice.find(torch.cuda.get_device_properties(device))
+            self._sampler = None if nvml is None else NvmlSampler(nvml, interval_seconds=nvml_interval_seconds)
 
     @property
     def has_nvml(self) -> bool:
         return self._sampler is not None
 
     def reset_peak(self) -> None:
-        """Begin a new peak of torch's allocator. (A process's peak RSS is of its whole life.)"""
+        """Begin a new peak of torch's allocator. (A process's peak RSS is since its start.)"""
         if self._cuda:
             import torch
 
@@ -78,11 +80,11 @@ class DeviceMeter:
         return MemoryReading(**figures)
 
     def read_joules(self) -> float | None:
-        """Energy of the card since the meter was made; None where the driver tells none."""
+        """Energy of the GPU since the meter was made; None where the driver does not report it."""
         return None if self._sampler is None else self._sampler.energy.read(time.monotonic())
 
     def close(self) -> None:
-        """End the thread that asks the driver."""
+        """End the thread that samples the driver."""
         if self._sampler is not None:
             self._sampler.close()
 
@@ -121,7 +123,7 @@ def _read_rss() -> dict[str, int | float | None]:
 
 CLIPS, ACTIVATIONS, CACHE, OUTSIDE = "clips", "activations", "cache", "outside"
 ON_HOST = "host_"  # prefix of static kinds that are offloaded
-WORDS = {
+KIND_NAMES = {
     "weights": "weights",
     "gradients": "gradients",
     "master_weights": "fp32 weights (optimizer partition)",
@@ -135,12 +137,12 @@ WORDS = {
 
 
 def on_device(static_bytes: Mapping[str, int]) -> dict[str, int]:
-    """The static kinds that are on the card."""
+    """The static kinds that are on the GPU."""
     return {kind: size for kind, size in static_bytes.items() if not kind.startswith(ON_HOST)}
 
 
 def left_for_activations(static_bytes: Mapping[str, int], *, peak_allocated_bytes: int, clip_bytes: int) -> int:
-    """What is neither static nor clips of an allocated peak; never below 0."""
+    """An allocated peak less static bytes and clips; never below 0."""
     return max(0, peak_allocated_bytes - sum(on_device(static_bytes).values()) - clip_bytes)
 
 
@@ -152,10 +154,10 @@ def split_peak(
     clip_bytes: int = 0,
     used_bytes: int | None = None,
 ) -> dict[str, int]:
-    """A measured peak by kind, in the order of WORDS; the kinds add up to the larger of reserved and used bytes.
+    """A measured peak by kind, in the order of KIND_NAMES; the kinds add up to the larger of reserved and used bytes.
 
     Where the static kinds are more than was allocated (a partition that is made late) activations are 0 and the sum is larger.
-    `used_bytes` None: the driver told nothing, there is no `outside`.
+    `used_bytes` None: the driver reported nothing, there is no `outside`.
     """
     activation_bytes = left_for_activations(static_bytes, peak_allocated_bytes=peak_allocated_bytes, clip_bytes=clip_bytes)
     kinds = on_device(static_bytes) | {CLIPS: clip_bytes, ACTIVATIONS: activation_bytes}
@@ -166,7 +168,7 @@ def split_peak(
 
 
 def name_kind(kind: str) -> str:
-    """A kind in words."""
+    """The name of a kind for people."""
     if kind.startswith(ON_HOST):
         return f"{name_kind(kind.removeprefix(ON_HOST))}, on the host"
-    return WORDS.get(kind, kind.replace("_", " "))
+    return KIND_NAMES.get(kind, kind.replace("_", " "))

@@ -1,7 +1,7 @@
-"""The card as the driver sees it: used memory, utilisation, power, energy. The only user of pynvml.
+"""Used memory, utilisation, power and energy of a GPU, as its driver reports them. The only user of pynvml.
 
-NVML answers in about a millisecond, sometimes in many: it is asked about once a second by a thread of its own, so that the
-training loop never waits for it (the call gives Python's lock back).
+NVML answers in about a millisecond, sometimes in many: a thread of its own samples it about once a second, so that the training
+loop never waits for it (the call releases Python's global lock).
 """
 
 from __future__ import annotations
@@ -15,8 +15,9 @@ from typing import Any
 
 @dataclass(frozen=True)
 class NvmlSample:
-    """One answer of the whole card. `joules_total` counts since the driver was loaded. None: the card cannot tell (a MIG slice,
-    for one, knows no utilisation and no energy; cards older than Volta no energy)."""
+    """One sample of a GPU with all its processes. `joules_total` counts since the driver was loaded. None: not reported (a MIG
+    slice has neither utilisation nor energy, GPUs older than Volta have no energy).
+    """
 
     seconds: float = 0.0
     used_bytes: int | None = None
@@ -47,7 +48,7 @@ class NvmlDevice:
         return None if handle is None else cls(pynvml, handle)
 
     def sample(self) -> NvmlSample:
-        """What the card can tell now."""
+        """All figures that the driver reports now."""
         pynvml, handle = self._pynvml, self._handle
         used_bytes = utilization = power_watts = joules_total = None
         with suppress(pynvml.NVMLError):
@@ -55,34 +56,34 @@ class NvmlDevice:
         with suppress(pynvml.NVMLError):
             utilization = float(pynvml.nvmlDeviceGetUtilizationRates(handle).gpu)
         with suppress(pynvml.NVMLError):
-            power_watts = pynvml.nvmlDeviceGetPowerUsage(handle) / 1e3  # it answers in milliwatts
+            power_watts = pynvml.nvmlDeviceGetPowerUsage(handle) / 1e3  # reported in milliwatts
         with suppress(pynvml.NVMLError):
             joules_total = pynvml.nvmlDeviceGetTotalEnergyConsumption(handle) / 1e3  # in millijoules
         return NvmlSample(time.monotonic(), used_bytes, utilization, power_watts, joules_total)
 
 
 class NvmlSampler:
-    """Asks a device now and then, on a thread of its own; `latest` is the newest sample, `energy` what it adds up to."""
+    """Samples a device on a thread of its own; `latest` is the newest sample, `energy` adds them up."""
 
     def __init__(self, device: Any, *, interval_seconds: float = 1.0) -> None:
         self.energy = EnergyMeter()
         self._device = device
         self._interval_seconds = interval_seconds
         self._stop = threading.Event()
-        self._ask()
+        self._sample()
         self._thread = threading.Thread(target=self._run, name="mats-nvml", daemon=True)
         self._thread.start()
 
     def close(self) -> None:
-        """Ends the thread; `latest` and `energy` stay."""
+        """End the thread; `latest` and `energy` stay."""
         self._stop.set()
         self._thread.join(timeout=5)
 
     def _run(self) -> None:
         while not self._stop.wait(self._interval_seconds):
-            self._ask()
+            self._sample()
 
-    def _ask(self) -> None:
+    def _sample(self) -> None:
         sample = self._device.sample()
         self.energy.add(sample.seconds, watts=sample.power_watts, joules_total=sample.joules_total)
         self.latest = sample
@@ -113,7 +114,7 @@ class _State:
 
 
 class EnergyMeter:
-    """`add` samples, `read` at any time, from any thread. Times are of one clock that never goes back."""
+    """`add` samples, `read` at any time, from any thread. Times are of one monotonic clock."""
 
     def __init__(self) -> None:
         self._state: _State | None = None
@@ -135,13 +136,13 @@ class EnergyMeter:
         self._state = _State(seconds, before.joules + spent, spent / passed_seconds, joules_total)
 
     def read(self, seconds: float) -> float | None:
-        """Joules since the first sample, carried on to `seconds`; None where no sample told any energy. Never falls."""
+        """Joules since the first sample, extrapolated to `seconds`; None where no sample had energy. Never falls."""
         state = self._state
         if state is None:
             return None
         with self._lock:
-            carried = state.joules + state.watts * max(0.0, seconds - state.seconds)
-            self._last_reading = max(self._last_reading, carried)
+            joules = state.joules + state.watts * max(0.0, seconds - state.seconds)
+            self._last_reading = max(self._last_reading, joules)
             return self._last_reading
 
 

@@ -7,14 +7,14 @@ from collections.abc import Mapping
 from mats_ds.core.events import RunInfo
 from mats_ds.metering.device_memory import ACTIVATIONS, CACHE, CLIPS
 
-LARGE_SHARE = 0.15  # of the card's memory in use: worth an advice of its own
+LARGE_FRACTION = 0.15  # of the GPU's memory in use: worth an advice of its own
 EXPANDABLE = "PYTORCH_CUDA_ALLOC_CONF=expandable_segments:True"
 
 
 def advise_on_memory(run: RunInfo, kinds: Mapping[str, int]) -> str:
     """One line on what to lower, what helps most first. `kinds`: memory by kind at the last measured peak, may be empty."""
-    whole = sum(kinds.values())
-    shares = {kind: size / whole for kind, size in kinds.items()} if whole else {}
+    total = sum(kinds.values())
+    fractions = {kind: size / total for kind, size in kinds.items()} if total else {}
     lower = []
     if run.micro_batch > 1:
         half = max(1, run.micro_batch // 2)
@@ -26,12 +26,12 @@ def advise_on_memory(run: RunInfo, kinds: Mapping[str, int]) -> str:
         lower.append("activations by recomputing them: model.checkpoint_blocks=all")
     if run.kept > run.visible > 0:
         lower.append(f"selection.keep_ratio (now {run.kept / run.num_tokens:.2f} of the tokens; this changes what is learned)")
-    if shares.get("buckets", 0) > LARGE_SHARE:
+    if fractions.get("buckets", 0) > LARGE_FRACTION:
         lower.insert(0, "reduce_bucket_size and allgather_bucket_size in the DeepSpeed JSON")
-    optimizer = sum(shares.get(kind, 0) for kind in ("master_weights", "moments"))
-    if optimizer > LARGE_SHARE and optimizer > shares.get(ACTIVATIONS, 0) + shares.get(CLIPS, 0):
+    optimizer = sum(fractions.get(kind, 0) for kind in ("master_weights", "moments"))
+    if optimizer > LARGE_FRACTION and optimizer > fractions.get(ACTIVATIONS, 0) + fractions.get(CLIPS, 0):
         lower.insert(0, "optimizer states by more ranks or ds_configs/zero2_offload.json")
     text = "lower " + ", or ".join(lower) if lower else "use a smaller model, more ranks, or ds_configs/zero2_offload.json"
-    if shares.get(CACHE, 0) > LARGE_SHARE:
-        text = f"set {EXPANDABLE} ({100 * shares[CACHE]:.0f}% of the memory is reserved but free), or {text}"
+    if fractions.get(CACHE, 0) > LARGE_FRACTION:
+        text = f"set {EXPANDABLE} ({100 * fractions[CACHE]:.0f}% of the memory is reserved but free), or {text}"
     return text

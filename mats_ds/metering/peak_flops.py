@@ -1,28 +1,19 @@
-"""Peak arithmetic of a card, the denominator of MFU: from a table of NVIDIA's figures, else measured once and cached.
+"""Peak arithmetic of a GPU, the denominator of MFU: from the table in core/gpus.py, else measured once and cached.
 
-The table holds dense (no sparsity) FLOP/s in the three ways that a run multiplies: bf16 and TF32 on tensor cores with fp32
-accumulation, and fp32 on the ordinary cores, which is what float32 tensors get unless torch is told to use TF32. Sources:
-NVIDIA's data sheets of V100, A100, A10, A30, L4, L40, L40S, H100, H200, RTX A6000 and B200 (HGX, 1000 W), and the H100 white
-paper for H100 (tables "Comparison of NVIDIA A100 and H100": SXM5 66.9, 494.7, 989.4; PCIe 51.2, 378, 756); where a sheet
-gives the figure "with sparsity" it is halved (H100 PCIe bf16 1513 -> 756.5, A6000 309.7 -> 154.8 and 154.8 -> 77.4, L4 242 -> 121
-and 120 -> 60, B200 4500 -> 2250). GeForce cards accumulate in fp32 at half their fp16 rate: GA102 white paper, appendix A (RTX
-3090: 35.6, 35.6, 71); Ada white paper, appendix A (RTX 4090: 82.6, 82.6, 165.2). V100 has neither bf16 nor TF32; B200's sheets
-disagree on the two others.
 What is not listed is timed with one large product: less than a data sheet would say, so that its MFU comes out higher; reports
-say so.
+name the source.
 """
 
 from __future__ import annotations
 
 import logging
 import os
-import re
 import time
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from mats_ds.core.gpus import TERAFLOPS
+from mats_ds.core.gpus import find_model
 from mats_ds.core.limits import limits_of
 from mats_ds.core.storage.documents import parse_json
 from mats_ds.core.storage.files import WrongKindOfFile, read_bytes, write_json
@@ -42,7 +33,7 @@ TF32_CAPABILITY = 8  # Ampere
 
 @dataclass(frozen=True)
 class Peak:
-    """FLOP/s of one card in one arithmetic ("bf16", "tf32" or "fp32"), and whether the figure is "table" or "measured"."""
+    """FLOP/s of one GPU in one arithmetic ("bf16", "tf32" or "fp32"), and whether the figure is "table" or "measured"."""
 
     flops_per_second: float
     source: str
@@ -52,8 +43,8 @@ class Peak:
 def arithmetic_of(precision: str, device: torch.device) -> str | None:
     """How a run of this precision multiplies matrices on this device: "bf16", "tf32" or "fp32"; None for another precision.
 
-    Float32 tensors go through TF32 only where torch is told so (it is not by default, and containers may do it by
-    TORCH_ALLOW_TF32_CUBLAS_OVERRIDE=1), the card has it, and the driver's libraries are not told otherwise.
+    Float32 tensors go through TF32 only where torch allows it (not by default; containers may set
+    TORCH_ALLOW_TF32_CUBLAS_OVERRIDE=1), the GPU has it, and NVIDIA_TF32_OVERRIDE does not forbid it.
     """
     if precision != FP32:
         return BF16 if precision == BF16 else None
@@ -64,38 +55,36 @@ def arithmetic_of(precision: str, device: torch.device) -> str | None:
     allowed = matmul.fp32_precision == TF32 if hasattr(matmul, "fp32_precision") else matmul.allow_tf32
     if not allowed or os.environ.get("NVIDIA_TF32_OVERRIDE") == "0":
         return FP32
-    has_it = device.type == "cuda" and torch.cuda.get_device_capability(device)[0] >= TF32_CAPABILITY
-    return TF32 if has_it else FP32
+    has_tf32 = device.type == "cuda" and torch.cuda.get_device_capability(device)[0] >= TF32_CAPABILITY
+    return TF32 if has_tf32 else FP32
 
 
 def find_peak(device_name: str, arithmetic: str = BF16) -> Peak | None:
-    """The peak of the card in the table; None where it is not listed. A slice of a card (MIG) is not the card."""
-    if re.search(r"\bMIG\b", device_name):
-        return None
-    for pattern, rates in TERAFLOPS.items():
-        if re.search(rf"\b(?:{pattern})(?!\w)", device_name):
-            teraflops = getattr(rates, arithmetic)
-            return None if teraflops is None else Peak(teraflops * 1e12, IN_TABLE, arithmetic)
-    return None
+    """The peak of a GPU from the table by its reported name; None where it is not listed. A MIG slice is not the GPU."""
+    model = find_model(device_name)
+    teraflops = None if model is None else getattr(model.peak, arithmetic)
+    return None if teraflops is None else Peak(teraflops * 1e12, IN_TABLE, arithmetic)
 
 
 def choose_peak(
     device: torch.device, device_name: str, arithmetic: str | None = BF16, *, cache: Path | None = None
 ) -> Peak | None:
-    """The card's peak from the table, the cache (None: in the user's cache folder), or a measurement that is then cached; None
-    on a CPU, where it cannot be measured, and for no known arithmetic."""
+    """The GPU's peak from the table, the cache (None: in the user's cache folder), or a measurement that is then cached.
+
+    None on a CPU, where it cannot be measured, and for no known arithmetic.
+    """
     if device.type != "cuda" or arithmetic is None:
         return None
-    found = find_peak(device_name, arithmetic)
-    if found is not None:
-        return found
+    listed = find_peak(device_name, arithmetic)
+    if listed is not None:
+        return listed
     path = cache or Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "mats_ds" / "peaks.json"
     known = _read_cache(path)
     name = device_name if arithmetic == BF16 else f"{device_name}, {arithmetic}"
     if name not in known:
         try:
             known[name] = measure_peak(device, arithmetic)
-        except RuntimeError as error:  # no bf16 on this card, or no room
+        except RuntimeError as error:  # no bf16 on this GPU, or no memory left
             _log.warning("the peak of %s in %s is not known and could not be measured: %s", device_name, arithmetic, error)
             return None
         _write_cache(path, known)
@@ -106,7 +95,7 @@ def measure_peak(device: torch.device, arithmetic: str = BF16, *, side: int = MA
     """FLOP/s of the best of some products of two large matrices on this device; their memory is given back. Whether float32
     goes through TF32 is torch's setting, as in the run.
 
-    Raises RuntimeError where the device has no room or no bf16.
+    Raises RuntimeError where the device has too little memory or no bf16.
     """
     import torch
 
@@ -136,10 +125,10 @@ def _wait(device: torch.device) -> None:
 
 
 def _read_cache(path: Path) -> dict[str, float]:
-    """Rates that a card can have; what else the file holds is left out."""
+    """The plausible rates of the file; its other entries are left out."""
     try:
         tree = parse_json(read_bytes(path, max_bytes=MAX_CACHE_BYTES))
-    except (OSError, ValueError):  # none yet, or spoilt: it is measured anew
+    except (OSError, ValueError):  # none yet, or damaged: it is measured again
         return {}
     if not isinstance(tree, dict):
         return {}

@@ -24,7 +24,7 @@ _ALWAYS = ("schema", "step", "loss")
 
 @dataclass(frozen=True)
 class Columns:
-    """Consecutive records of one rank: `values[name]` is float64, NaN where the record says null. Exact for whole numbers
+    """Consecutive records of one rank: `values[name]` is float64, NaN where the record has null. Exact for integers
     below 2^53 (bytes of any machine). `lost` marks records whose loss was measured and is no finite number."""
 
     values: dict[str, np.ndarray]
@@ -55,14 +55,14 @@ def join_columns(parts: Sequence[Columns]) -> Columns:
 
 
 def parse_lines(lines: Sequence[bytes], names: Sequence[str]) -> Iterator[Columns | int]:
-    """The columns `names` (and "step", "loss") of some lines; for an unreadable line its number, from 0, in its place."""
+    """The columns `names` (and "step", "loss") of some lines; for an unreadable line its number instead, from 0."""
     wanted = tuple(dict.fromkeys((*_ALWAYS, *names)))
     trees = _validate(lines, wanted)
     if trees is not None:
         yield _to_columns(trees, wanted)
         return
     sound: list[dict[str, float | None]] = []
-    for place, line in enumerate(lines):  # one by one: halves of halves take nine times as long where most are at fault
+    for number, line in enumerate(lines):  # one by one: bisecting takes nine times as long where most are at fault
         trees = _validate([line], wanted)
         if trees is not None:
             sound += trees
@@ -70,7 +70,7 @@ def parse_lines(lines: Sequence[bytes], names: Sequence[str]) -> Iterator[Column
         if sound:
             yield _to_columns(sound, wanted)
             sound = []
-        yield place
+        yield number
     if sound:
         yield _to_columns(sound, wanted)
 
@@ -86,8 +86,8 @@ def _validate(lines: Sequence[bytes], names: tuple[str, ...]) -> list[dict[str, 
 
 def _to_columns(trees: list[dict[str, float | None]], names: tuple[str, ...]) -> Columns:
     # The validator builds its dicts in the order of `names`; an older record lacks fields that may be missing.
-    whole = set(map(len, trees)) == {len(names)}
-    rows = map(dict.values, trees) if whole else (map(tree.get, names) for tree in trees)
+    complete = set(map(len, trees)) == {len(names)}
+    rows = map(dict.values, trees) if complete else (map(tree.get, names) for tree in trees)
     values = dict(zip(names, zip(*rows, strict=True), strict=True))
     losses = values["loss"]
     columns = {name: np.array(column, dtype=np.float64) for name, column in values.items()}  # None becomes NaN

@@ -1,8 +1,9 @@
-"""Reads a run's step records back: streaming, tolerant of torn lines, aware of resumed runs.
+"""Reader of a run's step records: streaming, tolerant of torn lines, aware of resumed runs.
 
 A killed run may leave a torn line: it is skipped and counted. A resumed run appends: where the step number of a file goes
-back, the later lines supersede the older ones from that step on. So a file is read twice: once for its step numbers only,
-which tells up to which step each stretch of lines counts, then record by record, or many at once as columns of numbers.
+back, the later lines supersede the older ones from that step on, also those that the resumed run did not reach again. So a
+file is read twice: once for its step numbers only, to find up to which step each stretch of lines counts, then record by
+record, or many at once as columns of numbers.
 """
 
 from __future__ import annotations
@@ -41,11 +42,11 @@ class _Stretch(NamedTuple):
 class RankReader:
     """One rank's records in ascending steps, without superseded ones; only one line at a time is in memory.
 
-    `first_step` and `last_step` (None: no whole record) are known at once. `num_superseded` (records of steps that a resumed
-    run did again), `num_unreadable` and `unreadable` (the first of them, by file, line and reason) are known after an
+    `first_step` and `last_step` (None: no complete record) are known at once. `num_superseded` (records of steps that a
+    resumed run repeated), `num_unreadable` and `unreadable` (the first of them, by file, line and reason) are known after an
     iteration. Lines that are appended after the reader was made are left out.
 
-    Raises ValueError for a link and whatever else is no regular file, and for a file that no run can have written.
+    Raises ValueError for a link and anything else that is no regular file, and for a file that no run can have written.
     """
 
     def __init__(self, path: Path) -> None:
@@ -53,10 +54,10 @@ class RankReader:
         self.num_superseded = 0
         self.num_unreadable = 0
         self.unreadable: list[str] = []
-        found = find_stretches(path)
-        first_steps = [step for _, step in found.starts]
-        self.first_step, self.last_step = min(first_steps, default=None), found.last_step
-        end_lines = [lines_before for lines_before, _ in found.starts[1:]] + [found.num_lines]
+        stretches = find_stretches(path)
+        first_steps = [step for _, step in stretches.starts]
+        self.first_step, self.last_step = min(first_steps, default=None), stretches.last_step
+        end_lines = [lines_before for lines_before, _ in stretches.starts[1:]] + [stretches.num_lines]
         end_steps = [*accumulate(first_steps[:0:-1], min)][::-1] + [None]  # the least of those that begin later
         self._stretches = [_Stretch(*pair) for pair in zip(end_lines, end_steps, strict=True)]
 
@@ -82,7 +83,7 @@ class RankReader:
                         yield record
 
     def columns(self, names: Sequence[str]) -> Iterator[Columns]:
-        """The same records, some thousand at a time, as columns of numbers: many times faster than one by one."""
+        """The same records as columns of numbers, some thousand at a time: many times faster than one by one."""
         from mats_ds.metering.record_columns import join_columns
 
         parts: list[Columns] = []
@@ -155,8 +156,8 @@ class RecordReader:
     def __init__(self, run_dir: str | Path) -> None:
         folder = Path(run_dir) / RECORDS_FOLDER
         refuse_wrong_kind(folder / "rank-00000.jsonl", below=Path(run_dir))
-        found = ((_RANK_FILE.fullmatch(path.name), path) for path in (folder.iterdir() if folder.is_dir() else ()))
-        paths = sorted((int(match[1]), path) for match, path in found if match)
+        files = ((_RANK_FILE.fullmatch(path.name), path) for path in (folder.iterdir() if folder.is_dir() else ()))
+        paths = sorted((int(match[1]), path) for match, path in files if match)
         if len(paths) > MAX_RANKS:
             raise ValueError(f"{folder} holds files of {len(paths):,} ranks, at most {MAX_RANKS:,} were expected")
         self.by_rank = {rank: RankReader(path) for rank, path in paths}

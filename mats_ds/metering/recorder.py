@@ -1,9 +1,9 @@
 """The observer that writes a run's records: run.json, records/rank-*.jsonl, bad_clips.csv, outcome.json.
 
 It never makes the host wait for a busy device: memory is read when a step's event arrives (the allocator's figures are on
-the host), but loss, gradient norm and phase times of step k are asked for when step k+1 arrives and step k is long done.
+the host), but loss, gradient norm and phase times of step k are read when step k+1 arrives and step k is long done.
 So `latest` is one step behind until the run ends. Where memory runs out, the allocator's state and one line on what to lower
-are left beside the records.
+are written beside the records.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ _log = logging.getLogger(__name__)
 
 
 class _Pending(NamedTuple):
-    """A step whose device figures are not asked for yet."""
+    """A step whose device figures have not been read yet."""
 
     event: StepEvent
     memory: MemoryReading
@@ -71,12 +71,12 @@ class Recorder:
         return (self.latest.memory_bytes, self.latest.memory_name) if self.latest else None
 
     def what_is_lost(self) -> str | None:
-        """Why nothing that is written into the run folder arrives any more (it was deleted or moved away); None while it does."""
+        """Why records no longer reach the run folder (it was deleted or moved away); None while they do."""
         return None if self._writer is None else self._writer.what_is_lost()
 
     def on_start(self, run: RunInfo) -> None:
         """Open this rank's file; rank 0 writes run.json. The run folder must be there."""
-        self._run = run = _add_card(run, self._device)
+        self._run = run = _add_gpu(run, self._device)
         if run.rank == 0:
             write_run(self._run_dir, run)
             with open_to_append(self._run_dir / BAD_CLIPS_FILE) as file:
@@ -105,11 +105,11 @@ class Recorder:
     def on_end(self, outcome: str) -> None:
         """Write the last step's record, close the file; rank 0, and every rank that failed, writes its outcome.
 
-        Raises OSError where a run that has finished cannot say so, as its folder is gone.
+        Raises OSError where the folder of a finished run is gone.
         """
         assert self._run is not None, "on_start comes before on_end"
         rank, advice, snapshot = self._run.rank, "", ""
-        if lost := self.what_is_lost():  # what is there now, if anything, is another run's
+        if lost := self.what_is_lost():  # a folder of that name is another run's by now
             self._writer.close()
             self._meter.close()
             if outcome == FINISHED:
@@ -120,7 +120,7 @@ class Recorder:
             advice = advise_on_memory(self._run, _last_peak(self._run, self._pending))
         try:
             self._write_pending()
-        except RuntimeError as error:  # a device that failed cannot tell the last step's loss; the outcome still counts
+        except RuntimeError as error:  # a failed device has no loss of the last step; the outcome still counts
             _log.warning("the last step could not be recorded: %s", error)
         finally:
             self._writer.close()
@@ -139,8 +139,8 @@ class Recorder:
             self._writer.append(self.latest)
 
 
-def _add_card(run: RunInfo, device: torch.device) -> RunInfo:
-    """What the recorder knows of the card: its memory and its peak."""
+def _add_gpu(run: RunInfo, device: torch.device) -> RunInfo:
+    """The run with its GPU's memory and peak arithmetic."""
     if device.type != "cuda":
         return run
     import torch
@@ -169,11 +169,11 @@ def _last_peak(run: RunInfo, pending: _Pending | None) -> dict[str, int]:
 
 
 def _build_record(pending: _Pending, run: RunInfo) -> StepRecord:
-    """The record of a finished step: here the device is asked."""
+    """The record of a finished step; reads the device."""
     event, memory = pending.event, pending.memory
     seconds = event.times.seconds()
     total_seconds = seconds["total"]
-    model_flops, hardware_flops = (event.num_clips * each for each in (run.model_flops_per_clip, run.hardware_flops_per_clip))
+    model_flops, hardware_flops = (event.num_clips * flops for flops in (run.model_flops_per_clip, run.hardware_flops_per_clip))
     flops_at_peak = (run.peak_flops or 0.0) * total_seconds
     activation_bytes = None
     if memory.peak_allocated_bytes is not None:
@@ -222,7 +222,7 @@ def _append_bad_clips(run_dir: Path, clips: Iterable[BadClip], *, rank: int, ste
 
 
 def _count_bad_clips(run_dir: Path, *, rank: int, up_to_step: int) -> int:
-    """Bad clips that this rank met before a resume; those of steps that are done again will be met again."""
+    """Bad clips that this rank met before a resume; those of repeated steps will be met again."""
     try:
         with open_regular(run_dir / BAD_CLIPS_FILE) as stream:
             rows = list(csv.reader(io.TextIOWrapper(stream, encoding="utf-8", errors="replace", newline="")))

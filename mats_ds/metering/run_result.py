@@ -1,7 +1,7 @@
-"""The accuracy that a training ends with: that of its last weights, which nothing has chosen, beside the best one of its tests.
+"""The final accuracy of a fine-tuning: of its last weights, which no test selected, beside the best of its tests.
 
 The best of many tests on the same videos is too good: for UCF101 and HMDB51 the recipes' `evaluation.manifest` is the test split.
-So it is written down with what chose it, and is no result.
+So it is written with the data that selected it, and is no result.
 """
 
 from __future__ import annotations
@@ -71,8 +71,8 @@ class RunResult:
 
 
 def conclude(tests: Sequence[Mapping[str, Any]], *, num_trained_on: int, best_file: str) -> RunResult | None:
-    """From all tests of a finished run, oldest first; None where there is none. A run that went on with another manifest has its
-    best among the tests on the last one.
+    """From all tests of a finished run, oldest first; None where there is none. After a resume with another manifest only the
+    tests on the last one are compared.
     """
     if not tests:
         return None
@@ -82,22 +82,22 @@ def conclude(tests: Sequence[Mapping[str, Any]], *, num_trained_on: int, best_fi
 
 
 def read_result(run_dir: str | Path) -> dict[str, Any] | None:
-    """What result.json of a run folder holds; None where there is none. Raises ValueError where it is something else."""
+    """The content of a run folder's result.json; None where there is none. Raises ValueError for a file of another kind."""
     path = Path(run_dir) / RESULT_FILE
     if not os.path.lexists(path):
         return None
     tree = read_object(path)
-    words = tree.get("words")
-    if not isinstance(words, list) or not all(isinstance(line, str) for line in words):
-        raise ValueError(f"{path} is not of this version: words should be a list of lines, got {words!r:.80}")
-    if len(words) > MAX_LINES or any(len(line) > MAX_NAME for line in words):
+    lines = tree.get("words")
+    if not isinstance(lines, list) or not all(isinstance(line, str) for line in lines):
+        raise ValueError(f"{path} is not of this version: words should be a list of lines, got {lines!r:.80}")
+    if len(lines) > MAX_LINES or any(len(line) > MAX_NAME for line in lines):
         raise ValueError(f"{path} is not of this version: words should be at most {MAX_LINES} lines of {MAX_NAME:,} characters")
     _check_values(tree, path)
     return tree
 
 
 def _check_values(tree: Any, path: Path, *, depth: int = 0) -> None:
-    """Raises ValueError for what report.json cannot hold: numbers that are not finite, and objects in objects without end."""
+    """Raises ValueError for numbers that are not finite and for too deep nesting, which report.json cannot hold."""
     if depth > MAX_DEPTH:
         raise ValueError(f"{path} is not of this version: it is nested more than {MAX_DEPTH} deep")
     if isinstance(tree, (dict, list)):

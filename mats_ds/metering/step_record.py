@@ -1,8 +1,8 @@
-"""StepRecord: what one rank did in one step, as one line of JSON, and the writer of such lines.
+"""StepRecord, one step of one rank as one line of JSON, and the writer of such lines.
 
 `<run_dir>/records/rank-00000.jsonl` holds one line per finished step of that rank. The file only ever grows: a resumed run
-appends to it, and `reader.py` tells which lines still count. Numbers that JSON cannot hold are the strings "nan", "inf",
-"-inf"; null stands for what was not measured.
+appends to it, and `record_reader.py` finds the lines that still count. Numbers that JSON cannot hold are the strings "nan",
+"inf", "-inf"; null stands for what was not measured.
 """
 
 from __future__ import annotations
@@ -27,11 +27,11 @@ RECORDS_FOLDER = "records"
 class StepRecord:
     """What one rank did in one optimizer step. None: not measured, for example every GPU figure of a run on a CPU.
 
-    Peaks of torch's allocator (`peak_*`) are of this step alone; `peak_rss_bytes` is of the whole process so far. `nvml_*`
+    Peaks of torch's allocator (`peak_*`) are of this step alone; `peak_rss_bytes` is since the process started. `nvml_*`
     are the device's latest sample, at most about a second old, and count every process on it. `kept`, `visible` and
     `targets` are tokens of one clip out of `num_tokens`. FLOPs are of this rank's clips of the step, forward and backward;
     hardware FLOPs include what is computed twice to save memory. `mfu` and `hfu` are model and hardware FLOP/s over the
-    card's peak. `joules` are the card's since the record before. `peak_active_bytes` adds to the allocated ones what is
+    GPU's peak. `joules` are the GPU's since the record before. `peak_active_bytes` adds to the allocated ones what is
     freed but still in use by another stream; `peak_inactive_bytes` are free pieces that a part of their block in use keeps
     from being given back (fragmentation). `activation_bytes` is the allocated peak less what is static and the clips.
     """
@@ -108,7 +108,7 @@ _DECODER = json.JSONDecoder()
 _NAMES = tuple(field.name for field in fields(StepRecord))
 _TYPES = tuple(_JSON_TYPES[str(field.type)] for field in fields(StepRecord))
 _ROUNDED = frozenset(name for name in _NAMES if name.endswith(("_seconds", "_per_second")) or name in ("joules", "mfu", "hfu"))
-_NON_FINITE_PLACES = tuple(_NAMES.index(name) for name in MAY_BE_NON_FINITE)
+_NON_FINITE_INDICES = tuple(_NAMES.index(name) for name in MAY_BE_NON_FINITE)
 _LIMITS = {
     _NAMES.index(field.name): limits_of(field.name, str(field.type))
     for field in fields(StepRecord)
@@ -130,7 +130,7 @@ def dump_record(record: StepRecord) -> str:
 def parse_record(line: str | bytes) -> StepRecord:
     """The record of one line. Keys that this version does not know are ignored.
 
-    Raises ValueError that says what is wrong with the line.
+    Raises ValueError with what is wrong with the line.
     """
     text = line if isinstance(line, str) else line.decode()
     try:
@@ -144,21 +144,21 @@ def parse_record(line: str | bytes) -> StepRecord:
     values = list(map(tree.get, _NAMES))
     if isinstance(values[0], int) and values[0] > SCHEMA:
         raise ValueError(f"schema {show(values[0])}, but this version reads up to {SCHEMA}: update mats_ds")
-    for place in _NON_FINITE_PLACES:
-        if isinstance(values[place], str):
-            values[place] = _read_float(values[place])
+    for index in _NON_FINITE_INDICES:
+        if isinstance(values[index], str):
+            values[index] = _read_float(values[index])
     if not all(map(isinstance, values, _TYPES)) or bool in map(type, values):  # a bool is an int to Python
         pairs = zip(_NAMES, values, _TYPES, strict=True)
         wrong = [name for name, value, kind in pairs if not isinstance(value, kind) or isinstance(value, bool)]
         raise ValueError(f"missing or of the wrong type: {', '.join(wrong)}")
-    for place, (least, greatest) in _LIMITS.items():
-        value = values[place]
+    for index, (least, greatest) in _LIMITS.items():
+        value = values[index]
         if value is not None and not least <= value <= greatest:
-            raise ValueError(f"{_NAMES[place]} is {show(value)}, which is not from {least:g} to {greatest:g}")
-    for place in _NON_FINITE_PLACES:
-        value = values[place]
+            raise ValueError(f"{_NAMES[index]} is {show(value)}, which is not from {least:g} to {greatest:g}")
+    for index in _NON_FINITE_INDICES:
+        value = values[index]
         if value is not None and abs(value) > MAX_FLOAT:  # beyond what a loss is computed in: as good as infinite
-            values[place] = math.copysign(math.inf, value)
+            values[index] = math.copysign(math.inf, value)
     return StepRecord(*values)
 
 
@@ -170,9 +170,9 @@ def _read_float(text: str) -> float:
 
 
 class RecordWriter:
-    """Appends one rank's records to its file; every record is handed to the system as one whole line at once.
+    """Appends one rank's records to its file, each line with a single write.
 
-    The run folder must be there: it is not made anew where somebody has taken it away. Raises OSError, and ValueError where a
+    The run folder must exist: it is not made again where somebody has removed it. Raises OSError, and ValueError where a
     link has the name of the file or of its folder.
     """
 
@@ -191,7 +191,7 @@ class RecordWriter:
         append_text(self._file, dump_record(record) + "\n")
 
     def what_is_lost(self) -> str | None:
-        """Why records do not arrive any more; None while they do, and once the file is closed."""
+        """Why records no longer reach the disk; None while they do, and once the file is closed."""
         return None if self._file.closed else self._watch.what_is_lost()
 
     def close(self) -> None:

@@ -1,8 +1,8 @@
-"""What one micro-batch needs beside weights, moment by moment: Workload, clips, bytes of an element -> Activations.
+"""Activation memory of one micro-batch, moment by moment: Workload, clips, bytes of an element -> Activations.
 
-It follows models/mae.py, models/classifier.py and models/layers.py tensor by tensor: what each part keeps for backward, and what
-is alive for a moment. A step is as large as its largest moment: choosing tokens, the loss, or a block in backward. Judged by
-the real engine on fake tensors (mats_ds/training/dry_run.py); tests hold both together.
+It follows models/mae.py, models/classifier.py and models/layers.py tensor by tensor: what each part keeps for backward, and its
+temporaries. A step needs as much as its largest moment: selecting tokens, the loss, or a block in backward. Checked against the
+real engine on fake tensors (mats_ds/training/dry_run.py).
 
 Letters: B clips, N tokens of a clip, K those of a block, Q its queries, D width, P values of a patch.
 """
@@ -17,15 +17,15 @@ from mats_ds.planning.workload import Workload, block_matrices, block_vectors
 FLOAT32, INT64 = 4, 8
 NORM_STATS = 2  # mean and inverse spread of a LayerNorm's row, float32 each
 SQUARE_BACKWARD = 4  # float32 temporaries as large as the difference while its square and its mean go backward
-# A checkpointed block, in units of one [Q, D] activation, while its MLP goes backward: the gradient of its output, of the MLP's
-# hidden layer (MLP_RATIO), and what is computed again, by `recompute` level.
+# A checkpointed block, in units of one [Q, D] activation, during its MLP's backward: the gradients of its output and of the MLP's
+# hidden layer (MLP_RATIO), and the recomputed activations, by `recompute` level.
 GRADIENTS_IN_MLP = 1 + MLP_RATIO
-AGAIN_IN_MLP = {"none": 0, "pointwise": MLP_RATIO, "mlp": 1 + 2 * MLP_RATIO}
+RECOMPUTED_IN_MLP = {"none": 0, "pointwise": MLP_RATIO, "mlp": 1 + 2 * MLP_RATIO}
 
 
 @dataclass(frozen=True)
 class Turn:
-    """Backward reaches one block: the bytes that are then alive, clips included, and the parameters whose gradients come."""
+    """Backward of one block: the bytes alive at its peak, clips included, and the number of parameters that get gradients."""
 
     alive_bytes: int
     num_parameters: int
@@ -35,7 +35,7 @@ class Turn:
 class Activations:
     """Bytes of one rank's micro-batch. `blocks_bytes`: kept for backward by the blocks (encoder's first, then decoder's), one
     entry a block; `other_saved_bytes`: kept by all else. The others are the most that is alive, clips and `saved` included:
-    while tokens are chosen, at the loss, in backward at the loss, and in each of backward's `turns`, in its order.
+    while tokens are selected, in the loss, in the loss's backward, and in each of backward's `turns`, in its order.
     """
 
     blocks_bytes: tuple[int, ...]
@@ -61,7 +61,7 @@ class _Block:
     width: int
     heads: int
     element: int
-    level: str  # a recompute level, or "block": wholly checkpointed
+    level: str  # a recompute level, or "block": checkpointed
     drops: bool = False  # drop path multiplies gradients into a copy
 
     def of(self, rows: float, columns: float = 1) -> int:
@@ -70,13 +70,13 @@ class _Block:
 
     @property
     def saved(self) -> int:
-        """Its input; then keys, values, queries, what attention puts out, the residual; and what the level keeps beside."""
+        """Bytes of its input, keys, values, queries, attention's output and residual, and what the level keeps in addition."""
         if self.level == "block":
             return self.of(self.tokens)
         return self.of(self.tokens) + self.kept_inside(self.level)
 
     def kept_inside(self, level: str) -> int:
-        """What is kept beside the input at a recompute level."""
+        """Bytes kept for backward beside the input at a recompute level."""
         tokens, queries = self.tokens, self.queries
         normaliser = self.clips * self.heads * queries * FLOAT32
         kept = self.of(tokens, 2) + self.of(queries, 3) + normaliser
@@ -90,13 +90,13 @@ class _Block:
 
     @property
     def alive_in_backward(self) -> int:
-        """What its backward pass adds to what is saved, at most."""
-        again = self.kept_inside("none") if self.level == "block" else self.of(self.queries, AGAIN_IN_MLP[self.level])
-        return again + self.of(self.queries, GRADIENTS_IN_MLP + self.drops)
+        """The most that its backward pass adds to the saved bytes."""
+        recomputed = self.kept_inside("none") if self.level == "block" else self.of(self.queries, RECOMPUTED_IN_MLP[self.level])
+        return recomputed + self.of(self.queries, GRADIENTS_IN_MLP + self.drops)
 
 
 def plan_activations(workload: Workload, *, micro_batch: int, element_bytes: int) -> Activations:
-    """All of it for `micro_batch` clips and a model of `element_bytes` a number (2: bf16, 4: fp32)."""
+    """Activations of `micro_batch` clips in a model of `element_bytes` a number (2: bf16, 4: fp32)."""
     if workload.task == "finetune":
         return _plan_finetuning(workload, micro_batch, element_bytes)
     return _plan_pretraining(workload, micro_batch, element_bytes)
@@ -121,7 +121,7 @@ def _plan_pretraining(work: Workload, clips: int, element: int) -> Activations:
     blocks = [block.saved for block in (*encoder, *decoder)]
     saved = sum(blocks) + other
     # The loss holds predictions (model's type and float32), their bytes, normalised targets and their squares; the patches of
-    # the whole clip are still there.
+    # all tokens are still there.
     in_float = 0 if element == FLOAT32 else FLOAT32
     at_loss = saved - difference + predicted * (1 + element + in_float + 2 * FLOAT32) + _used_patches(work, clips)
     head = size.decoder_width * patch
@@ -164,11 +164,11 @@ def _plan_finetuning(work: Workload, clips: int, element: int) -> Activations:
 
 
 def _turns(blocks: list[_Block], *, below: int) -> tuple[Turn, ...]:
-    """Backward through a stack, its last block first; `below`: what is alive beside the stack."""
+    """Backward through a stack, its last block first; `below`: bytes alive beside the stack."""
     turns = []
-    for place in reversed(range(len(blocks))):
-        block = blocks[place]
-        alive = below + sum(each.saved for each in blocks[: place + 1]) + block.alive_in_backward
+    for index in reversed(range(len(blocks))):
+        block = blocks[index]
+        alive = below + sum(lower.saved for lower in blocks[: index + 1]) + block.alive_in_backward
         turns.append(Turn(alive, block_matrices(block.width) + block_vectors(block.width)))
     return tuple(turns)
 
@@ -176,13 +176,13 @@ def _turns(blocks: list[_Block], *, below: int) -> tuple[Turn, ...]:
 def _stack(
     work: Workload, clips: int, element: int, width: int, heads: int, depth: int, *, tokens: int, outputs: int | None = None
 ) -> list[_Block]:
-    """The blocks of the encoder, or of the decoder where `outputs` of the tokens are asked for."""
+    """The blocks of the encoder, or of the decoder with `outputs` output tokens."""
     every = {"none": depth + 1, "all": 1}.get(work.checkpoint_blocks, work.checkpoint_blocks)
     blocks = []
-    for place in range(depth):
-        level = "block" if (place + 1) % int(every) == 0 else work.recompute
-        queries = outputs if outputs and place == depth - 1 else tokens
-        drops = work.drop_path > 0 and place > 0
+    for index in range(depth):
+        level = "block" if (index + 1) % int(every) == 0 else work.recompute
+        queries = outputs if outputs and index == depth - 1 else tokens
+        drops = work.drop_path > 0 and index > 0
         blocks.append(_Block(clips, tokens, queries, width, heads, element, level, drops))
     return blocks
 
@@ -198,8 +198,8 @@ def _used_patches(work: Workload, clips: int) -> int:
 
 
 def _choosing(work: Workload, clips: int, element: int) -> int:
-    """The clip cut into patches (a copy), and where motion is looked at: patches as numbers and their embedding, then the
-    embedding as float32 and the differences of neighbours.
+    """Bytes alive while tokens are selected: the clip's patches (a copy), and where motion is scored, patches as numbers and
+    their embedding, then the embedding as float32 and the differences of neighbours.
     """
     grid = work.candidate_grid
     tokens, patch = clips * grid.num_tokens, grid.patch_values

@@ -1,6 +1,6 @@
-"""A run before it is started: does it fit the card, and which micro-batch would? Workload, JSON, card -> Forecast.
+"""Memory and time of a run before it is started: workload, DeepSpeed JSON and GPU -> Forecast and TimePlan.
 
-What torch's allocator will hold is in closed form (plan_memory.py); what lies outside of it is a table of assumptions (cards.py).
+What torch's allocator will hold is in closed form (memory.py); what lies outside of it is assumed (Overheads).
 """
 
 from __future__ import annotations
@@ -13,7 +13,8 @@ from pathlib import Path
 from statistics import median
 from typing import Any
 
-from mats_ds.core.gpus import MIB, Gpu
+from mats_ds.core.format import MIB
+from mats_ds.core.gpus import Gpu
 from mats_ds.core.run_dir import RUN_FILE, read_run
 from mats_ds.core.storage.files import refuse_wrong_kind
 from mats_ds.metering.device_memory import ACTIVATIONS, CACHE, OUTSIDE
@@ -25,13 +26,18 @@ from mats_ds.planning.memory import MemoryPlan, plan_memory
 from mats_ds.planning.workload import Workload
 
 MAX_MICRO_BATCH = 4096
+SECONDS_PER_HOUR = 3600
+ASSUMED_MFU = 0.35  # no run of this trainer has been timed on a GPU: an assumption, not a measurement
+# Training clips of the data sets that the recipes are for. Kinetics-400 and Something-Something V2: VideoMAE's DATASET.md lists
+# about 240 k and 169 k; UCF101 split 1: 9 537; HMDB51 split 1: 3 570.
+KNOWN_CLIPS = {"k400": 240_000, "ssv2": 169_000, "ucf101": 9_537, "hmdb51": 3_570}
 
 
 @dataclass(frozen=True)
 class LoaderMemory:
-    """What brings the clips: micro-batches that wait, DALI's pipelines, and the size of the videos that they decode.
+    """Loader settings that take GPU memory: prefetched micro-batches, DALI's pipelines, and the size of the videos.
 
-    The size is that of training copies with a shorter side of 256 (docs/data.md); a chunk of a pipeline is 8 clips.
+    The default size is that of training copies with a shorter side of 256 (docs/data.md); a chunk of a pipeline is 8 clips.
     """
 
     prefetch: int = 2
@@ -42,13 +48,44 @@ class LoaderMemory:
 
 
 @dataclass(frozen=True)
+class Overheads:
+    """Memory of a GPU beside the tensors, in bytes, and a margin. Assumptions with reasons: nothing was measured on a GPU by
+    this project.
+
+    - `context`: CUDA context and loaded kernels, 0.4 to 0.6 GB with PyTorch.
+    - `nccl`: NCCL's channel buffers: up to 32 channels of 4 MiB (NCCL_BUFFSIZE) and three protocols; none with one GPU.
+    - `cublas`: PyTorch's workspace for cuBLAS, 8 MiB before and 32 MiB on Hopper (torch.backends documentation), the larger.
+    - `surfaces`: the pictures that NVDEC decodes into (20, the most that its references and reordering need) and
+      the decoded clips of one chunk of a DALI pipeline in RGB, before they are scaled.
+    - `fragments_fraction`: reserved and unusable, as a fraction of the tensors.
+    - `margin_fraction`: of the GPU's memory, left free.
+    """
+
+    context: int = 512 * MIB
+    nccl: int = 384 * MIB
+    cublas: int = 32 * MIB
+    surfaces: int = 20
+    fragments_fraction: float = 0.05
+    margin_fraction: float = 0.03
+
+    def decoder_bytes(self, *, num_pipelines: int, chunk_frames: int, height: int, width: int) -> int:
+        """Of DALI's pipelines on videos of `height` x `width`; a chunk holds `chunk_frames` frames (NV12: 1.5 bytes a pixel)."""
+        pixels = height * width
+        return num_pipelines * (self.surfaces * pixels * 3 // 2 + chunk_frames * pixels * 3)
+
+    def outside(self, *, world_size: int) -> int:
+        """Outside of torch's allocator, without the decoder."""
+        return self.context + self.cublas + (self.nccl if world_size > 1 else 0)
+
+
+@dataclass(frozen=True)
 class Forecast:
-    """One rank on one card. `bytes_by_kind` is the whole of it, by kind in the order of a table; `limit_bytes` is the card's
-    memory less the margin.
+    """The memory of one rank on one GPU. `bytes_by_kind`: all of it, in the order of a table; `limit_bytes`: the GPU's memory
+    less the margin.
     """
 
     workload: Workload
-    card: Gpu
+    gpu: Gpu
     world_size: int
     micro_batch: int
     accumulation: int
@@ -69,33 +106,33 @@ def forecast(
     workload: Workload,
     ds_config: Mapping[str, Any],
     *,
-    card: Gpu,
+    gpu: Gpu,
     world_size: int,
     micro_batch: int,
     accumulation: int = 1,
-    feed: LoaderMemory | None = None,
+    loader: LoaderMemory | None = None,
     overheads: Overheads | None = None,
 ) -> Forecast:
-    """What a rank needs on `card`. Raises ValueError for a JSON that cannot be planned."""
-    feed, overheads = feed or LoaderMemory(), overheads or Overheads()
+    """The memory that a rank needs on `gpu`. Raises ValueError for a JSON that cannot be planned."""
+    loader, overheads = loader or LoaderMemory(), overheads or Overheads()
     memory = plan_memory(workload, ds_config, world_size=world_size, micro_batch=micro_batch, accumulation=accumulation)
     kinds = dict(memory.bytes_by_kind)
-    # Ready micro-batches, and the one that is being put together.
-    kinds["waiting_clips"] = (feed.prefetch + 1) * micro_batch * workload.clip_bytes
-    kinds[CACHE] = int(overheads.fragments_share * sum(kinds.values()))
+    # Prefetched micro-batches, and the one that is being assembled.
+    kinds["waiting_clips"] = (loader.prefetch + 1) * micro_batch * workload.clip_bytes
+    kinds[CACHE] = int(overheads.fragments_fraction * sum(kinds.values()))
     kinds["decoder"] = overheads.decoder_bytes(
-        num_pipelines=feed.num_pipelines,
-        chunk_frames=min(feed.clips_per_chunk, micro_batch) * workload.candidate_grid.num_frames,
-        height=feed.height,
-        width=feed.width,
+        num_pipelines=loader.num_pipelines,
+        chunk_frames=min(loader.clips_per_chunk, micro_batch) * workload.candidate_grid.num_frames,
+        height=loader.height,
+        width=loader.width,
     )
     kinds[OUTSIDE] = overheads.outside(world_size=world_size)
-    limit = int((1 - overheads.margin_share) * card.memory_bytes)
-    return Forecast(workload, card, world_size, micro_batch, accumulation, memory, kinds, limit)
+    limit = int((1 - overheads.margin_fraction) * gpu.memory_bytes)
+    return Forecast(workload, gpu, world_size, micro_batch, accumulation, memory, kinds, limit)
 
 
 def largest_micro_batch(workload: Workload, ds_config: Mapping[str, Any], **how: Any) -> int:
-    """The most clips a card can take at once, 0 if not even one; `how`: as for `forecast`, without `micro_batch`."""
+    """The largest micro-batch that fits, 0 if not even one clip; `how`: as for `forecast`, without `micro_batch`."""
     if not forecast(workload, ds_config, micro_batch=1, **how).fits:
         return 0
     fits, too_many = 1, MAX_MICRO_BATCH + 1
@@ -109,23 +146,16 @@ def largest_micro_batch(workload: Workload, ds_config: Mapping[str, Any], **how:
 
 
 def as_recorded(kinds: Mapping[str, int]) -> dict[str, int]:
-    """The kinds as a report measures them: clips that wait count as activations, the decoder lies outside."""
+    """The kinds as a report measures them: prefetched clips count as activations, the decoder as outside of torch."""
     recorded = dict(kinds)
     recorded[ACTIVATIONS] += recorded.pop("waiting_clips", 0)
     recorded[OUTSIDE] = recorded.get(OUTSIDE, 0) + recorded.pop("decoder", 0)
     return recorded
 
 
-ASSUMED_MFU = 0.35  # no run of this trainer has been timed on a GPU: an assumption, not a measurement
-SECONDS_PER_HOUR = 3600
-# Training clips of the data sets that the recipes are for. Kinetics-400 and Something-Something V2: VideoMAE's DATASET.md lists
-# about 240 k and 169 k; UCF101 split 1: 9 537; HMDB51 split 1: 3 570.
-KNOWN_CLIPS = {"k400": 240_000, "ssv2": 169_000, "ucf101": 9_537, "hmdb51": 3_570}
-
-
 @dataclass(frozen=True)
 class TimePlan:
-    """None: not known for this card or precision."""
+    """Steps and their time. `step_seconds` None: the peak of the GPU in this precision is not known."""
 
     num_clips: int
     clips_per_step: int
@@ -156,8 +186,9 @@ def plan_time(
     mfu: float = ASSUMED_MFU,
     precision: str = BF16,
 ) -> TimePlan:
-    """A run of `epochs` over `num_clips`, or of `steps`, in "bf16" or "fp32", ended early after `max_steps`. The time is None
-    for a card that peaks.py does not list in it.
+    """The time of `epochs` over `num_clips`, or of `steps`, in "bf16" or "fp32", ended early after `max_steps`.
+
+    `step_seconds` is None for a GPU without a listed peak in that precision.
     """
     steps_per_epoch = max(1, num_clips // clips_per_step)
     total = steps if steps is not None else max(1, math.ceil(epochs * steps_per_epoch))
@@ -170,7 +201,7 @@ def plan_time(
 
 
 def measured_mfu(run_dir: str | Path) -> float:
-    """The median MFU of a run's first rank, its first fifth of steps apart. Raises ValueError where none was recorded."""
+    """The median MFU of a run's first rank, without its first fifth of steps. Raises ValueError where none was recorded."""
     path = Path(run_dir) / RECORDS_FOLDER / "rank-00000.jsonl"
     refuse_wrong_kind(path, below=Path(run_dir))
     if not path.is_file():
@@ -183,39 +214,8 @@ def measured_mfu(run_dir: str | Path) -> float:
     figures = [record.mfu for record in RankReader(path)]
     known = [mfu for mfu in figures[len(figures) // 5 :] if mfu]
     if not known:
-        raise ValueError(f"{run_dir} recorded no MFU (a CPU, or a card whose peak is not known): state one with --mfu")
+        raise ValueError(f"{run_dir} recorded no MFU (a CPU, or a GPU whose peak is not known): state one with --mfu")
     mfu = median(known)
     if mfu > 1:
         raise ValueError(f"{run_dir} recorded an MFU of {mfu:.3g}, which is above 1: state one with --mfu")
     return mfu
-
-
-@dataclass(frozen=True)
-class Overheads:
-    """What tensors do not show, in bytes a card. None of it was measured on a card by this project: assumptions, each with its
-    reason, and a margin on top.
-
-    - `context`: CUDA context and loaded kernels, 0.4 to 0.6 GB with PyTorch on such cards.
-    - `nccl`: NCCL's channel buffers: up to 32 channels of 4 MiB (NCCL_BUFFSIZE) and three protocols; none with one GPU.
-    - `cublas`: PyTorch's workspace for cuBLAS, 8 MiB before and 32 MiB on Hopper (torch.backends documentation), the larger.
-    - `surfaces_per_pipeline`: the pictures that NVDEC decodes into (20, the most that its references and reordering need) and
-      the decoded clips of one chunk of a DALI pipeline in RGB, before they are scaled.
-    - `fragments_share`: reserved and unusable, as a share of the tensors.
-    - `margin_share`: of the card, left free.
-    """
-
-    context: int = 512 * MIB
-    nccl: int = 384 * MIB
-    cublas: int = 32 * MIB
-    surfaces: int = 20
-    fragments_share: float = 0.05
-    margin_share: float = 0.03
-
-    def decoder_bytes(self, *, num_pipelines: int, chunk_frames: int, height: int, width: int) -> int:
-        """Of DALI's pipelines on videos of `height` x `width`; a chunk holds `chunk_frames` frames (NV12: 1.5 bytes a pixel)."""
-        pixels = height * width
-        return num_pipelines * (self.surfaces * pixels * 3 // 2 + chunk_frames * pixels * 3)
-
-    def outside(self, *, world_size: int) -> int:
-        """Outside of torch's allocator, decoder apart."""
-        return self.context + self.cublas + (self.nccl if world_size > 1 else 0)

@@ -1,8 +1,8 @@
 """Peak memory of one rank in closed form: Workload, DeepSpeed JSON, ranks, micro-batch -> MemoryPlan. Milliseconds, no GPU.
 
 ZeRO's parts follow DeepSpeed's source (stage_1_and_2.py): weights and gradients in the model's type, master weights and two
-moments in float32, each of the stage's share padded to two elements a rank; communication buckets as large as the JSON
-says, two with overlap_comm, and one copy of a bucket while it is reduced.
+moments in float32, each of the stage's partition padded to two elements a rank; communication buckets of the JSON's
+size, two with overlap_comm, and one copy of a bucket while it is reduced.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ ALIGNMENT = 2  # elements a rank: nccl_start_alignment_factor
 
 @dataclass(frozen=True)
 class ZeroSettings:
-    """What of a DeepSpeed JSON matters for memory. `element_bytes`: of the model's type."""
+    """The settings of a DeepSpeed JSON that decide on memory. `element_bytes`: of the model's type."""
 
     stage: int
     element_bytes: int
@@ -32,7 +32,7 @@ class ZeroSettings:
 
     @classmethod
     def of(cls, ds_config: Mapping[str, Any]) -> ZeroSettings:
-        """From the JSON. Raises ValueError for a stage that there is not, or fp16."""
+        """From the JSON. Raises ValueError for an unknown stage, or fp16."""
         zero = ds_config.get("zero_optimization", {})
         stage = zero.get("stage", 0)
         if stage not in (0, 1, 2, 3):
@@ -52,8 +52,8 @@ class ZeroSettings:
 
 @dataclass(frozen=True)
 class MemoryPlan:
-    """One rank's memory at its largest moment. `bytes_by_kind`, named as in memory_kinds.py, add up to `peak_bytes`; kinds
-    that begin with `host_` are in host memory and do not. `moments`: every candidate for the peak.
+    """One rank's memory at its peak. `bytes_by_kind`, named as in metering/device_memory.py, add up to `peak_bytes`; kinds that
+    begin with `host_` are in host memory and do not. `moments`: every candidate for the peak.
     """
 
     bytes_by_kind: dict[str, int]
@@ -71,14 +71,14 @@ class MemoryPlan:
 
 
 def plan_static(workload: Workload, zero: ZeroSettings, *, world_size: int) -> dict[str, int]:
-    """Bytes that a rank holds by kind, as training.engine.static_bytes reads them off a live engine."""
+    """Bytes that a rank holds by kind, as training.engine.static_bytes measures them on a live engine."""
     counts = workload.parameters()
     owned = sum(partition_elements(part, world_size) for part in (counts.matrices, counts.vectors))
     if zero.stage == 0:
         owned = counts.total
     host = "host_" if zero.offloads else ""
-    whole = sum(padded_elements(part, world_size) for part in (counts.matrices, counts.vectors)) if zero.stage else counts.total
-    weights = owned if zero.stage == 3 else whole
+    padded = sum(padded_elements(part, world_size) for part in (counts.matrices, counts.vectors)) if zero.stage else counts.total
+    weights = owned if zero.stage == 3 else padded
     master = owned * FLOAT32 if zero.stage else (0 if zero.element_bytes == FLOAT32 else owned * FLOAT32)
     return {
         "weights": weights * zero.element_bytes,
@@ -101,7 +101,7 @@ def partition_elements(elements: int, world_size: int) -> int:
 
 
 def bucket_bytes(zero: ZeroSettings) -> int:
-    """The buffers that gradients are gathered in before they are reduced, as long as backward lasts."""
+    """Bytes of the buckets that gradients are copied into to be reduced, for the duration of backward."""
     if zero.stage not in (1, 2) or not zero.contiguous:
         return 0
     return zero.bucket_elements * zero.element_bytes * (2 if zero.overlaps else 1)
@@ -110,7 +110,7 @@ def bucket_bytes(zero: ZeroSettings) -> int:
 def plan_memory(
     workload: Workload, ds_config: Mapping[str, Any], *, world_size: int, micro_batch: int, accumulation: int = 1
 ) -> MemoryPlan:
-    """Tensors of one rank at the peak of a step; what lies outside of torch's allocator is not in it.
+    """Tensors of one rank at the peak of a step, without memory outside of torch's allocator.
 
     Raises ValueError for a JSON that cannot be planned.
     """
@@ -118,14 +118,14 @@ def plan_memory(
     element = zero.element_bytes
     acts = plan_activations(workload, micro_batch=micro_batch, element_bytes=element)
     static = plan_static(workload, zero, world_size=world_size)
-    on_card = {kind: size for kind, size in static.items() if not kind.startswith("host_")}
+    on_gpu = {kind: size for kind, size in static.items() if not kind.startswith("host_")}
     counts = workload.parameters()
-    rest = sum(size for kind, size in on_card.items() if kind not in ("gradients", "buckets")) + _positions(workload, element)
+    rest = sum(size for kind, size in on_gpu.items() if kind not in ("gradients", "buckets")) + _positions(workload, element)
     owned_bytes = sum(partition_elements(part, world_size) for part in (counts.matrices, counts.vectors)) * element
     # Between micro-batches gradients wait; without a partition of gradients (ZeRO-1) their buckets stay too.
     held = static["gradients"] if accumulation > 1 else 0
     if zero.stage == 1 and accumulation > 1:
-        held += on_card["buckets"]
+        held += on_gpu["buckets"]
     # Reduced gradients of this rank, a copy of them in one piece (not without ZeRO), and the same in float32.
     if zero.stage == 0:
         owned_bytes = counts.total * element
@@ -136,20 +136,20 @@ def plan_memory(
         "choosing tokens": acts.choosing_bytes,
         "the loss": acts.loss_forward_bytes,
         "backward of the loss": acts.loss_backward_bytes,
-        "backward": _walk_back(acts, zero, buckets=on_card["buckets"], owned_bytes=owned_bytes, largest=counts.largest),
+        "backward": _walk_back(acts, zero, buckets=on_gpu["buckets"], owned_bytes=owned_bytes, largest=counts.largest),
         "the optimizer": clips + in_step,
     }
     moments = {name: rest + held + size for name, size in moments.items()}
     peak = max(moments.values())
-    kinds = on_card | {"clips": clips}
+    kinds = on_gpu | {"clips": clips}
     kinds["activations"] = peak - sum(kinds.values())
     host = {kind: size for kind, size in static.items() if kind.startswith("host_")}
     return MemoryPlan(kinds, host, moments, acts)
 
 
 def _walk_back(acts: Activations, zero: ZeroSettings, *, buckets: int, owned_bytes: int, largest: int) -> int:
-    """The most in backward's turns: gradients fill the bucket; when it is full it is reduced through a copy of it, and from
-    then on the gradients that belong to this rank stay.
+    """The peak of backward: gradients fill the bucket; a full bucket is reduced through a copy of it, and from then on this
+    rank's partition of the gradients stays.
     """
     peak = waiting = staying = 0
     for turn in acts.turns:
@@ -164,7 +164,7 @@ def _walk_back(acts: Activations, zero: ZeroSettings, *, buckets: int, owned_byt
 
 
 def _positions(workload: Workload, element: int) -> int:
-    """The tables of positions."""
+    """Bytes of the tables of positions."""
     size = MODEL_SIZES[workload.model_name]
     width = size.width + (size.decoder_width if workload.task == "pretrain" else 0)
     return workload.grid.num_tokens * width * element
@@ -172,8 +172,8 @@ def _positions(workload: Workload, element: int) -> int:
 
 @dataclass(frozen=True)
 class ExactMemory:
-    """Bytes of tensors of rank 0. `rest_bytes`: between two steps, the batch apart. `saved_bytes`: what the forward pass
-    leaves for backward. The peaks of the four parts of a run include all of that.
+    """Bytes of tensors of rank 0. `rest_bytes`: between two steps, without the batch. `saved_bytes`: kept by the forward
+    pass for backward. The peaks of the four parts of a run include all of that.
     """
 
     rest_bytes: int

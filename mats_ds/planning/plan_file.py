@@ -1,6 +1,6 @@
-"""plan.json: what a run was expected to need, beside the records of what it did need. Written before a run, read by its report.
+"""plan.json, the forecast beside a run's records: written before a run, read by its report.
 
-One rank's memory by kind is named as in memory_kinds.py, so that planned and measured bytes stand side by side.
+One rank's memory by kind is named as in metering/device_memory.py, so that planned and measured bytes stand side by side.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ PLAN_SCHEMA = 1
 class Plan:
     """A forecast for one rank of `world_size`. None: not forecast.
 
-    `bytes_by_kind` add up to the peak of a card's used memory; `memory_error` is the share by which the planner has been seen
+    `bytes_by_kind` add up to the peak of a GPU's used memory; `memory_error` is the fraction by which the planner was measured
     to be off. FLOPs are of one clip, forward and backward; `step_seconds` of one optimizer step of all ranks together;
     `hours` and `joules_per_clip` as in a budget. `saved_bytes`: what a micro-batch keeps for backward, a part of the
     peak. `assumptions` are sentences for a reader.
@@ -69,24 +69,24 @@ def read_plan(run_dir: str | Path) -> Plan | None:
         raise ValueError(f"{path} has schema {show(schema)}, but this version reads up to {PLAN_SCHEMA}: update mats_ds")
     kinds = tree.get("bytes_by_kind", {})
     if not isinstance(kinds, dict) or not all(type(size) is int for size in kinds.values()):
-        raise ValueError(f"{path}: bytes_by_kind maps kinds of memory to whole numbers, got {show(kinds)}")
+        raise ValueError(f"{path}: bytes_by_kind maps kinds of memory to integers, got {show(kinds)}")
     plan = build_from(Plan, tree, path)
     return replace(plan, assumptions=tuple(plan.assumptions))
 
 
 def write_measured(run_dir: str | Path, *, saved_bytes: int) -> Path:
-    """Write what rank 0's first forward pass kept for backward beside the plan; returns the file's path."""
+    """Write the bytes that rank 0's first forward pass kept for backward; returns the file's path."""
     path = Path(run_dir) / MEASURED_FILE
     write_json(path, {"schema": PLAN_SCHEMA, "saved_bytes": saved_bytes}, durable=True)
     return path
 
 
 def read_measured_saved_bytes(run_dir: str | Path) -> int | None:
-    """What `write_measured` wrote, None where nothing was measured. Raises ValueError where the file cannot be read."""
+    """The bytes that `write_measured` wrote, None where nothing was measured. Raises ValueError for an unreadable file."""
     path = Path(run_dir) / MEASURED_FILE
     if not os.path.lexists(path):
         return None
     saved_bytes = read_object(path).get("saved_bytes")
     if type(saved_bytes) is not int or not 0 <= saved_bytes <= MAX_BYTES:
-        raise ValueError(f"{path}: saved_bytes is a whole number of bytes, got {show(saved_bytes)}")
+        raise ValueError(f"{path}: saved_bytes is an integer number of bytes, got {show(saved_bytes)}")
     return saved_bytes

@@ -1,7 +1,7 @@
-"""The observer that puts a plan beside a run: plan.json and one line at the start, and what the first micro-batch really kept.
+"""The observer that writes a run's plan beside its records, and the bytes that the first micro-batch really kept for backward.
 
-The plan is the closed form of profiling/plan.py; it takes milliseconds. On a CPU resident memory is not planned: static bytes and
-what the forward pass keeps for backward are what can be compared there.
+The plan is the closed form of `mats plan`; it takes milliseconds. On a CPU resident memory is not planned: static bytes and what
+the forward pass keeps for backward can be compared there.
 """
 
 from __future__ import annotations
@@ -25,26 +25,28 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 ON_A_CPU = "resident memory of a CPU rank is not planned: compare static bytes, and what is kept for backward"
-NOT_MEASURED = "CUDA context, NCCL, decoder and fragments are assumed: no plan was checked on this card"
+NOT_MEASURED = "CUDA context, NCCL, decoder and fragments are assumed: no plan was checked on this GPU"
 
 
 @dataclass
 class PlanRecorder:
-    """Rank 0 alone does anything. `measures`: count what the first forward pass keeps; not where a compiler runs the model."""
+    """Writes plan.json on rank 0; other ranks do nothing. `measures`: count what the first forward pass keeps for backward, which
+    is not possible where a compiler runs the model.
+    """
 
     workload: Workload
     ds_config: Mapping[str, Any]
     module: torch.nn.Module
-    feed: LoaderMemory
+    loader: LoaderMemory
     measures: bool = True
 
     def on_start(self, run: RunInfo) -> None:
-        """Write the plan, say its peak, and wait for the first forward pass."""
+        """Write the plan, log its peak, and watch the first forward pass."""
         self._saved: SavedBytes | None = None
         self._run_dir = Path(run.run_dir)
         if run.rank != 0:
             return
-        plan = plan_run(self.workload, self.ds_config, run, self.feed)
+        plan = plan_run(self.workload, self.ds_config, run, self.loader)
         write_plan(self._run_dir, plan)
         what = "tensors of a rank" if run.device_name == "CPU" else "a GPU"
         logger.info(
@@ -57,7 +59,7 @@ class PlanRecorder:
             self._saved = SavedBytes(self.module)
 
     def on_step(self, event: StepEvent) -> None:
-        """After the first step, write down what was kept."""
+        """After the first step, write what was kept for backward."""
         if self._saved is not None:
             if self._saved.num_bytes is not None:
                 write_measured(self._run_dir, saved_bytes=self._saved.num_bytes)
@@ -65,17 +67,17 @@ class PlanRecorder:
             self._saved = None
 
     def on_end(self, outcome: str) -> None:
-        """Leave no hook behind."""
+        """Remove the hooks."""
         if self._saved is not None:
             self._saved.detach()
 
 
-def plan_run(workload: Workload, ds_config: Mapping[str, Any], run: RunInfo, feed: LoaderMemory) -> Plan:
-    """The plan of a run that is about to start, on the card that it has."""
+def plan_run(workload: Workload, ds_config: Mapping[str, Any], run: RunInfo, loader: LoaderMemory) -> Plan:
+    """The plan of a run that is about to start, on the GPU that it has."""
     on_cpu = run.device_name == "CPU"
-    card = Gpu(run.device_name, run.device_name, run.device_memory_bytes or 1)
+    gpu = Gpu(run.device_name, run.device_name, run.device_memory_bytes or 1)
     batch = dict(world_size=run.world_size, micro_batch=run.micro_batch, accumulation=run.accumulation)
-    planned = forecast(workload, ds_config, card=card, feed=feed, **batch)
+    planned = forecast(workload, ds_config, gpu=gpu, loader=loader, **batch)
     flops = workload.flops()
     return Plan(
         world_size=run.world_size,

@@ -1,4 +1,4 @@
-"""A plan in words and as JSON: question and forecast -> the page that plan.py prints."""
+"""A plan as text and as JSON: question and forecast -> what `mats plan` prints."""
 
 from __future__ import annotations
 
@@ -15,8 +15,8 @@ if TYPE_CHECKING:
     from mats_ds.planning.memory import ExactMemory
 
 EXACT_KINDS = ("weights", "gradients", "master_weights", "moments", "buckets", "clips", "waiting_clips")
-WORDS = {
-    "waiting_clips": "clips that wait (prefetch and one in the making)",
+KIND_NAMES = {
+    "waiting_clips": "prefetched clips, and a micro-batch that is assembled",
     "activations": "activations and temporaries at the peak",
     "decoder": "decoder surfaces and decoded clips (NVDEC, DALI)",
     "outside": "CUDA context, NCCL, cuBLAS",
@@ -33,11 +33,11 @@ def format_plan(question: Question, planned: Forecast, *, largest: int, exact: E
 
 
 def plan_to_json(question: Question, planned: Forecast, *, largest: int, exact: ExactMemory | None) -> dict[str, Any]:
-    """The same for machines; bytes, FLOPs, seconds."""
+    """The plan for programs; bytes, FLOPs, seconds."""
     flops = question.workload.flops()
     return {
         "fits": planned.fits,
-        "card": asdict(question.card),
+        "card": asdict(question.gpu),
         "gpus": question.world_size,
         "micro_batch": planned.micro_batch,
         "accumulation": planned.accumulation,
@@ -70,20 +70,20 @@ def _verdict(question: Question, planned: Forecast, largest: int) -> str:
     depth = f", {work.decoder_depth} decoder blocks" if work.task == "pretrain" else ""
     what = f"{work.model_name} {work.task} ({work.pruning.strategy}{depth}), micro-batch {planned.micro_batch}, "
     what += f"{question.precision}, ZeRO-{zero}"
-    share = 100 * planned.total_bytes / planned.card.memory_bytes
-    need = f"{format_bytes(planned.total_bytes)} of {format_bytes(planned.card.memory_bytes)} ({share:.0f}%)"
-    word = "FITS" if planned.fits else "DOES NOT FIT"
+    percent = 100 * planned.total_bytes / planned.gpu.memory_bytes
+    need = f"{format_bytes(planned.total_bytes)} of {format_bytes(planned.gpu.memory_bytes)} ({percent:.0f}%)"
+    verdict = "FITS" if planned.fits else "DOES NOT FIT"
     most = f"the largest micro-batch that fits is {largest}" if largest else "not even a micro-batch of one clip fits"
-    return f"{word}: {what} on {planned.world_size} x {planned.card.name}: {need} a GPU; {most}"
+    return f"{verdict}: {what} on {planned.world_size} x {planned.gpu.name}: {need} a GPU; {most}"
 
 
 def _memory(planned: Forecast) -> list[str]:
     lines = [f"memory of one GPU, at the peak ({planned.memory.peak_moment}):"]
     for kind, size in planned.bytes_by_kind.items():
-        source = "closed form" if kind in (*EXACT_KINDS, "activations") else "assumed, not measured on this card"
-        lines.append(f"  {format_bytes(size):>12}  {WORDS.get(kind) or name_kind(kind)} ({source})")
-    lines.append(f"  {format_bytes(planned.total_bytes):>12}  in all")
-    margin = planned.card.memory_bytes - planned.limit_bytes
+        source = "closed form" if kind in (*EXACT_KINDS, "activations") else "assumed, not measured on this GPU"
+        lines.append(f"  {format_bytes(size):>12}  {KIND_NAMES.get(kind) or name_kind(kind)} ({source})")
+    lines.append(f"  {format_bytes(planned.total_bytes):>12}  in total")
+    margin = planned.gpu.memory_bytes - planned.limit_bytes
     lines.append(f"  {format_bytes(margin):>12}  margin that is kept free")
     lines += [f"  {format_bytes(size):>12}  {name_kind(kind)}" for kind, size in planned.memory.host_bytes.items()]
     return lines
@@ -110,8 +110,8 @@ def _blocks(planned: Forecast) -> list[str]:
         stacks.append(("decoder", acts.blocks_bytes[depth:], work.visible + work.targets))
     for name, blocks, tokens in stacks:
         sizes = sorted(set(blocks), reverse=True)
-        each = ", ".join(f"{blocks.count(size)} of {format_bytes(size)}" for size in sizes)
-        lines.append(f"  {format_bytes(sum(blocks)):>12}  {name}, {tokens} tokens: {each}")
+        groups = ", ".join(f"{blocks.count(size)} of {format_bytes(size)}" for size in sizes)
+        lines.append(f"  {format_bytes(sum(blocks)):>12}  {name}, {tokens} tokens: {groups}")
     lines.append(f"  {format_bytes(acts.other_saved_bytes):>12}  patches, last norms, loss")
     return lines
 
@@ -143,9 +143,9 @@ def _assumptions(question: Question) -> list[str]:
     overheads = Overheads()
     return [
         *question.notes,
-        f"outside of tensors, none of it measured on this card: CUDA context {format_bytes(overheads.context)}, NCCL "
-        f"{format_bytes(overheads.nccl)}, cuBLAS {format_bytes(overheads.cublas)}, {100 * overheads.fragments_share:.0f}% of "
-        f"the tensors as fragments, {100 * overheads.margin_share:.0f}% of the card as margin",
-        f"{question.feed.num_pipelines} DALI pipelines on videos of {question.feed.width}x{question.feed.height}, "
+        f"outside of tensors, none of it measured on this GPU: CUDA context {format_bytes(overheads.context)}, NCCL "
+        f"{format_bytes(overheads.nccl)}, cuBLAS {format_bytes(overheads.cublas)}, {100 * overheads.fragments_fraction:.0f}% of "
+        f"the tensors as fragments, {100 * overheads.margin_fraction:.0f}% of the GPU's memory as margin",
+        f"{question.loader.num_pipelines} DALI pipelines on videos of {question.loader.width}x{question.loader.height}, "
         f"{overheads.surfaces} NVDEC surfaces each",
     ]

@@ -1,13 +1,12 @@
-"""What is asked: options of plan.py -> the workload, the batch, the card, the feed and the time of a run.
+"""From what a person asks of a plan to everything that a plan needs: PlanOptions -> Question.
 
-Raises ValueError, in words for a person, for what does not go together.
+Raises ValueError for options that do not go together, with the option's name and what it takes.
 """
 
 from __future__ import annotations
 
-import argparse
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -20,10 +19,28 @@ from mats_ds.config.recipe import Recipe
 from mats_ds.core.gpus import Gpu, find_gpu
 from mats_ds.core.token_grid import FINETUNE_KEEP_RATIO
 from mats_ds.planning.forecast import ASSUMED_MFU, KNOWN_CLIPS, LoaderMemory, TimePlan, measured_mfu, plan_time
-from mats_ds.planning.sweep import feed_of
+from mats_ds.planning.sweep import loader_on
 from mats_ds.planning.workload import DEFAULT_CLASSES, Workload
 
-STAND_IN = "k400"
+FALLBACK_DATA = "k400"  # its number of clips, where no other is known
+
+
+@dataclass(frozen=True)
+class PlanOptions:
+    """A run to plan, as a person describes it. None: not stated. `video`: WIDTHxHEIGHT of the files."""
+
+    ds_config: str | Path
+    recipe: str = "default"
+    overrides: Sequence[str] = ()
+    gpus: int = 8
+    gpu: str = "a100-80g"
+    finetune: bool = False
+    keep_ratio: float | None = None
+    micro_batch: int | None = None
+    clips: int | None = None
+    mfu: float | None = None
+    measured: Path | None = None
+    video: str = f"{LoaderMemory.width}x{LoaderMemory.height}"
 
 
 @dataclass(frozen=True)
@@ -34,37 +51,35 @@ class Question:
     workload: Workload
     ds_config: Mapping[str, Any]
     precision: str
-    card: Gpu
+    gpu: Gpu
     world_size: int
     batch: BatchPlan
-    feed: LoaderMemory
+    loader: LoaderMemory
     time: TimePlan
     notes: tuple[str, ...]
 
 
-def resolve_question(options: argparse.Namespace) -> Question:
-    """Read the recipe and the JSON, and fill in what was not said."""
-    if options.gpus < 1:
-        raise ValueError(f"--gpus is at least 1, got {options.gpus}")
-    recipe, workload = _settle_workload(options)
+def resolve_question(options: PlanOptions) -> Question:
+    """Read the recipe and the JSON, and fill in what was not stated."""
+    for name in ("gpus", "micro_batch", "clips"):
+        value = getattr(options, name)
+        if value is not None and value < 1:
+            raise ValueError(f"--{name} is at least 1, got {value}")
+    recipe, workload = _resolve_workload(options)
     ds_config = read_ds_config(options.ds_config)
     precision = precision_of(ds_config)
     if options.micro_batch is not None:
-        if options.micro_batch < 1:
-            raise ValueError(f"--micro_batch is at least 1, got {options.micro_batch}")
         ds_config = {key: value for key, value in ds_config.items() if key != ACCUMULATION_KEY}
         ds_config[MICRO_BATCH_KEY] = options.micro_batch
-    card = find_gpu(options.gpu)
+    gpu = find_gpu(options.gpu)
     repeats = recipe.data.repeats
     batch = plan_batch(ds_config, recipe_batch=recipe.optim.global_batch, world_size=options.gpus, repeats=repeats)
-    notes = notes_on(ds_config)
-    num_clips, note = _count_clips(recipe, options.clips)
-    notes += [note] if note else []
-    mfu, note = _settle_mfu(options)
-    notes.append(note)
+    num_clips, clips_note = _count_clips(recipe, options.clips)
+    mfu, mfu_note = _resolve_mfu(options)
+    notes = [*notes_on(ds_config), *clips_note, mfu_note]
     time = plan_time(
         workload.flops(),
-        device_name=card.device_name,
+        device_name=gpu.device_name,
         world_size=options.gpus,
         clips_per_step=batch.global_batch,
         num_clips=num_clips,
@@ -75,13 +90,13 @@ def resolve_question(options: argparse.Namespace) -> Question:
         precision=precision,
     )
     if time.step_seconds is None:
-        notes.append(f"no hours: the peak of {card.name} in {precision} is not in the table of peaks")
-    height, width = _video_size(options.video)
-    feed = feed_of(card, LoaderMemory(prefetch=recipe.data.prefetch, height=height, width=width))
-    return Question(recipe, workload, ds_config, precision, card, options.gpus, batch, feed, time, tuple(notes))
+        notes.append(f"no hours: the peak of {gpu.name} in {precision} is not in the table of peaks")
+    height, width = _parse_size(options.video)
+    loader = loader_on(gpu, LoaderMemory(prefetch=recipe.data.prefetch, height=height, width=width))
+    return Question(recipe, workload, ds_config, precision, gpu, options.gpus, batch, loader, time, tuple(notes))
 
 
-def _settle_workload(options: argparse.Namespace) -> tuple[Recipe, Workload]:
+def _resolve_workload(options: PlanOptions) -> tuple[Recipe, Workload]:
     try:
         recipe = load_recipe(options.recipe, options.overrides)
     except ValueError as error:
@@ -99,39 +114,39 @@ def _settle_workload(options: argparse.Namespace) -> tuple[Recipe, Workload]:
     return recipe, workload
 
 
-def _count_clips(recipe: Recipe, asked: int | None) -> tuple[int, str]:
-    if asked is not None:
-        if asked < 1:
-            raise ValueError(f"--clips is at least 1, got {asked}")
-        return asked, ""
+def _count_clips(recipe: Recipe, stated: int | None) -> tuple[int, list[str]]:
+    """Clips of an epoch, with a note where the number is assumed."""
+    if stated is not None:
+        return stated, []
+    repeats = recipe.data.repeats
     if recipe.data.manifest is not None and Path(recipe.data.manifest).exists():
         from mats_ds.data.manifest import read_manifest
 
-        return len(read_manifest(recipe.data.manifest, root=recipe.data.root)) * recipe.data.repeats, ""
+        return len(read_manifest(recipe.data.manifest, root=recipe.data.root)) * repeats, []
     known = next((name for name in KNOWN_CLIPS if name in recipe.name), None)
     if known:
-        return KNOWN_CLIPS[known] * recipe.data.repeats, f"an epoch of {KNOWN_CLIPS[known]} videos, as {known} is published"
-    note = f"an epoch of {KNOWN_CLIPS[STAND_IN]} videos, the size of {STAND_IN}: say --clips"
-    return KNOWN_CLIPS[STAND_IN] * recipe.data.repeats, note
+        return KNOWN_CLIPS[known] * repeats, [f"an epoch of {KNOWN_CLIPS[known]} videos, as {known} is published"]
+    num_videos = KNOWN_CLIPS[FALLBACK_DATA]
+    return num_videos * repeats, [f"an epoch of {num_videos} videos, the size of {FALLBACK_DATA}: state it with --clips"]
 
 
-def _settle_mfu(options: argparse.Namespace) -> tuple[float, str]:
+def _resolve_mfu(options: PlanOptions) -> tuple[float, str]:
+    """The MFU and a note on where it comes from."""
     if options.mfu is not None and options.measured is not None:
         raise ValueError("--mfu states what --measured would look up: give one of the two")
     if options.measured is not None:
         mfu = measured_mfu(options.measured)
         return mfu, f"MFU {100 * mfu:.1f}% as {options.measured} recorded it"
     if options.mfu is None:
-        return (
-            ASSUMED_MFU,
-            f"MFU {100 * ASSUMED_MFU:.0f}% is assumed, no run was timed on a card: say --mfu or --measured RUN_DIR",
-        )
+        assumed = f"MFU {100 * ASSUMED_MFU:.0f}% is assumed, no run was timed on a GPU"
+        return ASSUMED_MFU, f"{assumed}: state it with --mfu or --measured RUN_DIR"
     if not 0 < options.mfu <= 1:
         raise ValueError(f"--mfu is above 0 and at most 1, got {options.mfu}")
     return options.mfu, f"MFU {100 * options.mfu:.1f}% as stated"
 
 
-def _video_size(text: str) -> tuple[int, int]:
+def _parse_size(text: str) -> tuple[int, int]:
+    """Height and width of a text like "340x256"."""
     match = re.fullmatch(r"(\d+)x(\d+)", text)
     if not match or "0" in match.groups():
         raise ValueError(f"--video is WIDTHxHEIGHT of the video files, as in 340x256, got {text!r}")

@@ -1,4 +1,4 @@
-"""One model on a number of GPUs: bytes that travel, clips that are decoded, bytes of a checkpoint. Planner's figures -> Scale.
+"""One model on a number of GPUs: bytes sent, clips decoded and bytes of a checkpoint. Planner's figures -> Scale.
 
 Everything is computed; links and disks are the assumptions of `Site`.
 """
@@ -17,24 +17,24 @@ from mats_ds.config.recipe import Recipe
 from mats_ds.core.gpus import Gpu
 from mats_ds.planning.forecast import KNOWN_CLIPS, Forecast, LoaderMemory, TimePlan, forecast, plan_time
 from mats_ds.planning.memory import ZeroSettings, padded_elements
-from mats_ds.planning.sweep import feed_of
+from mats_ds.planning.sweep import loader_on
 from mats_ds.planning.workload import Workload
 
 GB = 1e9
 STATE_BYTES = 12  # of an element in the optimizer's part of a checkpoint: float32 master weight and two moments
-KEYFRAME_DISTANCE = 16  # of copies that prepare.py transcode writes (docs/data.md)
+KEYFRAME_DISTANCE = 16  # of training copies that `prepare transcode` writes (docs/data.md)
 
 
 @dataclass(frozen=True)
 class Site:
     """Machines and links, assumed. Bytes a second in one direction, of one machine: NVLink of an A100 (NVIDIA: 600 GB/s both
-    ways), one 100 Gb/s card, eight of 200 Gb/s; and a shared disk that all machines write to.
+    ways), one 100 Gb/s network adapter, eight of 200 Gb/s; and a shared disk that all machines write to.
     """
 
-    gpus_each: int = 8
+    gpus_per_machine: int = 8
     nvlink: float = 300 * GB
-    one_card: float = 12.5 * GB
-    eight_cards: float = 200 * GB
+    one_adapter: float = 12.5 * GB
+    eight_adapters: float = 200 * GB
     disk: float = 2 * GB
 
 
@@ -65,58 +65,61 @@ class Scale:
 
     @property
     def reduced_bytes(self) -> float:
-        """What a GPU sends to have the gradients of one micro-batch summed, in a ring. ZeRO-2 of DeepSpeed 0.19 all-reduces whole
-        buckets (use_multi_rank_bucket_allreduce) and keeps its part, so it is twice a reduce-scatter.
+        """Bytes that a GPU sends in the all-reduce of one micro-batch's gradients, in a ring.
+
+        ZeRO-2 of DeepSpeed 0.19 all-reduces full buckets (use_multi_rank_bucket_allreduce) and keeps its part: twice
+        a reduce-scatter.
         """
-        return 2 * self._ring_share * self.num_parameters * self.zero.element_bytes
+        return 2 * self._ring_fraction * self.num_parameters * self.zero.element_bytes
 
     @property
     def gathered_bytes(self) -> float:
-        """What a GPU sends to have all parts of the new weights on all ranks."""
-        return self._ring_share * self.num_parameters * self.zero.element_bytes
+        """Bytes that a GPU sends in the all-gather of the new weights."""
+        return self._ring_fraction * self.num_parameters * self.zero.element_bytes
 
     @property
     def sent_bytes(self) -> float:
-        """Of a step."""
+        """Bytes that a GPU sends in a step."""
         return self.batch.accumulation * self.reduced_bytes + self.gathered_bytes
 
     @property
-    def _ring_share(self) -> float:
+    def _ring_fraction(self) -> float:
         return (self.world_size - 1) / self.world_size
 
     def link_seconds(self, between_machines: float) -> float:
-        """All that is sent, at the full speed of the slowest link of the ring: NVLink alone on one machine. No latency."""
-        inside = self.world_size <= self.site.gpus_each
+        """Seconds to send a step's bytes at the full speed of the ring's slowest link, without latency; on one machine all links
+        are NVLink."""
+        inside = self.world_size <= self.site.gpus_per_machine
         return self.sent_bytes / (self.site.nvlink if inside else min(self.site.nvlink, between_machines))
 
     @property
-    def clips_per_second_each(self) -> float:
-        """That a GPU trains on."""
+    def clips_per_second_per_gpu(self) -> float:
+        """Clips that one GPU trains on in a second."""
         return self.time.clips_per_second / self.world_size
 
     @property
     def frames_per_clip(self) -> float:
-        """That a decoder goes through: from the first to the last that is wanted, and half a keyframe distance before."""
+        """Frames that a decoder reads for a clip: from its first to its last, and half a keyframe distance before."""
         clip = self.recipe.clip
         return (clip.num_frames - 1) * clip.stride + 1 + (KEYFRAME_DISTANCE - 1) / 2
 
     @property
     def optimizer_bytes(self) -> int:
-        """The part of a checkpoint that one rank writes."""
+        """Bytes of the part of a checkpoint that one rank writes."""
         counts = self.workload.parameters()
         padded = sum(padded_elements(part, self.world_size) for part in (counts.matrices, counts.vectors))
         return padded // self.world_size * STATE_BYTES
 
     @property
     def checkpoint_bytes(self) -> int:
-        """Of one save: every rank's part, and the weights in the model's type once."""
+        """Bytes of one checkpoint: every rank's part, and the weights in the model's type once."""
         return self.world_size * self.optimizer_bytes + self.num_parameters * self.zero.element_bytes
 
 
-def plan_scale(model: str, world_size: int, *, card: Gpu, ds_config: Mapping[str, Any], mfu: float, site: Site) -> Scale:
-    """Pre-training on Kinetics-400 with every GPU's micro-batch as the JSON has it: the global batch grows.
+def plan_scale(model: str, world_size: int, *, gpu: Gpu, ds_config: Mapping[str, Any], mfu: float, site: Site) -> Scale:
+    """Pre-training on Kinetics-400 with the JSON's micro-batch on every GPU: the global batch grows.
 
-    Raises ValueError for a JSON or a card that cannot be planned.
+    Raises ValueError for a JSON or a GPU that cannot be planned.
     """
     recipe = load_recipe("k400", [f"model.name={model}"])
     workload = Workload.from_recipe(recipe)
@@ -125,15 +128,15 @@ def plan_scale(model: str, world_size: int, *, card: Gpu, ds_config: Mapping[str
     planned = forecast(
         workload,
         ds_config,
-        card=card,
+        gpu=gpu,
         world_size=world_size,
         micro_batch=batch.micro_batch,
         accumulation=batch.accumulation,
-        feed=feed_of(card, LoaderMemory(prefetch=recipe.data.prefetch)),
+        loader=loader_on(gpu, LoaderMemory(prefetch=recipe.data.prefetch)),
     )
     time = plan_time(
         workload.flops(),
-        device_name=card.device_name,
+        device_name=gpu.device_name,
         world_size=world_size,
         clips_per_step=batch.global_batch,
         num_clips=KNOWN_CLIPS["k400"],
@@ -143,7 +146,5 @@ def plan_scale(model: str, world_size: int, *, card: Gpu, ds_config: Mapping[str
         precision=precision_of(ds_config),
     )
     if time.step_seconds is None:
-        raise ValueError(
-            f"the peak of {card.name} in {precision_of(ds_config)} is not in the table of peaks: choose another card"
-        )
+        raise ValueError(f"the peak of {gpu.name} in {precision_of(ds_config)} is not in the table of peaks: choose another GPU")
     return Scale(workload, planned, batch, time, ZeroSettings.of(ds_config), recipe, site)

@@ -1,9 +1,10 @@
-"""Every model size on every node, MATS beside VideoMAE: what fits, memory, FLOPs and time. Settings -> rows -> text."""
+"""Memory, FLOPs and time of every model size on every node, MATS beside VideoMAE: settings -> cells -> text and JSON."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
+from itertools import product
 from typing import Any
 
 from mats_ds.config.ds_config import precision_of
@@ -14,7 +15,7 @@ from mats_ds.planning.memory import plan_memory
 from mats_ds.planning.workload import Workload
 
 SIZES = {"small": "S", "base": "B", "large": "L", "huge": "H"}
-SWEPT_CARDS = ("a100-80g", "a100-40g", "a6000-48g", "3090-24g", "h100-80g")
+SWEPT_GPUS = ("a100-80g", "a100-40g", "a6000-48g", "3090-24g", "h100-80g")
 METHODS = ("MATS", "VideoMAE")
 TASKS = ("pretrain", "finetune")
 EPOCH_CLIPS = KNOWN_CLIPS["k400"]
@@ -26,7 +27,7 @@ GB = 1e9
 
 @dataclass(frozen=True)
 class Cell:
-    """One cell of the sweep. `asked`: at the JSON's micro-batch; `largest`: the micro-batch that fits, 0 if none does."""
+    """One cell of the sweep. `asked`: at the JSON's micro-batch; `largest`: the largest that fits, 0 if none does."""
 
     size: str
     method: str
@@ -38,8 +39,9 @@ class Cell:
 
 
 def work_of(base: Workload, *, size: str, method: str, task: str) -> Workload:
-    """The method's pre-training or fine-tuning with the base's clip and recomputation. VideoMAE: tube masking with all masked
-    tokens in the decoder; all tokens in fine-tuning.
+    """The method's pre-training or fine-tuning with the base's clip and recomputation.
+
+    VideoMAE: tube masking with all masked tokens in the decoder; all tokens in fine-tuning.
     """
     pruning = replace(base.pruning, strategy="mats" if method == "MATS" else "tube")
     work = replace(base, task="pretrain", model_name=size, decoder_depth=None, pruning=pruning)
@@ -49,52 +51,50 @@ def work_of(base: Workload, *, size: str, method: str, task: str) -> Workload:
     return work.for_finetuning() if method == "MATS" else work.for_finetuning(keep_ratio=1.0)
 
 
-def feed_of(card: Gpu, feed: LoaderMemory) -> LoaderMemory:
-    """The feed with as many DALI pipelines as the card gets."""
-    return replace(feed, num_pipelines=num_engines(card.device_name) or DEFAULT_GRAPHS)
+def loader_on(gpu: Gpu, loader: LoaderMemory) -> LoaderMemory:
+    """The loader's settings with as many DALI pipelines as the trainer opens on this GPU."""
+    return replace(loader, num_pipelines=num_engines(gpu.device_name) or DEFAULT_GRAPHS)
 
 
 def sweep(
-    base: Workload, ds_config: Mapping[str, Any], *, world_size: int, micro_batch: int, feed: LoaderMemory, mfu: float
+    base: Workload, ds_config: Mapping[str, Any], *, world_size: int, micro_batch: int, loader: LoaderMemory, mfu: float
 ) -> list[Cell]:
     """All cells, in the order of the table."""
     cells = []
-    for task in TASKS:
-        for size in SIZES:
-            for name in SWEPT_CARDS:
-                for method in METHODS:
-                    card = GPUS[name]
-                    work = work_of(base, size=size, method=method, task=task)
-                    how = dict(card=card, world_size=world_size, feed=feed_of(card, feed))
-                    largest = largest_micro_batch(work, ds_config, **how)
-                    cells.append(
-                        Cell(
-                            size=size,
-                            method=method,
-                            task=task,
-                            asked=forecast(work, ds_config, micro_batch=micro_batch, **how),
-                            largest=largest,
-                            at_largest=forecast(work, ds_config, micro_batch=largest, **how) if largest else None,
-                            time=plan_time(
-                                work.flops(),
-                                device_name=card.device_name,
-                                world_size=world_size,
-                                clips_per_step=micro_batch * world_size,
-                                num_clips=EPOCH_CLIPS,
-                                epochs=1,
-                                steps=None,
-                                mfu=mfu,
-                                precision=precision_of(ds_config),
-                            ),
-                        )
-                    )
+    for task, size, name, method in product(TASKS, SIZES, SWEPT_GPUS, METHODS):
+        gpu = GPUS[name]
+        work = work_of(base, size=size, method=method, task=task)
+        how = dict(gpu=gpu, world_size=world_size, loader=loader_on(gpu, loader))
+        largest = largest_micro_batch(work, ds_config, **how)
+        time = plan_time(
+            work.flops(),
+            device_name=gpu.device_name,
+            world_size=world_size,
+            clips_per_step=micro_batch * world_size,
+            num_clips=EPOCH_CLIPS,
+            epochs=1,
+            steps=None,
+            mfu=mfu,
+            precision=precision_of(ds_config),
+        )
+        cells.append(
+            Cell(
+                size=size,
+                method=method,
+                task=task,
+                asked=forecast(work, ds_config, micro_batch=micro_batch, **how),
+                largest=largest,
+                at_largest=forecast(work, ds_config, micro_batch=largest, **how) if largest else None,
+                time=time,
+            )
+        )
     return cells
 
 
 def format_sweep(cells: list[Cell], *, micro_batch: int, world_size: int, mfu: float) -> str:
     """The table for a console: one line a size and node, both methods side by side."""
     lines = [
-        f"Per GPU of {world_size}, ZeRO as in the JSON: GB in all at micro-batch {micro_batch} (* does not fit), the largest",
+        f"Per GPU of {world_size}, ZeRO as in the JSON: GB in total at micro-batch {micro_batch} (* does not fit), the largest",
         f"micro-batch that fits, training TFLOPs a clip, minutes for an epoch of {EPOCH_CLIPS} clips at {100 * mfu:.0f}% MFU.",
     ]
     for task in TASKS:
@@ -104,9 +104,9 @@ def format_sweep(cells: list[Cell], *, micro_batch: int, world_size: int, mfu: f
         )
         rows = {}
         for cell in (cell for cell in cells if cell.task == task):
-            rows.setdefault((cell.size, cell.asked.card.name), []).append(cell)
-        for (size, card), pair in rows.items():
-            text = f"{'ViT-' + SIZES[size]:6}{f'{world_size}x{card}':14}"
+            rows.setdefault((cell.size, cell.asked.gpu.name), []).append(cell)
+        for (size, gpu), pair in rows.items():
+            text = f"{'ViT-' + SIZES[size]:6}{f'{world_size}x{gpu}':14}"
             lines.append(text + "".join(_format_cell(cell) for cell in pair))
     return "\n".join(lines)
 
@@ -130,8 +130,8 @@ def compare_published(base: Workload, ds_config: Mapping[str, Any], *, world_siz
         figures = []
         for depth in (work.decoder_depth, 4):
             for recompute, blocks in (("none", "none"), ("pointwise", "none"), ("mlp", "none"), ("none", "all")):
-                each = replace(work, decoder_depth=depth, recompute=recompute, checkpoint_blocks=blocks)
-                plan = plan_memory(each, ds_config, world_size=world_size, micro_batch=PUBLISHED_BATCH // world_size)
+                changed = replace(work, decoder_depth=depth, recompute=recompute, checkpoint_blocks=blocks)
+                plan = plan_memory(changed, ds_config, world_size=world_size, micro_batch=PUBLISHED_BATCH // world_size)
                 name = "checkpoint_blocks=all" if blocks == "all" else f"recompute={recompute}"
                 figures.append(f"{name} {plan.peak_bytes * world_size / GB:.1f}")
             figures[-1] += f" ({depth} decoder blocks);"
@@ -148,7 +148,7 @@ def sweep_to_json(cells: list[Cell]) -> list[dict[str, Any]]:
             "size": cell.size,
             "method": cell.method,
             "task": cell.task,
-            "card": cell.asked.card.name,
+            "card": cell.asked.gpu.name,
             "micro_batch": cell.asked.micro_batch,
             "fits": cell.asked.fits,
             "total_bytes": cell.asked.total_bytes,

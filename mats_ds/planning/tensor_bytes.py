@@ -1,7 +1,7 @@
-"""What the forward pass keeps for backward, measured once: a module's next forward pass in training -> bytes.
+"""Measured bytes of tensors: kept for backward by one forward pass (SavedBytes), and alive in a context (LiveBytes).
 
-Every storage counts once; parameters, buffers and the module's inputs do not. Parts that are computed again in backward keep
-their inputs only, and only those are counted. It costs one Python call for each saved tensor of that one pass.
+Every storage counts once; SavedBytes leaves out parameters, buffers and the module's inputs. Recomputed parts keep their inputs
+only, and only those are counted. It costs one Python call for each saved tensor of that one pass.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 
 class SavedBytes:
-    """Attach it before a forward pass; `num_bytes` is None until the pass is over, and the hooks are gone then."""
+    """Counts what a module's next forward pass in training keeps for backward: `num_bytes`, None until that pass is over."""
 
     def __init__(self, module: nn.Module) -> None:
         self.num_bytes: int | None = None
@@ -30,7 +30,7 @@ class SavedBytes:
         ]
 
     def detach(self) -> None:
-        """Measure nothing any more."""
+        """Remove the hooks."""
         for handle in self._handles:
             handle.remove()
         self._handles = []
@@ -45,7 +45,7 @@ class SavedBytes:
     def _note(self, tensor: torch.Tensor) -> torch.Tensor:
         storage = tensor.untyped_storage()
         if storage.data_ptr() not in self._others:
-            # Holding the tensor keeps its address taken until the pass is over.
+            # Holding the tensor keeps its address in use until the pass is over.
             self._kept[storage.data_ptr()] = (storage.nbytes(), tensor)
         return tensor
 
@@ -62,7 +62,7 @@ ALLOCATOR_UNIT_BYTES = 512  # CUDA's caching allocator rounds every request up t
 
 
 class LiveBytes(TorchDispatchMode):
-    """Inside `with LiveBytes() as live:`, `live.now_bytes` is what is alive and `live.peak_bytes` the most since `restart`."""
+    """Inside `with LiveBytes() as live:`, `live.now_bytes` are alive, and `live.peak_bytes` were the most since `restart`."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -75,7 +75,7 @@ class LiveBytes(TorchDispatchMode):
         self.peak_bytes = self.now_bytes
 
     def count(self, tensor: torch.Tensor) -> None:
-        """Take in a tensor's storage unless it is known already. Tensors without memory (device "meta") do not count."""
+        """Count a tensor's storage unless it is counted already. Tensors without memory (device "meta") do not count."""
         if tensor.device.type == "meta":
             return
         storage = tensor.untyped_storage()
@@ -87,8 +87,8 @@ class LiveBytes(TorchDispatchMode):
         self.now_bytes += size
         self.peak_bytes = max(self.peak_bytes, self.now_bytes)
 
-    def _forget(self, key: int) -> None:
-        self.now_bytes -= self._size_of.pop(key)
+    def _forget(self, storage: int) -> None:
+        self.now_bytes -= self._size_of.pop(storage)
 
     @contextmanager
     def peak_into(self, peaks: list[int]) -> Iterator[None]:

@@ -1,6 +1,6 @@
 """A hardware budget, and whether a run was within it.
 
-A budget file is JSON: name, gpus, memory_per_gpu_bytes, and if wanted hours (of the whole run), joules_per_clip and a note.
+A budget file is JSON: name, gpus, memory_per_gpu_bytes, and optionally hours (of the entire run), joules_per_clip and a note.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ from dataclasses import dataclass, fields
 from pathlib import Path
 
 from mats_ds.core.format import format_bytes
-from mats_ds.core.limits import MAX_NAME, MAX_RANKS, MAX_WHOLE, show
+from mats_ds.core.limits import MAX_INTEGER, MAX_NAME, MAX_RANKS, show
 from mats_ds.core.run_dir import FINISHED
 from mats_ds.core.storage.documents import parse_strict_json
 from mats_ds.core.storage.files import read_bytes
@@ -35,9 +35,10 @@ class Budget:
 
 @dataclass(frozen=True)
 class Measured:
-    """What is judged. `memory_bytes` is the peak of the rank that used most. `missing` says in words which ranks or steps
-    have no record. `outcome` None: the run has not ended, or was killed; `silent_seconds` is how old its last record is.
-    `hours` are of the whole run, projected where it is not over. None elsewhere: not measured."""
+    """Figures that a budget judges. `memory_bytes` is the peak of the rank that used most. `missing`: sentences on ranks or steps
+    without a record. `outcome` None: the run has not ended, or was killed; `silent_seconds` is the age of its last record.
+    `hours` are of the entire run, projected where it is not over. None elsewhere: not measured.
+    """
 
     num_ranks: int
     num_steps: int
@@ -57,7 +58,7 @@ class Measured:
 
 @dataclass(frozen=True)
 class Check:
-    """One question of the verdict. `passed` None: it could not be judged, and `text` says why."""
+    """One question of the verdict. `passed` None: it could not be judged, for the reason in `text`."""
 
     name: str
     passed: bool | None
@@ -66,7 +67,7 @@ class Check:
 
 @dataclass(frozen=True)
 class Verdict:
-    """Passed if no check failed. `headline` is one sentence that says what was judged, the failed checks first."""
+    """Passed if no check failed. `headline` is one sentence with the result of every check, or of the failed ones."""
 
     passed: bool
     headline: str
@@ -81,7 +82,7 @@ class Verdict:
 def load_budget(source: str | Path, *, folder: str | Path | None = None) -> Budget:
     """The budget of a JSON file, or of a name (without .json) in `folder`.
 
-    Raises ValueError that says what is wrong and how to mend it.
+    Raises ValueError with what is wrong and how to fix it.
     """
     path = _find(source, None if folder is None else Path(folder))
     content = read_bytes(path, max_bytes=MAX_BUDGET_BYTES, follows_links=True)
@@ -125,14 +126,14 @@ def judge(measured: Measured, budget: Budget) -> Verdict:
 
 
 def _judge_memory(measured: Measured, budget: Budget) -> Check:
-    share = measured.memory_bytes / budget.memory_per_gpu_bytes
+    fraction = measured.memory_bytes / budget.memory_per_gpu_bytes
     text = (
-        f"the worst rank ({measured.memory_rank}) peaked at {format_bytes(measured.memory_bytes)}, {100 * share:.1f}% of the "
+        f"the worst rank ({measured.memory_rank}) peaked at {format_bytes(measured.memory_bytes)}, {100 * fraction:.1f}% of the "
         f"{format_bytes(budget.memory_per_gpu_bytes)} of a GPU"
     )
     if not measured.on_gpu:
-        text += " (no GPU was there: this is host memory, the RSS of each rank's process with its libraries)"
-    return Check("memory", share <= 1, text)
+        text += " (no GPU was used: this is host memory, the RSS of each rank's process with its libraries)"
+    return Check("memory", fraction <= 1, text)
 
 
 def _judge_ranks(measured: Measured, budget: Budget) -> Check:
@@ -159,13 +160,13 @@ def _judge_outcome(measured: Measured) -> Check:
 
 
 def first_line(outcome: str) -> str:
-    """What a report says of an outcome, which may be as long as an error text."""
-    line = (outcome.strip().splitlines() or ["no reason was told"])[0]
+    """The first line of an outcome, which may be as long as an error text."""
+    line = (outcome.strip().splitlines() or ["no reason was recorded"])[0]
     return line if len(line) <= SHOWN_CHARACTERS else f"{line[:SHOWN_CHARACTERS]} ... ({len(line):,} characters)"
 
 
 def _describe_silence(measured: Measured) -> str:
-    """A run without an outcome writes a record a step; one that has long been silent does not run any more."""
+    """A sentence on a run without an outcome: one without a record for long is not running any more."""
     silent_seconds = measured.silent_seconds
     if silent_seconds is None:
         return "the run has not ended: it is still going on, or was killed"
@@ -204,12 +205,12 @@ def _find_mistakes(tree: dict) -> list[str]:
             hint = f"; did you mean {close[0]}?" if close else f"; keys: {names}"
             name = key if key.isprintable() and len(key) < SHOWN_CHARACTERS else show(key)
             mistakes.append(f"{name} is not a key of a budget{hint}")
-    for key, greatest in (("gpus", MAX_RANKS), ("memory_per_gpu_bytes", MAX_WHOLE)):
+    for key, greatest in (("gpus", MAX_RANKS), ("memory_per_gpu_bytes", MAX_INTEGER)):
         value = tree.get(key)
         if type(value) is not int or not 1 <= value <= greatest:
             got = f"got {show(value)}" if key in tree else "it is missing"
             most = f" and at most {greatest:,}" if type(value) is int and value > greatest else ""
-            mistakes.append(f"{key} is a whole number above 0{most}, {got}")
+            mistakes.append(f"{key} is an integer above 0{most}, {got}")
     for key in ("hours", "joules_per_clip"):
         value = tree.get(key)
         if value is not None and (type(value) not in (int, float) or not 0 < value <= MAX_LIMIT):

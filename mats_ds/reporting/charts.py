@@ -14,7 +14,7 @@ from mats_ds.core.format import SMALLEST
 
 WIDTH, HEIGHT = 520, 254
 LEFT, RIGHT, TOP, BOTTOM = 56, 10, 10, 40
-SAME = 1e-9  # below, ticks between two values cannot be told apart
+SAME = 1e-9  # relative difference below which two values are drawn as equal
 Values = Sequence["float | None"]
 
 
@@ -31,7 +31,7 @@ class Series:
 
 @dataclass(frozen=True)
 class Limit:
-    """A dashed line across the chart, drawn where the data come near enough to it."""
+    """A dashed line across the chart, drawn only where the data come near it."""
 
     name: str
     value: float

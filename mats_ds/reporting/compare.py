@@ -1,4 +1,4 @@
-"""Two runs side by side: figures of A and of B, with the ratio of B to A, and what is set differently."""
+"""Two runs side by side: figures of A and of B, with the ratio of B to A, and the settings that differ."""
 
 from __future__ import annotations
 
@@ -9,9 +9,9 @@ from typing import Any
 from mats_ds.core.events import PHASES
 from mats_ds.core.format import format_bytes, format_flops, format_hours, ratio_of, shorten
 from mats_ds.core.text import clean_line
-from mats_ds.reporting.beside import INPUTS
 from mats_ds.reporting.figures import Figures
 from mats_ds.reporting.memory import list_kinds
+from mats_ds.reporting.run_files import INPUTS
 
 NAME_WIDTH, VALUE_WIDTH = 34, 22
 MAX_DIFFERENCES = 40
@@ -20,7 +20,7 @@ MAX_LINES = 2_000
 
 @dataclass(frozen=True)
 class Compared:
-    """One figure of both runs, as numbers and in words. None: not measured."""
+    """One figure of both runs, as numbers and as text. None: not measured."""
 
     name: str
     a: float | None
@@ -42,8 +42,10 @@ def list_compared(a: Figures, b: Figures) -> list[Compared]:
         _compare("clips a second", a.clips_per_second, b.clips_per_second),
         _compare("step, s", a.step_seconds, b.step_seconds),
         *(_compare(f"  {name}, s", _mean(a, name), _mean(b, name)) for name in PHASES),
-        _compare("waiting for data, share", a.phase_shares["data"], b.phase_shares["data"]),
-        _compare("waiting for the last rank, share", a.balance and a.balance.lost_share, b.balance and b.balance.lost_share),
+        _compare("waiting for data, fraction", a.phase_fractions["data"], b.phase_fractions["data"]),
+        _compare(
+            "waiting for the last rank, fraction", a.balance and a.balance.lost_fraction, b.balance and b.balance.lost_fraction
+        ),
         _compare("MFU", a.model_flops_utilization, b.model_flops_utilization),
         _compare("model FLOP/s a rank", a.model_flops_per_second, b.model_flops_per_second, format_flops),
         _compare("joules a clip", a.joules_per_clip, b.joules_per_clip),
@@ -56,15 +58,15 @@ def list_compared(a: Figures, b: Figures) -> list[Compared]:
 
 
 def list_differences(a: Figures, b: Figures) -> list[str]:
-    """Lines that only A's ("-") or only B's ("+") recipe, DeepSpeed JSON, card and versions have."""
-    pairs = [[_lines_of(each.beside.inputs.get(name, "")) for each in (a, b)] for name in INPUTS]
+    """Lines that only A's ("-") or only B's ("+") recipe, DeepSpeed JSON, GPU and versions have."""
+    pairs = [[_lines_of(run.files.inputs.get(name, "")) for run in (a, b)] for name in INPUTS]
     lines = [line for pair in pairs for line in _diff(*pair)]
-    texts = [[f"{name} {version}" for name, version in _describe_setting(each).items()] for each in (a, b)]
+    texts = [[f"{name} {version}" for name, version in _describe_setting(run).items()] for run in (a, b)]
     return lines + _diff(*texts)
 
 
 def compare_runs(a: Figures, b: Figures) -> dict[str, Any]:
-    """The comparison for machines."""
+    """The comparison for programs."""
     rows = [{"name": row.name.strip(), "a": row.a, "b": row.b, "ratio": row.ratio} for row in list_compared(a, b)]
     return {"a": str(a.run_dir), "b": str(b.run_dir), "figures": rows, "differences": list_differences(a, b)}
 
@@ -72,8 +74,8 @@ def compare_runs(a: Figures, b: Figures) -> dict[str, Any]:
 def format_comparison(a: Figures, b: Figures) -> str:
     """The comparison for a console."""
     named = (("A", a), ("B", b))
-    lines = [*(f"{letter}: {shorten(each.run.info.recipe_name)}, {each.run_dir}" for letter, each in named)]
-    lines += [*(f"{letter}: {text}" for letter, each in named for text in each.beside.left_out), ""]
+    lines = [*(f"{letter}: {shorten(figures.run.info.recipe_name)}, {figures.run_dir}" for letter, figures in named)]
+    lines += [*(f"{letter}: {text}" for letter, figures in named for text in figures.files.left_out), ""]
     lines.append(f"{'':{NAME_WIDTH}}{'A':>{VALUE_WIDTH}}{'B':>{VALUE_WIDTH}}   B / A")
     for row in list_compared(a, b):
         ratio = "" if row.ratio is None else f"{row.ratio:.3f}"
@@ -98,12 +100,12 @@ _COUNTS = {
 
 
 def _compare_kinds(a: Figures, b: Figures) -> list[Compared]:
-    of_a, of_b = ({name: size for _, name, size in list_kinds(each)} for each in (a, b))
+    of_a, of_b = ({name: size for _, name, size in list_kinds(figures)} for figures in (a, b))
     return [_compare(f"  {name}", of_a.get(name), of_b.get(name), format_bytes) for name in dict.fromkeys((*of_a, *of_b))]
 
 
-def _compare(name: str, a: float | None, b: float | None, words=lambda value: f"{value:.4g}") -> Compared:
-    return Compared(name, a, b, *("-" if value is None else words(value) for value in (a, b)))
+def _compare(name: str, a: float | None, b: float | None, show=lambda value: f"{value:.4g}") -> Compared:
+    return Compared(name, a, b, *("-" if value is None else show(value) for value in (a, b)))
 
 
 def _mean(figures: Figures, phase: str) -> float | None:
@@ -113,12 +115,13 @@ def _mean(figures: Figures, phase: str) -> float | None:
 
 def _describe_setting(figures: Figures) -> dict[str, str]:
     info = figures.run.info
-    return {"card": info.device_name, "precision": info.precision, "ZeRO stage": str(info.zero_stage), **info.versions}
+    return {"GPU": info.device_name, "precision": info.precision, "ZeRO stage": str(info.zero_stage), **info.versions}
 
 
 def _diff(a: list[str], b: list[str]) -> list[str]:
-    """What differs; of equally many lines in place of each other the first beside the first. Linear where ndiff, which looks for
-    alike lines, takes hours for some thousand."""
+    """Lines that differ, "-" for A and "+" for B; replaced lines in pairs where they are equally many. Linear where ndiff, which
+    searches for similar lines, takes hours for some thousand.
+    """
     lines = []
     for kind, a_start, a_stop, b_start, b_stop in difflib.SequenceMatcher(None, a, b, autojunk=True).get_opcodes():
         if kind == "equal":

@@ -1,4 +1,4 @@
-"""What a run folder says: the records of all ranks, run.json, plan.json, outcome.json, bad_clips.csv as one set of figures.
+"""The figures of a run folder: records of all ranks, run.json, plan.json, outcome.json and bad_clips.csv in one value.
 
 Loads neither torch nor anything that does, so that a report takes about a second.
 """
@@ -21,15 +21,15 @@ from mats_ds.metering.peak_flops import BF16, FP32, Peak, find_peak
 from mats_ds.metering.record_reader import read_records
 from mats_ds.metering.run_result import read_result
 from mats_ds.planning.plan_file import Plan, read_plan
-from mats_ds.reporting.beside import BadVideo, Beside, read_beside
 from mats_ds.reporting.budget import Budget, Measured, Verdict, first_line, judge
 from mats_ds.reporting.rank_checks import Balance, find_balance, find_missing
 from mats_ds.reporting.ranks import CURVES, MIN_SECONDS, Curve, RankFigures, Span, summarize_ranks
+from mats_ds.reporting.run_files import BadVideo, RunFiles, read_run_files
 
 
 @dataclass
 class Figures:
-    """Everything that a report shows. Medians and shares leave out the warm-up steps. None: not measured or not known."""
+    """Everything that a report shows. Medians and fractions leave out the warm-up steps. None: not measured or not known."""
 
     run_dir: Path
     run: RunFile
@@ -44,13 +44,13 @@ class Figures:
     step_seconds: float | None
     mean_step_seconds: float | None
     balance: Balance | None
-    beside: Beside
+    files: RunFiles
     silent_seconds: float | None
-    result: dict[str, Any] | None = None  # what a fine-tuning's last weights are worth
+    result: dict[str, Any] | None = None  # result.json of a fine-tuning
 
     @property
     def bad_videos(self) -> list[BadVideo]:
-        return self.beside.bad_videos
+        return self.files.bad_videos
 
     @property
     def on_gpu(self) -> bool:
@@ -63,7 +63,7 @@ class Figures:
     @property
     def slowest_rank(self) -> RankFigures:
         """The rank that waits longest for data."""
-        return max(self.ranks, key=lambda rank: rank.waiting_share)
+        return max(self.ranks, key=lambda rank: rank.waiting_fraction)
 
     @property
     def memory_name(self) -> str:
@@ -73,12 +73,12 @@ class Figures:
         return "GPU memory (largest of torch's reserved peak and NVML)" if with_nvml else "GPU memory (torch's reserved peak)"
 
     @property
-    def phase_shares(self) -> dict[str, float]:
+    def phase_fractions(self) -> dict[str, float]:
         """Parts of the step time of all ranks: each phase, and "other" (time of the host between the phases)."""
         seconds = {phase: sum(rank.phase_seconds[phase] for rank in self.ranks) for phase in PHASES}
         seconds["other"] = max(0.0, sum(rank.phase_seconds["total"] for rank in self.ranks) - sum(seconds.values()))
-        whole = sum(seconds.values())
-        return {phase: value / whole if whole > 0 else 0.0 for phase, value in seconds.items()}
+        total = sum(seconds.values())
+        return {phase: value / total if total > 0 else 0.0 for phase, value in seconds.items()}
 
     @property
     def num_clips(self) -> int:
@@ -132,7 +132,7 @@ class Figures:
 
     @property
     def peak(self) -> Peak | None:
-        """The card's peak in the run's arithmetic, as the run recorded it, else from the table."""
+        """The GPU's peak in the run's arithmetic, as the run recorded it, else from the table."""
         info = self.run.info
         if not self.on_gpu or info.precision not in (BF16, FP32):
             return None
@@ -144,7 +144,7 @@ class Figures:
 
     @property
     def model_flops_utilization(self) -> float | None:
-        """MFU: useful FLOP/s over the card's dense peak in the run's arithmetic."""
+        """MFU: useful FLOP/s over the GPU's dense peak in the run's arithmetic."""
         if self.model_flops_per_second is None or self.peak is None:
             return None
         return self.model_flops_per_second / self.peak.flops_per_second
@@ -157,20 +157,20 @@ class Figures:
 
     @property
     def joules_per_clip(self) -> float | None:
-        """Energy of the cards, by NVML."""
+        """Energy of the GPUs, by NVML."""
         num_clips = sum(rank.num_metered_clips for rank in self.ranks)
         return sum(rank.joules for rank in self.ranks) / num_clips if num_clips else None
 
     @property
     def watts(self) -> float | None:
-        """Mean power of a card over the steps."""
+        """Mean power of a GPU over the steps."""
         metered = [rank for rank in self.ranks if rank.num_metered_clips]
         seconds = sum(rank.phase_seconds["total"] for rank in metered)
         return sum(rank.joules for rank in metered) / seconds if seconds >= MIN_SECONDS else None
 
     @property
     def hours(self) -> float | None:
-        """The steps of the whole run at the mean step time; checkpoints and evaluation are not in it."""
+        """All steps of the run at the mean step time; checkpoints and evaluation are not in it."""
         if self.mean_step_seconds is None:
             return None
         return self.mean_step_seconds * max(self.run.info.total_steps, self.span.last_step) / 3600
@@ -178,17 +178,17 @@ class Figures:
     @property
     def advice(self) -> str:
         """One sentence on the time that is spent waiting for data."""
-        share, who = self.phase_shares["data"], "GPU" if self.on_gpu else "model"
+        fraction, who = self.phase_fractions["data"], "GPU" if self.on_gpu else "model"
         slowest = self.slowest_rank
         most = ""
-        if slowest.waiting_share > max(0.05, 2 * share):  # the other ranks then wait for this one in the backward pass
-            most = f" (rank {slowest.rank} most, {100 * slowest.waiting_share:.0f}%)"
-        if share < 0.05 and not most:
-            return f"Data loading keeps up: the {who} waits for {100 * share:.1f}% of a step."
+        if slowest.waiting_fraction > max(0.05, 2 * fraction):  # the other ranks then wait for this one in the backward pass
+            most = f" (rank {slowest.rank} most, {100 * slowest.waiting_fraction:.0f}%)"
+        if fraction < 0.05 and not most:
+            return f"Data loading keeps up: the {who} waits for {100 * fraction:.1f}% of a step."
         remedy = "give data.num_workers more cores, raise data.prefetch, or re-encode the videos with a keyframe every 12 frames"
-        if share < 0.2:
-            return f"The {who} waits for data during {100 * share:.0f}% of a step{most}; to win that back, {remedy}."
-        return f"Data loading is the bottleneck: the {who} stands still for {100 * share:.0f}% of a step{most}; {remedy}."
+        if fraction < 0.2:
+            return f"The {who} waits for data during {100 * fraction:.0f}% of a step{most}; to avoid that, {remedy}."
+        return f"Data loading is the bottleneck: the {who} is idle for {100 * fraction:.0f}% of a step{most}; {remedy}."
 
     def judge(self, budget: Budget) -> Verdict:
         """The verdict on this run."""
@@ -247,18 +247,18 @@ def read_figures(run_dir: str | Path) -> Figures:
         step_seconds=float(np.median(seconds)) if len(seconds) else None,
         mean_step_seconds=float(seconds.mean()) if len(seconds) else None,
         balance=find_balance(ranks),
-        beside=read_beside(run_dir),
+        files=read_run_files(run_dir),
         silent_seconds=max(0.0, time.time() - max(last_seconds)) if last_seconds else None,
         result=read_result(run_dir),
     )
 
 
-def _collect_ranks(found: Iterable[RankFigures], curves: dict[str, Curve]) -> list[RankFigures]:
+def _collect_ranks(all_ranks: Iterable[RankFigures], curves: dict[str, Curve]) -> list[RankFigures]:
     """The ranks in a list, their curves added up in `curves`. Only the worst rank keeps all of its own, the others that of their
     memory: of thousands of ranks they would be the largest part of the report."""
     ranks: list[RankFigures] = []
     worst = None
-    for rank in found:
+    for rank in all_ranks:
         for name, curve in curves.items():
             curve.merge(rank.curves[name])
         ranks.append(rank)
@@ -274,7 +274,7 @@ def _merge_steps(ranks: list[RankFigures]) -> tuple[np.ndarray, np.ndarray, np.n
     steps = reduce(np.union1d, [rank.steps for rank in ranks])
     clips, seconds = np.zeros(len(steps)), np.zeros(len(steps))
     for rank in ranks:
-        places = np.searchsorted(steps, rank.steps)
-        clips[places] += rank.clips
-        seconds[places] = np.maximum(seconds[places], rank.seconds)
+        indices = np.searchsorted(steps, rank.steps)
+        clips[indices] += rank.clips
+        seconds[indices] = np.maximum(seconds[indices], rank.seconds)
     return steps, clips, seconds

@@ -6,11 +6,11 @@ from collections.abc import Iterable, Mapping, Sequence
 from html import escape
 
 from mats_ds.core.format import GIB, format_bytes
-from mats_ds.reporting.beside import INPUTS
 from mats_ds.reporting.budget import Budget
 from mats_ds.reporting.charts import Series, draw_stack
 from mats_ds.reporting.figures import Figures
 from mats_ds.reporting.memory import compare_with_plan, list_kinds
+from mats_ds.reporting.run_files import INPUTS
 
 KIND_COLOURS = {"clips": 4, "activations": 1, "cache": 7, "outside": 6}
 STATIC_COLOURS = (0, 5, 2, 3, 4)
@@ -21,8 +21,8 @@ def build_memory(figures: Figures, budget: Budget) -> str:
     kinds = list_kinds(figures)
     if not kinds:
         return ""
-    whole = sum(size for _, _, size in kinds)
-    limit = max(whole, budget.memory_per_gpu_bytes)
+    total = sum(size for _, _, size in kinds)
+    limit = max(total, budget.memory_per_gpu_bytes)
     colours, static = {}, 0
     for kind, _, _ in kinds:
         colours[kind] = KIND_COLOURS.get(kind, STATIC_COLOURS[static % len(STATIC_COLOURS)])
@@ -33,7 +33,7 @@ def build_memory(figures: Figures, budget: Budget) -> str:
     )
     rows = "".join(
         f'<tr><td><i class="key" style="background:var(--s{colours[kind]})"></i>{escape(name)}</td>'
-        f"<td>{escape(format_bytes(size))}</td><td>{100 * size / whole if whole else 0:.1f}%</td></tr>"
+        f"<td>{escape(format_bytes(size))}</td><td>{100 * size / total if total else 0:.1f}%</td></tr>"
         for kind, name, size in kinds
     )
     worst = figures.worst_rank
@@ -43,10 +43,10 @@ def build_memory(figures: Figures, budget: Budget) -> str:
             "Static kinds are exact, from the engine's tensors; activations are what is left of torch's allocated peak."
         )
     else:
-        text = "What the engine's tensors take for the whole run; the rest was not measured, as no GPU was there."
+        text = "What the engine's tensors take for the entire run; the rest was not measured, as no GPU was used."
     return f"""<section><h2>Memory by kind</h2>
 <div class="wide"><div class="kinds">{bar}</div><p class="note">{escape(text)}</p></div>
-<div class="scroll"><table class="numbers named"><thead><tr><th>kind</th><th>bytes</th><th>share</th></tr></thead>
+<div class="scroll"><table class="numbers named"><thead><tr><th>kind</th><th>bytes</th><th>of all</th></tr></thead>
 <tbody>{rows}</tbody></table></div></section>
 """
 
@@ -83,7 +83,7 @@ def build_plan(figures: Figures) -> str:
     rows = [[pair.name, pair.planned_text, pair.measured_text, pair.ratio_text] for pair in pairs]
     notes = list(figures.plan.assumptions)
     if figures.plan.memory_error is not None:
-        notes.insert(0, f"the planner states its memory to within {100 * figures.plan.memory_error:.0f}%")
+        notes.insert(0, f"the planner states its memory within {100 * figures.plan.memory_error:.0f}%")
     text = f'<p class="note">{escape("; ".join(notes))}</p>' if notes else ""
     names = ["", "planned", "measured", "ratio"]
     return f"<section><h2>Planned and measured</h2>{table(names, rows, 'numbers named')}{text}</section>\n"
@@ -96,7 +96,7 @@ def build_inputs(inputs: Mapping[str, str]) -> str:
         for name, title in INPUTS.items()
         if name in inputs
     ]
-    return f"<section><h2>What it was started with</h2>{''.join(parts)}</section>\n" if parts else ""
+    return f"<section><h2>Recipe and DeepSpeed JSON</h2>{''.join(parts)}</section>\n" if parts else ""
 
 
 def _difference(larger: list[float | None], smaller: list[float | None]) -> list[float | None]:
@@ -104,12 +104,12 @@ def _difference(larger: list[float | None], smaller: list[float | None]) -> list
     return [None if a is None or b is None else max(0.0, a - b) for a, b in both]
 
 
-def card(name: str, figure: str, note: str, share: float | None = None) -> str:
-    """A figure with a note; `share` draws a bar."""
+def card(name: str, figure: str, note: str, fraction: float | None = None) -> str:
+    """A figure with a note; `fraction` draws a bar."""
     bar = ""
-    if share is not None:
-        kind = "over" if share > 1 else ""
-        bar = f'<div class="bar {kind}"><i style="width:{100 * min(1.0, share):.1f}%"></i></div>'
+    if fraction is not None:
+        kind = "over" if fraction > 1 else ""
+        bar = f'<div class="bar {kind}"><i style="width:{100 * min(1.0, fraction):.1f}%"></i></div>'
     return f'<div class="card"><h3>{name}</h3><p class="figure">{figure}</p>{bar}<p class="note">{escape(note)}</p></div>'
 
 

@@ -1,18 +1,18 @@
-"""Memory by kind, and a plan beside what was measured: figures -> rows for the console, the page and report.json."""
+"""Memory by kind, and a plan beside what was measured: figures -> rows for console, page and report.json."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 
 from mats_ds.core.format import format_bytes, format_flops, format_hours, ratio_of
-from mats_ds.metering.device_memory import WORDS, name_kind, on_device
+from mats_ds.metering.device_memory import KIND_NAMES, name_kind, on_device
 from mats_ds.planning.plan_file import Plan, read_measured_saved_bytes
 from mats_ds.reporting.figures import Figures
 
 
 @dataclass(frozen=True)
 class Pair:
-    """One planned figure and its measured counterpart, as numbers and in words. None: not planned, or not measured."""
+    """One planned figure and its measured counterpart, as numbers and as text. None: not planned, or not measured."""
 
     name: str
     planned: float | None
@@ -31,7 +31,7 @@ class Pair:
 
 
 def list_kinds(figures: Figures) -> list[tuple[str, str, int]]:
-    """(kind, its name in words, bytes) of the worst rank's peak, static kinds first; on a CPU the static kinds alone."""
+    """(kind, its name for people, bytes) of the worst rank's peak, static kinds first; on a CPU the static kinds alone."""
     kinds = figures.memory_kinds or on_device(figures.run.info.static_bytes)
     return [(kind, name_kind(kind), kinds[kind]) for kind in _in_order(kinds)]
 
@@ -43,7 +43,7 @@ def compare_with_plan(figures: Figures) -> list[Pair]:
         return []
     measured_kinds = figures.memory_kinds
     measured_peak = figures.worst_rank.peak_bytes if figures.on_gpu else None
-    pairs = [_pair("peak memory of a card", plan.peak_bytes, measured_peak, format_bytes)]
+    pairs = [_pair("peak memory of a GPU", plan.peak_bytes, measured_peak, format_bytes)]
     for kind in _in_order({**plan.bytes_by_kind, **measured_kinds}):
         measured = measured_kinds.get(kind, info.static_bytes.get(kind))
         pairs.append(_pair(name_kind(kind), plan.bytes_by_kind.get(kind), measured, format_bytes))
@@ -66,12 +66,12 @@ def _time_pairs(plan: Plan, figures: Figures) -> list[Pair]:
     ]
 
 
-def _pair(name, planned, measured, words) -> Pair:
-    return Pair(name, planned, measured, *("not known" if value is None else words(value) for value in (planned, measured)))
+def _pair(name, planned, measured, show) -> Pair:
+    return Pair(name, planned, measured, *("not known" if value is None else show(value) for value in (planned, measured)))
 
 
 def _in_order(kinds: dict[str, int]) -> list[str]:
-    order = list(WORDS)
-    unknown = [kind for kind in kinds if kind not in order]  # of an older run: before what is measured
-    place = order.index("clips")
-    return [kind for kind in (*order[:place], *unknown, *order[place:]) if kind in kinds]
+    order = list(KIND_NAMES)
+    unknown = [kind for kind in kinds if kind not in order]  # of an older run: before the measured kinds
+    index = order.index("clips")
+    return [kind for kind in (*order[:index], *unknown, *order[index:]) if kind in kinds]

@@ -1,4 +1,4 @@
-"""Which ranks lack which steps: the parts of a run and the steps that were recorded -> words."""
+"""Checks across ranks: sentences on missing records, and the balance of the ranks' steps."""
 
 from __future__ import annotations
 
@@ -49,17 +49,17 @@ def _stretches_owed(run: RunFile, last_step: int) -> list[tuple[Stretch, int]]:
 
 def _subtract(owed: Sequence[Stretch], got: Sequence[Stretch]) -> list[Stretch]:
     """Stretches of `owed` that `got` does not cover; both in ascending order."""
-    gaps, place = [], 0
+    gaps, index = [], 0
     for first, last in owed:
-        while place < len(got) and got[place][1] < first:
-            place += 1
-        at = place
+        while index < len(got) and got[index][1] < first:
+            index += 1
+        at = index
         while at < len(got) and got[at][0] <= last:
             if got[at][0] > first:
                 gaps.append((first, got[at][0] - 1))
             first = got[at][1] + 1
             at += 1
-        place = max(place, at - 1)  # the last one may reach into the next stretch
+        index = max(index, at - 1)  # the last one may reach into the next stretch
         if first <= last:
             gaps.append((first, last))
     return gaps
@@ -67,7 +67,7 @@ def _subtract(owed: Sequence[Stretch], got: Sequence[Stretch]) -> list[Stretch]:
 
 def _list_rows(numbers: Sequence[int]) -> list[Stretch]:
     """Ascending numbers as rows of neighbours."""
-    breaks = [place for place, (left, right) in enumerate(pairwise(numbers), start=1) if right != left + 1]
+    breaks = [index for index, (left, right) in enumerate(pairwise(numbers), start=1) if right != left + 1]
     bounds = [0, *breaks, len(numbers)] if numbers else []
     return [(numbers[start], numbers[stop - 1]) for start, stop in pairwise(bounds)]
 
@@ -79,17 +79,17 @@ def _name_steps(gaps: list[Stretch]) -> str:
     return f"{num} step{'s' if num > 1 else ''}: {', '.join(names)}{more}"
 
 
-NOTABLE_SHARE = 0.03
+NOTABLE_FRACTION = 0.03
 
 
 @dataclass(frozen=True)
 class Balance:
-    """`lost_share`: part of a step that ranks on average wait for the last one. `last_shares[rank]`: part of the steps in which
+    """`lost_fraction`: of a step, that ranks on average wait for the last one. `last_fractions[rank]`: of the steps, in which
     that rank was the last. `late_seconds[rank]`: how much later than the average it arrives, on average (negative: earlier).
     """
 
-    lost_share: float
-    last_shares: dict[int, float]
+    lost_fraction: float
+    last_fractions: dict[int, float]
     late_seconds: dict[int, float]
 
     @property
@@ -101,12 +101,12 @@ class Balance:
     def text(self) -> str:
         """One sentence."""
         worst = self.worst_rank
-        start = f"Ranks wait {100 * self.lost_share:.1f}% of a step for the last of them"
-        if self.lost_share < NOTABLE_SHARE:
+        start = f"Ranks wait {100 * self.lost_fraction:.1f}% of a step for the last of them"
+        if self.lost_fraction < NOTABLE_FRACTION:
             return f"{start}: well balanced."
         return (
-            f"{start}; rank {worst} is the last in {100 * self.last_shares[worst]:.0f}% of the steps, "
-            f"{1e3 * self.late_seconds[worst]:.3g} ms later than the average: look at its disk, its cores and its card's clocks."
+            f"{start}; rank {worst} is the last in {100 * self.last_fractions[worst]:.0f}% of the steps, "
+            f"{1e3 * self.late_seconds[worst]:.3g} ms later than the average: look at its disk, its cores and its GPU's clocks."
         )
 
 
@@ -122,16 +122,16 @@ def find_balance(ranks: list[RankFigures]) -> Balance | None:
     last, longest = np.zeros(len(steps), dtype=np.int64), np.zeros(len(steps))
     arrivals: dict[int, np.ndarray] = {}
     for rank in timed:
-        places = np.searchsorted(rank.steps, steps)
-        arrivals[rank.rank] = arrival = rank.arrivals[places]
+        indices = np.searchsorted(rank.steps, steps)
+        arrivals[rank.rank] = arrival = rank.arrivals[indices]
         last[arrival > latest] = rank.rank
         latest = np.maximum(latest, arrival)
         total += arrival
-        longest = np.maximum(longest, rank.seconds[places])
+        longest = np.maximum(longest, rank.seconds[indices])
     mean = total / len(timed)
-    whole = float(longest.sum())
+    total_seconds = float(longest.sum())
     return Balance(
-        lost_share=float((latest - mean).sum()) / whole if whole >= MIN_SECONDS else 0.0,
-        last_shares={rank: float((last == rank).mean()) for rank in arrivals},
+        lost_fraction=float((latest - mean).sum()) / total_seconds if total_seconds >= MIN_SECONDS else 0.0,
+        last_fractions={rank: float((last == rank).mean()) for rank in arrivals},
         late_seconds={rank: float((arrival - mean).mean()) for rank, arrival in arrivals.items()},
     )

@@ -1,6 +1,6 @@
 """One pass over one rank's records: peaks, sums and curves, in memory that does not grow with what is plotted.
 
-Curves have at most NUM_BUCKETS points; each point stands for a stretch of steps. A few numbers are kept of every step,
+Curves have at most NUM_BUCKETS points; each point stands for some neighbouring steps. A few numbers are kept of every step,
 because the throughput of a run is that of the slowest rank of each step. Counts, sums and peaks are exact, of all records.
 """
 
@@ -61,7 +61,7 @@ class Span:
     def steps(self) -> list[float]:
         """The middle step of each bucket."""
         width = self.num_steps / self.num_buckets
-        return [self.first_step - 0.5 + (place + 0.5) * width for place in range(self.num_buckets)]
+        return [self.first_step - 0.5 + (index + 0.5) * width for index in range(self.num_buckets)]
 
 
 class Curve:
@@ -81,11 +81,11 @@ class Curve:
         if len(values) == 0:
             return
         if buckets[0] == buckets[-1]:  # the usual case in a long run: numbers of neighbouring steps
-            place = buckets[0]
-            self.num[place] += len(values)
-            self.sum[place] += values.sum()
-            self.least[place] = min(self.least[place], values.min())
-            self.greatest[place] = max(self.greatest[place], values.max())
+            index = buckets[0]
+            self.num[index] += len(values)
+            self.sum[index] += values.sum()
+            self.least[index] = min(self.least[index], values.min())
+            self.greatest[index] = max(self.greatest[index], values.max())
             return
         np.add.at(self.num, buckets, 1)
         np.add.at(self.sum, buckets, values)
@@ -113,7 +113,7 @@ class Curve:
 
 @dataclass
 class RankFigures:
-    """What one rank's records say. `got` are the stretches (first, last) of steps with a record. Peaks are over all steps,
+    """Figures of one rank's records. `got` are the stretches (first, last) of steps with a record. Peaks are over all steps,
     sums over the steps after the warm-up. None: not measured. `steps`, `seconds`, `arrivals` (data and forward: when the rank
     comes to the backward pass, where all ranks wait for each other) and `clips` hold one entry a step after the warm-up.
     `peak_parts` are the figures of the step whose memory was largest.
@@ -156,10 +156,10 @@ class RankFigures:
     unreadable: list[str] = field(default_factory=list)
 
     @property
-    def waiting_share(self) -> float:
-        """Part of the step spent waiting for data."""
-        whole = max(self.phase_seconds["total"], sum(self.phase_seconds[phase] for phase in PHASES))
-        return self.phase_seconds["data"] / whole if whole > 0 else 0.0
+    def waiting_fraction(self) -> float:
+        """The fraction of the step time spent waiting for data."""
+        total = max(self.phase_seconds["total"], sum(self.phase_seconds[phase] for phase in PHASES))
+        return self.phase_seconds["data"] / total if total > 0 else 0.0
 
     @property
     def step_seconds(self) -> float | None:
@@ -170,12 +170,12 @@ class RankFigures:
 def summarize_ranks(reader: RecordReader, span: Span) -> Iterator[RankFigures]:
     """The figures of every rank that has a file, one by one; large runs are read by several processes."""
     readers = reader.by_rank.items()
-    num_bytes = sum(each.path.stat().st_size for _, each in readers)
+    num_bytes = sum(part.path.stat().st_size for _, part in readers)
     if len(readers) > 1 and num_bytes > PARALLEL_ABOVE_BYTES:
         with ProcessPoolExecutor() as pool:
             yield from pool.map(partial(_summarize, span=span), *zip(*readers, strict=True))
     else:
-        yield from (_summarize(rank, each, span=span) for rank, each in readers)
+        yield from (_summarize(rank, part, span=span) for rank, part in readers)
 
 
 def _summarize(rank: int, reader: RankReader, *, span: Span) -> RankFigures:
@@ -228,10 +228,10 @@ def _add_memory(figures: RankFigures, part: Columns) -> None:
     on_gpu = ~np.isnan(reserved)
     host_bytes = np.where(np.nan_to_num(part["peak_rss_bytes"]) > 0, part["peak_rss_bytes"], rss)
     peaks = np.nan_to_num(np.where(on_gpu, np.fmax(reserved, part["nvml_used_bytes"]), host_bytes))
-    place = int(peaks.argmax())
-    if peaks[place] > figures.peak_bytes:
-        figures.peak_bytes, figures.peak_step = int(peaks[place]), int(part.steps[place])
-        figures.peak_parts = {name: int(part[name][place]) for name in PEAK_PARTS if not np.isnan(part[name][place])}
+    index = int(peaks.argmax())
+    if peaks[index] > figures.peak_bytes:
+        figures.peak_bytes, figures.peak_step = int(peaks[index]), int(part.steps[index])
+        figures.peak_parts = {name: int(part[name][index]) for name in PEAK_PARTS if not np.isnan(part[name][index])}
     figures.on_gpu = figures.on_gpu or bool(on_gpu.any())
     part.values["memory_bytes"] = np.where(on_gpu, reserved, rss)
     for name in MAXIMA:

@@ -12,7 +12,7 @@ from html import escape
 from pathlib import Path
 
 from mats_ds.core.events import PHASES
-from mats_ds.core.format import GIB, count, format_bytes, format_flops, shorten
+from mats_ds.core.format import GIB, format_bytes, format_count, format_flops, shorten
 from mats_ds.core.storage.files import write_text
 from mats_ds.core.text import clean_page
 from mats_ds.reporting.budget import Budget, Check, Verdict
@@ -32,7 +32,7 @@ from mats_ds.reporting.html_sections import (
     table,
     tick,
 )
-from mats_ds.reporting.rank_checks import NOTABLE_SHARE
+from mats_ds.reporting.rank_checks import NOTABLE_FRACTION
 from mats_ds.reporting.ranks import RankFigures
 from mats_ds.reporting.report_text import describe, describe_energy, describe_tokens
 
@@ -46,12 +46,12 @@ PHASE_COLOURS = {"data": 3, "forward": 0, "backward": 1, "optimizer": 2, "other"
 
 
 def write_html(path: Path, figures: Figures, budget: Budget, verdict: Verdict) -> None:
-    """Write the page, as a whole or not at all."""
+    """Write the page, all of it or nothing."""
     write_text(path, build_page(figures, budget, verdict), errors="backslashreplace")
 
 
 def build_page(figures: Figures, budget: Budget, verdict: Verdict) -> str:
-    """The whole page as text."""
+    """The page as text."""
     info = figures.run.info
     name = escape(shorten(info.recipe_name))
     where = f"{escape(shorten(info.model_name))} on {info.world_size} &times; {escape(shorten(info.device_name))}"
@@ -63,11 +63,11 @@ def build_page(figures: Figures, budget: Budget, verdict: Verdict) -> str:
         _charts(figures, budget),
         build_memory(figures, budget),
         build_plan(figures),
-        _reconstruction(figures.beside.picture),
+        _reconstruction(figures.files.picture),
         _ranks(figures),
         _facts(figures),
         _bad_videos(figures),
-        build_inputs(figures.beside.inputs),
+        build_inputs(figures.files.inputs),
     ]
     page = f"""<!DOCTYPE html>
 <html lang="en">
@@ -99,9 +99,9 @@ def build_page(figures: Figures, budget: Budget, verdict: Verdict) -> str:
 def _banner(figures: Figures, budget: Budget, verdict: Verdict) -> str:
     word, kind = ("PASS", "pass") if verdict.passed else ("FAIL", "fail")
     checks = "".join(_check(check) for check in verdict.checks)
-    told = "" if figures.outcome is None else shorten(figures.outcome.advice)
-    advice = f'<p class="advice"><b>What would help:</b> {escape(told)}</p>' if told else ""
-    what = "GPU memory" if figures.on_gpu else "host memory: no GPU was there"
+    advice = "" if figures.outcome is None else shorten(figures.outcome.advice)
+    advice = f'<p class="advice"><b>What would help:</b> {escape(advice)}</p>' if advice else ""
+    what = "GPU memory" if figures.on_gpu else "host memory: no GPU was used"
     return f"""<section class="verdict {kind}">
 <p class="word">{word}</p>
 <div><p class="against">Judged against the budget <b>{escape(budget.name)}</b>, by {what}</p>
@@ -119,22 +119,23 @@ def _check(check: Check) -> str:
 
 def _cards(figures: Figures, budget: Budget) -> str:
     info, worst = figures.run.info, figures.worst_rank
-    share = worst.peak_bytes / budget.memory_per_gpu_bytes
+    fraction = worst.peak_bytes / budget.memory_per_gpu_bytes
     first, last = figures.losses
-    waiting = figures.phase_shares["data"]
+    waiting = figures.phase_fractions["data"]
     utilization = figures.model_flops_utilization
-    why_not = "peak of the card not known, no MFU" if figures.on_gpu else "no MFU on a CPU"
+    why_not = "peak of the GPU not known, no MFU" if figures.on_gpu else "no MFU on a CPU"
     mfu = why_not if utilization is None else f"{100 * utilization:.1f}% of the peak (MFU)"
     achieved = figures.model_flops_per_second
+    num_steps = format_count(figures.span.num_steps, "step")
     cards = [
         card(
             "Peak memory",
             format_bytes(worst.peak_bytes),
-            f"{100 * share:.1f}% of {format_bytes(budget.memory_per_gpu_bytes)}",
-            share,
+            f"{100 * fraction:.1f}% of {format_bytes(budget.memory_per_gpu_bytes)}",
+            fraction,
         ),
         card("Clips a second", number(figures.clips_per_second), "median of the steps, all ranks together"),
-        card("Step", f"{number(figures.step_seconds)} s", f"{count(figures.span.num_steps, 'step')}, median of the slowest rank"),
+        card("Step", f"{number(figures.step_seconds)} s", f"{num_steps}, median of the slowest rank"),
         card("Waiting for data", f"{100 * waiting:.1f}%", "of the time of a step", waiting),
         card("Loss", number(last), f"from {number(first)}" + (", not always finite" if figures.num_not_finite else "")),
         card("Tokens kept", f"{info.kept} <small>of {info.num_tokens}</small>", describe_tokens(figures).partition(": ")[2]),
@@ -151,16 +152,16 @@ def _cards(figures: Figures, budget: Budget) -> str:
 
 
 def _cards_of_some_runs(figures: Figures) -> list[str]:
-    """Energy where the driver tells it, balance where there are several ranks."""
+    """Energy where the driver reports it, balance where there are several ranks."""
     cards = []
     if figures.joules_per_clip is not None:
         figure, _, note = describe_energy(figures).partition(" a clip, ")
         cards.append(card("Energy of a clip", small_unit(figure), note))
     if figures.balance is not None:
-        share = figures.balance.lost_share
-        late = share >= NOTABLE_SHARE
+        fraction = figures.balance.lost_fraction
+        late = fraction >= NOTABLE_FRACTION
         note = f"of a step; rank {figures.balance.worst_rank} arrives last" if late else "of a step: well balanced"
-        cards.append(card("Waiting for the last rank", f"{100 * share:.1f}%", note, share))
+        cards.append(card("Waiting for the last rank", f"{100 * fraction:.1f}%", note, fraction))
     return cards
 
 
@@ -193,7 +194,7 @@ def _charts(figures: Figures, budget: Budget) -> str:
 def _other_seconds(figures: Figures) -> list[float | None]:
     totals = figures.curves["total_seconds"].mean()
     parts = [figures.curves[f"{phase}_seconds"].mean() for phase in PHASES]
-    known = [sum(part[place] or 0.0 for part in parts) for place in range(len(totals))]
+    known = [sum(part[index] or 0.0 for part in parts) for index in range(len(totals))]
     return [None if total is None else max(0.0, total - spent) for total, spent in zip(totals, known, strict=True)]
 
 
@@ -201,9 +202,9 @@ def _reconstruction(picture: bytes | None) -> str:
     if picture is None:
         return ""
     data = base64.b64encode(picture).decode("ascii")
-    return f"""<section><h2>What the model sees and rebuilds</h2>
+    return f"""<section><h2>What the model sees and reconstructs</h2>
 <figure class="wide"><img alt="Frames, motion, kept tokens and reconstruction of a clip" src="data:image/png;base64,{data}">
-<figcaption>Columns from left to right: original frames, motion map, kept tokens, reconstruction.</figcaption></figure></section>
+<figcaption>Each column shows what its heading names.</figcaption></figure></section>
 """
 
 
@@ -233,11 +234,11 @@ def _rank_row(rank: RankFigures, figures: Figures) -> list[str]:
     if figures.on_gpu:
         row += [gib(rank.peak_allocated_bytes), gib(rank.peak_reserved_bytes), gib(rank.nvml_used_bytes)]
         row += [gib(rank.peak_inactive_bytes), f"{rank.num_alloc_retries or 0}, {rank.num_ooms or 0}"]
-    row += [gib(rank.peak_rss_bytes), number(rank.step_seconds), f"{100 * rank.waiting_share:.1f}%"]
+    row += [gib(rank.peak_rss_bytes), number(rank.step_seconds), f"{100 * rank.waiting_fraction:.1f}%"]
     if figures.balance is not None:
         late_seconds = figures.balance.late_seconds.get(rank.rank)
-        last_share = figures.balance.last_shares.get(rank.rank, 0.0)
-        row += ["?", "?"] if late_seconds is None else [f"{1e3 * late_seconds:+.3g} ms", f"{100 * last_share:.0f}%"]
+        last_fraction = figures.balance.last_fractions.get(rank.rank, 0.0)
+        row += ["?", "?"] if late_seconds is None else [f"{1e3 * late_seconds:+.3g} ms", f"{100 * last_fraction:.0f}%"]
     return row
 
 
@@ -245,7 +246,7 @@ def _facts(figures: Figures) -> str:
     rows = "".join(
         f"<dt>{escape(row.label)}</dt><dd>{escape(row.text).replace('-&gt;', '&rarr;')}</dd>" for row in describe(figures)
     )
-    return f"<section><h2>The run in words</h2><dl>{rows}</dl></section>\n"
+    return f"<section><h2>Details of the run</h2><dl>{rows}</dl></section>\n"
 
 
 def _bad_videos(figures: Figures) -> str:

@@ -1,4 +1,4 @@
-"""The report for machines: figures and verdict -> one JSON object."""
+"""The report as one JSON object: figures and verdict -> a tree for report.json."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from typing import Any
 from mats_ds.reporting.budget import Budget, Verdict
 from mats_ds.reporting.figures import Figures
 from mats_ds.reporting.memory import Pair, compare_with_plan
+from mats_ds.reporting.rank_checks import Balance
 from mats_ds.reporting.ranks import RankFigures
 from mats_ds.reporting.report_text import list_notes
 
@@ -15,7 +16,7 @@ SCHEMA = 2
 
 
 def to_json(figures: Figures, budget: Budget, verdict: Verdict) -> dict[str, Any]:
-    """The report for machines: plain numbers in the units that their names tell, null where not measured."""
+    """The report for programs: plain numbers in the units of their names, null where not measured."""
     first_loss, last_loss = figures.losses
     info = figures.run.info
     return {
@@ -39,7 +40,7 @@ def to_json(figures: Figures, budget: Budget, verdict: Verdict) -> dict[str, Any
         "peak_memory_step": figures.worst_rank.peak_step,
         "memory_bytes_by_kind": figures.memory_kinds or None,
         "plan": None if figures.plan is None else [_pair_to_json(pair) for pair in compare_with_plan(figures)],
-        "balance": None if figures.balance is None else asdict(figures.balance) | {"worst_rank": figures.balance.worst_rank},
+        "balance": None if figures.balance is None else _balance_to_json(figures.balance),
         "silent_seconds": figures.silent_seconds if figures.outcome is None else None,
         "loss_first": first_loss,
         "loss_last": last_loss,
@@ -48,7 +49,7 @@ def to_json(figures: Figures, budget: Budget, verdict: Verdict) -> dict[str, Any
         "clips_per_second": figures.clips_per_second,
         "step_seconds_median": figures.step_seconds,
         "step_seconds_mean": figures.mean_step_seconds,
-        "phase_shares": figures.phase_shares,
+        "phase_shares": figures.phase_fractions,
         "forward_gmacs_per_clip": info.forward_macs_per_clip / 1e9,
         "model_flops_per_second_per_rank": figures.model_flops_per_second,
         "peak_flops_per_second": None if figures.peak is None else figures.peak.flops_per_second,
@@ -71,10 +72,19 @@ def _pair_to_json(pair: Pair) -> dict[str, Any]:
     return {"name": pair.name, "planned": pair.planned, "measured": pair.measured, "ratio": pair.ratio}
 
 
+def _balance_to_json(balance: Balance) -> dict[str, Any]:
+    return {
+        "lost_share": balance.lost_fraction,
+        "last_shares": balance.last_fractions,
+        "late_seconds": balance.late_seconds,
+        "worst_rank": balance.worst_rank,
+    }
+
+
 def _rank_to_json(rank: RankFigures) -> dict[str, Any]:
     names = (
         "rank num_records peak_bytes peak_step peak_allocated_bytes peak_reserved_bytes nvml_used_bytes peak_rss_bytes "
-        "peak_active_bytes peak_inactive_bytes num_alloc_retries num_ooms num_clips num_substitutes num_bad_clips waiting_share "
+        "peak_active_bytes peak_inactive_bytes num_alloc_retries num_ooms num_clips num_substitutes num_bad_clips "
         "step_seconds num_superseded num_unreadable"
     )
-    return {name: getattr(rank, name) for name in names.split()}
+    return {name: getattr(rank, name) for name in names.split()} | {"waiting_share": rank.waiting_fraction}

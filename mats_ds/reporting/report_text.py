@@ -1,11 +1,11 @@
-"""A report in words: label and text, for the console and the page alike."""
+"""The report as rows of label and text, for the console and the page."""
 
 from __future__ import annotations
 
 import textwrap
 from typing import NamedTuple
 
-from mats_ds.core.format import count, format_bytes, format_flops, format_hours, shorten
+from mats_ds.core.format import format_bytes, format_count, format_flops, format_hours, shorten
 from mats_ds.core.text import clean_line
 from mats_ds.metering.peak_flops import MEASURED
 from mats_ds.reporting.budget import Verdict
@@ -15,7 +15,7 @@ from mats_ds.reporting.memory import compare_with_plan, list_kinds
 WIDTH = 110
 LABEL_WIDTH = 18
 NUM_LISTED_VIDEOS, NUM_LISTED_PARTS = 5, 20
-NOTABLE_DEVIATION = 0.05  # of what was measured from what was planned: the bound that a plan is tested to
+NOTABLE_DEVIATION = 0.05  # measured from planned: the bound that a plan is tested to
 
 
 class Row(NamedTuple):
@@ -26,7 +26,7 @@ class Row(NamedTuple):
 
 
 def format_report(figures: Figures, verdict: Verdict) -> str:
-    """The whole report for a console; its first line is the verdict."""
+    """The report for a console; its first line is the verdict."""
     lines = [clean_line(f"{'PASS' if verdict.passed else 'FAIL'}: {verdict.headline}"), ""]
     for line in verdict.lines:
         lines += textwrap.wrap(clean_line(line), WIDTH, initial_indent="  ", subsequent_indent=" " * 13)
@@ -44,16 +44,16 @@ def format_report(figures: Figures, verdict: Verdict) -> str:
 
 
 def describe(figures: Figures) -> list[Row]:
-    """What the run did and what it cost, one row a subject."""
+    """All rows of the report, one a subject."""
     info = figures.run.info
-    ranks, clips = count(info.world_size, "rank"), count(info.micro_batch, "clip")
+    ranks, clips = format_count(info.world_size, "rank"), format_count(info.micro_batch, "clip")
     batch = f"{ranks} x {clips} x {info.accumulation} accumulated = {info.global_batch} a step"
     length = f"step {figures.span.last_step} of {info.total_steps}, epoch {_last_epoch(figures)}; {figures.num_clips} clips"
     if figures.hours is not None:
-        length += f"; {format_hours(figures.hours)} for the whole run at this pace"
-    name, card, model = (shorten(text) for text in (info.recipe_name, info.device_name, info.model_name))
+        length += f"; {format_hours(figures.hours)} for the entire run at this speed"
+    name, gpu, model = (shorten(text) for text in (info.recipe_name, info.device_name, info.model_name))
     rows = [
-        Row("run", f"{name} on {info.world_size} x {card}, data {shorten(info.data_name) or 'not named'}"),
+        Row("run", f"{name} on {info.world_size} x {gpu}, data {shorten(info.data_name) or 'not named'}"),
         Row("model", f"{model}, {info.num_parameters / 1e6:.1f} M parameters, {shorten(info.precision)}; {batch}"),
         Row("length", length),
         Row("loss", describe_loss(figures)),
@@ -88,14 +88,14 @@ def describe_loss(figures: Figures) -> str:
         text = f"{first:.4g} -> {last:.4g}" + (f" (means of the first and last {width} steps)" if width > 1 else "")
     if figures.num_not_finite:
         step = min(rank.first_not_finite_step for rank in figures.ranks if rank.first_not_finite_step is not None)
-        text += f"; not finite on {count(figures.num_not_finite, 'step')}, first at step {step}"
+        text += f"; not finite on {format_count(figures.num_not_finite, 'step')}, first at step {step}"
     return text
 
 
 def describe_tokens(figures: Figures) -> str:
     info = figures.run.info
-    share = 100 * info.kept / info.num_tokens if info.num_tokens else 0.0
-    return f"{info.kept} of {info.num_tokens} kept ({share:.1f}%): {info.visible} visible, {info.targets} targets"
+    percent = 100 * info.kept / info.num_tokens if info.num_tokens else 0.0
+    return f"{info.kept} of {info.num_tokens} kept ({percent:.1f}%): {info.visible} visible, {info.targets} targets"
 
 
 def describe_achieved(figures: Figures) -> str:
@@ -107,14 +107,14 @@ def describe_achieved(figures: Figures) -> str:
         name = figures.run.info.device_name
         return f"{text}; no MFU, as {f'the peak of {name} is not known here' if figures.on_gpu else 'this was a run on a CPU'}"
     how = peak.arithmetic
-    whose = f"{how} rate of one large product, measured on this card," if peak.source == MEASURED else f"dense {how} peak"
+    whose = f"{how} rate of one large product, measured on this GPU," if peak.source == MEASURED else f"dense {how} peak"
     again = f"; {100 * hfu:.1f}% with what is computed twice (HFU)" if hfu > mfu else ""
     return f"{text}, {100 * mfu:.1f}% of the {whose} of {format_flops(peak.flops_per_second)}/s (MFU){again}"
 
 
 def describe_energy(figures: Figures) -> str:
-    text = f"{figures.joules_per_clip:.3g} J a clip, of the cards alone"
-    return text if figures.watts is None else f"{text}, {figures.watts:.0f} W a card on average"
+    text = f"{figures.joules_per_clip:.3g} J a clip, of the GPUs alone"
+    return text if figures.watts is None else f"{text}, {figures.watts:.0f} W a GPU on average"
 
 
 def describe_bad_videos(figures: Figures) -> str:
@@ -122,14 +122,13 @@ def describe_bad_videos(figures: Figures) -> str:
         return "none"
     named = [f"{shorten(video.path)} ({shorten(video.reason)})" for video in figures.bad_videos[:NUM_LISTED_VIDEOS]]
     more = len(figures.bad_videos) - len(named)
-    text = (
-        f"{count(len(figures.bad_videos), 'video')} unreadable, {count(figures.num_substitutes, 'clip')} replaced by a substitute"
-    )
+    text = f"{format_count(len(figures.bad_videos), 'video')} unreadable, "
+    text += f"{format_count(figures.num_substitutes, 'clip')} replaced by a substitute"
     return f"{text}: {'; '.join(named)}" + (f"; and {more} more in bad_clips.csv" if more > 0 else "")
 
 
 def list_notes(figures: Figures) -> list[str]:
-    """What a reader should know of how the records were read."""
+    """Notes on how the records were read."""
     notes = []
     num_superseded = sum(rank.num_superseded for rank in figures.ranks)
     num_unreadable = sum(rank.num_unreadable for rank in figures.ranks)
@@ -137,12 +136,12 @@ def list_notes(figures: Figures) -> list[str]:
         parts = figures.run.parts[1:]
         firsts = ", ".join(str(part.first_step) for part in parts[-NUM_LISTED_PARTS:])
         firsts = firsts if len(parts) <= NUM_LISTED_PARTS else f"{firsts} (the last of {len(parts)})"
-        again = f"; {count(num_superseded, 'older record')} of steps done again left out" if num_superseded else ""
+        again = f"; {format_count(num_superseded, 'older record')} of repeated steps left out" if num_superseded else ""
         notes.append(f"resumed at step {firsts}{again}")
     if num_unreadable:
         named = [text for rank in figures.ranks for text in rank.unreadable][:3]
-        notes.append(f"{count(num_unreadable, 'unreadable line')} left out: {'; '.join(named)}")
-    notes += figures.beside.left_out
+        notes.append(f"{format_count(num_unreadable, 'unreadable line')} left out: {'; '.join(named)}")
+    notes += figures.files.left_out
     if figures.outcome is not None and figures.outcome.advice:
         where = f"; the allocator's state is in {shorten(figures.outcome.snapshot)}" if figures.outcome.snapshot else ""
         notes.append(f"rank {figures.outcome.rank} ran out of memory: {shorten(figures.outcome.advice)}{where}")
@@ -162,7 +161,7 @@ def _describe_memory(figures: Figures) -> str:
         f"rank {worst.rank} peaked at {format_bytes(worst.peak_bytes)} in step {worst.peak_step}; this is {figures.memory_name}"
     )
     if not figures.on_gpu:
-        return f"{text} of the process with its libraries, as no GPU was there"
+        return f"{text} of the process with its libraries, as no GPU was used"
     allocated, reserved = worst.peak_allocated_bytes or 0, worst.peak_reserved_bytes or 0
     parts = [f"torch allocated {format_bytes(allocated)}, reserved {format_bytes(reserved)}"]
     if worst.nvml_used_bytes is not None:
@@ -174,15 +173,15 @@ def _describe_throughput(figures: Figures) -> str:
     if figures.clips_per_second is None:
         return "not known: no step was timed"
     skipped = figures.span.num_warmup_steps
-    without = f", without the first {count(skipped, 'step')}" if skipped else ""
+    without = f", without the first {format_count(skipped, 'step')}" if skipped else ""
     return f"{figures.clips_per_second:.4g} on all ranks together (median{without})"
 
 
 def _describe_step(figures: Figures) -> str:
     if figures.step_seconds is None:
         return "not known: no step was timed"
-    shares = ", ".join(f"{phase} {100 * share:.1f}%" for phase, share in figures.phase_shares.items())
-    return f"{figures.step_seconds:.4g} s (median of the slowest rank): {shares}"
+    fractions = ", ".join(f"{phase} {100 * fraction:.1f}%" for phase, fraction in figures.phase_fractions.items())
+    return f"{figures.step_seconds:.4g} s (median of the slowest rank): {fractions}"
 
 
 def _describe_forward(figures: Figures) -> str:
@@ -209,13 +208,13 @@ def _describe_kinds(figures: Figures) -> str:
 
 
 def _describe_plan(figures: Figures) -> str:
-    """The peak, and what came out otherwise than planned; the page has all of it."""
+    """The peak, and the figures that deviate from the plan; the page has all of them."""
     peak, *others = [pair for pair in compare_with_plan(figures) if pair.ratio is not None] or [None]
     if peak is None:
         return "nothing of the plan could be measured"
-    told = [peak, *(pair for pair in others if abs(pair.ratio - 1) > NOTABLE_DEVIATION)]
-    words = [f"{pair.name} {pair.planned_text}, measured {pair.measured_text} ({pair.ratio_text} x)" for pair in told]
-    return "; ".join(words) + (f"; {len(others) + 1 - len(told)} more within {100 * NOTABLE_DEVIATION:.0f}%" if others else "")
+    shown = [peak, *(pair for pair in others if abs(pair.ratio - 1) > NOTABLE_DEVIATION)]
+    texts = [f"{pair.name} {pair.planned_text}, measured {pair.measured_text} ({pair.ratio_text} x)" for pair in shown]
+    return "; ".join(texts) + (f"; {len(others) + 1 - len(shown)} more within {100 * NOTABLE_DEVIATION:.0f}%" if others else "")
 
 
 def _last_epoch(figures: Figures) -> int:

@@ -1,4 +1,4 @@
-"""report.json and report.html in a run folder that may be somebody else's: whole, through no link, over nothing of others."""
+"""Writer of report.json and report.html into a run folder that may be somebody else's: through no link, over no foreign file."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ def write_reports(run_dir: Path, tree: dict[str, Any], write_page: Callable[[Pat
     written = [name for name in (PAGE, TREE) if name not in reasons]
     lines = [f"wrote {run_dir / written[0]}" + "".join(f" and {name}" for name in written[1:])] if written else []
     for reason in dict.fromkeys(reasons.values()):
-        names = " and ".join(name for name, each in reasons.items() if each == reason)
+        names = " and ".join(name for name, why in reasons.items() if why == reason)
         lines.append(f"{names} could not be written: {reason}")
     return "; ".join(lines)
 

@@ -7,11 +7,13 @@ from __future__ import annotations
 
 import json
 import logging
+import os
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from mats_ds.core.storage.files import write_json
 from mats_ds.planning.memory import plan_memory
 from mats_ds.planning.sweep import SIZES, TASKS, Cell, work_of
 from mats_ds.planning.workload import Workload
@@ -98,6 +100,13 @@ def format_judged(judged: list[Judged]) -> str:
                 texts.append(f"{100 * max(deviations, key=abs):+.2f}% of {len(deviations)}")
             lines.append(f"ViT-{SIZES[size]} {task[:8]:9}" + "".join(f"{text:>18}" for text in texts))
     return "\n".join(lines)
+
+
+def write_exact_sweep(tree: Mapping[str, Any]) -> Path:
+    """Write EXACT_FILE or, where that cannot be written (an installed package), a file of its name in the current folder."""
+    path = EXACT_FILE if os.access(EXACT_FILE.parent, os.W_OK) else Path(EXACT_FILE.name)
+    write_json(path, tree)
+    return path
 
 
 def read_exact_sweep(path: Path = EXACT_FILE) -> dict[str, Any]:

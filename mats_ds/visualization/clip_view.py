@@ -1,19 +1,18 @@
-"""What a model makes of one clip, ready to be shown: frames [T, H, W, 3] uint8 -> Sight, in numpy arrays on the CPU.
+"""One clip as a model sees it, ready to be drawn: frames [T, H, W, 3] uint8 -> ClipView, in numpy arrays on the CPU.
 
-C candidate frames (those that are read), T frames used. What is not taken from the clip itself is never invented: a model without
-trained decoder gives no prediction.
+C candidate frames (those that are read), T frames used. A reconstruction is shown only if the decoder is trained.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
 
-from mats_ds.core.token_grid import TokenGrid, TokenSelection
+from mats_ds.core.token_grid import TokenGrid
 from mats_ds.models.classifier import VideoClassifier
-from mats_ds.models.mae import MaskedAutoencoder
+from mats_ds.models.mae import MaskedAutoencoder, Reconstruction
 from mats_ds.models.vit import UINT8_MAX, join_patches, split_patches
 from mats_ds.tokens.motion import score_motion
 
@@ -39,55 +38,57 @@ class ClipView:
 
 @torch.no_grad()
 def look_with_decoder(model: MaskedAutoencoder, frames_CHWC: torch.Tensor, *, seed: int) -> ClipView:
-    """The clip with its reconstruction. frames_CHWC: uint8 of the candidate grid's size, on the model's device. `seed` fixes
-    what is random. Raises ValueError for frames of another shape.
+    """The clip with its reconstruction. frames_CHWC: uint8 of the candidate grid's size, on the model's device. seed: of the
+    random choice of tokens. Raises ValueError for frames of another shape.
     """
     seen = model.reconstruct(frames_CHWC[None], torch.tensor([seed], device=frames_CHWC.device))
     motion_BN = fill_in_motion(model, seen.motion_BN, seen.frames_BTHWC)
-    predicted_THWC = (seen.predicted_BTHWC[0] * UINT8_MAX).round().to(torch.uint8).cpu().numpy()
+    return view_reconstruction(replace(seen, motion_BN=motion_BN), model.grid)
+
+
+def view_reconstruction(seen: Reconstruction, grid: TokenGrid, *, clip: int = 0) -> ClipView:
+    """Clip number `clip` of a reconstruction; its loss is known where it is the only one."""
+    predicted_THWC = (seen.predicted_BTHWC[clip] * UINT8_MAX).round().to(torch.uint8).cpu().numpy()
+    visible_N = mask_of(seen.selection.visible_BV[clip], grid.num_tokens)
     return ClipView(
-        grid=model.grid,
-        frames_THWC=seen.frames_BTHWC[0].cpu().numpy(),
-        frame_T=frames_of_tubelets(seen.tubelets_BT[0], model.grid),
-        motion_N=motion_BN[0].float().cpu().numpy(),
-        **masks_of(seen.selection, model),
+        grid=grid,
+        frames_THWC=seen.frames_BTHWC[clip].cpu().numpy(),
+        frame_T=frames_of_tubelets(seen.tubelets_BT[clip], grid),
+        motion_N=seen.motion_BN[clip].float().cpu().numpy(),
+        kept_N=visible_N | mask_of(seen.selection.target_BM[clip], grid.num_tokens),
+        visible_N=visible_N,
         predicted_THWC=predicted_THWC,
-        loss=float(seen.loss),
+        loss=float(seen.loss) if len(seen.motion_BN) == 1 else None,
     )
 
 
 @torch.no_grad()
 def look_without_decoder(model: MaskedAutoencoder | VideoClassifier, frames_CHWC: torch.Tensor, *, seed: int) -> ClipView:
-    """The clip as far as the selection of tokens: for a classifier, or where only the patch embedding means anything. Arguments
-    and errors as for `look_with_decoder`.
+    """The clip with its selected tokens: for a classifier, or where only the patch embedding is trained. Arguments and errors as
+    for `look_with_decoder`.
     """
     chosen = model.choose(frames_CHWC[None], torch.tensor([seed], device=frames_CHWC.device))
     frames_BTHWC = join_patches(chosen.patches_BNP, model.grid)
+    visible_N = mask_of(chosen.selection.visible_BV[0], model.grid.num_tokens)
+    target_N = mask_of(chosen.selection.target_BM[0], model.grid.num_tokens)
     return ClipView(
         grid=model.grid,
         frames_THWC=frames_BTHWC[0].cpu().numpy(),
         frame_T=frames_of_tubelets(chosen.tubelets_BT[0], model.grid),
         motion_N=fill_in_motion(model, chosen.motion_BN, frames_BTHWC)[0].float().cpu().numpy(),
-        **masks_of(chosen.selection, model),
+        kept_N=visible_N if isinstance(model, VideoClassifier) else visible_N | target_N,  # a classifier drops its targets
+        visible_N=visible_N,
     )
 
 
 def fill_in_motion(
     model: MaskedAutoencoder | VideoClassifier, motion_BN: torch.Tensor, frames_BTHWC: torch.Tensor
 ) -> torch.Tensor:
-    """The scores, computed for the picture alone where the model's strategy looks at no motion and left them zero."""
+    """The scores, computed for the picture alone where the model's strategy ignores motion and left them zero."""
     if motion_BN.any():
         return motion_BN
     feature_BNX = model.motion_feature(split_patches(frames_BTHWC, model.grid))
     return score_motion(feature_BNX, model.grid, distance=model.pruning.distance)
-
-
-def masks_of(selection: TokenSelection, model: MaskedAutoencoder | VideoClassifier) -> dict[str, np.ndarray]:
-    """visible_N and kept_N of the first clip; what a classifier's selection calls targets is dropped."""
-    visible_N = mask_of(selection.visible_BV[0], model.grid.num_tokens)
-    if isinstance(model, VideoClassifier):
-        return {"visible_N": visible_N, "kept_N": visible_N}
-    return {"visible_N": visible_N, "kept_N": visible_N | mask_of(selection.target_BM[0], model.grid.num_tokens)}
 
 
 def mask_of(index_K: torch.Tensor, num_tokens: int) -> np.ndarray:

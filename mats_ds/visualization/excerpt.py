@@ -1,6 +1,6 @@
-"""(video, where to begin, how many clips) -> clips with the time of every frame, for people to look at. Decoded on the CPU.
+"""Clips of a video to look at, with the time of every frame: video, start, number of clips -> Excerpt. Decoded on the CPU.
 
-The crop is the centre, as in a test; nothing is drawn at random.
+The crop is the centre, as in evaluation; nothing is random.
 """
 
 from __future__ import annotations
@@ -31,8 +31,8 @@ def plan_excerpts(
 ) -> list[ClipSpec]:
     """The clips: from `start_seconds` on one after the other, or, if None, spread evenly over the video (one: its middle).
 
-    `num_frames` frames are spread evenly over the span that the section says. Where the video ends before `num_clips` clips
-    have followed each other, there are fewer. Raises ValueError when not one frame lies after `start_seconds`.
+    `num_frames` frames are spread evenly over the section's span. Where the video ends before `num_clips` clips, there are
+    fewer. Raises ValueError when not one frame lies after `start_seconds`.
     """
     if num_clips < 1:
         raise ValueError(f"at least 1 clip can be shown, got {num_clips}")
@@ -45,8 +45,8 @@ def plan_excerpts(
     if section.stride_seconds is not None:
         shared["span_seconds"] = section.num_frames * section.stride_seconds
     if start_seconds is None:
-        shares = [number / (num_clips - 1) for number in range(num_clips)] if num_clips > 1 else [0.5]
-        return [ClipSpec(start=share, **shared) for share in shares]
+        starts = [number / (num_clips - 1) for number in range(num_clips)] if num_clips > 1 else [0.5]
+        return [ClipSpec(start=start, **shared) for start in starts]
     if not 0 <= start_seconds < end_seconds:
         raise ValueError(
             f"the video lasts {end_seconds:.2f} s and nothing of it lies at {start_seconds:g} s: choose an earlier time"

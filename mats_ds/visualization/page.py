@@ -1,6 +1,6 @@
-"""Panels of a clip -> one picture with headings, times, and the strip of candidate frames: uint8 [H, W, 3].
+"""One picture of a clip: its panels with headings and times, and the strip of candidate frames -> uint8 [H, W, 3].
 
-Drawn with Pillow and the font that matplotlib brings. Pixels of a panel are enlarged by a whole number, without smoothing.
+Drawn with Pillow and the font that matplotlib brings. Pixels of a panel are enlarged by an integer factor, without smoothing.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
 BACKGROUND, INK, FAINT = (255, 255, 255), (32, 34, 40), (110, 114, 122)
 TAKEN, NOW = (30, 160, 90), (240, 130, 20)  # borders of the strip
-MARGIN, GAP, GUTTER = 12, 8, 58  # pixels: around everything, between panels, for the times at the left
+MARGIN, GAP, GUTTER = 12, 8, 76  # pixels: around everything, between panels, for "1234.56 s" at the left
 LINE, FONT_SIZE = 22, 14
 PANEL_SIDE = 224  # small panels are enlarged to about this
 THUMBNAIL_SIDE, BORDER = 64, 3
@@ -38,68 +38,78 @@ class Strip:
 
 @dataclass(frozen=True)
 class Page:
-    """What is drawn of a clip. seconds_T: the time of each frame used; tubelet_T: which candidate it belongs to."""
+    """What is drawn of a clip of T frames. tubelet_T: the candidate tubelet of each frame. seconds_T: the time of each
+    frame in its video, None where it is not known.
+    """
 
     title: str
     panels: Sequence[Panel]
-    seconds_T: np.ndarray
     tubelet_T: np.ndarray
+    seconds_T: np.ndarray | None = None
     strip: Strip | None = None
     note: str = ""
 
+    @property
+    def num_frames(self) -> int:
+        return len(self.tubelet_T)
 
-def draw_page(sheet: Page, frames: Sequence[int]) -> np.ndarray:
-    """One row of panels for each of the `frames` (numbers from 0), below them the strip and the note.
+    def name_frame(self, frame: int) -> str:
+        """The text at the left of a frame's row."""
+        return f"frame {frame + 1}" if self.seconds_T is None else f"{self.seconds_T[frame]:.2f} s"
 
-    With a single frame the strip marks where it is: these sheets make a film, all of one size.
+
+def draw_page(page: Page, frames: Sequence[int]) -> np.ndarray:
+    """uint8 [H, W, 3]: one row of panels for each of the `frames` (numbers from 0), below them the strip and the note.
+
+    With a single frame the strip marks it: such pictures make a video, all of one size.
     """
     from PIL import Image, ImageDraw
 
-    height, width = sheet.panels[0].frames_THWC.shape[1:3]
+    height, width = page.panels[0].frames_THWC.shape[1:3]
     scale = choose_scale(height, width)
-    lefts = [MARGIN + GUTTER + number * (width * scale + GAP) for number in range(len(sheet.panels))]
+    lefts = [MARGIN + GUTTER + number * (width * scale + GAP) for number in range(len(page.panels))]
     total_width = lefts[-1] + width * scale + MARGIN
+    line_width = total_width - 2 * MARGIN - GUTTER
     top_of_rows = MARGIN + 2 * LINE
     row_height = height * scale + GAP
     below = top_of_rows + len(frames) * row_height
-    strip = draw_strip(sheet, frames, total_width - 2 * MARGIN - GUTTER) if sheet.strip else None
+    strip = draw_strip(page, frames, line_width) if page.strip else None
     strip_height = LINE + strip.height + GAP if strip else 0
-    page = Image.new("RGB", (total_width, below + strip_height + (LINE if sheet.note else 0) + MARGIN), BACKGROUND)
-    pen = ImageDraw.Draw(page)
-    pen.text((MARGIN, MARGIN), fit_text(sheet.title, total_width - 2 * MARGIN), fill=INK, font=load_font())
-    for left, panel in zip(lefts, sheet.panels, strict=True):
-        pen.text((left, MARGIN + LINE), fit_text(panel.name, width * scale), fill=FAINT, font=load_font())
+    canvas = Image.new("RGB", (total_width, below + strip_height + (LINE if page.note else 0) + MARGIN), BACKGROUND)
+    pen = ImageDraw.Draw(canvas)
+
+    def write(left: int, top: int, text: str, colour: tuple[int, int, int] = FAINT, *, room: int) -> None:
+        pen.text((left, top), fit_text(text, room), fill=colour, font=load_font())
+
+    write(MARGIN, MARGIN, page.title, INK, room=total_width - 2 * MARGIN)
+    for left, panel in zip(lefts, page.panels, strict=True):
+        write(left, MARGIN + LINE, panel.name, room=width * scale)
     for row, frame in enumerate(frames):
         top = top_of_rows + row * row_height
-        pen.text((MARGIN, top), f"{sheet.seconds_T[frame]:.2f} s", fill=FAINT, font=load_font())
-        for left, panel in zip(lefts, sheet.panels, strict=True):
-            page.paste(enlarge(panel.frames_THWC[frame], scale), (left, top))
+        write(MARGIN, top, page.name_frame(frame), room=GUTTER)
+        for left, panel in zip(lefts, page.panels, strict=True):
+            canvas.paste(enlarge(panel.frames_THWC[frame], scale), (left, top))
     if strip:
-        taken, candidates = int(sheet.strip.taken_K.sum()), len(sheet.strip.taken_K)
+        taken, candidates = int(page.strip.taken_K.sum()), len(page.strip.taken_K)
         now = "; orange: the one shown" if len(frames) == 1 else ""
-        told = f"adaptive frames: of {candidates} candidate tubelets the {taken} with a border were taken{now}"
-        pen.text((MARGIN + GUTTER, below), fit_text(told, total_width - 2 * MARGIN - GUTTER), fill=FAINT, font=load_font())
-        page.paste(strip, (MARGIN + GUTTER, below + LINE))
-    pen.text(
-        (MARGIN + GUTTER, below + strip_height),
-        fit_text(sheet.note, total_width - 2 * MARGIN - GUTTER),
-        fill=FAINT,
-        font=load_font(),
-    )
-    return np.asarray(page)
+        caption = f"adaptive frames: of {candidates} candidate tubelets the {taken} with a border were taken{now}"
+        write(MARGIN + GUTTER, below, caption, room=line_width)
+        canvas.paste(strip, (MARGIN + GUTTER, below + LINE))
+    write(MARGIN + GUTTER, below + strip_height, page.note, room=line_width)
+    return np.asarray(canvas)
 
 
-def draw_strip(sheet: Page, frames: Sequence[int], width: int) -> Image.Image:
-    """The candidates side by side within `width`; taken ones bright with a border, the one that is shown with another."""
+def draw_strip(page: Page, frames: Sequence[int], width: int) -> Image.Image:
+    """The candidates side by side within `width`; taken ones bright with a border, the shown one with another."""
     from PIL import Image
 
-    pictures_KHWC, taken_K = sheet.strip.pictures_KHWC, sheet.strip.taken_K
+    pictures_KHWC, taken_K = page.strip.pictures_KHWC, page.strip.taken_K
     num, height, side = len(pictures_KHWC), pictures_KHWC.shape[1], pictures_KHWC.shape[2]
-    room = width // num - 2 * BORDER - 2
-    thumb_width = max(4, min(room, round(THUMBNAIL_SIDE * side / height)))
+    available = width // num - 2 * BORDER - 2
+    thumb_width = max(4, min(available, round(THUMBNAIL_SIDE * side / height)))
     thumb_height = max(4, round(thumb_width * height / side))
     strip = Image.new("RGB", (num * (thumb_width + 2 * BORDER + 2), thumb_height + 2 * BORDER), BACKGROUND)
-    now = sheet.tubelet_T[frames[0]] if len(frames) == 1 else -1
+    now = page.tubelet_T[frames[0]] if len(frames) == 1 else -1
     for number, (picture_HWC, taken) in enumerate(zip(pictures_KHWC, taken_K, strict=True)):
         left = number * (thumb_width + 2 * BORDER + 2)
         shown_HWC = picture_HWC if taken else (picture_HWC * DIMMED + 255 * (1 - DIMMED)).astype(np.uint8)
@@ -112,7 +122,7 @@ def draw_strip(sheet: Page, frames: Sequence[int], width: int) -> Image.Image:
 
 
 def choose_scale(height: int, width: int) -> int:
-    """The whole number by which a panel's pixels are enlarged."""
+    """The integer factor by which a panel's pixels are enlarged."""
     return max(1, round(PANEL_SIDE / max(height, width)))
 
 
@@ -124,7 +134,7 @@ def enlarge(picture_HWC: np.ndarray, scale: int) -> Image.Image:
 
 @lru_cache(maxsize=1)
 def load_font() -> ImageFont.FreeTypeFont:
-    """The sans-serif font that comes with matplotlib, so that sheets look alike everywhere."""
+    """The sans-serif font that comes with matplotlib, so that pages look alike everywhere."""
     from matplotlib import get_data_path
     from PIL import ImageFont
 

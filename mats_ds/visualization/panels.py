@@ -1,6 +1,6 @@
-"""A clip as a model sees it -> the pictures that stand side by side: uint8 [T, H, W, 3] each, tokens with sharp edges.
+"""The pictures that stand side by side for a clip: ClipView -> panels, uint8 [T, H, W, 3] each, tokens with sharp edges.
 
-original | motion | kept tokens | visible tokens | reconstruction; without a trained decoder the last one is missing, of a
+original | motion | kept tokens | visible tokens | reconstruction; without a trained decoder the last one is missing, for a
 classifier, which sees all that is kept, the last two.
 """
 
@@ -15,7 +15,7 @@ from mats_ds.visualization.clip_view import ClipView
 
 DROPPED_BRIGHTNESS = 0.15
 COLOUR_MAP = "magma"
-UNSEEN = (46, 48, 54)  # of the reconstruction: nobody knows what is there
+UNSEEN = (46, 48, 54)  # dropped tokens of the reconstruction
 
 
 @dataclass(frozen=True)
@@ -26,20 +26,21 @@ class Panel:
     frames_THWC: np.ndarray
 
 
-def draw_panels(sight: ClipView) -> list[Panel]:
+def draw_panels(view: ClipView) -> list[Panel]:
     """The panels of a clip, from left to right."""
-    grid = sight.grid
+    grid = view.grid
     panels = [
-        Panel("original", sight.frames_THWC),
-        Panel(f"motion score, 0 to {sight.motion_N.max():.3g}", draw_heat(sight.motion_N, grid)),
-        Panel(f"kept: {sight.kept_N.sum()} of {grid.num_tokens} tokens", darken(sight.frames_THWC, sight.kept_N, grid)),
+        Panel("original", view.frames_THWC),
+        Panel(f"motion score, 0 to {view.motion_N.max():.3g}", draw_heat(view.motion_N, grid)),
+        Panel(f"kept: {view.kept_N.sum()} of {grid.num_tokens} tokens", darken(view.frames_THWC, view.kept_N, grid)),
     ]
-    if (sight.visible_N != sight.kept_N).any():
-        visible_THWC = darken(sight.frames_THWC, sight.visible_N, grid)
-        panels.append(Panel(f"visible to the encoder: {sight.visible_N.sum()}", visible_THWC))
-    if sight.predicted_THWC is not None:
-        rebuilt_THWC = np.where(spread(sight.kept_N, grid)[..., None], sight.predicted_THWC, np.uint8(UNSEEN))
-        panels.append(Panel(f"reconstruction, loss {sight.loss:.3f}", rebuilt_THWC))
+    if (view.visible_N != view.kept_N).any():
+        visible_THWC = darken(view.frames_THWC, view.visible_N, grid)
+        panels.append(Panel(f"visible to the encoder: {view.visible_N.sum()}", visible_THWC))
+    if view.predicted_THWC is not None:
+        rebuilt_THWC = np.where(spread(view.kept_N, grid)[..., None], view.predicted_THWC, np.uint8(UNSEEN))
+        name = "reconstruction" if view.loss is None else f"reconstruction, loss {view.loss:.3f}"
+        panels.append(Panel(name, rebuilt_THWC))
     return panels
 
 
@@ -48,20 +49,20 @@ def draw_heat(values_N: np.ndarray, grid: TokenGrid) -> np.ndarray:
     from matplotlib import colormaps
 
     values_N = np.nan_to_num(values_N, posinf=0.0, neginf=0.0)
-    share_N = values_N / max(float(values_N.max()), np.finfo(np.float32).tiny)
-    colours_N3 = colormaps[COLOUR_MAP](share_N, bytes=True)[:, :3]
+    fraction_N = values_N / max(float(values_N.max()), np.finfo(np.float32).tiny)
+    colours_N3 = colormaps[COLOUR_MAP](fraction_N, bytes=True)[:, :3]
     return spread(colours_N3, grid)
 
 
 def darken(frames_THWC: np.ndarray, mask_N: np.ndarray, grid: TokenGrid) -> np.ndarray:
-    """The frames with all tokens dark but those of the mask."""
+    """The frames with all tokens dark except those of the mask."""
     dark_THWC = (frames_THWC * DROPPED_BRIGHTNESS).astype(np.uint8)
     return np.where(spread(mask_N, grid)[..., None], frames_THWC, dark_THWC)
 
 
 def spread(values_NX: np.ndarray, grid: TokenGrid) -> np.ndarray:
-    """[T, H, W, ...]: every token's value on all pixels that it covers."""
-    placed = values_NX.reshape(grid.tau, grid.rows, grid.columns, *values_NX.shape[1:])
+    """[T, H, W, ...]: every token's value on all its pixels."""
+    spread_out = values_NX.reshape(grid.tau, grid.rows, grid.columns, *values_NX.shape[1:])
     for axis, size in enumerate(grid.tubelet):
-        placed = placed.repeat(size, axis=axis)
-    return placed
+        spread_out = spread_out.repeat(size, axis=axis)
+    return spread_out

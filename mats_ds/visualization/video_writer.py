@@ -1,7 +1,7 @@
-"""Finished pictures (uint8 RGB [H, W, 3]) one after the other -> a file that people watch: .mp4, .gif, or one still .png.
+"""A video or a still from finished pictures (uint8 RGB [H, W, 3]): .mp4, .gif or .png.
 
 An .mp4 is H.264 (MPEG-4 part 2 where PyAV has no such encoder) with 4:2:0 pictures of even sides, which every player takes. Files
-appear at once: they are written aside and renamed. Each says in a comment that it is ours, so that it may be replaced.
+are written aside and renamed. A comment in each says that it is ours, so that it may be replaced.
 """
 
 from __future__ import annotations
@@ -20,15 +20,15 @@ from mats_ds.data.video.containers import file_url, open_container
 
 H264_ENCODERS = ("libx264", "libopenh264")
 CRF = "16"  # text and edges of tokens stay sharp
-SPARE_BIT_RATE = 4_000_000  # of encoders that know no constant quality
+SPARE_BIT_RATE = 4_000_000  # for encoders without constant quality
 MAX_RATE_DENOMINATOR = 1000
-GIF_MILLISECONDS = 10  # what a GIF can tell apart
+GIF_MILLISECONDS = 10  # the resolution of a GIF's times
 SUFFIXES = (".mp4", ".gif", ".png")
 COMMENT = "drawn by mats_ds/visualize.py"
 
 
 def check_suffix(path: str | os.PathLike[str]) -> str:
-    """The suffix that tells the format, in lower case. Raises ValueError for another than SUFFIXES."""
+    """The suffix, which chooses the format, in lower case. Raises ValueError for another than SUFFIXES."""
     suffix = Path(path).suffix.lower()
     if suffix not in SUFFIXES:
         got = f"{path} ends in {suffix!r}" if suffix else f"{path} has no suffix"
@@ -37,7 +37,7 @@ def check_suffix(path: str | os.PathLike[str]) -> str:
 
 
 def write_mp4(path: str | os.PathLike[str], pictures: Iterable[np.ndarray], *, frames_per_second: float) -> None:
-    """One frame a picture, taken as they come; an odd side gains a line of the border's colour. Raises ValueError for none."""
+    """Write one frame a picture; an odd side gains a line of the border's colour. Raises ValueError for no pictures."""
     encoder = find_encoder()
     options = {"crf": CRF, "preset": "medium"} if encoder == "libx264" else {}
     rate = Fraction(frames_per_second).limit_denominator(MAX_RATE_DENOMINATOR)
@@ -59,7 +59,7 @@ def write_mp4(path: str | os.PathLike[str], pictures: Iterable[np.ndarray], *, f
 
 
 def write_gif(path: str | os.PathLike[str], pictures: Iterable[np.ndarray], *, frames_per_second: float) -> None:
-    """An endless loop, 256 colours a picture. Raises ValueError for no pictures."""
+    """Write an endless loop, 256 colours a picture. Raises ValueError for no pictures."""
     from PIL import Image
 
     reduced = [
@@ -72,20 +72,20 @@ def write_gif(path: str | os.PathLike[str], pictures: Iterable[np.ndarray], *, f
         reduced[0].save(aside, format="GIF", save_all=True, append_images=reduced[1:], comment=COMMENT, **times)
 
 
-def write_png(path: str | os.PathLike[str], picture_HWC: np.ndarray) -> None:
-    """One picture, uint8 RGB, without loss."""
+def write_png(path: str | os.PathLike[str], picture_HWC: np.ndarray, *, comment: str = COMMENT) -> None:
+    """Write one picture, uint8 RGB, without loss."""
     from PIL import Image
     from PIL.PngImagePlugin import PngInfo
 
     (picture_HWC,) = _check_pictures([picture_HWC])
     about = PngInfo()
-    about.add_text("Comment", COMMENT)
+    about.add_text("Comment", comment)
     with _written_aside(path) as aside:
         Image.fromarray(picture_HWC).save(aside, format="PNG", optimize=True, pnginfo=about)
 
 
-def is_our_film(path: str | os.PathLike[str]) -> bool:
-    """Whether one of the functions above wrote the file, as its comment says; those of version 0.1 have none."""
+def is_our_picture(path: str | os.PathLike[str]) -> bool:
+    """Whether `mats visualize` wrote the file, by its comment; files of version 0.1 have none."""
     from PIL import Image
 
     try:
@@ -93,8 +93,8 @@ def is_our_film(path: str | os.PathLike[str]) -> bool:
             with open_container(os.fspath(path)) as container:
                 return container.metadata.get("comment") == COMMENT
         with Image.open(path, formats=("PNG", "GIF")) as image:
-            found = image.info.get("Comment", image.info.get("comment"))
-            return found in (COMMENT, COMMENT.encode())
+            comment = image.info.get("Comment", image.info.get("comment"))
+            return comment in (COMMENT, COMMENT.encode())
     except (av.error.FFmpegError, OSError, ValueError, SyntaxError, Image.DecompressionBombError):
         return False  # another kind of file, or a torn one
 
@@ -109,7 +109,7 @@ def find_encoder() -> str:
 
 
 def _check_pictures(pictures: Iterable[np.ndarray]) -> Iterator[np.ndarray]:
-    """The pictures as they come. Raises ValueError for one of another type or size than the first, and where none comes."""
+    """The same pictures. Raises ValueError for one of another type or size than the first, and for no picture."""
     shape = None
     for picture in pictures:
         shape = shape or picture.shape
@@ -127,7 +127,7 @@ def _even_sides(picture_HWC: np.ndarray) -> np.ndarray:
 
 @contextlib.contextmanager
 def _written_aside(path: str | os.PathLike[str]) -> Iterator[Path]:
-    """A path beside `path` that takes its place when all went well."""
+    """A path to write to, renamed to `path` when the block ends without an error; folders above it are made."""
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     with replace_file(path) as aside:

@@ -183,7 +183,7 @@ def test_run_json_of_another_version_still_reads_and_a_broken_one_says_so(tmp_pa
 
 
 class FakeMeter:
-    """A card of which every figure is known: step k peaks at 1000 + k bytes and has spent 50 k joules."""
+    """A GPU of which every figure is known: step k peaks at 1000 + k bytes and has spent 50 k joules."""
 
     def __init__(self):
         self.num_read = 0
@@ -214,7 +214,7 @@ def make_gpu_recorder(run_dir, rank=0, **changes):
     return recorder
 
 
-def test_on_a_card_energy_utilisation_and_memory_by_kind_are_recorded(tmp_path):
+def test_on_a_gpu_energy_utilisation_and_memory_by_kind_are_recorded(tmp_path):
     recorder = make_gpu_recorder(tmp_path)
     for step in (1, 2):
         recorder.on_step(make_event(step, clip_bytes=60))
@@ -232,7 +232,7 @@ def test_on_a_card_energy_utilisation_and_memory_by_kind_are_recorded(tmp_path):
 def test_the_peak_is_recorded_in_the_runs_arithmetic(tmp_path, monkeypatch, precision, peak):
     monkeypatch.setattr(torch.cuda, "get_device_properties", lambda device: types.SimpleNamespace(total_memory=7))
     run = make_run(tmp_path, precision=precision, device_name="NVIDIA A100-SXM4-80GB")
-    run = recorder_module._add_card(run, types.SimpleNamespace(type="cuda"))
+    run = recorder_module._add_gpu(run, types.SimpleNamespace(type="cuda"))
     assert (run.peak_flops, run.peak_arithmetic) == (peak, precision if peak else "")
 
 
@@ -288,9 +288,9 @@ def test_recording_a_step_costs_less_than_a_hundredth_of_a_short_step(tmp_path, 
     recorder = record_run(tmp_path, [], outcome=None)
     events = [make_event(step) for step in range(1, 301)]
     rounds = []
-    for place in range(0, 300, 60):
+    for start in range(0, 300, 60):
         begin = time.process_time()
-        for event in events[place : place + 60]:
+        for event in events[start : start + 60]:
             recorder.on_step(event)
         rounds.append((time.process_time() - begin) / 60)
     with capsys.disabled():

@@ -1,9 +1,10 @@
-"""The first look at a file: where it was begun anew, without reading the records."""
+"""The first look at a file: where it was begun again, without reading the records."""
 
 import pytest
 
 from mats_ds.metering import restarts
 from mats_ds.metering.restarts import find_stretches
+from mats_ds.metering.step_record import MAX_LINE_BYTES
 from tests.metering.test_step_record import make_record, write
 
 
@@ -46,10 +47,13 @@ def test_an_empty_file(tmp_path):
     assert find(tmp_path, "") == ([], 0, None)
 
 
-def test_blocks_meet_between_lines(tmp_path, monkeypatch):
+def test_a_run_that_was_resumed_begins_a_stretch(tmp_path):
     path = write(tmp_path, *(make_record(step) for step in (*range(1, 40), *range(20, 30))))
-    whole = find_stretches(path)
-    for size in (1, 100, 1000, 4096):
+    assert find_stretches(path) == restarts.Stretches([(0, 1), (39, 20)], 49, 29)
+
+
+def test_a_line_longer_than_any_record_is_one_line_of_no_step(tmp_path, monkeypatch):
+    text = line(1) + line(5, rest="x" * MAX_LINE_BYTES + "}\n") + line(2)
+    for size in (1, 100, 1 << 20):
         monkeypatch.setattr(restarts, "BLOCK_BYTES", size)
-        assert find_stretches(path) == whole
-    assert whole == restarts.Stretches([(0, 1), (39, 20)], 49, 29)
+        assert find(tmp_path, text) == ([(0, 1)], 3, 2)

@@ -63,9 +63,9 @@ def zero_parts_of_a_rank(name, stage):
     from mats_ds.training.engine import make_engine, static_bytes
     from mats_ds.training.optim import parameter_groups
 
-    place = start_distributed()
+    ranks = start_distributed()
     config = read("zero2_tiny", stage=stage)
-    plan = plan_batch(config, recipe_batch=2 * place.world_size, world_size=place.world_size)
+    plan = plan_batch(config, recipe_batch=2 * ranks.world_size, world_size=ranks.world_size)
     model = MaskedAutoencoder.from_name(name, grid=GRID)
     engine = make_engine(model, parameter_groups(model, OptimSection()), config, plan)
     partitions = sum(tensor.numel() for tensor in engine.optimizer.single_partition_of_fp32_groups)

@@ -15,8 +15,10 @@ from mats_ds.config.load import load_recipe
 from mats_ds.core.cli import USAGE_ERROR
 from mats_ds.data.clip_sampler import ClipSampler
 from mats_ds.data.manifest import Manifest
-from mats_ds.planning.sweep import METHODS, PUBLISHED_GB, SIZES, SWEPT_CARDS, TASKS
+from mats_ds.planning.question import PlanOptions, resolve_question
+from mats_ds.planning.sweep import METHODS, PUBLISHED_GB, SIZES, SWEPT_GPUS, TASKS
 from mats_ds.planning.workload import Workload
+from mats_ds.training import dry_run_sweep
 from mats_ds.training.dry_run_sweep import format_judged, judge_sweep, read_exact_sweep
 from mats_ds.training.optim import make_schedule
 
@@ -95,7 +97,7 @@ def test_hours_follow_clips_and_mfu(capsys):
 @pytest.mark.parametrize(
     ("arguments", "complaint"),
     [
-        (["--gpu", "h1000"], "no card 'h1000'"),
+        (["--gpu", "h1000"], "no GPU 'h1000'"),
         (["--gpus", "0"], "--gpus is at least 1"),
         (["--micro_batch", "0"], "--micro_batch is at least 1"),
         (["--mfu", "1.5"], "--mfu is above 0 and at most 1"),
@@ -123,11 +125,27 @@ def test_the_sweep_has_every_cell_and_the_published_figures(capsys):
     status, out, _ = run(capsys, "--sweep")
     assert status == plan_script.FITS
     for size in SIZES.values():
-        for card in SWEPT_CARDS:
-            assert len([line for line in out.splitlines() if line.startswith(f"ViT-{size} 8x{card} ")]) == len(TASKS)
+        for gpu in SWEPT_GPUS:
+            assert len([line for line in out.splitlines() if line.startswith(f"ViT-{size} 8x{gpu} ")]) == len(TASKS)
     assert all(f"published {figure}" in out for figure in PUBLISHED_GB.values())
     cells = json.loads(run(capsys, "--sweep", "--json")[1])
-    assert len(cells) == len(SIZES) * len(SWEPT_CARDS) * len(METHODS) * len(TASKS)
+    assert len(cells) == len(SIZES) * len(SWEPT_GPUS) * len(METHODS) * len(TASKS)
+
+
+def test_an_installed_package_leaves_the_measured_sweep_in_the_current_folder(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    for folder in ("checkout", "nowhere"):
+        monkeypatch.setattr(dry_run_sweep, "EXACT_FILE", tmp_path / folder / "exact.json")
+        (tmp_path / "checkout").mkdir(exist_ok=True)
+        path = dry_run_sweep.write_exact_sweep({"cells": []})
+        assert path.resolve() == (tmp_path / "checkout" / "exact.json" if folder == "checkout" else tmp_path / "exact.json")
+        assert read_exact_sweep(path) == {"cells": []}
+
+
+def test_a_plan_needs_no_command_line():
+    question = resolve_question(PlanOptions(ds_config=ZERO2, gpu="l40s", gpus=4, micro_batch=3))
+    assert (question.gpu.name, question.world_size, question.batch.micro_batch) == ("l40s-48g", 4, 3)
+    assert question.loader.num_pipelines == 3  # as many as an L40S has decoders
 
 
 def test_the_closed_form_is_within_bounds_of_the_real_engine_on_every_cell():

@@ -92,7 +92,7 @@ def make_lifelike_record(step, rank, *, num_steps=1200):
 
 
 def gpu_record(step, rank):
-    """A step on a card: 21 GiB in use on rank 0, a GiB more on each further one."""
+    """A step on a GPU: 21 GiB in use on rank 0, a GiB more on each further one."""
     return make_record(step, rank, peak_reserved_bytes=(20 + rank) * GIB)
 
 

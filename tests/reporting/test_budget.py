@@ -51,7 +51,7 @@ def test_memory_equal_to_the_limit_passes():
 
 
 def test_a_run_on_a_cpu_says_that_its_memory_is_the_hosts():
-    assert "no GPU was there: this is host memory" in judge(replace(GOOD, on_gpu=False), BUDGET).headline
+    assert "this is host memory" in judge(replace(GOOD, on_gpu=False), BUDGET).headline
 
 
 def test_limits_of_time_and_energy_are_judged_where_they_are_set_and_measured():
@@ -77,11 +77,11 @@ def test_the_budgets_that_ship_are_valid_and_named_like_their_file(path):
     [
         ("{", "not valid JSON"),
         ("[]", "got list"),
-        ('{"gpus": 8}', "memory_per_gpu_bytes is a whole number above 0, it is missing"),
-        ('{"gpus": 1, "memory_per_gpu_bytes": 1' + 400 * "0" + "}", "memory_per_gpu_bytes is a whole number above 0 and at most"),
+        ('{"gpus": 8}', "memory_per_gpu_bytes is an integer above 0, it is missing"),
+        ('{"gpus": 1, "memory_per_gpu_bytes": 1' + 400 * "0" + "}", "memory_per_gpu_bytes is an integer above 0 and at most"),
         ('{"gpus": 1, "memory_per_gpu_bytes": 1, "hours": 1' + 400 * "0" + "}", "hours is a number above 0"),
         ('{"name": "' + 70_000 * "x" + '", "gpus": 1, "memory_per_gpu_bytes": 1}', "longer than 65,536 bytes"),
-        ('{"gpus": 0, "memory_per_gpu_bytes": 1}', "gpus is a whole number above 0, got 0"),
+        ('{"gpus": 0, "memory_per_gpu_bytes": 1}', "gpus is an integer above 0, got 0"),
         ('{"gpus": 8, "memory_per_gpu_bytes": "80g"}', "got '80g'"),
         ('{"gpus": 8, "memory_per_gpu_bytes": 1, "hour": 3}', "did you mean hours?"),
         ('{"gpus": 8, "memory_per_gpu_bytes": 1, "gpus": 9}', "'gpus' is given more than once"),

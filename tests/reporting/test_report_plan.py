@@ -11,7 +11,7 @@ def test_a_plan_is_set_against_what_was_measured(tmp_path, capsys):
     assert "planned" not in run_report(capsys, run_dir)[1]
     write_plan(run_dir, make_plan())
     words = " ".join(run_report(capsys, run_dir)[1].split())
-    assert "peak memory of a card 10.56 GiB, measured 10.00 GiB (0.95 x)" in words
+    assert "peak memory of a GPU 10.56 GiB, measured 10.00 GiB (0.95 x)" in words
     assert "step 0.8 s, measured 1 s (1.25 x)" in words
     pairs = {pair["name"]: pair for pair in json.loads((run_dir / "report.json").read_text())["plan"]}
     assert pairs["weights"]["ratio"] == 1.0
@@ -32,5 +32,5 @@ def test_on_a_cpu_a_plan_is_still_shown(tmp_path, capsys):
     write_plan(run_dir, make_plan())
     assert run_report(capsys, run_dir)[0] == 0
     pairs = {pair["name"]: pair for pair in json.loads((run_dir / "report.json").read_text())["plan"]}
-    assert pairs["peak memory of a card"]["measured"] is None
+    assert pairs["peak memory of a GPU"]["measured"] is None
     assert pairs["weights"]["measured"] == GIB  # exact, from the engine's tensors

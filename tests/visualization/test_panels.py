@@ -1,4 +1,4 @@
-"""From a model and a clip to what people look at: the right tokens in the right places, nothing made up."""
+"""From a model and a clip to what people look at: the right tokens where they belong, nothing made up."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from mats_ds.visualization.clip_view import look_with_decoder, look_without_deco
 from mats_ds.visualization.page import GUTTER, MARGIN, NOW, TAKEN, Page, Strip, choose_scale, draw_page, fit_text, load_font
 from mats_ds.visualization.panels import UNSEEN, Panel, darken, draw_heat, draw_panels, spread
 
-GRID = TokenGrid(num_frames=6, height=16, width=40, tubelet=(2, 4, 8))  # 3 tubelets of 4 x 5 places, 60 tokens
+GRID = TokenGrid(num_frames=6, height=16, width=40, tubelet=(2, 4, 8))  # 3 tubelets of 4 x 5 tokens, 60 tokens
 CANDIDATES = GRID.with_tau(5)
 SIZES = dict(width=12, depth=2, heads=3)
 DECODER = dict(decoder_width=6, decoder_heads=3, decoder_depth=1)
@@ -33,32 +33,32 @@ def token(frames_THWC: np.ndarray, number: int) -> np.ndarray:
     return split_patches(torch.from_numpy(np.ascontiguousarray(frames_THWC))[None], GRID)[0, number].numpy()
 
 
-class TestSight:
+class TestClipView:
     def test_masks_motion_and_prediction_are_the_models_own(self):
         model, clip = make_autoencoder(), random_clip()
-        sight, seen = look_with_decoder(model, clip, seed=5), model.reconstruct(clip[None], torch.tensor([5]))
-        assert np.flatnonzero(sight.visible_N).tolist() == seen.selection.visible_BV[0].tolist()
-        targets = np.flatnonzero(sight.kept_N & ~sight.visible_N)
+        view, seen = look_with_decoder(model, clip, seed=5), model.reconstruct(clip[None], torch.tensor([5]))
+        assert np.flatnonzero(view.visible_N).tolist() == seen.selection.visible_BV[0].tolist()
+        targets = np.flatnonzero(view.kept_N & ~view.visible_N)
         assert targets.tolist() == seen.selection.target_BM[0].tolist() and len(targets) == 12
-        assert np.array_equal(sight.motion_N, seen.motion_BN[0].numpy())
-        assert sight.loss == pytest.approx(float(seen.loss))
-        assert np.abs(sight.predicted_THWC / 255 - seen.predicted_BTHWC[0].numpy()).max() <= 0.5 / 255 + 1e-6
-        for number in np.flatnonzero(sight.visible_N):
-            assert np.array_equal(token(sight.predicted_THWC, number), token(clip.numpy(), number))
+        assert np.array_equal(view.motion_N, seen.motion_BN[0].numpy())
+        assert view.loss == pytest.approx(float(seen.loss))
+        assert np.abs(view.predicted_THWC / 255 - seen.predicted_BTHWC[0].numpy()).max() <= 0.5 / 255 + 1e-6
+        for number in np.flatnonzero(view.visible_N):
+            assert np.array_equal(token(view.predicted_THWC, number), token(clip.numpy(), number))
 
-    def test_adaptive_frames_are_named_by_their_place_among_the_candidates(self):
+    def test_adaptive_frames_are_named_by_their_index_among_the_candidates(self):
         model, clip = make_autoencoder(candidate_grid=CANDIDATES), random_clip(CANDIDATES)
-        sight = look_with_decoder(model, clip, seed=1)
-        assert len(sight.frame_T) == 6 and (np.diff(sight.frame_T) > 0).all()
-        assert (sight.frame_T[1::2] == sight.frame_T[::2] + 1).all() and (sight.frame_T[::2] % 2 == 0).all()
-        assert np.array_equal(sight.frames_THWC, clip.numpy()[sight.frame_T])
+        view = look_with_decoder(model, clip, seed=1)
+        assert len(view.frame_T) == 6 and (np.diff(view.frame_T) > 0).all()
+        assert (view.frame_T[1::2] == view.frame_T[::2] + 1).all() and (view.frame_T[::2] % 2 == 0).all()
+        assert np.array_equal(view.frames_THWC, clip.numpy()[view.frame_T])
 
     def test_a_classifier_sees_all_that_it_keeps_and_predicts_no_pixels(self):
         torch.manual_seed(0)
         model, clip = VideoClassifier(grid=GRID, **SIZES, num_classes=7, keep_ratio=0.4).eval(), random_clip()
-        sight = look_without_decoder(model, clip, seed=0)
-        assert np.flatnonzero(sight.kept_N).tolist() == model.encode(clip[None]).index_BK[0].tolist()
-        assert np.array_equal(sight.kept_N, sight.visible_N) and sight.predicted_THWC is None
+        view = look_without_decoder(model, clip, seed=0)
+        assert np.flatnonzero(view.kept_N).tolist() == model.encode(clip[None]).index_BK[0].tolist()
+        assert np.array_equal(view.kept_N, view.visible_N) and view.predicted_THWC is None
 
     def test_a_strategy_that_ignores_motion_shows_it_all_the_same(self):
         clip = random_clip()
@@ -69,15 +69,15 @@ class TestSight:
 
 class TestPanels:
     def test_headings_count_and_each_panel_shows_its_tokens(self):
-        sight = look_with_decoder(make_autoencoder(), random_clip(), seed=0)
-        original, motion, kept, visible, rebuilt = draw_panels(sight)
+        view = look_with_decoder(make_autoencoder(), random_clip(), seed=0)
+        original, motion, kept, visible, rebuilt = draw_panels(view)
         assert kept.name == "kept: 18 of 60 tokens" and visible.name == "visible to the encoder: 6"
-        assert rebuilt.name == f"reconstruction, loss {sight.loss:.3f}"
+        assert rebuilt.name == f"reconstruction, loss {view.loss:.3f}"
         for number in range(60):
             true = token(original.frames_THWC, number)
-            assert np.array_equal(token(kept.frames_THWC, number), true) == sight.kept_N[number]
-            assert np.array_equal(token(visible.frames_THWC, number), true) == sight.visible_N[number]
-            expected = token(sight.predicted_THWC, number) if sight.kept_N[number] else np.tile(UNSEEN, 64)
+            assert np.array_equal(token(kept.frames_THWC, number), true) == view.kept_N[number]
+            assert np.array_equal(token(visible.frames_THWC, number), true) == view.visible_N[number]
+            expected = token(view.predicted_THWC, number) if view.kept_N[number] else np.tile(UNSEEN, 64)
             assert np.array_equal(token(rebuilt.frames_THWC, number), expected)
 
     def test_without_a_decoder_there_is_no_reconstruction(self):
@@ -94,7 +94,7 @@ class TestPanels:
         assert np.array_equal(token(draw_heat(np.array([np.inf, np.nan] + [1.0] * 58), GRID), 1), token(heat, 0))
         assert draw_heat(np.zeros(60), GRID).shape == (6, 16, 40, 3)
 
-    def test_tokens_keep_sharp_edges_in_their_places(self):
+    def test_tokens_keep_sharp_edges_where_they_are(self):
         mask_N = np.zeros(60, bool)
         mask_N[20 + 1 * 5 + 3] = True  # tubelet 1, row 1, column 3
         where = np.argwhere(spread(mask_N, GRID))
@@ -103,8 +103,8 @@ class TestPanels:
         assert sorted(np.unique(darken(frames, mask_N, GRID))) == [30, 200]
 
 
-class TestSheet:
-    def sheet(self, **changes) -> Page:
+class TestPage:
+    def page(self, **changes) -> Page:
         panels = [
             Panel("red", np.full((6, 16, 40, 3), (200, 0, 0), np.uint8)),
             Panel("count", np.zeros((6, 16, 40, 3), np.uint8)),
@@ -117,7 +117,7 @@ class TestSheet:
     def test_a_row_a_frame_each_panel_enlarged_without_smoothing(self):
         scale = choose_scale(16, 40)
         assert scale == 6
-        picture = draw_page(self.sheet(), [1, 4])
+        picture = draw_page(self.page(), [1, 4])
         assert (picture == (200, 0, 0)).all(axis=-1).sum() == 2 * 16 * 40 * 36
         second = picture[:, MARGIN + GUTTER + 240 :]
         assert [(second == value).all(axis=-1).sum() for value in (40, 160)] == [16 * 40 * 36] * 2
@@ -126,14 +126,14 @@ class TestSheet:
         def borders(picture, colour):
             return int((picture == colour).all(axis=-1).sum())
 
-        one, several = draw_page(self.sheet(), [2]), draw_page(self.sheet(), [2, 3])
+        one, several = draw_page(self.page(), [2]), draw_page(self.page(), [2, 3])
         assert borders(one, NOW) > 0 and borders(one, TAKEN) == 2 * borders(one, NOW)
         assert borders(several, NOW) == 0 and borders(several, TAKEN) == 3 * borders(one, NOW)
-        without = draw_page(self.sheet(strip=None), [2])
+        without = draw_page(self.page(strip=None), [2])
         assert borders(without, TAKEN) == 0 and len(without) < len(one)
 
-    def test_all_sheets_of_a_film_have_one_size(self):
-        assert len({draw_page(self.sheet(), [frame]).shape for frame in range(6)}) == 1
+    def test_all_pages_of_a_video_have_one_size(self):
+        assert len({draw_page(self.page(), [frame]).shape for frame in range(6)}) == 1
 
     def test_a_text_that_is_too_long_ends_in_dots(self):
         short = fit_text("a video with a very long name indeed", 100)
@@ -144,4 +144,4 @@ class TestSheet:
     def test_any_name_is_one_line_of_its_width(self, name):
         shown = fit_text(name, 100)
         assert load_font().getlength(shown) <= 100 and shown.replace("\u200d", "").isprintable()
-        assert draw_page(self.sheet(title=name, note="n"), [2]).shape == draw_page(self.sheet(note="n"), [2]).shape
+        assert draw_page(self.page(title=name, note="n"), [2]).shape == draw_page(self.page(note="n"), [2]).shape

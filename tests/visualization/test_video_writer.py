@@ -8,7 +8,7 @@ import pytest
 from PIL import Image
 
 from mats_ds.visualization import video_writer
-from mats_ds.visualization.video_writer import check_suffix, is_our_film, write_gif, write_mp4, write_png
+from mats_ds.visualization.video_writer import check_suffix, is_our_picture, write_gif, write_mp4, write_png
 
 
 def draw_pictures(num_pictures=5, height=37, width=51) -> np.ndarray:
@@ -60,7 +60,7 @@ def test_png_is_exact(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("bad", "said"),
+    ("bad", "facts"),
     [
         ([], "no picture to write"),
         (np.zeros((2, 4, 6), np.uint8), r"pictures are uint8 \[H, W, 3\]"),
@@ -68,9 +68,9 @@ def test_png_is_exact(tmp_path):
         ([np.zeros((4, 6, 3), np.uint8), np.zeros((4, 8, 3), np.uint8)], r"all of one size, got uint8 \[4, 8, 3\]"),
     ],
 )
-def test_what_is_no_film_is_refused_and_leaves_no_file(tmp_path, bad, said):
+def test_what_is_no_picture_is_refused_and_leaves_no_file(tmp_path, bad, facts):
     for write in (write_mp4, write_gif):
-        with pytest.raises(ValueError, match=said):
+        with pytest.raises(ValueError, match=facts):
             write(tmp_path / "a.mp4", bad, frames_per_second=5)
     assert list(tmp_path.iterdir()) == []
 
@@ -111,7 +111,7 @@ def test_a_film_says_whose_it_is_and_no_other_file_does(tmp_path):
     write_mp4(tmp_path / "a.mp4", pictures, frames_per_second=5)
     write_gif(tmp_path / "a.gif", pictures, frames_per_second=5)
     write_png(tmp_path / "a.png", pictures[0])
-    assert all(is_our_film(tmp_path / f"a{suffix}") for suffix in video_writer.SUFFIXES)
+    assert all(is_our_picture(tmp_path / f"a{suffix}") for suffix in video_writer.SUFFIXES)
     for suffix in (".png", ".gif"):
         Image.fromarray(pictures[0]).save(tmp_path / f"b{suffix}")
     with av.open(str(tmp_path / "a.mp4")) as source, av.open(str(tmp_path / "b.mp4"), "w") as copy:
@@ -120,13 +120,13 @@ def test_a_film_says_whose_it_is_and_no_other_file_does(tmp_path):
             if packet.dts is not None:
                 packet.stream = stream
                 copy.mux(packet)
-    assert not any(is_our_film(tmp_path / f"b{suffix}") for suffix in video_writer.SUFFIXES)
+    assert not any(is_our_picture(tmp_path / f"b{suffix}") for suffix in video_writer.SUFFIXES)
     for suffix in video_writer.SUFFIXES:
         (tmp_path / f"c{suffix}").write_text(video_writer.COMMENT)  # text
         (tmp_path / f"d{suffix}").write_bytes((tmp_path / f"a{suffix}").read_bytes()[:40])  # torn
-        assert not is_our_film(tmp_path / f"c{suffix}") and not is_our_film(tmp_path / f"d{suffix}")
+        assert not is_our_picture(tmp_path / f"c{suffix}") and not is_our_picture(tmp_path / f"d{suffix}")
     (tmp_path / "e.mp4").write_text("#EXTM3U\n#EXT-X-TARGETDURATION:1\n#EXTINF:1,\na.mp4\n")  # names ours
-    assert not is_our_film(tmp_path / "e.mp4")
+    assert not is_our_picture(tmp_path / "e.mp4")
 
 
 @pytest.mark.parametrize("kind", ["link", "folder"])

@@ -18,7 +18,7 @@ TINY = read_ds_config(ROOT / "ds_configs" / "zero2_tiny.json")
 
 
 def make_scale(world_size, model="base", ds_config=ZERO2):
-    return plan_scale(model, world_size, card=find_gpu("a100-80g"), ds_config=ds_config, mfu=0.35, site=Site())
+    return plan_scale(model, world_size, gpu=find_gpu("a100-80g"), ds_config=ds_config, mfu=0.35, site=Site())
 
 
 def test_the_page_shows_what_the_program_prints(capsys):
@@ -71,7 +71,7 @@ def test_a_rank_writes_what_is_planned():
 
 @pytest.mark.parametrize(
     ("arguments", "words"),
-    [(["--gpu", "a1000"], "no card 'a1000'"), (["--ds_config", "none.json"], "no DeepSpeed JSON at none.json")],
+    [(["--gpu", "a1000"], "no GPU 'a1000'"), (["--ds_config", "none.json"], "no DeepSpeed JSON at none.json")],
 )
 def test_a_mistake_is_one_error(capsys, arguments, words):
     assert main(arguments) == 2

@@ -1,7 +1,7 @@
-"""What lies beside the records of a run folder: recipe, DeepSpeed JSON, picture, list of unreadable videos -> values, or why not.
+"""Files beside the records of a run folder: recipe, DeepSpeed JSON, picture and list of unreadable videos -> RunFiles.
 
-The folder may be somebody else's, and what is read here is put into a page that is passed on: so nothing is read through a link,
-nothing but regular files of a bounded size, and a picture only if it is one.
+The folder may be somebody else's, and its content is put into a page that is passed on: so only regular files of a bounded size
+are read, not through a link, and a picture only if it can be decoded.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ MAX_TABLE_BYTES, MAX_BAD_VIDEOS = 2**26, 100_000
 
 @dataclass(frozen=True)
 class BadVideo:
-    """A video that could not be read, and how often it was met."""
+    """A video that could not be read, and how often it was tried."""
 
     path: str
     reason: str
@@ -37,8 +37,8 @@ class BadVideo:
 
 
 @dataclass(frozen=True)
-class Beside:
-    """`inputs`: texts by name of the file. `left_out`: one line for each file that is there and is not shown as a whole."""
+class RunFiles:
+    """`inputs`: texts by name of the file. `left_out`: one line for each file that exists and is not shown in full."""
 
     inputs: dict[str, str]
     picture: bytes | None
@@ -46,7 +46,7 @@ class Beside:
     left_out: tuple[str, ...]
 
 
-def read_beside(run_dir: Path) -> Beside:
+def read_run_files(run_dir: Path) -> RunFiles:
     """Every file that can be shown."""
     left_out: list[str] = []
 
@@ -60,9 +60,9 @@ def read_beside(run_dir: Path) -> Beside:
             return None
 
     texts = {name: attempt(name, _read_input) for name in INPUTS}
-    found = attempt(BAD_VIDEOS, lambda path: _read_bad_videos(path, left_out))
+    bad_videos = attempt(BAD_VIDEOS, lambda path: _read_bad_videos(path, left_out))
     picture = attempt(RECONSTRUCTION, read_picture)
-    return Beside({name: text for name, text in texts.items() if text is not None}, picture, found or [], tuple(left_out))
+    return RunFiles({name: text for name, text in texts.items() if text is not None}, picture, bad_videos or [], tuple(left_out))
 
 
 def read_picture(path: Path) -> bytes:

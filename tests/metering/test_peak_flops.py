@@ -1,4 +1,4 @@
-"""Peaks of cards: the table by the driver's names, and a measurement that is kept for the next run."""
+"""Peaks of GPUs: the table by the driver's names, and a measurement that is kept for the next run."""
 
 import json
 import types
@@ -25,7 +25,7 @@ CUDA = types.SimpleNamespace(type="cuda")
         ("NVIDIA RTX 6000 Ada Generation", None), ("CPU", None),
     ],
 )  # fmt: skip
-def test_only_cards_whose_peak_is_known_have_one(name, teraflops):
+def test_only_gpus_whose_peak_is_known_have_one(name, teraflops):
     assert find_peak(name) == (None if teraflops is None else Peak(teraflops * 1e12, "table"))
 
 
@@ -59,7 +59,7 @@ def float32_setting():
         ("high", (9, 0), "0", "fp32"), ("high", (7, 0), None, "fp32"),
     ],
 )  # fmt: skip
-def test_float32_is_tf32_only_where_torch_card_and_driver_allow_it(
+def test_float32_is_tf32_only_where_torch_gpu_and_driver_allow_it(
     monkeypatch, float32_setting, setting, capability, override, arithmetic
 ):
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: capability)
@@ -76,7 +76,7 @@ def test_a_cpu_has_no_peak(tmp_path):
     assert choose_peak(CPU, "CPU", cache=tmp_path / "peaks.json") is None
 
 
-def test_an_unknown_card_is_measured_once_and_remembered(tmp_path, monkeypatch):
+def test_an_unknown_gpu_is_measured_once_and_remembered(tmp_path, monkeypatch):
     calls = []
     rates = {"bf16": 4e13, "fp32": 3e12}
     monkeypatch.setattr(peak_flops, "measure_peak", lambda device, arithmetic: calls.append(arithmetic) or rates[arithmetic])
@@ -99,7 +99,7 @@ def test_a_spoilt_cache_is_measured_anew(tmp_path, monkeypatch, text):
     assert choose_peak(CUDA, "NVIDIA Foo 9000", cache=cache) == Peak(4e13, "measured")
 
 
-def test_a_card_that_cannot_be_measured_is_unknown_and_said_so(tmp_path, monkeypatch, caplog):
+def test_a_gpu_that_cannot_be_measured_is_unknown_and_logged(tmp_path, monkeypatch, caplog):
     def fail(device, arithmetic):
         raise RuntimeError("no bf16 here")
 
@@ -129,5 +129,5 @@ def test_a_cache_is_not_written_through_a_link_nor_believed_whatever_it_says(tmp
     assert private.read_text().startswith('{"NVIDIA Foo 9000": 1e300') and "symbolic link" in caplog.text
     cache.unlink()
     private.rename(cache)
-    assert choose_peak(CUDA, "NVIDIA Foo 9000", cache=cache).flops_per_second == 4e13  # 1e300 is no rate of a card
+    assert choose_peak(CUDA, "NVIDIA Foo 9000", cache=cache).flops_per_second == 4e13  # 1e300 is no rate of a GPU
     assert json.loads(cache.read_text()) == {"NVIDIA Foo 9000": 4e13}
