@@ -126,7 +126,7 @@ driver_cuda() { # the newest CUDA that the driver supports ("12.8"); nothing wit
   fi
 }
 
-choose_build() { # the extra of setup.py for this machine: cuda12 or cuda13
+choose_build() { # the extra of pyproject.toml for this machine: cuda12 or cuda13
   local cuda
   case "${UV_TORCH_BACKEND:-auto}" in
     cu12*) echo cuda12 && return ;;
@@ -172,36 +172,8 @@ visible_gpus() { # the indices that may be used, one a line: CUDA_VISIBLE_DEVICE
 }
 
 # ---------------------------------------------------------------------------------------------- installing
-holds_packages() { # holds_packages PYTHON [EXTRA]: prints what setup.py asks for and PYTHON lacks. Imports none of it.
-  (cd "$ROOT" && "$1" - "${@:2}" 2>/dev/null) <<'PY' || { echo "a Python that starts"; return 1; }
-import ast, re, sys
-from importlib import metadata
-
-tree = ast.parse(open("setup.py", encoding="utf-8").read())
-lists = {node.targets[0].id: node.value for node in tree.body if isinstance(node, ast.Assign)}
-extras = ast.literal_eval(lists["EXTRAS"])
-wanted = sum((extras[name] for name in sys.argv[1:]), ast.literal_eval(lists["REQUIREMENTS"]))
-
-def numbers(version):
-    return [int(number) for number in re.findall(r"\d+", version.split("+")[0])[:3]]
-
-def lacks(requirement):
-    name, lowest = re.match(r"([\w.-]+)[^;>]*(?:>=([\d.]+))?", requirement).groups()
-    try:
-        version = metadata.version(name)
-    except metadata.PackageNotFoundError:
-        return name
-    return f"{name}>={lowest}" if lowest and numbers(version) < numbers(lowest) else None
-
-missing = [name for name in map(lacks, wanted) if name]
-dali = [extras[build][0] for build in ("cuda13", "cuda12")]
-if all(map(lacks, dali)):
-    missing.append("nvidia-dali")
-if not (3, 10) <= sys.version_info[:2] < (3, 15):
-    missing.insert(0, "Python 3.10 to 3.14")
-print(*missing[:4], *(["..."] if len(missing) > 4 else []), sep=", ")
-sys.exit(0)
-PY
+holds_packages() { # holds_packages PYTHON [EXTRA]: prints what pyproject.toml asks for and PYTHON lacks. Imports none of it.
+  "$1" "$ROOT/mats_ds/missing_packages.py" "${@:2}" 2>/dev/null || { echo "a Python that starts"; return 1; }
 }
 
 lacks_packages() { # true, with MISSING filled in, where holds_packages prints something

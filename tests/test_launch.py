@@ -34,6 +34,8 @@ class Project:
             path.mkdir()
         for name in ("launch.sh", "setup.py", "pyproject.toml"):
             shutil.copy(ROOT / name, self.root)
+        (self.root / "mats_ds").mkdir()
+        shutil.copy(ROOT / "mats_ds" / "missing_packages.py", self.root / "mats_ds")
         self.environment = {"PATH": f"{self.tools}:/usr/local/bin:/usr/bin:/bin", "HOME": str(folder), "MATS_DRY_RUN": "1"}
         self.environment["MATS_PYTHON"] = sys.executable
         self.put_driver(None)
@@ -364,7 +366,6 @@ class TestSeveralMachines:
             'for host in alpha gamma; do eval "$4" | sed "s/^/$host: /"; done; echo "beta: lacks /a b"; echo "beta: answered"'
         )
         write_script(hosts.tools / "pdsh", f'[ "$2" = alpha,beta,gamma ] || exit 9\nset -- "$1" "$2" "" "$3"\n{question}')
-        (hosts.root / "mats_ds").mkdir()
         (hosts.root / "mats_ds" / "pretrain.py").write_text("")
         done = hosts.run("pretrain", "--hostfile", "my hosts", MATS_DRY_RUN="")
         assert done.returncode == 1
@@ -467,8 +468,8 @@ class TestInstalling:
         assert f"--python {shlex.quote(f'{project.root}/.venv/bin/python')}".replace("'", "") in done.stdout.replace("\\", "")
 
     def test_a_version_that_is_too_old_counts_as_lacking(self, project):
-        setup = (project.root / "setup.py").read_text()
-        (project.root / "setup.py").write_text(setup.replace('"einops>=0.8"', '"einops>=99.1"'))
+        text = (project.root / "pyproject.toml").read_text()
+        (project.root / "pyproject.toml").write_text(text.replace('"einops>=0.8"', '"einops>=99.1"'))
         done = project.run("setup", MATS_PYTHON="", VIRTUAL_ENV=sys.prefix)
         assert "lacks einops>=99.1" in done.stderr
 
@@ -574,7 +575,6 @@ class TestRealLauncher:
     def running(self, project):
         project.environment |= {"MATS_DRY_RUN": "", "CUDA_VISIBLE_DEVICES": ""}
         trainer = project.root / "mats_ds" / "pretrain.py"
-        trainer.parent.mkdir()
         trainer.write_text(
             "import os, subprocess, sys, time\n"
             "rank = os.environ['RANK']\n"

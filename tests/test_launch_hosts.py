@@ -61,7 +61,6 @@ def hosts(tmp_path):
         write_script(project.tools / tool, "exit 0")
     write_hosts(project, "alpha slots=1", "beta slots=1")
     package = project.root / "mats_ds"
-    package.mkdir()
     shutil.copy(ROOT / "mats_ds" / "run_encoded.py", package)
     (package / "pretrain.py").write_text(TRAINER)
     return project
