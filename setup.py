@@ -5,7 +5,7 @@ Two folders that a user of the checkout types the names of lie outside the packa
 
 from setuptools import find_packages, setup
 
-DATA_FOLDERS = {"mats_ds.ds_configs": "ds_configs", "mats_ds.budgets": "profiling/budgets"}  # core/package_files.py
+DATA_FOLDERS = {"mats_ds.ds_configs": "ds_configs", "mats_ds.budgets": "profiling/budgets"}  # core/storage/package_files.py
 
 setup(
     packages=[*find_packages(include=["mats_ds", "mats_ds.*"]), *DATA_FOLDERS],

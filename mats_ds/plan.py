@@ -19,6 +19,7 @@ from pathlib import Path
 from mats_ds.core.cli import ArgumentParser
 from mats_ds.core.gpus import GPUS
 from mats_ds.core.storage.files import write_json
+from mats_ds.core.storage.package_files import find_folder
 from mats_ds.core.terminal import run_program
 from mats_ds.core.text import log_to_stderr, tell_error
 from mats_ds.planning.forecast import ASSUMED_MFU, LoaderMemory, forecast, largest_micro_batch
@@ -28,7 +29,7 @@ from mats_ds.planning.sweep import compare_published, format_sweep, sweep, sweep
 from mats_ds.training.dry_run_sweep import EXACT_FILE, format_judged, judge_sweep, measure_sweep, read_exact_sweep
 
 FITS, TOO_LARGE, BAD_INPUT = 0, 1, 2
-DEFAULT_JSON = Path(__file__).resolve().parents[1] / "ds_configs" / "zero2.json"
+DEFAULT_JSON = find_folder("ds_configs") / "zero2.json"
 
 
 def main(arguments: list[str] | None = None) -> int:

@@ -16,6 +16,7 @@ import sys
 from pathlib import Path
 
 from mats_ds.core.cli import ArgumentParser
+from mats_ds.core.storage.package_files import find_folder
 from mats_ds.core.terminal import run_program
 from mats_ds.core.text import log_to_stderr, say, tell_error
 from mats_ds.reporting.budget import load_budget
@@ -26,7 +27,7 @@ from mats_ds.reporting.report_json import to_json
 from mats_ds.reporting.report_text import format_report
 from mats_ds.reporting.write import dump_tree, write_reports
 
-BUDGETS = Path(__file__).resolve().parents[1] / "profiling" / "budgets"
+BUDGETS = find_folder("budgets")
 DEFAULT_BUDGET = "8xa100-80g"
 RUNS = Path("runs")
 WITHIN, OVER, NOTHING_TO_JUDGE = 0, 1, 2
