@@ -16,6 +16,7 @@ if __name__ == "__main__":  # run as a file, Python would look for modules in ma
 import mats_ds
 from mats_ds.core.terminal import run_program
 from mats_ds.core.text import say, tell_error
+from mats_ds.distributed.process_group import is_dry_run, show_words
 
 PACKAGE = Path(__file__).resolve().parent
 ON_RANKS = ("pretrain", "finetune", "evaluate", "extract")
@@ -45,11 +46,9 @@ def run_verb(verb: str, arguments: list[str]) -> int:
         return USAGE_ERROR
     if verb in ON_RANKS and not wants_one_process(arguments):
         return importlib.import_module("mats_ds.launch").launch(verb, arguments)
-    if verb not in ("launch", "demo"):  # these two print what they would run themselves
-        launch = importlib.import_module("mats_ds.launch")
-        if launch.is_dry_run():
-            say(launch.show_words([sys.executable, PACKAGE / f"{verb}.py", *arguments]))
-            return 0
+    if is_dry_run() and verb not in ("launch", "demo"):  # these two print what they would run themselves
+        print(show_words([sys.executable, PACKAGE / f"{verb}.py", *arguments]))
+        return 0
     sys.argv = [f"mats {verb}", *arguments]  # argparse takes the program's name from it
     return importlib.import_module(f"mats_ds.{verb}").main()
 

@@ -16,7 +16,8 @@ from pathlib import Path
 from mats_ds.core.cli import ArgumentParser
 from mats_ds.core.storage.package_files import find_folder
 from mats_ds.core.text import say, tell_error
-from mats_ds.launch import USAGE_ERROR, is_dry_run, launch, show_words
+from mats_ds.distributed.process_group import is_dry_run, show_words
+from mats_ds.launch import USAGE_ERROR, launch
 
 
 def main(arguments: list[str] | None = None) -> int:

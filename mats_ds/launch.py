@@ -20,10 +20,10 @@ if __name__ == "__main__":  # run as a file, Python would look for modules in ma
 
 from mats_ds.core.storage.package_files import find_folder
 from mats_ds.core.terminal import run_program
-from mats_ds.core.text import quote_word, say, tell_error
+from mats_ds.core.text import say, tell_error
 from mats_ds.distributed.hosts import choose_hosts, is_address, is_port, read_hostfile
 from mats_ds.distributed.launcher_watch import describe_launcher
-from mats_ds.distributed.process_group import Stopped, run_in_group
+from mats_ds.distributed.process_group import Stopped, is_dry_run, run_in_group, show_words
 from mats_ds.distributed.remote import (
     check_hosts,
     check_launcher,
@@ -95,16 +95,6 @@ def launch(name: str, arguments: Sequence[str]) -> int:
     except Stopped as stopped:
         say(stopped, stream=sys.stderr)
         return 128 + stopped.number
-
-
-def is_dry_run() -> bool:
-    """Whether commands are printed instead of run."""
-    return os.environ.get("MATS_DRY_RUN", "0") not in ("", "0")
-
-
-def show_words(words: Sequence[object]) -> str:
-    """A command as it is printed in a dry run."""
-    return "+ " + " ".join(map(quote_word, words))
 
 
 def make_command(name: str, arguments: Sequence[str], environment: Mapping[str, str], *, is_dry: bool = False) -> Command:

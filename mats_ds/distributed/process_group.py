@@ -10,6 +10,8 @@ import subprocess
 import time
 from collections.abc import Mapping, Sequence
 
+from mats_ds.core.text import quote_word
+
 GRACE_SECONDS = 30.0  # for ranks to save and end after SIGTERM
 PR_SET_PDEATHSIG = 1  # prctl(2)
 STOPPING = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
@@ -21,6 +23,16 @@ class Stopped(Exception):
     def __init__(self, number: int) -> None:
         super().__init__(f"stopped by {signal.Signals(number).name}")
         self.number = signal.Signals(number)
+
+
+def is_dry_run() -> bool:
+    """Whether commands are printed instead of run."""
+    return os.environ.get("MATS_DRY_RUN", "0") not in ("", "0")
+
+
+def show_words(words: Sequence[object]) -> str:
+    """A command as it is printed in a dry run."""
+    return "+ " + " ".join(map(quote_word, words))
 
 
 def run_in_group(command: Sequence[str], environment: Mapping[str, str]) -> int:

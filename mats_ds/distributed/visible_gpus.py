@@ -29,14 +29,28 @@ class Gpu:
 def list_gpus() -> list[Gpu]:
     """All GPUs of this machine and their MIG parts, in nvidia-smi's order; empty without a driver that works."""
     if shutil.which("nvidia-smi"):
-        try:
-            done = subprocess.run(["nvidia-smi", "-L"], capture_output=True, timeout=DRIVER_SECONDS)
-        except (OSError, subprocess.TimeoutExpired):
-            return []
-        return parse_gpus(done.stdout.decode(errors="replace"))
+        return parse_gpus(_ask_driver("-L"))
     # a container may have the devices without the tool
-    numbers = (path.name.removeprefix("nvidia") for path in Path("/dev").glob("nvidia[0-9]*"))
+    numbers = (path.name[len("nvidia") :] for path in Path("/dev").glob("nvidia[0-9]*"))
     return [Gpu(index, "") for index in sorted(int(number) for number in numbers if number.isdecimal())]
+
+
+def find_driver_cuda() -> str | None:
+    """The newest CUDA that the driver supports, as "12.8" or "12"; None without a driver that works."""
+    text = _ask_driver()
+    if match := re.search(r"CUDA[A-Za-z ]*Version *: *(\d+(?:[.]\d+)?)", text):
+        return match[1]
+    if match := re.search(r"(?:Driver|KMD) Version *: *(\d+)", text):
+        return "13" if int(match[1]) >= 580 else "12" if int(match[1]) >= 525 else "11"  # the first drivers of each
+    return None
+
+
+def _ask_driver(*options: str) -> str:
+    try:
+        done = subprocess.run(["nvidia-smi", *options], capture_output=True, timeout=DRIVER_SECONDS)
+    except (OSError, subprocess.TimeoutExpired):
+        return ""
+    return "" if done.returncode else done.stdout.decode(errors="replace")
 
 
 def parse_gpus(text: str) -> list[Gpu]:
