@@ -41,9 +41,10 @@ find_python() { # any that starts; the one that is to hold the packages is chose
     || { uv python install --quiet --directory "$ROOT" 3.12 >&2 && uv python find --directory "$ROOT" --no-project 3.12; }
 }
 
-case "${1:-help} ${2:-}" in
-  help* | -h* | --help* | "demo -h" | "demo --help") print_help && exit ;;
-esac
+if [[ ${1:-help} =~ ^(help|-h|--help)$ || "$1 ${2:-}" =~ ^demo\ (-h|--help)$ ]]; then
+  print_help
+  exit
+fi
 if ! PYTHON="$(find_python 2>/dev/null)"; then
   echo "launch.sh: neither Python 3 nor uv is here. On Debian or Ubuntu, type:  sudo apt-get install python3-venv" >&2
   echo "  then run this again. (Or install uv in any other way.)" >&2

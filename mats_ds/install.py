@@ -235,7 +235,8 @@ def find_uv() -> str | None:
 def fetch_uv(base: str, folder: str) -> str:
     """uv by pip into that folder: through venv, else by a pip that is there."""
     note("uv is not here: fetching it with pip")
-    pip = ["-m", "pip", "install", "--quiet", "--disable-pip-version-check", "--root-user-action=ignore"]
+    os.environ.setdefault("PIP_ROOT_USER_ACTION", "ignore")
+    pip = ["-m", "pip", "install", "--quiet", "--disable-pip-version-check"]
     if is_dry_run() or _ask([base, "-I", "-m", "venv", folder]) is not None:
         if is_dry_run():
             print(show_words([base, "-m", "venv", folder]))
