@@ -36,17 +36,18 @@ find_python() { # any that starts; the one that is to hold the packages is chose
       return
     fi
   done
+  command -v uv >/dev/null || return 1
   # --directory: uv would obey a uv.toml of the caller's folder
   uv python find --directory "$ROOT" --no-project '>=3.10,<3.15' 2>/dev/null \
-    || { uv python install --quiet --directory "$ROOT" 3.12 >&2 && uv python find --directory "$ROOT" --no-project 3.12; }
+    || { uv python install --directory "$ROOT" 3.12 >&2 && uv python find --directory "$ROOT" --no-project 3.12; }
 }
 
 if [[ ${1:-help} =~ ^(help|-h|--help)$ || "$1 ${2:-}" =~ ^demo\ (-h|--help)$ ]]; then
   print_help
   exit
 fi
-if ! PYTHON="$(find_python 2>/dev/null)"; then
-  echo "launch.sh: neither Python 3 nor uv is here. On Debian or Ubuntu, type:  sudo apt-get install python3-venv" >&2
+if ! PYTHON="$(find_python)"; then
+  echo "launch.sh: no Python 3 is here, and no uv that fetches one. On Debian or Ubuntu, type:  sudo apt-get install python3-venv" >&2
   echo "  then run this again. (Or install uv in any other way.)" >&2
   exit 1
 fi
