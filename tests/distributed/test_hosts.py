@@ -111,8 +111,32 @@ def test_a_part_that_is_none(options, words):
 
 def test_names_and_addresses_of_clusters_are_host_names_and_nothing_else_is():
     good = ["alpha", "node_7", "gpu-01.rack2.example.org", "10.0.0.1", "a" * 63, "_x", "7"]
-    bad = ["-oProxyCommand=x", "-lroot", "a;touch", "$(touch)", "`x`", "a'b", 'a"b', "a b", "a/b", "user@alpha", "fe80::1", "^file"]
-    bad += ["", "alpha[1-3]", "ssh:alpha", "alpha,beta", "alpha.", ".alpha", "al..pha", "alpha-", "a" * 64, ".".join(["a" * 60] * 5)]
+    bad = [
+        "-oProxyCommand=x",
+        "-lroot",
+        "a;touch",
+        "$(touch)",
+        "`x`",
+        "a'b",
+        'a"b',
+        "a b",
+        "a/b",
+        "user@alpha",
+        "fe80::1",
+        "^file",
+    ]
+    bad += [
+        "",
+        "alpha[1-3]",
+        "ssh:alpha",
+        "alpha,beta",
+        "alpha.",
+        ".alpha",
+        "al..pha",
+        "alpha-",
+        "a" * 64,
+        ".".join(["a" * 60] * 5),
+    ]
     bad += ["é", "alpha\n", "alpha\n-x", "%h", "*"]
     assert [name for name in good + bad if is_host(name)] == good
     assert is_address("fe80::1") and is_address("node_7") and not is_address("-oProxyCommand=x") and not is_address("a b")
