@@ -124,7 +124,9 @@ def _numbers(version: str) -> list[int]:
 
 
 def ask_missing(python: str, extras: list[str]) -> str:
-    """`list_missing` of another Python."""
+    """`list_missing` of that Python."""
+    if python == sys.executable:
+        return list_missing(extras)
     answer = _ask([python, str(ROOT / "mats_ds" / "install.py"), "--lacks", *extras])
     return "a Python that starts" if answer is None else answer
 
