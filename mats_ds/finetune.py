@@ -37,11 +37,11 @@ from mats_ds.models.weights.load import build_classifier
 from mats_ds.models.weights.native import save_weights
 from mats_ds.models.weights.origin import BEST_FILE, origin_of
 from mats_ds.planning.workload import Workload
-from mats_ds.run_options import add_run_options, run_training
 from mats_ds.training.ema import WeightAverage
 from mats_ds.training.engine import full_parameters
 from mats_ds.training.losses import make_loss
 from mats_ds.training.optim import layer_scale, parameter_groups
+from mats_ds.training.options import add_run_options, run_training
 from mats_ds.training.run import RunOptions, start_run
 
 logger = logging.getLogger("mats_ds")

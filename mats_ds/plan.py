@@ -19,6 +19,7 @@ from pathlib import Path
 
 from mats_ds.core.cli import ArgumentParser, leave, run_script
 from mats_ds.core.gpus import GPUS
+from mats_ds.core.storage.package_files import find_folder
 from mats_ds.core.text import log_to_stderr
 from mats_ds.planning.forecast import ASSUMED_MFU, forecast, largest_micro_batch
 from mats_ds.planning.plan_text import format_plan, plan_to_json
@@ -28,7 +29,7 @@ from mats_ds.training.dry_run_sweep import format_judged, judge_sweep, measure_s
 
 FITS, TOO_LARGE = 0, 1
 logger = logging.getLogger("mats_ds")
-DEFAULT_JSON = Path(__file__).resolve().parents[1] / "ds_configs" / "zero2.json"
+DEFAULT_JSON = find_folder("ds_configs") / "zero2.json"
 
 
 def main(arguments: list[str] | None = None) -> int:

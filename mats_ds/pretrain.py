@@ -32,10 +32,10 @@ from mats_ds.models.mae import MaskedAutoencoder
 from mats_ds.models.model_spec import describe_model, dump_spec
 from mats_ds.planning.flops import describe_compute
 from mats_ds.planning.workload import Workload
-from mats_ds.run_options import add_run_options, run_training
 from mats_ds.training.engine import full_parameters
 from mats_ds.training.losses import reconstruction_loss_of
 from mats_ds.training.optim import parameter_groups
+from mats_ds.training.options import add_run_options, run_training
 from mats_ds.training.run import RunOptions, start_run
 from mats_ds.visualization.render import draw_reconstruction
 

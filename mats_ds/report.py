@@ -15,6 +15,7 @@ import sys
 from pathlib import Path
 
 from mats_ds.core.cli import ArgumentParser, leave, run_script
+from mats_ds.core.storage.package_files import find_folder
 from mats_ds.core.text import log_to_stderr, say
 from mats_ds.reporting.budget import load_budget
 from mats_ds.reporting.compare import compare_runs, format_comparison
@@ -24,7 +25,7 @@ from mats_ds.reporting.report_json import to_json
 from mats_ds.reporting.report_text import format_report
 from mats_ds.reporting.write import dump_tree, write_reports
 
-BUDGETS = Path(__file__).resolve().parents[1] / "profiling" / "budgets"
+BUDGETS = find_folder("budgets")
 DEFAULT_BUDGET = "8xa100-80g"
 RUNS = Path("runs")
 WITHIN, OVER = 0, 1

@@ -33,7 +33,12 @@ MAX_MODULES = 14  # of one folder
 DALI_HOME = "mats_ds.data.loading.dali"
 DEEPSPEED_HOMES = ("mats_ds.training.", "mats_ds.distributed.ranks", "mats_ds.config.ds_config")
 # The last one knows argparse.Namespace as a type that pickles of weights hold.
-ARGPARSE_HOMES = ("mats_ds.core.cli", "mats_ds.evaluation.options", "mats_ds.models.weights.file_content")
+ARGPARSE_HOMES = (
+    "mats_ds.core.cli",
+    "mats_ds.evaluation.options",
+    "mats_ds.training.options",
+    "mats_ds.models.weights.file_content",
+)
 VAGUE_NAMES = {"utils", "util", "misc", "common", "helpers", "helper"}
 
 PACKAGE_FILES = sorted(PACKAGE.rglob("*.py"))

@@ -1,6 +1,5 @@
-"""The lock files: one pinned, hashed version of everything, within the ranges of setup.py, on every Python that they allow."""
+"""uv.lock: one hashed version of every package from the public index, within the ranges of pyproject.toml, on every Python."""
 
-import ast
 import re
 import shutil
 import subprocess
@@ -8,81 +7,72 @@ import sys
 from pathlib import Path
 
 import pytest
-from packaging.markers import Marker
 from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 
+from mats_ds.install import read_requirements
+
+tomllib = pytest.importorskip("tomllib" if sys.version_info >= (3, 11) else "tomli")
+
 ROOT = Path(__file__).resolve().parents[1]
-LOCKS = {"cuda13": "requirements.lock", "cuda12": "requirements-cuda12.lock"}
+EXTRAS = ("cuda13", "cuda12")
 PYTHONS = ("3.10", "3.11", "3.12", "3.13", "3.14")
 OFFLINE = re.compile(r"error sending request|dns error|failed to connect|network connectivity|timed out|no route", re.IGNORECASE)
 
 
-def read_ranges(extra):
-    """What setup.py asks for with an extra and with `test`."""
-    tree = ast.parse((ROOT / "setup.py").read_text(encoding="utf-8"))
-    found = {node.targets[0].id: node.value for node in tree.body if isinstance(node, ast.Assign)}
-    extras = ast.literal_eval(found["EXTRAS"])
-    return [Requirement(text) for text in ast.literal_eval(found["REQUIREMENTS"]) + extras[extra] + extras["test"]]
-
-
-def read_pins(extra):
-    """(requirement, number of its hashes) of every entry of a lock file."""
-    text = (ROOT / LOCKS[extra]).read_text(encoding="utf-8")
-    entries = re.split(r"\n(?=\S)", re.sub(r"^#.*\n", "", text, flags=re.MULTILINE).strip())
-    return [(Requirement(entry.split("\\")[0].strip()), entry.count("--hash=sha256:")) for entry in entries]
+def export(extra, *options):
+    """The list of packages that `launch.sh setup --locked` installs."""
+    beside = Path(sys.prefix, "bin", "uv")
+    uv = shutil.which("uv") or (beside if beside.exists() else pytest.skip("no uv here"))
+    command = [uv, "export", "--frozen", "--offline", "--no-emit-project", "--no-annotate", "--no-header", "--directory", ROOT]
+    command += ["--python", sys.executable, "--extra", extra, "--extra", "test", *options]
+    return uv, subprocess.run(command, capture_output=True, text=True, check=True).stdout
 
 
 def environment(python):
     return {"python_version": python, "python_full_version": f"{python}.2", "sys_platform": "linux", "platform_machine": "x86_64"}
 
 
-@pytest.mark.parametrize("extra", LOCKS)
-@pytest.mark.parametrize("python", PYTHONS)
-def test_every_range_of_setup_is_met(extra, python):
-    def holds(marker: Marker | None):
-        return marker is None or marker.evaluate(environment(python))
-
-    pinned = {}
-    for pin, _ in read_pins(extra):
-        if holds(pin.marker):
-            name = canonicalize_name(pin.name)
-            assert name not in pinned, f"two versions of {name} on Python {python}"
-            [specifier] = pin.specifier
-            assert specifier.operator == "==", pin
-            pinned[name] = specifier.version
-    for wanted in read_ranges(extra):
-        name = canonicalize_name(wanted.name)
-        assert name in pinned, f"{LOCKS[extra]} lacks {name}: make it anew (CONTRIBUTING.md)"
-        assert wanted.specifier.contains(pinned[name], prereleases=True), f"{wanted} is not met by {pinned[name]}"
+def test_it_names_the_public_index_alone_and_every_file_has_its_hash():
+    packages = tomllib.loads((ROOT / "uv.lock").read_text(encoding="utf-8"))["package"]
+    others = [package for package in packages if package["name"] != "mats-ds"]
+    assert len(others) > 60
+    assert {package["source"]["registry"] for package in others} == {"https://pypi.org/simple"}
+    files = [file for package in others for file in [*package.get("wheels", []), package.get("sdist")] if file]
+    assert all(file["url"].startswith("https://files.pythonhosted.org/packages/") for file in files)
+    assert all(file["hash"].startswith("sha256:") for file in files)
 
 
-@pytest.mark.parametrize("extra", LOCKS)
-def test_every_version_has_its_hashes_and_no_place(extra):
-    pins = read_pins(extra)
-    assert len(pins) > 60
-    assert not [str(pin) for pin, num_hashes in pins if num_hashes < 1 or pin.url]
-    text = (ROOT / LOCKS[extra]).read_text(encoding="utf-8")
-    assert not re.search(r"https?:|--index|--extra-index|--find-links|file:|@ ", text)
-    assert f"uv pip compile setup.py --extra {extra} --extra test" in text[:400]
+@pytest.mark.parametrize("extra", EXTRAS)
+def test_every_range_of_pyproject_is_met_on_every_python(extra):
+    _, text = export(extra)
+    entries = re.split(r"\n(?=\S)", text.strip())
+    pins = [Requirement(entry.split("\\")[0].strip()) for entry in entries]
+    assert all("--hash=sha256:" in entry for entry in entries) and not re.search(r"https?:|file:|@ |--index", text)
+    ranges = read_requirements((ROOT / "pyproject.toml").read_text(encoding="utf-8"))
+    for python in PYTHONS:
+        pinned = {}
+        for pin in pins:
+            if pin.marker is None or pin.marker.evaluate(environment(python)):
+                name = canonicalize_name(pin.name)
+                assert name not in pinned, f"two versions of {name} on Python {python}"
+                [specifier] = pin.specifier
+                assert specifier.operator == "==", pin
+                pinned[name] = specifier.version
+        for wanted in map(Requirement, ranges["dependencies"] + ranges[extra] + ranges["test"]):
+            name = canonicalize_name(wanted.name)
+            assert name in pinned, f"uv.lock lacks {name}: type  uv lock"
+            assert wanted.specifier.contains(pinned[name], prereleases=True), f"{wanted} is not met by {pinned[name]}"
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("extra", LOCKS)
+@pytest.mark.parametrize("extra", EXTRAS)
 def test_uv_would_install_it(extra, tmp_path):
-    uv = shutil.which("uv") or pytest.skip("no uv here")
+    uv, text = export(extra)
+    (tmp_path / "pins.txt").write_text(text)
     subprocess.run([uv, "venv", "--quiet", "--python", sys.executable, tmp_path / "venv"], check=True)
-    command = [
-        uv,
-        "pip",
-        "install",
-        "--dry-run",
-        "--require-hashes",
-        "-r",
-        LOCKS[extra],
-        "--python",
-        tmp_path / "venv" / "bin" / "python",
-    ]
+    command = [uv, "pip", "install", "--dry-run", "--require-hashes", "-r", tmp_path / "pins.txt"]
+    command += ["--python", tmp_path / "venv" / "bin" / "python"]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
     if done.returncode and OFFLINE.search(done.stderr):
         pytest.skip("no network")

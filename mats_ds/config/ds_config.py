@@ -16,6 +16,7 @@ from mats_ds.config.batch_plan import ACCUMULATION_KEY, MICRO_BATCH_KEY
 from mats_ds.config.ds_keys import IGNORED, RECIPE_KEYS, REFUSED, REFUSED_OF_PARAMS, REFUSED_OF_ZERO, TOP, Kind, Only, to_json
 from mats_ds.core.storage.documents import parse_strict_json
 from mats_ds.core.storage.files import read_text
+from mats_ds.core.storage.package_files import find_file, list_names
 
 CLIPPING_KEY = "gradient_clipping"
 NO_CLIPPING = 0.0  # EVEREST and VideoMAE clip nowhere (METHOD section 5)
@@ -35,9 +36,10 @@ def read_ds_config(path: str | Path) -> dict[str, Any]:
     """The DeepSpeed JSON as a dictionary, as it was written. Raises ValueError for a missing file, broken JSON, and all that
     DeepSpeed would refuse, pass over, or take for something else than it says; all faults are named at once.
     """
-    path = Path(path)
-    if not path.is_file():
-        raise ValueError(f"no DeepSpeed JSON at {path}: try ds_configs/zero2.json")
+    source, path = path, find_file(path, "ds_configs", suffix=".json")
+    if path is None:
+        names = ", ".join(list_names("ds_configs", suffix=".json"))
+        raise ValueError(f"no DeepSpeed JSON at {source}: try ds_configs/zero2.json, or a name: {names}")
     text = read_text(path, max_bytes=MAX_BYTES, follows_links=True)
     try:
         config = parse_strict_json(text)

@@ -14,9 +14,10 @@ from pydantic import BaseModel, ValidationError
 from mats_ds.config.recipe import Recipe
 from mats_ds.core.storage.documents import MAX_YAML_BYTES, parse_yaml
 from mats_ds.core.storage.files import read_text
+from mats_ds.core.storage.package_files import find_file, find_folder, list_names
 from mats_ds.core.text import Lines
 
-RECIPE_FOLDER = Path(__file__).resolve().parents[1] / "recipes"
+RECIPE_FOLDER = find_folder("recipes")
 COMPARED_LETTERS = 100  # of a wrong name that is compared with the valid ones: longer names take memory and time
 
 
@@ -61,17 +62,10 @@ def dump_recipe(recipe: Recipe) -> str:
 
 
 def _find_recipe(source: str | Path) -> Path:
-    path = Path(source)
-    if path.is_file():
+    if path := find_file(source, "recipes", suffix=".yaml"):
         return path
-    named = RECIPE_FOLDER / f"{source}.yaml"
-    if path.suffix == "" and len(path.parts) == 1 and named.is_file():
-        return named
-    # `mats_ds/recipes/tiny.yaml` also works where the package is installed and the folder is another.
-    if path.parts[-2:-1] == ("recipes",) and (RECIPE_FOLDER / path.name).is_file():
-        return RECIPE_FOLDER / path.name
-    names = sorted(file.stem for file in RECIPE_FOLDER.glob("*.yaml"))
-    raise ValueError(f"no recipe at {source}: give a YAML file or one of {', '.join(names)}{_nearest(path.stem, names)}")
+    names = list_names("recipes", suffix=".yaml")
+    raise ValueError(f"no recipe at {source}: give a YAML file or one of {', '.join(names)}{_nearest(Path(source).stem, names)}")
 
 
 PATH_KEYS = ("manifest", "root", "weights")

@@ -60,6 +60,14 @@ def read_launch_script(environment: Mapping[str, str]) -> LaunchScript | None:
     return script if (boot, namespace) == (here.boot, here.namespace) else None
 
 
+def describe_launcher() -> dict[str, str]:
+    """That variable for ranks that this process starts; empty where the system has no /proc."""
+    here = identify_process()
+    if not here.boot or here.start_ticks is None:
+        return {}
+    return {LAUNCH_SH_VARIABLE: f"{here.boot} {here.namespace} {here.process} {here.start_ticks}"}
+
+
 def is_alive(process: psutil.Process | LaunchScript) -> bool:
     """Whether that very process still runs; one that has ended and that nobody has waited for does not."""
     if isinstance(process, LaunchScript):

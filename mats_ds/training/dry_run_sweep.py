@@ -1,4 +1,4 @@
-"""The closed form against the real engine on every cell of the sweep: cells -> plan_exact_sweep.json -> deviations.
+"""The closed form against the real engine on every cell of the sweep: cells -> dry_run_sweep.json -> deviations.
 
 The file is made by `python profiling/plan.py --sweep --exact` (half an hour of a core) and read by a test in milliseconds.
 """
@@ -18,7 +18,7 @@ from mats_ds.planning.memory import plan_memory
 from mats_ds.planning.sweep import SIZES, TASKS, Cell, work_of
 from mats_ds.planning.workload import Workload
 
-EXACT_FILE = Path(__file__).resolve().parents[2] / "profiling" / "plan_exact_sweep.json"
+EXACT_FILE = Path(__file__).with_name("dry_run_sweep.json")
 _log = logging.getLogger(__name__)
 
 

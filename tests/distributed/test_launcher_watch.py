@@ -13,20 +13,19 @@ import pytest
 
 from mats_ds.distributed.launcher_watch import LaunchScript, is_alive, read_launch_script
 
-ROOT = Path(__file__).resolve().parents[2]
 BOOT_FILE = Path("/proc/sys/kernel/random/boot_id")
 WAIT_SECONDS = 120
 
 pytestmark = pytest.mark.skipif(not BOOT_FILE.exists(), reason="needs Linux's /proc")
 
-# Plays launch.sh: hands its name over as launch.sh does, starts a child, and says which process it is.
+# Plays mats_ds/launch.py: hands its name over as that does, starts a child, and says which process it is.
 SCRIPT = """
-name_this_process() {{{body}
-}}
-export LAUNCH_SH_PROCESS="$(name_this_process)"
-echo "$$ $LAUNCH_SH_PROCESS"
-{python} -c "$1" &
-wait
+import os, subprocess, sys
+sys.path[:0] = {path!r}
+from mats_ds.distributed.launcher_watch import describe_launcher
+variable = describe_launcher()
+print(os.getpid(), *variable.values(), flush=True)
+subprocess.run([sys.executable, "-c", sys.argv[1]], env={{**os.environ, **variable}})
 """
 CHILD = """
 import os, sys
@@ -41,9 +40,7 @@ time.sleep(600)
 
 def start_script(*above: str) -> subprocess.Popen:
     """That script, below the command `above`, in a session of its own."""
-    body = (ROOT / "launch.sh").read_text().partition("\nname_this_process() {")[2].partition("\n}\n")[0]
-    script = SCRIPT.format(body=body, python=sys.executable)
-    command = [*above, "bash", "-euc", script, "bash", CHILD.format(path=sys.path)]
+    command = [*above, sys.executable, "-c", SCRIPT.format(path=sys.path), CHILD.format(path=sys.path)]
     return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True)
 
 

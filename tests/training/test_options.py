@@ -6,7 +6,7 @@ import argparse
 
 import pytest
 
-from mats_ds.run_options import add_run_options
+from mats_ds.training.options import add_run_options
 
 
 def make_parser(default_recipe=None):

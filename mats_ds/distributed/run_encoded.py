@@ -1,9 +1,9 @@
 """Become a program of ours, with arguments that reached this host as one encoded argument.
 
-    python mats_ds/run_encoded.py [--local_rank=N] NAME ENCODED
+    python mats_ds/distributed/run_encoded.py [--local_rank=N] NAME ENCODED
 
 pdsh hands a command line to a shell over there, which expands `$(...)`, quotes, backslashes and globs, and replaces %h, %u and
-%n itself; mpirun takes a lone ":" for the start of another program. So launch.sh hands arguments with such characters over as
+%n itself; mpirun takes a lone ":" for the start of another program. So remote.py hands arguments with such characters over as
 one argument: the arguments, all ended by a zero byte, in the URL-safe base64 of RFC 4648, of which no shell expands anything.
 """
 
@@ -19,7 +19,7 @@ NAMES = ("pretrain", "finetune", "evaluate", "extract")
 
 
 def decode_arguments(encoded: str) -> list[bytes]:
-    """The decoded arguments. Raises ValueError for what launch.sh has not made."""
+    """The decoded arguments. Raises ValueError for what remote.py has not made."""
     try:
         text = base64.b64decode(encoded.encode("ascii"), altchars=b"-_", validate=True)
     except (UnicodeEncodeError, binascii.Error) as error:
@@ -34,12 +34,12 @@ def main(arguments: list[str]) -> int:
     *options, name, encoded = arguments if len(arguments) > 1 else ["", ""]
     try:
         if name not in NAMES:
-            raise ValueError(f"expected {', '.join(NAMES)} and encoded arguments, got {name[:60]!r}: launch.sh writes them")
+            raise ValueError(f"expected {', '.join(NAMES)} and encoded arguments, got {name[:60]!r}: launch.py writes them")
         arguments = decode_arguments(encoded)
     except ValueError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
-    script = Path(__file__).resolve().with_name(f"{name}.py")
+    script = Path(__file__).resolve().parents[1] / f"{name}.py"
     os.execv(sys.executable, [sys.executable, "-u", script, *options, *arguments])
 
 
