@@ -6,8 +6,11 @@ GIB = 2**30
 
 
 def format_bytes(num_bytes: float) -> str:
-    """Bytes for people: "61.25 GiB", below one GiB "49.2 MiB"."""
-    return f"{num_bytes / GIB:.2f} GiB" if num_bytes >= GIB else f"{num_bytes / 2**20:.1f} MiB"
+    """Bytes for people: "1.50 TiB", "61.25 GiB", "49.2 MiB", "3.1 KiB", "17 B"."""
+    for unit, name, digits in ((2**40, "TiB", 2), (GIB, "GiB", 2), (2**20, "MiB", 1), (2**10, "KiB", 1)):
+        if abs(num_bytes) >= unit:
+            return f"{num_bytes / unit:.{digits}f} {name}"
+    return f"{num_bytes:.0f} B"
 
 
 SMALLEST = 1e-30

@@ -20,7 +20,7 @@ import numpy as np
 from mats_ds.core.clips import ClipSpec
 from mats_ds.data.video.decode import frame_numbers, visit_frames
 from mats_ds.data.video.index import VideoIndex
-from mats_ds.data.video.indexing import READ_ERRORS, UnreadableVideo, describe_error, index_video
+from mats_ds.data.video.indexing import READ_ERRORS, UnreadableVideo, describe_read_error, index_video
 from mats_ds.data.video.nvdec_support import MAX_ENCODED_BYTES, device_can_decode
 
 if TYPE_CHECKING:
@@ -141,7 +141,7 @@ def read_for_device(
             return read_decoded(spec, size=size)
         encoded = np.fromfile(spec.path, np.uint8)
     except READ_ERRORS as error:
-        raise UnreadableVideo(describe_error(error)) from None
+        raise UnreadableVideo(describe_read_error(error)) from None
     augmentation = None
     if whole_frames:
         from mats_ds.data.augment.augmented_crop import AugmentedCrop

@@ -15,7 +15,6 @@ import functools
 
 import av
 import numpy as np
-import torch
 from av.video.reformatter import Interpolation, VideoReformatter
 
 from mats_ds.core.clips import CropSpec, RandomResizedCropSpec
@@ -74,6 +73,8 @@ def scale_pictures(pictures_THWC: np.ndarray, *, size: tuple[int, int]) -> np.nd
     """uint8 pictures scaled to `size` (height, width): bilinear, averaging where they shrink."""
     if pictures_THWC.shape[1:3] == size:
         return pictures_THWC
+    import torch  # the workers of prepare.py, which only convert colours, start without it
+
     # Channels last, contiguous: on x86-64 torch has a kernel for it that works on uint8 and on the calling thread alone.
     pictures_TCHW = torch.from_numpy(pictures_THWC).permute(0, 3, 1, 2)
     scaled_TCHW = torch.nn.functional.interpolate(pictures_TCHW, size=size, mode="bilinear", antialias=True)

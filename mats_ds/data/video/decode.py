@@ -23,7 +23,7 @@ from mats_ds.core.clips import ClipSpec
 from mats_ds.data.bitstream.palette import is_palette
 from mats_ds.data.video.clip_frames import RgbConverter
 from mats_ds.data.video.index import VideoIndex
-from mats_ds.data.video.indexing import READ_ERRORS, UnreadableVideo, describe_error, index_video, open_video
+from mats_ds.data.video.indexing import READ_ERRORS, UnreadableVideo, describe_read_error, index_video, open_video
 from mats_ds.data.video.packet_seek import read_landed
 from mats_ds.data.video.packets import PacketTable
 
@@ -115,7 +115,7 @@ def visit_frames(path: str, numbers: np.ndarray, *, index: VideoIndex, take: Tak
     try:
         _decode_from_start(path, index, wanted, take)
     except READ_ERRORS as error:
-        raise UnreadableVideo(describe_error(error)) from None
+        raise UnreadableVideo(describe_read_error(error)) from None
 
 
 def visit_shown_frames(path: str, numbers: np.ndarray, *, index: VideoIndex, take: Take) -> None:
@@ -137,7 +137,7 @@ def visit_shown_frames(path: str, numbers: np.ndarray, *, index: VideoIndex, tak
                 if not remaining:
                     return
     except READ_ERRORS as error:
-        raise UnreadableVideo(describe_error(error)) from None
+        raise UnreadableVideo(describe_read_error(error)) from None
     raise UnreadableVideo(f"frame {min(remaining)} of {index.num_frames} does not decode")
 
 

@@ -48,7 +48,7 @@ def index_video(path: str) -> VideoIndex:
     try:
         status = os.stat(path)
     except (OSError, ValueError) as error:
-        raise UnreadableVideo(describe_error(error)) from None
+        raise UnreadableVideo(describe_read_error(error)) from None
     if not stat.S_ISREG(status.st_mode):  # a pipe would be waited for without end
         raise UnreadableVideo("a directory" if stat.S_ISDIR(status.st_mode) else "not a regular file")
     identity = (path, status.st_size, status.st_mtime_ns)
@@ -99,7 +99,7 @@ def _read_index(path: str, num_bytes: int) -> VideoIndex:
     try:
         container, stream = open_video(path)
     except READ_ERRORS as error:
-        raise UnreadableVideo(describe_error(error)) from None
+        raise UnreadableVideo(describe_read_error(error)) from None
     with container, PacketLog(path, container, stream) as log:
         scanned = _scan(container, stream, log)
         index = _index_by_headers(path, container, stream, log, scanned)
@@ -138,7 +138,7 @@ def _scan(container: av.container.InputContainer, stream: av.VideoStream, log: P
         try:
             packet = next(packets, None)
         except READ_ERRORS as error:  # the file breaks off: what lies before can be used
-            scan.problem = scan.problem or describe_error(error)
+            scan.problem = scan.problem or describe_read_error(error)
             break
         if packet is None:
             break
@@ -146,7 +146,7 @@ def _scan(container: av.container.InputContainer, stream: av.VideoStream, log: P
             try:
                 scan.picture = next(iter(packet.decode()), None)
             except READ_ERRORS as error:
-                scan.problem = scan.problem or describe_error(error)
+                scan.problem = scan.problem or describe_read_error(error)
         if not packet.size:
             continue
         if not scan.num_packets:
@@ -234,10 +234,10 @@ def _index_by_decoding(path: str, container, stream: av.VideoStream, scan: _Scan
     try:
         again, again_stream = open_again()
         with again:
-            options = dict(read_errors=READ_ERRORS, describe=describe_error)
+            options = dict(read_errors=READ_ERRORS, describe=describe_read_error)
             recorded = record(again, again_stream, **options, checks_pictures=True, on_packet=log.add)
     except READ_ERRORS as error:
-        raise UnreadableVideo(describe_error(error)) from None
+        raise UnreadableVideo(describe_read_error(error)) from None
     drop_torn_end(recorded)
     if not recorded.num_frames:
         raise UnreadableVideo(recorded.first_error or scan.problem or "not one picture of it decodes")
@@ -295,7 +295,7 @@ def _describe(
     )
 
 
-def describe_error(error: BaseException) -> str:
+def describe_read_error(error: BaseException) -> str:
     """An error of PyAV or the system in words, without the path, which is told beside it."""
     if isinstance(error, UnreadableVideo):
         return error.reason

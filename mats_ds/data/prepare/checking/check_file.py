@@ -26,7 +26,7 @@ from mats_ds.data.prepare.header_length import describe_torn_end
 from mats_ds.data.video.decode import decode_frames, frame_numbers
 from mats_ds.data.video.faults import explain, in_words
 from mats_ds.data.video.index import VideoIndex
-from mats_ds.data.video.indexing import READ_ERRORS, UnreadableVideo, describe_error, index_video, open_video
+from mats_ds.data.video.indexing import READ_ERRORS, UnreadableVideo, describe_read_error, index_video, open_video
 from mats_ds.data.video.nvdec_support import why_on_cpu
 from mats_ds.data.video.recording import Recording, record
 
@@ -78,6 +78,16 @@ class FileFacts:
     warnings: tuple[str, ...] = ()
 
 
+@dataclass(frozen=True)
+class Outcome:
+    """Facts, or the problem. `again`: the machine may be to blame (a crash, a time limit), so a later check tries the file again."""
+
+    path: str
+    facts: FileFacts | None
+    problem: str = ""
+    again: bool = False
+
+
 @dataclass
 class _Decoded:
     """What came out of decoding a whole file. torn: how far it is from the length in its header; "" if it is not."""
@@ -99,6 +109,14 @@ def check_file(path: str, *, on_beat: Callable[[], None] = lambda: None) -> File
         return _check(path, on_beat)
     except UnreadableVideo as unreadable:
         raise UnreadableVideo(explain(path, unreadable.reason)) from None
+
+
+def check_one(path: str, *, on_beat: Callable[[], None] = lambda: None) -> Outcome:
+    """`check_file`, where a bad file is an outcome like any other."""
+    try:
+        return Outcome(path, check_file(path, on_beat=on_beat))
+    except UnreadableVideo as unreadable:
+        return Outcome(path, None, unreadable.reason)
 
 
 def _check(path: str, on_beat: Callable[[], None]) -> FileFacts:
@@ -159,10 +177,10 @@ def _decode_all(path: str, index: VideoIndex, on_beat: Callable[[], None]) -> _D
     try:
         container, stream = open_video(path, stream_index=index.stream_index)
     except READ_ERRORS as error:
-        raise UnreadableVideo(describe_error(error)) from None
+        raise UnreadableVideo(describe_read_error(error)) from None
     with container:
         return _Decoded(
-            recorded=record(container, stream, read_errors=READ_ERRORS, describe=describe_error, on_beat=on_beat),
+            recorded=record(container, stream, read_errors=READ_ERRORS, describe=describe_read_error, on_beat=on_beat),
             torn=describe_torn_end(container, stream, last_seconds=float(index.seconds()[-1])),
             header_frames=stream.frames,
             header_rate=float(stream.average_rate or 0),

@@ -18,12 +18,12 @@ from pathlib import Path
 
 from mats_ds.core.terminal import why_not_utf8
 from mats_ds.data.manifest import Manifest
-from mats_ds.data.prepare.checking.check_file import FileFacts
-from mats_ds.data.prepare.checking.check_journal import CheckJournal, journal_path, open_journal
+from mats_ds.data.prepare.checking.check_file import FileFacts, Outcome, check_one
+from mats_ds.data.prepare.checking.check_journal import CheckJournal, journal_path, open_check_journal
 from mats_ds.data.prepare.checking.check_tables import BAD_COLUMNS, CheckTables
-from mats_ds.data.prepare.checking.check_workers import Outcome, check_files
 from mats_ds.data.prepare.file_identity import FileIdentity, identify, is_same_file, with_sample
-from mats_ds.data.video.indexing import describe_error
+from mats_ds.data.prepare.worker_pool import Failure, run_tasks
+from mats_ds.data.video.indexing import describe_read_error
 
 __all__ = ["BAD_COLUMNS", "COLUMNS", "BadRow", "CheckResult", "check_manifest", "journal_path"]
 
@@ -95,7 +95,7 @@ def check_manifest(
     )
     tables.make_room()
     began_seconds = time.monotonic()
-    with open_journal(journal_path(out)) as journal:
+    with open_check_journal(journal_path(out)) as journal:
         tables.refuse_losses(journal)
         if not resume:
             journal.forget_outcomes()
@@ -104,8 +104,9 @@ def check_manifest(
         num_bad = sum(outcome.facts is None for outcome in outcomes.values())
         on_done(len(outcomes), num_files, num_bad)
         # Closed at once when we are interrupted: its workers must not wait for the garbage collector.
-        with closing(check_files([*waiting], num_workers=num_workers, timeout_seconds=timeout_seconds)) as arriving:
-            for outcome in arriving:
+        with closing(run_tasks(check_one, [*waiting], num_workers=num_workers, timeout_seconds=timeout_seconds)) as results:
+            for path, result in results:
+                outcome = Outcome(path, None, result.reason, again=True) if isinstance(result, Failure) else result
                 journal.add(outcome, with_sample(outcome.path, waiting[outcome.path]))
                 outcomes[outcome.path] = outcome
                 num_bad += outcome.facts is None
@@ -125,7 +126,7 @@ def _look_up(paths: Sequence[str], journal: CheckJournal) -> tuple[dict[str, Out
         try:
             identity = identify(path)
         except (OSError, ValueError) as error:
-            outcomes[path] = Outcome(path, None, describe_error(error))
+            outcomes[path] = Outcome(path, None, describe_read_error(error))
             continue
         before = journal.known.get(path)
         if before and is_same_file(path, identity, before[0]):

@@ -16,7 +16,7 @@ from mats_ds.core.storage.files import write_text
 from mats_ds.core.storage.own_files import claim_name, find_same, refuse_sources, set_aside, sum_file, sum_text
 from mats_ds.core.storage.tables import format_table
 from mats_ds.data.prepare.checking.check_journal import CheckJournal, journal_path
-from mats_ds.data.video.indexing import describe_error
+from mats_ds.data.video.indexing import describe_read_error
 
 BAD_COLUMNS = ("path", "label", "reason")
 QUARANTINE = "quarantine.csv"
@@ -158,6 +158,6 @@ def _make_folder(target: Path) -> None:
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
     except OSError as error:
-        raise ValueError(f"cannot make the folder of {target}: {describe_error(error)}") from None
+        raise ValueError(f"cannot make the folder of {target}: {describe_read_error(error)}") from None
     if not os.access(target.parent, os.W_OK):
         raise ValueError(f"{target} cannot be written: give a name in a folder of yours")

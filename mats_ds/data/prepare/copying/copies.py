@@ -10,15 +10,14 @@ A file is done again only if it (file_identity.py) or the settings differ from t
 
 from __future__ import annotations
 
-import logging
 import math
 import os
-import sys
-import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import closing
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
+from mats_ds.core.format import format_bytes
 from mats_ds.core.terminal import why_not_utf8
 from mats_ds.data.manifest import Manifest
 from mats_ds.data.prepare.copying.copy_journal import open_copy_journal
@@ -28,22 +27,19 @@ from mats_ds.data.prepare.copying.copy_plan import (
     check_space,
     estimate_bytes,
     plan_copies,
-    show_bytes,
 )
-from mats_ds.data.prepare.copying.copy_workers import CopyOutcome, CopyTask, copy_all
+from mats_ds.data.prepare.copying.copy_task import CopyOutcome, CopyTask, copy_one
 from mats_ds.data.prepare.copying.decode_speed import DecodeSpeed, measure_decode_speed
 from mats_ds.data.prepare.copying.segment import check_seconds
 from mats_ds.data.prepare.copying.transcode import CopySettings
 from mats_ds.data.prepare.file_identity import identify
-from mats_ds.data.video.indexing import describe_error
-
-logger = logging.getLogger(__name__)
+from mats_ds.data.prepare.worker_pool import Failure, run_tasks
+from mats_ds.data.video.indexing import describe_read_error
 
 MANIFEST, FAILED, PARTIAL = "manifest.csv", "failed.csv", "partial.csv"
 HEADER, REASON_HEADER = ("path", "label", "start", "end"), ("path", "reason")
 FORMAT_VERSION = 2  # counted up when copies of an older program are no longer right
 MIN_TIMEOUT_SECONDS = 1.0
-LINE_SECONDS = 30.0  # between two lines of progress where there is no terminal
 
 
 @dataclass(frozen=True)
@@ -68,7 +64,7 @@ class CopySummary:
         yield f"{self.num_copied} of {self.num_files} files copied{reused}{pieces}"
         if self.source_bytes:
             share = self.copied_bytes / self.source_bytes
-            yield f"bytes: {show_bytes(self.source_bytes)} -> {show_bytes(self.copied_bytes)} ({share:.2f} x)"
+            yield f"bytes: {format_bytes(self.source_bytes)} -> {format_bytes(self.copied_bytes)} ({share:.2f} x)"
         if self.speed:
             yield (
                 f"expected speed-up of decoding on a CPU: {self.speed.ratio:.1f} x (median of {self.speed.num_files} files, "
@@ -94,6 +90,7 @@ def make_copies(
     keep_partial: bool = False,
     num_workers: int = 1,
     timeout_seconds: float = 300.0,
+    on_done: Callable[[int, int, int], None] = lambda num_done, num_files, num_failed: None,
 ) -> CopySummary:
     """Copy every file of the manifest into `out`, in the same folders as below `base`.
 
@@ -101,7 +98,7 @@ def make_copies(
     With `segment_seconds` the files are cut instead, without re-encoding; `reencode` transcodes those that cannot be cut as they
     are. A file that breaks off is copied up to there if no row of the manifest goes beyond (a check of the videos writes such
     rows), or in any case with `keep_partial`.
-    One whose frames do not come for `timeout_seconds` is given up.
+    One whose frames do not come for `timeout_seconds` is given up. `on_done` is called after each file.
     Raises ValueError, with no copy written, when `out` or the disk's room is not fit for it, and where a file that this did
     not write would be lost.
     """
@@ -132,7 +129,7 @@ def make_copies(
                 try:
                     identities[copy.source] = identify(copy.source)
                 except (OSError, ValueError) as error:
-                    outcomes[copy.source] = CopyOutcome(copy.source, (), describe_error(error))
+                    outcomes[copy.source] = CopyOutcome(copy.source, (), describe_read_error(error))
             if problem := why_not_utf8(copy.source):  # neither journal nor manifest could hold it
                 outcomes[copy.source] = CopyOutcome(copy.source, (), problem)
         remaining = [copy for copy in planned if copy.source not in outcomes]
@@ -151,11 +148,22 @@ def make_copies(
             )
             for copy in remaining
         ]
-        arriving = copy_all(tasks, num_workers=num_workers, timeout_seconds=timeout_seconds)
-        for outcome in _show_progress(arriving, len(tasks)):
-            outcomes[outcome.source] = outcome
-            if outcome.pieces:
-                journal.add(outcome, identities[outcome.source], needed_seconds=needed_seconds[outcome.source])
+        num_failed = sum(not outcome.pieces for outcome in outcomes.values())
+        on_done(len(outcomes), len(planned), num_failed)
+        try:
+            # Closed at once when we are interrupted: its workers must not wait for the garbage collector.
+            with closing(run_tasks(copy_one, tasks, num_workers=num_workers, timeout_seconds=timeout_seconds)) as results:
+                for task, result in results:
+                    if isinstance(result, Failure):
+                        task.publisher.remove_parts(Path(task.target).parent)
+                    outcome = CopyOutcome(task.source, problem=result.reason) if isinstance(result, Failure) else result
+                    outcomes[task.source] = outcome
+                    if outcome.pieces:
+                        journal.add(outcome, identities[task.source], needed_seconds=needed_seconds[task.source])
+                    num_failed += not outcome.pieces
+                    on_done(len(outcomes), len(planned), num_failed)
+        finally:
+            journal.remove_leftovers(remaining)  # of workers that were killed
         problems = {copy.source: outcomes[copy.source].problem for copy in planned}
         failed = {source: problem for source, problem in problems.items() if not outcomes[source].pieces}
         partial = {source: problem for source, problem in problems.items() if problem and outcomes[source].pieces}
@@ -216,19 +224,3 @@ def _carry_rows(
 
 def _show_seconds(seconds: float) -> str:
     return "" if math.isnan(seconds) else repr(round(float(seconds), 6))
-
-
-def _show_progress(outcomes: Iterator[CopyOutcome], num_tasks: int) -> Iterator[CopyOutcome]:
-    """The outcomes, with a bar on a terminal and a line now and then elsewhere."""
-    from tqdm import tqdm
-
-    num_failed, said_seconds = 0, time.monotonic()
-    with tqdm(total=num_tasks, desc="copying", unit="file", disable=num_tasks == 0 or not sys.stderr.isatty()) as bar:
-        for number, outcome in enumerate(outcomes, start=1):
-            num_failed += not outcome.pieces
-            bar.set_postfix(failed=num_failed, refresh=False)
-            bar.update()
-            if bar.disable and time.monotonic() - said_seconds > LINE_SECONDS:
-                said_seconds = time.monotonic()
-                logger.info("copied %d of %d files, %d failed", number, num_tasks, num_failed)
-            yield outcome

@@ -12,6 +12,7 @@ from pathlib import Path
 import av
 import numpy as np
 
+from mats_ds.core.format import format_bytes
 from mats_ds.core.storage.files import open_regular
 from mats_ds.core.storage.output_folder import NOT_COUNTED, check_output_folder, read_marker
 from mats_ds.data.manifest import Manifest
@@ -172,8 +173,8 @@ def check_space(out: Path, needed_bytes: int) -> None:
     free_bytes = shutil.disk_usage(place).free
     if needed_bytes + SPARE_BYTES > free_bytes:
         raise ValueError(
-            f"the copies need about {show_bytes(needed_bytes)}, but {place} has {show_bytes(free_bytes)} free: make room, "
-            "give --out another disk, or take a smaller --short-side or a higher --crf"
+            f"the copies need about {format_bytes(needed_bytes)}, but {place} has {format_bytes(free_bytes)} free: make room, "
+            "give --out another disk, or take a smaller --short_side or a higher --crf"
         )
 
 
@@ -181,29 +182,20 @@ def describe_plan(planned: Sequence[PlannedCopy], settings: CopySettings, *, seg
     """What a run would do, in words, from the same figures that it would check."""
     total_bytes = sum(copy.source_bytes for copy in planned)
     missing = sum(not copy.source_bytes for copy in planned)
-    lines = [f"{len(planned)} files, {show_bytes(total_bytes)}" + (f", {missing} of them missing or empty" if missing else "")]
+    lines = [f"{len(planned)} files, {format_bytes(total_bytes)}" + (f", {missing} of them missing or empty" if missing else "")]
     for copy in planned[:NUM_SHOWN]:
         target = copy.target if segment_seconds is None else f"{os.path.splitext(copy.target)[0]}_0000, _0001, ..."
-        lines.append(f"  {copy.source} ({show_bytes(copy.source_bytes)}) -> {target}")
+        lines.append(f"  {copy.source} ({format_bytes(copy.source_bytes)}) -> {target}")
     if len(planned) > NUM_SHOWN:
         lines.append(f"  and {len(planned) - NUM_SHOWN} more")
     if segment_seconds is not None:
         lines.append(
-            f"cut at the first keyframe after every {segment_seconds:g} s, nothing re-encoded: {show_bytes(total_bytes)}"
+            f"cut at the first keyframe after every {segment_seconds:g} s, nothing re-encoded: {format_bytes(total_bytes)}"
         )
         for copy in planned[:NUM_TRIED]:
             lines.append(f"  {copy.source}: {can_cut(copy.source, seconds=segment_seconds) or 'can be cut'}")
         return lines
     options = " ".join(f"{name}={value}" for name, value in settings.encoder_options().items())
     lines.append(f"short side at most {settings.short_side}, a keyframe every {settings.gop} frames, {settings.codec}: {options}")
-    lines.append(f"estimated bytes: {show_bytes(estimate_bytes(planned, settings))}")
+    lines.append(f"estimated bytes: {format_bytes(estimate_bytes(planned, settings))}")
     return lines
-
-
-def show_bytes(num_bytes: float) -> str:
-    """A number of bytes for people."""
-    for unit in ("B", "kB", "MB", "GB"):
-        if num_bytes < 1000:
-            return f"{num_bytes:.0f} {unit}" if unit == "B" else f"{num_bytes:.1f} {unit}"
-        num_bytes /= 1000
-    return f"{num_bytes:.2f} TB"

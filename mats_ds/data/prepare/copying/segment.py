@@ -21,7 +21,7 @@ from mats_ds.data.prepare.copying.transcode import CopyFailed, CopySettings, tra
 from mats_ds.data.prepare.publishing import Publisher, publish
 from mats_ds.data.video.containers import file_url
 from mats_ds.data.video.index import VideoIndex
-from mats_ds.data.video.indexing import READ_ERRORS, UnreadableVideo, describe_error, index_video, open_video
+from mats_ds.data.video.indexing import READ_ERRORS, UnreadableVideo, describe_read_error, index_video, open_video
 
 MP4_CODECS = frozenset(("h264", "hevc", "mpeg4", "av1", "vp9"))
 MAX_OVERSHOOT = 2.0  # a segment longer than this many times `seconds` means that the keyframes lie too far apart
@@ -213,7 +213,7 @@ def _packets(index: VideoIndex) -> Iterator[av.Packet]:
                     raise UnreadableVideo(f"packet {number} is torn")
                 yield packet
     except READ_ERRORS as error:
-        raise UnreadableVideo(f"breaks off: {describe_error(error)}") from None
+        raise UnreadableVideo(f"breaks off: {describe_read_error(error)}") from None
 
 
 def _copy_packets(index: VideoIndex, cuts: _Cuts, parts: list[Path], kind: str, on_beat: Callable[[], None]) -> None:
@@ -236,7 +236,7 @@ def _copy_packets(index: VideoIndex, cuts: _Cuts, parts: list[Path], kind: str, 
                 output.mux(packet)
                 on_beat()
         except READ_ERRORS as error:
-            raise CopyFailed(f"cannot be cut: {describe_error(error)}") from None
+            raise CopyFailed(f"cannot be cut: {describe_read_error(error)}") from None
         finally:
             if output is not None:
                 output.close()
@@ -257,7 +257,7 @@ def _verify(part: Path, index: VideoIndex, *, name: str, first: int, num_frames:
         num_alone = int(np.searchsorted(found.pts_F, found.keyframe_pts_K[1])) if len(found.keyframe_pts_K) > 1 else num_frames
         num_decoded = _count_decoded(found, num_alone)
     except (UnreadableVideo, *READ_ERRORS) as error:
-        raise CopyFailed(f"{name} cannot be read back: {describe_error(error)}") from None
+        raise CopyFailed(f"{name} cannot be read back: {describe_read_error(error)}") from None
     if found.num_frames != num_frames or num_decoded < num_alone:
         raise CopyFailed(f"{name} has {found.num_frames} of {num_frames} frames, {num_decoded} of its first {num_alone} decode")
     expected_seconds = index.seconds()[first : first + num_frames]

@@ -36,7 +36,7 @@ from mats_ds.data.prepare.publishing import Publisher, publish
 from mats_ds.data.video.containers import file_url
 from mats_ds.data.video.faults import in_words
 from mats_ds.data.video.index import VideoIndex
-from mats_ds.data.video.indexing import READ_ERRORS, UnreadableVideo, describe_error, index_video, open_video
+from mats_ds.data.video.indexing import READ_ERRORS, UnreadableVideo, describe_read_error, index_video, open_video
 
 ENCODERS = {"h264": "libx264", "vp9": "libvpx-vp9"}
 PRESETS = {  # x264's by name; of libvpx the number cpu-used
@@ -148,7 +148,7 @@ def transcode_file(
     try:
         written = _encode(index, part, settings, on_beat)
         if written.problem and not (len(written.pts) and (keep_partial or _reaches(written, index, needed_seconds))):
-            raise UnreadableVideo(written.problem + ("; --keep-partial keeps what decodes" if len(written.pts) else ""))
+            raise UnreadableVideo(written.problem + ("; --keep_partial keeps what decodes" if len(written.pts) else ""))
         verify_copy(part, written, gop=settings.gop, on_beat=on_beat)
         publisher.note(part, target)
         publish(part, target)
@@ -217,7 +217,7 @@ def _encode(index: VideoIndex, part: Path, settings: CopySettings, on_beat: Call
                 if context.is_open:
                     output.mux(encoder.encode())
         except READ_ERRORS as error:  # those of the source are met in _pictures
-            raise CopyFailed(f"cannot be encoded: {describe_error(error)}") from None
+            raise CopyFailed(f"cannot be encoded: {describe_read_error(error)}") from None
         written.problem = written.problem or _what_is_missing(container, stream, index, written)
     return written
 
@@ -270,7 +270,7 @@ def _decoded(container, stream: av.VideoStream, index: VideoIndex, written: _Wri
                 if number > index.num_silent or written.pts:
                     raise
     except READ_ERRORS as error:
-        written.problem = f"breaks off after {len(written.pts)} frames: {in_words(describe_error(error))}"
+        written.problem = f"breaks off after {len(written.pts)} frames: {in_words(describe_read_error(error))}"
 
 
 def _what_is_missing(container, stream: av.VideoStream, index: VideoIndex, written: _Written) -> str:
@@ -304,6 +304,6 @@ def verify_copy(path: Path, written: _Written, *, gop: int, on_beat: Callable[[]
                     number += 1
                     on_beat()
     except READ_ERRORS as error:
-        raise CopyFailed(f"the copy cannot be read: {describe_error(error)}") from None
+        raise CopyFailed(f"the copy cannot be read: {describe_read_error(error)}") from None
     if number != len(written.pts):
         raise CopyFailed(f"the copy has {number} frames, {len(written.pts)} were put into it")
