@@ -6,7 +6,6 @@ Lines are only added. A run that is killed may leave a torn last line; the next 
 from __future__ import annotations
 
 import contextlib
-import json
 import os
 import signal
 import sys

@@ -80,7 +80,7 @@ class FileFacts:
 
 @dataclass(frozen=True)
 class Outcome:
-    """Facts, or the problem. `again`: the machine may be to blame (a crash, a time limit), so a later check tries the file again."""
+    """Facts, or the problem. again: the machine may be to blame (a crash, a time limit), so a later check tries the file anew."""
 
     path: str
     facts: FileFacts | None
