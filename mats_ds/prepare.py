@@ -5,6 +5,7 @@
     python mats_ds/prepare.py transcode SOURCE --out DIR [--segment SECONDS]         # small copies, quick to decode; or cuts
 
 Each subcommand is an `add_<name>` that declares its arguments and names the function that runs it; `SUBCOMMANDS` lists them.
+`import` loads no video library.
 Exit status: 0 done, 1 done with something left out, which is named, 2 unusable input or arguments, nothing written, 130
 interrupted.
 """
@@ -24,13 +25,8 @@ from mats_ds.core.storage.own_files import refuse_sources
 from mats_ds.core.terminal import run_program
 from mats_ds.core.text import log_to_stderr, say, tell_error
 from mats_ds.data.manifest import read_manifest
-from mats_ds.data.prepare.checking.check_report import describe_outputs, summarize
-from mats_ds.data.prepare.checking.check_set import check_manifest, journal_path
-from mats_ds.data.prepare.copying.copies import make_copies
-from mats_ds.data.prepare.copying.copy_plan import JOURNAL, check_out_folder, describe_plan, plan_copies
-from mats_ds.data.prepare.copying.transcode import CopySettings
 from mats_ds.data.prepare.importers import FORMATS, import_annotations
-from mats_ds.data.prepare.importers.output import describe_imported, refuse_to_overwrite, train_arguments, write_imported
+from mats_ds.data.prepare.importers.rows import describe_imported, refuse_to_overwrite, train_arguments, write_imported
 from mats_ds.data.prepare.journal import describe_system_error, resumable
 from mats_ds.data.prepare.progress import Progress
 from mats_ds.data.prepare.worker_pool import count_cores
@@ -101,6 +97,9 @@ def add_check(commands) -> None:
 
 def run_check(options: argparse.Namespace) -> int:
     """Check the videos, then describe them."""
+    from mats_ds.data.prepare.checking.check_report import describe_outputs, summarize
+    from mats_ds.data.prepare.checking.check_set import check_manifest, journal_path
+
     out = Path(options.out)
     refuse_sources(out, option="--out", sources=[options.source])
     with resumable("checked", journal=journal_path(out)), Progress("check") as progress:
@@ -145,6 +144,10 @@ def add_transcode(commands) -> None:
 
 def run_transcode(options: argparse.Namespace) -> int:
     """Make the copies, or show what would be made."""
+    from mats_ds.data.prepare.copying.copies import make_copies
+    from mats_ds.data.prepare.copying.copy_plan import JOURNAL, check_out_folder, describe_plan, plan_copies
+    from mats_ds.data.prepare.copying.transcode import CopySettings
+
     settings = CopySettings(
         short_side=options.short_side, gop=options.gop, codec=options.codec, crf=options.crf, preset=options.preset
     )

@@ -24,7 +24,7 @@ import numpy as np
 from mats_ds.core.storage.files import open_to_append, write_text
 from mats_ds.core.storage.own_files import sum_file, sum_text
 from mats_ds.data.scenes import NAMES, Box, SceneSize, draw_scene
-from mats_ds.data.video.containers import file_url
+from mats_ds.data.video.containers import file_url, find_mp4_encoder
 
 logger = logging.getLogger(__name__)
 
@@ -135,7 +135,9 @@ def _write_aside(target: Path, settings: SyntheticSettings) -> None:
     new, old = aside / "new", aside / "old"
     try:
         new.mkdir()
-        encoder = _h264_encoder()
+        encoder = find_mp4_encoder()
+        if encoder == "mpeg4":
+            logger.warning("this PyAV has no H.264 encoder: the .mp4 files of the synthetic set hold MPEG-4 part 2 instead")
         numbers = tqdm(range(settings.num_videos), desc=f"writing synthetic videos to {target}", unit="video", delay=2.0)
         videos = [_write_video(new, number, settings, encoder) for number in numbers]
         write_text(new / MANIFEST_NAME, _format_manifest([(video.path, video.label) for video in videos]))
@@ -203,15 +205,6 @@ def _is_own(path: Path, checksum: str | None, num_bytes: int | None) -> bool:
         return False
     is_torn = num_bytes is not None and path.stat().st_size < num_bytes
     return is_torn or (sum_file(path) == checksum if checksum else num_bytes in (None, path.stat().st_size))
-
-
-def _h264_encoder() -> str:
-    for name in ("libx264", "libopenh264"):
-        with contextlib.suppress(av.error.FFmpegError, ValueError):
-            av.codec.Codec(name, "w")
-            return name
-    logger.warning("this PyAV has no H.264 encoder: the .mp4 files of the synthetic set hold MPEG-4 part 2 instead")
-    return "mpeg4"
 
 
 def _write_video(folder: Path, number: int, settings: SyntheticSettings, h264_encoder: str) -> VideoMotion:

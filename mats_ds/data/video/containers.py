@@ -8,10 +8,11 @@ External references inside a MOV are off by FFmpeg's default.
 
 from __future__ import annotations
 
+import contextlib
 import os
 
 import av
-from av.error import ArgumentError
+from av.error import ArgumentError, FFmpegError
 
 # FFmpeg's names of demuxers that read one file. A name per demuxer is enough: "mov" stands for mov,mp4,m4a,3gp,3g2,mj2.
 FORMATS = (
@@ -22,6 +23,7 @@ FORMATS = (
 ONLY_THE_FILE = {"protocol_whitelist": "file", "format_whitelist": ",".join(FORMATS)}
 # The decoder's own limit is 2^31 pixels: a few bytes of a header would have it allocate gigabytes for one picture. 8K is 2^25.
 MAX_PIXELS = 1 << 27
+H264_ENCODERS = ("libx264", "libopenh264")
 NOT_LET_IN = (
     "its content is no video format that is read here: a playlist, a script or a picture; what those name is never opened "
     "(convert it to .mp4)"
@@ -54,3 +56,12 @@ def open_container(path: str) -> av.container.InputContainer:
 def limit_pictures(stream: av.VideoStream) -> None:
     """Have the decoder refuse pictures of more than MAX_PIXELS instead of allocating them."""
     stream.codec_context.options = {**stream.codec_context.options, "max_pixels": str(MAX_PIXELS)}
+
+
+def find_mp4_encoder() -> str:
+    """The best video encoder for .mp4 that this PyAV has: one of H.264, else that of MPEG-4 part 2."""
+    for name in H264_ENCODERS:
+        with contextlib.suppress(FFmpegError, ValueError):
+            av.codec.Codec(name, "w")
+            return name
+    return "mpeg4"

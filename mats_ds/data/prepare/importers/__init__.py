@@ -33,10 +33,9 @@ from mats_ds.data.prepare.importers.lists import (
     read_videomaev2,
 )
 from mats_ds.data.prepare.importers.rows import CONFLICT, Imported, Mistake, Request, Row, Rows
-from mats_ds.data.prepare.importers.source import Source, note_files_read, open_source
+from mats_ds.data.prepare.importers.source import Source, VideoFiles, note_files_read, open_source
 from mats_ds.data.prepare.importers.split_lists import fits_hmdb51, fits_ucf101, read_hmdb51, read_ucf101
 from mats_ds.data.prepare.importers.ssv2 import fits_ssv2, read_ssv2
-from mats_ds.data.prepare.importers.videos import VideoFiles
 
 __all__ = ["FORMATS", "Imported", "Mistake", "Row", "Source", "import_annotations", "open_source", "recognise"]
 
