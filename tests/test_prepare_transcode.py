@@ -127,22 +127,36 @@ def test_a_mistake_ends_with_2_and_writes_nothing(wrong, words, folder, tmp_path
 
 
 @pytest.mark.slow
-def test_goes_on_after_it_was_killed(tmp_path):
+@pytest.mark.parametrize(("sent", "status"), [(signal.SIGKILL, -signal.SIGKILL), (signal.SIGTERM, 130)])
+def test_goes_on_after_it_was_ended(tmp_path, sent, status):
     folder, out = tmp_path / "videos", tmp_path / "out"
     for number in range(8):
         write_video(folder / f"{number}.mp4", num_frames=60, height=192, width=256)
     command = [sys.executable, "mats_ds/prepare.py", "transcode", str(folder), "--out", str(out), "--workers", "1"]
-    process = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    # An ignored SIGINT, as background jobs of a shell have it, would be inherited.
+    process = subprocess.Popen(
+        command,
+        cwd=ROOT,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.PIPE,
+        text=True,
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler),
+    )
     deadline = time.monotonic() + 60
     while not (out / "1.mp4").exists() and process.poll() is None and time.monotonic() < deadline:
         time.sleep(0.02)
-    process.send_signal(signal.SIGKILL)
-    process.wait()
+    process.send_signal(sent)
+    told = process.communicate()[1]
+    assert process.returncode == status
     done = {path.name: path.stat().st_mtime_ns for path in out.glob("*.mp4")}
     assert 1 <= len(done) < 8
-    time.sleep(2.5)  # its worker ends by itself
+    if status == 130:
+        assert "the same command goes on" in told and "Traceback" not in told
+        assert not list(out.glob(".*.part")) and not (out / ".lock").exists()
+    else:
+        time.sleep(2.5)  # its worker ends by itself
     again = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
     assert again.returncode == 0, again.stderr
     kept = sum((out / name).stat().st_mtime_ns == changed for name, changed in done.items())
     assert "8 of 8 files copied (" in again.stdout and kept >= len(done) - 1
-    assert len(list(out.glob("*.mp4"))) == 8 and not list(out.glob("*.part"))
+    assert len(list(out.glob("*.mp4"))) == 8 and not list(out.glob(".*.part"))
