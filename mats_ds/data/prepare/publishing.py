@@ -62,9 +62,9 @@ class Publisher:
 def remove_parts(folder: Path, beginning: str) -> None:
     """Remove unfinished files whose names begin like this."""
     if folder.is_dir():
-        for place in folder.iterdir():
-            if place.name.startswith(beginning) and place.name.endswith(PART):
-                place.unlink(missing_ok=True)
+        for path in folder.iterdir():
+            if path.name.startswith(beginning) and path.name.endswith(PART):
+                path.unlink(missing_ok=True)
 
 
 def publish(part: Path, target: Path) -> None:

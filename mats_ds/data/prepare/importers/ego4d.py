@@ -30,7 +30,7 @@ def fits_ego4d(source: Source) -> str | None:
 def read_ego4d(request: Request) -> Rows:
     source = request.source
     if source.entries is None:
-        raise ValueError(f"{source.place}: expected a JSON list of clips, or one under the key clips")
+        raise ValueError(f"{source.path}: expected a JSON list of clips, or one under the key clips")
     rows = Rows(classes=read_class_list(request.labels).names if request.labels else list(CLASSES))
     annotated = any(isinstance(entry, dict) and entry.get("state_change") is not None for _, entry in source.entries)
     if not annotated:

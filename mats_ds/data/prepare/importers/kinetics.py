@@ -38,7 +38,7 @@ def fits_kinetics(source: Source) -> str | None:
 def read_kinetics(request: Request) -> Rows:
     rows, source = Rows(), request.source
     if fits_kinetics(source) is None:
-        raise ValueError(f"{source.place}: expected a first line label,youtube_id,time_start,time_end,split")
+        raise ValueError(f"{source.path}: expected a first line label,youtube_id,time_start,time_end,split")
     table = csv.reader(io.StringIO(source.text, newline=""), delimiter=find_delimiter(source.lines[0][1]))
     header = [name.strip().lower() for name in next(fields for fields in table if any(fields))]
     entries = []

@@ -58,10 +58,10 @@ class Row:
 class Mistake:
     where: str
     kind: str
-    words: str
+    text: str
 
     def __str__(self) -> str:
-        return f"{self.where}: {self.words}"
+        return f"{self.where}: {self.text}"
 
 
 @dataclass
@@ -87,8 +87,8 @@ class Rows:
         else:
             self.rows.append(Row(path, label, start, end, where))
 
-    def refuse(self, where: str, kind: str, words: str) -> None:
-        self.mistakes.append(Mistake(where, kind, words))
+    def refuse(self, where: str, kind: str, text: str) -> None:
+        self.mistakes.append(Mistake(where, kind, text))
 
     def refuse_missing(self, where: str, request: Request, wanted: str) -> None:
         self.refuse(where, NOT_FOUND, f"no video {wanted} below {request.videos.root}{explain_locale(wanted)}")
@@ -186,7 +186,7 @@ def write_imported(imported: Imported, out: Path, *, force: bool = False) -> tup
 
 
 def describe_imported(imported: Imported) -> list[str]:
-    """What was recognised, how much there is and what does not fit, a line each."""
+    """Lines about the format, the rows and the mistakes."""
     rows, mistakes = imported.rows, imported.mistakes
     num_labelled = sum(row.label >= 0 for row in rows)
     used = len({row.label for row in rows if row.label >= 0})

@@ -30,13 +30,13 @@ _files_read: ContextVar[list[Path] | None] = ContextVar("files_read", default=No
 class Source:
     """text: the file's text with plain line ends, None for a folder."""
 
-    place: Path
+    path: Path
     text: str | None
 
     @property
     def folder(self) -> Path:
         """Where relative paths start and companions (class lists) lie."""
-        return self.place if self.text is None else self.place.parent
+        return self.path if self.text is None else self.path.parent
 
     @cached_property
     def lines(self) -> list[tuple[int, str]]:
@@ -47,10 +47,10 @@ class Source:
     @cached_property
     def entries(self) -> list[tuple[int, object]] | None:
         """Line number and value of each entry of a JSON list, or of the list under `clips`; None where there is no such list."""
-        return None if self.text is None else _read_json_entries(self.text, self.place)
+        return None if self.text is None else _read_json_entries(self.text, self.path)
 
     def where(self, number: int) -> str:
-        return f"{self.place}:{number}"
+        return f"{self.path}:{number}"
 
 
 @contextlib.contextmanager
@@ -64,40 +64,40 @@ def note_files_read() -> Iterator[list[Path]]:
         _files_read.reset(before)
 
 
-def open_source(place: str | os.PathLike[str]) -> Source:
+def open_source(path: str | os.PathLike[str]) -> Source:
     """Read an annotation file, or take a folder. Raises ValueError where there is neither or the file is no text."""
-    place = Path(place)
-    if place.is_dir():
-        return Source(place, None)
-    if not place.exists():
-        raise ValueError(f"nothing at {place}: give an annotation file, a folder of class folders, or a folder of split files")
+    path = Path(path)
+    if path.is_dir():
+        return Source(path, None)
+    if not path.exists():
+        raise ValueError(f"nothing at {path}: give an annotation file, a folder of class folders, or a folder of split files")
     if (noted := _files_read.get()) is not None:
-        noted.append(place)
+        noted.append(path)
     try:
-        text = decode_text(place.read_bytes())
+        text = decode_text(path.read_bytes())
     except OSError as error:
-        raise ValueError(f"cannot read {place}: {error.strerror}") from None
+        raise ValueError(f"cannot read {path}: {error.strerror}") from None
     except UnicodeDecodeError as error:
-        raise ValueError(f"{place} is not UTF-8 text (byte {error.start}): give an annotation file, saved as UTF-8") from None
+        raise ValueError(f"{path} is not UTF-8 text (byte {error.start}): give an annotation file, saved as UTF-8") from None
     except ValueError as error:
-        raise ValueError(f"{place} {error}: give an annotation file (.csv, .txt, .json) or a folder") from None
+        raise ValueError(f"{path} {error}: give an annotation file (.csv, .txt, .json) or a folder") from None
     if not text.strip():
-        raise ValueError(f"{place} is empty: give an annotation file that lists videos")
-    return Source(place, text)
+        raise ValueError(f"{path} is empty: give an annotation file that lists videos")
+    return Source(path, text)
 
 
-def _read_json_entries(text: str, place: Path) -> list[tuple[int, object]] | None:
+def _read_json_entries(text: str, path: Path) -> list[tuple[int, object]] | None:
     start = len(text) - len(text.lstrip())
     if text[start : start + 1] not in ("[", "{"):
         return None
     try:
-        whole = parse_json(text)
+        document = parse_json(text)
     except json.JSONDecodeError as error:
-        raise ValueError(f"{place}:{error.lineno}: broken JSON ({error.msg}): was the download cut off?") from None
+        raise ValueError(f"{path}:{error.lineno}: broken JSON ({error.msg}): was the download cut off?") from None
     except ValueError as error:
-        raise ValueError(f"{place}: no JSON that can be read: {error}") from None
-    if isinstance(whole, dict):
-        if not isinstance(whole.get("clips"), list):
+        raise ValueError(f"{path}: no JSON that can be read: {error}") from None
+    if isinstance(document, dict):
+        if not isinstance(document.get("clips"), list):
             return None
         key = re.search(r'"clips"\s*:\s*\[', text)
         start = key.end() - 1

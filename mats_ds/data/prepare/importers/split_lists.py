@@ -20,24 +20,24 @@ CLASS_LIST = "classInd.txt"
 
 def fits_ucf101(source: Source) -> str | None:
     if source.text is not None:
-        return f"it is called {source.place.name}" if LIST_NAME.fullmatch(source.place.name) else None
-    found = _find_lists(source.place)
+        return f"it is called {source.path.name}" if LIST_NAME.fullmatch(source.path.name) else None
+    found = _find_lists(source.path)
     return f"it holds {', '.join(sorted(path.name for path in found.values())[:3])}, ..." if found else None
 
 
 def read_ucf101(request: Request) -> Rows:
     source = request.source
     if source.text is None:
-        source = open_source(_choose_list(source.place, request))
-    elif not _is_asked_for(source.place, request):
+        source = open_source(_choose_list(source.path, request))
+    elif not _is_asked_for(source.path, request):
         asked = f"split {request.number}, subset {request.subset}"
-        raise ValueError(f"{source.place} is not {asked}: leave --split and --subset out, or give the folder of the lists")
-    class_file = request.labels or source.place.parent / CLASS_LIST
+        raise ValueError(f"{source.path} is not {asked}: leave --split and --subset out, or give the folder of the lists")
+    class_file = request.labels or source.path.parent / CLASS_LIST
     if not class_file.exists():
-        raise ValueError(f"no {CLASS_LIST} beside {source.place}, which names the classes: put it there or give it as --labels")
+        raise ValueError(f"no {CLASS_LIST} beside {source.path}, which names the classes: put it there or give it as --labels")
     classes = read_class_list(class_file)
     rows = Rows(classes=classes.names)
-    rows.notes.append(f"read {source.place.name} with the classes of {class_file.name}; labels are counted from 0")
+    rows.notes.append(f"read {source.path.name} with the classes of {class_file.name}; labels are counted from 0")
     for number, line in source.lines:
         where = source.where(number)
         match = re.fullmatch(r"(?P<path>(?:.*[/\\])?(?P<folder>[^/\\]+)[/\\][^/\\]+?\.\w+)(?:\s+(?P<label>-?\d+))?", line)
@@ -90,8 +90,8 @@ UNUSED = "0"
 
 def fits_hmdb51(source: Source) -> str | None:
     if source.text is not None:
-        return f"it is called {source.place.name}" if SPLIT_NAME.fullmatch(source.place.name) else None
-    found = _find_splits(source.place)
+        return f"it is called {source.path.name}" if SPLIT_NAME.fullmatch(source.path.name) else None
+    found = _find_splits(source.path)
     return f"it holds {len(found)} files such as {min(found.values()).name}" if found else None
 
 
@@ -105,16 +105,16 @@ def read_hmdb51(request: Request) -> Rows:
     numbers = sorted({number for _, number in splits})
     number = request.number
     if source.text is not None:
-        match = SPLIT_NAME.fullmatch(source.place.name)
+        match = SPLIT_NAME.fullmatch(source.path.name)
         if match is None or number not in (None, int(match[2])):
             asked = "" if number is None else f" of split {number}"
-            raise ValueError(f"{source.place} is no split file{asked}: expected a name such as wave_test_split{number or 1}.txt")
-        files = [source.place]
+            raise ValueError(f"{source.path} is no split file{asked}: expected a name such as wave_test_split{number or 1}.txt")
+        files = [source.path]
     elif number in numbers:
         files = [path for (_, of), path in sorted(splits.items()) if of == number]
     else:
         offered = "|".join(map(str, numbers))
-        raise ValueError(f"{source.place} holds the splits {offered}: choose one with --split {offered} (got {number})")
+        raise ValueError(f"{source.path} holds the splits {offered}: choose one with --split {offered} (got {number})")
     names = {name for name, _ in splits}
     classes = read_class_list(request.labels) if request.labels else name_classes(names)
     rows = Rows(classes=classes.names, notes=list(classes.notes))
@@ -132,7 +132,7 @@ def _find_splits(folder: Path) -> dict[tuple[str, int], Path]:
 
 
 def _read_split(request: Request, rows: Rows, source: Source, classes: ClassList) -> None:
-    name = SPLIT_NAME.fullmatch(source.place.name)[1]
+    name = SPLIT_NAME.fullmatch(source.path.name)[1]
     label = classes.number_of(name)
     if label is None:
         rows.refuse(source.where(1), UNKNOWN_LABEL, f"class {name!r} is not in {request.labels}: its videos are left out")

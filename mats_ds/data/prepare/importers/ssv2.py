@@ -42,7 +42,7 @@ def read_ssv2(request: Request) -> Rows:
         rows.classes = classes.names
         rows.notes.append(f"classes from {class_file.name}")
     elif answers or any("template" in entry for _, entry in entries if isinstance(entry, dict)):
-        raise ValueError(f"no labels.json beside {source.place}, which numbers the classes: put it there or give it as --labels")
+        raise ValueError(f"no labels.json beside {source.path}, which numbers the classes: put it there or give it as --labels")
     if answers:
         rows.notes.append(f"labels from {answers_file.name}")
     num_unlabelled = 0
