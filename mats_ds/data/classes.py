@@ -29,7 +29,7 @@ class Classes:
 
 
 def resolve_classes(manifest: Manifest, source: str | Path | None, *, asked: int | None) -> Classes:
-    """As many classes as are `asked` for, else as the names beside the manifest `source` tell, else as the labels do.
+    """As many classes as are `asked` for, else as the names beside the manifest `source` are, else as the labels need.
 
     Raises ValueError where videos have no label, or one that is none of the classes.
     """
@@ -49,8 +49,8 @@ def read_class_names(manifest: Manifest, source: str | Path | None) -> tuple[str
         if manifest.label_S.min() < 0:
             return ()
         return tuple(merge_names(Path(path).parent.name for path in manifest.paths).names)
-    place = Path(f"{source}{NAMES_SUFFIX}")
-    return tuple(place.read_text(encoding="utf-8").split("\n")[:-1]) if place.is_file() else ()
+    path = Path(f"{source}{NAMES_SUFFIX}")
+    return tuple(path.read_text(encoding="utf-8").split("\n")[:-1]) if path.is_file() else ()
 
 
 def check_test_set(manifest: Manifest, source: str | Path, classes: Classes) -> None:

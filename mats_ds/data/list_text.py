@@ -82,7 +82,7 @@ def split_line(line: str) -> ListLine:
 
 
 def _find_column(path: str, separator: str) -> str | None:
-    """What shows that `path` is more than one column, in words."""
+    """The sign that `path` is more than one column."""
     if NUMBER_FIRST.match(path) and has_video_extension(path):
         return "a number comes before the path: is it the label, or a part of the name?"
     video = ENDS_A_VIDEO.search(path)

@@ -23,13 +23,13 @@ import numpy as np
 
 from mats_ds.core.storage.files import open_to_append, write_text
 from mats_ds.core.storage.own_files import sum_file, sum_text
-from mats_ds.data.scenes import NAMES, Box, SceneSize, draw_scene
+from mats_ds.data.scenes import NAMES, Box, SceneSize, make_scene
 from mats_ds.data.video.containers import file_url, find_mp4_encoder
 
 logger = logging.getLogger(__name__)
 
 MANIFEST_NAME, MOTION_NAME = "manifest.csv", "motion.json"
-FORMAT_VERSION = 4  # 4: a single frame does not tell the label
+FORMAT_VERSION = 4  # 4: a single frame does not show the label
 GOP_FRAMES = 12  # short enough that a clip from the middle costs little to decode
 PAN_EVERY = 3  # every third video has a moving camera
 
@@ -51,7 +51,7 @@ class SyntheticSettings:
 class VideoMotion:
     """The truth about one video.
 
-    boxes, distractor_boxes, background_shifts: as in Scene; the sprites of `boxes` move as the label says.
+    boxes, distractor_boxes, background_shifts: as in Scene; the sprites of `boxes` move as the label is.
     """
 
     path: str
@@ -118,7 +118,7 @@ def _only_one_process(lock: Path) -> Iterator[None]:
     """Ranks that find no set wait here for the one that writes it."""
     try:
         import fcntl
-    except ImportError:  # not on this system: the rename at the end still keeps the set whole
+    except ImportError:  # not on this system: the rename at the end still keeps the set complete
         yield
         return
     with open_to_append(lock) as file:
@@ -127,7 +127,7 @@ def _only_one_process(lock: Path) -> Iterator[None]:
 
 
 def _write_aside(target: Path, settings: SyntheticSettings) -> None:
-    """Write the set beside its place, then rename it; of a set that was there before, only its own files are removed."""
+    """Write the set beside its folder, then rename it; of a set that was there before, only its own files are removed."""
     from tqdm import tqdm
 
     check_own_files(target)
@@ -212,14 +212,14 @@ def _write_video(folder: Path, number: int, settings: SyntheticSettings, h264_en
     label = number // 2 % settings.num_classes  # pairs, so that both codecs get every class
     name = NAMES[label]
     encoder, suffix = (h264_encoder, "mp4") if number % 2 == 0 else ("libvpx-vp9", "webm")
-    # So fine that a coded frame does not tell what came before it: at crf 18 and 24 a probe that knew the true pixels
-    # and the sprite's position told the direction from the coding error of frame 11 in 28 to 38% of 400 videos, now in 22 to 26%.
+    # So fine that a coded frame does not betray what came before it: at crf 18 and 24 a probe that knew the true pixels
+    # and the sprite's position read the direction from the coding error of frame 11 in 28 to 38% of 400 videos, now in 22 to 26%.
     options = {
         "libx264": {"qp": "2", "preset": "veryfast"},
         "libvpx-vp9": {"deadline": "realtime", "cpu-used": "8", "lossless": "1"},
     }.get(encoder, {})
     size = SceneSize(settings.num_frames, settings.height, settings.width, settings.num_classes)
-    scene = draw_scene(rng, name, size=size, pans=_pans(number, settings))
+    scene = make_scene(rng, name, size=size, pans=_pans(number, settings))
     path = f"synthetic_{number:03d}_{name}.{suffix}"
     # Without random identifiers and versions in the headers: the same settings give the same bytes.
     with av.open(file_url(folder / path), "w", options={"fflags": "+bitexact"}) as container:

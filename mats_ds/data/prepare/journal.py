@@ -91,7 +91,7 @@ def read_entries(lines: Iterable[str]) -> Iterator[dict[str, Any]]:
 
 @contextlib.contextmanager
 def resumable(done: str, *, journal: str | os.PathLike[str]) -> Iterator[None]:
-    """A block that SIGTERM ends as Ctrl-C does, and whose early end says that the same command goes on.
+    """A block that SIGTERM ends as Ctrl-C does, and whose early end reports that the same command goes on.
 
     done: "checked", "copied". Raises ValueError where workers do not start and where the system refuses something (no
     room, no permission); KeyboardInterrupt, after a line on stderr.
@@ -114,7 +114,7 @@ def resumable(done: str, *, journal: str | os.PathLike[str]) -> Iterator[None]:
 
 
 def describe_system_error(error: OSError) -> str:
-    """The file, where there is one, and what the system says."""
+    """The file, where there is one, and the error of the system."""
     return ": ".join(str(part) for part in (error.filename, error.strerror or error) if part)
 
 

@@ -1,7 +1,7 @@
 """A finished file gets its name: flushed to the disk, noted in a record first, and never in the place of somebody else's.
 
 Unfinished files lie beside their targets under names that begin with a dot and a prefix of their own, `.PREFIX.0.part`, so that
-whoever cleans up after a kill can tell them from all others.
+whoever cleans up after a kill can distinguish them from all others.
 """
 
 from __future__ import annotations

@@ -66,8 +66,8 @@ def run_tasks(
 ) -> Iterator[tuple[Task, Result | Failure]]:
     """Each task with its result, in the order in which they finish. Closing the iterator kills all workers.
 
-    function: called in a worker as `function(task, on_beat=...)`; importable by its name, as it is not copied. It calls
-    `on_beat()`, as often as it likes, while it makes progress. An exception that it raises is a Failure.
+    function: called in a worker as `function(task, on_heartbeat=...)`; importable by its name, as it is not copied. It calls
+    `on_heartbeat()`, as often as it likes, while it makes progress. An exception that it raises is a Failure.
     tasks: anything that can be pickled, but None.
     Raises WorkersFailed with the last error of a worker when several in a row end before they can take a task.
     """
@@ -219,7 +219,7 @@ def serve(descriptor: int, *, parent: int) -> None:
     pipe.send((READY, None))
     sent_seconds = time.monotonic()
 
-    def beat() -> None:
+    def send_heartbeat() -> None:
         nonlocal sent_seconds
         if time.monotonic() - sent_seconds > HEARTBEAT_SECONDS:
             sent_seconds = time.monotonic()
@@ -230,7 +230,7 @@ def serve(descriptor: int, *, parent: int) -> None:
             task = pipe.recv()
         except (EOFError, OSError):  # the parent needs no more
             return
-        pipe.send((RESULT, function(task, on_beat=beat)))
+        pipe.send((RESULT, function(task, on_heartbeat=send_heartbeat)))
 
 
 def _end_with_parent(parent: int) -> None:

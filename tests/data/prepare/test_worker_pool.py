@@ -20,7 +20,7 @@ ROOT = Path(__file__).resolve().parents[3]
 TASKS = """
 import os, sys, time
 
-def work(task, *, on_beat):
+def work(task, *, on_heartbeat):
     if "crash" in task:
         os.abort()
     if "killed" in task:
@@ -36,7 +36,7 @@ def work(task, *, on_beat):
     if "slow" in task:
         for _ in range(25):
             time.sleep(0.1)
-            on_beat()
+            on_heartbeat()
     if "large" in task:
         return "x" * 5_000_000
     if "loaded" in task:

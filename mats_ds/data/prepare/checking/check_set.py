@@ -78,7 +78,7 @@ def check_manifest(
     are written relative to `root` where given (and the file below it), else absolute. sources: the files that the manifest
     was read from, which are never written, nor are its videos. `on_done` is called after each file.
     Raises ValueError for unusable arguments and where a file that this did not write would be lost, before anything is
-    decoded; RuntimeError when no worker can start. When it is interrupted, the journal is whole and no process is left.
+    decoded; WorkersFailed when no worker can start. When it is interrupted, the journal is complete and no process is left.
     """
     if num_workers < 1:
         raise ValueError(f"a check needs at least 1 worker, got {num_workers}")
@@ -151,8 +151,8 @@ def _sort_rows(manifest: Manifest, outcomes: dict[str, Outcome], root: Path | No
         if facts is None or reason:
             bad.append(BadRow(written, int(label), reason))
             continue
-        told = [_cell(getattr(facts, name)) for name in FACT_COLUMNS]
-        rows.append((written, int(label), _seconds_cell(start), _seconds_cell(end), *told, "; ".join(facts.warnings)))
+        cells = [_cell(getattr(facts, name)) for name in FACT_COLUMNS]
+        rows.append((written, int(label), _seconds_cell(start), _seconds_cell(end), *cells, "; ".join(facts.warnings)))
     return rows, bad
 
 

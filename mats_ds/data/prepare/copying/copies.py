@@ -58,13 +58,13 @@ class CopySummary:
     speed: DecodeSpeed | None
 
     def lines(self) -> Iterator[str]:
-        """The summary in words."""
+        """The lines of the summary."""
         reused = f" ({self.num_reused} from an earlier run)" if self.num_reused else ""
         pieces = f" as {self.num_pieces} segments" if self.num_pieces != self.num_copied else ""
         yield f"{self.num_copied} of {self.num_files} files copied{reused}{pieces}"
         if self.source_bytes:
-            share = self.copied_bytes / self.source_bytes
-            yield f"bytes: {format_bytes(self.source_bytes)} -> {format_bytes(self.copied_bytes)} ({share:.2f} x)"
+            fraction = self.copied_bytes / self.source_bytes
+            yield f"bytes: {format_bytes(self.source_bytes)} -> {format_bytes(self.copied_bytes)} ({fraction:.2f} x)"
         if self.speed:
             yield (
                 f"expected speed-up of decoding on a CPU: {self.speed.ratio:.1f} x (median of {self.speed.num_files} files, "
@@ -172,16 +172,16 @@ def make_copies(
         journal.write_table(out / FAILED, REASON_HEADER, [*failed.items(), *lost])
         journal.write_table(out / PARTIAL, REASON_HEADER, [*partial.items()])
     pieces = {source: outcome.pieces for source, outcome in outcomes.items() if outcome.pieces}
-    pairs = [(source, found[0].path) for source, found in pieces.items()] if segment_seconds is None else []
+    pairs = [(source, made[0].path) for source, made in pieces.items()] if segment_seconds is None else []
     return CopySummary(
         num_files=len(planned),
         num_copied=len(pieces),
         num_reused=num_reused,
-        num_pieces=sum(len(found) for found in pieces.values()),
+        num_pieces=sum(len(made) for made in pieces.values()),
         failed=failed | {path: reason for path, reason in lost if path not in failed},
         partial=partial,
         source_bytes=sum(copy.source_bytes for copy in planned if copy.source in pieces),
-        copied_bytes=sum(piece.num_bytes for found in pieces.values() for piece in found),
+        copied_bytes=sum(piece.num_bytes for made in pieces.values() for piece in made),
         manifest=out / MANIFEST,
         speed=measure_decode_speed(pairs),
     )
@@ -211,14 +211,14 @@ def _carry_rows(
         manifest.paths, manifest.label_S, manifest.first_seconds_S, manifest.last_seconds_S, strict=True
     ):
         pieces = outcomes[os.path.abspath(path)].pieces
-        found = []
+        carried = []
         for piece in pieces:
             times = piece.time_range(start, end) if is_cut else piece.moved_range(start, end)
             if times is not None:
-                found.append((os.path.relpath(piece.path, out), "" if label < 0 else int(label), *map(_show_seconds, times)))
-        if pieces and not found:
+                carried.append((os.path.relpath(piece.path, out), "" if label < 0 else int(label), *map(_show_seconds, times)))
+        if pieces and not carried:
             lost.append((os.path.abspath(path), f"no frame between {_show_seconds(start) or 0} s and {_show_seconds(end)} s"))
-        rows += found
+        rows += carried
     return rows, lost
 
 

@@ -75,10 +75,10 @@ class CopyJournal:
         except (OSError, ValueError):
             return None
         pieces = tuple(map(_read_piece, entry["pieces"]))
-        whole = all(os.path.isfile(piece.path) and os.path.getsize(piece.path) == piece.num_bytes for piece in pieces)
-        whole = whole and all(self._is_planned(piece.path, copy) for piece in pieces)
+        is_complete = all(os.path.isfile(piece.path) and os.path.getsize(piece.path) == piece.num_bytes for piece in pieces)
+        is_complete = is_complete and all(self._is_planned(piece.path, copy) for piece in pieces)
         reaches = entry.get("needed_seconds") is not None and needed_seconds <= entry["needed_seconds"]
-        if not is_same or not whole or (entry["problem"] and not keep_partial and not reaches):
+        if not is_same or not is_complete or (entry["problem"] and not keep_partial and not reaches):
             return None
         return CopyOutcome(copy.source, pieces, entry["problem"])
 

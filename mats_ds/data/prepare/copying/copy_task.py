@@ -35,7 +35,7 @@ class CopyTask:
 class CopyOutcome:
     """The pieces that a file became (one, the whole, unless it was cut), or none and the `problem`.
 
-    With pieces, `problem` says where the original breaks off.
+    With pieces, `problem`: where the original breaks off.
     """
 
     source: str
@@ -43,8 +43,8 @@ class CopyOutcome:
     problem: str = ""
 
 
-def copy_one(task: CopyTask, *, on_beat: Callable[[], None] = lambda: None) -> CopyOutcome:
-    """Do one task. Faults of the file are part of the outcome. `on_beat` is called for every frame."""
+def copy_one(task: CopyTask, *, on_heartbeat: Callable[[], None] = lambda: None) -> CopyOutcome:
+    """Do one task. Faults of the file are part of the outcome. `on_heartbeat` is called for every frame."""
     try:
         if task.segment_seconds is not None:
             target = Path(task.target)
@@ -55,7 +55,7 @@ def copy_one(task: CopyTask, *, on_beat: Callable[[], None] = lambda: None) -> C
                 reencode=task.settings if task.reencode else None,
                 name=target.stem,
                 publisher=task.publisher,
-                on_beat=on_beat,
+                on_heartbeat=on_heartbeat,
             )
             return CopyOutcome(task.source, tuple(pieces))
         done = transcode_file(
@@ -65,7 +65,7 @@ def copy_one(task: CopyTask, *, on_beat: Callable[[], None] = lambda: None) -> C
             keep_partial=task.keep_partial,
             needed_seconds=task.needed_seconds,
             publisher=task.publisher,
-            on_beat=on_beat,
+            on_heartbeat=on_heartbeat,
         )
     except (UnreadableVideo, CopyFailed) as failure:
         return CopyOutcome(task.source, problem=failure.reason)

@@ -47,7 +47,7 @@ def measure_decode_speed(pairs: Sequence[tuple[str, str]]) -> DecodeSpeed | None
 
 
 def _clip_ms(path: str) -> float:
-    """CPU milliseconds for a clip, the best of a few tries, averaged over places in the file. Raises UnreadableVideo."""
+    """CPU milliseconds for a clip, the best of a few tries, averaged over clips from several offsets. Raises UnreadableVideo."""
     index_video(path)  # a trainer reads it once and remembers it
     total_seconds = 0.0
     for start in STARTS:

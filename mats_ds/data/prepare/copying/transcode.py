@@ -51,7 +51,7 @@ SAME_TIME_SECONDS = 1e-6
 
 
 class CopyFailed(Exception):
-    """A copy could not be made for a reason that lies not in the source; `reason` says why in one line."""
+    """A copy could not be made for a reason other than the source; `reason` is one line."""
 
     def __init__(self, reason: str) -> None:
         self.reason = " ".join(str(reason).split())[:300]
@@ -127,12 +127,12 @@ def transcode_file(
     keep_partial: bool = False,
     needed_seconds: float = math.inf,
     publisher: Publisher | None = None,
-    on_beat: Callable[[], None] = lambda: None,
+    on_heartbeat: Callable[[], None] = lambda: None,
 ) -> Transcoded:
     """Write the training copy of `source` as the .mp4 file `target`, whole and verified or not at all.
 
     Of a source that breaks off, the readable part is kept if it reaches up to `needed_seconds` (beyond which nobody wants a
-    frame), or in any case with `keep_partial`. `on_beat` is called for every frame that is encoded and verified.
+    frame), or in any case with `keep_partial`. `on_heartbeat` is called for every frame that is encoded and verified.
     publisher: which file of the target's name may be replaced; without one, any but the original.
     Raises UnreadableVideo when less of the source decodes than that, and CopyFailed when the copy cannot be encoded or does
     not hold what was put into it.
@@ -146,10 +146,10 @@ def transcode_file(
     target.parent.mkdir(parents=True, exist_ok=True)
     part = publisher.open_part(target.parent)
     try:
-        written = _encode(index, part, settings, on_beat)
+        written = _encode(index, part, settings, on_heartbeat)
         if written.problem and not (len(written.pts) and (keep_partial or _reaches(written, index, needed_seconds))):
             raise UnreadableVideo(written.problem + ("; --keep_partial keeps what decodes" if len(written.pts) else ""))
-        verify_copy(part, written, gop=settings.gop, on_beat=on_beat)
+        verify_copy(part, written, gop=settings.gop, on_heartbeat=on_heartbeat)
         publisher.note(part, target)
         publish(part, target)
     finally:
@@ -193,7 +193,7 @@ def _reaches(written: _Written, index: VideoIndex, needed_seconds: float) -> boo
     return needed_seconds <= next_seconds + SAME_TIME_SECONDS
 
 
-def _encode(index: VideoIndex, part: Path, settings: CopySettings, on_beat: Callable[[], None]) -> _Written:
+def _encode(index: VideoIndex, part: Path, settings: CopySettings, on_heartbeat: Callable[[], None]) -> _Written:
     height, width = copy_size(index, settings.short_side)
     container, stream = open_video(index.path, stream_index=index.stream_index)
     with container:
@@ -213,7 +213,7 @@ def _encode(index: VideoIndex, part: Path, settings: CopySettings, on_beat: Call
                         context.colorspace, context.color_range = picture.colorspace, ColorRange.MPEG
                         context.color_primaries, context.color_trc = picture.color_primaries, picture.color_trc
                     output.mux(encoder.encode(picture))
-                    on_beat()
+                    on_heartbeat()
                 if context.is_open:
                     output.mux(encoder.encode())
         except READ_ERRORS as error:  # those of the source are met in _pictures
@@ -283,7 +283,7 @@ def _what_is_missing(container, stream: av.VideoStream, index: VideoIndex, writt
     return describe_torn_end(container, stream, last_seconds=float(index.seconds()[0]) + written.last_seconds())
 
 
-def verify_copy(path: Path, written: _Written, *, gop: int, on_beat: Callable[[], None] = lambda: None) -> None:
+def verify_copy(path: Path, written: _Written, *, gop: int, on_heartbeat: Callable[[], None] = lambda: None) -> None:
     """Decode a copy and compare it with what was put in. Raises CopyFailed with the first difference."""
     since_key, number = gop, 0
     try:
@@ -302,7 +302,7 @@ def verify_copy(path: Path, written: _Written, *, gop: int, on_beat: Callable[[]
                     if frame.pts is None or frame.pts * stream.time_base != written.pts[number] * written.time_base:
                         raise CopyFailed(f"frame {number} of the copy has another time than in the original")
                     number += 1
-                    on_beat()
+                    on_heartbeat()
     except READ_ERRORS as error:
         raise CopyFailed(f"the copy cannot be read: {describe_read_error(error)}") from None
     if number != len(written.pts):

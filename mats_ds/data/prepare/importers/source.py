@@ -22,7 +22,7 @@ from mats_ds.data.class_names import normalise_name
 from mats_ds.data.list_text import decode_text, has_video_extension
 from mats_ds.data.manifest import list_videos
 
-OTHER_FOLDERS, OTHER_EXTENSION, SEVERAL_PLACES = "other folders", "other extension", "several places"
+OTHER_FOLDERS, OTHER_EXTENSION, SEVERAL_FOLDERS = "other folders", "other extension", "several folders"
 _files_read: ContextVar[list[Path] | None] = ContextVar("files_read", default=None)
 
 
@@ -174,20 +174,20 @@ class VideoFiles:
 
     def _first(self, asked: str, found: list[str]) -> str | None:
         if len(found) > 1:
-            self.looser[SEVERAL_PLACES].append((asked, " and ".join(found[:3])))
+            self.looser[SEVERAL_FOLDERS].append((asked, " and ".join(found[:3])))
         return found[0] if found else None
 
     def describe_looser(self) -> list[str]:
         """One sentence for each way in which names did not fit to the letter."""
-        words = {
+        reasons = {
             OTHER_FOLDERS: "found in other folders than the list names",
             OTHER_EXTENSION: "found with another extension",
-            SEVERAL_PLACES: "found more than once (the first by name was taken)",
+            SEVERAL_FOLDERS: "found more than once (the first by name was taken)",
         }
         sentences = []
         for how, pairs in self.looser.items():
             asked, found = pairs[0]
-            sentences.append(f"{len(pairs)} {'file was' if len(pairs) == 1 else 'files were'} {words[how]}: {asked} -> {found}")
+            sentences.append(f"{len(pairs)} {'file was' if len(pairs) == 1 else 'files were'} {reasons[how]}: {asked} -> {found}")
         return sentences
 
 

@@ -21,8 +21,8 @@ CLASS_LIST = "classInd.txt"
 def fits_ucf101(source: Source) -> str | None:
     if source.text is not None:
         return f"it is called {source.path.name}" if LIST_NAME.fullmatch(source.path.name) else None
-    found = _find_lists(source.path)
-    return f"it holds {', '.join(sorted(path.name for path in found.values())[:3])}, ..." if found else None
+    lists = _find_lists(source.path)
+    return f"it holds {', '.join(sorted(path.name for path in lists.values())[:3])}, ..." if lists else None
 
 
 def read_ucf101(request: Request) -> Rows:
@@ -48,17 +48,17 @@ def read_ucf101(request: Request) -> Rows:
         if label is None:
             rows.refuse(where, UNKNOWN_LABEL, f"{path}: class {match['folder']!r} is not in {class_file.name}")
         elif match["label"] and int(match["label"]) - 1 != label:
-            said = f"label {match['label']}, but {match['folder']} is number {label + 1} in {class_file.name}"
-            rows.refuse(where, UNKNOWN_LABEL, f"{path}: {said}")
-        elif (found := request.videos.find(path)) is None:
+            problem = f"label {match['label']}, but {match['folder']} is number {label + 1} in {class_file.name}"
+            rows.refuse(where, UNKNOWN_LABEL, f"{path}: {problem}")
+        elif (video := request.videos.find(path)) is None:
             rows.refuse_missing(where, request, path)
         else:
-            rows.add(where, found, label)
+            rows.add(where, video, label)
     return rows
 
 
-def _is_asked_for(place: Path, request: Request) -> bool:
-    match = LIST_NAME.fullmatch(place.name)
+def _is_asked_for(path: Path, request: Request) -> bool:
+    match = LIST_NAME.fullmatch(path.name)
     return match is None or (request.number in (None, int(match[2])) and request.subset in (None, match[1].lower()))
 
 
@@ -69,18 +69,18 @@ def _find_lists(folder: Path) -> dict[tuple[str, int], Path]:
 
 
 def _choose_list(folder: Path, request: Request) -> Path:
-    found = _find_lists(folder)
-    if not found:
+    lists = _find_lists(folder)
+    if not lists:
         raise ValueError(f"no trainlist01.txt or testlist01.txt in {folder}: give UCF101's folder of lists, or one list")
-    numbers = sorted({number for _, number in found})
+    numbers = sorted({number for _, number in lists})
     number = request.number if request.number is not None or len(numbers) > 1 else numbers[0]
-    if (request.subset, number) not in found:
-        offered = ", ".join(path.name for _, path in sorted(found.items()))
+    if (request.subset, number) not in lists:
+        offered = ", ".join(path.name for _, path in sorted(lists.items()))
         raise ValueError(
             f"{folder} holds {offered}: choose one with --split {'|'.join(map(str, numbers))} --subset train|test "
             f"(got split {request.number}, subset {request.subset})"
         )
-    return found[request.subset, number]
+    return lists[request.subset, number]
 
 
 SPLIT_NAME = re.compile(r"(.+)_test_split(\d)\.txt", re.IGNORECASE)
@@ -91,8 +91,8 @@ UNUSED = "0"
 def fits_hmdb51(source: Source) -> str | None:
     if source.text is not None:
         return f"it is called {source.path.name}" if SPLIT_NAME.fullmatch(source.path.name) else None
-    found = _find_splits(source.path)
-    return f"it holds {len(found)} files such as {min(found.values()).name}" if found else None
+    lists = _find_splits(source.path)
+    return f"it holds {len(lists)} files such as {min(lists.values()).name}" if lists else None
 
 
 def read_hmdb51(request: Request) -> Rows:
@@ -144,8 +144,8 @@ def _read_split(request: Request, rows: Rows, source: Source, classes: ClassList
             rows.refuse(where, MALFORMED, f"expected `video.avi 0|1|2`, got {line[:120]!r}")
         elif flag == FLAGS[request.subset]:
             path, stem = f"{name}/{file[0]}", os.path.splitext(file[0])[0]
-            found = request.videos.find_named(stem, folders=(name,)) if request.videos.known else path
-            if found is None:
+            video = request.videos.find_named(stem, folders=(name,)) if request.videos.known else path
+            if video is None:
                 rows.refuse_missing(where, request, path)
             else:
-                rows.add(where, found, label)
+                rows.add(where, video, label)

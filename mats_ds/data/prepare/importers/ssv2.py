@@ -57,11 +57,11 @@ def read_ssv2(request: Request) -> Rows:
             rows.refuse(where, UNKNOWN_LABEL, f"{video}: {template!r} is not in {class_file.name if class_file else 'no list'}")
             continue
         num_unlabelled += label < 0
-        found = request.videos.find_named(video) if request.videos.known else f"{video}.webm"
-        if found is None:
+        video_path = request.videos.find_named(video) if request.videos.known else f"{video}.webm"
+        if video_path is None:
             rows.refuse_missing(where, request, f"{video}.webm")
         else:
-            rows.add(where, found, label)
+            rows.add(where, video_path, label)
     if num_unlabelled:
         rows.notes.append(f"{num_unlabelled} entries have no template: label -1 (unknown); test-answers.csv would give theirs")
     return rows

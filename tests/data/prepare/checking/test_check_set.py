@@ -22,10 +22,10 @@ EVIL = """
 import os
 from mats_ds.data.prepare.checking.check_file import check_one
 
-def check_evil(path, *, on_beat):
+def check_evil(path, *, on_heartbeat):
     if "crash" in path:
         os.abort()
-    return check_one(path, on_beat=on_beat)
+    return check_one(path, on_heartbeat=on_heartbeat)
 """
 
 

@@ -27,12 +27,12 @@ SLOW = """
 import time
 from mats_ds.data.prepare.copying.copy_task import copy_one
 
-def copy_slowly(task, *, on_beat):
-    def wait_and_beat():
+def copy_slowly(task, *, on_heartbeat):
+    def wait_and_report():
         time.sleep(0.06)
-        on_beat()
+        on_heartbeat()
 
-    return copy_one(task, on_beat=wait_and_beat)
+    return copy_one(task, on_heartbeat=wait_and_report)
 """
 
 
