@@ -146,7 +146,7 @@ def run_transcode(options: argparse.Namespace) -> int:
     """Make the copies, or show what would be made."""
     from mats_ds.data.prepare.copying.copies import make_copies
     from mats_ds.data.prepare.copying.copy_plan import JOURNAL, check_out_folder, describe_plan, plan_copies
-    from mats_ds.data.prepare.copying.transcode import CopySettings
+    from mats_ds.data.prepare.copying.copy_settings import CopySettings
 
     settings = CopySettings(
         short_side=options.short_side, gop=options.gop, codec=options.codec, crf=options.crf, preset=options.preset

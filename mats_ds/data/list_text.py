@@ -53,7 +53,7 @@ def decode_text(content: bytes) -> str:
 
 
 def find_delimiter(line: str) -> str:
-    """What parts the columns of a table with this first line."""
+    """The separator of the columns of a table with this first line."""
     return next((mark for mark in DELIMITERS if mark in line), DELIMITERS[0])
 
 

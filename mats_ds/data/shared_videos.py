@@ -81,7 +81,7 @@ def is_list(path: str, *, may_be_folder: bool) -> bool:
 
 
 def count_known(test: Manifest, sources: Mapping[str, tuple[str, str | None]]) -> dict[str, int]:
-    """How many videos of the test are in each manifest of `sources` (name -> manifest, root), of those that are here."""
+    """The number of test videos in each manifest of `sources` (name -> manifest, root), of those that are here."""
     counts = {}
     for name, (source, root) in sources.items():
         with contextlib.suppress(ValueError, OSError):  # that manifest, or its videos, may be on another machine

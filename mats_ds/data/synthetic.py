@@ -1,4 +1,4 @@
-"""Writes a small set of real video files whose motion is known: the scenes of scenes.py, the label being the direction of motion.
+"""Write a small set of real video files whose motion is known: the scenes of scenes.py, the label being the direction of motion.
 
 One half is H.264 in .mp4, the other VP9 in .webm. Every class has as many of one as of the other, and as many with a camera
 that pans, in whole rounds (6 videos a class). `motion.json` holds, for every video, the sprites' boxes and the shift of the
@@ -36,7 +36,7 @@ PAN_EVERY = 3  # every third video has a moving camera
 
 @dataclass(frozen=True)
 class SyntheticSettings:
-    """What a set is made of; two sets of equal settings hold the same motion."""
+    """Settings of a set; two sets of equal settings hold the same motion."""
 
     num_videos: int
     num_frames: int

@@ -1,4 +1,4 @@
-"""Whether a file is still the one of which something is known: by its size and times, in doubt by its content.
+"""Identity of a file, to tell later whether it has changed: its size and times, in doubt its content.
 
 Times are only compared for being equal, so a clock that jumps does no harm. The time of modification can be set, and `cp -p`,
 `rsync -t` and `tar` do set it; the time of change cannot. Where only that one differs (a `chmod` is enough), samples of the

@@ -15,7 +15,10 @@ TELL_THE_END = ("matroska,webm", "asf")
 
 
 def describe_torn_end(container: av.container.InputContainer, stream: av.VideoStream, *, last_seconds: float) -> str:
-    """What the header promises and the stream lacks, empty if that is little; `last_seconds`: its last frame on the clock."""
+    """Sentence on the seconds that the header promises and the stream lacks, empty if they are few.
+
+    last_seconds: the stream's last frame on the clock.
+    """
     promised, held = promised_seconds(container, stream), last_seconds + _clock_start(container) - _begin(stream)
     if promised - held > max(TORN_SECONDS, TORN_SHARE * promised):
         return f"ends after {held:.2f} s of the {promised:.2f} s in its header"

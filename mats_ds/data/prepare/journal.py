@@ -1,4 +1,4 @@
-"""A journal: lines of JSON in a file that one process at a time adds to, by which a later run goes on where an earlier one ended.
+"""A journal of finished work: lines of JSON in a file, added by one process at a time, from which a later run resumes.
 
 Lines are only added. A run that is killed may leave a torn last line; the next run ends it, and readers pass it over.
 """

@@ -1,4 +1,4 @@
-"""A finished file gets its name: flushed to the disk, noted in a record first, and never in the place of somebody else's.
+"""Give a finished file its name: flushed to the disk, noted in a record first, and never replacing somebody else's file.
 
 Unfinished files lie beside their targets under names that begin with a dot and a prefix of their own, `.PREFIX.0.part`, so that
 whoever cleans up after a kill can distinguish them from all others.
@@ -20,7 +20,7 @@ PART = ".part"
 
 @dataclass(frozen=True)
 class Publisher:
-    """How the files of one task are named while they are not finished, and which existing ones they may replace.
+    """Names of the unfinished files of one task, and the existing files that they may replace.
 
     record: file that each finished file is noted in (own_files.py), None: nowhere. replaceable: absolute paths of files
     that may be replaced, None: whatever has the target's name.

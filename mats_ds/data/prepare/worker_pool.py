@@ -47,7 +47,7 @@ READY, HEARTBEAT, RESULT = "ready", "heartbeat", "result"  # kinds of messages o
 
 @dataclass(frozen=True)
 class Failure:
-    """Why a task has no result. The machine may be to blame, so that another attempt may succeed."""
+    """A task without a result, and why. The machine may be to blame, so that another attempt may succeed."""
 
     reason: str
 

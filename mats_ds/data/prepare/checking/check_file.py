@@ -1,4 +1,4 @@
-"""A video file -> FileFacts: what it really holds, found by decoding all of it once, on one thread.
+"""A video file -> FileFacts, its properties as measured by decoding all of it once, on one thread.
 
 Bad (UnreadableVideo, with a reason) is a file
 - from which no frame decodes, or that cannot be opened;
@@ -42,7 +42,7 @@ GAP_SECONDS, GAP_RATIO = 1.0, 10  # frames further apart than both this and so m
 
 @dataclass(frozen=True)
 class FileFacts:
-    """What a readable file holds.
+    """Measured properties of a readable file.
 
     num_frames, duration_seconds, fps are of the frames that may be used, those in [start_seconds, end_seconds) (None: all).
     first_frame_seconds: when the first of them is shown on the file's clock, which also start_seconds and end_seconds refer to.
@@ -90,7 +90,7 @@ class Outcome:
 
 @dataclass
 class _Decoded:
-    """What came out of decoding a whole file. torn: how far it is from the length in its header; "" if it is not."""
+    """Result of decoding a file from start to end. torn: how far it is from the length in its header; "" if it is not."""
 
     recorded: Recording
     torn: str
@@ -190,7 +190,7 @@ def _decode_all(path: str, index: VideoIndex, on_heartbeat: Callable[[], None]) 
 
 
 def _sound_frames(index: VideoIndex, recorded: Recording) -> np.ndarray:
-    """Which of the index's frames the loader gets, bool [F]."""
+    """True for the frames of the index that the loader gets, bool [F]."""
     if index.is_sound_F is not None:
         return index.is_sound_F
     if not recorded.problem:  # packets without a picture (MPEG-4) shift the numbers: the loader then counts from the start

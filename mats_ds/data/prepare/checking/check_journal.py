@@ -33,7 +33,7 @@ KINDS = {  # what JSON gives for the fields of FileFacts
 
 
 def journal_path(out: str | os.PathLike[str]) -> Path:
-    """Where the outcomes are kept: `m.csv` -> `m.csv.journal`."""
+    """The path of the journal: `m.csv` -> `m.csv.journal`."""
     return Path(f"{os.fspath(out)}.journal")
 
 

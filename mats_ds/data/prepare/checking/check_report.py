@@ -1,4 +1,4 @@
-"""CheckResult -> text: what a person should know of the videos before training, and where it was written."""
+"""CheckResult -> text: codecs, frame rates, keyframes, sizes, speed and bad files, and the files written."""
 
 from __future__ import annotations
 

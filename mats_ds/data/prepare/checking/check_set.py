@@ -1,4 +1,4 @@
-"""Manifest -> CheckResult, a manifest of the readable files with what each really holds, and the list of the bad ones.
+"""Manifest -> CheckResult, a manifest of the readable files with their measured properties, and the list of the bad ones.
 
 Every file is decoded once, however many rows name it. Outcomes are appended to a journal beside `out` as they come, so that a
 check that was stopped goes on where it was, and a later one decodes only files that are new or changed (size or time of
@@ -119,7 +119,7 @@ def check_manifest(
 
 
 def _look_up(paths: Sequence[str], journal: CheckJournal) -> tuple[dict[str, Outcome], dict[str, FileIdentity]]:
-    """What is known of the files already, and the identities of those that must be decoded."""
+    """The outcomes that the journal has, and the identities of the files that must be decoded."""
     outcomes: dict[str, Outcome] = {}
     waiting: dict[str, FileIdentity] = {}
     for path in dict.fromkeys(paths):
@@ -157,7 +157,7 @@ def _sort_rows(manifest: Manifest, outcomes: dict[str, Outcome], root: Path | No
 
 
 def _usable_part(facts: FileFacts, first: float, last: float) -> tuple[float, float]:
-    """What the row asks for, less what does not decode; nan where there is no limit."""
+    """Start and end that the row asks for, less what does not decode; nan where there is no limit."""
     start, end = facts.start_seconds, facts.end_seconds
     return (
         first if start is None else start if math.isnan(first) else max(first, start),
@@ -186,7 +186,7 @@ def _written_path(path: str, root: Path | None) -> str:
 
 
 def _name_problem(path: str) -> str:
-    """Why a manifest cannot hold this path, if it cannot."""
+    """The reason why a manifest cannot hold this path, empty if it can."""
     if path != path.strip() or "\r" in path:
         return "its name begins or ends with a space, or holds a line break: rename it"
     return why_not_utf8(path) or ""

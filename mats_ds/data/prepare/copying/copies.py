@@ -28,10 +28,10 @@ from mats_ds.data.prepare.copying.copy_plan import (
     estimate_bytes,
     plan_copies,
 )
+from mats_ds.data.prepare.copying.copy_settings import CopySettings
 from mats_ds.data.prepare.copying.copy_task import CopyOutcome, CopyTask, copy_one
 from mats_ds.data.prepare.copying.decode_speed import DecodeSpeed, measure_decode_speed
 from mats_ds.data.prepare.copying.segment import check_seconds
-from mats_ds.data.prepare.copying.transcode import CopySettings
 from mats_ds.data.prepare.file_identity import identify
 from mats_ds.data.prepare.worker_pool import Failure, run_tasks
 from mats_ds.data.video.indexing import describe_read_error
@@ -44,7 +44,7 @@ MIN_TIMEOUT_SECONDS = 1.0
 
 @dataclass(frozen=True)
 class CopySummary:
-    """What a run came to. source_bytes, copied_bytes: of the files that have a copy. speed None: not measured."""
+    """Result of a run. source_bytes, copied_bytes: of the files that have a copy. speed None: not measured."""
 
     num_files: int
     num_copied: int

@@ -1,4 +1,4 @@
-"""What `prepare.py transcode` knows of its folder: which files are finished, and which existing ones it wrote itself.
+"""Record of a folder of copies: the originals that are finished, and the files in it that `prepare.py transcode` wrote.
 
     OUT/copies.jsonl     one line a finished original, with its copy or its segments
     OUT/.written.jsonl   one line a file that got its name in OUT, with its SHA-256 (own_files.py)

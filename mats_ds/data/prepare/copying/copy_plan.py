@@ -1,4 +1,4 @@
-"""Which copy of which video goes where, and whether it fits: decided before a byte is written, from paths, sizes, headers."""
+"""Paths and estimated sizes of the copies of a manifest, decided from paths, sizes and headers before a byte is written."""
 
 from __future__ import annotations
 
@@ -16,8 +16,8 @@ from mats_ds.core.format import format_bytes
 from mats_ds.core.storage.files import open_regular
 from mats_ds.core.storage.output_folder import NOT_COUNTED, check_output_folder, read_marker
 from mats_ds.data.manifest import Manifest
+from mats_ds.data.prepare.copying.copy_settings import DEFAULT_CRF, CopySettings
 from mats_ds.data.prepare.copying.segment import can_cut
-from mats_ds.data.prepare.copying.transcode import CopySettings
 from mats_ds.data.prepare.header_length import promised_seconds
 from mats_ds.data.video.indexing import READ_ERRORS, UnreadableVideo, open_video
 
@@ -27,7 +27,6 @@ JOURNAL_BYTES = 1 << 20  # so many show whether it is one of ours
 # Bits a pixel at the default quality, upper end of 60 real clips of K400, UCF101 and the like (0.05 to 0.3); own measurement.
 # Six steps of crf halve the bytes of H.264, about nine those of VP9.
 BITS_PER_PIXEL = {"h264": 0.2, "vp9": 0.2}
-DEFAULT_CRF = {"h264": 23, "vp9": 32}
 HALVING_CRF = {"h264": 6, "vp9": 9}
 SPARE_BYTES = 64 << 20
 NUM_SAMPLED = 16
@@ -141,7 +140,7 @@ def estimate_bytes(planned: Sequence[PlannedCopy], settings: CopySettings) -> in
     if not present:
         return 0
     indices = np.unique(np.linspace(0, len(present) - 1, NUM_SAMPLED).astype(int))
-    steps = (settings.crf if settings.crf is not None else DEFAULT_CRF[settings.codec]) - DEFAULT_CRF[settings.codec]
+    steps = settings.used_crf - DEFAULT_CRF[settings.codec]
     bits_per_pixel = BITS_PER_PIXEL[settings.codec] * 2 ** (-steps / HALVING_CRF[settings.codec])
     sampled_bytes = copied_bytes = 0.0
     for copy in (present[index] for index in indices):
@@ -181,7 +180,7 @@ def check_space(out: Path, needed_bytes: int) -> None:
 
 
 def describe_plan(planned: Sequence[PlannedCopy], settings: CopySettings, *, segment_seconds: float | None = None) -> list[str]:
-    """What a run would do, as lines, from the same figures that it would check."""
+    """Lines on what a run would do, from the same figures that it would check."""
     total_bytes = sum(copy.source_bytes for copy in planned)
     missing = sum(not copy.source_bytes for copy in planned)
     lines = [f"{len(planned)} files, {format_bytes(total_bytes)}" + (f", {missing} of them missing or empty" if missing else "")]

@@ -1,4 +1,4 @@
-"""One copy, or the segments of one file: what is to be done, and the outcome."""
+"""CopyTask -> CopyOutcome: make one training copy, or cut one file into segments."""
 
 from __future__ import annotations
 
@@ -7,8 +7,9 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from mats_ds.data.prepare.copying.copy_settings import CopySettings
 from mats_ds.data.prepare.copying.segment import Segment, segment_file
-from mats_ds.data.prepare.copying.transcode import CopyFailed, CopySettings, transcode_file
+from mats_ds.data.prepare.copying.transcode import CopyFailed, transcode_file
 from mats_ds.data.prepare.publishing import Publisher
 from mats_ds.data.video.indexing import UnreadableVideo
 

@@ -17,7 +17,8 @@ from pathlib import Path
 import av
 import numpy as np
 
-from mats_ds.data.prepare.copying.transcode import CopyFailed, CopySettings, transcode_file
+from mats_ds.data.prepare.copying.copy_settings import CopySettings
+from mats_ds.data.prepare.copying.transcode import CopyFailed, transcode_file
 from mats_ds.data.prepare.publishing import Publisher, publish
 from mats_ds.data.video.containers import file_url
 from mats_ds.data.video.index import VideoIndex
@@ -61,7 +62,7 @@ class Segment:
 
 @dataclass(frozen=True, eq=False)
 class _Cuts:
-    """Where a file is cut. P packets in decoding order, G segments.
+    """Cuts of a file. P packets in decoding order, G segments.
 
     first_packet_G, first_frame_G, num_frames_G: of each segment; first_pts_G: time stamp of its first frame.
     """
@@ -119,7 +120,10 @@ def check_seconds(seconds: float) -> None:
 
 
 def can_cut(source: str | os.PathLike[str], *, seconds: float) -> str:
-    """Why a file cannot be cut without re-encoding, empty if it can. Reads its packets, decodes one picture, writes nothing."""
+    """The reason why a file cannot be cut without re-encoding, empty if it can.
+
+    Reads its packets, decodes one picture, writes nothing.
+    """
     try:
         _plan_cuts(index_video(os.fspath(source)), seconds=seconds)
     except (CopyFailed, UnreadableVideo) as failure:

@@ -33,7 +33,7 @@ PART_ADVICE = "write the part in seconds into a CSV path,label,start,end"
 
 @dataclass(frozen=True)
 class Columns:
-    """What the numbers behind the paths of a list are. meaning: `label`, `labels`, `start total`, `total label`, ...
+    """Meaning of the numbers behind the paths of a list. meaning: `label`, `labels`, `start total`, `total label`, ...
 
     only_videomaev2: no other code reads it so. doubt: the other way in which the list can be read, if there is one.
     """
@@ -45,7 +45,7 @@ class Columns:
 
 
 def judge_columns(source: Source) -> Columns | None:
-    """What the columns of a list mean, judged by all of its lines; None if most lines are not `path number...`."""
+    """Meaning of the columns of a list, judged by all of its lines; None if most lines are not `path number...`."""
     if source.text is None or source.text.lstrip()[0] in "[{":
         return None
     step = -(-len(source.lines) // JUDGED_LINES)
@@ -184,7 +184,7 @@ def _find_parts(lines: Sequence[ListLine]) -> dict[str, int]:
 
 
 def _note_labels(rows: Rows, meaning: str) -> None:
-    """What is odd about the labels, though it can be meant so."""
+    """Remarks on odd labels, which may be meant so."""
     labels = [row.label for row in rows.rows]
     labelled = [label for label in labels if label >= 0]
     if meaning == "start total label" and len(labels) > 1 and not any(labels):

@@ -1,4 +1,4 @@
-"""What every importer takes and gives: a request, and the rows, classes and mistakes that it finds; and how they are written.
+"""Request and result of every importer (rows, classes, mistakes), and the files that are written from it.
 
 A manifest.csv gets two companions, the class names (.classes.txt) and all mistakes (.mistakes.txt). All are written aside and
 renamed, the manifest last: whoever finds a manifest finds it complete, with its classes. What was there before is never lost.
@@ -211,7 +211,7 @@ def describe_imported(imported: Imported) -> list[str]:
 
 
 def train_arguments(imported: Imported, out: Path) -> str:
-    """What the trainer needs to find the manifest and its videos."""
+    """Recipe options by which the trainer finds the manifest and its videos."""
     arguments = [f"data.manifest={out}"]
     if imported.root is None:
         return f"{quote_word(arguments[0])} data.root=VIDEO_DIR"

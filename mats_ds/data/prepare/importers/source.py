@@ -1,4 +1,4 @@
-"""What somebody has: annotations, a file or a folder, with their line numbers; and the videos that they speak of.
+"""Inputs of an import: annotations (a file or a folder) with their line numbers, and the videos that they name.
 
 A list made elsewhere rarely fits to the letter: it may carry folders of another machine, or the videos may since have been
 transcoded to another extension. Such a file is found by the rest of its path, and the import reports it.

@@ -19,7 +19,7 @@ from mats_ds.data.prepare import worker_pool
 from mats_ds.data.prepare.copying import copies, copy_plan
 from mats_ds.data.prepare.copying.copies import make_copies
 from mats_ds.data.prepare.copying.copy_plan import plan_copies
-from mats_ds.data.prepare.copying.transcode import CopySettings
+from mats_ds.data.prepare.copying.copy_settings import CopySettings
 from mats_ds.data.video.decode import decode_frames
 from mats_ds.data.video.indexing import index_video
 

@@ -11,7 +11,8 @@ import numpy as np
 import pytest
 
 from mats_ds.data.prepare.copying import transcode
-from mats_ds.data.prepare.copying.transcode import CopyFailed, CopySettings, transcode_file
+from mats_ds.data.prepare.copying.copy_settings import CopySettings
+from mats_ds.data.prepare.copying.transcode import CopyFailed, transcode_file
 from mats_ds.data.video.decode import decode_frames
 from mats_ds.data.video.indexing import UnreadableVideo, index_video
 from mats_ds.data.video.orientation import Orientation
