@@ -36,7 +36,7 @@ from mats_ds.core.storage.output_file import begin_writing, end_writing, refuse_
 from mats_ds.core.storage.output_folder import check_output_folder, hold_output_folder, make_new_folder
 from mats_ds.core.text import clean_line, say
 from mats_ds.core.token_grid import count_tokens
-from mats_ds.data.classes import Classes, check_labels_of_model, warn_of_names
+from mats_ds.data.classes import Classes, check_labels, warn_of_names
 from mats_ds.data.loading.build import read_views
 from mats_ds.data.manifest import Manifest, read_manifest
 from mats_ds.data.prepare.importers.labels import read_class_list
@@ -205,7 +205,7 @@ def evaluate(test: Test) -> None:
     """A whole test, written into --out and told in words."""
     began, place = time.monotonic(), test.place
     manifest = read_manifest(test.options.manifest, root=test.options.root)
-    check_labels_of_model(manifest, test.model.num_classes)
+    check_labels(manifest, test.model.num_classes, advice="a test needs a label of the model's (mats_ds/extract.py needs none)")
     warn_of_names(manifest, test.options.manifest, Classes(test.model.num_classes, test.model.class_names))
     out = do_on_first(partial(begin_folder, test.options, test.keep_ratios), place, advice=ADVICE)
     try:

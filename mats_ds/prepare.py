@@ -5,12 +5,15 @@
     python mats_ds/prepare.py transcode SOURCE --out DIR [--segment SECONDS]         # small copies, quick to decode; or cuts
 
 Each subcommand is an `add_<name>` that declares its arguments and names the function that runs it; `SUBCOMMANDS` lists them.
-Exit status: 0 done, 1 done with something left out (said in words), 2 unusable input or arguments, nothing written.
+`import` loads no video library.
+Exit status: 0 done, 1 done with something left out, which is named, 2 unusable input or arguments, nothing written, 130
+interrupted.
 """
 
 from __future__ import annotations
 
 import argparse
+import logging
 import sys
 from pathlib import Path
 
@@ -18,9 +21,14 @@ if __name__ == "__main__":  # run as a file, Python would look for modules in ma
     sys.path[0] = str(Path(__file__).resolve().parents[1])
 
 from mats_ds.core.cli import ArgumentParser, leave, run_script
-from mats_ds.core.text import log_to_stderr, quote_word, say, tell_error
+from mats_ds.core.storage.own_files import refuse_sources
+from mats_ds.core.text import log_to_stderr, say, tell_error
+from mats_ds.data.manifest import read_manifest
 from mats_ds.data.prepare.importers import FORMATS, import_annotations
-from mats_ds.data.prepare.importers.output import describe_imported, refuse_to_overwrite, train_arguments, write_imported
+from mats_ds.data.prepare.importers.rows import describe_imported, refuse_to_overwrite, train_arguments, write_imported
+from mats_ds.data.prepare.journal import describe_system_error, resumable
+from mats_ds.data.prepare.progress import Progress
+from mats_ds.data.prepare.worker_pool import count_cores
 
 DONE, LEFT_OUT, UNUSABLE = 0, 1, 2
 INTERRUPTED = 130  # as shells count SIGINT
@@ -87,48 +95,26 @@ def add_check(commands) -> None:
 
 
 def run_check(options: argparse.Namespace) -> int:
-    import os
-    import signal
-
-    from mats_ds.core.storage.own_files import refuse_sources
-    from mats_ds.data.manifest import read_manifest
-    from mats_ds.data.prepare.checking.check_report import CheckProgress, summarize
+    """Check the videos, then describe them."""
+    from mats_ds.data.prepare.checking.check_report import describe_outputs, summarize
     from mats_ds.data.prepare.checking.check_set import check_manifest, journal_path
 
     out = Path(options.out)
     refuse_sources(out, option="--out", sources=[options.source])
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    progress = CheckProgress(sys.stderr)
-    on_terminate = signal.signal(signal.SIGTERM, signal.default_int_handler)  # end the workers then, too
-    try:
+    with resumable("checked", journal=journal_path(out)), Progress("check") as progress:
         result = check_manifest(
             read_manifest(options.source, root=options.root),
             out=out,
             quarantine=options.quarantine,
-            num_workers=cores if options.workers is None else options.workers,
+            num_workers=count_cores() if options.workers is None else options.workers,
             resume=not options.restart,
             timeout_seconds=options.timeout,
             root=options.root,
             sources=[options.source],
             on_done=progress,
         )
-    except RuntimeError as error:
-        raise ValueError(f"{error}; what was checked so far is kept") from None
-    except OSError as error:  # no room, no permission
-        raise ValueError(f"{_say_system_error(error)}; what was checked so far is kept, and the same command goes on") from None
-    except KeyboardInterrupt:
-        progress.close()
-        say(f"stopped; the same command goes on from {journal_path(out)}", stream=sys.stderr)
-        return INTERRUPTED
-    finally:
-        signal.signal(signal.SIGTERM, on_terminate)
-        progress.close()
     print(summarize(result))
-    use = quote_word(f"data.manifest={out}") + (f" {quote_word(f'data.root={options.root}')}" if options.root else "")
-    say(f"Written: {out} (train with {use})" + (f", {result.quarantine}" if result.bad else ""))
-    if not options.quarantine and result.quarantine.name != "quarantine.csv":
-        say(f"The quarantine is {result.quarantine}: quarantine.csv beside it is of something else.")
-    say(*(f"What was there before, from version 0.1, is kept as {kept}." for kept in result.kept))
+    say(*describe_outputs(result, out, root=options.root, chose_quarantine=not options.quarantine))
     return LEFT_OUT if result.bad else DONE
 
 
@@ -138,7 +124,7 @@ def add_transcode(commands) -> None:
     parser.add_argument("source", help="manifest, or folder of videos")
     parser.add_argument("--out", required=True, metavar="DIR", help="folder of the copies and their manifest.csv")
     parser.add_argument("--root", metavar="DIR", help="folder that relative paths start from (default: that of SOURCE)")
-    parser.add_argument("--short-side", type=int, default=256, metavar="PIXELS", help="of the copies, never enlarged (256)")
+    parser.add_argument("--short_side", type=int, default=256, metavar="PIXELS", help="of the copies, never enlarged (256)")
     parser.add_argument("--gop", type=int, default=16, metavar="FRAMES", help="frames from keyframe to keyframe at most (16)")
     parser.add_argument("--codec", choices=["h264", "vp9"], default="h264", help="of the copies (h264)")
     parser.add_argument("--crf", type=int, metavar="N", help="quality, smaller is better (23 for h264, 32 for vp9)")
@@ -149,37 +135,35 @@ def add_transcode(commands) -> None:
     )
     parser.add_argument("--segment", type=float, metavar="SECONDS", help="cut at keyframes instead, nothing re-encoded")
     parser.add_argument("--reencode", action="store_true", help="with --segment: transcode files that cannot be cut, then cut")
-    parser.add_argument("--keep-partial", action="store_true", help="keep the readable part of files that break off")
-    parser.add_argument("--keep", action="store_true", help="only show what would be done, write nothing")
+    parser.add_argument("--keep_partial", action="store_true", help="keep the readable part of files that break off")
+    parser.add_argument("--dry_run", action="store_true", help="only show what would be done, write nothing")
+    parser.add_argument("--keep", dest="dry_run", action="store_true", help=argparse.SUPPRESS)  # its name in version 0.1
     parser.set_defaults(run=run_transcode)
 
 
 def run_transcode(options: argparse.Namespace) -> int:
-    import logging
-    import os
-
-    from mats_ds.data.manifest import read_manifest
+    """Make the copies, or show what would be made."""
     from mats_ds.data.prepare.copying.copies import make_copies
-    from mats_ds.data.prepare.copying.copy_plan import check_out_folder, describe_plan, plan_copies
-    from mats_ds.data.prepare.copying.transcode import CopySettings
+    from mats_ds.data.prepare.copying.copy_plan import JOURNAL, check_out_folder, describe_plan, plan_copies
+    from mats_ds.data.prepare.copying.copy_settings import CopySettings
 
-    log_to_stderr(logging.INFO)
     settings = CopySettings(
         short_side=options.short_side, gop=options.gop, codec=options.codec, crf=options.crf, preset=options.preset
     )
     if options.reencode and options.segment is None:
         raise ValueError("--reencode belongs to --segment SECONDS; without it every file is transcoded")
     if options.keep_partial and options.segment is not None:
-        raise ValueError("--keep-partial goes with transcoding, not with --segment")
+        raise ValueError("--keep_partial goes with transcoding, not with --segment")
     manifest = read_manifest(options.source, root=options.root)
     source, out = Path(options.source), Path(options.out)
     scanned = source if source.is_dir() else None
     base = Path(options.root) if options.root and not scanned else scanned or source.parent
-    if options.keep:
+    if options.dry_run:
         check_out_folder(out, scanned=scanned)
         say(*describe_plan(plan_copies(manifest, out, base=base), settings, segment_seconds=options.segment))
         return DONE
-    try:
+    log_to_stderr(logging.INFO)
+    with resumable("copied", journal=out / JOURNAL), Progress("copy") as progress:
         summary = make_copies(
             manifest,
             out,
@@ -190,16 +174,10 @@ def run_transcode(options: argparse.Namespace) -> int:
             segment_seconds=options.segment,
             reencode=options.reencode,
             keep_partial=options.keep_partial,
-            num_workers=len(os.sched_getaffinity(0)) if options.workers is None else options.workers,
+            num_workers=count_cores() if options.workers is None else options.workers,
             timeout_seconds=options.timeout,
+            on_done=progress,
         )
-    except RuntimeError as error:
-        raise ValueError(f"{error}; what was copied so far is kept") from None
-    except OSError as error:  # no room, no permission
-        raise ValueError(f"{_say_system_error(error)}; what was copied so far is kept, and the same command goes on") from None
-    except KeyboardInterrupt:
-        print("interrupted: the same command goes on from here", file=sys.stderr)
-        return INTERRUPTED
     say(*summary.lines())
     return LEFT_OUT if summary.failed else DONE
 
@@ -217,14 +195,11 @@ def main(arguments: list[str] | None = None) -> int:
         return options.run(options)
     except ValueError as error:
         tell_error(error)
-        return UNUSABLE
     except OSError as error:
-        tell_error(_say_system_error(error))
-        return UNUSABLE
-
-
-def _say_system_error(error: OSError) -> str:
-    return ": ".join(str(part) for part in (error.filename, error.strerror or error) if part)
+        tell_error(describe_system_error(error))
+    except KeyboardInterrupt:
+        return INTERRUPTED
+    return UNUSABLE
 
 
 if __name__ == "__main__":

@@ -341,7 +341,7 @@ class TestErrors:
             (["--model", "{pretrained}", "--manifest", "{manifest}"], "without a classification head: fine-tune it first"),
             (["--model", "{model}", "--manifest", "nowhere.csv"], "no manifest at nowhere.csv"),
             (["--model", "{model}", "--manifest", "{unlabelled}"], "1 of 2 videos of"),
-            (["--model", "{model}", "--manifest", "{beyond}"], "have a label beyond the model's 6 classes, 0 to 5; the first is"),
+            (["--model", "{model}", "--manifest", "{beyond}"], "none of the 6 classes 0 to 5; the first is"),
             (["--model", "{model}", "--video", "nowhere.mp4"], "there is no video nowhere.mp4"),
             (["--model", "{model}", "--manifest", "{manifest}", "--keep_ratio", "1.5"], "at most 1, got 1.5"),
             (["--model", "{model}", "--manifest", "{manifest}", "--keep_ratio", "0.001"], "is no token at all"),

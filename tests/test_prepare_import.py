@@ -132,16 +132,16 @@ def test_a_class_list_beside_the_source_is_never_written(run, tmp_path):
 
 
 def test_of_two_imports_that_end_together_one_writes(run, videos, tmp_path, monkeypatch):
-    from mats_ds.data.prepare.importers import output
+    from mats_ds.data.prepare.importers import rows
 
-    claim = output.claim_name
+    claim = rows.claim_name
 
     def claim_late(path):
         if path.name == "train.csv.classes.txt":  # the name of the manifest is taken by then
             path.write_text("of a second import")
         claim(path)
 
-    monkeypatch.setattr(output, "claim_name", claim_late)
+    monkeypatch.setattr(rows, "claim_name", claim_late)
     status, said = run("list.csv", "--root", videos, "--out", "train.csv")
     assert status == 2 and "train.csv.classes.txt" in said
     assert sorted(path.name for path in tmp_path.iterdir()) == ["list.csv", "train.csv.classes.txt", "videos"]

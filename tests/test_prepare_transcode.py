@@ -45,7 +45,7 @@ def transcode(*arguments):
 
 def test_copies_a_folder_and_says_what_it_came_to(folder, tmp_path, capsys):
     out = tmp_path / "out"
-    assert transcode(folder, "--out", out, "--short-side", 32, "--gop", 6, "--workers", 2) == 0
+    assert transcode(folder, "--out", out, "--short_side", 32, "--gop", 6, "--workers", 2) == 0
     text = capsys.readouterr().out
     assert (
         "3 of 3 files copied" in text and "bytes: " in text and "expected speed-up" in text and str(out / "manifest.csv") in text
@@ -54,7 +54,7 @@ def test_copies_a_folder_and_says_what_it_came_to(folder, tmp_path, capsys):
     assert [os.path.relpath(path, out) for path in copies.paths] == ["jump/a.mp4", "jump/b.mp4", "run/c.mp4"]
     assert copies.label_S.tolist() == [0, 0, 1]  # the class folders' numbers
     assert index_video(copies.paths[0]).height == 32
-    assert transcode(folder, "--out", out, "--short-side", 32, "--gop", 6) == 0
+    assert transcode(folder, "--out", out, "--short_side", 32, "--gop", 6) == 0
     assert "(3 from an earlier run)" in capsys.readouterr().out
 
 
@@ -65,9 +65,9 @@ def test_paths_start_at_the_root_if_one_is_given(folder, tmp_path):
     assert (tmp_path / "out" / "manifest.csv").read_text() == "path,label,start,end\njump/b.mp4,5,,\n"
 
 
-def test_keep_shows_and_writes_nothing(folder, tmp_path, capsys):
+def test_a_dry_run_shows_and_writes_nothing(folder, tmp_path, capsys):
     before = sorted(tmp_path.rglob("*"))
-    assert transcode(folder, "--out", tmp_path / "out", "--keep") == 0
+    assert transcode(folder, "--out", tmp_path / "out", "--dry_run") == 0
     text = capsys.readouterr().out
     for words in ("3 files", "a.mp4", "short side at most 256", "every 16 frames", "crf=23", "estimated bytes: "):
         assert words in text
@@ -95,7 +95,7 @@ def test_ctrl_c_ends_in_words(folder, monkeypatch, tmp_path, capsys):
     def stop(*how, **more):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("mats_ds.data.prepare.copying.copies.copy_all", stop)
+    monkeypatch.setattr("mats_ds.data.prepare.copying.copies.run_tasks", stop)
     assert transcode(folder, "--out", tmp_path / "out") == 130
     assert "goes on from here" in capsys.readouterr().err
 
@@ -103,14 +103,14 @@ def test_ctrl_c_ends_in_words(folder, monkeypatch, tmp_path, capsys):
 @pytest.mark.parametrize(
     ("wrong", "words"),
     [
-        (["--short-side", "255"], "even"),
+        (["--short_side", "255"], "even"),
         (["--gop", "0"], "gop"),
         (["--crf", "99"], "crf"),
         (["--workers", "0"], "worker"),
         (["--timeout", "0"], "time limit"),
         (["--segment", "0"], "0.1 seconds"),
         (["--reencode"], "--segment"),
-        (["--segment", "1", "--keep-partial"], "--keep-partial"),
+        (["--segment", "1", "--keep-partial"], "--keep_partial"),
         (["--root", "/nowhere"], "/nowhere"),
         (["--out", "{videos}"], "lies inside"),
         (["--out", "{videos}/jump/copies"], "lies inside"),
@@ -127,22 +127,36 @@ def test_a_mistake_ends_with_2_and_writes_nothing(wrong, words, folder, tmp_path
 
 
 @pytest.mark.slow
-def test_goes_on_after_it_was_killed(tmp_path):
+@pytest.mark.parametrize(("sent", "status"), [(signal.SIGKILL, -signal.SIGKILL), (signal.SIGTERM, 130)])
+def test_goes_on_after_it_was_ended(tmp_path, sent, status):
     folder, out = tmp_path / "videos", tmp_path / "out"
     for number in range(8):
         write_video(folder / f"{number}.mp4", num_frames=60, height=192, width=256)
     command = [sys.executable, "mats_ds/prepare.py", "transcode", str(folder), "--out", str(out), "--workers", "1"]
-    process = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    # An ignored SIGINT, as background jobs of a shell have it, would be inherited.
+    process = subprocess.Popen(
+        command,
+        cwd=ROOT,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.PIPE,
+        text=True,
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler),
+    )
     deadline = time.monotonic() + 60
     while not (out / "1.mp4").exists() and process.poll() is None and time.monotonic() < deadline:
         time.sleep(0.02)
-    process.send_signal(signal.SIGKILL)
-    process.wait()
+    process.send_signal(sent)
+    told = process.communicate()[1]
+    assert process.returncode == status
     done = {path.name: path.stat().st_mtime_ns for path in out.glob("*.mp4")}
     assert 1 <= len(done) < 8
-    time.sleep(2.5)  # its worker ends by itself
+    if status == 130:
+        assert "the same command goes on" in told and "Traceback" not in told
+        assert not list(out.glob(".*.part")) and not (out / ".lock").exists()
+    else:
+        time.sleep(2.5)  # its worker ends by itself
     again = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
     assert again.returncode == 0, again.stderr
     kept = sum((out / name).stat().st_mtime_ns == changed for name, changed in done.items())
     assert "8 of 8 files copied (" in again.stdout and kept >= len(done) - 1
-    assert len(list(out.glob("*.mp4"))) == 8 and not list(out.glob("*.part"))
+    assert len(list(out.glob("*.mp4"))) == 8 and not list(out.glob(".*.part"))

@@ -14,8 +14,8 @@ import os
 import socket
 import sys
 import threading
-from collections.abc import Callable
-from typing import NoReturn
+from collections.abc import Callable, Sequence
+from typing import Any, NoReturn
 
 from mats_ds.core.storage.folder_lock import release_all_folders
 from mats_ds.core.terminal import make_tolerant
@@ -36,10 +36,29 @@ _OUT_OF_MEMORY = (
 
 
 class ArgumentParser(argparse.ArgumentParser):
-    """argparse's, whose error is one clean line: `bash launch.sh evaluate *` takes names of files for arguments."""
+    """argparse's parser, for which `--short-side` and `--short_side` are one option.
+
+    A wrong argument that the error quotes is cleaned: `bash launch.sh evaluate *` takes names of files for arguments.
+    """
+
+    def parse_known_args(self, args: Sequence[str] | None = None, namespace: Any = None) -> Any:
+        arguments = [*(sys.argv[1:] if args is None else args)]
+        end = arguments.index("--") if "--" in arguments else len(arguments)
+        spelled = [self._spell_as_declared(argument) for argument in arguments[:end]]
+        return super().parse_known_args(spelled + arguments[end:], namespace)
 
     def error(self, message: str) -> NoReturn:
         super().error(clean_line(message))
+
+    def _spell_as_declared(self, argument: str) -> str:
+        """An option, perhaps abbreviated, with the hyphens and underscores of its declaration; anything else as it is."""
+        name, equals, value = argument.partition("=")
+        options = [option for option in self._option_string_actions if option.startswith("--")]
+        if not name.startswith("--") or any(option.startswith(name) for option in options):
+            return argument
+        same = name[2:].replace("-", "_")
+        declared = (option for option in options if option[2:].replace("-", "_").startswith(same))
+        return next(declared, name)[: len(name)] + equals + value
 
 
 class ProgramEnd(RuntimeError):

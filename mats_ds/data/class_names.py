@@ -16,7 +16,7 @@ MAX_SHOWN = 5
 
 
 def normalise_name(name: str) -> str:
-    """What all spellings of one class have in common."""
+    """The common form of all spellings of one class."""
     plain = unicodedata.normalize("NFC", name).translate(QUOTES).replace("_", " ").casefold()
     return " ".join(_strip_quotes(plain.strip()).split())
 

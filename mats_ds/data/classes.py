@@ -16,6 +16,10 @@ logger = logging.getLogger("mats_ds")
 NAMES_SUFFIX = ".classes.txt"  # what `prepare.py import` writes beside a manifest: one name a line, in the order of the labels
 
 
+TRAINING_ADVICE = "mend the manifest, or set finetune.num_classes"
+NUM_SHOWN = 5
+
+
 @dataclass(frozen=True)
 class Classes:
     """Labels are 0 to `count` - 1. `names` is empty where they are not known."""
@@ -25,13 +29,13 @@ class Classes:
 
 
 def resolve_classes(manifest: Manifest, source: str | Path | None, *, asked: int | None) -> Classes:
-    """As many classes as are `asked` for, else as the names beside the manifest `source` tell, else as the labels do.
+    """As many classes as are `asked` for, else as the names beside the manifest `source` are, else as the labels need.
 
     Raises ValueError where videos have no label, or one that is none of the classes.
     """
     names = read_class_names(manifest, source)
     count = asked or len(names) or int(manifest.label_S.max()) + 1
-    check_labels(manifest, count)
+    check_labels(manifest, count, advice=TRAINING_ADVICE)
     if count < 2:
         raise ValueError(f"all videos of {manifest.name} have the label 0: a classifier needs at least two classes")
     return Classes(count, names if len(names) == count else ())
@@ -45,8 +49,8 @@ def read_class_names(manifest: Manifest, source: str | Path | None) -> tuple[str
         if manifest.label_S.min() < 0:
             return ()
         return tuple(merge_names(Path(path).parent.name for path in manifest.paths).names)
-    place = Path(f"{source}{NAMES_SUFFIX}")
-    return tuple(place.read_text(encoding="utf-8").split("\n")[:-1]) if place.is_file() else ()
+    path = Path(f"{source}{NAMES_SUFFIX}")
+    return tuple(path.read_text(encoding="utf-8").split("\n")[:-1]) if path.is_file() else ()
 
 
 def check_test_set(manifest: Manifest, source: str | Path, classes: Classes) -> None:
@@ -54,7 +58,7 @@ def check_test_set(manifest: Manifest, source: str | Path, classes: Classes) -> 
 
     Folders are numbered in their own order, so that a class that is missing from one of two folders shifts all after it.
     """
-    check_labels(manifest, classes.count)
+    check_labels(manifest, classes.count, advice=TRAINING_ADVICE)
     names = read_class_names(manifest, source)
     for label, (name, trained) in enumerate(zip(names, classes.names, strict=False)):
         if normalise_name(name) != normalise_name(trained):
@@ -64,9 +68,9 @@ def check_test_set(manifest: Manifest, source: str | Path, classes: Classes) -> 
             )
 
 
-def check_labels(manifest: Manifest, num_classes: int) -> None:
-    """Raises ValueError where a video has no label, or one that is none of the classes, and names the first."""
-    for wrong_S, what in (
+def check_labels(manifest: Manifest, num_classes: int, *, advice: str) -> None:
+    """Raises ValueError where a video has no label, or one that is not in 0 to `num_classes` - 1; names the first."""
+    for wrong_S, problem in (
         (manifest.label_S < 0, "no label"),
         (manifest.label_S >= num_classes, f"a label that is none of the {num_classes} classes 0 to {num_classes - 1}"),
     ):
@@ -74,22 +78,8 @@ def check_labels(manifest: Manifest, num_classes: int) -> None:
             first = int(np.argmax(wrong_S))
             label = f" ({manifest.label_S[first]})" if manifest.label_S[first] >= 0 else ""
             raise ValueError(
-                f"{int(wrong_S.sum())} of {len(manifest)} videos of {manifest.name} have {what}; the first is "
-                f"{manifest.paths[first]}{label}: mend the manifest, or set finetune.num_classes"
-            )
-
-
-def check_labels_of_model(manifest: Manifest, num_classes: int) -> None:
-    """Raises ValueError for videos without a label, and for labels that the model does not know."""
-    for wrong_S, problem in (
-        (manifest.label_S < 0, "have no label: a test needs one for every video (mats_ds/extract.py needs none)"),
-        (manifest.label_S >= num_classes, f"have a label beyond the model's {num_classes} classes, 0 to {num_classes - 1}"),
-    ):
-        if wrong_S.any():
-            first = int(wrong_S.argmax())
-            raise ValueError(
-                f"{int(wrong_S.sum())} of {len(manifest)} videos of {manifest.name} {problem}; "
-                f"the first is {manifest.paths[first]} (label {int(manifest.label_S[first])})"
+                f"{int(wrong_S.sum())} of {len(manifest)} videos of {manifest.name} have {problem}; the first is "
+                f"{manifest.paths[first]}{label}: {advice}"
             )
 
 
@@ -101,26 +91,17 @@ def warn_of_names(manifest: Manifest, source: str | Path, classes: Classes) -> N
         logger.warning("warning: %s", error)
 
 
-SHOWN = 5
-
-
 def count_shared_classes(train: Manifest, val: Manifest) -> int:
     """One more than the largest label of `train`. Raises ValueError for videos without a label, classes of `val` of which
     `train` has no video, or a single class.
     """
     for manifest in (train, val):
-        missing_S = manifest.label_S < 0
-        if missing_S.any():
-            first = manifest.paths[int(missing_S.argmax())]
-            raise ValueError(
-                f"{int(missing_S.sum())} of {len(manifest)} videos of {manifest.name} have no label; the first is {first}: "
-                "every video needs one"
-            )
+        check_labels(manifest, int(manifest.label_S.max()) + 1, advice="every video needs one")
     unknown = np.setdiff1d(val.label_S, train.label_S).tolist()
     if unknown:
-        more = ", ..." if len(unknown) > SHOWN else ""
+        more = ", ..." if len(unknown) > NUM_SHOWN else ""
         raise ValueError(
-            f"{val.name} has videos of class {', '.join(map(str, unknown[:SHOWN]))}{more}, {train.name} has none: "
+            f"{val.name} has videos of class {', '.join(map(str, unknown[:NUM_SHOWN]))}{more}, {train.name} has none: "
             "number the classes of both alike"
         )
     num_classes = int(train.label_S.max()) + 1

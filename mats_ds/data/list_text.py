@@ -53,7 +53,7 @@ def decode_text(content: bytes) -> str:
 
 
 def find_delimiter(line: str) -> str:
-    """What parts the columns of a table with this first line."""
+    """The separator of the columns of a table with this first line."""
     return next((mark for mark in DELIMITERS if mark in line), DELIMITERS[0])
 
 
@@ -82,7 +82,7 @@ def split_line(line: str) -> ListLine:
 
 
 def _find_column(path: str, separator: str) -> str | None:
-    """What shows that `path` is more than one column, in words."""
+    """The sign that `path` is more than one column."""
     if NUMBER_FIRST.match(path) and has_video_extension(path):
         return "a number comes before the path: is it the label, or a part of the name?"
     video = ENDS_A_VIDEO.search(path)

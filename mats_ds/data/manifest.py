@@ -73,38 +73,38 @@ def read_manifest(source: str | os.PathLike[str], *, root: str | os.PathLike[str
 
     Raises ValueError with every mistake and its line number, and when not one of the listed files exists.
     """
-    place = Path(source)
-    if not place.exists():
-        raise ValueError(f"no manifest at {place}: give a .csv, a list of `path label` lines, or a folder of videos")
+    path = Path(source)
+    if not path.exists():
+        raise ValueError(f"no manifest at {path}: give a .csv, a list of `path label` lines, or a folder of videos")
     if root is not None and not Path(root).is_dir():
         raise ValueError(f"data.root {root} is not a folder: give the folder that the manifest's relative paths start from")
-    if place.is_dir():
-        rows = _read_folder(place)
+    if path.is_dir():
+        rows = _read_folder(path)
         if not rows.paths:
-            raise ValueError(f"no video below {place}: expected files ending in {' '.join(sorted(VIDEO_EXTENSIONS))}")
+            raise ValueError(f"no video below {path}: expected files ending in {' '.join(sorted(VIDEO_EXTENSIONS))}")
     else:
-        rows = _read_file(place, Path(root) if root is not None else place.parent)
+        rows = _read_file(path, Path(root) if root is not None else path.parent)
     manifest = Manifest(
         rows.paths,
         np.asarray(rows.labels, np.int64),
         np.asarray(rows.firsts, np.float64),
         np.asarray(rows.lasts, np.float64),
-        name=place.resolve().name if place.is_dir() else f"{place.resolve().parent.name}/{place.name}",
+        name=path.resolve().name if path.is_dir() else f"{path.resolve().parent.name}/{path.name}",
     )
     if not any(os.path.exists(path) for path in manifest.paths):
         why = next(filter(None, map(explain_locale, manifest.paths)), "")
         raise ValueError(
-            f"{place}: not one of its {len(manifest)} files exists; the first would be {manifest.paths[0]}{why}. "
+            f"{path}: not one of its {len(manifest)} files exists; the first would be {manifest.paths[0]}{why}. "
             "Set data.root to the folder that the paths start from"
         )
     if unnamed := [why for path in manifest.paths if (why := explain_locale(path)) and not os.path.exists(path)]:
-        raise ValueError(f"{place}: {len(unnamed)} files are not found{unnamed[0]}")
+        raise ValueError(f"{path}: {len(unnamed)} files are not found{unnamed[0]}")
     return manifest
 
 
 def list_videos(root: Path) -> list[str]:
     """Relative paths (with /) of all video files below `root`, sorted; links are followed once, hidden names are skipped."""
-    seen, found = set(), []
+    seen, videos = set(), []
     for here, folders, files in os.walk(root, followlinks=True):
         status = os.stat(here)
         if (status.st_dev, status.st_ino) in seen:  # a link that leads back up
@@ -115,30 +115,30 @@ def list_videos(root: Path) -> list[str]:
         below = os.path.relpath(here, root)
         for name in files:
             if not name.startswith(".") and os.path.splitext(name)[1].lower() in VIDEO_EXTENSIONS:
-                found.append(name if below == "." else f"{below}/{name}".replace(os.sep, "/"))
-    return sorted(found)
+                videos.append(name if below == "." else f"{below}/{name}".replace(os.sep, "/"))
+    return sorted(videos)
 
 
 def _read_folder(folder: Path) -> _Rows:
     rows = _Rows(folder)
-    found = sorted((Path(path) for path in list_videos(folder)), key=lambda path: path.parts)
-    classes = merge_names(path.parts[0] for path in found)
+    videos = sorted((Path(path) for path in list_videos(folder)), key=lambda path: path.parts)
+    classes = merge_names(path.parts[0] for path in videos)
     numbers = {normalise_name(name): number for number, name in enumerate(classes.names)}
-    labelled = len(numbers) > 1 and all(len(path.parts) == 2 for path in found)
-    for path in found:
+    labelled = len(numbers) > 1 and all(len(path.parts) == 2 for path in videos)
+    for path in videos:
         rows.add(str(path), numbers[normalise_name(path.parts[0])] if labelled else -1)
     for sentence in classes.describe() if labelled else []:
         logger.warning("%s: %s", folder, sentence)
     return rows
 
 
-def _read_file(place: Path, base: Path) -> _Rows:
+def _read_file(path: Path, base: Path) -> _Rows:
     try:
-        text = decode_text(place.read_bytes())
+        text = decode_text(path.read_bytes())
     except UnicodeDecodeError as error:
-        raise ValueError(f"{place} is not UTF-8 text (byte {error.start}): save it as UTF-8, or give a video folder") from None
+        raise ValueError(f"{path} is not UTF-8 text (byte {error.start}): save it as UTF-8, or give a video folder") from None
     except ValueError as error:
-        raise ValueError(f"{place} {error}: give a .csv, a list of `path label` lines, or a folder of videos") from None
+        raise ValueError(f"{path} {error}: give a .csv, a list of `path label` lines, or a folder of videos") from None
     rows = _Rows(base)
     first = text.lstrip().partition("\n")[0]
     if "path" in column_names(first):
@@ -155,7 +155,7 @@ def _read_file(place: Path, base: Path) -> _Rows:
         hidden = len(rows.mistakes) - MAX_MISTAKES_SHOWN
         more = [f"  and {hidden} more"] if hidden > 0 else []
         count = f"{len(rows.mistakes)} mistake{'s' if len(rows.mistakes) > 1 else ''}"
-        raise ValueError(Lines(f"{place}: {count}", *shown, *more))
+        raise ValueError(Lines(f"{path}: {count}", *shown, *more))
     return rows
 
 
@@ -172,8 +172,8 @@ def _read_table(text: str, rows: _Rows) -> None:
     for name in COLUMNS:
         if header.count(name) > 1:
             rows.mistakes.append(f"line {reader.line_num}: {header.count(name)} columns are called {name!r}: keep one")
-    places = {name: header.index(name) for name in COLUMNS if name in header}
-    if "path" not in places:
+    columns = {name: header.index(name) for name in COLUMNS if name in header}
+    if "path" not in columns:
         rows.mistakes.append(f"line {reader.line_num}: no column is called 'path', got {','.join(header)[:120]!r}")
         return
     for fields in reader:
@@ -183,9 +183,9 @@ def _read_table(text: str, rows: _Rows) -> None:
         if len(fields) < len(header):
             rows.mistakes.append(f"{where}: {len(fields)} fields, the header has {len(header)}: {','.join(fields)!r}")
             continue
-        values = {name: fields[index].strip() for name, index in places.items()}
-        if fields[places["path"]] != values["path"] and os.path.exists(os.path.join(rows.base, fields[places["path"]])):
-            values["path"] = fields[places["path"]]  # blanks that belong to the name
+        values = {name: fields[index].strip() for name, index in columns.items()}
+        if fields[columns["path"]] != values["path"] and os.path.exists(os.path.join(rows.base, fields[columns["path"]])):
+            values["path"] = fields[columns["path"]]  # blanks that belong to the name
         if not values["path"]:
             rows.mistakes.append(f"{where}: the path is empty")
             continue

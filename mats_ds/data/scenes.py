@@ -1,8 +1,8 @@
-"""Frames of sprites that move in one direction: no single frame tells which, two do.
+"""Frames of sprites that move in one direction: no single frame shows which, two do.
 
 Every sprite starts anywhere in the picture, all positions being equally likely, and goes straight on; what leaves at one side
 comes in at the opposite one. So in every frame its position is uniform, whatever the direction. Sizes, colours, textures, speeds,
-the number of sprites and the camera are drawn without regard to the direction either. A single frame therefore has the same
+the number of sprites and the camera are sampled without regard to the direction either. A single frame therefore has the same
 distribution for all directions, and no classifier of single frames can be better than chance.
 """
 
@@ -61,7 +61,7 @@ class Scene:
     background_shifts: list[tuple[int, int]]
 
 
-def draw_scene(rng: np.random.Generator, name: str, *, size: SceneSize, pans: bool) -> Scene:
+def make_scene(rng: np.random.Generator, name: str, *, size: SceneSize, pans: bool) -> Scene:
     """One or two squares that move in the direction `name`, over a smaller disc that moves in another one, over a background that
     stands still or, with `pans`, goes there and back. Later sprites cover earlier ones.
     """

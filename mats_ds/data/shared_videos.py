@@ -1,7 +1,7 @@
 """Two manifests -> the videos that are in both: what was trained on is no test.
 
 A video is its file, however it is spelled: relative or absolute, by a link, by a hard link, or as a copy with the same bytes.
-Rows of one file with times (`start`, `end`) that do not meet are other clips; they are told apart, since neighbouring parts of
+Rows of one file with times (`start`, `end`) that do not meet are other clips; they are kept apart, since neighbouring parts of
 one recording may still look alike.
 """
 
@@ -81,7 +81,7 @@ def is_list(path: str, *, may_be_folder: bool) -> bool:
 
 
 def count_known(test: Manifest, sources: Mapping[str, tuple[str, str | None]]) -> dict[str, int]:
-    """How many videos of the test are in each manifest of `sources` (name -> manifest, root), of those that are here."""
+    """The number of test videos in each manifest of `sources` (name -> manifest, root), of those that are here."""
     counts = {}
     for name, (source, root) in sources.items():
         with contextlib.suppress(ValueError, OSError):  # that manifest, or its videos, may be on another machine
@@ -159,16 +159,16 @@ def merge_copies(test_keys: dict[str, Key], train_keys: Mapping[str, Key], pool:
 
 def read_pieces(path: str) -> bytes:
     """A digest of the beginning, middle and end of a file, which is all of a small one; empty where it cannot be read."""
-    found = hashlib.sha256()
+    digest = hashlib.sha256()
     try:
         with open(path, "rb") as stream:
             size = os.fstat(stream.fileno()).st_size
             for start in (0, max(PIECE_BYTES, size // 2 - PIECE_BYTES // 2), max(2 * PIECE_BYTES, size - PIECE_BYTES)):
                 stream.seek(start)
-                found.update(stream.read(PIECE_BYTES))
+                digest.update(stream.read(PIECE_BYTES))
     except OSError:
         return b""
-    return found.digest()
+    return digest.digest()
 
 
 def has_same_bytes(path: str, other: str) -> bool:

@@ -1,4 +1,4 @@
-"""Writes a small set of real video files whose motion is known: the scenes of scenes.py, the label being the direction of motion.
+"""Write a small set of real video files whose motion is known: the scenes of scenes.py, the label being the direction of motion.
 
 One half is H.264 in .mp4, the other VP9 in .webm. Every class has as many of one as of the other, and as many with a camera
 that pans, in whole rounds (6 videos a class). `motion.json` holds, for every video, the sprites' boxes and the shift of the
@@ -22,20 +22,20 @@ import numpy as np
 
 from mats_ds.core.storage.files import hash_file, hash_text, open_to_append, write_text
 from mats_ds.core.storage.folder_lock import lock_until_closed
-from mats_ds.data.scenes import NAMES, Box, SceneSize, draw_scene
-from mats_ds.data.video.containers import file_url
+from mats_ds.data.scenes import NAMES, Box, SceneSize, make_scene
+from mats_ds.data.video.containers import file_url, find_mp4_encoder
 
 logger = logging.getLogger(__name__)
 
 MANIFEST_NAME, MOTION_NAME = "manifest.csv", "motion.json"
-FORMAT_VERSION = 4  # 4: a single frame does not tell the label
+FORMAT_VERSION = 4  # 4: a single frame does not show the label
 GOP_FRAMES = 12  # short enough that a clip from the middle costs little to decode
 PAN_EVERY = 3  # every third video has a moving camera
 
 
 @dataclass(frozen=True)
 class SyntheticSettings:
-    """What a set is made of; two sets of equal settings hold the same motion."""
+    """Settings of a set; two sets of equal settings hold the same motion."""
 
     num_videos: int
     num_frames: int
@@ -50,7 +50,7 @@ class SyntheticSettings:
 class VideoMotion:
     """The truth about one video.
 
-    boxes, distractor_boxes, background_shifts: as in Scene; the sprites of `boxes` move as the label says.
+    boxes, distractor_boxes, background_shifts: as in Scene; the sprites of `boxes` move as the label is.
     """
 
     path: str
@@ -115,7 +115,7 @@ def _is_complete(target: Path, settings: SyntheticSettings) -> bool:
 
 
 def _write_aside(target: Path, settings: SyntheticSettings) -> None:
-    """Write the set beside its place, then rename it; of a set that was there before, only its own files are removed."""
+    """Write the set beside its folder, then rename it; of a set that was there before, only its own files are removed."""
     from tqdm import tqdm
 
     check_own_files(target)
@@ -123,7 +123,9 @@ def _write_aside(target: Path, settings: SyntheticSettings) -> None:
     new, old = aside / "new", aside / "old"
     try:
         new.mkdir()
-        encoder = _h264_encoder()
+        encoder = find_mp4_encoder()
+        if encoder == "mpeg4":
+            logger.warning("this PyAV has no H.264 encoder: the .mp4 files of the synthetic set hold MPEG-4 part 2 instead")
         numbers = tqdm(range(settings.num_videos), desc=f"writing synthetic videos to {target}", unit="video", delay=2.0)
         videos = [_write_video(new, number, settings, encoder) for number in numbers]
         write_text(new / MANIFEST_NAME, _format_manifest([(video.path, video.label) for video in videos]))
@@ -193,28 +195,19 @@ def _is_own(path: Path, checksum: str | None, num_bytes: int | None) -> bool:
     return is_torn or (hash_file(path) == checksum if checksum else num_bytes in (None, path.stat().st_size))
 
 
-def _h264_encoder() -> str:
-    for name in ("libx264", "libopenh264"):
-        with contextlib.suppress(av.error.FFmpegError, ValueError):
-            av.codec.Codec(name, "w")
-            return name
-    logger.warning("this PyAV has no H.264 encoder: the .mp4 files of the synthetic set hold MPEG-4 part 2 instead")
-    return "mpeg4"
-
-
 def _write_video(folder: Path, number: int, settings: SyntheticSettings, h264_encoder: str) -> VideoMotion:
     rng = np.random.default_rng((settings.seed, number))
     label = number // 2 % settings.num_classes  # pairs, so that both codecs get every class
     name = NAMES[label]
     encoder, suffix = (h264_encoder, "mp4") if number % 2 == 0 else ("libvpx-vp9", "webm")
-    # So fine that a coded frame does not tell what came before it: at crf 18 and 24 a probe that knew the true pixels
-    # and the sprite's position told the direction from the coding error of frame 11 in 28 to 38% of 400 videos, now in 22 to 26%.
+    # So fine that a coded frame does not betray what came before it: at crf 18 and 24 a probe that knew the true pixels
+    # and the sprite's position read the direction from the coding error of frame 11 in 28 to 38% of 400 videos, now in 22 to 26%.
     options = {
         "libx264": {"qp": "2", "preset": "veryfast"},
         "libvpx-vp9": {"deadline": "realtime", "cpu-used": "8", "lossless": "1"},
     }.get(encoder, {})
     size = SceneSize(settings.num_frames, settings.height, settings.width, settings.num_classes)
-    scene = draw_scene(rng, name, size=size, pans=_pans(number, settings))
+    scene = make_scene(rng, name, size=size, pans=_pans(number, settings))
     path = f"synthetic_{number:03d}_{name}.{suffix}"
     # Without random identifiers and versions in the headers: the same settings give the same bytes.
     with av.open(file_url(folder / path), "w", options={"fflags": "+bitexact"}) as container:

@@ -16,9 +16,8 @@ import av
 import numpy as np
 
 from mats_ds.core.storage.files import replace_file
-from mats_ds.data.video.containers import file_url, open_container
+from mats_ds.data.video.containers import file_url, find_mp4_encoder, open_container
 
-H264_ENCODERS = ("libx264", "libopenh264")
 CRF = "16"  # text and edges of tokens stay sharp
 SPARE_BIT_RATE = 4_000_000  # for encoders without constant quality
 MAX_RATE_DENOMINATOR = 1000
@@ -38,7 +37,7 @@ def check_suffix(path: str | os.PathLike[str]) -> str:
 
 def write_mp4(path: str | os.PathLike[str], pictures: Iterable[np.ndarray], *, frames_per_second: float) -> None:
     """Write one frame a picture; an odd side gains a line of the border's colour. Raises ValueError for no pictures."""
-    encoder = find_encoder()
+    encoder = find_mp4_encoder()
     options = {"crf": CRF, "preset": "medium"} if encoder == "libx264" else {}
     rate = Fraction(frames_per_second).limit_denominator(MAX_RATE_DENOMINATOR)
     with (
@@ -97,15 +96,6 @@ def is_our_picture(path: str | os.PathLike[str]) -> bool:
             return comment in (COMMENT, COMMENT.encode())
     except (av.error.FFmpegError, OSError, ValueError, SyntaxError, Image.DecompressionBombError):
         return False  # another kind of file, or a torn one
-
-
-def find_encoder() -> str:
-    """The best encoder for .mp4 that this PyAV has."""
-    for name in H264_ENCODERS:
-        with contextlib.suppress(av.error.FFmpegError, ValueError):
-            av.codec.Codec(name, "w")
-            return name
-    return "mpeg4"
 
 
 def _check_pictures(pictures: Iterable[np.ndarray]) -> Iterator[np.ndarray]:

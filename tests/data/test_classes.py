@@ -5,15 +5,13 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from mats_ds.data.classes import Classes, check_labels, check_test_set, resolve_classes
+from mats_ds.data.classes import Classes, check_labels, check_test_set, count_shared_classes, resolve_classes
 from mats_ds.data.manifest import Manifest, read_manifest
 
 
-def make_manifest(labels):
+def make_manifest(labels, name="set/train.csv"):
     nan = np.full(len(labels), np.nan)
-    return Manifest(
-        [f"{place}.mp4" for place in range(len(labels))], np.asarray(labels, np.int64), nan, nan, name="set/train.csv"
-    )
+    return Manifest([f"{place}.mp4" for place in range(len(labels))], np.asarray(labels, np.int64), nan, nan, name=name)
 
 
 def test_labels_names_and_the_recipe_tell_in_this_order(tmp_path):
@@ -40,7 +38,7 @@ def test_labels_that_do_not_fit_are_one_clear_error(labels, asked, words):
 
 
 def test_a_test_set_may_lack_classes():
-    check_labels(make_manifest([0, 1]), 9)
+    check_labels(make_manifest([0, 1]), 9, advice="")
 
 
 def make_folder(folder, names):
@@ -57,3 +55,25 @@ def test_folders_name_the_classes_and_a_test_set_that_numbers_them_otherwise_is_
     check_test_set(read_manifest(train), train, classes)
     with pytest.raises(ValueError, match="class 0 is 'run' in val and 'jump' in the training set"):
         check_test_set(read_manifest(val), val, classes)
+
+
+def count(train: tuple[int, ...], val: tuple[int, ...]) -> int:
+    return count_shared_classes(make_manifest(train, "train"), make_manifest(val, "val"))
+
+
+def test_classes_are_counted_up_to_the_largest_label_of_train():
+    assert count((0, 4, 1), (4, 4)) == 5
+
+
+@pytest.mark.parametrize(
+    ("train", "val", "said"),
+    [
+        ((0, -1, 1), (0,), "1 of 3 videos of train have no label; the first is 1.mp4"),
+        ((0, 1), (-1, -1), "2 of 2 videos of val have no label"),
+        ((0, 1), (0, 7, 5, 7), "val has videos of class 5, 7, train has none"),
+        ((0, 0), (0,), "at least two classes"),
+    ],
+)
+def test_what_does_not_fit_is_one_clear_error(train, val, said):
+    with pytest.raises(ValueError, match=said):
+        count(train, val)

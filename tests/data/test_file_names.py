@@ -11,7 +11,7 @@ import pytest
 from mats_ds.config.load import load_recipe
 from mats_ds.data.manifest import read_manifest
 from mats_ds.data.prepare.copying.copies import make_copies
-from mats_ds.data.prepare.copying.transcode import CopySettings
+from mats_ds.data.prepare.copying.copy_settings import CopySettings
 from mats_ds.data.video.containers import file_url
 from mats_ds.data.video.indexing import index_video
 from mats_ds.visualization.video_writer import write_mp4

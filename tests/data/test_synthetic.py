@@ -177,13 +177,13 @@ def test_a_link_to_another_disk_stays_a_link(tmp_path):
 
 
 def test_a_file_that_is_put_into_the_set_meanwhile_stays(small, monkeypatch):
-    draw = synthetic_module.draw_scene
+    draw = synthetic_module.make_scene
 
     def put(*given, **more):
         (small / "thesis.tex").write_text("mine")
         return draw(*given, **more)
 
-    monkeypatch.setattr(synthetic_module, "draw_scene", put)
+    monkeypatch.setattr(synthetic_module, "make_scene", put)
     with pytest.raises(ValueError, match="thesis.tex"):
         write_anew(small)
     assert (small / "thesis.tex").read_text() == "mine" and (small / "manifest.csv").exists()

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from mats_ds.data.manifest import read_manifest
-from mats_ds.data.scenes import DIRECTIONS, NAMES, SceneSize, draw_scene
+from mats_ds.data.scenes import DIRECTIONS, NAMES, SceneSize, make_scene
 from mats_ds.data.synthetic import GOP_FRAMES, read_motion, write_synthetic_set
 
 NUM_CLASSES, NUM_FRAMES = 4, GOP_FRAMES  # the last frame is the farthest from a keyframe
@@ -130,7 +130,7 @@ def test_a_sprite_is_anywhere_in_every_frame(name):
     """Sixteen parts of the picture, each as likely as the next, at the beginning and at the end."""
     num_scenes = 320
     size = SceneSize(num_frames=3, height=48, width=64, num_classes=8)
-    scenes = [draw_scene(np.random.default_rng((7, number)), name, size=size, pans=False) for number in range(num_scenes)]
+    scenes = [make_scene(np.random.default_rng((7, number)), name, size=size, pans=False) for number in range(num_scenes)]
     for boxes in ([scene.boxes[0] for scene in scenes], [scene.distractor_boxes[0] for scene in scenes]):
         for frame in (0, 2):
             parts = [(track[frame][0] // 12) * 4 + track[frame][1] // 16 for track in boxes]

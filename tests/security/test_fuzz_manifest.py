@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from mats_ds.data.manifest import read_manifest
 from mats_ds.data.prepare.importers import FORMATS, import_annotations
-from mats_ds.data.prepare.importers.output import format_manifest
+from mats_ds.data.prepare.importers.rows import format_manifest
 from tests.security.json_values import objects, values
 
 FIELDS = st.one_of(

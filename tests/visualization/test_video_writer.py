@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from mats_ds.data.video import containers
 from mats_ds.visualization import video_writer
 from mats_ds.visualization.video_writer import check_suffix, is_our_picture, write_gif, write_mp4, write_png
 
@@ -36,7 +37,7 @@ def test_mp4_has_even_sides_the_rate_asked_for_and_the_pictures(tmp_path):
 
 
 def test_mp4_falls_back_where_there_is_no_h264(tmp_path, monkeypatch):
-    monkeypatch.setattr(video_writer, "H264_ENCODERS", ("no_such_encoder",))
+    monkeypatch.setattr(containers, "H264_ENCODERS", ("no_such_encoder",))
     write_mp4(tmp_path / "a.mp4", draw_pictures(), frames_per_second=5)
     with av.open(str(tmp_path / "a.mp4")) as container:
         assert container.streams.video[0].codec_context.name == "mpeg4"

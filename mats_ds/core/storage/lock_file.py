@@ -40,11 +40,15 @@ def make_holder(command: str) -> Holder:
     return Holder(command, time.strftime("%Y-%m-%d %H:%M:%S"), identify_process())
 
 
+def dump_holder(holder: Holder) -> str:
+    """The content of a lock file, which `parse_holder` reads."""
+    return json.dumps({"command": holder.command, "since": holder.since, **asdict(holder.identity)}) + "\n"
+
+
 def write_holder(descriptor: int, holder: Holder) -> None:
     """Write it over what the file holds."""
-    content = {"command": holder.command, "since": holder.since, **asdict(holder.identity)}
     os.ftruncate(descriptor, 0)
-    os.pwrite(descriptor, (json.dumps(content) + "\n").encode(), 0)
+    os.pwrite(descriptor, dump_holder(holder).encode(), 0)
     os.fsync(descriptor)
 
 

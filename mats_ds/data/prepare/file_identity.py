@@ -1,4 +1,4 @@
-"""Whether a file is still the one of which something is known: by its size and times, in doubt by its content.
+"""Identity of a file, to tell later whether it has changed: its size and times, in doubt its content.
 
 Times are only compared for being equal, so a clock that jumps does no harm. The time of modification can be set, and `cp -p`,
 `rsync -t` and `tar` do set it; the time of change cannot. Where only that one differs (a `chmod` is enough), samples of the
@@ -32,13 +32,13 @@ def identify(path: str | os.PathLike[str]) -> FileIdentity:
     return FileIdentity(status.st_size, status.st_mtime_ns, status.st_ctime_ns)
 
 
-def with_sample(path: str | os.PathLike[str], found: FileIdentity) -> FileIdentity:
+def with_sample(path: str | os.PathLike[str], identity: FileIdentity) -> FileIdentity:
     """The identity that the file had, with samples of its content, to be noted once the file has been read."""
     try:
-        sample = sample_content(path, found.num_bytes)
+        sample = sample_content(path, identity.num_bytes)
     except (OSError, ValueError):
         sample = None
-    return replace(found, sample=sample)
+    return replace(identity, sample=sample)
 
 
 def is_same_file(path: str | os.PathLike[str], now: FileIdentity, then: FileIdentity) -> bool:
@@ -60,10 +60,10 @@ def sample_content(path: str | os.PathLike[str], num_bytes: int) -> str:
     """
     if not stat.S_ISREG(os.stat(path).st_mode):  # a pipe would be waited for
         raise ValueError(f"{path} is no regular file")
-    found = hashlib.sha256()
+    digest = hashlib.sha256()
     last = max(0, num_bytes - SAMPLED_BYTES)
     with open(path, "rb", buffering=0) as file:
-        for place in sorted({last * number // (NUM_SAMPLES - 1) for number in range(NUM_SAMPLES)}):
-            file.seek(place)
-            found.update(file.read(SAMPLED_BYTES))
-    return found.hexdigest()
+        for offset in sorted({last * number // (NUM_SAMPLES - 1) for number in range(NUM_SAMPLES)}):
+            file.seek(offset)
+            digest.update(file.read(SAMPLED_BYTES))
+    return digest.hexdigest()

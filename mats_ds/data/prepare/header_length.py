@@ -15,7 +15,10 @@ TELL_THE_END = ("matroska,webm", "asf")
 
 
 def describe_torn_end(container: av.container.InputContainer, stream: av.VideoStream, *, last_seconds: float) -> str:
-    """What the header promises and the stream lacks, empty if that is little; `last_seconds`: its last frame on the clock."""
+    """Sentence on the seconds that the header promises and the stream lacks, empty if they are few.
+
+    last_seconds: the stream's last frame on the clock.
+    """
     promised, held = promised_seconds(container, stream), last_seconds + _clock_start(container) - _begin(stream)
     if promised - held > max(TORN_SECONDS, TORN_SHARE * promised):
         return f"ends after {held:.2f} s of the {promised:.2f} s in its header"
@@ -23,9 +26,9 @@ def describe_torn_end(container: av.container.InputContainer, stream: av.VideoSt
 
 
 def promised_seconds(container: av.container.InputContainer, stream: av.VideoStream) -> float:
-    """The length of the video stream by the header, from its first packet on; 0 where it says nothing of this stream.
+    """The length of the video stream by the header, from its first packet on; 0 where it has nothing on this stream.
 
-    Matroska tells, in its segment and in the tag that FFmpeg writes for each track, when the last frame ends and not how long
+    Matroska has, in its segment and in the tag that FFmpeg writes for each track, when the last frame ends and not how long
     all of them last: pictures from 2 s to 5 s have a DURATION of 5 s. So does ASF.
     """
     alone = all(other is stream for other in container.streams)  # sound may go on for longer than the picture
@@ -40,7 +43,7 @@ def promised_seconds(container: av.container.InputContainer, stream: av.VideoStr
 
 
 def _tagged_seconds(stream: av.VideoStream) -> float | None:
-    """What Matroska's tag DURATION says, as FFmpeg and MKVToolNix write it: 00:00:05.023000000."""
+    """The content of Matroska's tag DURATION, as FFmpeg and MKVToolNix write it: 00:00:05.023000000."""
     hours, _, rest = stream.metadata.get("DURATION", "").partition(":")
     minutes, _, seconds = rest.partition(":")
     with contextlib.suppress(ValueError):

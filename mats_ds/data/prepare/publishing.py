@@ -1,7 +1,7 @@
-"""A finished file gets its name: flushed to the disk, noted in a record first, and never in the place of somebody else's.
+"""Give a finished file its name: flushed to the disk, noted in a record first, and never replacing somebody else's file.
 
 Unfinished files lie beside their targets under names that begin with a dot and a prefix of their own, `.PREFIX.0.part`, so that
-whoever cleans up after a kill can tell them from all others.
+whoever cleans up after a kill can distinguish them from all others.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ PART = ".part"
 
 @dataclass(frozen=True)
 class Publisher:
-    """How the files of one task are named while they are not finished, and which existing ones they may replace.
+    """Names of the unfinished files of one task, and the existing files that they may replace.
 
     record: file that each finished file is noted in (own_files.py), None: nowhere. replaceable: absolute paths of files
     that may be replaced, None: whatever has the target's name.
@@ -62,9 +62,9 @@ class Publisher:
 def remove_parts(folder: Path, beginning: str) -> None:
     """Remove unfinished files whose names begin like this."""
     if folder.is_dir():
-        for place in folder.iterdir():
-            if place.name.startswith(beginning) and place.name.endswith(PART):
-                place.unlink(missing_ok=True)
+        for path in folder.iterdir():
+            if path.name.startswith(beginning) and path.name.endswith(PART):
+                path.unlink(missing_ok=True)
 
 
 def publish(part: Path, target: Path) -> None:

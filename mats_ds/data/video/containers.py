@@ -8,6 +8,7 @@ External references inside a MOV are off by FFmpeg's default.
 
 from __future__ import annotations
 
+import contextlib
 import os
 
 import av
@@ -22,6 +23,7 @@ FORMATS = (
 ONLY_THE_FILE = {"protocol_whitelist": "file", "format_whitelist": ",".join(FORMATS)}
 # The decoder's own limit is 2^31 pixels: a few bytes of a header would have it allocate gigabytes for one picture. 8K is 2^25.
 MAX_PIXELS = 1 << 27
+H264_ENCODERS = ("libx264", "libopenh264")
 # What PyAV raises for a file that is not a sound video: FFmpeg's errors, metadata that is not text, absurd sizes.
 READ_ERRORS = (FFmpegError, OSError, ValueError, IndexError, MemoryError)
 UNSUPPORTED = (
@@ -103,3 +105,12 @@ def _choose_stream(container: av.container.InputContainer) -> av.VideoStream:
 
 def _is_cover_art(stream: av.VideoStream) -> bool:
     return bool(stream.disposition & type(stream.disposition).attached_pic)
+
+
+def find_mp4_encoder() -> str:
+    """The best video encoder for .mp4 that this PyAV has: one of H.264, else that of MPEG-4 part 2."""
+    for name in H264_ENCODERS:
+        with contextlib.suppress(FFmpegError, ValueError):
+            av.codec.Codec(name, "w")
+            return name
+    return "mpeg4"

@@ -20,7 +20,7 @@ from mats_ds.data.manifest import read_manifest
 from mats_ds.data.prepare.checking.check_file import check_file
 from mats_ds.data.prepare.checking.check_set import check_manifest
 from mats_ds.data.prepare.copying.copies import make_copies
-from mats_ds.data.prepare.copying.transcode import CopySettings
+from mats_ds.data.prepare.copying.copy_settings import CopySettings
 from mats_ds.data.video.clock import clock_start
 from mats_ds.data.video.containers import UnreadableVideo
 from mats_ds.data.video.decode import decode_frames, frame_numbers

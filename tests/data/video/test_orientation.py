@@ -12,8 +12,9 @@ import pytest
 
 from mats_ds.core.clips import CropSpec
 from mats_ds.data.prepare.checking.check_file import check_file
+from mats_ds.data.prepare.copying.copy_settings import CopySettings
 from mats_ds.data.prepare.copying.segment import segment_file
-from mats_ds.data.prepare.copying.transcode import CopySettings, transcode_file
+from mats_ds.data.prepare.copying.transcode import transcode_file
 from mats_ds.data.video.clip_frames import ClipCropper
 from mats_ds.data.video.decode import decode_frames, visit_frames
 from mats_ds.data.video.frames import read_frames

@@ -1,4 +1,4 @@
-"""A video file -> FileFacts: what it really holds, found by decoding all of it once, on one thread.
+"""A video file -> FileFacts, its properties as measured by decoding all of it once, on one thread.
 
 Bad (UnreadableVideo, with a reason) is a file
 - from which no frame decodes, or that cannot be opened;
@@ -32,17 +32,17 @@ from mats_ds.data.video.recording import Recording, record
 
 MIN_FRAMES = 16
 CLIP_FRAMES, CLIP_STRIDE = 16, 4  # the clip that is decoded to time the loader
-# A frame rate varies if more than this share of the gaps between frames is off the median gap ...
-VFR_SHARE = 0.02
-# ... by more than this share of it; rounding of time stamps by up to one tick does not count.
+# A frame rate varies if more than this fraction of the gaps between frames is off the median gap ...
+VFR_FRACTION = 0.02
+# ... by more than this fraction of it; rounding of time stamps by up to one tick does not count.
 VFR_TOLERANCE = 0.1
 RATE_RATIO = 1.2  # between the header's frame rate and the mean one; the first and last frame weigh much in short files
-GAP_SECONDS, GAP_RATIO = 1.0, 10  # frames further apart than both this and so many usual gaps are told
+GAP_SECONDS, GAP_RATIO = 1.0, 10  # frames further apart than both this and so many usual gaps are reported
 
 
 @dataclass(frozen=True)
 class FileFacts:
-    """What a readable file holds.
+    """Measured properties of a readable file.
 
     num_frames, duration_seconds, fps are of the frames that may be used, those in [start_seconds, end_seconds) (None: all).
     first_frame_seconds: when the first of them is shown on the file's clock, which also start_seconds and end_seconds refer to.
@@ -78,9 +78,19 @@ class FileFacts:
     warnings: tuple[str, ...] = ()
 
 
+@dataclass(frozen=True)
+class Outcome:
+    """Facts, or the problem. again: the machine may be to blame (a crash, a time limit), so a later check tries the file anew."""
+
+    path: str
+    facts: FileFacts | None
+    problem: str = ""
+    again: bool = False
+
+
 @dataclass
 class _Decoded:
-    """What came out of decoding a whole file. torn: how far it is from the length in its header; "" if it is not."""
+    """Result of decoding a file from start to end. torn: how far it is from the length in its header; "" if it is not."""
 
     recorded: Recording
     torn: str
@@ -90,21 +100,29 @@ class _Decoded:
     num_video_streams: int
 
 
-def check_file(path: str, *, on_beat: Callable[[], None] = lambda: None) -> FileFacts:
-    """Decode a file once and say what it holds. `on_beat` is called about once a second while frames come.
+def check_file(path: str, *, on_heartbeat: Callable[[], None] = lambda: None) -> FileFacts:
+    """Decode a file once and say what it holds. `on_heartbeat` is called about once a second while frames come.
 
     Raises UnreadableVideo with the reason when the file is bad.
     """
     try:
-        return _check(path, on_beat)
+        return _check(path, on_heartbeat)
     except UnreadableVideo as unreadable:
         raise UnreadableVideo(explain(path, unreadable.reason)) from None
 
 
-def _check(path: str, on_beat: Callable[[], None]) -> FileFacts:
+def check_one(path: str, *, on_heartbeat: Callable[[], None] = lambda: None) -> Outcome:
+    """`check_file`, where a bad file is an outcome like any other."""
+    try:
+        return Outcome(path, check_file(path, on_heartbeat=on_heartbeat))
+    except UnreadableVideo as unreadable:
+        return Outcome(path, None, unreadable.reason)
+
+
+def _check(path: str, on_heartbeat: Callable[[], None]) -> FileFacts:
     index = index_video(path)
     started_seconds = time.process_time()
-    decoded = _decode_all(path, index, on_beat)
+    decoded = _decode_all(path, index, on_heartbeat)
     decode_seconds = time.process_time() - started_seconds
     recorded = decoded.recorded
     if not any(recorded.is_sound_F):
@@ -155,14 +173,14 @@ def _check(path: str, on_beat: Callable[[], None]) -> FileFacts:
     )
 
 
-def _decode_all(path: str, index: VideoIndex, on_beat: Callable[[], None]) -> _Decoded:
+def _decode_all(path: str, index: VideoIndex, on_heartbeat: Callable[[], None]) -> _Decoded:
     try:
         container, stream = open_video(path, stream_index=index.stream_index)
     except READ_ERRORS as error:
         raise UnreadableVideo(describe_read_error(error)) from None
     with container:
         return _Decoded(
-            recorded=record(container, stream, on_beat=on_beat),
+            recorded=record(container, stream, on_beat=on_heartbeat),
             torn=describe_torn_end(container, stream, last_seconds=float(index.seconds()[-1])),
             header_frames=stream.frames,
             header_rate=float(stream.average_rate or 0),
@@ -172,7 +190,7 @@ def _decode_all(path: str, index: VideoIndex, on_beat: Callable[[], None]) -> _D
 
 
 def _sound_frames(index: VideoIndex, recorded: Recording) -> np.ndarray:
-    """Which of the index's frames the loader gets, bool [F]."""
+    """True for the frames of the index that the loader gets, bool [F]."""
     if index.is_sound_F is not None:
         return index.is_sound_F
     if not recorded.problem:  # packets without a picture (MPEG-4) shift the numbers: the loader then counts from the start
@@ -210,7 +228,7 @@ def varies(seconds_F: np.ndarray, *, tick_seconds: float) -> bool:
         return False
     median = float(np.median(gaps))
     num_off = int((np.abs(gaps - median) > max(VFR_TOLERANCE * median, 1.01 * tick_seconds)).sum())
-    return num_off > VFR_SHARE * len(gaps)
+    return num_off > VFR_FRACTION * len(gaps)
 
 
 def _time_clip(index: VideoIndex, start_seconds: float | None, end_seconds: float | None) -> float:
@@ -233,40 +251,40 @@ def _time_clip(index: VideoIndex, start_seconds: float | None, end_seconds: floa
 
 
 def _warnings(index: VideoIndex, decoded: _Decoded, part: tuple[int, int], seconds_F: np.ndarray) -> list[str]:
-    said = []
+    warnings = []
     first, last = part
     recorded = decoded.recorded
     if index.num_silent:
-        said.append(
+        warnings.append(
             f"{index.num_silent} packets before the first frame show nothing: it begins in the middle of a group of pictures"
         )
     if recorded.problem:
         problem = in_words(recorded.problem)
-        said.append(f"decodes up to frame {recorded.problem_at} of {index.num_stored}, then: {problem}")
+        warnings.append(f"decodes up to frame {recorded.problem_at} of {index.num_stored}, then: {problem}")
     elif recorded.num_frames < index.num_frames:
-        said.append(f"{index.num_frames} frames are stored, {recorded.num_frames} decode")
+        warnings.append(f"{index.num_frames} frames are stored, {recorded.num_frames} decode")
     elif decoded.header_frames and decoded.header_frames != recorded.num_frames:
-        said.append(f"header says {decoded.header_frames} frames, {recorded.num_frames} decode")
+        warnings.append(f"header says {decoded.header_frames} frames, {recorded.num_frames} decode")
     if (first, last) != (0, index.num_frames):
-        said[-1] += f" (only frames {first} to {last - 1} are used)"
+        warnings[-1] += f" (only frames {first} to {last - 1} are used)"
     if decoded.torn:
-        said.append(decoded.torn)
+        warnings.append(decoded.torn)
     gaps = np.diff(seconds_F[first:last])
     if index.trusts_pts and len(gaps) and gaps.max() > max(GAP_SECONDS, GAP_RATIO * np.median(gaps)):
         widest = first + int(np.argmax(gaps))
-        said.append(f"no frame between {seconds_F[widest]:.2f} s and {seconds_F[widest + 1]:.2f} s")
+        warnings.append(f"no frame between {seconds_F[widest]:.2f} s and {seconds_F[widest + 1]:.2f} s")
     if index.trusts_pts and last - first > 1 and decoded.header_rate:
         mean_rate = (last - first - 1) / float(seconds_F[last - 1] - seconds_F[first])
         if not 1 / RATE_RATIO < decoded.header_rate / mean_rate < RATE_RATIO:
-            said.append(f"header says {decoded.header_rate:g} frames/s, {mean_rate:.3g} decode")
+            warnings.append(f"header says {decoded.header_rate:g} frames/s, {mean_rate:.3g} decode")
     if not index.trusts_pts:
-        said.append("time stamps cannot be trusted: frames are counted from the start")
+        warnings.append("time stamps cannot be trusted: frames are counted from the start")
     if odd := index.orientation.odd_degrees:
-        said.append(f"its display matrix asks for {odd:.0f} degrees more than a quarter turn, which is not done")
+        warnings.append(f"its display matrix asks for {odd:.0f} degrees more than a quarter turn, which is not done")
     if recorded.num_interlaced:
-        said.append(f"interlaced: {recorded.num_interlaced} frames hold two fields, woven as they are coded")
+        warnings.append(f"interlaced: {recorded.num_interlaced} frames hold two fields, woven as they are coded")
     if decoded.num_video_streams > 1:
-        said.append(f"{decoded.num_video_streams} video streams, number {index.stream_index} is used")
+        warnings.append(f"{decoded.num_video_streams} video streams, number {index.stream_index} is used")
     if last - first < MIN_FRAMES:
-        said.append(f"{last - first} frames: a clip of {MIN_FRAMES} repeats some")
-    return said
+        warnings.append(f"{last - first} frames: a clip of {MIN_FRAMES} repeats some")
+    return warnings

@@ -1,4 +1,4 @@
-"""Manifest -> CheckResult, a manifest of the readable files with what each really holds, and the list of the bad ones.
+"""Manifest -> CheckResult, a manifest of the readable files with their measured properties, and the list of the bad ones.
 
 Every file is decoded once, however many rows name it. Outcomes are appended to a journal beside `out` as they come, so that a
 check that was stopped goes on where it was, and a later one decodes only files that are new or changed (size or time of
@@ -18,11 +18,11 @@ from pathlib import Path
 
 from mats_ds.core.terminal import why_not_utf8
 from mats_ds.data.manifest import Manifest
-from mats_ds.data.prepare.checking.check_file import FileFacts
-from mats_ds.data.prepare.checking.check_journal import CheckJournal, journal_path, open_journal
+from mats_ds.data.prepare.checking.check_file import FileFacts, Outcome, check_one
+from mats_ds.data.prepare.checking.check_journal import CheckJournal, journal_path, open_check_journal
 from mats_ds.data.prepare.checking.check_tables import BAD_COLUMNS, CheckTables
-from mats_ds.data.prepare.checking.check_workers import Outcome, check_files
 from mats_ds.data.prepare.file_identity import FileIdentity, identify, is_same_file, with_sample
+from mats_ds.data.prepare.worker_pool import Failure, run_tasks
 from mats_ds.data.video.indexing import describe_read_error
 
 __all__ = ["BAD_COLUMNS", "COLUMNS", "BadRow", "CheckResult", "check_manifest", "journal_path"]
@@ -78,7 +78,7 @@ def check_manifest(
     are written relative to `root` where given (and the file below it), else absolute. sources: the files that the manifest
     was read from, which are never written, nor are its videos. `on_done` is called after each file.
     Raises ValueError for unusable arguments and where a file that this did not write would be lost, before anything is
-    decoded; RuntimeError when no worker can start. When it is interrupted, the journal is whole and no process is left.
+    decoded; WorkersFailed when no worker can start. When it is interrupted, the journal is complete and no process is left.
     """
     if num_workers < 1:
         raise ValueError(f"a check needs at least 1 worker, got {num_workers}")
@@ -95,7 +95,7 @@ def check_manifest(
     )
     tables.make_room()
     began_seconds = time.monotonic()
-    with open_journal(journal_path(out)) as journal:
+    with open_check_journal(journal_path(out)) as journal:
         tables.refuse_losses(journal)
         if not resume:
             journal.forget_outcomes()
@@ -104,8 +104,9 @@ def check_manifest(
         num_bad = sum(outcome.facts is None for outcome in outcomes.values())
         on_done(len(outcomes), num_files, num_bad)
         # Closed at once when we are interrupted: its workers must not wait for the garbage collector.
-        with closing(check_files([*waiting], num_workers=num_workers, timeout_seconds=timeout_seconds)) as arriving:
-            for outcome in arriving:
+        with closing(run_tasks(check_one, [*waiting], num_workers=num_workers, timeout_seconds=timeout_seconds)) as results:
+            for path, result in results:
+                outcome = Outcome(path, None, result.reason, again=True) if isinstance(result, Failure) else result
                 journal.add(outcome, with_sample(outcome.path, waiting[outcome.path]))
                 outcomes[outcome.path] = outcome
                 num_bad += outcome.facts is None
@@ -118,7 +119,7 @@ def check_manifest(
 
 
 def _look_up(paths: Sequence[str], journal: CheckJournal) -> tuple[dict[str, Outcome], dict[str, FileIdentity]]:
-    """What is known of the files already, and the identities of those that must be decoded."""
+    """The outcomes that the journal has, and the identities of the files that must be decoded."""
     outcomes: dict[str, Outcome] = {}
     waiting: dict[str, FileIdentity] = {}
     for path in dict.fromkeys(paths):
@@ -150,13 +151,13 @@ def _sort_rows(manifest: Manifest, outcomes: dict[str, Outcome], root: Path | No
         if facts is None or reason:
             bad.append(BadRow(written, int(label), reason))
             continue
-        told = [_cell(getattr(facts, name)) for name in FACT_COLUMNS]
-        rows.append((written, int(label), _seconds_cell(start), _seconds_cell(end), *told, "; ".join(facts.warnings)))
+        cells = [_cell(getattr(facts, name)) for name in FACT_COLUMNS]
+        rows.append((written, int(label), _seconds_cell(start), _seconds_cell(end), *cells, "; ".join(facts.warnings)))
     return rows, bad
 
 
 def _usable_part(facts: FileFacts, first: float, last: float) -> tuple[float, float]:
-    """What the row asks for, less what does not decode; nan where there is no limit."""
+    """Start and end that the row asks for, less what does not decode; nan where there is no limit."""
     start, end = facts.start_seconds, facts.end_seconds
     return (
         first if start is None else start if math.isnan(first) else max(first, start),
@@ -185,7 +186,7 @@ def _written_path(path: str, root: Path | None) -> str:
 
 
 def _name_problem(path: str) -> str:
-    """Why a manifest cannot hold this path, if it cannot."""
+    """The reason why a manifest cannot hold this path, empty if it can."""
     if path != path.strip() or "\r" in path:
         return "its name begins or ends with a space, or holds a line break: rename it"
     return why_not_utf8(path) or ""

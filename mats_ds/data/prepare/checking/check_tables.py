@@ -1,7 +1,7 @@
 """The two tables of a check, the manifest and its quarantine: where they may be written, so that no other file is lost.
 
 A file that is there already is replaced if the journal says that a check into this `out` wrote it as it is. Tables of version
-0.1, whose journal says nothing of them, are known by their columns (a quarantine also by its rows, which must be of this list);
+0.1, whose journal does not list them, are known by their columns (a quarantine also by its rows, which must be of this list);
 where their text changes, the old file keeps existing as NAME.old. Everything else is refused before anything is decoded.
 """
 

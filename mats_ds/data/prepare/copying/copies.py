@@ -10,15 +10,14 @@ A file is done again only if it (file_identity.py) or the settings differ from t
 
 from __future__ import annotations
 
-import logging
 import math
 import os
-import sys
-import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import closing
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
+from mats_ds.core.format import format_bytes
 from mats_ds.core.terminal import why_not_utf8
 from mats_ds.data.manifest import Manifest
 from mats_ds.data.prepare.copying.copy_journal import open_copy_journal
@@ -28,27 +27,24 @@ from mats_ds.data.prepare.copying.copy_plan import (
     check_space,
     estimate_bytes,
     plan_copies,
-    show_bytes,
 )
-from mats_ds.data.prepare.copying.copy_workers import CopyOutcome, CopyTask, copy_all
+from mats_ds.data.prepare.copying.copy_settings import CopySettings
+from mats_ds.data.prepare.copying.copy_task import CopyOutcome, CopyTask, copy_one
 from mats_ds.data.prepare.copying.decode_speed import DecodeSpeed, measure_decode_speed
 from mats_ds.data.prepare.copying.segment import check_seconds
-from mats_ds.data.prepare.copying.transcode import CopySettings
 from mats_ds.data.prepare.file_identity import identify
+from mats_ds.data.prepare.worker_pool import Failure, run_tasks
 from mats_ds.data.video.indexing import describe_read_error
-
-logger = logging.getLogger(__name__)
 
 MANIFEST, FAILED, PARTIAL = "manifest.csv", "failed.csv", "partial.csv"
 HEADER, REASON_HEADER = ("path", "label", "start", "end"), ("path", "reason")
 FORMAT_VERSION = 2  # counted up when copies of an older program are no longer right
 MIN_TIMEOUT_SECONDS = 1.0
-LINE_SECONDS = 30.0  # between two lines of progress where there is no terminal
 
 
 @dataclass(frozen=True)
 class CopySummary:
-    """What a run came to. source_bytes, copied_bytes: of the files that have a copy. speed None: not measured."""
+    """Result of a run. source_bytes, copied_bytes: of the files that have a copy. speed None: not measured."""
 
     num_files: int
     num_copied: int
@@ -62,13 +58,13 @@ class CopySummary:
     speed: DecodeSpeed | None
 
     def lines(self) -> Iterator[str]:
-        """The summary in words."""
+        """The lines of the summary."""
         reused = f" ({self.num_reused} from an earlier run)" if self.num_reused else ""
         pieces = f" as {self.num_pieces} segments" if self.num_pieces != self.num_copied else ""
         yield f"{self.num_copied} of {self.num_files} files copied{reused}{pieces}"
         if self.source_bytes:
-            share = self.copied_bytes / self.source_bytes
-            yield f"bytes: {show_bytes(self.source_bytes)} -> {show_bytes(self.copied_bytes)} ({share:.2f} x)"
+            fraction = self.copied_bytes / self.source_bytes
+            yield f"bytes: {format_bytes(self.source_bytes)} -> {format_bytes(self.copied_bytes)} ({fraction:.2f} x)"
         if self.speed:
             yield (
                 f"expected speed-up of decoding on a CPU: {self.speed.ratio:.1f} x (median of {self.speed.num_files} files, "
@@ -94,6 +90,7 @@ def make_copies(
     keep_partial: bool = False,
     num_workers: int = 1,
     timeout_seconds: float = 300.0,
+    on_done: Callable[[int, int, int], None] = lambda num_done, num_files, num_failed: None,
 ) -> CopySummary:
     """Copy every file of the manifest into `out`, in the same folders as below `base`.
 
@@ -101,7 +98,7 @@ def make_copies(
     With `segment_seconds` the files are cut instead, without re-encoding; `reencode` transcodes those that cannot be cut as they
     are. A file that breaks off is copied up to there if no row of the manifest goes beyond (a check of the videos writes such
     rows), or in any case with `keep_partial`.
-    One whose frames do not come for `timeout_seconds` is given up.
+    One whose frames do not come for `timeout_seconds` is given up. `on_done` is called after each file.
     Raises ValueError, with no copy written, when `out` or the disk's room is not fit for it, and where a file that this did
     not write would be lost.
     """
@@ -151,11 +148,22 @@ def make_copies(
             )
             for copy in remaining
         ]
-        arriving = copy_all(tasks, num_workers=num_workers, timeout_seconds=timeout_seconds)
-        for outcome in _show_progress(arriving, len(tasks)):
-            outcomes[outcome.source] = outcome
-            if outcome.pieces:
-                journal.add(outcome, identities[outcome.source], needed_seconds=needed_seconds[outcome.source])
+        num_failed = sum(not outcome.pieces for outcome in outcomes.values())
+        on_done(len(outcomes), len(planned), num_failed)
+        try:
+            # Closed at once when we are interrupted: its workers must not wait for the garbage collector.
+            with closing(run_tasks(copy_one, tasks, num_workers=num_workers, timeout_seconds=timeout_seconds)) as results:
+                for task, result in results:
+                    if isinstance(result, Failure):
+                        task.publisher.remove_parts(Path(task.target).parent)
+                    outcome = CopyOutcome(task.source, problem=result.reason) if isinstance(result, Failure) else result
+                    outcomes[task.source] = outcome
+                    if outcome.pieces:
+                        journal.add(outcome, identities[task.source], needed_seconds=needed_seconds[task.source])
+                    num_failed += not outcome.pieces
+                    on_done(len(outcomes), len(planned), num_failed)
+        finally:
+            journal.remove_leftovers(remaining)  # of workers that were killed
         problems = {copy.source: outcomes[copy.source].problem for copy in planned}
         failed = {source: problem for source, problem in problems.items() if not outcomes[source].pieces}
         partial = {source: problem for source, problem in problems.items() if problem and outcomes[source].pieces}
@@ -164,16 +172,16 @@ def make_copies(
         journal.write_table(out / FAILED, REASON_HEADER, [*failed.items(), *lost])
         journal.write_table(out / PARTIAL, REASON_HEADER, [*partial.items()])
     pieces = {source: outcome.pieces for source, outcome in outcomes.items() if outcome.pieces}
-    pairs = [(source, found[0].path) for source, found in pieces.items()] if segment_seconds is None else []
+    pairs = [(source, made[0].path) for source, made in pieces.items()] if segment_seconds is None else []
     return CopySummary(
         num_files=len(planned),
         num_copied=len(pieces),
         num_reused=num_reused,
-        num_pieces=sum(len(found) for found in pieces.values()),
+        num_pieces=sum(len(made) for made in pieces.values()),
         failed=failed | {path: reason for path, reason in lost if path not in failed},
         partial=partial,
         source_bytes=sum(copy.source_bytes for copy in planned if copy.source in pieces),
-        copied_bytes=sum(piece.num_bytes for found in pieces.values() for piece in found),
+        copied_bytes=sum(piece.num_bytes for made in pieces.values() for piece in made),
         manifest=out / MANIFEST,
         speed=measure_decode_speed(pairs),
     )
@@ -203,32 +211,16 @@ def _carry_rows(
         manifest.paths, manifest.label_S, manifest.first_seconds_S, manifest.last_seconds_S, strict=True
     ):
         pieces = outcomes[os.path.abspath(path)].pieces
-        found = []
+        carried = []
         for piece in pieces:
             times = piece.time_range(start, end) if is_cut else piece.moved_range(start, end)
             if times is not None:
-                found.append((os.path.relpath(piece.path, out), "" if label < 0 else int(label), *map(_show_seconds, times)))
-        if pieces and not found:
+                carried.append((os.path.relpath(piece.path, out), "" if label < 0 else int(label), *map(_show_seconds, times)))
+        if pieces and not carried:
             lost.append((os.path.abspath(path), f"no frame between {_show_seconds(start) or 0} s and {_show_seconds(end)} s"))
-        rows += found
+        rows += carried
     return rows, lost
 
 
 def _show_seconds(seconds: float) -> str:
     return "" if math.isnan(seconds) else repr(round(float(seconds), 6))
-
-
-def _show_progress(outcomes: Iterator[CopyOutcome], num_tasks: int) -> Iterator[CopyOutcome]:
-    """The outcomes, with a bar on a terminal and a line now and then elsewhere."""
-    from tqdm import tqdm
-
-    num_failed, said_seconds = 0, time.monotonic()
-    with tqdm(total=num_tasks, desc="copying", unit="file", disable=num_tasks == 0 or not sys.stderr.isatty()) as bar:
-        for number, outcome in enumerate(outcomes, start=1):
-            num_failed += not outcome.pieces
-            bar.set_postfix(failed=num_failed, refresh=False)
-            bar.update()
-            if bar.disable and time.monotonic() - said_seconds > LINE_SECONDS:
-                said_seconds = time.monotonic()
-                logger.info("copied %d of %d files, %d failed", number, num_tasks, num_failed)
-            yield outcome

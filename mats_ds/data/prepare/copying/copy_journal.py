@@ -1,4 +1,4 @@
-"""What `prepare.py transcode` knows of its folder: which files are finished, and which existing ones it wrote itself.
+"""Record of a folder of copies: the originals that are finished, and the files in it that `prepare.py transcode` wrote.
 
     OUT/copies.jsonl     one line a finished original, with its copy or its segments
     OUT/.written.jsonl   one line a file that got its name in OUT, with its SHA-256 (own_files.py)
@@ -21,23 +21,18 @@ from collections import defaultdict
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any, TextIO
+from typing import Any
 
-from mats_ds.core.storage.documents import parse_json
 from mats_ds.core.storage.files import format_csv, hash_file, hash_text, open_to_append, refuse_wrong_kind, write_text
 from mats_ds.core.storage.folder_lock import hold_folder, release_folder
 from mats_ds.core.storage.output_folder import open_output_folder
 from mats_ds.core.storage.own_files import OwnFiles, refuse_sources, set_aside
 from mats_ds.data.prepare.copying.copy_plan import COMMAND, JOURNAL, PlannedCopy, holds_copies, is_inside
-from mats_ds.data.prepare.copying.copy_workers import CopyOutcome
+from mats_ds.data.prepare.copying.copy_task import CopyOutcome
 from mats_ds.data.prepare.copying.segment import Segment
 from mats_ds.data.prepare.file_identity import FileIdentity, identify, is_same_file, with_sample
+from mats_ds.data.prepare.journal import Journal, open_journal, read_entries
 from mats_ds.data.prepare.publishing import Publisher, remove_parts
-
-try:
-    import fcntl
-except ImportError:  # no POSIX system: only core's lock counts
-    fcntl = None
 
 logger = logging.getLogger(__name__)
 
@@ -50,10 +45,10 @@ NUM_SHOWN = 3
 class CopyJournal:
     """The finished files of `out`, by source, and the files there that are ours."""
 
-    def __init__(self, file: TextIO, kind: dict[str, Any], out: Path) -> None:
-        self._file, self._kind = file, kind
+    def __init__(self, journal: Journal, kind: dict[str, Any], out: Path) -> None:
+        self._journal, self._kind = journal, kind
         self._record = out.absolute() / RECORD
-        self._entries = _read_entries(file, out)
+        self._entries = _read_finished(journal.lines, out)
         lines = self._record.read_text(encoding="utf-8", errors="replace").split("\n") if self._record.exists() else []
         self._own = OwnFiles(out, lines)
         self._old_bytes = {  # of the copies of version 0.1, by name
@@ -79,10 +74,10 @@ class CopyJournal:
         except (OSError, ValueError):
             return None
         pieces = tuple(map(_read_piece, entry["pieces"]))
-        whole = all(os.path.isfile(piece.path) and os.path.getsize(piece.path) == piece.num_bytes for piece in pieces)
-        whole = whole and all(self._is_planned(piece.path, copy) for piece in pieces)
+        is_complete = all(os.path.isfile(piece.path) and os.path.getsize(piece.path) == piece.num_bytes for piece in pieces)
+        is_complete = is_complete and all(self._is_planned(piece.path, copy) for piece in pieces)
         reaches = entry.get("needed_seconds") is not None and needed_seconds <= entry["needed_seconds"]
-        if not is_same or not whole or (entry["problem"] and not keep_partial and not reaches):
+        if not is_same or not is_complete or (entry["problem"] and not keep_partial and not reaches):
             return None
         return CopyOutcome(copy.source, pieces, entry["problem"])
 
@@ -102,8 +97,7 @@ class CopyJournal:
             "problem": outcome.problem,
             "needed_seconds": None if math.isinf(needed_seconds) else needed_seconds,
         }
-        self._file.write("\n" + json.dumps(entry))  # a torn line before it does no harm
-        self._file.flush()
+        self._journal.add(json.dumps(entry))
         present = {self._own.name(path) for path in _paths(entry)}
         for path in _paths(self._entries.get(outcome.source, {"pieces": ()})):
             name = self._own.name(path)
@@ -208,37 +202,26 @@ def open_copy_journal(out: Path, kind: dict[str, Any]) -> Iterator[CopyJournal]:
     """
     open_output_folder(out, command=COMMAND, is_ours=holds_copies)
     refuse_wrong_kind(out / RECORD)
-    refuse_wrong_kind(out / JOURNAL)
     hold_folder(out, command=COMMAND)
     try:
-        with open(out / JOURNAL, "a+", encoding="utf-8", errors="replace") as file:
-            if fcntl is not None:  # version 0.1 locks this file
-                try:
-                    fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                except BlockingIOError:
-                    raise ValueError(f"another run is writing into {out}: wait for it, or give another --out") from None
-                except OSError:  # a file system without locks
-                    pass
-            yield CopyJournal(file, kind, out)
+        with open_journal(out / JOURNAL, command="run") as journal:
+            yield CopyJournal(journal, kind, out)
     finally:
         release_folder(out)
 
 
-def _read_entries(file: TextIO, out: Path) -> dict[str, dict[str, Any]]:
+def _read_finished(lines: list[str], out: Path) -> dict[str, dict[str, Any]]:
     """The last line of each source, of those that make sense; in the order of the file."""
-    entries: dict[str, dict[str, Any]] = {}
-    file.seek(0)
-    for line in file:
-        with contextlib.suppress(ValueError, KeyError, TypeError):  # the last line of a run that was killed, or anybody's
-            entry = parse_json(line)
-            places = [_read_piece(piece).path for piece in entry["pieces"]]
+    finished: dict[str, dict[str, Any]] = {}
+    for entry in read_entries(lines):
+        with contextlib.suppress(ValueError, KeyError, TypeError):  # a line that no run wrote
+            paths = [_read_piece(piece).path for piece in entry["pieces"]]
             _noted_identity(entry)
             # No journal, whoever wrote it, has files outside of `out` compared or removed.
-            if {"kind", "problem"} <= set(entry) and all(is_inside(place, out) for place in places):
-                entries.pop(entry["source"], None)
-                entries[entry["source"]] = entry
-    file.seek(0, os.SEEK_END)
-    return entries
+            if {"kind", "problem"} <= set(entry) and all(is_inside(path, out) for path in paths):
+                finished.pop(entry["source"], None)
+                finished[entry["source"]] = entry
+    return finished
 
 
 def _read_piece(fields: dict[str, Any]) -> Segment:

@@ -1,4 +1,4 @@
-"""Which copy of which video goes where, and whether it fits: settled before a byte is written, from paths, sizes, headers."""
+"""Paths and estimated sizes of the copies of a manifest, decided from paths, sizes and headers before a byte is written."""
 
 from __future__ import annotations
 
@@ -12,21 +12,21 @@ from pathlib import Path
 import av
 import numpy as np
 
+from mats_ds.core.format import format_bytes
 from mats_ds.core.storage.files import open_regular
 from mats_ds.core.storage.output_folder import NOT_COUNTED, check_output_folder, read_marker
 from mats_ds.data.manifest import Manifest
+from mats_ds.data.prepare.copying.copy_settings import DEFAULT_CRF, CopySettings
 from mats_ds.data.prepare.copying.segment import can_cut
-from mats_ds.data.prepare.copying.transcode import CopySettings
 from mats_ds.data.prepare.header_length import promised_seconds
 from mats_ds.data.video.indexing import READ_ERRORS, UnreadableVideo, open_video
 
 COMMAND = "prepare transcode"
 JOURNAL = "copies.jsonl"
-JOURNAL_BYTES = 1 << 20  # so many tell whether it is one of ours
+JOURNAL_BYTES = 1 << 20  # so many show whether it is one of ours
 # Bits a pixel at the default quality, upper end of 60 real clips of K400, UCF101 and the like (0.05 to 0.3); own measurement.
 # Six steps of crf halve the bytes of H.264, about nine those of VP9.
 BITS_PER_PIXEL = {"h264": 0.2, "vp9": 0.2}
-DEFAULT_CRF = {"h264": 23, "vp9": 32}
 HALVING_CRF = {"h264": 6, "vp9": 9}
 SPARE_BYTES = 64 << 20
 NUM_SAMPLED = 16
@@ -64,10 +64,10 @@ def plan_copies(manifest: Manifest, out: Path, *, base: Path | None = None) -> l
     originals = {os.path.realpath(source) for source in sources}
     folders = {os.path.dirname(source) for source in originals}
     for copy in planned:
-        place = os.path.realpath(copy.target)
-        if not is_inside(place, out):
-            raise ValueError(f"{copy.target} would be written to {place}: --out {out} holds a link that leads out of it")
-        if place in originals or os.path.dirname(place) in folders:
+        resolved = os.path.realpath(copy.target)
+        if not is_inside(resolved, out):
+            raise ValueError(f"{copy.target} would be written to {resolved}: --out {out} holds a link that leads out of it")
+        if resolved in originals or os.path.dirname(resolved) in folders:
             raise ValueError(f"--out {out} would put the copy {copy.target} among the originals: give a folder of its own")
     return planned
 
@@ -86,12 +86,16 @@ def _refuse_twins(planned: Sequence[PlannedCopy], out: Path) -> None:
 
 
 def ignores_case(folder: Path) -> bool:
-    """Whether files whose names differ in case only are one file there. Of a folder that is not there yet, its parent tells."""
-    place = folder.absolute()
-    while not place.exists():
-        place = place.parent
-    twin = place.with_name(place.name.swapcase())
-    return twin != place and twin.exists() and os.path.samefile(twin, place)
+    """Whether files whose names differ in case only are one file there. Of a folder that is not there yet, its parent decides."""
+    existing = _nearest_existing(folder)
+    twin = existing.with_name(existing.name.swapcase())
+    return twin != existing and twin.exists() and os.path.samefile(twin, existing)
+
+
+def _nearest_existing(folder: Path) -> Path:
+    """The folder itself, or the first one above it that exists."""
+    absolute = folder.absolute()
+    return next(path for path in (absolute, *absolute.parents) if path.exists())
 
 
 def is_inside(path: str, folder: Path) -> bool:
@@ -101,8 +105,8 @@ def is_inside(path: str, folder: Path) -> bool:
 
 def check_out_folder(out: Path, *, scanned: Path | None = None) -> None:
     """Raises ValueError when `out` holds other files, or lies in the folder `scanned` whose videos are the originals."""
-    place = out.resolve()
-    if scanned is not None and (place == scanned.resolve() or scanned.resolve() in place.parents):
+    resolved = out.resolve()
+    if scanned is not None and (resolved == scanned.resolve() or scanned.resolve() in resolved.parents):
         raise ValueError(
             f"--out {out} lies inside {scanned}, where the originals are looked for: the copies would be copied next time. "
             "Give a folder outside of it"
@@ -135,11 +139,11 @@ def estimate_bytes(planned: Sequence[PlannedCopy], settings: CopySettings) -> in
     present = [copy for copy in planned if copy.source_bytes]
     if not present:
         return 0
-    places = np.unique(np.linspace(0, len(present) - 1, NUM_SAMPLED).astype(int))
-    steps = (settings.crf if settings.crf is not None else DEFAULT_CRF[settings.codec]) - DEFAULT_CRF[settings.codec]
+    indices = np.unique(np.linspace(0, len(present) - 1, NUM_SAMPLED).astype(int))
+    steps = settings.used_crf - DEFAULT_CRF[settings.codec]
     bits_per_pixel = BITS_PER_PIXEL[settings.codec] * 2 ** (-steps / HALVING_CRF[settings.codec])
     sampled_bytes = copied_bytes = 0.0
-    for copy in (present[place] for place in places):
+    for copy in (present[index] for index in indices):
         num_pixels = _pixels_by_header(copy.source, settings.short_side)
         if num_pixels:
             sampled_bytes += copy.source_bytes
@@ -149,7 +153,7 @@ def estimate_bytes(planned: Sequence[PlannedCopy], settings: CopySettings) -> in
 
 
 def _pixels_by_header(path: str, short_side: int) -> float:
-    """Pixels of all frames of the copy, as far as the header tells; 0 where it does not."""
+    """Pixels of all frames of the copy, as far as the header gives them; 0 where it does not."""
     try:
         container, stream = open_video(path)
     except (UnreadableVideo, *READ_ERRORS):
@@ -166,44 +170,33 @@ def _pixels_by_header(path: str, short_side: int) -> float:
 
 def check_space(out: Path, needed_bytes: int) -> None:
     """Raises ValueError when the disk of `out` has not that much room."""
-    place = out.absolute()
-    while not place.exists():
-        place = place.parent
-    free_bytes = shutil.disk_usage(place).free
+    existing = _nearest_existing(out)
+    free_bytes = shutil.disk_usage(existing).free
     if needed_bytes + SPARE_BYTES > free_bytes:
         raise ValueError(
-            f"the copies need about {show_bytes(needed_bytes)}, but {place} has {show_bytes(free_bytes)} free: make room, "
-            "give --out another disk, or take a smaller --short-side or a higher --crf"
+            f"the copies need about {format_bytes(needed_bytes)}, but {existing} has {format_bytes(free_bytes)} free: make room, "
+            "give --out another disk, or take a smaller --short_side or a higher --crf"
         )
 
 
 def describe_plan(planned: Sequence[PlannedCopy], settings: CopySettings, *, segment_seconds: float | None = None) -> list[str]:
-    """What a run would do, in words, from the same figures that it would check."""
+    """Lines on what a run would do, from the same figures that it would check."""
     total_bytes = sum(copy.source_bytes for copy in planned)
     missing = sum(not copy.source_bytes for copy in planned)
-    lines = [f"{len(planned)} files, {show_bytes(total_bytes)}" + (f", {missing} of them missing or empty" if missing else "")]
+    lines = [f"{len(planned)} files, {format_bytes(total_bytes)}" + (f", {missing} of them missing or empty" if missing else "")]
     for copy in planned[:NUM_SHOWN]:
         target = copy.target if segment_seconds is None else f"{os.path.splitext(copy.target)[0]}_0000, _0001, ..."
-        lines.append(f"  {copy.source} ({show_bytes(copy.source_bytes)}) -> {target}")
+        lines.append(f"  {copy.source} ({format_bytes(copy.source_bytes)}) -> {target}")
     if len(planned) > NUM_SHOWN:
         lines.append(f"  and {len(planned) - NUM_SHOWN} more")
     if segment_seconds is not None:
         lines.append(
-            f"cut at the first keyframe after every {segment_seconds:g} s, nothing re-encoded: {show_bytes(total_bytes)}"
+            f"cut at the first keyframe after every {segment_seconds:g} s, nothing re-encoded: {format_bytes(total_bytes)}"
         )
         for copy in planned[:NUM_TRIED]:
             lines.append(f"  {copy.source}: {can_cut(copy.source, seconds=segment_seconds) or 'can be cut'}")
         return lines
     options = " ".join(f"{name}={value}" for name, value in settings.encoder_options().items())
     lines.append(f"short side at most {settings.short_side}, a keyframe every {settings.gop} frames, {settings.codec}: {options}")
-    lines.append(f"estimated bytes: {show_bytes(estimate_bytes(planned, settings))}")
+    lines.append(f"estimated bytes: {format_bytes(estimate_bytes(planned, settings))}")
     return lines
-
-
-def show_bytes(num_bytes: float) -> str:
-    """A number of bytes for people."""
-    for unit in ("B", "kB", "MB", "GB"):
-        if num_bytes < 1000:
-            return f"{num_bytes:.0f} {unit}" if unit == "B" else f"{num_bytes:.1f} {unit}"
-        num_bytes /= 1000
-    return f"{num_bytes:.2f} TB"

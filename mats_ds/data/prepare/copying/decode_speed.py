@@ -1,4 +1,4 @@
-"""How much less CPU time the reader needs for a training copy than for its original, measured on a few files."""
+"""Speed-up of decoding a training copy instead of its original, in CPU time, measured on a few files."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ def measure_decode_speed(pairs: Sequence[tuple[str, str]]) -> DecodeSpeed | None
 
 
 def _clip_ms(path: str) -> float:
-    """CPU milliseconds for a clip, the best of a few tries, averaged over places in the file. Raises UnreadableVideo."""
+    """CPU milliseconds for a clip, the best of a few tries, averaged over clips from several offsets. Raises UnreadableVideo."""
     index_video(path)  # a trainer reads it once and remembers it
     total_seconds = 0.0
     for start in STARTS:

@@ -17,7 +17,8 @@ from pathlib import Path
 import av
 import numpy as np
 
-from mats_ds.data.prepare.copying.transcode import CopyFailed, CopySettings, transcode_file
+from mats_ds.data.prepare.copying.copy_settings import CopySettings
+from mats_ds.data.prepare.copying.transcode import CopyFailed, transcode_file
 from mats_ds.data.prepare.publishing import Publisher, publish
 from mats_ds.data.video.containers import file_url
 from mats_ds.data.video.index import VideoIndex
@@ -61,7 +62,7 @@ class Segment:
 
 @dataclass(frozen=True, eq=False)
 class _Cuts:
-    """Where a file is cut. P packets in decoding order, G segments.
+    """Cuts of a file. P packets in decoding order, G segments.
 
     first_packet_G, first_frame_G, num_frames_G: of each segment; first_pts_G: time stamp of its first frame.
     """
@@ -80,12 +81,12 @@ def segment_file(
     reencode: CopySettings | None = None,
     name: str | None = None,
     publisher: Publisher | None = None,
-    on_beat: Callable[[], None] = lambda: None,
+    on_heartbeat: Callable[[], None] = lambda: None,
 ) -> list[Segment]:
     """Cut `source` into `folder`/NAME_0000.mp4, ... (.mkv where MP4 cannot hold the codec or its times); NAME: the source's.
 
     With `reencode`, a file that cannot be cut as it is gets transcoded with these settings first and its copy is cut.
-    `on_beat` is called for every packet that is read and every segment that is read back.
+    `on_heartbeat` is called for every packet that is read and every segment that is read back.
     publisher: which files of the segments' names may be replaced; without one, any but the original.
     Raises UnreadableVideo for a broken source and CopyFailed where it cannot be cut, both with nothing written.
     """
@@ -94,16 +95,16 @@ def segment_file(
     name, publisher = name or Path(source).stem, publisher or Publisher()
     folder.mkdir(parents=True, exist_ok=True)
     try:
-        return _cut(index_video(source), folder, seconds=seconds, name=name, publisher=publisher, on_beat=on_beat)
+        return _cut(index_video(source), folder, seconds=seconds, name=name, publisher=publisher, on_heartbeat=on_heartbeat)
     except CopyFailed as failure:
         if reencode is None:
             raise CopyFailed(f"{failure.reason}; --reencode transcodes it first, then cuts") from None
     copy = publisher.open_part(folder, "whole.mp4")
     try:
         unnoted = Publisher(publisher.prefix)  # what becomes of it are the pieces
-        later = transcode_file(source, copy, settings=reencode, publisher=unnoted, on_beat=on_beat).first_seconds
-        whole = index_video(str(copy))
-        pieces = _cut(whole, folder, seconds=seconds, name=name, publisher=publisher, on_beat=on_beat)
+        later = transcode_file(source, copy, settings=reencode, publisher=unnoted, on_heartbeat=on_heartbeat).first_seconds
+        copied = index_video(str(copy))
+        pieces = _cut(copied, folder, seconds=seconds, name=name, publisher=publisher, on_heartbeat=on_heartbeat)
         return [
             replace(piece, first_seconds=piece.first_seconds + later, last_seconds=piece.last_seconds + later) for piece in pieces
         ]
@@ -119,7 +120,10 @@ def check_seconds(seconds: float) -> None:
 
 
 def can_cut(source: str | os.PathLike[str], *, seconds: float) -> str:
-    """Why a file cannot be cut without re-encoding, empty if it can. Reads its packets, decodes one picture, writes nothing."""
+    """The reason why a file cannot be cut without re-encoding, empty if it can.
+
+    Reads its packets, decodes one picture, writes nothing.
+    """
     try:
         _plan_cuts(index_video(os.fspath(source)), seconds=seconds)
     except (CopyFailed, UnreadableVideo) as failure:
@@ -128,9 +132,9 @@ def can_cut(source: str | os.PathLike[str], *, seconds: float) -> str:
 
 
 def _cut(
-    index: VideoIndex, folder: Path, *, seconds: float, name: str, publisher: Publisher, on_beat: Callable[[], None]
+    index: VideoIndex, folder: Path, *, seconds: float, name: str, publisher: Publisher, on_heartbeat: Callable[[], None]
 ) -> list[Segment]:
-    cuts = _plan_cuts(index, seconds=seconds, on_beat=on_beat)
+    cuts = _plan_cuts(index, seconds=seconds, on_heartbeat=on_heartbeat)
     suffix = ".mkv" if index.codec not in MP4_CODECS or index.container.startswith("matroska") else ".mp4"
     targets = [folder / f"{name}_{number:04d}{suffix}" for number in range(len(cuts.first_packet_G))]
     for target in targets:
@@ -140,11 +144,11 @@ def _cut(
     parts: list[Path] = []
     try:
         parts += [publisher.open_part(folder, number) for number in range(len(targets))]
-        _copy_packets(index, cuts, parts, "matroska" if suffix == ".mkv" else "mp4", on_beat)
+        _copy_packets(index, cuts, parts, "matroska" if suffix == ".mkv" else "mp4", on_heartbeat)
         for number, part in enumerate(parts):
             name = targets[number].name
             _verify(part, index, name=name, first=cuts.first_frame_G[number], num_frames=cuts.num_frames_G[number])
-            on_beat()
+            on_heartbeat()
         for part, target in zip(parts, targets, strict=True):
             publisher.note(part, target)
             publish(part, target)
@@ -161,13 +165,13 @@ def _cut(
     ]
 
 
-def _plan_cuts(index: VideoIndex, *, seconds: float, on_beat: Callable[[], None] = lambda: None) -> _Cuts:
+def _plan_cuts(index: VideoIndex, *, seconds: float, on_heartbeat: Callable[[], None] = lambda: None) -> _Cuts:
     """The first sound keyframe at or after each multiple of `seconds`. Raises CopyFailed where there is none in time."""
     if not index.trusts_pts:
         raise CopyFailed(f"its time stamps cannot be trusted ({index.container} stores none for B-frames)")
     if index.doubt:
-        raise CopyFailed(f"its packets do not tell its frames ({index.doubt})")
-    pts_P = _scan_packets(index, on_beat)
+        raise CopyFailed(f"its packets do not give its frames ({index.doubt})")
+    pts_P = _scan_packets(index, on_heartbeat)
     if len(pts_P) != index.num_frames:
         raise CopyFailed("not every packet of it is one frame")
     key_P = np.isin(pts_P, index.keyframe_pts_K)  # by their headers, whatever the container marks
@@ -180,24 +184,24 @@ def _plan_cuts(index: VideoIndex, *, seconds: float, on_beat: Callable[[], None]
     seconds_of_sound = (pts_P[sound] - index.pts_F[0]) * float(index.time_base)
     length = float(index.seconds()[-1] - index.seconds()[0]) + index.frame_seconds()
     multiples = np.arange(1, math.ceil(length / seconds)) * seconds
-    places = np.unique(np.searchsorted(seconds_of_sound, multiples - 1e-6))
-    chosen = [0, *(int(place) for place in places if place < len(sound))]
+    indices = np.unique(np.searchsorted(seconds_of_sound, multiples - 1e-6))
+    chosen = [0, *(int(number) for number in indices if number < len(sound))]
     longest = float(np.diff(np.append(seconds_of_sound[chosen], length)).max())
     if longest > MAX_OVERSHOOT * seconds:
         raise CopyFailed(f"keyframes too far apart: cut every {seconds:g} s, a segment would last {longest:.1f} s")
-    first_packet_G = [int(sound[place]) for place in chosen]
+    first_packet_G = [int(sound[number]) for number in chosen]
     first_pts_G = [int(pts_P[packet]) for packet in first_packet_G]
     # With sound keyframes, as many frames are shown before a cut as packets are stored before it.
     num_frames_G = np.diff([*first_packet_G, len(pts_P)]).tolist()
     return _Cuts(first_packet_G, first_packet_G, num_frames_G, first_pts_G)
 
 
-def _scan_packets(index: VideoIndex, on_beat: Callable[[], None]) -> np.ndarray:
+def _scan_packets(index: VideoIndex, on_heartbeat: Callable[[], None]) -> np.ndarray:
     """int64 time stamps [P] of all packets, in decoding order."""
     pts = []
     for packet in _packets(index):
         pts.append(packet.pts)
-        on_beat()
+        on_heartbeat()
     return np.asarray(pts, np.int64)
 
 
@@ -216,7 +220,7 @@ def _packets(index: VideoIndex) -> Iterator[av.Packet]:
         raise UnreadableVideo(f"breaks off: {describe_read_error(error)}") from None
 
 
-def _copy_packets(index: VideoIndex, cuts: _Cuts, parts: list[Path], kind: str, on_beat: Callable[[], None]) -> None:
+def _copy_packets(index: VideoIndex, cuts: _Cuts, parts: list[Path], kind: str, on_heartbeat: Callable[[], None]) -> None:
     """Write each segment's packets, its time counted from its first frame."""
     container, template = open_video(index.path, stream_index=index.stream_index)
     with container:
@@ -234,7 +238,7 @@ def _copy_packets(index: VideoIndex, cuts: _Cuts, parts: list[Path], kind: str, 
                     packet.dts -= origin
                 packet.stream = stream
                 output.mux(packet)
-                on_beat()
+                on_heartbeat()
         except READ_ERRORS as error:
             raise CopyFailed(f"cannot be cut: {describe_read_error(error)}") from None
         finally:
@@ -253,17 +257,19 @@ def _open_part(part: Path, kind: str, template: av.VideoStream, index: VideoInde
 def _verify(part: Path, index: VideoIndex, *, name: str, first: int, num_frames: int) -> None:
     """Read back the segment `name`: its packets and times are the source's, and its first group of pictures decodes alone."""
     try:
-        found = index_video(str(part))
-        num_alone = int(np.searchsorted(found.pts_F, found.keyframe_pts_K[1])) if len(found.keyframe_pts_K) > 1 else num_frames
-        num_decoded = _count_decoded(found, num_alone)
+        written = index_video(str(part))
+        num_alone = (
+            int(np.searchsorted(written.pts_F, written.keyframe_pts_K[1])) if len(written.keyframe_pts_K) > 1 else num_frames
+        )
+        num_decoded = _count_decoded(written, num_alone)
     except (UnreadableVideo, *READ_ERRORS) as error:
         raise CopyFailed(f"{name} cannot be read back: {describe_read_error(error)}") from None
-    if found.num_frames != num_frames or num_decoded < num_alone:
-        raise CopyFailed(f"{name} has {found.num_frames} of {num_frames} frames, {num_decoded} of its first {num_alone} decode")
+    if written.num_frames != num_frames or num_decoded < num_alone:
+        raise CopyFailed(f"{name} has {written.num_frames} of {num_frames} frames, {num_decoded} of its first {num_alone} decode")
     expected_seconds = index.seconds()[first : first + num_frames]
-    if np.abs(found.seconds() - (expected_seconds - expected_seconds[0])).max() > SAME_TIME_SECONDS:
+    if np.abs(written.seconds() - (expected_seconds - expected_seconds[0])).max() > SAME_TIME_SECONDS:
         raise CopyFailed(f"{name} has other times than the source")
-    if (found.upright_size, found.orientation) != (index.upright_size, index.orientation):
+    if (written.upright_size, written.orientation) != (index.upright_size, index.orientation):
         raise CopyFailed(f"{name} lost that its pictures are {index.orientation}")
 
 

@@ -30,6 +30,7 @@ import numpy as np
 from av.error import FFmpegError
 from av.video.reformatter import ColorRange
 
+from mats_ds.data.prepare.copying.copy_settings import ENCODERS, CopySettings
 from mats_ds.data.prepare.copying.upright import UprightScaler, copy_size
 from mats_ds.data.prepare.header_length import describe_torn_end
 from mats_ds.data.prepare.publishing import Publisher, publish
@@ -38,66 +39,17 @@ from mats_ds.data.video.faults import in_words
 from mats_ds.data.video.index import VideoIndex
 from mats_ds.data.video.indexing import READ_ERRORS, UnreadableVideo, describe_read_error, index_video, open_video
 
-ENCODERS = {"h264": "libx264", "vp9": "libvpx-vp9"}
-PRESETS = {  # x264's by name; of libvpx the number cpu-used
-    "h264": ("ultrafast", "superfast", "veryfast", "faster", "fast", "medium", "slow", "slower", "veryslow"),
-    "vp9": tuple("012345678"),
-}
-MAX_CRF = {"h264": 51, "vp9": 63}
-MIN_SIDE, MAX_SIDE, MAX_GOP = 16, 4320, 600
 # MP4 keeps exact times for both codecs (WebM rounds to milliseconds); a time base finer than this does not fit its header.
 MAX_TIME_SCALE = 1_000_000
 SAME_TIME_SECONDS = 1e-6
 
 
 class CopyFailed(Exception):
-    """A copy could not be made for a reason that lies not in the source; `reason` says why in one line."""
+    """A copy could not be made for a reason other than the source; `reason` is one line."""
 
     def __init__(self, reason: str) -> None:
         self.reason = " ".join(str(reason).split())[:300]
         super().__init__(self.reason)
-
-
-@dataclass(frozen=True)
-class CopySettings:
-    """How training copies are encoded. crf None: 23 for H.264, 32 for VP9. fast_decode: H.264 without CABAC and loop filter.
-
-    Raises ValueError for what no encoder could do.
-    """
-
-    short_side: int = 256
-    gop: int = 16
-    codec: str = "h264"
-    crf: int | None = None
-    preset: str | None = None
-    fast_decode: bool = True
-
-    def __post_init__(self) -> None:
-        if self.codec not in ENCODERS:
-            raise ValueError(f"codec is one of {', '.join(ENCODERS)}, got {self.codec!r}")
-        if not MIN_SIDE <= self.short_side <= MAX_SIDE or self.short_side % 2:
-            raise ValueError(f"short_side is an even number from {MIN_SIDE} to {MAX_SIDE}, got {self.short_side}")
-        if not 1 <= self.gop <= MAX_GOP:
-            raise ValueError(f"gop is 1 to {MAX_GOP} frames (12 or 16 for training), got {self.gop}")
-        if self.crf is not None and not 0 <= self.crf <= MAX_CRF[self.codec]:
-            raise ValueError(f"crf of {self.codec} is 0 (best) to {MAX_CRF[self.codec]} (smallest), got {self.crf}")
-        if self.preset is not None and self.preset not in PRESETS[self.codec]:
-            raise ValueError(f"preset of {self.codec} is one of {', '.join(PRESETS[self.codec])}, got {self.preset!r}")
-
-    def encoder_options(self) -> dict[str, str]:
-        """What is handed to libx264 or libvpx."""
-        if self.codec == "vp9":
-            crf = 32 if self.crf is None else self.crf
-            # No frames that are never shown: every packet is one picture, so that any decoder numbers them alike.
-            quiet = {"lag-in-frames": "0", "auto-alt-ref": "0"}
-            return {"crf": str(crf), "b:v": "0", "deadline": "good", "cpu-used": self.preset or "5", **quiet}
-        options = {
-            "crf": str(23 if self.crf is None else self.crf),
-            "preset": self.preset or "fast",
-            # B-frames that nothing refers to are skipped by the reader where they are not wanted.
-            "x264-params": f"open-gop=0:b-pyramid=none:b-adapt=0:bframes=4:ref=1:psy=0:keyint={self.gop}",
-        }
-        return options | ({"tune": "fastdecode"} if self.fast_decode else {})
 
 
 @dataclass(frozen=True)
@@ -127,12 +79,12 @@ def transcode_file(
     keep_partial: bool = False,
     needed_seconds: float = math.inf,
     publisher: Publisher | None = None,
-    on_beat: Callable[[], None] = lambda: None,
+    on_heartbeat: Callable[[], None] = lambda: None,
 ) -> Transcoded:
     """Write the training copy of `source` as the .mp4 file `target`, whole and verified or not at all.
 
     Of a source that breaks off, the readable part is kept if it reaches up to `needed_seconds` (beyond which nobody wants a
-    frame), or in any case with `keep_partial`. `on_beat` is called for every frame that is encoded and verified.
+    frame), or in any case with `keep_partial`. `on_heartbeat` is called for every frame that is encoded and verified.
     publisher: which file of the target's name may be replaced; without one, any but the original.
     Raises UnreadableVideo when less of the source decodes than that, and CopyFailed when the copy cannot be encoded or does
     not hold what was put into it.
@@ -146,10 +98,10 @@ def transcode_file(
     target.parent.mkdir(parents=True, exist_ok=True)
     part = publisher.open_part(target.parent)
     try:
-        written = _encode(index, part, settings, on_beat)
+        written = _encode(index, part, settings, on_heartbeat)
         if written.problem and not (len(written.pts) and (keep_partial or _reaches(written, index, needed_seconds))):
-            raise UnreadableVideo(written.problem + ("; --keep-partial keeps what decodes" if len(written.pts) else ""))
-        verify_copy(part, written, gop=settings.gop, on_beat=on_beat)
+            raise UnreadableVideo(written.problem + ("; --keep_partial keeps what decodes" if len(written.pts) else ""))
+        verify_copy(part, written, gop=settings.gop, on_heartbeat=on_heartbeat)
         publisher.note(part, target)
         publish(part, target)
     finally:
@@ -171,7 +123,7 @@ def transcode_file(
 
 @dataclass(eq=False)
 class _Written:
-    """What was handed to the encoder: ascending time stamps from 0 on, in `time_base`, and why it ended early, if it did."""
+    """Frames handed to the encoder: ascending time stamps from 0 on, in `time_base`, and why it ended early, if it did."""
 
     width: int
     height: int
@@ -193,7 +145,7 @@ def _reaches(written: _Written, index: VideoIndex, needed_seconds: float) -> boo
     return needed_seconds <= next_seconds + SAME_TIME_SECONDS
 
 
-def _encode(index: VideoIndex, part: Path, settings: CopySettings, on_beat: Callable[[], None]) -> _Written:
+def _encode(index: VideoIndex, part: Path, settings: CopySettings, on_heartbeat: Callable[[], None]) -> _Written:
     height, width = copy_size(index, settings.short_side)
     container, stream = open_video(index.path, stream_index=index.stream_index)
     with container:
@@ -213,7 +165,7 @@ def _encode(index: VideoIndex, part: Path, settings: CopySettings, on_beat: Call
                         context.colorspace, context.color_range = picture.colorspace, ColorRange.MPEG
                         context.color_primaries, context.color_trc = picture.color_primaries, picture.color_trc
                     output.mux(encoder.encode(picture))
-                    on_beat()
+                    on_heartbeat()
                 if context.is_open:
                     output.mux(encoder.encode())
         except READ_ERRORS as error:  # those of the source are met in _pictures
@@ -274,7 +226,7 @@ def _decoded(container, stream: av.VideoStream, index: VideoIndex, written: _Wri
 
 
 def _what_is_missing(container, stream: av.VideoStream, index: VideoIndex, written: _Written) -> str:
-    """Why the frames that came are not the whole video; empty if they are."""
+    """The reason why the frames that came are not the complete video; empty if they are."""
     num_frames = len(written.pts)
     if num_frames < index.num_frames:
         return f"only {num_frames} of {index.num_frames} frames decode"
@@ -283,7 +235,7 @@ def _what_is_missing(container, stream: av.VideoStream, index: VideoIndex, writt
     return describe_torn_end(container, stream, last_seconds=float(index.seconds()[0]) + written.last_seconds())
 
 
-def verify_copy(path: Path, written: _Written, *, gop: int, on_beat: Callable[[], None] = lambda: None) -> None:
+def verify_copy(path: Path, written: _Written, *, gop: int, on_heartbeat: Callable[[], None] = lambda: None) -> None:
     """Decode a copy and compare it with what was put in. Raises CopyFailed with the first difference."""
     since_key, number = gop, 0
     try:
@@ -302,7 +254,7 @@ def verify_copy(path: Path, written: _Written, *, gop: int, on_beat: Callable[[]
                     if frame.pts is None or frame.pts * stream.time_base != written.pts[number] * written.time_base:
                         raise CopyFailed(f"frame {number} of the copy has another time than in the original")
                     number += 1
-                    on_beat()
+                    on_heartbeat()
     except READ_ERRORS as error:
         raise CopyFailed(f"the copy cannot be read: {describe_read_error(error)}") from None
     if number != len(written.pts):

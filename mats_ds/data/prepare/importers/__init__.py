@@ -33,10 +33,9 @@ from mats_ds.data.prepare.importers.lists import (
     read_videomaev2,
 )
 from mats_ds.data.prepare.importers.rows import CONFLICT, Imported, Mistake, Request, Row, Rows
-from mats_ds.data.prepare.importers.source import Source, note_files_read, open_source
+from mats_ds.data.prepare.importers.source import Source, VideoFiles, note_files_read, open_source
 from mats_ds.data.prepare.importers.split_lists import fits_hmdb51, fits_ucf101, read_hmdb51, read_ucf101
 from mats_ds.data.prepare.importers.ssv2 import fits_ssv2, read_ssv2
-from mats_ds.data.prepare.importers.videos import VideoFiles
 
 __all__ = ["FORMATS", "Imported", "Mistake", "Row", "Source", "import_annotations", "open_source", "recognise"]
 
@@ -92,7 +91,7 @@ def weigh_formats(source: Source) -> Recognised:
     Raises ValueError where none fits, and says what the source is instead, or where two fit that read it differently.
     """
     if source.lines and "path" in column_names(source.lines[0][1]):
-        raise ValueError(f"{source.place} is a manifest already: train with {quote_word(f'data.manifest={source.place}')}")
+        raise ValueError(f"{source.path} is a manifest already: train with {quote_word(f'data.manifest={source.path}')}")
     reasons = {name: why for name, form in FORMATS.items() if (why := form.fits(source))}
     columns = judge_columns(source)
     if "mmaction2" in reasons and columns.meaning not in ("label", "start total"):  # frame folders are its own format first
@@ -103,11 +102,11 @@ def weigh_formats(source: Source) -> Recognised:
     differing = [name for name in others if name not in NAMED.get(first, ()) and not {first, name} <= set(SAME_COLUMNS)]
     if differing:
         fitting = "; ".join(f"{name}, as {reasons[name]}" for name in (first, *differing))
-        raise ValueError(f"{source.place} fits several formats that read it differently ({fitting}): choose one with --format")
+        raise ValueError(f"{source.path} fits several formats that read it differently ({fitting}): choose one with --format")
     if columns and columns.doubt and set(reasons) <= set(SAME_COLUMNS):
         forced = f"; if they are `path {columns.meaning}`, force --format {first}" if columns.meaning == "total label" else ""
         ways = f"its numbers can be read in several ways: {columns.doubt}"
-        raise ValueError(f"{source.place}: {ways}. None is taken: {PART_ADVICE}{forced}")
+        raise ValueError(f"{source.path}: {ways}. None is taken: {PART_ADVICE}{forced}")
     return Recognised(first, reasons[first], tuple(others))
 
 
@@ -132,7 +131,7 @@ def import_annotations(
 
 
 def _import(
-    place: str | os.PathLike[str],
+    path: str | os.PathLike[str],
     *,
     format: str,
     root: str | os.PathLike[str] | None,
@@ -140,7 +139,7 @@ def _import(
     subset: str | None,
     labels: str | os.PathLike[str] | None,
 ) -> Imported:
-    source = open_source(place)
+    source = open_source(path)
     if format not in ("auto", *FORMATS):
         close = difflib.get_close_matches(format, FORMATS, n=1)
         raise ValueError(
@@ -149,24 +148,24 @@ def _import(
     notes = []
     name = format
     if format == "auto":
-        found = weigh_formats(source)
-        name = found.format
-        notes.append(f"recognised {name}: {found.why}")
-        if found.others:
-            alike = {name, *found.others} <= set(SAME_COLUMNS)
+        recognised = weigh_formats(source)
+        name = recognised.format
+        notes.append(f"recognised {name}: {recognised.why}")
+        if recognised.others:
+            alike = {name, *recognised.others} <= set(SAME_COLUMNS)
             reason = "which would read it alike" if alike else f"but {name} is the more particular"
-            notes.append(f"it also fits {' and '.join(found.others)}, {reason}; force with --format {found.others[0]}")
+            notes.append(f"it also fits {' and '.join(recognised.others)}, {reason}; force with --format {recognised.others[0]}")
     else:
         notes.append(f"read as {name}, as asked")
     if source.text is None and not FORMATS[name].takes_folders:
-        raise ValueError(f"{source.place} is a folder: {name} takes an annotation file")
-    number, subset = _settle_split(name, split, subset)
+        raise ValueError(f"{source.path} is a folder: {name} takes an annotation file")
+    number, subset = _resolve_split(name, split, subset)
     if root is not None and not Path(root).is_dir():
         raise ValueError(f"{root} is not a folder: --root takes the folder that holds the videos")
     if name == "class-folders":
-        if root is not None and Path(root).resolve() != source.place.resolve():
+        if root is not None and Path(root).resolve() != source.path.resolve():
             raise ValueError(f"class folders are their own root: leave --root out, or give {root} as the source")
-        root = source.place
+        root = source.path
     if labels is not None and not Path(labels).is_file():
         raise ValueError(f"no class list at {labels}: --labels takes a file with one class name a line")
 
@@ -180,12 +179,12 @@ def _import(
         rows, videos = read(source.folder)
         notes.append(f"no --root was given, but videos of the list were found: all are looked for below {source.folder}")
     _refuse_conflicts(rows)
-    rows.mistakes.sort(key=_place_of)
+    rows.mistakes.sort(key=_line_of)
     _name_by_folders(rows)
     return Imported(name, rows.rows, rows.classes, rows.mistakes, notes + rows.notes + videos.describe_looser(), videos.root)
 
 
-def _settle_split(name: str, split: str | int | None, subset: str | None) -> tuple[int | None, str | None]:
+def _resolve_split(name: str, split: str | int | None, subset: str | None) -> tuple[int | None, str | None]:
     number = None
     if split is not None and str(split).isdigit():
         number = int(split)
@@ -222,7 +221,7 @@ def _refuse_conflicts(rows: Rows) -> None:
         rows.notes.append(f"{num_repeated} rows repeat an earlier one; they are kept, so those videos count more than once")
 
 
-def _place_of(mistake: Mistake) -> tuple[str, int]:
+def _line_of(mistake: Mistake) -> tuple[str, int]:
     """File and line number, to sort by."""
     file, _, line = mistake.where.rpartition(":")
     return (file, int(line)) if line.isdigit() else (mistake.where, 0)
@@ -234,9 +233,9 @@ def _name_by_folders(rows: Rows) -> None:
     for row in rows.rows:
         folders[row.label].append(os.path.basename(os.path.dirname(row.path)))
     spelt = {label: merge_names(names) for label, names in folders.items()}
-    names = {label: found.names[0] for label, found in spelt.items()}
+    names = {label: merged.names[0] for label, merged in spelt.items()}
     distinct = {normalise_name(name) for name in names.values()}
-    if rows.classes or not names or len(distinct) != len(names) or any(len(found.names) > 1 for found in spelt.values()):
+    if rows.classes or not names or len(distinct) != len(names) or any(len(merged.names) > 1 for merged in spelt.values()):
         return
     if sorted(names) == list(range(len(names))) and all(names.values()):
         rows.classes = [names[label] for label in sorted(names)]
@@ -244,35 +243,35 @@ def _name_by_folders(rows: Rows) -> None:
 
 
 def _explain_stranger(source: Source) -> str:
-    place = source.place
+    path = source.path
     if source.text is None:
         lists = []
-        for path in sorted(place.iterdir())[:200]:
-            if path.suffix.lower() in (".txt", ".csv", ".json", ".list"):
+        for file in sorted(path.iterdir())[:200]:
+            if file.suffix.lower() in (".txt", ".csv", ".json", ".list"):
                 try:
-                    lists.append(f"{path.name} ({recognise(path)})")
+                    lists.append(f"{file.name} ({recognise(file)})")
                 except ValueError:
                     continue
         if lists:
-            return f"{place} is no folder of class folders or split files, but holds lists: give one of {', '.join(lists[:8])}"
+            return f"{path} is no folder of class folders or split files, but holds lists: give one of {', '.join(lists[:8])}"
         return (
-            f"{place}: expected a folder of at least 2 class folders with videos, of UCF101 lists or of HMDB51 splits; "
+            f"{path}: expected a folder of at least 2 class folders with videos, of UCF101 lists or of HMDB51 splits; "
             "a folder of videos without classes needs no import: train with data.manifest=FOLDER"
         )
     first = source.lines[0][1]
     if problems := [(number, problem) for number, line in source.lines if (problem := split_line(line).problem)]:
         number, problem = problems[0]
         return (
-            f"{place}: no format fits: in {len(problems)} of {len(source.lines)} lines, first in line {number}, {problem}. "
+            f"{path}: no format fits: in {len(problems)} of {len(source.lines)} lines, first in line {number}, {problem}. "
             "Write a CSV with the columns path,label,start,end (labels are whole numbers from 0, start and end seconds), "
             "or import the folder of the class folders"
         )
     if first[0] in "[{":
         return (
-            f"{place}: JSON of no known shape: expected Something-Something V2 entries with id and template, or Ego4D clips with "
+            f"{path}: JSON of no known shape: expected Something-Something V2 entries with id and template, or Ego4D clips with "
             "clip_uid, video_uid and state_change (a class list such as labels.json is given as --labels)"
         )
     return (
-        f"{place}: no format fits; its first line is {first[:120]!r}. Expected `path label`, `path start total label`, "
+        f"{path}: no format fits; its first line is {first[:120]!r}. Expected `path label`, `path start total label`, "
         f"UCF101, HMDB51 or Kinetics lists (a class list is given as --labels), or force one with --format {'|'.join(FORMATS)}"
     )

@@ -18,7 +18,7 @@ MIN_CLASSES = 2
 def fits_class_folders(source: Source) -> str | None:
     if source.text is not None:
         return None
-    paths = list_videos(source.place)
+    paths = list_videos(source.path)
     classes = {normalise_name(name) for path in paths if (name := _split_path(path, _has_subsets(paths))[1])}
     if len(classes) < MIN_CLASSES or any("/" not in path for path in paths):
         return None
@@ -27,7 +27,7 @@ def fits_class_folders(source: Source) -> str | None:
 
 
 def read_class_folders(request: Request) -> Rows:
-    folder = request.source.place
+    folder = request.source.path
     if request.source.text is not None:
         raise ValueError(f"{folder} is a file: class-folders takes the folder that holds the class folders")
     paths = sorted(request.videos.paths, key=lambda path: path.split("/"))

@@ -22,15 +22,15 @@ def fits_ego4d(source: Source) -> str | None:
     entries = [entry for _, entry in (source.entries or [])[:100]]
     times = [name for pair in TIMES.values() for name in pair]
     if entries and all(isinstance(entry, dict) and any(uid in entry for uid in UIDS) for entry in entries):
-        found = [name for name in ("state_change", *times) if any(name in entry for entry in entries)]
-        return f"its entries have video_uid, {', '.join(found[:2])}" if found else None
+        columns = [name for name in ("state_change", *times) if any(name in entry for entry in entries)]
+        return f"its entries have video_uid, {', '.join(columns[:2])}" if columns else None
     return None
 
 
 def read_ego4d(request: Request) -> Rows:
     source = request.source
     if source.entries is None:
-        raise ValueError(f"{source.place}: expected a JSON list of clips, or one under the key clips")
+        raise ValueError(f"{source.path}: expected a JSON list of clips, or one under the key clips")
     rows = Rows(classes=read_class_list(request.labels).names if request.labels else list(CLASSES))
     annotated = any(isinstance(entry, dict) and entry.get("state_change") is not None for _, entry in source.entries)
     if not annotated:
@@ -51,11 +51,11 @@ def read_ego4d(request: Request) -> Rows:
 def _add_part(rows: Rows, request: Request, where: str, entry: dict, label: int) -> None:
     if request.videos.known:
         uids = [(uid, request.videos.find_named(_text(entry, uid))) for uid in UIDS if _text(entry, uid)]
-        uid, found = next(((uid, found) for uid, found in uids if found), (None, None))
+        uid, video = next(((uid, video) for uid, video in uids if video), (None, None))
     else:
         uid = next((uid for uid in ("clip_uid", "video_uid") if _text(entry, uid)), "unique_id")
-        found = f"{entry[uid]}.mp4"
-    if found is None:
+        video = f"{entry[uid]}.mp4"
+    if video is None:
         wanted = " or ".join(f"{_text(entry, uid)}.mp4" for uid in UIDS[1:] if _text(entry, uid))
         rows.refuse_missing(where, request, wanted or f"{_name(entry)}.mp4")
         return
@@ -64,7 +64,7 @@ def _add_part(rows: Rows, request: Request, where: str, entry: dict, label: int)
         names = " and ".join(TIMES[uid])
         rows.refuse(where, MALFORMED, f"{_name(entry)}: expected numbers of seconds in {names}, got {start!r} and {end!r}")
         return
-    rows.add(where, found, label, *(math.nan if time is None else float(time) for time in (start, end)))
+    rows.add(where, video, label, *(math.nan if time is None else float(time) for time in (start, end)))
 
 
 def _is_time(value: object) -> bool:

@@ -38,7 +38,7 @@ def fits_kinetics(source: Source) -> str | None:
 def read_kinetics(request: Request) -> Rows:
     rows, source = Rows(), request.source
     if fits_kinetics(source) is None:
-        raise ValueError(f"{source.place}: expected a first line label,youtube_id,time_start,time_end,split")
+        raise ValueError(f"{source.path}: expected a first line label,youtube_id,time_start,time_end,split")
     table = csv.reader(io.StringIO(source.text, newline=""), delimiter=find_delimiter(source.lines[0][1]))
     header = [name.strip().lower() for name in next(fields for fields in table if any(fields))]
     entries = []
@@ -70,15 +70,15 @@ def read_kinetics(request: Request) -> Rows:
 
 
 def _choose_subset(entries: list, subset: str | None, rows: Rows) -> list:
-    found = [SUBSET_NAMES.get(entry.get("split", ""), entry.get("split", "")) for _, entry in entries]
-    names = sorted(set(found) - {""})
+    subsets = [SUBSET_NAMES.get(entry.get("split", ""), entry.get("split", "")) for _, entry in entries]
+    names = sorted(set(subsets) - {""})
     if subset is None:
         if len(names) > 1:
             rows.notes.append(f"the subsets {', '.join(names)} are taken together; --subset NAME takes one")
         return entries
     if subset not in names:
         raise ValueError(f"no row has split {subset!r}: its split column holds {', '.join(names) or 'nothing'}")
-    return [entry for entry, name in zip(entries, found, strict=True) if name == subset]
+    return [entry for entry, name in zip(entries, subsets, strict=True) if name == subset]
 
 
 def _add_video(rows: Rows, request: Request, where: str, entry: dict[str, str], label: int) -> None:
@@ -95,9 +95,9 @@ def _add_video(rows: Rows, request: Request, where: str, entry: dict[str, str], 
     folders = tuple(folder for folder in (name, entry.get("split")) if folder)
     if not request.videos.known:
         rows.add(where, f"{name}/{cut}.mp4" if name else f"{cut}.mp4", label)
-    elif found := request.videos.find_named(cut, folders=folders):
-        rows.add(where, found, label)
-    elif found := request.videos.find_named(youtube_id, folders=folders):
-        rows.add(where, found, label, start, end)
+    elif video := request.videos.find_named(cut, folders=folders):
+        rows.add(where, video, label)
+    elif video := request.videos.find_named(youtube_id, folders=folders):
+        rows.add(where, video, label, start, end)
     else:
         rows.refuse_missing(where, request, f"{cut} or {youtube_id}")

@@ -35,19 +35,19 @@ class ClassList:
         return self._numbers.get(normalise_name(name))
 
 
-def read_class_list(place: Path) -> ClassList:
+def read_class_list(path: Path) -> ClassList:
     """Raises ValueError with all that is wrong with the list."""
-    source = open_source(place)
+    source = open_source(path)
     if source.text is None:
-        raise ValueError(f"{place} is a folder: --labels takes a file with one class name a line")
-    numbered = _read_json(source.text, place) if source.text.lstrip()[0] in "[{" else _read_lines(source.lines)
-    return ClassList(_settle(numbered, place))
+        raise ValueError(f"{path} is a folder: --labels takes a file with one class name a line")
+    numbered = _read_json(source.text, path) if source.text.lstrip()[0] in "[{" else _read_lines(source.lines)
+    return ClassList(_in_order(numbered, path))
 
 
 def name_classes(names: Iterable[str]) -> ClassList:
     """Classes numbered in the order of their names; give a name as often as it occurs, for the usual spelling to stand."""
-    found = merge_names(names)
-    return ClassList(found.names, tuple(found.describe()))
+    merged = merge_names(names)
+    return ClassList(merged.names, tuple(merged.describe()))
 
 
 def _read_lines(lines: list[tuple[int, str]]) -> list[tuple[int | None, str]]:
@@ -59,29 +59,29 @@ def _read_lines(lines: list[tuple[int, str]]) -> list[tuple[int | None, str]]:
     return [(None, line.strip('"')) for _, line in lines]
 
 
-def _read_json(text: str, place: Path) -> list[tuple[int | None, str]]:
+def _read_json(text: str, path: Path) -> list[tuple[int | None, str]]:
     try:
         content = parse_json(text)
     except json.JSONDecodeError as error:
-        raise ValueError(f"{place}:{error.lineno}: broken JSON ({error.msg})") from None
+        raise ValueError(f"{path}:{error.lineno}: broken JSON ({error.msg})") from None
     except ValueError as error:
-        raise ValueError(f"{place}: no JSON that can be read: {error}") from None
+        raise ValueError(f"{path}: no JSON that can be read: {error}") from None
     if isinstance(content, list) and all(isinstance(name, str) for name in content):
         return [(None, name) for name in content]
     try:
         return [(int(number), name) for name, number in content.items()]
     except (AttributeError, TypeError, ValueError):
-        raise ValueError(f'{place} is no class list: expected {{"class name": number, ...}} or ["class name", ...]') from None
+        raise ValueError(f'{path} is no class list: expected {{"class name": number, ...}} or ["class name", ...]') from None
 
 
-def _settle(numbered: list[tuple[int | None, str]], place: Path) -> list[str]:
+def _in_order(numbered: list[tuple[int | None, str]], path: Path) -> list[str]:
     """Names in the order of their numbers, which must run from 0 or from 1 without gap."""
     if all(number is None for number, _ in numbered):
         numbered = list(enumerate(name for _, name in numbered))
     numbered = sorted(numbered)
     numbers, names = [number for number, _ in numbered], [name for _, name in numbered]
     if not names:
-        raise ValueError(f"{place} names no class: expected one class name a line")
+        raise ValueError(f"{path} names no class: expected one class name a line")
     mistakes = []
     if numbers not in (list(range(len(names))), list(range(1, len(names) + 1))):
         mistakes.append(f"its numbers go from {numbers[0]} to {numbers[-1]} for {len(names)} classes: number them from 0 (or 1)")
@@ -91,5 +91,5 @@ def _settle(numbered: list[tuple[int | None, str]], place: Path) -> list[str]:
             mistakes.append(f"it names {name!r} twice: a class has one number")
         seen[normalise_name(name)] = name
     if mistakes:
-        raise ValueError(f"{place} is no class list: {'; '.join(mistakes[:MAX_MISTAKES_SHOWN])}")
+        raise ValueError(f"{path} is no class list: {'; '.join(mistakes[:MAX_MISTAKES_SHOWN])}")
     return names

@@ -19,7 +19,7 @@ from mats_ds.data.prepare.importers.labels import read_class_list
 from mats_ds.data.prepare.importers.rows import FRAME_FOLDER, MALFORMED, SEVERAL_LABELS, Request, Rows
 from mats_ds.data.prepare.importers.source import Source
 
-JUDGED_LINES = 5000  # of a longer list, that many evenly spaced ones tell what its columns mean
+JUDGED_LINES = 5000  # of a longer list, that many evenly spaced ones decide what its columns mean
 FIRST_TOTAL = 1  # fewer frames than that cannot be a total
 WHOLE_VIDEO = -1  # VideoMAEv2's total for a video file
 FRAME_ADVICE = (
@@ -33,7 +33,7 @@ PART_ADVICE = "write the part in seconds into a CSV path,label,start,end"
 
 @dataclass(frozen=True)
 class Columns:
-    """What the numbers behind the paths of a list are. meaning: `label`, `labels`, `start total`, `total label`, ...
+    """Meaning of the numbers behind the paths of a list. meaning: `label`, `labels`, `start total`, `total label`, ...
 
     only_videomaev2: no other code reads it so. doubt: the other way in which the list can be read, if there is one.
     """
@@ -45,7 +45,7 @@ class Columns:
 
 
 def judge_columns(source: Source) -> Columns | None:
-    """What the columns of a list mean, judged by all of its lines; None if most lines are not `path number...`."""
+    """Meaning of the columns of a list, judged by all of its lines; None if most lines are not `path number...`."""
     if source.text is None or source.text.lstrip()[0] in "[{":
         return None
     step = -(-len(source.lines) // JUDGED_LINES)
@@ -88,13 +88,13 @@ def _judge_two(lines: Sequence[ListLine], *, most: str, named_as_videos: bool, v
 
 
 def _judge_three(lines: Sequence[ListLine], *, most: str, named_as_videos: bool, varied: bool) -> Columns:
-    whole = sum(line.numbers[1] == WHOLE_VIDEO for line in lines) * 2 > len(lines)
+    are_complete = sum(line.numbers[1] == WHOLE_VIDEO for line in lines) * 2 > len(lines)
     if named_as_videos and varied and not any(line.numbers[1] == WHOLE_VIDEO for line in lines):
         return Columns("labels", "lines hold a video and one label or several")
     doubt = None
-    if named_as_videos and not whole:
+    if named_as_videos and not are_complete:
         doubt = "first frame, number of frames and label; or first frame, last frame and label; or three labels"
-    return Columns("start total label", f"{most} `path {'0 -1' if whole else 'start total'} label`", whole, doubt)
+    return Columns("start total label", f"{most} `path {'0 -1' if are_complete else 'start total'} label`", are_complete, doubt)
 
 
 def _judge_many(lines: Sequence[ListLine], *, most: str, named_as_videos: bool, varied: bool) -> Columns:
@@ -127,7 +127,7 @@ def read_videomaev2(request: Request) -> Rows:
     return _read(request, columns.meaning if columns else "start total label")
 
 
-read_mmaction2 = read_videomaev2  # the columns tell the two apart, and where both fit they mean the same
+read_mmaction2 = read_videomaev2  # the columns distinguish the two, and where both fit they mean the same
 
 
 def _read(request: Request, meaning: str) -> Rows:
@@ -180,11 +180,11 @@ def _find_parts(lines: Sequence[ListLine]) -> dict[str, int]:
     for line in lines:
         if len(line.numbers) > 1 and line.numbers[-2] != WHOLE_VIDEO:
             parts[line.path].add(line.numbers[:-1])
-    return {path: len(found) for path, found in parts.items() if len(found) > 1}
+    return {path: len(rows) for path, rows in parts.items() if len(rows) > 1}
 
 
 def _note_labels(rows: Rows, meaning: str) -> None:
-    """What is odd about the labels, though it can be meant so."""
+    """Remarks on odd labels, which may be meant so."""
     labels = [row.label for row in rows.rows]
     labelled = [label for label in labels if label >= 0]
     if meaning == "start total label" and len(labels) > 1 and not any(labels):
@@ -196,11 +196,11 @@ def _note_labels(rows: Rows, meaning: str) -> None:
 
 
 def _add_video(rows: Rows, request: Request, where: str, path: str, label: int) -> None:
-    found = request.videos.find(path)
-    if found is None:
+    video = request.videos.find(path)
+    if video is None:
         rows.refuse_missing(where, request, path)
     else:
-        rows.add(where, found, label)
+        rows.add(where, video, label)
 
 
 def _add_frames(rows: Rows, request: Request, where: str, path: str, *, start: int, total: int, label: int) -> None:
@@ -209,17 +209,17 @@ def _add_frames(rows: Rows, request: Request, where: str, path: str, *, start: i
         rows.refuse(where, MALFORMED, f"{path} has {total} frames: expected at least 1, or -1 for a whole video")
         return
     if request.videos.known:
-        found = request.videos.find_stem(path) or request.videos.find(path)
+        video = request.videos.find_stem(path) or request.videos.find(path)
     else:
-        found = path if has_video_extension(path) else None
-    if found is None:
+        video = path if has_video_extension(path) else None
+    if video is None:
         rows.refuse(where, FRAME_FOLDER, f"{path} is a folder of {total} frames, and no video of that name is known")
     elif start > 1:
         rows.refuse(
             where,
             FRAME_FOLDER,
-            f"{path}: {total} frames from frame {start} on are meant, a part of {found}: write its start and end in seconds "
+            f"{path}: {total} frames from frame {start} on are meant, a part of {video}: write its start and end in seconds "
             "into a CSV path,label,start,end",
         )
     else:
-        rows.add(where, found, label)
+        rows.add(where, video, label)

@@ -1,4 +1,8 @@
-"""The annotations somebody has: a file read once, or a folder; its lines and JSON entries with their line numbers."""
+"""Inputs of an import: annotations (a file or a folder) with their line numbers, and the videos that they name.
+
+A list made elsewhere rarely fits to the letter: it may carry folders of another machine, or the videos may since have been
+transcoded to another extension. Such a file is found by the rest of its path, and the import reports it.
+"""
 
 from __future__ import annotations
 
@@ -6,15 +10,19 @@ import contextlib
 import json
 import os
 import re
-from collections.abc import Iterator
+from collections import defaultdict
+from collections.abc import Iterable, Iterator
 from contextvars import ContextVar
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 
 from mats_ds.core.storage.documents import parse_json
-from mats_ds.data.list_text import decode_text
+from mats_ds.data.class_names import normalise_name
+from mats_ds.data.list_text import decode_text, has_video_extension
+from mats_ds.data.manifest import list_videos
 
+OTHER_FOLDERS, OTHER_EXTENSION, SEVERAL_FOLDERS = "other folders", "other extension", "several folders"
 _files_read: ContextVar[list[Path] | None] = ContextVar("files_read", default=None)
 
 
@@ -22,13 +30,13 @@ _files_read: ContextVar[list[Path] | None] = ContextVar("files_read", default=No
 class Source:
     """text: the file's text with plain line ends, None for a folder."""
 
-    place: Path
+    path: Path
     text: str | None
 
     @property
     def folder(self) -> Path:
         """Where relative paths start and companions (class lists) lie."""
-        return self.place if self.text is None else self.place.parent
+        return self.path if self.text is None else self.path.parent
 
     @cached_property
     def lines(self) -> list[tuple[int, str]]:
@@ -39,10 +47,10 @@ class Source:
     @cached_property
     def entries(self) -> list[tuple[int, object]] | None:
         """Line number and value of each entry of a JSON list, or of the list under `clips`; None where there is no such list."""
-        return None if self.text is None else _read_json_entries(self.text, self.place)
+        return None if self.text is None else _read_json_entries(self.text, self.path)
 
     def where(self, number: int) -> str:
-        return f"{self.place}:{number}"
+        return f"{self.path}:{number}"
 
 
 @contextlib.contextmanager
@@ -56,40 +64,40 @@ def note_files_read() -> Iterator[list[Path]]:
         _files_read.reset(before)
 
 
-def open_source(place: str | os.PathLike[str]) -> Source:
+def open_source(path: str | os.PathLike[str]) -> Source:
     """Read an annotation file, or take a folder. Raises ValueError where there is neither or the file is no text."""
-    place = Path(place)
-    if place.is_dir():
-        return Source(place, None)
-    if not place.exists():
-        raise ValueError(f"nothing at {place}: give an annotation file, a folder of class folders, or a folder of split files")
+    path = Path(path)
+    if path.is_dir():
+        return Source(path, None)
+    if not path.exists():
+        raise ValueError(f"nothing at {path}: give an annotation file, a folder of class folders, or a folder of split files")
     if (noted := _files_read.get()) is not None:
-        noted.append(place)
+        noted.append(path)
     try:
-        text = decode_text(place.read_bytes())
+        text = decode_text(path.read_bytes())
     except OSError as error:
-        raise ValueError(f"cannot read {place}: {error.strerror}") from None
+        raise ValueError(f"cannot read {path}: {error.strerror}") from None
     except UnicodeDecodeError as error:
-        raise ValueError(f"{place} is not UTF-8 text (byte {error.start}): give an annotation file, saved as UTF-8") from None
+        raise ValueError(f"{path} is not UTF-8 text (byte {error.start}): give an annotation file, saved as UTF-8") from None
     except ValueError as error:
-        raise ValueError(f"{place} {error}: give an annotation file (.csv, .txt, .json) or a folder") from None
+        raise ValueError(f"{path} {error}: give an annotation file (.csv, .txt, .json) or a folder") from None
     if not text.strip():
-        raise ValueError(f"{place} is empty: give an annotation file that lists videos")
-    return Source(place, text)
+        raise ValueError(f"{path} is empty: give an annotation file that lists videos")
+    return Source(path, text)
 
 
-def _read_json_entries(text: str, place: Path) -> list[tuple[int, object]] | None:
+def _read_json_entries(text: str, path: Path) -> list[tuple[int, object]] | None:
     start = len(text) - len(text.lstrip())
     if text[start : start + 1] not in ("[", "{"):
         return None
     try:
-        whole = parse_json(text)
+        document = parse_json(text)
     except json.JSONDecodeError as error:
-        raise ValueError(f"{place}:{error.lineno}: broken JSON ({error.msg}): was the download cut off?") from None
+        raise ValueError(f"{path}:{error.lineno}: broken JSON ({error.msg}): was the download cut off?") from None
     except ValueError as error:
-        raise ValueError(f"{place}: no JSON that can be read: {error}") from None
-    if isinstance(whole, dict):
-        if not isinstance(whole.get("clips"), list):
+        raise ValueError(f"{path}: no JSON that can be read: {error}") from None
+    if isinstance(document, dict):
+        if not isinstance(document.get("clips"), list):
             return None
         key = re.search(r'"clips"\s*:\s*\[', text)
         start = key.end() - 1
@@ -105,3 +113,90 @@ def _read_json_entries(text: str, place: Path) -> list[tuple[int, object]] | Non
         entry, at = decoder.raw_decode(text, begin)
         entries.append((line, entry))
         line += text.count("\n", begin, at)
+
+
+class VideoFiles:
+    """Relative paths of the videos below `root`; with root=None nothing is known, and every name is taken as it stands."""
+
+    def __init__(self, root: Path | None) -> None:
+        self.root = root
+        self.paths: set[str] = set()
+        self.looser: dict[str, list[tuple[str, str]]] = defaultdict(list)  # how -> (asked, found), for the report
+        self._by_stem: dict[str, list[str]] = defaultdict(list)  # file name without folder and extension
+        self._by_stem_path: dict[str, list[str]] = defaultdict(list)  # relative path without extension
+        for path in list_videos(root) if root is not None else ():
+            self.paths.add(path)
+            self._by_stem_path[os.path.splitext(path)[0]].append(path)
+            self._by_stem[os.path.splitext(os.path.basename(path))[0]].append(path)
+
+    @property
+    def known(self) -> bool:
+        return self.root is not None
+
+    def find(self, path: str) -> str | None:
+        """The file that a list calls `path`: as it stands, else without leading folders or with spaces for underscores in
+        them (or the reverse), else with another extension."""
+        if not self.known:
+            return path
+        tidy = os.path.normpath(path.replace("\\", "/"))
+        if tidy in self.paths:
+            return tidy
+        if (os.path.isabs(tidy) or tidy.startswith("..")) and os.path.isfile(os.path.join(self.root, tidy)):
+            return tidy
+        name = os.path.basename(tidy)
+        if name not in self._by_stem and os.path.splitext(name)[0] not in self._by_stem:
+            return None  # most often: a long list with few of its videos here
+        parts = [part for part in tidy.split("/") if part not in ("", "..")]
+        tails = [tail for first in range(len(parts)) for tail in _spell_folders(parts[first:])]
+        for tail in tails:
+            if tail in self.paths:
+                self.looser[OTHER_FOLDERS].append((path, tail))
+                return tail
+        for tail in tails:
+            if found := self.find_stem(tail):
+                self.looser[OTHER_EXTENSION].append((path, found))
+                return found
+        return None
+
+    def find_stem(self, path: str) -> str | None:
+        """The video at `path` but for the extension, which `path` may have or not."""
+        found = self._by_stem_path.get(path) or self._by_stem_path.get(_without_video_extension(path)) or []
+        return self._first(path, sorted(found))
+
+    def find_named(self, stem: str, *, folders: Iterable[str] = ()) -> str | None:
+        """The video called `stem` in any folder; of several, one below a folder of `folders`, tried in their order."""
+        found = sorted(self._by_stem.get(stem, []))
+        if len(found) > 1:
+            for folder in map(normalise_name, folders):
+                inside = [path for path in found if folder in map(normalise_name, path.split("/")[:-1])]
+                found = inside or found
+        return self._first(stem, found)
+
+    def _first(self, asked: str, found: list[str]) -> str | None:
+        if len(found) > 1:
+            self.looser[SEVERAL_FOLDERS].append((asked, " and ".join(found[:3])))
+        return found[0] if found else None
+
+    def describe_looser(self) -> list[str]:
+        """One sentence for each way in which names did not fit to the letter."""
+        reasons = {
+            OTHER_FOLDERS: "found in other folders than the list names",
+            OTHER_EXTENSION: "found with another extension",
+            SEVERAL_FOLDERS: "found more than once (the first by name was taken)",
+        }
+        sentences = []
+        for how, pairs in self.looser.items():
+            asked, found = pairs[0]
+            sentences.append(f"{len(pairs)} {'file was' if len(pairs) == 1 else 'files were'} {reasons[how]}: {asked} -> {found}")
+        return sentences
+
+
+def _spell_folders(parts: list[str]) -> list[str]:
+    """The path as it stands, with underscores and with spaces in its folders, each once."""
+    folders, name = "/".join(parts[:-1]), parts[-1]
+    spellings = dict.fromkeys((folders, folders.replace(" ", "_"), folders.replace("_", " ")))
+    return [f"{spelling}/{name}" if spelling else name for spelling in spellings]
+
+
+def _without_video_extension(path: str) -> str:
+    return os.path.splitext(path)[0] if has_video_extension(path) else path

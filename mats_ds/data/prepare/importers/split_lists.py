@@ -20,24 +20,24 @@ CLASS_LIST = "classInd.txt"
 
 def fits_ucf101(source: Source) -> str | None:
     if source.text is not None:
-        return f"it is called {source.place.name}" if LIST_NAME.fullmatch(source.place.name) else None
-    found = _find_lists(source.place)
-    return f"it holds {', '.join(sorted(path.name for path in found.values())[:3])}, ..." if found else None
+        return f"it is called {source.path.name}" if LIST_NAME.fullmatch(source.path.name) else None
+    lists = _find_lists(source.path)
+    return f"it holds {', '.join(sorted(path.name for path in lists.values())[:3])}, ..." if lists else None
 
 
 def read_ucf101(request: Request) -> Rows:
     source = request.source
     if source.text is None:
-        source = open_source(_choose_list(source.place, request))
-    elif not _is_asked_for(source.place, request):
+        source = open_source(_choose_list(source.path, request))
+    elif not _is_asked_for(source.path, request):
         asked = f"split {request.number}, subset {request.subset}"
-        raise ValueError(f"{source.place} is not {asked}: leave --split and --subset out, or give the folder of the lists")
-    class_file = request.labels or source.place.parent / CLASS_LIST
+        raise ValueError(f"{source.path} is not {asked}: leave --split and --subset out, or give the folder of the lists")
+    class_file = request.labels or source.path.parent / CLASS_LIST
     if not class_file.exists():
-        raise ValueError(f"no {CLASS_LIST} beside {source.place}, which names the classes: put it there or give it as --labels")
+        raise ValueError(f"no {CLASS_LIST} beside {source.path}, which names the classes: put it there or give it as --labels")
     classes = read_class_list(class_file)
     rows = Rows(classes=classes.names)
-    rows.notes.append(f"read {source.place.name} with the classes of {class_file.name}; labels are counted from 0")
+    rows.notes.append(f"read {source.path.name} with the classes of {class_file.name}; labels are counted from 0")
     for number, line in source.lines:
         where = source.where(number)
         match = re.fullmatch(r"(?P<path>(?:.*[/\\])?(?P<folder>[^/\\]+)[/\\][^/\\]+?\.\w+)(?:\s+(?P<label>-?\d+))?", line)
@@ -48,17 +48,17 @@ def read_ucf101(request: Request) -> Rows:
         if label is None:
             rows.refuse(where, UNKNOWN_LABEL, f"{path}: class {match['folder']!r} is not in {class_file.name}")
         elif match["label"] and int(match["label"]) - 1 != label:
-            said = f"label {match['label']}, but {match['folder']} is number {label + 1} in {class_file.name}"
-            rows.refuse(where, UNKNOWN_LABEL, f"{path}: {said}")
-        elif (found := request.videos.find(path)) is None:
+            problem = f"label {match['label']}, but {match['folder']} is number {label + 1} in {class_file.name}"
+            rows.refuse(where, UNKNOWN_LABEL, f"{path}: {problem}")
+        elif (video := request.videos.find(path)) is None:
             rows.refuse_missing(where, request, path)
         else:
-            rows.add(where, found, label)
+            rows.add(where, video, label)
     return rows
 
 
-def _is_asked_for(place: Path, request: Request) -> bool:
-    match = LIST_NAME.fullmatch(place.name)
+def _is_asked_for(path: Path, request: Request) -> bool:
+    match = LIST_NAME.fullmatch(path.name)
     return match is None or (request.number in (None, int(match[2])) and request.subset in (None, match[1].lower()))
 
 
@@ -69,18 +69,18 @@ def _find_lists(folder: Path) -> dict[tuple[str, int], Path]:
 
 
 def _choose_list(folder: Path, request: Request) -> Path:
-    found = _find_lists(folder)
-    if not found:
+    lists = _find_lists(folder)
+    if not lists:
         raise ValueError(f"no trainlist01.txt or testlist01.txt in {folder}: give UCF101's folder of lists, or one list")
-    numbers = sorted({number for _, number in found})
+    numbers = sorted({number for _, number in lists})
     number = request.number if request.number is not None or len(numbers) > 1 else numbers[0]
-    if (request.subset, number) not in found:
-        offered = ", ".join(path.name for _, path in sorted(found.items()))
+    if (request.subset, number) not in lists:
+        offered = ", ".join(path.name for _, path in sorted(lists.items()))
         raise ValueError(
             f"{folder} holds {offered}: choose one with --split {'|'.join(map(str, numbers))} --subset train|test "
             f"(got split {request.number}, subset {request.subset})"
         )
-    return found[request.subset, number]
+    return lists[request.subset, number]
 
 
 SPLIT_NAME = re.compile(r"(.+)_test_split(\d)\.txt", re.IGNORECASE)
@@ -90,9 +90,9 @@ UNUSED = "0"
 
 def fits_hmdb51(source: Source) -> str | None:
     if source.text is not None:
-        return f"it is called {source.place.name}" if SPLIT_NAME.fullmatch(source.place.name) else None
-    found = _find_splits(source.place)
-    return f"it holds {len(found)} files such as {min(found.values()).name}" if found else None
+        return f"it is called {source.path.name}" if SPLIT_NAME.fullmatch(source.path.name) else None
+    lists = _find_splits(source.path)
+    return f"it holds {len(lists)} files such as {min(lists.values()).name}" if lists else None
 
 
 def read_hmdb51(request: Request) -> Rows:
@@ -105,16 +105,16 @@ def read_hmdb51(request: Request) -> Rows:
     numbers = sorted({number for _, number in splits})
     number = request.number
     if source.text is not None:
-        match = SPLIT_NAME.fullmatch(source.place.name)
+        match = SPLIT_NAME.fullmatch(source.path.name)
         if match is None or number not in (None, int(match[2])):
             asked = "" if number is None else f" of split {number}"
-            raise ValueError(f"{source.place} is no split file{asked}: expected a name such as wave_test_split{number or 1}.txt")
-        files = [source.place]
+            raise ValueError(f"{source.path} is no split file{asked}: expected a name such as wave_test_split{number or 1}.txt")
+        files = [source.path]
     elif number in numbers:
         files = [path for (_, of), path in sorted(splits.items()) if of == number]
     else:
         offered = "|".join(map(str, numbers))
-        raise ValueError(f"{source.place} holds the splits {offered}: choose one with --split {offered} (got {number})")
+        raise ValueError(f"{source.path} holds the splits {offered}: choose one with --split {offered} (got {number})")
     names = {name for name, _ in splits}
     classes = read_class_list(request.labels) if request.labels else name_classes(names)
     rows = Rows(classes=classes.names, notes=list(classes.notes))
@@ -132,7 +132,7 @@ def _find_splits(folder: Path) -> dict[tuple[str, int], Path]:
 
 
 def _read_split(request: Request, rows: Rows, source: Source, classes: ClassList) -> None:
-    name = SPLIT_NAME.fullmatch(source.place.name)[1]
+    name = SPLIT_NAME.fullmatch(source.path.name)[1]
     label = classes.number_of(name)
     if label is None:
         rows.refuse(source.where(1), UNKNOWN_LABEL, f"class {name!r} is not in {request.labels}: its videos are left out")
@@ -144,8 +144,8 @@ def _read_split(request: Request, rows: Rows, source: Source, classes: ClassList
             rows.refuse(where, MALFORMED, f"expected `video.avi 0|1|2`, got {line[:120]!r}")
         elif flag == FLAGS[request.subset]:
             path, stem = f"{name}/{file[0]}", os.path.splitext(file[0])[0]
-            found = request.videos.find_named(stem, folders=(name,)) if request.videos.known else path
-            if found is None:
+            video = request.videos.find_named(stem, folders=(name,)) if request.videos.known else path
+            if video is None:
                 rows.refuse_missing(where, request, path)
             else:
-                rows.add(where, found, label)
+                rows.add(where, video, label)

@@ -42,7 +42,7 @@ def read_ssv2(request: Request) -> Rows:
         rows.classes = classes.names
         rows.notes.append(f"classes from {class_file.name}")
     elif answers or any("template" in entry for _, entry in entries if isinstance(entry, dict)):
-        raise ValueError(f"no labels.json beside {source.place}, which numbers the classes: put it there or give it as --labels")
+        raise ValueError(f"no labels.json beside {source.path}, which numbers the classes: put it there or give it as --labels")
     if answers:
         rows.notes.append(f"labels from {answers_file.name}")
     num_unlabelled = 0
@@ -57,11 +57,11 @@ def read_ssv2(request: Request) -> Rows:
             rows.refuse(where, UNKNOWN_LABEL, f"{video}: {template!r} is not in {class_file.name if class_file else 'no list'}")
             continue
         num_unlabelled += label < 0
-        found = request.videos.find_named(video) if request.videos.known else f"{video}.webm"
-        if found is None:
+        video_path = request.videos.find_named(video) if request.videos.known else f"{video}.webm"
+        if video_path is None:
             rows.refuse_missing(where, request, f"{video}.webm")
         else:
-            rows.add(where, found, label)
+            rows.add(where, video_path, label)
     if num_unlabelled:
         rows.notes.append(f"{num_unlabelled} entries have no template: label -1 (unknown); test-answers.csv would give theirs")
     return rows

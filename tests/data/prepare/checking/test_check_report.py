@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import dataclasses
-import io
 
 import pytest
 
 from mats_ds.data.prepare.checking.check_file import FileFacts
-from mats_ds.data.prepare.checking.check_report import CheckProgress, summarize
+from mats_ds.data.prepare.checking.check_report import summarize
 from mats_ds.data.prepare.checking.check_set import BadRow, CheckResult
 
 PLAIN = FileFacts(
@@ -28,7 +27,7 @@ PLAIN = FileFacts(
     duration_seconds=10.0,
     decode_seconds=0.2,
     clip_seconds=0.05,
-    bytes=1_000_000,
+    bytes=1 << 20,
     num_video_streams=1,
     cpu_reason="",
 )
@@ -41,7 +40,7 @@ def summary_of(*changes, bad=(), num_decoded=0):
 
 def test_good_files_need_few_words():
     said = summary_of({}, {}, num_decoded=2)
-    assert "2 readable files: 0.3 minutes, 2.0 MB. 2 files decoded in 7 s." in said
+    assert "2 readable files: 0.3 minutes, 2.0 MiB. 2 files decoded in 7 s." in said
     assert said.splitlines()[2].split() == ["h264", "2", "0.3", "2", "0"]
     assert "one core decodes 20.0 clips/s" in said and "Quarantine: none of 2 rows." in said
     for word in ("transcode", "varies", "Short", "Left to the CPU", "Warnings"):
@@ -49,8 +48,8 @@ def test_good_files_need_few_words():
 
 
 def test_long_sets_are_told_in_hours():
-    said = summary_of({"duration_seconds": 9000.0, "bytes": 3_000_000_000})
-    assert "1 readable file: 2.5 hours, 3.0 GB." in said
+    said = summary_of({"duration_seconds": 9000.0, "bytes": 3 << 30})
+    assert "1 readable file: 2.5 hours, 3.00 GiB." in said
     assert said.splitlines()[1].split()[2] == "hours" and said.splitlines()[2].split()[2] == "2.5"
 
 
@@ -80,35 +79,6 @@ def test_the_bad_are_grouped_by_reason():
         "          x.mp4",
     ]
     assert summary_of(bad=rows).startswith("0 readable files")
-
-
-class Terminal(io.StringIO):
-    def isatty(self):
-        return True
-
-
-def test_a_terminal_gets_a_bar():
-    terminal = Terminal()
-    progress = CheckProgress(terminal)
-    for num_done in range(4):
-        progress(num_done, 3, num_done // 2)
-    progress.close()
-    assert "3/3" in terminal.getvalue() and "file/s, 1 bad" in terminal.getvalue()
-
-
-def test_elsewhere_lines_come_now_and_then(monkeypatch):
-    seconds = iter(range(0, 1000, 6))
-    monkeypatch.setattr("time.monotonic", lambda: next(seconds))
-    stream = io.StringIO()
-    progress = CheckProgress(stream)
-    for num_done in range(2, 7):
-        progress(num_done, 9, 1)
-    progress.close()
-    assert stream.getvalue().splitlines() == [
-        "check: 2 of 9 files need no decoding: an earlier check did it, or they do not exist",
-        "check: 3 of 9 files, 1 bad, 0.1 files/s",
-        "check: 5 of 9 files, 1 bad, 0.1 files/s",
-    ]
 
 
 @pytest.mark.parametrize("gop", [1, 32])

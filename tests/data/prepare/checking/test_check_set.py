@@ -1,11 +1,11 @@
-"""A check of many files: nothing that a file does to its worker stops it, and nothing that is known is decoded again."""
+"""A check of many files: every row ends in one of the two tables, and nothing that is known is decoded again."""
 
 from __future__ import annotations
 
 import csv
+import importlib
 import json
 import os
-import signal
 import sys
 import time
 
@@ -13,37 +13,30 @@ import numpy as np
 import pytest
 
 from mats_ds.data.manifest import read_manifest
-from mats_ds.data.prepare.checking import check_workers
+from mats_ds.data.prepare.checking import check_set
+from mats_ds.data.prepare.checking.check_file import check_one
 from mats_ds.data.prepare.checking.check_set import COLUMNS, check_manifest, journal_path
 
-# A worker whose check of some names does what a broken decoder does.
+# A check of one file that does, for some names, what a broken decoder does.
 EVIL = """
-import os, sys, time
-sys.path[0] = sys.argv[1]
-from mats_ds.data import check_workers
-check = check_workers.check_file
-def evil(path, **others):
+import os
+from mats_ds.data.prepare.checking.check_file import check_one
+
+def check_evil(path, *, on_heartbeat):
     if "crash" in path:
         os.abort()
-    if "killed" in path:
-        os.kill(os.getpid(), 9)
-    if "fault" in path:
-        raise RuntimeError("a fault of ours")
-    if "hang" in path:
-        time.sleep(1000)
-    if "slow" in path:
-        for _ in range(20):
-            time.sleep(0.15)
-            others["on_beat"]()
-    return check(path, **others)
-check_workers.check_file = evil
-check_workers.serve()
+    return check_one(path, on_heartbeat=on_heartbeat)
 """
 
 
 @pytest.fixture
-def evil_workers(monkeypatch):
-    monkeypatch.setattr(check_workers, "worker_command", lambda: [sys.executable, "-c", EVIL, check_workers.ROOT])
+def evil_workers(tmp_path, monkeypatch):
+    (tmp_path / "evil_check.py").write_text(EVIL)
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path))
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.setattr(check_set, "check_one", importlib.import_module("evil_check").check_evil)
+    yield
+    del sys.modules["evil_check"]
 
 
 @pytest.fixture
@@ -128,25 +121,14 @@ def test_paths_below_a_root_are_written_relative_to_it(write_video, tmp_path, ch
     ]
 
 
-def test_a_worker_that_dies_or_hangs_costs_one_file(write_video, tmp_path, check, evil_workers):
-    names = ["a.mp4", "crash.mp4", "b.mp4", "fault.mp4", "hang.mp4", "killed.mp4", "c.mp4", "slow.mp4"]
-    source = write_videos(write_video, tmp_path / "videos", names)
-    result = check(source, num_workers=2, timeout_seconds=1.5)
-    assert sorted(os.path.basename(path) for path in result.facts) == ["a.mp4", "b.mp4", "c.mp4", "slow.mp4"]
-    reasons = {os.path.basename(row.path): row.reason for row in result.bad}
-    assert reasons == {
-        "crash.mp4": "the decoder crashed on it (signal 6, SIGABRT)",
-        "killed.mp4": "its worker process was killed (SIGKILL, perhaps out of memory)",
-        "fault.mp4": "the decoder crashed on it (exit status 1: RuntimeError: a fault of ours)",
-        "hang.mp4": "given up: no frame came for 1.5 s",
-    }
-
-
-def test_what_may_be_the_machines_fault_is_tried_again(write_video, tmp_path, check, monkeypatch):
-    source = write_videos(write_video, tmp_path / "videos", ["a.mp4", "crash.mp4"])
-    with monkeypatch.context() as patch:
-        patch.setattr(check_workers, "worker_command", lambda: [sys.executable, "-c", EVIL, check_workers.ROOT])
-        assert len(check(source).bad) == 1
+def test_what_may_be_the_machines_fault_costs_one_file_and_is_tried_again(write_video, tmp_path, check, request):
+    source = write_videos(write_video, tmp_path / "videos", ["a.mp4", "crash.mp4", "b.mp4"])
+    request.getfixturevalue("evil_workers")
+    result = check(source)
+    assert sorted(os.path.basename(path) for path in result.facts) == ["a.mp4", "b.mp4"]
+    [row] = result.bad
+    assert row.path.endswith("crash.mp4") and "SIGABRT" in row.reason
+    check_set.check_one = check_one
     result = check(source)
     assert (result.num_decoded, len(result.bad)) == (1, 0)
 
@@ -230,41 +212,6 @@ def test_unusable_arguments(write_video, tmp_path, monkeypatch, options, message
         check_manifest(manifest, **options)
 
 
-def test_a_worker_that_cannot_start_stops_the_check(write_video, tmp_path, check, monkeypatch):
-    monkeypatch.setattr(check_workers, "worker_command", lambda: [sys.executable, "-c", "raise SystemExit('no libav here')"])
-    with pytest.raises(RuntimeError, match="do not start .exit status 1: no libav here"):
-        check(write_videos(write_video, tmp_path / "videos", ["a.mp4"]))
-
-
-def test_a_worker_that_is_killed_while_it_starts_is_replaced(write_video, tmp_path, check, monkeypatch):
-    start, killed = check_workers._Worker.__init__, []
-
-    def start_and_kill(self):
-        start(self)
-        if len(killed) < 2:
-            os.kill(self.process.pid, signal.SIGKILL)
-            killed.append(self.process.pid)
-
-    monkeypatch.setattr(check_workers._Worker, "__init__", start_and_kill)
-    result = check(write_videos(write_video, tmp_path / "videos", ["a.mp4", "b.mp4"]), num_workers=2)
-    assert len(killed) == 2 and (len(result.facts), result.bad) == (2, [])
-
-
-def test_a_worker_that_is_killed_from_outside_costs_the_file_it_is_at(write_video, tmp_path, check, monkeypatch):
-    send = check_workers._Worker.send
-
-    def send_and_kill(self, path):
-        send(self, path)
-        if path.endswith("b.mp4"):
-            os.kill(self.process.pid, signal.SIGKILL)
-
-    monkeypatch.setattr(check_workers._Worker, "send", send_and_kill)
-    result = check(write_videos(write_video, tmp_path / "videos", ["a.mp4", "b.mp4", "c.mp4"]), num_workers=1)
-    assert len(result.facts) == 2
-    [row] = result.bad
-    assert row.path.endswith("b.mp4") and "SIGKILL" in row.reason
-
-
 def test_a_file_that_vanishes_before_its_turn_is_named(write_video, tmp_path, check):
     source = write_videos(write_video, tmp_path / "videos", ["a.mp4", "b.mp4"])
 
@@ -309,7 +256,7 @@ def children_of(parent):
                 command = open(f"/proc/{entry}/cmdline").read()  # noqa: SIM115
             except (OSError, ValueError):
                 continue
-            if int(ppid) == parent and state != "Z" and "check_workers" in command:
+            if int(ppid) == parent and state != "Z" and "worker_pool" in command:
                 children.append(entry)
         if not children:
             return []

@@ -11,21 +11,15 @@ import pytest
 from mats_ds import prepare
 from mats_ds.data.manifest import read_manifest
 from mats_ds.data.prepare.checking import check_set
-from mats_ds.data.prepare.checking.check_file import check_file
-from mats_ds.data.prepare.checking.check_workers import Outcome
-from mats_ds.data.video.indexing import UnreadableVideo
 
 ROOT = Path(__file__).resolve().parents[4]
 HEADER = "path,label,reason\n"
 
 
-def check_here(paths, *, num_workers, timeout_seconds):
-    """The outcomes, without worker processes."""
+def check_here(function, paths, **_):
+    """`run_tasks` without worker processes."""
     for path in paths:
-        try:
-            yield Outcome(path, check_file(path))
-        except UnreadableVideo as unreadable:
-            yield Outcome(path, None, unreadable.reason)
+        yield path, function(path)
 
 
 @pytest.fixture
@@ -36,7 +30,7 @@ def home(write_video, tmp_path, monkeypatch):
     (tmp_path / "one.csv").write_text("path,label\nvideos/a.mp4,3\nvideos/bad.mp4,4\n")
     (tmp_path / "two.csv").write_text("path,label\nvideos/bad.mp4,5\nvideos/a.mp4,6\n")
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(check_set, "check_files", check_here)
+    monkeypatch.setattr(check_set, "run_tasks", check_here)
     return tmp_path
 
 
@@ -89,7 +83,7 @@ def test_what_is_not_its_own_is_refused_before_the_work(home, monkeypatch, capsy
     def decode(*_, **__):
         raise AssertionError("decoded before it was refused")
 
-    monkeypatch.setattr(check_set, "check_files", decode)
+    monkeypatch.setattr(check_set, "run_tasks", decode)
     assert check(*arguments) == 2
     told = capsys.readouterr().err
     assert told.startswith("error: ") and named in told and told.count("\n") == 1
@@ -183,12 +177,12 @@ def test_a_check_that_was_killed_does_not_take_the_tables_of_another(home, monke
     assert check("good.csv", "--out", "good1.csv") == 0
     assert (home / "quarantine.csv").read_text() == HEADER
 
-    def die_after_one(paths, **how):
-        yield next(check_here(paths, **how))
+    def die_after_one(*how, **more):
+        yield next(check_here(*how, **more))
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patch:
-        patch.setattr(check_set, "check_files", die_after_one)
+        patch.setattr(check_set, "run_tasks", die_after_one)
         assert check("one.csv", "--out", "m.csv") == 130
     assert check("one.csv", "--out", "m.csv") == 1
     assert (home / "quarantine.csv").read_text() == HEADER and (home / "m.quarantine.csv").exists()
@@ -197,22 +191,22 @@ def test_a_check_that_was_killed_does_not_take_the_tables_of_another(home, monke
     (home / "m.quarantine.csv").unlink()
     (home / "quarantine.csv").unlink()
     with monkeypatch.context() as patch:
-        patch.setattr(check_set, "check_files", die_after_one)
+        patch.setattr(check_set, "run_tasks", die_after_one)
         os.utime("videos/a.mp4")
         assert check("one.csv", "--out", "m.csv") == 130
     assert check("one.csv", "--out", "m.csv") == 1
 
 
 def test_a_file_that_appears_during_the_check_is_not_overwritten(home, monkeypatch, capsys):
-    def appear(paths, **how):
+    def appear(*how, **more):
         (home / "m.csv").write_text("mine")
-        yield from check_here(paths, **how)
+        yield from check_here(*how, **more)
 
-    monkeypatch.setattr(check_set, "check_files", appear)
+    monkeypatch.setattr(check_set, "run_tasks", appear)
     assert check("one.csv", "--out", "m.csv") == 2
     assert (home / "m.csv").read_text() == "mine" and "m.csv" in capsys.readouterr().err
     (home / "m.csv").unlink()
-    monkeypatch.setattr(check_set, "check_files", lambda paths, **_: iter(paths and 1 / 0 for _ in paths))
+    monkeypatch.setattr(check_set, "run_tasks", lambda _, paths, **__: (1 / 0 for _ in paths))
     assert check("one.csv", "--out", "m.csv") == 1  # nothing is decoded again
 
 
@@ -288,19 +282,19 @@ def test_content_is_looked_at_where_times_cannot_be_trusted(home, write_video, c
 
 
 def test_a_second_check_is_told_who_the_first_is(home):
-    from mats_ds.data.prepare.checking.check_journal import journal_path, open_journal
+    from mats_ds.data.prepare.checking.check_journal import journal_path, open_check_journal
 
     code = (
-        "import sys; from pathlib import Path; from mats_ds.data.prepare.checking.check_journal import open_journal\n"
-        "with open_journal(Path(sys.argv[1])): pass"
+        "import sys; from pathlib import Path; from mats_ds.data.prepare.checking.check_journal import open_check_journal\n"
+        "with open_check_journal(Path(sys.argv[1])): pass"
     )
     command = [sys.executable, "-c", code, str(journal_path("m.csv"))]
-    with open_journal(journal_path("m.csv")):
+    with open_check_journal(journal_path("m.csv")):
         done = subprocess.run(command, cwd=home, env=os.environ | {"PYTHONPATH": str(ROOT)}, capture_output=True, text=True)
         assert done.returncode == 1 and f"process {os.getpid()}" in done.stderr and "host" in done.stderr
     assert not (home / ".m.csv.journal.lock").exists()
     (home / ".m.csv.journal.lock").write_text("mine")
-    with open_journal(journal_path("m.csv")):
+    with open_check_journal(journal_path("m.csv")):
         pass
     assert (home / ".m.csv.journal.lock").read_text() == "mine"
 

@@ -15,12 +15,16 @@ from mats_ds.data.prepare import publishing
 from mats_ds.data.prepare.copying import copies, copy_plan
 from mats_ds.data.prepare.copying.copy_journal import RECORD
 from mats_ds.data.prepare.copying.copy_plan import plan_copies
-from mats_ds.data.prepare.copying.copy_workers import copy_one
 from mats_ds.data.video import indexing
 from mats_ds.data.video.index import IndexCache
 from mats_ds.data.video.indexing import index_video
 
 ROOT = Path(__file__).resolve().parents[4]
+
+
+def run_here(function, tasks, **_):
+    """`run_tasks` in this process."""
+    return ((task, function(task)) for task in tasks)
 
 
 @pytest.fixture
@@ -30,7 +34,7 @@ def home(write_video, tmp_path, monkeypatch):
         write_video(tmp_path / "videos" / name, num_frames=num_frames)
     (tmp_path / "list.csv").write_text("path,label\nvideos/x/a.mp4,1\nvideos/x/b.mp4,2\nvideos/y/c.avi,3\n")
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(copies, "copy_all", lambda tasks, **_: map(copy_one, tasks))
+    monkeypatch.setattr(copies, "run_tasks", run_here)
     return tmp_path
 
 
@@ -140,7 +144,7 @@ def test_a_folder_of_something_else_is_refused(home, capsys, name, text):
     (home / "out" / name).write_text(text)
     (home / "out" / "other").touch()
     refused(again(), capsys, named="out", before=contents(home), folder=home)
-    refused(again("--keep"), capsys, named="out", before=contents(home), folder=home)
+    refused(again("--dry_run"), capsys, named="out", before=contents(home), folder=home)
 
 
 @pytest.mark.parametrize("source", ["out/failed.csv", "out/manifest.csv", "way/partial.csv"])
@@ -227,15 +231,15 @@ def test_a_kill_between_name_and_journal_leaves_nothing_unknown(home, monkeypatc
 
 
 def test_a_source_that_changes_while_it_is_copied_is_copied_again(home, write_video, monkeypatch):
-    def change(tasks, **_):
-        for outcome in map(copy_one, tasks):
-            if outcome.source.endswith("b.mp4"):
+    def change(function, tasks, **_):
+        for task, outcome in run_here(function, tasks):
+            if task.source.endswith("b.mp4"):
                 write_video(home / "videos" / "x" / "b.mp4", num_frames=23)
-            yield outcome
+            yield task, outcome
 
-    monkeypatch.setattr(copies, "copy_all", change)
+    monkeypatch.setattr(copies, "run_tasks", change)
     assert again() == 0 and index_video("out/x/b.mp4").num_frames == 17
-    monkeypatch.setattr(copies, "copy_all", lambda tasks, **_: map(copy_one, tasks))
+    monkeypatch.setattr(copies, "run_tasks", run_here)
     assert again() == 0
     assert index_video("out/x/b.mp4").num_frames == 23
 

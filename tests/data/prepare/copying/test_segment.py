@@ -10,8 +10,9 @@ import av
 import numpy as np
 import pytest
 
+from mats_ds.data.prepare.copying.copy_settings import CopySettings
 from mats_ds.data.prepare.copying.segment import Segment, can_cut, segment_file
-from mats_ds.data.prepare.copying.transcode import CopyFailed, CopySettings
+from mats_ds.data.prepare.copying.transcode import CopyFailed
 from mats_ds.data.video.decode import decode_frames
 from mats_ds.data.video.indexing import UnreadableVideo, index_video
 from mats_ds.data.video.orientation import Orientation

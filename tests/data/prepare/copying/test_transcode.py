@@ -11,7 +11,8 @@ import numpy as np
 import pytest
 
 from mats_ds.data.prepare.copying import transcode
-from mats_ds.data.prepare.copying.transcode import CopyFailed, CopySettings, transcode_file
+from mats_ds.data.prepare.copying.copy_settings import CopySettings
+from mats_ds.data.prepare.copying.transcode import CopyFailed, transcode_file
 from mats_ds.data.video.decode import decode_frames
 from mats_ds.data.video.indexing import UnreadableVideo, index_video
 from mats_ds.data.video.orientation import Orientation
@@ -153,7 +154,7 @@ def test_the_readable_part_is_enough_where_nothing_beyond_is_needed(name, write_
 
 def test_calls_back_for_every_frame_encoded_and_verified(write_video, tmp_path):
     beats = []
-    transcode_file(write_video(tmp_path / "a.mp4"), tmp_path / "b.mp4", on_beat=lambda: beats.append(1))
+    transcode_file(write_video(tmp_path / "a.mp4"), tmp_path / "b.mp4", on_heartbeat=lambda: beats.append(1))
     assert len(beats) == 2 * 40
 
 
