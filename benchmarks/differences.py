@@ -69,11 +69,11 @@ def our_beginning(length: int, clip: int, *, stride: int, num_clips: int) -> int
     return min(clip * (length - NUM_FRAMES * stride + 1) // (num_clips - 1), length - NUM_FRAMES * stride)
 
 
-def multi_scale_box(picture: tuple[int, int], scales: tuple[float, float], place: tuple[int, int]) -> tuple[int, ...]:
+def multi_scale_box(picture: tuple[int, int], scales: tuple[float, float], anchor: tuple[int, int]) -> tuple[int, ...]:
     """(top, left, height, width) of their pre-training crop."""
     sides = [int(min(picture) * scale) for scale in scales]
     sides = [SIDE if abs(side - SIDE) < 3 else side for side in sides]
-    return (*(quarter * ((whole - side) // 4) for quarter, whole, side in zip(place, picture, sides, strict=True)), *sides)
+    return (*(quarter * ((length - side) // 4) for quarter, length, side in zip(anchor, picture, sides, strict=True)), *sides)
 
 
 def compare_lengths(lengths: list[int]) -> dict[str, object]:
@@ -98,12 +98,14 @@ def compare_lengths(lengths: list[int]) -> dict[str, object]:
 
 
 def compare_boxes(pictures: set[tuple[int, int]]) -> dict[str, object]:
-    """Multi-scale crops at all places, in pixels."""
+    """Multi-scale crops at all anchors, in pixels."""
     gaps = [
-        np.abs(np.array(multi_scale_box(picture, scales, place)) - CropSpec(*scales, *(part / 4 for part in place)).box(*picture))
+        np.abs(
+            np.array(multi_scale_box(picture, scales, anchor)) - CropSpec(*scales, *(part / 4 for part in anchor)).box(*picture)
+        )
         for picture in sorted(pictures)
         for scales in [(a, b) for i, a in enumerate(SCALES) for j, b in enumerate(SCALES) if abs(i - j) <= 1]
-        for place in CROP_ANCHORS
+        for anchor in CROP_ANCHORS
     ]
     equal = np.mean([not gap.any() for gap in gaps])
     return {"boxes: sizes, number, largest gap, equal": (len(pictures), len(gaps), int(np.max(gaps)), float(equal))}
@@ -119,14 +121,14 @@ class TokenScores:
 
     @torch.no_grad()
     def __call__(self, frames_THWC: np.ndarray) -> torch.Tensor:
-        """[tubelets, places] of frames in levels."""
+        """[tubelets, tokens of a frame] of frames in levels."""
         frames_THWC = (torch.as_tensor(frames_THWC).float() / 255 - torch.tensor(MEAN)) / torch.tensor(STD)
         tokens_ILD = self._embed(frames_THWC.permute(3, 0, 1, 2)[None])[0].flatten(2).permute(1, 2, 0)
         change_IL = (tokens_ILD[1:] - tokens_ILD[:-1]).norm(dim=-1)
         return torch.cat([change_IL[:1], change_IL])
 
     def other_kept(self, one: np.ndarray, other: np.ndarray, ratio: float) -> float:
-        """The share of the kept tokens of `one` that `other` does not keep."""
+        """The fraction of the kept tokens of `one` that `other` does not keep."""
         kept = []
         for frames_THWC in (one, other):
             scores = self(frames_THWC).flatten()
@@ -158,7 +160,7 @@ def compare_frames(path: str, scores: TokenScores) -> dict[str, float]:
     return figures
 
 
-def compare_scaling(path: str, scores: TokenScores, draws: np.random.Generator) -> dict[str, float]:
+def compare_scaling(path: str, scores: TokenScores, rng: np.random.Generator) -> dict[str, float]:
     """Of one clip: PIL in pre-training, the plain bilinear filter in fine-tuning and in tests."""
     begin = (index_video(path).num_frames - SPAN) // 2
     frames_THWC = decode_frames(path, begin + STRIDE * np.arange(NUM_FRAMES))
@@ -169,20 +171,20 @@ def compare_scaling(path: str, scores: TokenScores, draws: np.random.Generator) 
         figures[f"{name}: levels"] = float(np.abs(ours.astype(np.float32) - theirs).mean())
         figures[f"{name}: other tokens kept of {ratio}"] = scores.other_kept(ours, theirs, ratio)
 
-    cut = _cut(frames_THWC, [int(min(height, width) * SCALES[draws.integers(4)]) for _ in range(2)], draws)
+    cut = _cut(frames_THWC, [int(min(height, width) * SCALES[rng.integers(4)]) for _ in range(2)], rng)
     pil = np.stack([np.asarray(Image.fromarray(frame).resize((SIDE, SIDE), Image.BILINEAR)) for frame in cut])
     add("scaling, pre-training", scale_pictures(cut, size=(SIDE, SIDE)), pil, 0.3)
     sides = (height + 1, width + 1)
     while sides[0] > height or sides[1] > width:
-        area, ratio = draws.uniform(0.08, 1) * height * width, math.exp(draws.uniform(*map(math.log, CROP_RATIOS)))
+        area, ratio = rng.uniform(0.08, 1) * height * width, math.exp(rng.uniform(*map(math.log, CROP_RATIOS)))
         sides = round(math.sqrt(area / ratio)), round(math.sqrt(area * ratio))
-    cut = _cut(frames_THWC, sides, draws)
+    cut = _cut(frames_THWC, sides, rng)
     add("scaling, fine-tuning", scale_pictures(cut, size=(SIDE, SIDE)), _scale_plainly(cut, (SIDE, SIDE)), 0.6)
     size = tuple(int(SIDE * side / min(height, width)) for side in (height, width))
-    whole = _scale_plainly(frames_THWC, size).round().clip(0, 255)
+    scaled = _scale_plainly(frames_THWC, size).round().clip(0, 255)
     for crop in range(3):
         begin = int(crop * (max(size) - SIDE) / 2)
-        theirs = whole[:, :, begin : begin + SIDE] if size[1] >= size[0] else whole[:, begin : begin + SIDE]
+        theirs = scaled[:, :, begin : begin + SIDE] if size[1] >= size[0] else scaled[:, begin : begin + SIDE]
         top, left, high, wide = CropSpec(top=crop / 2, left=crop / 2).box(height, width)
         part = np.ascontiguousarray(frames_THWC[:, top : top + high, left : left + wide])
         add(f"scaling, test crop {crop}", scale_pictures(part, size=(SIDE, SIDE)), theirs, 0.6)
@@ -194,8 +196,8 @@ def _scale_plainly(pictures_THWC: np.ndarray, size: tuple[int, int]) -> np.ndarr
     return F.interpolate(pictures_TCHW, size=size, mode="bilinear", align_corners=False).permute(0, 2, 3, 1).numpy()
 
 
-def _cut(frames_THWC: np.ndarray, sides: list[int] | tuple[int, int], draws: np.random.Generator) -> np.ndarray:
-    top, left = (int(draws.integers(room + 1)) for room in np.subtract(frames_THWC.shape[1:3], sides))
+def _cut(frames_THWC: np.ndarray, sides: list[int] | tuple[int, int], rng: np.random.Generator) -> np.ndarray:
+    top, left = (int(rng.integers(room + 1)) for room in np.subtract(frames_THWC.shape[1:3], sides))
     return np.ascontiguousarray(frames_THWC[:, top : top + sides[0], left : left + sides[1]])
 
 
@@ -210,14 +212,14 @@ def _spread(values: list[float]) -> tuple[float, float]:
 
 def _videos_in(folder: str) -> list[str]:
     paths = sorted(str(path) for path in Path(folder).rglob("*") if path.suffix.lower() in VIDEO_EXTENSIONS)
-    found = []
+    videos = []
     for path in paths:
         try:
             index_video(path)
         except UnreadableVideo:
             continue
-        found.append(path)
-    return found
+        videos.append(path)
+    return videos
 
 
 def main(arguments: list[str] | None = None) -> None:
@@ -234,8 +236,8 @@ def main(arguments: list[str] | None = None) -> None:
     paths = [p for p in paths if facts[p].num_frames >= MIN_FRAMES and facts[p].height * facts[p].width <= options.max_pixels]
     for name, value in compare_boxes({facts[path].upright_size for path in paths}).items():
         print(f"{name}: {value}")
-    scores, draws = TokenScores(), np.random.default_rng(0)
-    rows = [compare_frames(path, scores) | compare_scaling(path, scores, draws) for path in paths]
+    scores, rng = TokenScores(), np.random.default_rng(0)
+    rows = [compare_frames(path, scores) | compare_scaling(path, scores, rng) for path in paths]
     print(f"{len(rows)} clips: mean, min, max")
     for name in rows[0] if rows else ():
         values = [row[name] for row in rows]

@@ -3,9 +3,9 @@
     python benchmarks/loader.py [--videos DIR] [--clips 5] [--rounds 5] [--out benchmarks/results]
 
 From up to eight videos it makes four sets of files (H.264 with a keyframe every 250 and every 12 frames, MPEG-4 as UCF101 has
-it, and this project's training copies), draws the same clips of 16 frames at stride 4, with the same crops, for all readers, and
+it, and this project's training copies), takes the same clips of 16 frames at stride 4, with the same crops, for all readers, and
 measures the CPU time of each clip on one thread, readers in turn, the best of the rounds: from the file to RGB frames, and from
-the file to 224 x 224 crops, which the others' users make with torchvision's antialiased resize of uint8. Then whole loaders by
+the file to 224 x 224 crops, which the others' users make with torchvision's antialiased resize of uint8. Then loaders by
 the clock, with one and two workers, and how long a training loop waits for the loader. Medians; trust the ratios, which come
 from one run. Peers that are not installed are left out and named.
 """
@@ -13,16 +13,11 @@ from one run. Peers that are not installed are left out and named.
 from __future__ import annotations
 
 import argparse
-import json
-import platform
 import random
-import statistics
 import sys
 import tempfile
 import time
 from collections.abc import Callable
-from fractions import Fraction
-from importlib import metadata
 from pathlib import Path
 
 if __name__ == "__main__":
@@ -32,25 +27,19 @@ import av
 import numpy as np
 import torch
 
+from benchmarks.loader_page import COPIES, MODEL_FRACTION, Measured, write_results
+from benchmarks.loader_sets import choose_videos, make_sets
 from mats_ds.config.recipe import ClipSection
 from mats_ds.core.clips import CropSpec
-from mats_ds.core.storage.files import replace_file, write_text
 from mats_ds.data.clip_sampler import BatchSplit, ClipSampler
 from mats_ds.data.loading.loader import ClipLoader
 from mats_ds.data.loading.prefetch import ReadOptions
-from mats_ds.data.manifest import VIDEO_EXTENSIONS, Manifest, read_manifest
-from mats_ds.data.prepare.copying.transcode import transcode_file
-from mats_ds.data.synthetic import write_synthetic_set
+from mats_ds.data.manifest import Manifest
 from mats_ds.data.video.clip_frames import ClipCropper
-from mats_ds.data.video.containers import UnreadableVideo
 from mats_ds.data.video.decode import decode_frames, visit_frames
 from mats_ds.data.video.indexing import index_video
 
 NUM_FRAMES, STRIDE, SIDE = 16, 4, 224
-MAX_VIDEOS, MIN_FRAMES, MAX_SIDE = 8, 100, 1280
-HEIGHT, WIDTH = 256, 340
-MODEL_SHARE = 0.8  # of the loader's measured rate: what the model of the waiting test takes
-GOAL_SAME_FILES, GOAL_COPIES, GOAL_WAITING = 1.8, 5.8, 0.05
 Reader = Callable[[str, list[int]], np.ndarray]
 
 
@@ -97,97 +86,39 @@ def read_plainly(path: str, numbers: list[int]) -> np.ndarray:
 
 def peers() -> tuple[dict[str, Reader], list[str]]:
     """Readers of the packages that are installed, and which ones are missing and why."""
-    found: dict[str, Reader] = {}
+    installed: dict[str, Reader] = {}
     missing = []
     try:
         import decord
 
-        found["decord"] = lambda path, numbers: decord.VideoReader(path, num_threads=1).get_batch(numbers).asnumpy()
+        installed["decord"] = lambda path, numbers: decord.VideoReader(path, num_threads=1).get_batch(numbers).asnumpy()
     except (ImportError, OSError) as error:
         missing.append(f"decord ({type(error).__name__}: {str(error).splitlines()[0]})")
     try:
         from torchcodec.decoders import VideoDecoder
 
-        found["torchcodec"] = lambda path, numbers: (
+        installed["torchcodec"] = lambda path, numbers: (
             VideoDecoder(path, num_ffmpeg_threads=1, dimension_order="NHWC").get_frames_at(numbers).data.numpy()
         )
     except (ImportError, OSError, RuntimeError) as error:
         missing.append(f"torchcodec ({type(error).__name__}: {str(error).strip().splitlines()[0]})")
-    return found, missing
+    return installed, missing
 
 
-def choose_videos(folder: Path | None, scratch: Path) -> list[str]:
-    """Up to eight readable videos that are long enough and of ordinary size; synthetic ones without a folder."""
-    if folder is None:
-        source = write_synthetic_set(scratch / "synthetic", num_videos=6, num_frames=320, height=HEIGHT, width=WIDTH)
-        return read_manifest(source).paths
-    chosen = []
-    for path in sorted(path for path in folder.rglob("*") if path.suffix.lower() in VIDEO_EXTENSIONS):
-        try:
-            index = index_video(str(path))
-        except UnreadableVideo:
-            continue
-        if index.num_frames >= MIN_FRAMES and max(index.upright_size) <= MAX_SIDE and index.orientation.is_plain:
-            chosen.append(str(path))
-    if not chosen:
-        raise SystemExit(f"no video of at least {MIN_FRAMES} frames below {folder}")
-    random.Random(0).shuffle(chosen)
-    return sorted(chosen[:MAX_VIDEOS])
-
-
-def encode(source: str, target: Path, *, codec: str, options: dict[str, str], gop: int) -> None:
-    """`source` at 340 x 256, as data sets of this field are kept."""
-    with av.open(source) as container, av.open(str(target), "w") as output:
-        stream = output.add_stream(codec, rate=Fraction(25), options=options)
-        stream.width, stream.height, stream.pix_fmt = WIDTH, HEIGHT, "yuv420p"
-        stream.codec_context.gop_size = gop
-        if codec == "mpeg4":
-            stream.codec_context.bit_rate = 900_000
-        for number, frame in enumerate(container.decode(video=0)):
-            picture = frame.reformat(width=WIDTH, height=HEIGHT, format="yuv420p")
-            picture.pts, picture.time_base = number, Fraction(1, 25)
-            output.mux(stream.encode(picture))
-        output.mux(stream.encode())
-
-
-ORIGINALS, COPIES = "H.264, GOP 250", "prepare.py transcode"
-
-
-def make_sets(videos: list[str], scratch: Path) -> dict[str, list[str]]:
-    """The four sets, by name."""
-    kinds = {
-        ORIGINALS: ("libx264", {"crf": "23", "preset": "medium"}, 250, "mp4"),
-        "H.264, GOP 12": ("libx264", {"crf": "23", "preset": "medium", "x264-params": "open-gop=0"}, 12, "mp4"),
-        "MPEG-4, GOP 12 (.avi)": ("mpeg4", {"bf": "2"}, 12, "avi"),
-    }
-    sets: dict[str, list[str]] = {}
-    for place, (name, (codec, options, gop, suffix)) in enumerate(kinds.items()):
-        sets[name] = []
-        for number, video in enumerate(videos):
-            target = scratch / f"{place}-{number}.{suffix}"
-            encode(video, target, codec=codec, options=options, gop=gop)
-            sets[name].append(str(target))
-    copies = [scratch / f"copy-{number}.mp4" for number in range(len(videos))]
-    for source, target in zip(sets[ORIGINALS], copies, strict=True):
-        transcode_file(source, target)
-    sets[COPIES] = [str(target) for target in copies]
-    return sets
-
-
-def draw_clips(paths: list[str], clips: int, seed: int) -> list[tuple[str, list[int], CropSpec]]:
-    """The same relative places and crops in every set, since the sets hold the same videos."""
-    draw = random.Random(seed)
+def sample_clips(paths: list[str], clips: int, seed: int) -> list[tuple[str, list[int], CropSpec]]:
+    """The same relative beginnings and crops in every set, since the sets hold the same videos."""
+    rng = random.Random(seed)
     scales = ClipSection().crop_scales
-    drawn = []
+    clips_of_set = []
     for path in paths:
         length = index_video(path).num_frames
         stride = min(STRIDE, max(1, length // NUM_FRAMES))
         for _ in range(clips):
-            begin = int(draw.random() * max(1, length - NUM_FRAMES * stride))
+            begin = int(rng.random() * max(1, length - NUM_FRAMES * stride))
             numbers = [min(length - 1, begin + step * stride) for step in range(NUM_FRAMES)]
-            crop = CropSpec(draw.choice(scales), draw.choice(scales), draw.random(), draw.random(), draw.random() < 0.5)
-            drawn.append((path, numbers, crop))
-    return drawn
+            crop = CropSpec(rng.choice(scales), rng.choice(scales), rng.random(), rng.random(), rng.random() < 0.5)
+            clips_of_set.append((path, numbers, crop))
+    return clips_of_set
 
 
 def measure_readers(
@@ -200,11 +131,11 @@ def measure_readers(
     decoded: dict[str, dict] = {}
     cropped: dict[str, dict] = {}
     for name, paths in sets.items():
-        drawn = draw_clips(paths, clips, seed=1)
-        decoded[name] = {reader: [float("inf")] * len(drawn) for reader in readers}
-        cropped[name] = {reader: [float("inf")] * len(drawn) for reader in readers}
+        clips_of_set = sample_clips(paths, clips, seed=1)
+        decoded[name] = {reader: [float("inf")] * len(clips_of_set) for reader in readers}
+        cropped[name] = {reader: [float("inf")] * len(clips_of_set) for reader in readers}
         for _ in range(rounds):
-            for place, (path, numbers, crop) in enumerate(drawn):
+            for index, (path, numbers, crop) in enumerate(clips_of_set):
                 for reader, read in readers.items():
                     begin = time.process_time()
                     frames_THWC = read(path, numbers)
@@ -213,12 +144,12 @@ def measure_readers(
                     if reader == "mats_ds":
                         restart = time.process_time()
                         read_crop_with_mats(path, numbers, crop)
-                        whole = time.process_time() - restart
+                        total = time.process_time() - restart
                     else:
                         crop_with_torchvision(frames_THWC, crop)
-                        whole = time.process_time() - begin
-                    decoded[name][reader][place] = min(decoded[name][reader][place], 1e3 * (middle - begin))
-                    cropped[name][reader][place] = min(cropped[name][reader][place], 1e3 * whole)
+                        total = time.process_time() - begin
+                    decoded[name][reader][index] = min(decoded[name][reader][index], 1e3 * (middle - begin))
+                    cropped[name][reader][index] = min(cropped[name][reader][index], 1e3 * total)
     return decoded, cropped
 
 
@@ -233,7 +164,7 @@ class PeerClips(torch.utils.data.Dataset):
 
     def __getitem__(self, number: int) -> torch.Tensor:
         torch.set_num_threads(1)
-        [(path, numbers, crop)] = draw_clips([self.paths[number % len(self.paths)]], 1, seed=number)
+        [(path, numbers, crop)] = sample_clips([self.paths[number % len(self.paths)]], 1, seed=number)
         return crop_with_torchvision(self.read(path, numbers), crop)
 
 
@@ -286,7 +217,7 @@ def measure_waiting(paths: list[str], *, workers: int, num_batches: int) -> dict
     batch = 8
     with loader_of(paths, workers=workers, batch=batch) as loader:
         rate = _rate(loader.micro_batches(0), num_batches, batch)
-        step_seconds = batch / (MODEL_SHARE * rate)
+        step_seconds = batch / (MODEL_FRACTION * rate)
         batches = loader.micro_batches(0)
         next(batches)
         waited_seconds, begin = 0.0, time.perf_counter()
@@ -295,145 +226,8 @@ def measure_waiting(paths: list[str], *, workers: int, num_batches: int) -> dict
             before = time.perf_counter()
             next(batches)
             waited_seconds += time.perf_counter() - before
-        share = waited_seconds / (time.perf_counter() - begin)
-    return {"loader clips/s": rate, "model clips/s": MODEL_SHARE * rate, "share of time spent waiting": share}
-
-
-def medians_of(times: dict[str, dict]) -> dict[str, dict[str, float]]:
-    return {name: {reader: statistics.median(row) for reader, row in by.items()} for name, by in times.items()}
-
-
-def table_of(times: dict[str, dict]) -> list[str]:
-    """Medians by set and reader; decord's time divided by ours: of the medians, of all clips together, median clip by clip."""
-    readers = list(next(iter(times.values())))
-    lines = [
-        "| files | " + " | ".join(readers) + " | decord / mats_ds | all clips | clip by clip |",
-        "|---" * (len(readers) + 4) + "|",
-    ]
-    for (name, row), by in zip(medians_of(times).items(), times.values(), strict=True):
-        ratios = ["-"] * 3
-        if "decord" in row:
-            single = statistics.median(peer / ours for peer, ours in zip(by["decord"], by["mats_ds"], strict=True))
-            together = sum(by["decord"]) / sum(by["mats_ds"])
-            ratios = [f"{ratio:.2f}" for ratio in (row["decord"] / row["mats_ds"], together, single)]
-        lines.append(f"| {name} | " + " | ".join([*(f"{row[reader]:.1f}" for reader in readers), *ratios]) + " |")
-    return lines
-
-
-def judge(decoded: dict, cropped: dict, waiting: dict[str, float]) -> list[str]:
-    """The goals, and what was measured for all clips together, as an epoch meets them."""
-    lines = []
-    if "decord" in next(iter(cropped.values())):
-        for title, times in (("to crops", cropped), ("decoding alone", decoded)):
-            for name, by in times.items():
-                if name != COPIES:
-                    ratio = sum(by["decord"]) / sum(by["mats_ds"])
-                    lines.append(_verdict(f"{name}, same files, {title}", ratio, GOAL_SAME_FILES))
-            ratio = sum(times[ORIGINALS]["decord"]) / sum(times[COPIES]["mats_ds"])
-            lines.append(_verdict(f"decord on the originals (GOP 250), mats_ds on training copies, {title}", ratio, GOAL_COPIES))
-    share = waiting["share of time spent waiting"]
-    met = "met" if share < GOAL_WAITING else "missed"
-    lines.append(
-        f"- loop waits for data: {100 * share:.1f}% of the time with a model that takes {MODEL_SHARE:.0%} of the "
-        f"{waiting['loader clips/s']:.0f} clips/s that the loader delivers (goal: less than {GOAL_WAITING:.0%}): {met}"
-    )
-    return lines
-
-
-def _verdict(what: str, ratio: float, goal: float) -> str:
-    return f"- {what}: {ratio:.2f} x less CPU time than decord (goal: {goal} x): {'met' if ratio >= goal else 'missed'}"
-
-
-def write_results(
-    out: Path,
-    *,
-    decoded: dict,
-    cropped: dict,
-    speeds: dict,
-    waiting: dict[str, float],
-    num_bytes: dict[str, int],
-    missing: list[str],
-    arguments: argparse.Namespace,
-) -> Path:
-    """A Markdown page, the figures as JSON, and a plot."""
-    out.mkdir(parents=True, exist_ok=True)
-    stem = f"loader-{time.strftime('%Y-%m-%d')}"
-    source = f"--videos {arguments.videos.name}" if arguments.videos else "synthetic videos"
-    packages = ("av", "decord", "torchcodec", "torch", "torchvision")
-    lines = [
-        f"# Reading clips on a CPU, {time.strftime('%Y-%m-%d')}",
-        "",
-        f"`python benchmarks/loader.py` ({source}, {arguments.clips} clips a video, best of {arguments.rounds} rounds in turn, "
-        f"medians over clips); {platform.machine()}, Python {platform.python_version()}, "
-        + ", ".join(f"{name} {_version(name)}" for name in packages)
-        + ". Clips of 16 frames at stride 4, the same clips and crops for all readers. The page is written by the program.",
-        "",
-        "## Goals",
-        "",
-        *judge(decoded, cropped, waiting),
-        "",
-        "## CPU milliseconds from the file to 224 x 224 crops (one thread; clips/s per core are 1000 divided by it)",
-        "",
-        *table_of(cropped),
-        "",
-        "## CPU milliseconds from the file to RGB frames of 340 x 256 (one thread)",
-        "",
-        *table_of(decoded),
-        "",
-        "Bytes of the sets, divided by those of the originals: "
-        + ", ".join(f"{name} {count / num_bytes[ORIGINALS]:.2f}" for name, count in num_bytes.items())
-        + ".",
-        "",
-        "## Clips per second from file to 224 x 224 crops, by number of workers (wall clock)",
-        "",
-    ]
-    loaders = list(next(iter(speeds.values())))
-    lines += ["| files | " + " | ".join(loaders) + " |", "|---" * (len(loaders) + 1) + "|"]
-    lines += [f"| {name} | " + " | ".join(f"{row[loader]:.1f}" for loader in loaders) + " |" for name, row in speeds.items()]
-    if missing:
-        lines += ["", "Left out: " + "; ".join(missing) + "."]
-    lines += ["", f"![CPU time of a clip]({stem}.svg)", ""]
-    page = out / f"{stem}.md"
-    write_text(page, "\n".join(lines))
-    figures = {
-        "cpu_ms_to_crops": medians_of(cropped),
-        "cpu_ms_to_frames": medians_of(decoded),
-        "clips_per_second": speeds,
-        "waiting": waiting,
-        "bytes": num_bytes,
-    }
-    write_text(out / f"{stem}.json", json.dumps(figures, indent=1) + "\n")
-    draw_plot(medians_of(cropped), out / f"{stem}.svg")
-    return page
-
-
-def draw_plot(medians: dict[str, dict[str, float]], path: Path) -> None:
-    from matplotlib.backends.backend_svg import FigureCanvasSVG
-    from matplotlib.figure import Figure
-
-    figure = Figure(figsize=(8, 3.6), layout="constrained")
-    FigureCanvasSVG(figure)
-    axis = figure.subplots()
-    readers = list(next(iter(medians.values())))
-    width = 0.8 / len(readers)
-    for place, reader in enumerate(readers):
-        heights = [row[reader] for row in medians.values()]
-        axis.bar(
-            [number + (place - (len(readers) - 1) / 2) * width for number in range(len(medians))], heights, width, label=reader
-        )
-    axis.set_xticks(range(len(medians)), list(medians))
-    axis.set_ylabel("CPU ms from file to crops (less is better)")
-    axis.spines[["top", "right"]].set_visible(False)
-    axis.legend(frameon=False)
-    with replace_file(path) as aside:
-        figure.savefig(aside, format="svg")
-
-
-def _version(package: str) -> str:
-    try:
-        return metadata.version(package)
-    except metadata.PackageNotFoundError:
-        return "not installed"
+        fraction = waited_seconds / (time.perf_counter() - begin)
+    return {"loader clips/s": rate, "model clips/s": MODEL_FRACTION * rate, "share of time spent waiting": fraction}
 
 
 def main() -> None:
@@ -444,8 +238,8 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=Path(__file__).resolve().parent / "results")
     arguments = parser.parse_args()
     torch.set_num_threads(1)
-    found, missing = peers()
-    readers: dict[str, Reader] = {"mats_ds": read_with_mats, "PyAV plainly": read_plainly, **found}
+    installed, missing = peers()
+    readers: dict[str, Reader] = {"mats_ds": read_with_mats, "PyAV plainly": read_plainly, **installed}
     with tempfile.TemporaryDirectory() as folder:
         videos = choose_videos(arguments.videos, Path(folder))
         print(f"{len(videos)} videos; making four sets of them", flush=True)
@@ -453,11 +247,12 @@ def main() -> None:
         num_bytes = {name: sum(Path(path).stat().st_size for path in paths) for name, paths in sets.items()}
         print("reading clips", flush=True)
         decoded, cropped = measure_readers(sets, readers, clips=arguments.clips, rounds=arguments.rounds)
-        print("running whole loaders", flush=True)
+        print("running loaders", flush=True)
         speeds = clips_per_second(sets, readers, num_clips=64)
         waiting = measure_waiting(sets[COPIES], workers=2, num_batches=40)
-    figures = dict(decoded=decoded, cropped=cropped, speeds=speeds, waiting=waiting, num_bytes=num_bytes)
-    page = write_results(arguments.out, **figures, missing=missing, arguments=arguments)
+    source = f"--videos {arguments.videos.name}" if arguments.videos else "synthetic videos"
+    options = f"{source}, {arguments.clips} clips a video, best of {arguments.rounds} rounds in turn"
+    page = write_results(arguments.out, Measured(decoded, cropped, speeds, waiting, num_bytes, missing), options=options)
     print(page.read_text(encoding="utf-8"))
 
 

@@ -4,7 +4,7 @@
 
 Pre-training: this project's masked autoencoder (156 visible tokens and 314 targets of 1568) against VideoMAEForPreTraining with
 its published tube mask (160 visible, 1408 targets). Fine-tuning: 940 tokens kept against all 1568. Clips of 16 x 224 x 224; the
-same batch for all; forward and backward of a whole batch; models take turns in every round, and what is shown is the best of the
+same batch for all; forward and backward of a batch; models take turns in every round, and what is shown is the best of the
 rounds and the median over rounds of the ratio. On a CPU: float32; the time is CPU time with one thread, the clock's with more
 (waiting threads spin); on a GPU (`--device cuda`): bfloat16 and the clock. `--compile` adds rows of torch.compile. Peers that
 are not installed are left out and named.
@@ -149,7 +149,7 @@ def time_rounds(steps: dict[str, Callable[[], torch.Tensor]], *, rounds: int, de
 
 
 def measure(task: str, name: str, arguments: argparse.Namespace) -> tuple[list[Row], dict[str, float]]:
-    """The rows of one task and size, and the shares of a step that scoring and selection take."""
+    """The rows of one task and size, and the fractions of a step that scoring and selection take."""
     device = torch.device(arguments.device)
     dtype = torch.bfloat16 if device.type == "cuda" else torch.float32
     batch = arguments.batch or DEFAULT_BATCH[task]
@@ -195,8 +195,11 @@ def measure(task: str, name: str, arguments: argparse.Namespace) -> tuple[list[R
         for title, row in rows.items():
             row.seconds[str(threads)] = [value / batch for value in seconds[title]]
         if threads == arguments.threads[0]:
-            whole = min(seconds[PLAIN])
-            scoring = {"scoring and selection": min(seconds["choose"]) / whole, "embedding for it": min(seconds["embed"]) / whole}
+            total = min(seconds[PLAIN])
+            scoring = {
+                "scoring and selection": min(seconds["choose"]) / total,
+                "embedding for it": min(seconds["embed"]) / total,
+            }
     gc.collect()
     return list(rows.values()), scoring
 
@@ -253,12 +256,12 @@ def main(argv: list[str] | None = None) -> int:
     missing = missing_packages()
     packages = [f"{name} {metadata.version(name)}" for name in ("torch", "transformers") if name not in missing]
     flags = ["--rounds", str(arguments.rounds), "--threads", *map(str, arguments.threads), "--device", arguments.device]
-    words = " ".join(flags + ["--compile"] * arguments.compile)
+    command_options = " ".join(flags + ["--compile"] * arguments.compile)
     batches = ", ".join(f"{arguments.batch or DEFAULT_BATCH[task]} in {task}" for task in arguments.tasks)
     lines = [
         f"# Model against Hugging Face's VideoMAE, {time.strftime('%Y-%m-%d')}",
         "",
-        f"`python benchmarks/model.py {words}`; {device_name}, {'bfloat16' if on_gpu else 'float32'}, Python "
+        f"`python benchmarks/model.py {command_options}`; {device_name}, {'bfloat16' if on_gpu else 'float32'}, Python "
         f"{platform.python_version()}, {', '.join(packages)}. Best of {arguments.rounds} rounds in turn, ratios as medians over "
         f"them; clips a step: {batches}. The page is written by the program.",
     ]

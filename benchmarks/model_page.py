@@ -88,8 +88,8 @@ def judge(task: str, name: str, rows: list[Row], scoring: dict[str, float], *, o
     return lines
 
 
-def _verdict(found: str, goal: str, met: bool) -> str:
-    return f"- {found} (goal: {goal}): {'met' if met else 'missed'}"
+def _verdict(measured: str, goal: str, met: bool) -> str:
+    return f"- {measured} (goal: {goal}): {'met' if met else 'missed'}"
 
 
 def _giga(macs: int) -> str:

@@ -234,8 +234,8 @@ def main(argv: list[str] | None = None) -> int:
     except ValueError as error:
         raise SystemExit(f"error: {str(error).replace('--out', '--work', 1)}") from None
     results = [measure_set(source, choose_plan(source, options), options) for source in options.sets]
-    words = sys.argv[1:] if argv is None else argv
-    command = " ".join(["python benchmarks/transfer.py", *map(shlex.quote, words)])
+    typed = sys.argv[1:] if argv is None else argv
+    command = " ".join(["python benchmarks/transfer.py", *map(shlex.quote, typed)])
     page = write_page(options.out, results, command=command, versions=collect_versions())
     print(page.read_text(encoding="utf-8"))
     return 0

@@ -37,7 +37,7 @@ class Run:
     finetuning_cpu_seconds: float
 
     @property
-    def share(self) -> Proportion:
+    def top1(self) -> Proportion:
         return Proportion(sum(self.hits), len(self.hits))
 
 
@@ -58,7 +58,7 @@ class SetResult:
 
 @dataclass(frozen=True)
 class Estimate:
-    """A mean over seeds and videos with its 95% interval, all as shares (a difference may be negative)."""
+    """A mean over seeds and videos with its 95% interval, all as fractions (a difference may be negative)."""
 
     value: float
     low: float
@@ -82,18 +82,18 @@ def estimate_mean(values_KS: np.ndarray, *, seed: int = 0) -> Estimate:
 
 
 def judge_difference(difference: Estimate) -> str:
-    """What may be said of it."""
+    """The conclusion that it allows."""
     if difference.low > 0:
         return "pre-training helps: the interval lies above zero"
     if difference.high < 0:
         return "pre-training harms: the interval lies below zero"
-    return "no difference can be told: the interval holds zero"
+    return "no difference is shown: the interval holds zero"
 
 
 def judge_chance(mean: Estimate, *, chance: float) -> str:
     if mean.low > chance:
         return "above chance"
-    return "below chance" if mean.high < chance else "not told from chance"
+    return "below chance" if mean.high < chance else "not distinguishable from chance"
 
 
 def lines_of_set(result: SetResult) -> list[str]:
@@ -113,9 +113,9 @@ def lines_of_set(result: SetResult) -> list[str]:
         "|---|---|---|---|---|---|",
     ]
     for run in sorted(result.runs, key=lambda run: (run.seed, run.arm != PRETRAINED)):
-        low, high = run.share.interval
-        cells = [str(run.seed), run.arm, f"{run.share.hits} of {run.share.total}"]
-        cells += [f"{100 * run.share.value:.1f} ({100 * low:.1f} to {100 * high:.1f})"]
+        low, high = run.top1.interval
+        cells = [str(run.seed), run.arm, f"{run.top1.hits} of {run.top1.total}"]
+        cells += [f"{100 * run.top1.value:.1f} ({100 * low:.1f} to {100 * high:.1f})"]
         cells += [f"{run.pretraining_cpu_seconds:.0f}" if run.arm == PRETRAINED else "-", f"{run.finetuning_cpu_seconds:.0f}"]
         lines.append("| " + " | ".join(cells) + " |")
     lines += ["", f"Mean of {num_seeds} seed{'s' if num_seeds > 1 else ''}, 95% interval over seeds and videos:", ""]
@@ -167,7 +167,7 @@ def figures_of_set(result: SetResult) -> dict[str, Any]:
     """Of every run its answers as a string of 1 and 0, in the order of the validation list."""
     difference = estimate_mean(result.hits_KS(PRETRAINED) - result.hits_KS(SCRATCH))
     runs = [
-        {**asdict(run), "hits": "".join(str(int(hit)) for hit in run.hits), "top1": run.share.as_json()} for run in result.runs
+        {**asdict(run), "hits": "".join(str(int(hit)) for hit in run.hits), "top1": run.top1.as_json()} for run in result.runs
     ]
     return {
         "name": result.name,
