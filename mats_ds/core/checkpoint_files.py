@@ -73,7 +73,7 @@ class NewerFormat(ValueError):
 
 
 class OtherStep(ValueError):
-    """A folder has the name of another step than the one that complete.json says: somebody copied or renamed it."""
+    """A folder has the name of another step than the one that complete.json holds: it was copied or renamed."""
 
 
 def name_of_step(step: int) -> str:
@@ -110,7 +110,7 @@ def name_lookalikes(folder: Path) -> list[str]:
 
 
 def is_checkpoint(path: Path) -> bool:
-    """Whether the folder that somebody named, whatever it is called, says that it is a finished checkpoint."""
+    """Whether a folder, whatever its name, has the file that marks a finished checkpoint."""
     return (path / COMPLETE).is_file()
 
 

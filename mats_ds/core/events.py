@@ -27,7 +27,7 @@ class PhaseTimes:
         times = dict.fromkeys(PHASES, 0.0)
         for (_, before, event_before), (phase, after, event_after) in zip(self._marks[:-1], self._marks[1:], strict=True):
             # Waiting for data happens on the host while the device is idle or still busy with the step before:
-            # the host's clock is the one that tells how long the loop stood still.
+            # only the host's clock measures how long the loop stood still.
             on_host = event_after is None or phase == "data"
             spent = after - before if on_host else event_before.elapsed_time(event_after) / 1e3
             times[phase] += spent
@@ -119,7 +119,7 @@ class StepEvent:
     """One finished optimizer step on one rank.
 
     `step` counts from 1. `loss` is a detached scalar tensor on the device: the mean over the step's global batch, the
-    same on every rank. `grad_norm` is the global gradient norm where the engine tells it (tensor or float), else None.
+    same on every rank. `grad_norm` is the global gradient norm where the engine has it (tensor or float), else None.
     `num_clips` are this rank's clips. `bad_clips` were found unreadable in this step on this rank.
     `num_substitutes` counts clips of the step that stand in for unreadable ones. `clip_bytes` are the frames of the largest
     micro-batch of the step. `skipped`: its gradients were not finite and the weights stayed as they were. `is_last`: the run ends

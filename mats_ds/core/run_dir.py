@@ -2,7 +2,7 @@
 
 run.json holds the RunInfo of rank 0 for the newest part of the run and the list of all parts: a resumed run adds a part.
 outcome.json appears when the run ends and goes away when it is resumed, so a run without it is going on or was killed. A rank
-other than 0 that fails writes an outcome of its own, outcome-rank-00003.json: rank 0 may be killed before it can tell.
+other than 0 that fails writes an outcome of its own, outcome-rank-00003.json: rank 0 may be killed before it can write its own.
 """
 
 from __future__ import annotations
@@ -79,7 +79,7 @@ def write_run(run_dir: str | Path, info: RunInfo) -> RunFile:
     path = Path(run_dir) / RUN_FILE
     try:
         parts = read_run(run_dir).parts
-    except ValueError:  # none yet, or one that nobody could read anyway
+    except ValueError:  # none yet, or an unreadable one
         parts = ()
     part = RunPart(info.first_step + 1, info.world_size, info.started, info.command)
     run = RunFile(info, (*parts, part))
@@ -128,8 +128,10 @@ def _outcome_files(run_dir: str | Path) -> list[Path]:
 
 
 def read_object(path: Path) -> dict[str, Any]:
-    """The JSON object of a file of a run folder, which may be somebody else's. Raises ValueError that says what is wrong with it:
-    a link or a pipe, too long, no JSON, no object."""
+    """The JSON object of a file of a run folder, which may be another program's.
+
+    Raises ValueError that names what is wrong with it: a link or a pipe, too long, no JSON, no object.
+    """
     try:
         content = read_bytes(path, max_bytes=MAX_FILE_BYTES)
     except (FileNotFoundError, NotADirectoryError):

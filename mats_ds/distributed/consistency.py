@@ -101,7 +101,7 @@ def describe_inputs(videos: Videos | None, *, recipe: Recipe | None, ds_config: 
 
 
 def hash_videos(videos: Videos) -> str:
-    """Of the paths below their common folder, the labels and the usable parts, in their order."""
+    """A hash of the paths below their common folder, the labels and the usable parts, in their order."""
     common = os.path.commonprefix([min(videos.paths), max(videos.paths)]) if videos.paths else ""
     start = common.rfind(os.sep) + 1
     return _digest(
@@ -111,7 +111,7 @@ def hash_videos(videos: Videos) -> str:
 
 
 def hash_code() -> str:
-    """Of all Python files of this package, which says more than a commit: it knows of changes that are not committed."""
+    """A hash of all Python files of this package, which covers also changes that are not committed."""
     package = Path(__file__).resolve().parents[1]
     files = sorted(package.rglob("*.py"))
     return _digest(*(part for file in files for part in (file.relative_to(package).as_posix().encode(), file.read_bytes())))

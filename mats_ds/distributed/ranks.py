@@ -19,6 +19,18 @@ from mats_ds.distributed.scheduler_env import set_rank_environment
 logger = logging.getLogger("mats_ds")
 
 DTYPES = {"bf16": torch.bfloat16, "fp32": torch.float32}
+JOIN_SECONDS = 600.0  # how long the first ranks wait for the last at the start: a machine whose command failed never comes
+
+
+@dataclass(frozen=True)
+class RankInfo:
+    """This process among all ranks, and its device."""
+
+    rank: int
+    local_rank: int
+    world_size: int
+    local_world_size: int
+    device: torch.device
 
 
 def begin_rank() -> None:
@@ -71,22 +83,8 @@ def find_device(name: str | None) -> torch.device:
 
 
 def find_dtype(precision: str | None, device: torch.device) -> torch.dtype:
-    """The type to compute in: bf16 or fp32 as asked for; None: bf16 on a GPU, fp32 on a CPU."""
+    """The type to compute in. precision: bf16, fp32, or None for bf16 on a GPU and fp32 on a CPU."""
     return DTYPES[precision or ("bf16" if device.type == "cuda" else "fp32")]
-
-
-JOIN_SECONDS = 600.0  # how long the first ranks wait for the last at the start: a machine whose command failed never comes
-
-
-@dataclass(frozen=True)
-class RankInfo:
-    """This process among all ranks, and its device."""
-
-    rank: int
-    local_rank: int
-    world_size: int
-    local_world_size: int
-    device: torch.device
 
 
 def start_distributed(*, timeout_seconds: float = 1800.0) -> RankInfo:

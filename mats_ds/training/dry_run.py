@@ -148,7 +148,7 @@ def _run_step(engine: Any, workload: Workload, live: LiveBytes, micro: int, accu
 
 
 class AnswerReads(TorchDispatchMode):
-    """Where a value of a fake tensor is asked for (a gradient norm, an overflow flag, whether a number lies outside of what a
+    """Answers where a value of a fake tensor is read (a gradient norm, an overflow flag, whether a number lies outside of what a
     start allows): 1.0, or 0 for an integer.
     """
 

@@ -81,7 +81,7 @@ def make_engine(
 
 
 def in_force(engine: Any) -> InForce:
-    """What a live engine does: read off its weights and its optimizer where they tell it, else off its settings."""
+    """The settings of a live engine: read off its weights and its optimizer where they have them, else off its config."""
     names = {torch.float32: "fp32", torch.bfloat16: "bf16", torch.float16: "fp16"}
     weights = names[next(engine.module.parameters()).dtype]
     settings = "fp16" if engine.fp16_enabled() else "bf16" if engine.bfloat16_enabled() else "fp32"
@@ -100,7 +100,7 @@ def optimizer_name(engine: Any) -> str:
 
 
 def _is_refusal(error: BaseException) -> bool:
-    """Whether DeepSpeed itself says, in a sentence of its own, why it will not start."""
+    """Whether DeepSpeed itself explains why it will not start."""
     frame = error.__traceback__
     while frame is not None and frame.tb_next is not None:
         frame = frame.tb_next

@@ -1,4 +1,4 @@
-"""The training loop: `fit` takes micro-batches to optimizer steps and tells observers. It knows nothing of motion,
+"""The training loop: `fit` turns micro-batches into optimizer steps and calls observers. It knows nothing of motion,
 labels or profiling.
 
 All ranks agree after every step on five numbers, in one small all-reduce: the loss, whether any rank's loss is not
@@ -73,21 +73,21 @@ def fit(
     """
     outcome = "interrupted"
     started: list[Observer] = []
-    guard = None
+    watchdog = None
     try:
         try:
             for observer in observers:
                 observer.on_start(run)
                 started.append(observer)
-            with Watchdog(run, hang_seconds=hang_seconds) as guard:
-                watched = (num_videos, max_bad_fraction, guard, what_is_lost)
+            with Watchdog(run, hang_seconds=hang_seconds) as watchdog:
+                watched = (num_videos, max_bad_fraction, watchdog, what_is_lost)
                 _Loop(engine, batches, run, learning_rate, loss_of, observers, *watched).train()
         except (TrainingStopped, TrainingInterrupted):
             raise
         except RuntimeError as error:
             if not is_lost_contact(error):
                 raise
-            raise RanksLost(_name_lost(guard, error)) from error
+            raise RanksLost(_name_lost(watchdog, error)) from error
         outcome = "finished"
     except KeyboardInterrupt:
         outcome = "interrupted by the user"
@@ -100,7 +100,7 @@ def fit(
 
 
 def end_observers(observers: Sequence[Observer], outcome: str) -> None:
-    """Tell all of them, whatever becomes of one: they may wait for the other ranks' in the same order. Raises the first fault of
+    """Call `on_end` of all, also where one fails: they may wait for the other ranks' in the same order. Raises the first fault of
     a run that has finished; those of a run that ends with a fault are logged, so that they do not hide it.
     """
     first: Exception | None = None
@@ -127,7 +127,7 @@ class _Loop:
     observers: Sequence[Observer]
     num_videos: int
     max_bad_fraction: float
-    guard: Watchdog
+    watchdog: Watchdog
     what_is_lost: Callable[[], str | None]
     known_bad: dict[int, BadClip] = field(default_factory=dict)
     last_skip: int | None = None
@@ -141,7 +141,7 @@ class _Loop:
             event, agreement = self.take_step(step)
             waiting.append(agreement)
             asked = [self.check(waiting.pop(0)) for _ in range(len(waiting) - (1 if is_cuda else 0))]
-            self.guard.enter("between")
+            self.watchdog.enter("between")
             for observer in self.observers:
                 observer.on_step(replace(event, is_last=any(asked) or step + 1 == self.run.total_steps))
             if any(asked):
@@ -153,7 +153,7 @@ class _Loop:
 
     def take_step(self, step: int) -> tuple[StepEvent, _Agreement]:
         """Forward, backward and optimizer for the micro-batches of a step (counted from 0)."""
-        engine, run, guard = self.engine, self.run, self.guard
+        engine, run, watchdog = self.engine, self.run, self.watchdog
         clock = PhaseClock(torch.device(run.device))
         rate = self.learning_rate(step)
         for group in engine.optimizer.param_groups:
@@ -165,16 +165,16 @@ class _Loop:
         skips_before = engine.skipped_steps
         clock.start()
         for _ in range(run.accumulation):
-            guard.enter("data")
+            watchdog.enter("data")
             batch = next(self.batches)
             clock.mark("data")
-            guard.enter("forward")
+            watchdog.enter("forward")
             loss = self.loss_of(engine, batch)
             clock.mark("forward")
-            guard.enter("backward")
+            watchdog.enter("backward")
             engine.backward(loss)
             clock.mark("backward")
-            guard.enter("optimizer")
+            watchdog.enter("optimizer")
             engine.step()
             clock.mark("optimizer")
             micro_losses.append(loss.detach())
@@ -186,7 +186,7 @@ class _Loop:
         local_loss = torch.stack(micro_losses).float().mean()
         # full_like fills on the device; a tensor made from a host number would wait for all the work before it
         num_new_bad = torch.full_like(local_loss, len(new_bad))
-        is_asked = torch.full_like(local_loss, guard.request is not None)
+        is_asked = torch.full_like(local_loss, watchdog.request is not None)
         lost = self.what_is_lost()
         is_lost = torch.full_like(local_loss, lost is not None)
         numbers = torch.stack([local_loss, (~local_loss.isfinite()).float(), num_new_bad, is_asked, is_lost])
@@ -262,7 +262,7 @@ class _Loop:
 
     def interrupt(self, step: int) -> None:
         """Raises TrainingInterrupted on all ranks, after `step` steps have been saved."""
-        who = next((request for request in gather_on_all(self.guard.request, self.run) if request), "a rank was asked to stop")
+        who = next((request for request in gather_on_all(self.watchdog.request, self.run) if request), "a rank was asked to stop")
         raise TrainingInterrupted(f"{who}: step {step} of {self.run.total_steps} is saved, go on with --resume auto")
 
 
@@ -274,9 +274,9 @@ def is_lost_contact(error: RuntimeError) -> bool:
     return any(part in text for part in ("gloo", "nccl", "connection closed by peer", "connection reset by peer"))
 
 
-def _name_lost(guard: Watchdog | None, error: RuntimeError) -> str:
+def _name_lost(watchdog: Watchdog | None, error: RuntimeError) -> str:
     reason = str(error).strip().splitlines()[0].rpartition("] ")[2].partition(". ")[0]
-    who = (guard and guard.who_died()) or "another rank has died, hangs or is cut off from the network"
+    who = (watchdog and watchdog.who_died()) or "another rank has died, hangs or is cut off from the network"
     return f"{who} ({reason[:160]}); see its message, then go on with --resume auto"
 
 

@@ -84,7 +84,7 @@ def check_run_folder(folder: Path, *, task: str, resume: bool) -> None:
 
 
 def list_names(folder: Path) -> list[str]:
-    """What a folder holds beside what nobody misses, and beside the files that this program's own output goes to."""
+    """The names in a folder, without those that do not count and the files that this program's own output goes to."""
     outputs = [os.fstat(number) for number in (1, 2) if _is_open(number)]
     return sorted(
         entry.name

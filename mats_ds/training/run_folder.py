@@ -61,7 +61,7 @@ def _choose(out: str | None, recipe_name: str, task: str, resume: bool) -> Path:
             hold_folder(folder / CHECKPOINTS, command=f"mats_ds/{task}.py")
         if not (folder / MARKER).exists():
             write_json(folder / MARKER, {"made_by": task})
-        with tempfile.TemporaryFile(dir=folder):  # the one way to know: permissions, quotas and read-only disks all speak up here
+        with tempfile.TemporaryFile(dir=folder):  # the one way to find out: permissions, quotas, read-only disks
             pass
         admit_ranks(folder)
     except BaseException:
@@ -86,7 +86,7 @@ def parse_out(out: str) -> Path:
 
 
 def write_inputs(folder: Path, *, recipe: str, ds_config: Mapping[str, Any]) -> None:
-    """The resolved recipe and the DeepSpeed JSON, as this run uses them; says what differs from those that it goes on with."""
+    """The resolved recipe and the DeepSpeed JSON, as this run uses them; logs what differs from those that it goes on with."""
     inputs = (
         (RECIPE_FILE, recipe, parse_yaml, "going on with other settings than before"),
         (

@@ -119,10 +119,10 @@ def test_ranks_of_a_real_mpirun_join_each_other(tmp_path):
     script.write_text(
         "from mats_ds.training.engine import start_distributed\n"
         "import torch, torch.distributed as dist\n"
-        "place = start_distributed()\n"
-        "ranks = torch.tensor([float(place.rank)])\n"
+        "info = start_distributed()\n"
+        "ranks = torch.tensor([float(info.rank)])\n"
         "dist.all_reduce(ranks)\n"
-        "print(f'{place.rank} of {place.world_size}, {place.local_world_size} here, sum {ranks.item():g}', flush=True)\n"
+        "print(f'{info.rank} of {info.world_size}, {info.local_world_size} here, sum {ranks.item():g}', flush=True)\n"
         "dist.destroy_process_group()\n"
     )
     allowed = {"OMPI_ALLOW_RUN_AS_ROOT": "1", "OMPI_ALLOW_RUN_AS_ROOT_CONFIRM": "1"}

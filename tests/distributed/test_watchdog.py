@@ -40,12 +40,12 @@ def find_others_where_a_clock_was_set():
     from mats_ds.distributed.ranks import start_distributed
     from mats_ds.distributed.watchdog import find_others
 
-    place = start_distributed()
+    info = start_distributed()
     linux = psutil._psplatform
     true_boot_time = linux.boot_time()
-    linux.BOOT_TIME = true_boot_time + 3600 * place.rank  # psutil 5.9 keeps it, later ones ask again
-    linux.boot_time = lambda: true_boot_time + 3600 * place.rank
-    found = list(find_others(SimpleNamespace(rank=place.rank, world_size=place.world_size)))
+    linux.BOOT_TIME = true_boot_time + 3600 * info.rank  # psutil 5.9 keeps it, later ones ask again
+    linux.boot_time = lambda: true_boot_time + 3600 * info.rank
+    found = list(find_others(SimpleNamespace(rank=info.rank, world_size=info.world_size)))
     torch.distributed.barrier()  # a rank that has looked stays until all have
     return found
 

@@ -59,15 +59,15 @@ def distance_to_plain(path, clip_at):
     from mats_ds.distributed.ranks import start_distributed
     from mats_ds.training.engine import full_parameters, in_force, make_engine
 
-    place = start_distributed()
+    info = start_distributed()
     config = read_ds_config(path)
-    plan = plan_batch(config, recipe_batch=GLOBAL_BATCH, world_size=place.world_size)
+    plan = plan_batch(config, recipe_batch=GLOBAL_BATCH, world_size=info.world_size)
     model = make_model()
     engine = make_engine(model, groups_of(model), config, plan)
     for step in range(NUM_STEPS):
         inputs, targets = batch_of(step)
         for turn in range(plan.accumulation):
-            first = (turn * place.world_size + place.rank) * plan.micro_batch
+            first = (turn * info.world_size + info.rank) * plan.micro_batch
             mine = slice(first, first + plan.micro_batch)
             engine.backward((engine(inputs[mine]) - targets[mine]).square().mean())
             engine.step()

@@ -36,9 +36,9 @@ def write_run(folder, **changes):
 def snapshot(folder):
     """All that a folder is: names, kinds, contents, times."""
     found = {}
-    for place, folders, files in os.walk(folder):
+    for parent, folders, files in os.walk(folder):
         for name in (*folders, *files, "."):
-            path = os.path.join(place, name)
+            path = os.path.join(parent, name)
             status = os.lstat(path)
             is_file = os.path.isfile(path) and not os.path.islink(path)
             content = Path(path).read_bytes() if is_file else None

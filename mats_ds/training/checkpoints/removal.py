@@ -1,7 +1,7 @@
 """Delete checkpoints and what unfinished saves left behind: file by file, and only what a save has written.
 
-A folder that holds anything else (a note, a link, converted weights) stays as it is: that is somebody's own, whatever the folder
-is called. A checkpoint first loses its name, so that a kill in the middle leaves no part of one under the name of a complete one.
+A folder that holds anything else (a note, a link, converted weights) stays as it is: it is the user's, whatever its name. A
+checkpoint first loses its name, so that a kill in the middle leaves no part of one under the name of a complete one.
 """
 
 from __future__ import annotations
@@ -107,7 +107,7 @@ def remove_unfinished(folder: Path) -> None:
                 begun = re.sub("[0-9]", "0", read_bytes(path, max_bytes=20).decode("ascii"))
                 if name_of_step(0).startswith(begun):  # a name, or the beginning of one
                     path.unlink()
-            except (OSError, ValueError):  # longer, a link, a folder: of somebody else
+            except (OSError, ValueError):  # longer, a link, a folder: not ours
                 continue
 
 

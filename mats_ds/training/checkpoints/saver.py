@@ -135,7 +135,7 @@ class CheckpointSaver:
         """Raises TrainingStopped on all ranks where the disk has no room, even if older checkpoints went."""
 
         def make() -> None:
-            self.folder.mkdir(exist_ok=True)  # not a run folder that somebody took away
+            self.folder.mkdir(exist_ok=True)  # not a run folder that was taken away
             check_names(self.folder, FILES_OF_RANK * self.ranks.world_size + FILES_BESIDE)
             self._on_disk.make_room(num_bytes, replaced=tag)
 
@@ -207,7 +207,7 @@ def _write(state: Any, path: Path, name: str) -> FileSum:
         hashing = _HashingFile(stream)
         try:
             torch.save(state, hashing)
-        except RuntimeError:  # torch's writer says where it stood, and not that the disk is full
+        except RuntimeError:  # torch's writer reports a position, and not that the disk is full
             if hashing.error is not None:
                 raise hashing.error from None
             raise
@@ -252,7 +252,7 @@ def _copy_scripts(copy: Callable[[str], None], folder: Path) -> None:
         return
     try:
         copy(str(folder))
-    except OSError:  # a full disk: the files that matter tell of it, on all ranks alike
+    except OSError:  # a full disk: writing the files that matter will fail, on all ranks alike
         for file in files:
             file.unlink(missing_ok=True)
 

@@ -69,15 +69,15 @@ def test_deepspeeds_own_classes_numbers_and_tensors_are_read(tmp_path):
 
 
 @pytest.mark.parametrize("name", ["../out", "/tmp/out", "a/b", "..", "", "a..b", 3, "a\nb", "a.b\n"])
-@pytest.mark.parametrize("place", ["module", "param_shapes", "param_slice_mappings"])
-def test_a_name_that_leads_out_of_the_folder_is_refused(tmp_path, name, place):
+@pytest.mark.parametrize("part", ["module", "param_shapes", "param_slice_mappings"])
+def test_a_name_that_leads_out_of_the_folder_is_refused(tmp_path, name, part):
     """DeepSpeed's converter makes a folder of every name, and writes there."""
     contents = {
         "module": {"module": {name: torch.zeros(2)}},
         "param_shapes": {"param_shapes": [{name: torch.Size([2])}]},
         "param_slice_mappings": {"optimizer_state_dict": {"param_slice_mappings": [{name: 1}]}},
     }
-    torch.save(contents[place], tmp_path / OPTIMIZER)
+    torch.save(contents[part], tmp_path / OPTIMIZER)
     with pytest.raises(ValueError, match="no name of a weight"):
         check_state_files(tmp_path)
 

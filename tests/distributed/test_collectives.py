@@ -1,4 +1,4 @@
-"""What one rank cannot do ends all of them alike."""
+"""Values of all ranks in their order; what one rank cannot do ends all of them alike."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import signal
 import pytest
 import torch
 
-from mats_ds.distributed.collectives import do_on_all, do_on_first
+from mats_ds.distributed.collectives import ask_first, do_on_all, do_on_first, gather_on_all, gather_on_first
 from mats_ds.distributed.exits import RanksLost, TrainingStopped
 from mats_ds.distributed.ranks import RankInfo, join_ranks
 
@@ -34,10 +34,36 @@ def test_one_rank_alone():
         do_on_all(lambda: fail("own"), ALONE, advice="")
 
 
-def fail_on(rank, name, do):
-    place = join_ranks("cpu")
+def gather(do, value_of_rank):
+    info = join_ranks("cpu")
+    return do(value_of_rank[info.rank], info)
+
+
+@pytest.mark.slow
+def test_values_come_in_the_order_of_ranks(ranks):
+    assert ranks(gather, 2, gather_on_all, ["a", "b"]) == [["a", "b"]] * 2
+    assert ranks(gather, 2, gather_on_first, ["a", "b"]) == [["a", "b"], None]
+
+
+def ask(name):
+    info = join_ranks("cpu")
     try:
-        return do(lambda: fail(name) if place.rank == rank else place.rank, place, advice="make room")
+        return ask_first(lambda: fail(name) if name else info.rank, info)
+    except (ValueError, OSError) as error:
+        return f"{type(error).__name__}: {error}"
+
+
+@pytest.mark.slow
+def test_all_ranks_get_the_answer_of_the_first_or_its_error(ranks):
+    assert ranks(ask, 2, None) == [0, 0]
+    assert ranks(ask, 2, "input") == ["ValueError: a wrong name"] * 2
+    assert ranks(ask, 2, "no room") == ["OSError: [Errno 28] No space left on device: 'x'"] * 2
+
+
+def fail_on(rank, name, do):
+    info = join_ranks("cpu")
+    try:
+        return do(lambda: fail(name) if info.rank == rank else info.rank, info, advice="make room")
     except Exception as error:
         return f"{type(error).__name__}: {error}"
 
@@ -53,9 +79,9 @@ def test_all_ranks_end_alike(ranks):
 
 
 def die_on_one():
-    place = join_ranks("cpu")
+    info = join_ranks("cpu")
     try:
-        do_on_all(lambda: os.kill(os.getpid(), signal.SIGKILL) if place.rank == 1 else None, place, advice="")
+        do_on_all(lambda: os.kill(os.getpid(), signal.SIGKILL) if info.rank == 1 else None, info, advice="")
     except RanksLost as error:
         return str(error)
 
