@@ -8,6 +8,7 @@ pre-trained weights load as a plain subset.
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any
@@ -15,7 +16,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from mats_ds.core.token_grid import FINETUNE_KEEP_RATIO, TokenGrid, TokenPruning
+from mats_ds.core.token_grid import FINETUNE_KEEP_RATIO, TokenGrid, TokenPruning, count_tokens
 from mats_ds.models.layers import NORM_EPS, KeepsTables, init_linear, make_positions
 from mats_ds.models.sizes import MODEL_SIZES
 from mats_ds.models.token_merging import pool_by_size
@@ -71,8 +72,9 @@ class VideoClassifier(KeepsTables):
         self.grid, self.candidate_grid, self.position_grid = grid, candidate_grid or grid, position_grid or grid
         check_classes(num_classes, class_names)
         self.num_classes, self.class_names = num_classes, tuple(class_names)
-        self.pruning = replace(pruning or TokenPruning().keeping(FINETUNE_KEEP_RATIO), **options)
-        self.keep(self.pruning.keep_ratio)
+        pruning = replace(pruning or TokenPruning().keeping(FINETUNE_KEEP_RATIO), **options)
+        self.pruning = pruning.keeping(pruning.keep_ratio)
+        check_pruning(self.pruning, self.grid, self.candidate_grid)
         self.patch_embed = PatchEmbed(grid, width)
         policy = {"recompute": recompute, "checkpoint_blocks": checkpoint_blocks}
         self.encoder = Transformer(width, depth, heads, drop_path=drop_path, **policy)
@@ -156,18 +158,29 @@ class VideoClassifier(KeepsTables):
 
     @property
     def keep_ratio(self) -> float:
-        """The fraction of the tokens that is kept; `keep` changes it."""
+        """The fraction of the tokens that is kept."""
         return self.pruning.keep_ratio
 
-    def keep(self, ratio: float) -> None:
-        """Keep another fraction of the tokens from now on. Raises ValueError as the constructor does."""
-        pruning = self.pruning.keeping(ratio)
-        if self.candidate_grid.tau > self.grid.tau and pruning.keeps_all:
-            raise ValueError(
-                "frames are chosen by where the kept tokens lie, and keep_ratio 1 keeps all of every frame: lower keep_ratio, or "
-                "use as many candidate frames as frames"
-            )
-        self.pruning = pruning
+    def with_keep_ratio(self, keep_ratio: float) -> VideoClassifier:
+        """A classifier with the same weights, shared, that keeps another fraction of the tokens.
+
+        Raises ValueError for an impossible fraction.
+        """
+        other = copy.copy(self)
+        other.pruning = self.pruning.keeping(keep_ratio)
+        check_pruning(other.pruning, self.grid, self.candidate_grid)
+        return other
+
+
+def check_pruning(pruning: TokenPruning, grid: TokenGrid, candidate_grid: TokenGrid) -> None:
+    """Raises ValueError where no token is kept, or where frames would be selected although all tokens are kept."""
+    if count_tokens(pruning.keep_ratio, grid.num_tokens) < 1:
+        raise ValueError(f"keep_ratio {pruning.keep_ratio} of {grid.num_tokens} tokens is no token at all")
+    if candidate_grid.tau > grid.tau and pruning.keeps_all:
+        raise ValueError(
+            "frames are chosen by where the kept tokens lie, and keep_ratio 1 keeps all of every frame: lower keep_ratio, or use "
+            "as many candidate frames as frames"
+        )
 
 
 def check_classes(num_classes: int, class_names: Sequence[str]) -> None:

@@ -143,6 +143,17 @@ def test_options_that_do_not_go_together_are_refused(options, reason):
         make_model(**options)
 
 
+def test_another_keep_ratio_shares_the_weights_and_leaves_the_model_alone():
+    model, frames = make_model(keep_ratio=1.0).eval(), random_frames()
+    fewer = model.with_keep_ratio(0.5)
+    assert (model.keep_ratio, fewer.keep_ratio) == (1.0, 0.5)
+    assert fewer.encode(frames).index_BK.shape[1] == model.encode(frames).index_BK.shape[1] // 2
+    assert all(one is other for one, other in zip(model.parameters(), fewer.parameters(), strict=True))
+    for keep_ratio, fault in ((1.5, r"at most 1, got 1\.5"), (1e-3, r"0\.001 of \d+ tokens is no token")):
+        with pytest.raises(ValueError, match=fault):
+            model.with_keep_ratio(keep_ratio)
+
+
 def test_an_unknown_name_is_refused():
     with pytest.raises(ValueError, match="choose one of tiny, small, base, large, huge"):
         VideoClassifier.from_name("bse", num_classes=3)
