@@ -16,7 +16,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from mats_ds.core.token_grid import FINETUNE_KEEP_RATIO, TokenGrid, TokenPruning, count_tokens
+from mats_ds.core.token_grid import FINETUNE_KEEP_RATIO, TokenGrid, TokenPruning
 from mats_ds.models.layers import NORM_EPS, KeepsTables, init_linear, make_positions
 from mats_ds.models.sizes import MODEL_SIZES
 from mats_ds.models.token_merging import pool_by_size
@@ -74,7 +74,7 @@ class VideoClassifier(KeepsTables):
         self.num_classes, self.class_names = num_classes, tuple(class_names)
         pruning = replace(pruning or TokenPruning().keeping(FINETUNE_KEEP_RATIO), **options)
         self.pruning = pruning.keeping(pruning.keep_ratio)
-        check_pruning(self.pruning, self.grid, self.candidate_grid)
+        self.pruning.check_finetuning(grid, self.candidate_grid)
         self.patch_embed = PatchEmbed(grid, width)
         policy = {"recompute": recompute, "checkpoint_blocks": checkpoint_blocks}
         self.encoder = Transformer(width, depth, heads, drop_path=drop_path, **policy)
@@ -168,19 +168,8 @@ class VideoClassifier(KeepsTables):
         """
         other = copy.copy(self)
         other.pruning = self.pruning.keeping(keep_ratio)
-        check_pruning(other.pruning, self.grid, self.candidate_grid)
+        other.pruning.check_finetuning(self.grid, self.candidate_grid)
         return other
-
-
-def check_pruning(pruning: TokenPruning, grid: TokenGrid, candidate_grid: TokenGrid) -> None:
-    """Raises ValueError where no token is kept, or where frames would be selected although all tokens are kept."""
-    if count_tokens(pruning.keep_ratio, grid.num_tokens) < 1:
-        raise ValueError(f"keep_ratio {pruning.keep_ratio} of {grid.num_tokens} tokens is no token at all")
-    if candidate_grid.tau > grid.tau and pruning.keeps_all:
-        raise ValueError(
-            "frames are chosen by where the kept tokens lie, and keep_ratio 1 keeps all of every frame: lower keep_ratio, or use "
-            "as many candidate frames as frames"
-        )
 
 
 def check_classes(num_classes: int, class_names: Sequence[str]) -> None:
