@@ -159,9 +159,9 @@ class TokenPruning:
             raise ValueError(f"visible_ratio {self.visible_ratio} of {num_tokens} tokens is no token at all: raise it")
         if counts.targets < 1:
             raise ValueError(
-                f"{self.strategy} with keep_ratio={self.keep_ratio} and visible_ratio={self.visible_ratio} of {num_tokens} tokens: "
-                f"{counts.visible} visible, {counts.targets} targets, nothing would be left to reconstruct; visible_ratio must be "
-                "below keep_ratio"
+                f"{self.strategy} with keep_ratio={self.keep_ratio} and visible_ratio={self.visible_ratio} of {num_tokens} "
+                f"tokens: {counts.visible} visible, {counts.targets} targets, nothing would be left to reconstruct; "
+                "visible_ratio must be below keep_ratio"
             )
 
     def check_finetuning(self, grid: TokenGrid, candidate_grid: TokenGrid) -> None:
