@@ -35,7 +35,6 @@ from mats_ds.core.storage.folder_lock import release_folder
 from mats_ds.core.storage.output_file import begin_writing, end_writing, refuse_losses
 from mats_ds.core.storage.output_folder import check_output_folder, hold_output_folder, make_new_folder
 from mats_ds.core.text import clean_line, say
-from mats_ds.core.token_grid import count_tokens
 from mats_ds.data.classes import Classes, check_labels, warn_of_names
 from mats_ds.data.loading.build import read_views
 from mats_ds.data.manifest import Manifest, read_manifest
@@ -120,9 +119,7 @@ def open_classifier(options: argparse.Namespace, place: RankInfo) -> Test:
     model = load_model(weights)
     keep_ratios = tuple(dict.fromkeys(options.keep_ratio or (model.keep_ratio,)))
     for ratio in keep_ratios:
-        model.keep(ratio)
-        if count_tokens(ratio, model.grid.num_tokens) < 1:
-            raise ValueError(f"--keep_ratio {ratio} of {model.grid.num_tokens} tokens is no token at all")
+        model.with_keep_ratio(ratio)
     names = tuple(read_class_list(Path(options.class_names)).names) if options.class_names else model.class_names
     if names and len(names) != model.num_classes:
         raise ValueError(f"{options.class_names} names {len(names)} classes, the model has {model.num_classes}")
@@ -172,8 +169,8 @@ def score_batch(test: Test, batch: ClipBatch) -> np.ndarray:
     """scores_BRC float64: the softmax scores of each clip at each share."""
     scores = []
     for ratio in test.keep_ratios:
-        test.model.keep(ratio)
-        scores.append(test.model(batch.frames_BTHWC, batch.seed_B).double().softmax(dim=-1))
+        model = test.model.with_keep_ratio(ratio)
+        scores.append(model(batch.frames_BTHWC, batch.seed_B).double().softmax(dim=-1))
     return torch.stack(scores, dim=1).cpu().numpy()
 
 
@@ -188,8 +185,7 @@ def measure_points(test: Test, accuracies: list[Accuracy], example: ClipBatch) -
 
     @torch.inference_mode()
     def forward(ratio: float) -> torch.Tensor:
-        test.model.keep(ratio)
-        return test.model(example.frames_BTHWC, example.seed_B)
+        return test.model.with_keep_ratio(ratio)(example.frames_BTHWC, example.seed_B)
 
     speeds: list[float | None] = [None] * len(accuracies)
     if len(accuracies) > 1:

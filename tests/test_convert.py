@@ -120,7 +120,7 @@ def write_with_a_slip(path, spec, state, *, note):
     return save_weights(path, spec, state | {"encoder.blocks.0.attn.qkv.v_bias": bias}, note=note)
 
 
-def test_without_a_destination_it_says_what_the_file_is(source, capsys):
+def test_without_a_destination_the_file_is_described(source, capsys):
     assert main([str(source)]) == FINISHED
     text = capsys.readouterr().out
     assert "a weight file of mats_ds" in text
@@ -162,7 +162,7 @@ def test_another_head_only_when_asked(tmp_path, classifier_file, capsys):
         (["source.safetensors", "new.pth", "--class-names", "none.txt"], "there is no file none.txt"),
     ],
 )
-def test_mistakes_are_told_and_nothing_is_written(tmp_path, classifier_file, monkeypatch, capsys, arguments, reason):
+def test_mistakes_are_refused_and_nothing_is_written(tmp_path, classifier_file, monkeypatch, capsys, arguments, reason):
     monkeypatch.chdir(tmp_path)
     Path("there.pth").write_bytes(b"precious")
     Path("two.txt").write_text("a\nb\n")
@@ -283,7 +283,7 @@ class TestDest:
         assert sorted(path for path in tmp_path.rglob("*")) == before
         assert load_model(tmp_path / name).keep_ratio == old.keep_ratio == 0.5
 
-    def test_what_cannot_be_written_is_said_first(self, tmp_path, classifier_file, monkeypatch, capsys):
+    def test_what_cannot_be_written_is_refused_first(self, tmp_path, classifier_file, monkeypatch, capsys):
         (tmp_path / "file").touch()
         monkeypatch.setattr("mats_ds.convert.read_source", None)
         for name in ("file/a.pth", "file/hf"):

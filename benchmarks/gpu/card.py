@@ -1,4 +1,4 @@
-"""Which card this is, which versions, and what its arithmetic really reaches: the denominator of every MFU of the other parts."""
+"""The GPU, the versions, and the measured rates of arithmetic and memory: the denominator of every MFU of the other parts."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ COPY_BYTES, CPU_COPY_BYTES = 1 << 30, 1 << 24
 def main() -> int:
     part = begin_part("card")
     if absent := part.lacks("torch", "numpy"):
-        part.tell("card", f"not looked at without {', '.join(absent)}")
+        part.add_line("card", f"not looked at without {', '.join(absent)}")
         return part.finish()
     part.lacks("pydantic", "yaml", "deepspeed", "av", "transformers", "pynvml", "safetensors", "nvidia.dali")
     describe(part)
@@ -39,10 +39,10 @@ def describe(part: Part) -> None:
             continue
     part.add(versions=versions)
     if part.on_gpu:
-        found = torch.cuda.get_device_properties(0)
-        part.add(card=found.name, memory_bytes=found.total_memory, multiprocessors=found.multi_processor_count)
-        part.tell("card", f"{found.name}, {found.total_memory / 2**30:.0f} GiB")
-    part.tell("versions", ", ".join(f"{name} {version}" for name, version in versions.items()))
+        device = torch.cuda.get_device_properties(0)
+        part.add(card=device.name, memory_bytes=device.total_memory, multiprocessors=device.multi_processor_count)
+        part.add_line("card", f"{device.name}, {device.total_memory / 2**30:.0f} GiB")
+    part.add_line("versions", ", ".join(f"{name} {version}" for name, version in versions.items()))
 
 
 def measure(part: Part) -> None:
@@ -55,8 +55,8 @@ def measure(part: Part) -> None:
     rate = measure_peak(device, side=SIDE if part.on_gpu else CPU_SIDE)
     listed = find_peak(torch.cuda.get_device_name()) if part.on_gpu else None
     part.add(matrix_flops_per_second=rate, listed_flops_per_second=listed and listed.flops_per_second)
-    share = f", {rate / listed.flops_per_second:.0%} of the data sheet's" if listed else ""
-    part.tell("bf16 matrix product", f"{rate / 1e12:.4g} TFLOP/s{share}")
+    fraction = f", {rate / listed.flops_per_second:.0%} of the data sheet's" if listed else ""
+    part.add_line("bf16 matrix product", f"{rate / 1e12:.4g} TFLOP/s{fraction}")
     source = torch.empty(COPY_BYTES if part.on_gpu else CPU_COPY_BYTES, dtype=torch.uint8, device=device)
     target, best_seconds = torch.empty_like(source), float("inf")
     for _ in range(5):
@@ -66,7 +66,7 @@ def measure(part: Part) -> None:
         wait(device)
         best_seconds = min(best_seconds, time.perf_counter() - begin)
     part.add(copy_bytes_per_second=2 * source.numel() / best_seconds)
-    part.tell("memory, read and written", f"{2 * source.numel() / best_seconds / 1e9:.4g} GB/s")
+    part.add_line("memory, read and written", f"{2 * source.numel() / best_seconds / 1e9:.4g} GB/s")
 
 
 def wait(device) -> None:

@@ -1,7 +1,7 @@
 """NVDEC through DALI: are its frames PyAV's, what does it do with broken files, and how many clips a second does it bring?
 
 Frames are compared without scaling, index by index. On a CPU the same graph decodes what DALI's CPU decoder knows (VP9), which
-rehearses the way. The loader's rates are of whole clips: reading, decoding, cropping, scaling to 224 x 224.
+rehearses the way. The loader's rates are of clips from end to end: reading, decoding, cropping, scaling to 224 x 224.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ EXACT_FORMATS = ("h264", "h264, open GOP", "hevc", "mpeg4 (XviD AVI)", "vp9", "a
 def main() -> int:
     part = begin_part("decode")
     if absent := part.lacks("torch", "numpy", "av", "nvidia.dali", "pydantic", "yaml"):
-        part.tell("decoding", f"not measured without {', '.join(absent)}")
+        part.add_line("decoding", f"not measured without {', '.join(absent)}")
         return part.finish()
     with tempfile.TemporaryDirectory() as folder:
         check_frames(part, Path(folder))
@@ -36,7 +36,7 @@ def main() -> int:
 
 
 def check_frames(part: Part, folder: Path) -> None:
-    """PSNR of the device's frames against PyAV's, the worst frame of each format."""
+    """PSNR of the device's frames against PyAV's, the worst frame of every format."""
 
     from benchmarks.gpu.video_files import FORMATS, write_format
     from mats_ds.data.video.decode import decode_frames
@@ -49,33 +49,33 @@ def check_frames(part: Part, folder: Path) -> None:
         try:
             write_format(path, FORMATS[name])
         except Exception as error:  # an encoder that this PyAV does not have
-            part.tell(f"frames, {name}", f"cannot be written here ({type(error).__name__})")
+            part.add_line(f"frames, {name}", f"cannot be written here ({type(error).__name__})")
             continue
         index = index_video(str(path))
         numbers = list(range(0, index.num_frames, STRIDE))[:NUM_COMPARED]
         expected = decode_frames(str(path), numbers)
         route = "device" if device_can_decode(index) else "PyAV"
         try:
-            found = decode_on_device(part, path, numbers, (index.height, index.width))
+            ours = decode_on_device(part, path, numbers, (index.height, index.width))
         except RuntimeError as error:
             part.add(format=name, route=route, error=str(error)[-300:])
-            part.tell(f"frames, {name}", f"refused by DALI; the loader would give it to {route}")
+            part.add_line(f"frames, {name}", f"refused by DALI; the loader would give it to {route}")
             continue
         if not index.orientation.is_plain:
-            turned = index.orientation.apply(found, axes=(1, 2))
-            part.tell(
+            turned = index.orientation.apply(ours, axes=(1, 2))
+            part.add_line(
                 "DALI ignores rotation", str(bool(psnr(expected, turned).min() > GOAL_PSNR)), "" if part.on_gpu else NEEDS_GPU
             )
             continue
-        worst[name] = float(psnr(expected, found).min()) if found.shape == expected.shape else 0.0
-        part.add(format=name, route=route, psnr=worst[name], shape=list(found.shape))
-        words = f"worst PSNR {worst[name]:.1f} dB; the loader gives it to {route}"
+        worst[name] = float(psnr(expected, ours).min()) if ours.shape == expected.shape else 0.0
+        part.add(format=name, route=route, psnr=worst[name], shape=list(ours.shape))
+        text = f"worst PSNR {worst[name]:.1f} dB; the loader gives it to {route}"
         if route == "device" or worst[name] >= GOAL_PSNR:
-            part.judge(f"frames, {name}", words, holds=worst[name] >= GOAL_PSNR)
+            part.judge(f"frames, {name}", text, holds=worst[name] >= GOAL_PSNR)
         else:
-            part.tell(f"frames, {name}", words)  # for this reason it does not go there
+            part.add_line(f"frames, {name}", text)  # for this reason it does not go there
     exact = [name for name in EXACT_FORMATS if worst.get(name, 0.0) >= GOAL_PSNR]
-    part.tell("frame numbers are exact for", ", ".join(exact) or "none", "" if part.on_gpu else NEEDS_GPU)
+    part.add_line("frame numbers are exact for", ", ".join(exact) or "none", "" if part.on_gpu else NEEDS_GPU)
 
 
 def decode_on_device(part: Part, path: Path, numbers: list[int], size: tuple[int, int]):
@@ -93,7 +93,7 @@ def decode_on_device(part: Part, path: Path, numbers: list[int], size: tuple[int
 
 
 def psnr(one, other):
-    """Of each frame, in dB."""
+    """psnr_T in dB, of every frame."""
     import numpy as np
 
     squared = np.square(one.astype(np.float32) - other.astype(np.float32)).reshape(len(one), -1).mean(1)
@@ -112,20 +112,20 @@ def check_broken(part: Part, folder: Path) -> None:
     good = folder / FORMATS["h264" if part.on_gpu else "vp9"].file
     region, numbers = Region((0, 0, 176, 208), flip=False), np.arange(4, dtype=np.int32)
     graph = GpuDecoder(size=(176, 208), device=torch.device(part.device))
-    told = {}
+    outcomes = {}
     for kind in BROKEN:
         path = write_broken(folder / f"broken-{kind}.mp4", kind, good)
         for name, file in (("broken", path), ("good after it", good)):
             content = np.fromfile(file, np.uint8)
             try:
                 graph.start([EncodedClip(content if len(content) else np.zeros(1, np.uint8), numbers, region, "")])
-                told[kind, name] = tuple(graph.finish().shape)
+                outcomes[kind, name] = tuple(graph.finish().shape)
             except RuntimeError as error:
-                told[kind, name] = f"RuntimeError: {str(error).strip().splitlines()[-1][:120]}"
-    part.add(broken={f"{kind}: {name}": what for (kind, name), what in told.items()})
-    survived = [kind for kind in BROKEN if not isinstance(told[kind, "good after it"], str)]
-    silent = [kind for kind in BROKEN if not isinstance(told[kind, "broken"], str)]
-    part.tell(
+                outcomes[kind, name] = f"RuntimeError: {str(error).strip().splitlines()[-1][:120]}"
+    part.add(broken={f"{kind}: {name}": what for (kind, name), what in outcomes.items()})
+    survived = [kind for kind in BROKEN if not isinstance(outcomes[kind, "good after it"], str)]
+    silent = [kind for kind in BROKEN if not isinstance(outcomes[kind, "broken"], str)]
+    part.add_line(
         "broken files",
         f"{len(BROKEN) - len(silent)} of {len(BROKEN)} refused" + (f", {' and '.join(silent)} decoded" if silent else "")
         + f"; the graph goes on after {len(survived)}",
@@ -145,7 +145,7 @@ def time_loader(part: Part, folder: Path) -> None:
         videos = write_many(folder / f"gop{gop}", count=count, num_frames=frames, gop=gop, in_hd=part.on_gpu)
         for graphs in (1, 2, 4, 7) if part.on_gpu else (1,):
             if part.seconds_left() < 4:
-                part.tell("loader", f"GOP {gop} with {graphs} pipelines was not reached in time")
+                part.add_line("loader", f"GOP {gop} with {graphs} pipelines was not reached in time")
                 return
             with make_loader(part, videos, side=side, micro=micro, num_graphs=graphs) as loader:
                 batches = loader.micro_batches(0)
@@ -159,12 +159,12 @@ def time_loader(part: Part, folder: Path) -> None:
                 memory = f", host {resident_bytes() / MIB:.0f} MiB"
                 if part.on_gpu:
                     free_bytes, total_bytes = torch.cuda.mem_get_info()
-                    memory += f", card {(total_bytes - free_bytes) / MIB:.0f} MiB"
+                    memory += f", GPU {(total_bytes - free_bytes) / MIB:.0f} MiB"
             rates[graphs] = rate
             part.add(gop=gop, pipelines=graphs, clips_per_second=rate, resident_bytes=resident_bytes())
-            part.tell(f"loader, GOP {gop}, {graphs} pipeline{'s' * (graphs > 1)}", f"{rate:.4g} clips/s{memory}")
+            part.add_line(f"loader, GOP {gop}, {graphs} pipeline{'s' * (graphs > 1)}", f"{rate:.4g} clips/s{memory}")
     if 1 in rates and 7 in rates:
-        part.tell("7 pipelines against 1", f"{rates[7] / rates[1]:.1f} x (FACTS: 6.1 x at 1080p where there are 7 engines)")
+        part.add_line("7 pipelines against 1", f"{rates[7] / rates[1]:.1f} x (6.1 x was measured at 1080p with 7 engines)")
 
 
 def make_loader(part: Part, videos: Path, *, side: int, micro: int, num_graphs: int):

@@ -1,4 +1,4 @@
-"""What every part of the GPU benchmark shares: its arguments, its clock, and the result that it writes after every figure.
+"""The common half of every part of the GPU benchmark: arguments, clock, and the result written after every figure.
 
 A part is a program of its own, so that its failure is its own. It rewrites its JSON file after each figure: where it is stopped,
 what it has is kept.
@@ -18,7 +18,7 @@ OK, MISSED, NEEDS_GPU, LEFT_OUT = "ok", "MISSED", "needs a GPU", "left out"
 
 @dataclass
 class Line:
-    """One line of the table: what was measured, the figure in words, and what it means for its goal ("": there is none)."""
+    """One line of the table: what was measured, the figure as text, and the verdict on its goal ("": it has none)."""
 
     what: str
     figure: str
@@ -47,7 +47,7 @@ class Part:
     def seconds_left(self) -> float:
         return self.ends_seconds - time.monotonic()
 
-    def tell(self, what: str, figure: str, verdict: str = "") -> None:
+    def add_line(self, what: str, figure: str, verdict: str = "") -> None:
         """Add a line, show it, and write the file."""
         self.lines.append(Line(what, figure, verdict))
         print(f"{self.name:8} {what}: {figure}" + (f"  [{verdict}]" if verdict else ""), flush=True)
@@ -55,7 +55,7 @@ class Part:
 
     def judge(self, what: str, figure: str, *, holds: bool) -> None:
         """A line with a goal, which only a GPU can meet or miss."""
-        self.tell(what, figure, (OK if holds else MISSED) if self.on_gpu else NEEDS_GPU)
+        self.add_line(what, figure, (OK if holds else MISSED) if self.on_gpu else NEEDS_GPU)
 
     def add(self, **cell: object) -> dict:
         """Keep the figures of one measurement."""

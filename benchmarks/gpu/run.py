@@ -1,4 +1,4 @@
-"""Runs the parts one after the other, each in a process and a time of its own, and puts their results together.
+"""Run the parts one after the other, in processes with time limits of their own, and collect their results.
 
 Always ends within the time: a part that hangs is killed with its children, and what it had written counts. See README.md.
 """
@@ -28,7 +28,7 @@ PARTS = {
     "whole": (75, 45, 35),
 }
 LIMITS = (530, 280, 172)
-GRACE_SECONDS = 4  # of a part that was told to end
+GRACE_SECONDS = 4  # of a part that was asked to end
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -43,8 +43,8 @@ def main(arguments: list[str] | None = None) -> int:
     tree = {"began": time.strftime("%Y-%m-%d %H:%M"), "python": platform.python_version(), "parts": results}
     tree["seconds"] = round(time.monotonic() - began_seconds, 1)
     (options.out / "results.json").write_text(json.dumps(tree, indent=1) + "\n", encoding="utf-8")
-    words = " ".join(["--quick"] * options.quick + ["--cpu"] * options.cpu)
-    page = format_page(tree, f"bash benchmarks/gpu/run.sh {words}".strip())
+    flags = " ".join(["--quick"] * options.quick + ["--cpu"] * options.cpu)
+    page = format_page(tree, f"bash benchmarks/gpu/run.sh {flags}".strip())
     (options.out / "results.md").write_text(page, encoding="utf-8")
     print("\n" + page)
     print(f"written: {options.out / 'results.md'} and results.json, {tree['seconds']:.0f} s")
@@ -56,7 +56,7 @@ def parse_arguments(arguments: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--quick", action="store_true", help="a part of the sizes, under 5 minutes")
     parser.add_argument("--cpu", action="store_true", help="a rehearsal with tiny sizes on the CPU, under 3 minutes")
     parser.add_argument("--out", type=Path, default=ROOT / "runs" / f"gpu-{time.strftime('%Y%m%d-%H%M%S')}", metavar="DIR")
-    parser.add_argument("--videos", default="", metavar="DIR", help="real clips, for the whole run at the end")
+    parser.add_argument("--videos", default="", metavar="DIR", help="real clips, for the training run at the end")
     parser.add_argument("--only", nargs="+", choices=PARTS, metavar="PART", help=f"of {', '.join(PARTS)}")
     options = parser.parse_args(arguments)
     if options.out.is_dir() and any(options.out.iterdir()) and not is_ours(options.out):
@@ -79,11 +79,11 @@ def is_ours(folder: Path) -> bool:
 
 def run_part(name: str, options: argparse.Namespace, *, seconds: float) -> dict:
     """What the part has written when it ends, by itself or because its time is up."""
-    place, log = options.out / f"{name}.json", options.out / f"{name}.log"
-    place.unlink(missing_ok=True)
+    path, log = options.out / f"{name}.json", options.out / f"{name}.log"
+    path.unlink(missing_ok=True)
     if seconds <= 2:
         return {"finished": False, "lines": [], "ended": "no time was left for it"}
-    command = [sys.executable, str(HERE / f"{name}.py"), "--out", str(place), "--device", "cpu" if options.cpu else "cuda"]
+    command = [sys.executable, str(HERE / f"{name}.py"), "--out", str(path), "--device", "cpu" if options.cpu else "cuda"]
     command += ["--seconds", f"{0.8 * seconds:.0f}"] + ["--quick"] * options.quick
     command += ["--videos", options.videos] if options.videos else []
     # A rehearsal measures nothing: threads that spin would only take the cores from each other.
@@ -103,8 +103,8 @@ def run_part(name: str, options: argparse.Namespace, *, seconds: float) -> dict:
         finally:
             stop_group(process)
     result = {"finished": False, "lines": []}
-    if place.is_file():
-        result = json.loads(place.read_text(encoding="utf-8"))
+    if path.is_file():
+        result = json.loads(path.read_text(encoding="utf-8"))
     result |= {"ended": ended, "seconds": round(time.monotonic() - began_seconds, 1)}
     for line in result["lines"]:
         print(f"   {line['what']}: {line['figure']}  {line['verdict']}".rstrip())
@@ -128,7 +128,7 @@ def stop_group(process: subprocess.Popen) -> None:
 
 def last_words(log: Path) -> str:
     lines = [line.strip() for line in log.read_text(encoding="utf-8", errors="replace").splitlines() if line.strip()]
-    return lines[-1][:200] if lines else "it said nothing"
+    return lines[-1][:200] if lines else "it printed nothing"
 
 
 def format_page(tree: dict, command: str) -> str:

@@ -30,7 +30,7 @@ COMPILE_SECONDS = {"small": 40, "base": 45, "large": 80, "tiny": 30}  # a guess:
 def main() -> int:
     part = begin_part("step")
     if absent := part.lacks("torch", "timm", "einops", "numpy"):
-        part.tell("step", f"not measured without {', '.join(absent)}")
+        part.add_line("step", f"not measured without {', '.join(absent)}")
         return part.finish()
     import torch
 
@@ -44,15 +44,15 @@ def main() -> int:
         try:
             report(part, cell, measure(cell, part), rate)
         except torch.OutOfMemoryError:
-            part.tell(str(cell), "does not fit")
+            part.add_line(str(cell), "does not fit")
         except Exception as error:  # of a compiler or a peer: the other cells go on
             part.add(cell=str(cell), error=repr(error))
-            part.tell(str(cell), f"failed: {type(error).__name__}: {str(error).splitlines()[0][:120] if str(error) else ''}")
+            part.add_line(str(cell), f"failed: {type(error).__name__}: {str(error).splitlines()[0][:120] if str(error) else ''}")
         free(part)
     find_largest(part)
     judge_plan(part)
     if left:
-        part.tell("not reached in time", "; ".join(left))
+        part.add_line("not reached in time", "; ".join(left))
     return part.finish()
 
 
@@ -200,26 +200,26 @@ def report(part: Part, cell: Cell, figures: dict, rate: float | None) -> None:
     speed = figures["clips_per_second"]
     figures["model_flops_per_second"] = 2 * flops.training_macs * speed
     figures |= plan_of(part, cell)
-    share = figures["forward_seconds"] / (figures["forward_seconds"] + figures["backward_seconds"])
-    words = f"{speed:.4g} clips/s, forward {share:.0%} of the step"
+    fraction = figures["forward_seconds"] / (figures["forward_seconds"] + figures["backward_seconds"])
+    text = f"{speed:.4g} clips/s, forward {fraction:.0%} of the step"
     if part.on_gpu:
         figures["mfu"] = figures["model_flops_per_second"] / rate
-        words += f", MFU {figures['mfu']:.1%}, {figures['extra_bytes'] / cell.batch / MIB:.0f} MiB a clip"
+        text += f", MFU {figures['mfu']:.1%}, {figures['extra_bytes'] / cell.batch / MIB:.0f} MiB a clip"
     part.add(cell=str(cell), **vars(cell), **figures)
     if cell.compiled:
-        part.judge(str(cell), words, holds=figures.get("mfu", 0.0) >= GOAL_MFU)
+        part.judge(str(cell), text, holds=figures.get("mfu", 0.0) >= GOAL_MFU)
     else:
-        part.tell(str(cell), words)
+        part.add_line(str(cell), text)
     if cell.peer:
         ratio = figures["times_the_peers_speed"]
-        told = f"{ratio:.2f} x its clips/s ({figures['peer_clips_per_second']:.4g})"
+        text = f"{ratio:.2f} x its clips/s ({figures['peer_clips_per_second']:.4g})"
         memory = figures["extra_bytes"] / figures["peer_extra_bytes"] if part.on_gpu else None
-        told += f", {memory:.2f} x its memory" if memory else ""
+        text += f", {memory:.2f} x its memory" if memory else ""
         title = f"{cell.task} {TITLES[cell.size]} against Hugging Face"
         if cell.task == "pretrain":
-            part.judge(title, told, holds=ratio >= GOAL_SPEED and (memory is None or memory <= GOAL_MEMORY))
+            part.judge(title, text, holds=ratio >= GOAL_SPEED and (memory is None or memory <= GOAL_MEMORY))
         else:
-            part.tell(title, told)
+            part.add_line(title, text)
 
 
 def plan_of(part: Part, cell: Cell) -> dict:
@@ -249,14 +249,14 @@ def judge_plan(part: Part) -> None:
     if off:
         worst = max(off, key=lambda name: abs(off[name]))
         good = sum(abs(value) <= GOAL_PLAN for value in off.values())
-        words = f"{good} of {len(off)} cells within 5%, the worst {off[worst]:+.1%} ({worst})"
-        part.judge("plan against peak", words, holds=good == len(off))
+        text = f"{good} of {len(off)} cells within 5%, the worst {off[worst]:+.1%} ({worst})"
+        part.judge("plan against peak", text, holds=good == len(off))
 
 
 def find_largest(part: Part) -> None:
-    """The largest micro-batch of each size that fits, doubling, as far as the time goes."""
+    """The largest micro-batch of every size that fits, by doubling, as far as the time allows."""
     if not part.on_gpu:
-        part.tell("largest micro-batch", "doubling until memory ends", "needs a GPU")
+        part.add_line("largest micro-batch", "doubling until memory ends", "needs a GPU")
         return
     import torch
 
@@ -277,7 +277,7 @@ def find_largest(part: Part) -> None:
             batch *= 2
         if fits:
             part.add(largest=size, batch=fits)
-            part.tell(f"largest micro-batch, pretrain {TITLES[size]}", f"{fits} fits{ends}")
+            part.add_line(f"largest micro-batch, pretrain {TITLES[size]}", f"{fits} fits{ends}")
 
 
 if __name__ == "__main__":

@@ -16,7 +16,7 @@ from benchmarks.gpu.part import NEEDS_GPU, Part, begin_part  # noqa: E402
 def main() -> int:
     part = begin_part("tests")
     if absent := part.lacks("pytest", "torch"):
-        part.tell("tests marked gpu", f"not run without {', '.join(absent)}")
+        part.add_line("tests marked gpu", f"not run without {', '.join(absent)}")
         return part.finish()
     run_tests(part)
     return part.finish()
@@ -25,8 +25,8 @@ def main() -> int:
 def run_tests(part: Part) -> None:
     """One process of pytest; where the time is up, its figures are those of the tests that were done."""
     # Options of pytest plug-ins that may be missing must not stop it.
-    words = ["-o", "addopts=--import-mode=importlib", "-p", "no:cacheprovider", "-m", "gpu", "-q", "-rfE", "--maxfail=25"]
-    command = [sys.executable, "-m", "pytest", "tests/gpu", *words, "--tb=line", "--continue-on-collection-errors"]
+    flags = ["-o", "addopts=--import-mode=importlib", "-p", "no:cacheprovider", "-m", "gpu", "-q", "-rfE", "--maxfail=25"]
+    command = [sys.executable, "-m", "pytest", "tests/gpu", *flags, "--tb=line", "--continue-on-collection-errors"]
     with subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True) as tests:
         text = []
         for line in tests.stdout:
@@ -34,15 +34,17 @@ def run_tests(part: Part) -> None:
             text.append(line)
             if done := re.match(r"^([.sFEx]+)\s*(\[|$)", line):
                 part.add(outcomes=done[1])
-    closing = next((line for line in reversed(text) if re.search(r"passed|failed|skipped|error", line)), "said nothing").strip()
+    closing = next(
+        (line for line in reversed(text) if re.search(r"passed|failed|skipped|error", line)), "printed nothing"
+    ).strip()
     failed = [line.strip() for line in text if line.startswith(("FAILED", "ERROR"))]
     part.add(closing=closing, failed=failed)
     if not part.on_gpu:
-        part.tell("tests marked gpu", f"collected: {closing.strip('= ')}", NEEDS_GPU)
+        part.add_line("tests marked gpu", f"collected: {closing.strip('= ')}", NEEDS_GPU)
         return
     part.judge("tests marked gpu", closing.strip("= "), holds=tests.returncode == 0)
     for line in failed[:8]:
-        part.tell("failed", line[:160])
+        part.add_line("failed", line[:160])
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""The files that decoding is measured on: every format that matters, broken ones, and many alike for rates."""
+"""The files that decoding is measured on: every format that matters, broken ones, and many equal ones for rates."""
 
 from __future__ import annotations
 
@@ -49,7 +49,7 @@ FORMATS = {
 }
 
 
-def draw(number: int, height: int, width: int) -> np.ndarray:
+def draw_frame(number: int, height: int, width: int) -> np.ndarray:
     """A picture that shows its number as eight columns, over slopes of colour."""
     picture = np.zeros((height, width, 3), np.uint8)
     bits = np.repeat([number >> bit & 1 for bit in range(8)], width // 8)
@@ -69,7 +69,7 @@ def write_format(path: Path, how: Format, *, num_frames: int = NUM_FRAMES, gop: 
             stream.codec_context.time_base = stream.time_base = Fraction(1, 30)
         time = 0
         for number in range(num_frames):
-            frame = av.VideoFrame.from_ndarray(draw(number, how.height, how.width), format="rgb24")
+            frame = av.VideoFrame.from_ndarray(draw_frame(number, how.height, how.width), format="rgb24")
             if how.gaps != (1,):
                 frame.pts, frame.time_base = time, Fraction(1, 30)
                 time += how.gaps[number % len(how.gaps)]
@@ -81,35 +81,35 @@ def write_format(path: Path, how: Format, *, num_frames: int = NUM_FRAMES, gop: 
 
 
 def turn(path: Path) -> None:
-    """Have the header of an .mp4 say that its pictures are to be turned by a quarter."""
+    """Set the rotation in the header of an .mp4 to a quarter turn."""
     content = bytearray(path.read_bytes())
-    place = content.index(b"tkhd") + TKHD_MATRIX
+    offset = content.index(b"tkhd") + TKHD_MATRIX
     for number, value in enumerate(QUARTER_TURN):
-        content[place + 4 * number : place + 4 * number + 4] = value.to_bytes(4, "big", signed=True)
+        content[offset + 4 * number : offset + 4 * number + 4] = value.to_bytes(4, "big", signed=True)
     path.write_bytes(bytes(content))
 
 
 def write_broken(path: Path, kind: str, good: Path) -> Path:
     """A file that is broken in one way."""
-    whole = bytearray(good.read_bytes())
+    content = bytearray(good.read_bytes())
     if kind == "empty":
-        whole = bytearray()
+        content = bytearray()
     elif kind == "text":
-        whole = bytearray(b"this is not a video\n" * 200)
+        content = bytearray(b"this is not a video\n" * 200)
     elif kind == "garbage":
-        whole = bytearray(np.random.default_rng(0).bytes(8000))
+        content = bytearray(np.random.default_rng(0).bytes(8000))
     elif kind == "truncated":
-        del whole[len(whole) // 2 :]
+        del content[len(content) // 2 :]
     else:
         assert kind == "flipped"
-        for place in range(len(whole) // 3, len(whole) // 2, 97):
-            whole[place] ^= 0xFF
-    path.write_bytes(bytes(whole))
+        for offset in range(len(content) // 3, len(content) // 2, 97):
+            content[offset] ^= 0xFF
+    path.write_bytes(bytes(content))
     return path
 
 
 def write_many(folder: Path, *, count: int, num_frames: int, gop: int, in_hd: bool) -> Path:
-    """A folder of `count` H.264 files alike (one is encoded, the rest are copies), 340 x 256, or 96 x 64 for a rehearsal."""
+    """A folder of `count` equal H.264 files (one is encoded, the rest are copies), 340 x 256, or 96 x 64 for a rehearsal."""
     folder.mkdir()
     size = dict(height=256, width=340) if in_hd else dict(height=64, width=96)
     first = write_format(folder / "0.mp4", Format("", "libx264", H264, **size), num_frames=num_frames, gop=gop)

@@ -1,7 +1,8 @@
 """The trainer itself on this machine: videos -> NVDEC -> training -> records -> report; what limits it.
 
-On the synthetic set, and on real clips where a folder is given. Clips/s and the share of time that training waits for clips are
-of the steps after the first third. The report of the run is kept beside the results.
+On the synthetic set, and on real clips where a folder is given. Clips/s and the fraction of time
+that training waits for clips are of the steps after the first third. The report of the run is kept
+beside the results.
 """
 
 from __future__ import annotations
@@ -29,14 +30,14 @@ def main() -> int:
     part = begin_part("whole")
     needed = ("torch", "timm", "einops", "deepspeed", "pydantic", "yaml", "av", *(("nvidia.dali",) if part.on_gpu else ()))
     if absent := part.lacks(*needed):
-        part.tell("training", f"not run without {', '.join(absent)}")
+        part.add_line("training", f"not run without {', '.join(absent)}")
         return part.finish()
     with tempfile.TemporaryDirectory() as folder:
         train(part, Path(folder), "synthetic", write_set(part, Path(folder) / "set"))
         if part.videos and Path(part.videos).is_dir():
             train(part, Path(folder), "real", part.videos)
         else:
-            part.tell("training, real clips", "give --videos DIR")
+            part.add_line("training, real clips", "give --videos DIR")
     return part.finish()
 
 
@@ -60,7 +61,7 @@ def train(part: Part, folder: Path, name: str, manifest: str) -> None:
     command = [sys.executable, "mats_ds/pretrain.py", "--recipe", recipe, "--ds_config", str(config), "--out", str(run_dir)]
     status = subprocess.run([*command, *overrides], cwd=ROOT, env=rank_environment(part)).returncode
     if status:
-        part.tell(f"training, {name}", f"ended with status {status}: see the log", "MISSED")
+        part.add_line(f"training, {name}", f"ended with status {status}: see the log", "MISSED")
         return
     report(part, name, run_dir)
 
@@ -84,20 +85,20 @@ def report(part: Part, name: str, run_dir: Path) -> None:
     waiting = sum(record.data_seconds for record in steady) / sum(record.total_seconds for record in steady)
     busy = [record.nvml_utilization_percent for record in steady if record.nvml_utilization_percent is not None]
     limit = "the loader limits it" if waiting > WAITING_IS_MUCH else "the model limits it"
-    words = f"{speed:.4g} clips/s, {waiting:.0%} of the time waiting for clips: {limit}"
-    words += f", card busy {statistics.mean(busy):.0f}%" if busy else ""
+    text = f"{speed:.4g} clips/s, {waiting:.0%} of the time waiting for clips: {limit}"
+    text += f", GPU busy {statistics.mean(busy):.0f}%" if busy else ""
     mfu = [record.mfu for record in steady if record.mfu is not None]
-    words += f", MFU {statistics.median(mfu):.1%}" if mfu else ""
+    text += f", MFU {statistics.median(mfu):.1%}" if mfu else ""
     part.add(run=name, clips_per_second=speed, waiting=waiting, records=len(records), peak_bytes=records[-1].device_peak_bytes)
-    part.tell(f"training, {name}", words, "" if part.on_gpu else NEEDS_GPU)
+    part.add_line(f"training, {name}", text, "" if part.on_gpu else NEEDS_GPU)
     made = subprocess.run([sys.executable, "profiling/report.py", str(run_dir)], cwd=ROOT, capture_output=True, text=True)
     page = run_dir / "report.html"
     if page.is_file():
         kept = part.path.with_name(f"report-{name}.html")
         shutil.copy(page, kept)
-        part.tell(f"report, {name}", f"kept as {kept.name}")
+        part.add_line(f"report, {name}", f"kept as {kept.name}")
     else:
-        part.tell(f"report, {name}", f"none was written: {(made.stderr or made.stdout)[-120:]}", "MISSED")
+        part.add_line(f"report, {name}", f"none was written: {(made.stderr or made.stdout)[-120:]}", "MISSED")
 
 
 if __name__ == "__main__":

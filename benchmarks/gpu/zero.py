@@ -26,14 +26,14 @@ GOAL_PLAN = 0.05
 def main() -> int:
     part = begin_part("zero")
     if absent := part.lacks("torch", "timm", "einops", "deepspeed", "pydantic", "yaml"):
-        part.tell("ZeRO-2", f"not measured without {', '.join(absent)}")
+        part.add_line("ZeRO-2", f"not measured without {', '.join(absent)}")
         return part.finish()
     check_resume(part)
     check_ranks(part)
     if part.on_gpu:
         check_resume(part, optimizer="FusedAdam")
     else:
-        part.tell("DeepSpeed's FusedAdam", "compiles a CUDA kernel", NEEDS_GPU)
+        part.add_line("DeepSpeed's FusedAdam", "compiles a CUDA kernel", NEEDS_GPU)
     return part.finish()
 
 
@@ -46,16 +46,16 @@ def run_piece(part: Part, **question: object) -> list[dict]:
     with subprocess.Popen(
         command, cwd=ROOT, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
     ) as piece:
-        answers, words = [], []
+        answers, lines = [], []
         for line in piece.stdout:
             if line.startswith("ANSWER "):
                 answers.append(part.add(**question, **json.loads(line.removeprefix("ANSWER "))))
             else:
                 print(line, end="", flush=True)
-                words.append(line.strip())
+                lines.append(line.strip())
     if piece.returncode:
-        said = next((word for word in reversed(words) if word), "it said nothing")
-        answers.append(part.add(**question, error=f"status {piece.returncode}: {said[:160]}"))
+        last = next((line for line in reversed(lines) if line), "it printed nothing")
+        answers.append(part.add(**question, error=f"status {piece.returncode}: {last[:160]}"))
     return answers
 
 
@@ -65,11 +65,11 @@ def check_resume(part: Part, *, optimizer: str = "") -> None:
     with tempfile.TemporaryDirectory() as folder:
         size = "small" if part.on_gpu else "tiny"
         answers = run_piece(part, piece="resume", size=size, folder=folder, optimizer=optimizer, batch=8 if part.on_gpu else 2)
-    answer = answers[-1] if answers else {"error": "it said nothing"}
+    answer = answers[-1] if answers else {"error": "it printed nothing"}
     if "error" in answer:
-        part.tell(name, answer["error"], MISSED)
+        part.add_line(name, answer["error"], MISSED)
         return
-    part.tell(
+    part.add_line(
         name,
         f"{TITLES[size]}: losses {'equal' if answer['losses_equal'] else 'differ'}, weights "
         f"{'equal' if answer['weights_equal'] else 'differ'} bit by bit, step {answer['step_seconds'] * 1e3:.0f} ms "
@@ -91,34 +91,34 @@ def check_ranks(part: Part) -> None:
     measured = [answer for answer in answers if "name" in answer]
     for answer in answers:
         if "error" in answer:
-            part.tell("rank 0 of 8", answer["error"], MISSED)
+            part.add_line("rank 0 of 8", answer["error"], MISSED)
     for answer in measured:
         report_rank(part, answer)
     if not part.on_gpu:
         same = sum(answer["static_equal"] for answer in measured)
-        words = f"{same} of {len(measured)} engines hold the static bytes that are planned"
-        part.tell("rank 0 of 8", words, OK if same == len(measured) > 0 else MISSED)
-        part.tell("plan against peak", "allocator's peak", NEEDS_GPU)
+        text = f"{same} of {len(measured)} engines hold the static bytes that are planned"
+        part.add_line("rank 0 of 8", text, OK if same == len(measured) > 0 else MISSED)
+        part.add_line("plan against peak", "allocator's peak", NEEDS_GPU)
         return
     off = {answer["name"]: answer["planned_bytes"] / answer["peak_bytes"] - 1 for answer in measured}
     if off:
         worst = max(off, key=lambda name: abs(off[name]))
         good = sum(abs(value) <= GOAL_PLAN for value in off.values())
-        words = f"{good} of {len(off)} cells within 5%, the worst {off[worst]:+.1%} ({worst})"
-        part.judge("plan against peak", words, holds=good == len(off))
+        text = f"{good} of {len(off)} cells within 5%, the worst {off[worst]:+.1%} ({worst})"
+        part.judge("plan against peak", text, holds=good == len(off))
         explain_nvml(part, measured[-1])
 
 
 def report_rank(part: Part, answer: dict) -> None:
     if part.on_gpu:
-        words = f"peak {answer['peak_bytes'] / GIB:.2f} GiB, planned {answer['planned_bytes'] / GIB:.2f}"
-        part.tell(f"rank 0 of 8, {answer['name']}", f"{words}, step {answer['step_seconds'] * 1e3:.0f} ms")
+        text = f"peak {answer['peak_bytes'] / GIB:.2f} GiB, planned {answer['planned_bytes'] / GIB:.2f}"
+        part.add_line(f"rank 0 of 8, {answer['name']}", f"{text}, step {answer['step_seconds'] * 1e3:.0f} ms")
 
 
 def explain_nvml(part: Part, answer: dict) -> None:
     """What of the memory that NVML shows is not torch's tensors."""
     if answer.get("nvml_bytes") is None:
-        part.tell("NVML's figure", "nvidia-ml-py is missing, or this driver does not tell")
+        part.add_line("NVML's figure", "nvidia-ml-py is missing, or this driver does not count it")
         return
     context, reserved, allocated = (
         answer["context_bytes"],
@@ -126,7 +126,7 @@ def explain_nvml(part: Part, answer: dict) -> None:
         answer["peak_bytes"] + answer["before_bytes"],
     )
     rest = answer["nvml_bytes"] - context - reserved
-    part.tell(
+    part.add_line(
         "NVML's figure",
         f"{answer['nvml_bytes'] / GIB:.2f} GiB = tensors {allocated / GIB:.2f} + torch's cache and fragments "
         f"{(reserved - allocated) / GIB:.2f} + CUDA context {context / GIB:.2f} + libraries {rest / GIB:.2f} ({answer['name']})",

@@ -1,4 +1,4 @@
-"""One process of `zero.py`: prints a line `ANSWER {json}` for each of its figures.
+"""One process of `zero.py`: prints a line `ANSWER {json}` for every figure.
 
 python benchmarks/gpu/zero_piece.py '{"piece": "resume" or "ranks", "device": "cuda", ...}'
 """
@@ -92,7 +92,7 @@ def wait(question: dict) -> None:
 
 
 def train(engine, question: dict, steps: range) -> tuple[list[float], float, float]:
-    """Losses, seconds of the last step, and the optimizer's share of it."""
+    """Losses, seconds of the last step, and the optimizer's fraction of it."""
     losses = []
     for step in steps:
         frames, seeds = make_clips(question, step)
@@ -104,9 +104,9 @@ def train(engine, question: dict, steps: range) -> tuple[list[float], float, flo
         middle = time.perf_counter()
         engine.step()
         wait(question)
-        whole = time.perf_counter() - begin
+        total = time.perf_counter() - begin
         losses.append(loss.item())
-    return losses, whole, (time.perf_counter() - middle) / whole
+    return losses, total, (time.perf_counter() - middle) / total
 
 
 def check_resume(question: dict) -> None:
@@ -119,7 +119,7 @@ def check_resume(question: dict) -> None:
         return build_engine(model, dict(config), batch=question["batch"], world_size=1)
 
     straight = fresh(0)
-    losses, seconds, share = train(straight, question, range(2 * HALF))
+    losses, seconds, fraction = train(straight, question, range(2 * HALF))
     first = fresh(0)
     begun, *_ = train(first, question, range(HALF))
     saver = CheckpointSaver(first, folder, recipe="", global_batch=question["batch"], keep=1)
@@ -135,19 +135,19 @@ def check_resume(question: dict) -> None:
         weights_equal=all(torch.equal(one, other) for one, other in pairs),
         losses=losses,
         step_seconds=seconds,
-        optimizer_share=share,
+        optimizer_share=fraction,
     )
 
 
 def nvml_used_bytes() -> int | None:
-    """What the driver counts for the whole card."""
+    """What the driver counts for the GPU, all processes together."""
     try:
         import pynvml
 
         pynvml.nvmlInit()
-        first = os.environ.get("CUDA_VISIBLE_DEVICES", "0").split(",")[0]  # torch would make its context to tell
+        first = os.environ.get("CUDA_VISIBLE_DEVICES", "0").split(",")[0]  # torch would make its context to answer
         return pynvml.nvmlDeviceGetMemoryInfo(pynvml.nvmlDeviceGetHandleByIndex(int(first or 0))).used
-    except Exception:  # of a driver that does not tell
+    except Exception:  # of a driver that does not count it
         return None
 
 

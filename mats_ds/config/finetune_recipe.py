@@ -11,7 +11,7 @@ from typing import Literal, NamedTuple
 from pydantic import Field, field_validator, model_validator
 
 from mats_ds.config.recipe import ClipSection, Recipe, SelectionSection, _Section
-from mats_ds.core.token_grid import FINETUNE_KEEP_RATIO, KEEPING_STRATEGIES, count_tokens
+from mats_ds.core.token_grid import FINETUNE_KEEP_RATIO, KEEPING_STRATEGIES, TokenPruning
 
 
 class FinetuneClip(ClipSection):
@@ -26,9 +26,9 @@ class FinetuneSelection(SelectionSection):
     strategy: Literal[KEEPING_STRATEGIES] = "mats"
     keep_ratio: float = Field(FINETUNE_KEEP_RATIO, gt=0, le=1)
 
-    @model_validator(mode="after")
-    def _visible_below_kept(self) -> FinetuneSelection:
-        return self  # all kept tokens are visible: the rule of pre-training does not hold
+    def pruning(self) -> TokenPruning:
+        """As in pre-training, but all kept tokens are visible."""
+        return super().pruning().keeping(self.keep_ratio)
 
 
 class FinetuneSection(_Section):
@@ -139,16 +139,8 @@ class FinetuneRecipe(Recipe):
     evaluation: EvaluationSection = EvaluationSection()
 
     @model_validator(mode="after")
-    def _counts(self) -> FinetuneRecipe:
-        grid = self.clip.grid()
-        if count_tokens(self.selection.keep_ratio, grid.num_tokens) < 1:
-            raise ValueError(
-                f"selection.keep_ratio {self.selection.keep_ratio} of {grid.num_tokens} tokens is no token at all: raise it"
-            )
-        if self.selection.frame_candidates > 1 and grid.tau < 2:
-            raise ValueError("selection.frame_candidates needs a clip of at least two tubelets")
-        if self.selection.frame_candidates > 1 and self.selection.keep_ratio == 1:
-            raise ValueError("selection.frame_candidates depends on the kept tokens, and keep_ratio 1 keeps all")
+    def _selection_fits_clip(self) -> FinetuneRecipe:
+        self.selection.pruning().check_finetuning(self.clip.grid(), self.candidate_grid())
         return self
 
 

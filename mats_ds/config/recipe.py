@@ -15,13 +15,11 @@ from mats_ds.core.storage.files import why_no_file_name
 from mats_ds.core.token_grid import (
     DISTANCES,
     FEATURES,
-    KEEPING_STRATEGIES,
     MAX_TOKENS,
     RUN_THRESHOLD,
     STRATEGIES,
     TokenGrid,
     TokenPruning,
-    count_tokens,
 )
 
 YEAR_SECONDS = 31_536_000  # longer waits are none, and Python's clocks end somewhere
@@ -106,15 +104,6 @@ class SelectionSection(_Section):
     compensate_camera: bool = False
     run_threshold: float = Field(RUN_THRESHOLD, gt=0, lt=1)
     merge_dropped: bool = False
-
-    @model_validator(mode="after")
-    def _visible_below_kept(self) -> SelectionSection:
-        if self.strategy in KEEPING_STRATEGIES and self.visible_ratio >= self.keep_ratio:
-            raise ValueError(
-                f"visible_ratio {self.visible_ratio} must be below keep_ratio {self.keep_ratio}: "
-                "nothing would be left to reconstruct"
-            )
-        return self
 
     @model_validator(mode="after")
     def _options_go_together(self) -> SelectionSection:
@@ -207,15 +196,14 @@ class Recipe(_Section):
         return value
 
     @model_validator(mode="after")
-    def _counts(self) -> Recipe:
-        grid = self.clip.grid()
-        if count_tokens(self.selection.visible_ratio, grid.num_tokens) < 1:
-            raise ValueError(
-                f"selection.visible_ratio {self.selection.visible_ratio} of {grid.num_tokens} tokens is no token at all: "
-                "raise it, or make the clip larger"
-            )
-        if self.selection.frame_candidates > 1 and grid.tau < 2:
+    def _frames_can_be_selected(self) -> Recipe:
+        if self.selection.frame_candidates > 1 and self.clip.grid().tau < 2:
             raise ValueError("selection.frame_candidates needs a clip of at least two tubelets")
+        return self
+
+    @model_validator(mode="after")
+    def _selection_fits_clip(self) -> Recipe:
+        self.selection.pruning().check_pretraining(self.clip.grid())
         return self
 
     def candidate_grid(self) -> TokenGrid:

@@ -108,7 +108,7 @@ class ClipSpec:
     `span_seconds`, where given, is its length in time instead. `clip_seed` seeds what is random of the clip after it
     is read: frames, tokens, augmentation. `attempt` counts substitutes: 0 is the clip itself. `position` counts
     the clips since the start of the training. `operations` are done one after the other to upright frames, all frames
-    alike; the crop shows a part of their result.
+    the same; the crop shows a part of their result.
     """
 
     path: str

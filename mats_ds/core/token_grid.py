@@ -150,6 +150,30 @@ class TokenPruning:
         """How many tokens of a clip are visible and targets."""
         return count_selection(grid, strategy=self.strategy, keep_ratio=self.keep_ratio, visible_ratio=self.visible_ratio)
 
+    def check_pretraining(self, grid: TokenGrid) -> None:
+        """Raises ValueError for options that leave a masked autoencoder on `grid` nothing to see or nothing to reconstruct."""
+        if self.merge_dropped:
+            raise ValueError("merge_dropped is for fine-tuning: pre-training has no use for dropped tokens")
+        counts, num_tokens = self.counts(grid), grid.num_tokens
+        if counts.visible < 1:
+            raise ValueError(f"visible_ratio {self.visible_ratio} of {num_tokens} tokens is no token at all: raise it")
+        if counts.targets < 1:
+            raise ValueError(
+                f"{self.strategy} with keep_ratio={self.keep_ratio} and visible_ratio={self.visible_ratio} of {num_tokens} "
+                f"tokens: {counts.visible} visible, {counts.targets} targets, nothing would be left to reconstruct; "
+                "visible_ratio must be below keep_ratio"
+            )
+
+    def check_finetuning(self, grid: TokenGrid, candidate_grid: TokenGrid) -> None:
+        """Raises ValueError where a classifier would keep no token, or would select frames although it keeps all tokens."""
+        if count_tokens(self.keep_ratio, grid.num_tokens) < 1:
+            raise ValueError(f"keep_ratio {self.keep_ratio} of {grid.num_tokens} tokens is no token at all: raise it")
+        if candidate_grid.tau > grid.tau and self.keep_ratio == 1:
+            raise ValueError(
+                "frames are selected by their kept tokens, and keep_ratio 1 keeps all: lower keep_ratio, or read no more frames "
+                "than are used"
+            )
+
 
 @dataclass(frozen=True)
 class TokenSelection:

@@ -72,6 +72,6 @@ def forward_macs(model: Any, keep_ratio: float, *, size_name: str | None, device
         return flops.forward_macs, "step_flops"
     grid = model.candidate_grid
     frames = torch.zeros(1, grid.num_frames, grid.height, grid.width, 3, dtype=torch.uint8, device=device)
-    model.keep(keep_ratio)
+    model = model.with_keep_ratio(keep_ratio)
     with torch.no_grad():
         return count_macs(lambda: model(frames)), "counted by PyTorch"

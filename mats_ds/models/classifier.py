@@ -8,6 +8,7 @@ pre-trained weights load as a plain subset.
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any
@@ -71,8 +72,9 @@ class VideoClassifier(KeepsTables):
         self.grid, self.candidate_grid, self.position_grid = grid, candidate_grid or grid, position_grid or grid
         check_classes(num_classes, class_names)
         self.num_classes, self.class_names = num_classes, tuple(class_names)
-        self.pruning = replace(pruning or TokenPruning().keeping(FINETUNE_KEEP_RATIO), **options)
-        self.keep(self.pruning.keep_ratio)
+        pruning = replace(pruning or TokenPruning().keeping(FINETUNE_KEEP_RATIO), **options)
+        self.pruning = pruning.keeping(pruning.keep_ratio)
+        self.pruning.check_finetuning(grid, self.candidate_grid)
         self.patch_embed = PatchEmbed(grid, width)
         policy = {"recompute": recompute, "checkpoint_blocks": checkpoint_blocks}
         self.encoder = Transformer(width, depth, heads, drop_path=drop_path, **policy)
@@ -156,18 +158,18 @@ class VideoClassifier(KeepsTables):
 
     @property
     def keep_ratio(self) -> float:
-        """The fraction of the tokens that is kept; `keep` changes it."""
+        """The fraction of the tokens that is kept."""
         return self.pruning.keep_ratio
 
-    def keep(self, ratio: float) -> None:
-        """Keep another fraction of the tokens from now on. Raises ValueError as the constructor does."""
-        pruning = self.pruning.keeping(ratio)
-        if self.candidate_grid.tau > self.grid.tau and pruning.keeps_all:
-            raise ValueError(
-                "frames are chosen by where the kept tokens lie, and keep_ratio 1 keeps all of every frame: lower keep_ratio, or "
-                "use as many candidate frames as frames"
-            )
-        self.pruning = pruning
+    def with_keep_ratio(self, keep_ratio: float) -> VideoClassifier:
+        """A classifier with the same weights, shared, that keeps another fraction of the tokens.
+
+        Raises ValueError for an impossible fraction.
+        """
+        other = copy.copy(self)
+        other.pruning = self.pruning.keeping(keep_ratio)
+        other.pruning.check_finetuning(self.grid, self.candidate_grid)
+        return other
 
 
 def check_classes(num_classes: int, class_names: Sequence[str]) -> None:

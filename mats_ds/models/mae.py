@@ -73,14 +73,7 @@ class MaskedAutoencoder(KeepsTables):
         """
         super().__init__()
         pruning = replace(pruning or TokenPruning(), **options)
-        if pruning.merge_dropped:
-            raise ValueError("selection.merge_dropped is for fine-tuning: pre-training has no use for dropped tokens")
-        counts = pruning.counts(grid)
-        if counts.visible < 1 or counts.targets < 1:
-            raise ValueError(
-                f"{pruning.strategy} with keep_ratio={pruning.keep_ratio} and visible_ratio={pruning.visible_ratio} of "
-                f"{grid.num_tokens} tokens leaves nothing to reconstruct: {counts.visible} visible, {counts.targets} targets"
-            )
+        pruning.check_pretraining(grid)
         self.pruning = pruning
         self.grid, self.candidate_grid, self.position_grid = grid, candidate_grid or grid, position_grid or grid
         self.patch_embed = PatchEmbed(grid, width)

@@ -1,4 +1,4 @@
-"""Widths and depths of the model sizes, and what their blocks can compute again in backward."""
+"""Widths and depths of the model sizes, and the levels of recomputation of their blocks."""
 
 from __future__ import annotations
 

@@ -66,6 +66,6 @@ def find_nearest(feature_BMD: torch.Tensor, among_BKD: torch.Tensor) -> torch.Te
 
 
 def pool_by_size(tokens_BKD: torch.Tensor, size_BK: torch.Tensor) -> torch.Tensor:
-    """[B, D]: the mean over all tokens of the clip, each dropped one counted as the kept one that it was merged into."""
+    """[B, D]: the mean over all tokens of the clip, dropped ones counted as the kept ones that they were merged into."""
     fraction_BK = size_BK / size_BK.sum(dim=1, keepdim=True)
     return (tokens_BKD.float() * fraction_BK[..., None]).sum(dim=1).to(tokens_BKD.dtype)

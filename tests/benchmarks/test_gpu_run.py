@@ -12,9 +12,9 @@ import pytest
 ROOT = Path(__file__).resolve().parents[2]
 RUN = ROOT / "benchmarks" / "gpu" / "run.sh"
 PARTS = {
-    "good": "part.tell('one', 'figure | 1', 'ok')\npart.lacks('torch', 'no_such_package')\nraise SystemExit(part.finish())",
-    "dying": "part.tell('before', 'kept')\nraise RuntimeError('out of luck')",
-    "hanging": "part.tell('so far', 'kept too')\nchild = subprocess.Popen(['sleep', '600'])\n"
+    "good": "part.add_line('one', 'figure | 1', 'ok')\npart.lacks('torch', 'no_such_package')\nraise SystemExit(part.finish())",
+    "dying": "part.add_line('before', 'kept')\nraise RuntimeError('out of luck')",
+    "hanging": "part.add_line('so far', 'kept too')\nchild = subprocess.Popen(['sleep', '600'])\n"
     "open(part.path.parents[1] / 'child', 'w').write(str(child.pid))\ntime.sleep(600)",
     "silent": "os._exit(3)",
 }

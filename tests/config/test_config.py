@@ -71,7 +71,7 @@ def test_overrides_are_dotted_and_typed():
     assert recipe.run.max_steps == 5
 
 
-def test_all_mistakes_are_told_at_once_with_the_nearest_name():
+def test_all_mistakes_are_reported_at_once_with_the_nearest_name():
     with pytest.raises(ValueError) as caught:
         load_recipe(
             "tiny",

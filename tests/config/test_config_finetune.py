@@ -58,7 +58,7 @@ def test_data_set_recipes_carry_the_published_numbers(name, epochs, base_lr, str
         (["evaluation.clips=10", "evaluation.crops=3", "evaluation.training_clips=1"], (10, 3), (1, 3)),
     ],
 )
-def test_views_of_the_test_are_those_of_the_training_unless_it_says_fewer(overrides, test_views, training_views):
+def test_views_of_the_test_are_those_of_the_training_unless_the_recipe_has_fewer(overrides, test_views, training_views):
     test = load("finetune_tiny", overrides).evaluation
     assert (test.clips, test.crops) == test_views and test.training_views == training_views
 
@@ -72,7 +72,7 @@ def test_all_tokens_may_be_kept_and_visible_ratio_has_no_say():
     assert load("finetune_tiny", ["selection.keep_ratio=0.05"]).selection.keep_ratio == 0.05
 
 
-def test_all_mistakes_are_told_at_once_with_the_nearest_name():
+def test_all_mistakes_are_reported_at_once_with_the_nearest_name():
     overrides = [
         "finetune.wieghts=x",
         "augmnt.mixup=1",
@@ -88,7 +88,7 @@ def test_all_mistakes_are_told_at_once_with_the_nearest_name():
 
 
 @pytest.mark.parametrize("text", ["rand-m7-n4", "aug-m7-n4-inc1", "rand-m11-n4-inc1", "rand-m7-n0-inc1", "rand-m7-n1.5-inc1"])
-def test_a_rand_augment_that_is_not_supported_says_what_is(text):
+def test_a_rand_augment_that_is_not_supported_names_what_is(text):
     with pytest.raises(ValueError, match="rand_augment"):
         parse_rand_augment(text)
 

@@ -47,7 +47,7 @@ def test_pretraining_trains(grid, strategy):
 
 @pytest.mark.parametrize("keep_ratio", [0.6, 0.99, 1.0])
 @pytest.mark.parametrize("grid", GRIDS, ids=name_of)
-def test_classification_trains_on_the_share_that_was_asked_for(grid, keep_ratio):
+def test_classification_trains_on_the_fraction_that_was_asked_for(grid, keep_ratio):
     model = VideoClassifier(grid=grid, **SIZES, num_classes=3, keep_ratio=keep_ratio)
     frames = random_frames(grid)
     assert model.encode(frames).index_BK.shape == (2, int(round(keep_ratio * 100) * grid.num_tokens // 100))
@@ -86,19 +86,19 @@ def test_adaptive_frames_of_any_number(candidates, used):
         ((16, 16, 16, (2, 8)), "tubelet is .frames, height, width."),
     ],
 )
-def test_what_does_not_divide_is_told(arguments, reason):
+def test_what_does_not_divide_is_refused(arguments, reason):
     with pytest.raises(ValueError, match=reason):
         TokenGrid(*arguments)
 
 
-def test_one_tubelet_has_no_motion_but_can_be_classified_whole():
+def test_one_tubelet_has_no_motion_but_can_be_classified_with_all_tokens():
     grid = TokenGrid(4, 16, 24, (4, 8, 8))
     with pytest.raises(ValueError, match="at least two tubelets along time, the grid has 1"):
         VideoClassifier(grid=grid, **SIZES, num_classes=3)(random_frames(grid))
     assert VideoClassifier(grid=grid, **SIZES, num_classes=3, keep_ratio=1.0)(random_frames(grid)).shape == (2, 3)
 
 
-def test_frames_of_another_size_are_told():
+def test_frames_of_another_size_are_refused():
     grid = GRIDS[0]
     model = VideoClassifier(grid=grid, **SIZES, num_classes=3)
     with pytest.raises(ValueError, match=r"\[B, 4, 16, 16, 3\], got \[2, 6, 16, 16, 3\]"):

@@ -67,7 +67,7 @@ def test_keeping_all_scores_nothing():
     assert model.encode(frames).index_BK.tolist() == [list(range(60))] * 2
 
 
-def test_frames_are_drawn_in_training_and_the_fullest_in_evaluation():
+def test_frames_are_sampled_in_training_and_the_fullest_in_evaluation():
     candidates = GRID.with_tau(6)
     model, frames = make_model(candidate_grid=candidates, keep_ratio=0.2), random_frames(grid=candidates)
     frames[:, :] = frames[:, :1]
@@ -138,12 +138,23 @@ def test_bf16_weights_give_nearly_the_float32_logits():
         ({"keep_ratio": 1.0, "candidate_grid": GRID.with_tau(5)}, "lower keep_ratio"),
     ],
 )
-def test_options_that_do_not_go_together_are_told(options, reason):
+def test_options_that_do_not_go_together_are_refused(options, reason):
     with pytest.raises(ValueError, match=reason):
         make_model(**options)
 
 
-def test_an_unknown_name_is_told():
+def test_another_keep_ratio_shares_the_weights_and_leaves_the_model_alone():
+    model, frames = make_model(keep_ratio=1.0).eval(), random_frames()
+    fewer = model.with_keep_ratio(0.5)
+    assert (model.keep_ratio, fewer.keep_ratio) == (1.0, 0.5)
+    assert fewer.encode(frames).index_BK.shape[1] == model.encode(frames).index_BK.shape[1] // 2
+    assert all(one is other for one, other in zip(model.parameters(), fewer.parameters(), strict=True))
+    for keep_ratio, fault in ((1.5, r"at most 1, got 1\.5"), (1e-3, r"0\.001 of \d+ tokens is no token")):
+        with pytest.raises(ValueError, match=fault):
+            model.with_keep_ratio(keep_ratio)
+
+
+def test_an_unknown_name_is_refused():
     with pytest.raises(ValueError, match="choose one of tiny, small, base, large, huge"):
         VideoClassifier.from_name("bse", num_classes=3)
 

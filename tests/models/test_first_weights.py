@@ -90,7 +90,7 @@ def find_rule(name: str, table: dict):
 
 
 @pytest.mark.parametrize(("kind", "table"), [("pretraining", PRETRAINING), ("classifier", CLASSIFIER)])
-def test_every_parameter_begins_as_its_rule_says(kind, table):
+def test_every_parameter_begins_by_its_rule(kind, table):
     for name, parameter in make_model(kind).named_parameters():
         rule, values = find_rule(name, table), parameter.detach().double().flatten()
         if isinstance(rule, float):

@@ -173,7 +173,7 @@ def test_every_level_keeps_less_than_the_one_before():
     assert len(set(kept)) == len(kept)
 
 
-def test_a_block_keeps_as_many_activations_as_its_level_says():
+def test_a_block_keeps_the_activations_of_its_level():
     tokens = torch.randn(1, 50, 24, requires_grad=True)  # the input is one of those that are kept
     unit = tokens.untyped_storage().nbytes()
     for level, activations in (("none", 16), ("pointwise", 10), ("mlp", 6)):
@@ -182,7 +182,7 @@ def test_a_block_keeps_as_many_activations_as_its_level_says():
         assert activations * unit <= saved_bytes(block, tokens, None) <= activations * unit + small
 
 
-def test_an_unknown_level_is_told():
+def test_an_unknown_level_is_refused():
     with pytest.raises(ValueError, match="recompute is one of none, pointwise, mlp, got 'all'"):
         Block(24, 2, recompute="all")
 
@@ -292,7 +292,7 @@ def test_bf16_weights_give_nearly_the_float32_loss():
     assert float(model.to(torch.bfloat16)(frames, KEYS).detach()) == pytest.approx(exact, rel=0.03)
 
 
-def test_mistakes_are_told():
+def test_mistakes_are_refused():
     model = make_model()
     with pytest.raises(ValueError, match="must be uint8"):
         model(random_frames().float())

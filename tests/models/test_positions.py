@@ -27,7 +27,7 @@ def test_a_grid_of_its_own_keeps_the_exact_table():
 
 
 @pytest.mark.parametrize("tau, rows, columns", [(6, 4, 5), (3, 8, 10), (2, 6, 5), (9, 3, 7)])
-def test_a_place_in_the_clip_keeps_its_meaning(tau, rows, columns):
+def test_a_position_in_the_clip_keeps_its_meaning(tau, rows, columns):
     target = TokenGrid(tau, rows, columns, (1, 1, 1))
     moved = interpolate_positions(ramp(GRID), GRID, target)
     assert moved.shape == (target.num_tokens, 3)
@@ -59,6 +59,6 @@ def test_a_model_takes_the_positions_of_the_grid_its_weights_come_from():
     assert (own.position_grid, moved.position_grid) == (longer, GRID)
 
 
-def test_a_table_of_another_length_is_told():
+def test_a_table_of_another_length_is_refused():
     with pytest.raises(ValueError, match="59 rows but its grid has 60 tokens"):
         interpolate_positions(torch.zeros(59, WIDTH), GRID, GRID)

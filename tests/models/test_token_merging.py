@@ -89,7 +89,7 @@ def test_the_embedding_of_merged_pixels_is_the_mean_of_the_embeddings():
     assert embedding.std() > 0.2, "far above the rounding of pixels"
 
 
-def test_the_classifier_encodes_merged_tokens_in_place_of_the_kept_and_pools_by_size():
+def test_the_classifier_encodes_merged_tokens_instead_of_the_kept_ones_and_pools_by_size():
     model, frames = make_classifier(merge_dropped=True, keep_ratio=0.4).eval(), random_frames()
     patches = split_patches(frames, GRID)
     plain = make_classifier(keep_ratio=0.4).eval()
@@ -204,7 +204,7 @@ def test_a_recipe_or_model_whose_options_exclude_each_other_is_refused():
             make(compensate_camera=True, distance="cosine")
 
 
-def test_a_file_of_weights_says_how_tokens_were_chosen():
+def test_a_file_of_weights_holds_the_options_of_the_method():
     model = make_classifier(compensate_camera=True, run_threshold=0.07, merge_dropped=True)
     spec = parse_spec(dump_spec(describe_model(model)))
     again = build_model(spec)

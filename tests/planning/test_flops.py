@@ -76,7 +76,7 @@ def test_useful_work_is_less_than_executed_work():
     assert flops.training_flops == step_flops("base", GRID, checkpoint_blocks="none").training_flops
 
 
-def test_mistakes_are_told():
+def test_mistakes_are_refused():
     with pytest.raises(ValueError, match="unknown model"):
         step_flops("bass", GRID)
     with pytest.raises(ValueError, match="unknown task"):

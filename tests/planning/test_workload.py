@@ -41,7 +41,7 @@ def test_tokens_and_clips_follow_the_recipe():
     assert not Workload(pruning=TokenPruning("tube")).scores_motion
 
 
-def test_unknown_names_are_told():
+def test_unknown_names_are_refused():
     with pytest.raises(ValueError, match="unknown task 'train'"):
         Workload(task="train")
     with pytest.raises(ValueError, match="unknown model 'bass'"):

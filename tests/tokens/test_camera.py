@@ -47,7 +47,7 @@ def test_scores_equal_the_loop(distance, grid):
     torch.testing.assert_close(score_local_motion(embedding, grid, distance=distance), expected)
 
 
-def test_what_all_places_share_is_taken_off():
+def test_motion_common_to_all_tokens_is_subtracted():
     embedding = random_embedding(GRID)
     shared = torch.randn(2, 4, 1, 7, generator=torch.Generator().manual_seed(1)).expand(-1, -1, 15, -1).flatten(1, 2)
     torch.testing.assert_close(score_local_motion(embedding + shared, GRID), score_local_motion(embedding, GRID))
@@ -74,7 +74,7 @@ def test_scores_have_no_gradient_and_are_float32():
     assert motion.dtype == torch.float32 and not motion.requires_grad
 
 
-def test_mistakes_are_told():
+def test_mistakes_are_refused():
     with pytest.raises(ValueError, match="59 tokens but the grid has 60"):
         score_local_motion(torch.zeros(1, 59, 2), GRID)
     with pytest.raises(ValueError, match="at least two tubelets"):

@@ -27,7 +27,7 @@ def test_tubelets_are_distinct_and_in_the_order_of_time():
     assert (tubelets.diff(dim=1) > 0).all()
 
 
-def test_the_draw_follows_successive_sampling():
+def test_frames_follow_successive_sampling():
     counts, draws = (6, 3, 2, 1), 20_000
     tubelets = select_frames(motion_with_counts(counts, draws), GRID, keep_ratio=0.5, num_tubelets=2, seed_B=torch.arange(draws))
     total = sum(counts)
@@ -46,7 +46,7 @@ def test_a_tubelet_without_marked_tokens_comes_last_and_breaks_nothing():
     assert {1, 3} <= set(three.flatten().tolist())
 
 
-def test_the_seed_fixes_the_draw():
+def test_the_seed_fixes_the_frames():
     motion = torch.rand(2, 24)
     seeds = torch.tensor([3, 4])
     assert torch.equal(
@@ -54,13 +54,13 @@ def test_the_seed_fixes_the_draw():
     )
 
 
-def test_the_fullest_tubelets_are_the_mode_of_the_draw_and_ties_go_to_the_earlier():
+def test_the_fullest_tubelets_are_the_mode_and_ties_go_to_the_earlier():
     motion = torch.cat([motion_with_counts(counts, 1) for counts in ((6, 0, 4, 2), (3, 3, 3, 3), (0, 1, 6, 5))])
     tubelets = select_fullest_frames(motion, GRID, keep_ratio=0.5, num_tubelets=2)
     assert tubelets.tolist() == [[0, 2], [0, 1], [2, 3]]
 
 
-def test_mistakes_are_told():
+def test_mistakes_are_refused():
     with pytest.raises(ValueError, match="cannot choose 5 of 4"):
         select_frames(torch.zeros(1, 24), GRID, num_tubelets=5)
     with pytest.raises(ValueError, match="23 tokens but the candidates have 24"):

@@ -90,7 +90,7 @@ def test_a_static_clip_keeps_its_first_tubelet():
     assert kept.tolist() == [list(range(15))] * 2
 
 
-def test_mistakes_are_told():
+def test_mistakes_are_refused():
     with pytest.raises(ValueError, match="74 tokens but the grid has 75"):
         score_runs(torch.zeros(1, 74, 96, dtype=torch.uint8), GRID, threshold=0.1)
     with pytest.raises(ValueError, match="at least two tubelets"):

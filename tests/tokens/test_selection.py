@@ -94,14 +94,14 @@ def test_random_drop_has_the_counts_of_mats_and_ignores_motion():
     assert (one.visible_BV.shape[1], one.target_BM.shape[1]) == (24, 48)
 
 
-def test_a_tube_shows_the_same_places_in_every_tubelet():
+def test_a_tube_shows_the_same_positions_in_every_tubelet():
     selection = select_tokens(torch.zeros(2, 240), strategy="tube", grid=GRID)
     places = (selection.visible_BV % 60).view(2, 4, 6)
     assert torch.equal(places, places[:, :1].expand_as(places))
     assert selection.visible_BV.shape[1] + selection.target_BM.shape[1] == 240
 
 
-def test_a_running_cell_keeps_half_and_moves_on_by_one_place_each_tubelet():
+def test_a_running_cell_keeps_half_and_moves_on_by_one_position_each_tubelet():
     cells = running_cells(GRID, torch.arange(4)).view(4, 4, 6, 10)
     assert torch.equal(cells.sum(dim=1), torch.full((4, 6, 10), 2))  # over four tubelets every place is kept twice
     first = [
@@ -142,7 +142,7 @@ def test_a_static_clip_gives_a_valid_deterministic_pick():
     assert picks[0].unique().numel() == 72
 
 
-def test_mistakes_are_told():
+def test_mistakes_are_refused():
     motion = torch.zeros(1, 240)
     with pytest.raises(ValueError, match="unknown selection strategy 'mat'"):
         select_tokens(motion, strategy="mat")

@@ -39,10 +39,10 @@ def check_export_folder(folder: Path) -> None:
             raise ValueError(f"{folder} is no folder, and a Hugging Face model is one: give another name")
         return
     names = {path.name for path in folder.iterdir() if not PART.fullmatch(path.name)} - NOT_COUNTED - OF_A_CLONE
-    foreign = {name for name in names - set(EXPORTED) if name.endswith(OTHER_WEIGHTS)} if is_our_export(folder) else names
-    if foreign:
-        shown = ", ".join(sorted(foreign)[:SHOWN_NAMES])
-        more = f" and {len(foreign) - SHOWN_NAMES} more" if len(foreign) > SHOWN_NAMES else ""
+    unknown = {name for name in names - set(EXPORTED) if name.endswith(OTHER_WEIGHTS)} if is_our_export(folder) else names
+    if unknown:
+        shown = ", ".join(sorted(unknown)[:SHOWN_NAMES])
+        more = f" and {len(unknown) - SHOWN_NAMES} more" if len(unknown) > SHOWN_NAMES else ""
         raise ValueError(f"{folder} holds {shown}{more}, which is no model written by this command: give a new or empty folder")
     for name in EXPORTED:
         refuse_wrong_kind(folder / name)

@@ -253,7 +253,7 @@ def check_weights(recipe: FinetuneRecipe, spec: ModelSpec, *, num_classes: int, 
     if spec.size_name != recipe.model.name:
         size = f"of size {spec.size_name}" if spec.size_name else "of no published size"
         raise ValueError(
-            f"{source} holds a model {size} (width {spec.width}, depth {spec.depth}), and the recipe says "
+            f"{source} holds a model {size} (width {spec.width}, depth {spec.depth}), and the recipe has "
             f"model.name={recipe.model.name}: make them agree"
         )
     if spec.kind != "classifier" or recipe.finetune.new_head:

@@ -30,7 +30,7 @@ SPEC_TYPES = {"int": int, "float": (int, float), "str": str, "bool": bool, "tupl
 
 @dataclass(frozen=True)
 class Weights:
-    """`state`: tensors under our names. `source`: the format, in words. `notes`: for the user, such as
+    """`state`: tensors under our names. `source`: the format, as text. `notes`: for the user, such as
     what was assumed where the file is silent. `origin`: the training and step that they are from.
     """
 
@@ -143,7 +143,7 @@ def check_description(weights: Weights) -> Weights:
     for field_, value in described:
         kind = SPEC_TYPES.get(str(field_.type))
         if kind is not None and (not isinstance(value, kind) or (isinstance(value, bool) and kind is not bool)):
-            raise ValueError(f"the description of the model says {field_.name}={value!r:.80}, which is no {field_.type}")
+            raise ValueError(f"the description of the model has {field_.name}={value!r:.80}, which is no {field_.type}")
     measured = measure(state, heads=spec.heads, decoder_heads=spec.decoder_heads)
     other = [f"{name}={getattr(spec, name)!r} ({found!r})" for name, found in measured.items() if getattr(spec, name) != found]
     if other:
@@ -153,7 +153,7 @@ def check_description(weights: Weights) -> Weights:
     for name, grid in (("grid", spec.grid), ("position_grid", spec.position_grid)):
         sides = (grid.num_frames, grid.height, grid.width, *grid.tubelet)
         if any(type(side) is not int for side in sides):
-            raise ValueError(f"the sides of {name} are whole numbers, got {sides}")
+            raise ValueError(f"the sides of {name} are integers, got {sides}")
         if state[PATCH_WEIGHT].shape[1:] != (grid.patch_values,):
             raise ValueError(f"{name} has tubelets of {grid.tubelet}, and {PATCH_WEIGHT} is {list(state[PATCH_WEIGHT].shape)}")
     most_frames = max(spec.grid.num_frames, spec.num_candidate_frames)
@@ -161,7 +161,7 @@ def check_description(weights: Weights) -> Weights:
     table_bytes = num_tokens * max(spec.width, spec.decoder_width) * BYTES_PER_FLOAT32
     if num_tokens > MAX_TOKENS or table_bytes > MAX_TABLE_BYTES:
         raise ValueError(
-            f"the description of the model says {min(num_tokens, 10**30):.6g} tokens a clip, expected {MAX_TOKENS:,} "
+            f"the description of the model has {min(num_tokens, 10**30):.6g} tokens a clip, expected {MAX_TOKENS:,} "
             f"at most, and {MAX_TABLE_BYTES:,} bytes of their positions"
         )
     if any(isinstance(name, str) and len(name) > MAX_NAME_CHARACTERS for name in spec.class_names):

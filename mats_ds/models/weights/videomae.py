@@ -165,7 +165,7 @@ def count_in(arguments: Mapping[str, Any], name: str, path: str | Path) -> int |
     if not value:
         return None
     if not isinstance(value, Integral) or not 1 <= value <= MAX_SIDE:
-        raise ValueError(f"{path} has {name} in its args, expected a whole number from 1 to {MAX_SIDE:,}, got {shorten(value)}")
+        raise ValueError(f"{path} has {name} in its args, expected an integer from 1 to {MAX_SIDE:,}, got {shorten(value)}")
     return int(value)
 
 

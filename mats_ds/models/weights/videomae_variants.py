@@ -1,4 +1,4 @@
-"""Checkpoints of VideoMAE's relatives -> tensors under VideoMAE's own names that give the same outputs.
+"""Convert checkpoints of VideoMAE's variants: tensors under other names -> VideoMAE's own names, with the same outputs.
 
     variant = convert_variant(content, path)      # VideoMAE V2, MGMAE, Unmasked Teacher, InternVideo's encoders, mmaction2, ...
 

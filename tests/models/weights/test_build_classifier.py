@@ -35,7 +35,7 @@ def classifier_weights(folder, num_classes, class_names=()):
     return save(VideoClassifier.from_name("tiny", num_classes=num_classes, grid=GRID, class_names=class_names), folder)
 
 
-def test_the_recipe_says_how_it_is_trained():
+def test_the_recipe_gives_the_options_of_training():
     drop = "model.drop_path=0.1"
     recipe = recipe_of("selection.keep_ratio=0.5", "finetune.head_dropout=0.3", "selection.frame_candidates=1.5", drop)
     model = build_classifier(recipe, num_classes=3, class_names=("a", "b", "c"))

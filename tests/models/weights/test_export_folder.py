@@ -89,7 +89,7 @@ def test_an_export_of_version_0_1_is_known_by_its_config(export):
         check_export_folder(export)
 
 
-def test_a_link_in_the_place_of_a_file_is_not_followed(export, tmp_path, weights):
+def test_a_link_instead_of_a_file_is_not_followed(export, tmp_path, weights):
     (tmp_path / "precious").write_text("precious")
     (export / "preprocessor_config.json").unlink()
     (export / "preprocessor_config.json").symlink_to(tmp_path / "precious")
@@ -127,7 +127,7 @@ def run_until(moment, work):
 
 
 @pytest.mark.parametrize("is_old", [False, True])
-def test_a_kill_at_any_moment_leaves_one_whole_export_or_none_and_the_next_one_works(tmp_path, weights, is_old):
+def test_a_kill_at_any_moment_leaves_one_complete_export_or_none_and_the_next_one_works(tmp_path, weights, is_old):
     new, seen, status = changed(weights), [], 9
     while status:
         folder = tmp_path / str(len(seen))

@@ -68,7 +68,7 @@ STRANGERS = {
 
 @pytest.mark.parametrize("suffix", [".pth", ".safetensors"])
 @pytest.mark.parametrize("content, words", STRANGERS.values(), ids=STRANGERS)
-def test_each_is_told(tmp_path, content, words, suffix):
+def test_every_other_kind_of_file_is_refused(tmp_path, content, words, suffix):
     path = tmp_path / f"weights{suffix}"
     path.write_bytes(content)
     with pytest.raises(ValueError, match=words if suffix == ".pth" or "cut off" not in words else "may be torn") as error:

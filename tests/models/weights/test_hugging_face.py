@@ -147,7 +147,7 @@ def test_names_belong_to_their_ids(write, table, names, words):
         ({"qkv_bias": False}, "qkv_bias is False"),
     ],
 )
-def test_models_that_ours_cannot_be_are_told(write, change, reason):
+def test_models_that_ours_cannot_be_are_refused(write, change, reason):
     _, folder, _ = write("classifier")
     config = json.loads((folder / "config.json").read_text())
     (folder / "config.json").write_text(json.dumps(config | change))
@@ -155,7 +155,7 @@ def test_models_that_ours_cannot_be_are_told(write, change, reason):
         read_weights(folder)
 
 
-def test_a_folder_without_weights_or_with_torn_ones_is_told(write):
+def test_a_folder_without_weights_or_with_torn_ones_is_refused(write):
     _, folder, _ = write("classifier")
     file = folder / "model.safetensors"
     file.write_bytes(file.read_bytes()[:-100])
@@ -166,7 +166,7 @@ def test_a_folder_without_weights_or_with_torn_ones_is_told(write):
         read_weights(folder)
 
 
-def test_what_transformers_cannot_be_is_told(tmp_path, autoencoder):
+def test_what_transformers_cannot_be_is_refused(tmp_path, autoencoder):
     moved = load_model(weights_of(autoencoder, "a test"), grid=GRID.with_tau(5))
     with pytest.raises(ValueError, match="made for 6 frames of 16 x 24"):
         write_hugging_face(tmp_path / "a", weights_of(moved, "a test"))

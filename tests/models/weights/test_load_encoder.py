@@ -44,7 +44,7 @@ def test_a_pretrained_encoder_norms_all_tokens_and_averages_them(autoencoder, tm
     assert found.position_BK3[1, -1].tolist() == [2, 1, 2]
 
 
-def test_a_share_of_the_tokens_on_request(autoencoder, tmp_path):
+def test_a_fraction_of_the_tokens_on_request(autoencoder, tmp_path):
     path = save(autoencoder, tmp_path / "model.safetensors")
     encoder = mats_ds.load_encoder(path, keep_ratio=0.5)
     found = encoder.tokens(clips())

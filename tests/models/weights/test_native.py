@@ -85,7 +85,7 @@ def test_all_that_does_not_fit_is_listed_at_once(tmp_path, classifier):
     ]
 
 
-def test_files_that_are_not_ours_newer_or_torn_are_told(tmp_path, classifier):
+def test_files_that_are_not_ours_newer_or_torn_are_refused(tmp_path, classifier):
     path = save(classifier, tmp_path / "model.safetensors")
     state = load_file(path)
     save_file(state, tmp_path / "theirs.safetensors", metadata={"format": "pt"})
@@ -99,14 +99,14 @@ def test_files_that_are_not_ours_newer_or_torn_are_told(tmp_path, classifier):
         load_model(path)
 
 
-def test_a_description_of_another_version_is_told(classifier):
+def test_a_description_of_another_version_is_refused(classifier):
     tree = dump_spec(describe_model(classifier)) | {"colour": 3}
     del tree["depth"]
     with pytest.raises(ValueError, match=r"unknown \['colour'\], missing \['depth'\]"):
         parse_spec(tree)
 
 
-def test_paths_that_hold_nothing_are_told(tmp_path):
+def test_paths_that_hold_nothing_are_refused(tmp_path):
     with pytest.raises(ValueError, match="there is no file or folder"):
         load_model(tmp_path / "nothing")
     with pytest.raises(ValueError, match="neither a Hugging Face folder"):

@@ -95,7 +95,7 @@ def test_a_stored_description_wins_over_the_recipe(tmp_path, classifier):
     assert torch.equal(outputs(loaded), outputs(classifier))
 
 
-def test_zero_3_and_recipes_of_another_version_are_told(tmp_path):
+def test_zero_3_and_recipes_of_another_version_are_refused(tmp_path):
     folder = write_step(tmp_path / "a", 5, make_model(1))
     content = json.loads((folder / "complete.json").read_text())
     [stated] = content["files"].values()
@@ -124,7 +124,7 @@ class TestWhichWeightsOfARun:
         return tmp_path, {name: model.state_dict() for name, model in models.items()}
 
     @pytest.mark.parametrize("name", [None, "last", "average", "unaveraged", "best"])
-    def test_each_name_is_its_own_weights_and_says_so(self, run, name):
+    def test_every_name_gives_its_own_weights_and_source(self, run, name):
         folder, states = run
         weights = read_weights(folder, weights_from=name)
         wanted = states[name or "last"]
@@ -164,7 +164,7 @@ class TestWhichWeightsOfARun:
         with pytest.raises(ValueError, match="one set of weights: leave out weights_from last"):
             read_weights(run[0] / "best.safetensors", weights_from="last")
 
-    def test_a_run_of_which_only_the_best_is_whole_says_that_it_is_there(self, run):
+    def test_a_run_with_only_the_best_weights_points_to_them(self, run):
         folder, states = run
         shutil.rmtree(folder / "checkpoints")
         assert identify(folder) == "run"
@@ -179,7 +179,7 @@ class TestWhichWeightsOfARun:
         with pytest.raises(ValueError, match=r"no best\.safetensors"):
             read_weights(inner, weights_from="best")
 
-    def test_the_checkpoint_says_how_the_training_took_its_clips(self, run):
+    def test_the_checkpoint_holds_how_the_training_took_its_clips(self, run):
         origin = read_weights(run[0]).origin
         assert origin.clip == {"stride": 7, "sampling": "uniform"} and origin.views == {"clips": 10, "crops": 3}
         assert (origin.trained_on, origin.trained_root) == ("train.csv", "/videos")

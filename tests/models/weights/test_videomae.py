@@ -145,7 +145,7 @@ def without(state, *names):
         (lambda state: without(state, "patch_embed.proj.weight"), "no patch embedding"),
     ],
 )
-def test_weights_of_another_model_are_told(tmp_path, classifier, change, reason):
+def test_weights_of_another_model_are_refused(tmp_path, classifier, change, reason):
     torch.save(change(videomae_names(classifier)), tmp_path / "c.pth")
     with pytest.raises(ValueError, match=reason):
         read_weights(tmp_path / "c.pth", heads=3)
@@ -163,7 +163,7 @@ def test_a_width_of_no_published_size_asks_for_heads(tmp_path, classifier):
         read_weights(tmp_path / "c.pth")
 
 
-def test_a_torn_file_is_told(tmp_path, classifier):
+def test_a_torn_file_is_refused(tmp_path, classifier):
     torch.save(videomae_names(classifier), tmp_path / "c.pth")
     (tmp_path / "c.pth").write_bytes((tmp_path / "c.pth").read_bytes()[:-200])
     with pytest.raises(ValueError, match="may be torn"):

@@ -107,7 +107,7 @@ def test_what_videomae_has_not_is_folded_into_what_it_has(tmp_path, state, chang
         assert float((expected - reference(state, clips())).abs().max()) > 1e-3
 
 
-def test_the_bias_of_keys_is_said_to_be_left_out(tmp_path, state):
+def test_the_bias_of_keys_is_noted_as_left_out(tmp_path, state):
     torch.save(full_bias(state), tmp_path / "c.pth")
     assert any("keys are left out in 2 blocks" in note for note in read_weights(tmp_path / "c.pth", **CLIP, heads=3).notes)
 
@@ -124,7 +124,7 @@ def test_weights_are_found_wherever_they_lie(tmp_path, state, keys, prefix):
     assert_equal(logits(tmp_path / "c.pth"), reference(state, clips()))
 
 
-def test_which_of_several_is_read_is_said(tmp_path, state):
+def test_the_choice_among_several_is_noted(tmp_path, state):
     other = {name: tensor + 1 for name, tensor in state.items()}
     torch.save({"model": state, "model_ema": other}, tmp_path / "c.pth")
     assert_equal(logits(tmp_path / "c.pth"), reference(state, clips()))

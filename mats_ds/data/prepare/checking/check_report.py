@@ -8,7 +8,7 @@ from collections import Counter
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
-from mats_ds.core.format import count, format_bytes
+from mats_ds.core.format import format_bytes, format_count
 from mats_ds.core.text import clean_line, quote_word
 from mats_ds.data.prepare.checking.check_file import CLIP_FRAMES, CLIP_STRIDE, FileFacts
 from mats_ds.data.prepare.checking.check_set import CheckResult
@@ -53,8 +53,8 @@ def _describe_total(result: CheckResult, facts: Sequence[FileFacts]) -> str:
     unit, unit_seconds = _unit_of_time(facts)
     known = len(facts) - result.num_decoded
     return (
-        f"{count(len(facts), 'readable file')}: {seconds / unit_seconds:.1f} {unit}, {format_bytes(num_bytes)}. "
-        f"{count(result.num_decoded, 'file')} decoded in {result.wall_seconds:.0f} s"
+        f"{format_count(len(facts), 'readable file')}: {seconds / unit_seconds:.1f} {unit}, {format_bytes(num_bytes)}. "
+        f"{format_count(result.num_decoded, 'file')} decoded in {result.wall_seconds:.0f} s"
         + (", the others were known." if known > 0 else ".")
     )
 
@@ -97,13 +97,13 @@ def _describe_frames(facts: Sequence[FileFacts]) -> str:
     num_shorter = sum(fact.num_frames < CLIP_FRAMES for fact in facts)
     text = f"Frame rate: median {statistics.median(rates):.4g} per second, {min(rates):.3g} to {max(rates):.3g}"
     text += (
-        f". Within {count(num_vfr, 'file')} it varies: clip.stride counts frames there, clip.stride_seconds (if set) time."
+        f". Within {format_count(num_vfr, 'file')} it varies: clip.stride counts frames there, clip.stride_seconds (if set) time."
         if num_vfr
         else "."
     )
     if num_short:
         text += (
-            f"\nShort: {count(num_short, 'file')} of fewer than {span} frames ({CLIP_FRAMES} at stride {CLIP_STRIDE}): "
+            f"\nShort: {format_count(num_short, 'file')} of fewer than {span} frames ({CLIP_FRAMES} at stride {CLIP_STRIDE}): "
             f"clips of them take frames that lie closer together; {num_shorter}, below {CLIP_FRAMES} frames, repeat some."
         )
     return text
@@ -116,7 +116,7 @@ def _describe_keyframes(facts: Sequence[FileFacts]) -> str:
     if median > LONG_GOP_FRAMES:
         num_long = sum(gop > LONG_GOP_FRAMES for gop in gops)
         text += (
-            f" {count(num_long, 'file')} are above {LONG_GOP_FRAMES}: a clip costs about twice the decoding that it would "
+            f" {format_count(num_long, 'file')} are above {LONG_GOP_FRAMES}: a clip costs about twice the decoding that it would "
             "with close keyframes.\n  What to do: `python mats_ds/prepare.py transcode`, once, before long trainings."
         )
     return text

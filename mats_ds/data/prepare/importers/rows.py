@@ -17,7 +17,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from mats_ds.core.storage.files import hash_file, hash_text, refuse_wrong_kind, replace_file
-from mats_ds.core.storage.own_files import claim_name, set_aside
+from mats_ds.core.storage.own_files import claim_name, find_same_path, find_same_target, set_aside
 from mats_ds.core.terminal import explain_locale
 from mats_ds.core.text import quote_word
 from mats_ds.data.prepare.importers.source import Source, VideoFiles
