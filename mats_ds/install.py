@@ -23,7 +23,7 @@ from pathlib import Path
 if __name__ == "__main__":  # run as a file, Python would look for modules in mats_ds/ itself
     sys.path[0] = str(Path(__file__).resolve().parents[1])
 
-from mats_ds.__main__ import VERBS, describe_unknown
+from mats_ds.__main__ import OF_LAUNCH_SH, VERBS, describe_unknown
 from mats_ds.core.terminal import run_program
 from mats_ds.core.text import say, tell_error
 from mats_ds.distributed.process_group import Stopped, is_dry_run, run_in_group, show_words
@@ -48,7 +48,11 @@ def main() -> int:
         return 0
     try:
         check_command(command, rest)
-        python = find_environment([] if command in VERBS else ["test"], is_locked="--locked" in rest and command == "setup")
+        python = find_environment([] if command in VERBS else ["test"], is_locked=[command, *rest] == ["setup", "--locked"])
+        words = [python, str(ROOT / "mats_ds" / "__main__.py"), command, *rest]
+        if command == "test":  # without arguments, what is quick and needs no GPU that is not there
+            quick = "not slow" if rest or choose_gpus(list_gpus(), os.environ) else "not slow and not gpu"
+            words = [python, "-m", "pytest", *(rest or ["-m", quick])]
     except (ValueError, OSError) as error:
         tell_error(error)
         return USAGE_ERROR if isinstance(error, ValueError) else FAILED
@@ -59,11 +63,8 @@ def main() -> int:
         note(f"ready: {python}")
         return 0
     if command in ("demo", "test") or (command == "report" and all(word.startswith("-") for word in rest)):
-        rest = [os.path.abspath(word) for word in rest] if command == "demo" else rest
+        words[3:] = map(os.path.abspath, rest) if command == "demo" else words[3:]
         os.chdir(ROOT)  # other commands take relative paths from the caller's folder
-    words = [python, str(ROOT / "mats_ds" / "__main__.py"), command, *rest]
-    if command == "test":
-        words = [python, "-m", "pytest", *(rest or choose_tests())]
     if is_dry_run() and (command == "test" or not os.path.exists(python)):
         print(show_words(words))
         return 0
@@ -73,7 +74,7 @@ def main() -> int:
 
 def check_command(command: str, arguments: list[str]) -> None:
     """Raises ValueError for what no environment would make right."""
-    if command not in (*VERBS, "setup", "test"):
+    if command not in (*VERBS, *OF_LAUNCH_SH):
         raise ValueError(describe_unknown(command))
     if command == "setup" and arguments not in ([], ["--locked"]):
         raise ValueError(f"setup takes --locked or nothing, got {arguments[0]!r}")
@@ -81,11 +82,6 @@ def check_command(command: str, arguments: list[str]) -> None:
         raise ValueError(f"demo takes one folder, got {len(arguments)}: {' '.join(arguments)}")
     if command == "demo" and arguments and not os.path.exists(arguments[0]):
         raise ValueError(f"demo: there is no folder {arguments[0]}")
-
-
-def choose_tests() -> list[str]:
-    """The options of pytest that leave out what is slow, and what needs a GPU where none may be used."""
-    return ["-m", "not slow" if choose_gpus(list_gpus(), os.environ) else "not slow and not gpu"]
 
 
 def read_requirements(text: str) -> dict[str, list[str]]:
@@ -282,8 +278,7 @@ def install_packages(uv: str, build: str, *, pins: str | None) -> None:
 
     The lock is installed through its export: `uv sync` takes files from the index that the lock names, past any mirror.
     """
-    python = ["--python", str(VENV_PYTHON)]
-    where = ["--directory", str(ROOT), *python]
+    where = ["--directory", str(ROOT), "--python", str(VENV_PYTHON)]
     fault = "the installation failed (see above). A network that needs a mirror: uv reads UV_DEFAULT_INDEX, not pip's settings"
     if pins is None:
         _run([uv, "pip", "install", *where, "--compile-bytecode", "--editable", f".[{build},test]"], or_else=fault)
@@ -304,7 +299,7 @@ def _run(words: list[str], *, or_else: str) -> None:
 
 
 def note(text: str) -> None:
-    """Say what is going on, on stderr."""
+    """Print a line of progress on stderr."""
     say(f"==> {text}", stream=sys.stderr)
 
 
