@@ -64,7 +64,7 @@ def read_help() -> list[str]:
 
 
 def describe_unknown(verb: str) -> str:
-    """What is said of a verb that is none, with the nearest that is one."""
+    """The message for an unknown verb, with the nearest known one."""
     known = (*VERBS, *OF_LAUNCH_SH)
     shown = verb if len(verb) <= SHOWN_CHARACTERS else f"{verb[:SHOWN_CHARACTERS]}..."
     close = difflib.get_close_matches(verb[:SHOWN_CHARACTERS], known, n=1)

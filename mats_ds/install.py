@@ -23,7 +23,7 @@ from pathlib import Path
 if __name__ == "__main__":  # run as a file, Python would look for modules in mats_ds/ itself
     sys.path[0] = str(Path(__file__).resolve().parents[1])
 
-from mats_ds.__main__ import VERBS, describe_unknown
+from mats_ds.__main__ import OF_LAUNCH_SH, VERBS, describe_unknown
 from mats_ds.core.cli import run_script
 from mats_ds.core.text import say, tell_error
 from mats_ds.distributed.process_group import Stopped, is_dry_run, run_in_group, show_words
@@ -48,7 +48,11 @@ def main() -> int:
         return 0
     try:
         check_command(command, rest)
-        python = find_environment([] if command in VERBS else ["test"], is_locked="--locked" in rest and command == "setup")
+        python = find_environment([] if command in VERBS else ["test"], is_locked=[command, *rest] == ["setup", "--locked"])
+        words = [python, str(ROOT / "mats_ds" / "__main__.py"), command, *rest]
+        if command == "test":  # without arguments, what is quick and needs no GPU that is not there
+            quick = "not slow" if rest or choose_gpus(list_gpus(), os.environ) else "not slow and not gpu"
+            words = [python, "-m", "pytest", *(rest or ["-m", quick])]
     except (ValueError, OSError) as error:
         tell_error(error)
         return USAGE_ERROR if isinstance(error, ValueError) else FAILED
@@ -59,11 +63,8 @@ def main() -> int:
         note(f"ready: {python}")
         return 0
     if command in ("demo", "test") or (command == "report" and all(word.startswith("-") for word in rest)):
-        rest = [os.path.abspath(word) for word in rest] if command == "demo" else rest
+        words[3:] = map(os.path.abspath, rest) if command == "demo" else words[3:]
         os.chdir(ROOT)  # other commands take relative paths from the caller's folder
-    words = [python, str(ROOT / "mats_ds" / "__main__.py"), command, *rest]
-    if command == "test":
-        words = [python, "-m", "pytest", *(rest or choose_tests())]
     if is_dry_run() and (command == "test" or not os.path.exists(python)):
         print(show_words(words))
         return 0
@@ -73,7 +74,7 @@ def main() -> int:
 
 def check_command(command: str, arguments: list[str]) -> None:
     """Raises ValueError for what no environment would make right."""
-    if command not in (*VERBS, "setup", "test"):
+    if command not in (*VERBS, *OF_LAUNCH_SH):
         raise ValueError(describe_unknown(command))
     if command == "setup" and arguments not in ([], ["--locked"]):
         raise ValueError(f"setup takes --locked or nothing, got {arguments[0]!r}")
@@ -81,11 +82,6 @@ def check_command(command: str, arguments: list[str]) -> None:
         raise ValueError(f"demo takes one folder, got {len(arguments)}: {' '.join(arguments)}")
     if command == "demo" and arguments and not os.path.exists(arguments[0]):
         raise ValueError(f"demo: there is no folder {arguments[0]}")
-
-
-def choose_tests() -> list[str]:
-    """The options of pytest that leave out what is slow, and what needs a GPU where none may be used."""
-    return ["-m", "not slow" if choose_gpus(list_gpus(), os.environ) else "not slow and not gpu"]
 
 
 def read_requirements(text: str) -> dict[str, list[str]]:
@@ -101,7 +97,7 @@ def list_missing(extras: list[str]) -> str:
     """The packages of pyproject.toml, with these extras, that the running Python lacks; "" for none. Imports none of them."""
     requirements = read_requirements((ROOT / "pyproject.toml").read_text(encoding="utf-8"))
     wanted = sum((requirements[extra] for extra in extras), requirements["dependencies"])
-    missing = [name for name in map(find_missing, wanted) if name]
+    missing = list(filter(None, map(find_missing, wanted)))
     if all(find_missing(requirements[build][0]) for build in BUILDS):
         missing.append("nvidia-dali")
     if not (3, 10) <= sys.version_info[:2] < (3, 15):
@@ -212,18 +208,16 @@ def install(*, is_locked: bool) -> None:
 def find_base() -> str | None:
     """An interpreter that the packages support, by its real path (a shim would not survive inside a venv); None for none."""
     named = os.environ.get("MATS_PYTHON")
-    for name in [named] if named else NAMES:
-        if path := _real_path(name):
-            return path
-    if named:
+    path = next(filter(None, map(_real_path, [named] if named else NAMES)), None)
+    if named and path is None:
         raise ValueError(f"MATS_PYTHON={named} is no Python 3.10 to 3.14")
-    return None
+    return path
 
 
 def _real_path(name: str) -> str | None:
     # -I: without it, Python would take a module from the folder that the caller is in
-    answer = _ask([name, "-I", "-c", "import sys; print(sys.executable); sys.exit(not (3, 10) <= sys.version_info < (3, 15))"])
-    return answer or None
+    code = "import sys; print(sys.executable); sys.exit(not (3, 10) <= sys.version_info < (3, 15))"
+    return _ask([name, "-I", "-c", code]) or None
 
 
 def find_uv() -> str | None:
@@ -242,8 +236,7 @@ def fetch_uv(base: str, folder: str) -> str:
     if is_dry_run() or _ask([base, "-I", "-m", "venv", folder]) is not None:
         if is_dry_run():
             print(show_words([base, "-m", "venv", folder]))
-        python = os.path.join(folder, "bin", "python")
-        _run([python, "-I", *pip, "uv"], or_else="pip could not fetch uv (see above)")
+        _run([os.path.join(folder, "bin", "python"), "-I", *pip, "uv"], or_else="pip could not fetch uv (see above)")
     elif _ask([base, "-I", "-m", "pip", "--version"]) is not None:
         _run([base, "-I", *pip, "--target", folder, "uv"], or_else="pip could not fetch uv (see above)")
     else:
@@ -263,12 +256,11 @@ def make_venv(uv: str, base: str | None) -> None:
             raise ValueError(
                 f"{VENV} is in the way: it holds {other}, so it is no environment of Python; give that folder another name"
             )
-        words = ["venv", "--quiet", "--python", base or "3.12", str(VENV)]
         if not is_dry_run():
             shutil.rmtree(VENV, ignore_errors=True)
         # --directory: uv would obey a uv.toml of the folder that the caller is in
         fault = "no Python 3.10 to 3.14 was found or could be fetched: install one, or name it with MATS_PYTHON"
-        _run([uv, *words, "--directory", str(ROOT)], or_else=fault)
+        _run([uv, "venv", "--quiet", "--python", base or "3.12", str(VENV), "--directory", str(ROOT)], or_else=fault)
     elif os.environ.get("MATS_PYTHON") and (ours := _version_of(there)) != (wanted := _version_of(str(base))):
         raise ValueError(f"{VENV} holds Python {ours}, MATS_PYTHON is {wanted}: remove .venv first")
 
@@ -280,10 +272,9 @@ def _version_of(python: str) -> str | None:
 def install_packages(uv: str, build: str, *, pins: str | None) -> None:
     """The packages of pyproject.toml, or with `pins` (a file to write) the versions of uv.lock, and this project, editable.
 
-    The lock is installed through its export: `uv sync` takes files from the index that the lock names, past any mirror.
+    The lock is installed by its own setuptools, through its export: `uv sync` goes to the index in the lock, past any mirror.
     """
-    python = ["--python", str(VENV_PYTHON)]
-    where = ["--directory", str(ROOT), *python]
+    where = ["--directory", str(ROOT), "--python", str(VENV_PYTHON)]
     fault = "the installation failed (see above). A network that needs a mirror: uv reads UV_DEFAULT_INDEX, not pip's settings"
     if pins is None:
         _run([uv, "pip", "install", *where, "--compile-bytecode", "--editable", f".[{build},test]"], or_else=fault)
@@ -291,7 +282,6 @@ def install_packages(uv: str, build: str, *, pins: str | None) -> None:
     extras = ["--extra", build, "--extra", "test"]
     _run([uv, "export", "--quiet", "--frozen", "--no-emit-project", *extras, *where, "--output-file", pins], or_else=fault)
     _run([uv, "pip", "install", *where, "--compile-bytecode", "--require-hashes", "-r", pins], or_else=fault)
-    # by the lock's own setuptools
     _run([uv, "pip", "install", *where, "--no-deps", "--no-build-isolation", "--editable", "."], or_else=fault)
 
 
@@ -304,7 +294,7 @@ def _run(words: list[str], *, or_else: str) -> None:
 
 
 def note(text: str) -> None:
-    """Say what is going on, on stderr."""
+    """Print a line of progress on stderr."""
     say(f"==> {text}", stream=sys.stderr)
 
 

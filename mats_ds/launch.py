@@ -46,7 +46,7 @@ WITH_VALUE = {
 }  # fmt: skip
 WITHOUT_VALUE = {"--no_ssh", "--force_multi", "--no_ssh_check", "--bind_cores_to_rank"}
 ON_SEVERAL_MACHINES = {"--no_ssh", "--num_nodes", "--force_multi", "--launcher"}
-CHOOSE_SLOTS = {"--hostfile", "--include", "--exclude", "--num_nodes"}  # say which ranks there are
+CHOOSE_SLOTS = {"--hostfile", "--include", "--exclude", "--num_nodes"}  # these choose the ranks
 
 
 @dataclass(frozen=True)
@@ -196,7 +196,7 @@ def _on_mig(uuids: Sequence[str], program: Path, script: Sequence[str]) -> Comma
     if len(uuids) > 1:
         raise ValueError(
             f"{VARIABLE} names {len(uuids)} GPUs with MIG parts among them ({', '.join(uuids)}): a process sees one part, and "
-            "NCCL does not connect several; name one, or whole GPUs"
+            "NCCL does not connect several; name one, or complete GPUs"
         )
     return Command([sys.executable, "-u", str(program), *script], {VARIABLE: uuids[0]})
 
@@ -237,10 +237,10 @@ def _on_hosts(
     elif method == "openmpi":
         if {"--num_gpus", "--num_nodes", "--include", "--exclude"} & options.keys():
             raise ValueError(
-                "--launcher openmpi takes the whole hostfile: leave the machines out there, not with --num_gpus, --num_nodes, "
+                "--launcher openmpi takes all of the hostfile: leave the machines out there, not with --num_gpus, --num_nodes, "
                 "--include or --exclude"
             )
-        # mpirun does not tell ranks where to meet
+        # ranks of mpirun learn the address to meet at from here alone
         meeting = f"-x MASTER_ADDR={address or hosts[0]} -x MASTER_PORT={port or DEFAULT_PORT}"
         own["--launcher_args"] = f"{meeting} {options.get('--launcher_args', '')}".rstrip()
         own.setdefault("--master_addr", hosts[0])

@@ -234,7 +234,7 @@ class TestHosts:
             (["--hostfile", "nowhere"], "there is no hostfile nowhere"),
             (["--hostfile", "my hosts", "--launcher", "lsf"], "got 'lsf'"),
             (["--hostfile", "my hosts", "--num_nodes", "4"], "names only 3"),
-            (["--hostfile", "my hosts", "--launcher", "openmpi", "--num_nodes", "2"], "openmpi takes the whole hostfile"),
+            (["--hostfile", "my hosts", "--launcher", "openmpi", "--num_nodes", "2"], "openmpi takes all of the hostfile"),
             (["--hostfile", "my hosts", "--no_ssh", "--master_addr", "a"], "--no_ssh needs --node_rank"),
             (["--hostfile", "my hosts", "--no_ssh", "--node_rank", "1"], "--no_ssh needs --master_addr"),
             (

@@ -85,7 +85,7 @@ def end_group(child: subprocess.Popen) -> None:
 
 
 def _signal_group(group: int, number: int) -> bool:
-    """Send it, and tell whether the group has a process."""
+    """Send the signal; False where the group has no process."""
     try:
         os.killpg(group, number)
     except ProcessLookupError:

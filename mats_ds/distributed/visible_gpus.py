@@ -16,7 +16,7 @@ _LISTED = re.compile(r"^(?:GPU (\d+):|\s+MIG ).*\(UUID: ([^)]+)\)", re.MULTILINE
 
 @dataclass(frozen=True)
 class Gpu:
-    """A GPU, or one MIG part of it. `uuid` is "" where nvidia-smi is not here to tell it; `index` is the whole GPU's."""
+    """A GPU, or one MIG part of it. `uuid` is "" without nvidia-smi; `index` is that of the GPU."""
 
     index: int
     uuid: str
@@ -55,11 +55,11 @@ def _ask_driver(*options: str) -> str:
 
 def parse_gpus(text: str) -> list[Gpu]:
     """The GPUs and MIG parts in what `nvidia-smi -L` prints."""
-    found: list[Gpu] = []
+    gpus: list[Gpu] = []
     for index, uuid in _LISTED.findall(text):
-        if index or found:
-            found.append(Gpu(int(index) if index else found[-1].index, uuid))
-    return found
+        if index or gpus:
+            gpus.append(Gpu(int(index) if index else gpus[-1].index, uuid))
+    return gpus
 
 
 def choose_gpus(gpus: Sequence[Gpu], environment: Mapping[str, str]) -> list[Gpu]:

@@ -28,8 +28,8 @@ def find_file(source: str | Path, folder: str, *, suffix: str) -> Path | None:
     is_name = path.suffix == "" and len(path.parts) == 1
     if not is_name and path.parts[-2:-1] != (folder,):
         return None
-    found = find_folder(folder) / (f"{path}{suffix}" if is_name else path.name)
-    return found if found.is_file() else None
+    shipped = find_folder(folder) / (f"{path}{suffix}" if is_name else path.name)
+    return shipped if shipped.is_file() else None
 
 
 def list_names(folder: str, *, suffix: str) -> list[str]:
