@@ -31,7 +31,7 @@ from mats_ds.core.token_grid import TokenCounts, count_tokens
 from mats_ds.data.augment.augmenter import Augmenter
 from mats_ds.data.classes import Classes, check_test_set, resolve_classes
 from mats_ds.data.clip_sampler import ClipSampler
-from mats_ds.data.loading.build import open_loader, open_videos, read_once
+from mats_ds.data.loading.build import open_loader, open_videos, read_pass
 from mats_ds.data.manifest import Manifest, read_manifest
 from mats_ds.data.shared_videos import refuse_shared
 from mats_ds.data.view_sampler import ViewSampler, fit_micro_batch
@@ -190,10 +190,10 @@ def finetune(recipe: FinetuneRecipe, options: argparse.Namespace) -> None:
                 Evaluator(
                     engine,
                     average.model if average else engine.module,
-                    batches=partial(read_once, test_loader),
+                    batches=partial(read_pass, test_loader),
                     num_batches=test_loader.sampler.steps_per_epoch,
-                    label_S=torch.from_numpy(test_set.label_S),
-                    num_classes=classes.count,
+                    label_S=test_set.label_S,
+                    ranks=place,
                     every_steps=max(1, round(recipe.evaluation.every_epochs * sampler.steps_per_epoch)),
                     run_dir=folder,
                     keep_best=keep_best,

@@ -8,6 +8,7 @@ pre-trained weights load as a plain subset.
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -107,6 +108,16 @@ class VideoClassifier(KeepsTables):
         return cls(
             grid=grid or TokenGrid(), width=size.width, depth=size.depth, heads=size.heads, num_classes=num_classes, **options
         )
+
+    def with_keep_ratio(self, keep_ratio: float) -> VideoClassifier:
+        """A classifier with the same weights, shared, that keeps another fraction of the tokens.
+
+        Raises ValueError for a fraction that cannot be.
+        """
+        check_options(self.num_classes, (), keep_ratio, self.feature, adaptive=self.candidate_grid.tau > self.grid.tau)
+        other = copy.copy(self)
+        other.keep_ratio = keep_ratio
+        return other
 
     def forward(self, frames_BTHWC: torch.Tensor, seed_B: torch.Tensor | None = None) -> torch.Tensor:
         """logits [B, classes]. Arguments and errors as for `encode`."""
