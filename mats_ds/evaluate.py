@@ -1,11 +1,12 @@
-"""Test a classifier on labelled videos at one or several fractions of kept tokens, or classify one video.
+"""Test a classifier on labelled videos at several fractions of kept tokens, or classify one video.
 
     bash launch.sh evaluate --model runs/ucf101 --manifest test.csv                  # all GPUs
     python mats_ds/evaluate.py --model MODEL --manifest test.csv --keep_ratio 0.3 0.6 1.0
     python mats_ds/evaluate.py --model MODEL --video clip.mp4
 
-Views and frames are those of the training's recipe; the weights of a run are its last ones, averaged if it keeps an average.
-Exit status: 0 done, 1 stopped by a fault (no room), 2 unusable input or arguments.
+Views and frames are those of the training's recipe; the weights of a run are its last ones,
+averaged if it keeps an average. Exit status: 0 done, 1 stopped by a fault (no room), 2 unusable
+input or arguments.
 """
 
 from __future__ import annotations

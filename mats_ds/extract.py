@@ -3,8 +3,8 @@
     bash launch.sh extract --model runs/k400 --manifest videos.csv --out features                 # all GPUs
     python mats_ds/extract.py --model MODEL --manifest videos.csv --out features --pool none      # every token and its position
 
-The same command continues an earlier extraction; shards are equal on any number of ranks. Labels are not needed.
-Exit status: 0 done, 1 stopped by a fault (no room), 2 unusable input or arguments.
+The same command continues an earlier extraction; shards are equal on any number of ranks. Labels
+are not needed. Exit status: 0 done, 1 stopped by a fault (no room), 2 unusable input or arguments.
 """
 
 from __future__ import annotations

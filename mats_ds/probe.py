@@ -1,4 +1,5 @@
-"""Probe frozen features: k nearest neighbours, a linear and an attentive classifier of one encoder on labelled videos.
+"""Probe frozen features: k nearest neighbours, a linear and an attentive classifier of one encoder
+on labelled videos.
 
     python mats_ds/probe.py --model RUN_OR_FILE --train train.csv --val val.csv --out DIR [--baseline]
 

@@ -1,6 +1,7 @@
 """Accuracy of classification scores: top-1, top-5, per class, with confidence intervals.
 
-The one implementation for evaluate.py, validation during fine-tuning and the probes. Legend: S videos, C classes.
+The one implementation for evaluate.py, validation during fine-tuning and the probes.
+Legend: S videos, C classes.
 """
 
 from __future__ import annotations
@@ -18,9 +19,13 @@ TOP = 5
 
 @dataclass(frozen=True)
 class Accuracy:
-    """Accuracy over the videos with scores. `classes`: top-1 of each class; confusion_CC: int64, true class by predicted class.
+    """Accuracy over the videos with scores.
 
-    `mean_class` is the mean over the classes that have videos; `num_top` is 5, or the number of classes if there are fewer.
+    `classes`: top-1 of every class. confusion_CC: int64, true class by predicted class.
+
+
+    `mean_class` is the mean over the classes that have videos; `num_top` is 5, or the number of
+    classes if there are fewer.
     """
 
     top1: Proportion
@@ -36,7 +41,7 @@ class Accuracy:
 
 
 def rank_labels(scores_SC: np.ndarray, label_S: np.ndarray) -> np.ndarray:
-    """rank_S: the number of classes ranked before the true one. Of equal scores the lower class ranks first.
+    """rank_S: the number of classes before the true one; of equal scores the lower class is first.
 
     NaN ranks before every number, as in torch and NumPy, so that a diverged model predicts class 0.
     """

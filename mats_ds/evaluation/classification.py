@@ -1,7 +1,8 @@
-"""Test a classifier on labelled videos at one or several fractions of kept tokens, or classify one video.
+"""Test a classifier on labelled videos at several fractions of kept tokens, or classify one video.
 
-The scores of a video are the mean of its views' softmax scores, as in VideoMAE; accuracy is over the videos that can be read, the
-others are listed. Legend: B clips of a batch, V fractions of kept tokens, C classes, R videos that could be read.
+The scores of a video are the mean of its views' softmax scores, as in VideoMAE; accuracy is over
+the videos that can be read, the others are listed. Legend: B clips of a batch, V fractions of kept
+tokens, C classes, R videos that could be read.
 """
 
 from __future__ import annotations
@@ -49,7 +50,7 @@ ADVICE = "make room or mend that, then start the same command again"
 
 @dataclass(frozen=True)
 class ClassifierTest:
-    """A classifier ready for a test. `models`: one per fraction of kept tokens, with shared weights. `source`: which weights."""
+    """A classifier to test. `models`: one per fraction of kept tokens, with shared weights."""
 
     path: str
     source: str
@@ -66,9 +67,10 @@ class ClassifierTest:
 def open_classifier(
     request: ModelRequest, *, device: torch.device, keep_ratios: Sequence[float] = (), class_names: str | None = None
 ) -> ClassifierTest:
-    """Load the classifier. keep_ratios: the model's own if empty. class_names: a file with one name per class.
+    """Load the classifier.
 
-    Raises ValueError for weights that are no classifier, and for fractions or names that do not fit it.
+    keep_ratios: the model's own if empty. class_names: a file with one name a line. Raises
+    ValueError for weights that are no classifier, and for fractions or names that do not fit it.
     """
     weights = read_model_weights(request)
     if weights.spec.kind != "classifier":
@@ -142,7 +144,8 @@ def score_manifest(test: ClassifierTest, manifest: Manifest, batches: Iterable, 
 def begin_test_folder(out: Path | None, keep_ratios: Sequence[float], *, inputs: Iterable[str | None]) -> Path:
     """Hold the folder, or a new one below runs/.
 
-    Raises ValueError if it holds anything but an earlier test or is in use, or if a file of the user's would be lost in it.
+    Raises ValueError if it holds anything but an earlier test or is in use, or if a file of the
+    user's would be lost in it.
     """
     folder = out or make_new_folder(Path("runs"), f"evaluate-{time.strftime('%Y%m%d-%H%M%S')}")
     refuse_losses(folder, result_names(keep_ratios), inputs=inputs)
@@ -196,7 +199,7 @@ def write_test(
 
 @torch.no_grad()
 def measure_points(test: ClassifierTest, scores_RVC: np.ndarray, label_R: np.ndarray, example: ClipBatch) -> list[SweepPoint]:
-    """Accuracy and cost at each fraction of kept tokens; the speed of the model alone only if there are several."""
+    """Accuracy and cost at every fraction of kept tokens; speed is measured if there are several."""
     device = test.views.device
     speeds: list[float | None] = [None] * len(test.models)
     if len(test.models) > 1:
@@ -216,8 +219,8 @@ def measure_points(test: ClassifierTest, scores_RVC: np.ndarray, label_R: np.nda
 def training_manifests(test: ClassifierTest) -> dict[str, tuple[str, str | None]]:
     """Manifests, with the roots of their paths, that the weights were trained on and chosen with.
 
-    A weight file may be somebody else's and name any path: only a plain list of moderate size is read, and a folder only if a
-    run's own recipe names it.
+    A weight file may be somebody else's and name any path: only a plain list of moderate size is
+    read, and a folder only if a run's own recipe names it.
     """
     origin, may_be_folder = test.origin, Path(test.path).is_dir()
     trained, chosen = (origin.trained_on, origin.trained_root), (origin.chosen_on, origin.chosen_root)
@@ -239,7 +242,7 @@ def describe_test(test: ClassifierTest, manifest: Manifest) -> dict[str, object]
 
 
 def classify_video(test: ClassifierTest, path: str, *, ranks: RankInfo) -> None:
-    """Print the most likely classes of one video with their scores, at each fraction of kept tokens.
+    """Print the most likely classes of one video, with their scores, at every fraction.
 
     Raises ValueError for a file that is not there or cannot be read.
     """

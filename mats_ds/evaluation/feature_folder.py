@@ -1,7 +1,7 @@
-"""Extraction into a folder: shards of features, index.csv, unreadable.csv, and the settings in features.json.
+"""Extraction into a folder: shards of features, index.csv, unreadable.csv and features.json.
 
-The same command continues an earlier extraction: finished shards are kept, unfinished files removed. Shards are equal on any
-number of ranks.
+The same command continues an earlier extraction: finished shards are kept, unfinished files
+removed. Shards are equal on any number of ranks.
 """
 
 from __future__ import annotations
@@ -44,7 +44,9 @@ ADVICE = "make room or mend that, then start the same command again: finished sh
 
 @dataclass(frozen=True)
 class ShardOptions:
-    """What a shard holds. `pool`: "mean", "tubelet" or "none"; `store`: type of the features; `format`: see SUFFIXES."""
+    """What a shard holds. `pool`: "mean", "tubelet" or "none". `store`: type. `format`: of
+    SUFFIXES.
+    """
 
     pool: str
     store: str
@@ -54,7 +56,7 @@ class ShardOptions:
 
 @dataclass(frozen=True)
 class Extraction:
-    """An encoder and all settings that its features depend on. `details`: other entries of features.json."""
+    """An encoder and all settings of its features; `details`: other entries of features.json."""
 
     encoder: VideoEncoder
     views: ViewPlan
@@ -78,7 +80,7 @@ def extract(
     shards: ShardOptions,
     ranks: RankInfo,
 ) -> None:
-    """Write the missing shards, each rank its own; rank 0 holds the folder and writes the index.
+    """Write the missing shards, every rank its own; rank 0 holds the folder and writes the index.
 
     Raises ValueError, on all ranks, for a folder, weights or numbers that cannot be used.
     """
@@ -109,7 +111,7 @@ def extract(
 def plan_extraction(
     request: ModelRequest, manifest: Manifest, *, keep_ratio: float | None, shards: ShardOptions, ranks: RankInfo
 ) -> Extraction:
-    """Load the encoder and collect all settings. Raises ValueError for weights or numbers that cannot be used."""
+    """Load the encoder and collect all settings. Raises ValueError if they cannot be used."""
     weights = read_model_weights(request)
     for line in describe_weights(request.path, weights):
         logger.info("%s", line)
@@ -153,8 +155,8 @@ def plan_extraction(
 def begin_folder(out: Path, extraction: Extraction, *, inputs: Sequence[str | Path | None] = ()) -> None:
     """Hold the folder, write the settings and remove unfinished files of a killed start.
 
-    inputs: files that are read. Raises ValueError, and changes nothing, if `out` holds something else or features of other
-    settings, is in use, or a file of the user's would be lost in it.
+    inputs: files that are read. Raises ValueError, and changes nothing, if `out` holds something
+    else or features of other settings, is in use, or a file of the user's would be lost in it.
     """
     written = (SETTINGS, *TABLES)
     for _ in range(2):  # before the folder is held, so that a foreign one stays as it is, and after, when nobody else writes
@@ -185,7 +187,7 @@ def refuse_other_settings(path: Path, settings: Mapping[str, object]) -> None:
 
 
 def refuse_other_tables(out: Path) -> None:
-    """Raise ValueError if a file with the name of one of our tables begins otherwise: somebody put it there or changed it."""
+    """Raise ValueError if a file with the name of one of our tables has another header."""
     for name, columns in TABLES.items():
         if not os.path.lexists(out / name):
             continue
@@ -251,6 +253,6 @@ def write_index(out: Path, manifest: Manifest, paths: list[Path], grid: TokenGri
     write_table(out / INDEX, INDEX_COLUMNS, rows)
     write_unreadable(out / UNREADABLE, bad)
     end_writing(out, (SETTINGS, *TABLES))
-    note = f"; {len(bad)} unreadable, in whole or in part: see {UNREADABLE}" if bad else ""
+    note = f"; {len(bad)} unreadable, at least in part: see {UNREADABLE}" if bad else ""
     num_read = len({row[2] for row in rows})
     return f"{len(rows)} views of {num_read} videos (of {len(manifest)}) in {len(paths)} shards below {out}{note}"

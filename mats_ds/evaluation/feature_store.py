@@ -1,7 +1,7 @@
-"""Files of frozen features: shards of arrays (extract.py) and sets of videos (probe.py), each with a digest of its settings.
+"""Files of frozen features with a digest of their settings: shards (extract.py), sets (probe.py).
 
-The digest covers all that the features depend on: weights, videos, sampling. A file with another digest is made anew; a file of
-another program with one of our names is refused, never overwritten.
+The digest covers all that the features depend on: weights, videos, sampling. A file with another
+digest is replaced; a file of another program with one of our names is refused, never overwritten.
 """
 
 from __future__ import annotations
@@ -38,8 +38,11 @@ MAX_RESULT_BYTES = 1_000_000
 
 @dataclass(frozen=True)
 class FrozenSet:
-    """Features of S readable videos. pooled_SD float32: the mean over a video's views. tokens_SKD float16: normalised tokens of
-    all its views, None if no probe needs them. label_S and sample_S (row of the manifest) int64.
+    """Features of S readable videos.
+
+    pooled_SD float32: the mean over a video's views. tokens_SKD
+    float16: normalised tokens of all its views, None if no probe needs them. label_S and sample_S
+    (row of the manifest) int64.
     """
 
     pooled_SD: torch.Tensor
@@ -49,7 +52,7 @@ class FrozenSet:
 
 
 def make_key(state: Mapping[str, torch.Tensor], paths: Sequence[str], settings: Mapping[str, Any]) -> str:
-    """The digest of every weight, every video with its size and time, and the settings (JSON). Missing videos count as such."""
+    """The digest of weights, videos (with their sizes and times) and settings (anything for JSON)."""
 
     def parts() -> Iterator[bytes | memoryview]:
         yield json.dumps(settings, sort_keys=True).encode()
@@ -80,13 +83,13 @@ def holds_features(path: Path) -> bool:
 
 
 def refuse_foreign_features(folder: Path) -> None:
-    """Raise ValueError if a file with the name of features is of another program, and would be overwritten."""
+    """Raise ValueError if a file with one of our names is of another program and would be lost."""
     for name in FEATURES:
         refuse_foreign(folder / name, marker=KEY)
 
 
 def is_probe_folder(folder: Path) -> bool:
-    """Whether a probe of version 0.1, which left no marker, made the folder: known by its results or its features."""
+    """Whether a probe of version 0.1, which left no marker, made the folder."""
     try:
         tree = parse_json(read_bytes(folder / RESULTS, max_bytes=MAX_RESULT_BYTES))
         return isinstance(tree, dict) and {"model", "train", "val", "chance", "results"} <= tree.keys()
@@ -97,7 +100,7 @@ def is_probe_folder(folder: Path) -> bool:
 
 
 def load_features(path: str | Path, *, key: str, needs_tokens: bool) -> FrozenSet | None:
-    """The features of the file; None if there is none, or one with another key, without the tokens or damaged."""
+    """The features of the file; None if it is missing, damaged, without tokens or of another key."""
     if not Path(path).is_file():
         return None
     try:
@@ -120,7 +123,7 @@ ABOUT = "about"  # JSON: an entry of the metadata, or an array of one string
 
 @dataclass(frozen=True)
 class Shard:
-    """`settings`: digest of all settings of the extraction. `bad`: the videos of this shard that could not be read."""
+    """`settings`: digest of the settings of the extraction. `bad`: unreadable videos of this shard."""
 
     arrays: Mapping[str, np.ndarray]
     settings: str
@@ -165,7 +168,7 @@ def read_shard(path: Path) -> Shard:
 
 
 def _read_npz(path: Path) -> dict[str, np.ndarray]:
-    """All arrays of the file. Raises ValueError, before any is read, for one that claims more bytes than are stored."""
+    """All arrays of the file. Raises ValueError, before reading, for more bytes than are stored."""
     with path.open("rb") as stream, open_archive(stream) as archive:
         infos = archive.infolist()
         if len(infos) > MAX_ARRAYS:
@@ -178,7 +181,7 @@ def _read_npz(path: Path) -> dict[str, np.ndarray]:
 
 
 def _check_array(member: IO[bytes], info: zipfile.ZipInfo) -> None:
-    """Raise ValueError for an array that claims more bytes than are stored: NumPy would allocate them."""
+    """Raise ValueError for an array that claims more bytes than are stored."""
     readers = {(1, 0): np.lib.format.read_array_header_1_0, (2, 0): np.lib.format.read_array_header_2_0}
     version = np.lib.format.read_magic(member)
     if version not in readers:
@@ -188,26 +191,27 @@ def _check_array(member: IO[bytes], info: zipfile.ZipInfo) -> None:
     shape, _, dtype = readers[version](member)
     claimed = math.prod(shape) * dtype.itemsize
     if claimed > info.file_size:
-        raise ValueError(f"{info.filename} says it has {claimed:.6g} bytes, and {info.file_size:,} are stored")
+        raise ValueError(f"{info.filename} claims {claimed:.6g} bytes, and {info.file_size:,} are stored")
 
 
 def is_finished(path: Path, settings: str) -> bool:
     """Whether the file is an undamaged shard of these settings.
 
-    Raises ValueError if it is not and may not be overwritten either: a folder, a link or a file of another program.
+    Raises ValueError if it is not and may not be overwritten either: a folder, a link or a file of
+    another program.
     """
     if path.is_file():
         try:
             if read_shard(path).settings == settings:
                 return True
         except ValueError:
-            pass  # damaged: made anew
+            pass  # damaged: extracted again
     refuse_foreign(path, marker=ABOUT)
     return False
 
 
 def refuse_foreign(path: Path, *, marker: str) -> None:
-    """Raise ValueError for a folder, a link, or a file that never held features marked so, not even before it was damaged."""
+    """Raise ValueError for a folder, a link, or a file that cannot be (a damaged) one of ours."""
     refuse_wrong_kind(path)
     if path.is_file() and not _may_hold_features(path, marker):
         raise ValueError(f"{path} holds no features of this command, and would be lost: rename it, or give another --out")

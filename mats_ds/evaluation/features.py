@@ -1,6 +1,7 @@
-"""Frozen features of videos: the arrays of a shard for extract.py, one set in memory for the probes.
+"""Frozen features of videos: arrays of a shard for extract.py, a set in memory for the probes.
 
-Legend: B clips of a batch, T tubelets, K tokens of a clip, D width of the encoder, S videos, V views of a video.
+Legend: B clips of a batch, T tubelets, K tokens of a clip, D width of the encoder, S videos, V
+views of a video.
 """
 
 from __future__ import annotations
@@ -19,6 +20,7 @@ from mats_ds.data.view_sampler import View
 from mats_ds.evaluation.feature_store import FrozenSet
 from mats_ds.evaluation.options import ViewPlan
 from mats_ds.evaluation.probes import normalise_tokens
+from mats_ds.evaluation.results import SHOWN_BAD
 from mats_ds.models.feature_extractor import VideoEncoder, VideoTokens, average_tubelets
 from mats_ds.models.weights.load import load_encoder
 from mats_ds.models.weights.model_weights import Weights
@@ -26,7 +28,6 @@ from mats_ds.models.weights.model_weights import Weights
 logger = logging.getLogger("mats_ds")
 
 VERSION = 2  # of the features that equal settings give; 1 (mats_ds 0.1) rounded position tables under bf16
-SHOWN_BAD = 5
 
 
 @dataclass(frozen=True)
@@ -83,7 +84,10 @@ def extract_shard(
 
 
 def pool_tokens(tokens: VideoTokens, encoder: VideoEncoder, *, pool: str, store: str) -> dict[str, np.ndarray]:
-    """The arrays of a batch, first dimension B: one feature per clip ("mean"), per tubelet ("tubelet") or per token ("none")."""
+    """The arrays of a batch, first dimension B.
+
+    pool: one feature per clip ("mean"), per tubelet ("tubelet") or per token ("none").
+    """
     arrays = {"tubelets": tokens.tubelets_BT}
     if pool == "mean":
         features = tokens.features_BD

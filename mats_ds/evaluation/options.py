@@ -1,9 +1,10 @@
-"""Options of the programs that run a trained model: which weights, and how videos are shown to them.
+"""Options of the programs that run a trained model: which weights, and how videos are shown to it.
 
-`read_request` turns the command line into a `ModelRequest`; with the weights at hand, `plan_views` makes a `ViewPlan` of it.
-A weight file gives the size of its clips, not the spacing of their frames nor the number of views per video: for runs and files
-of ours these are in the recipe of the training. For others the spacing is 4 frames (VideoMAE's and MATS's on Kinetics, arXiv
-2211.10636) and the number of views the program's default, unless the command line gives them.
+`read_request` turns the command line into a `ModelRequest`; with the weights at hand, `plan_views`
+makes a `ViewPlan` of it. A weight file gives the size of its clips, not the spacing of their frames
+nor the number of views per video: for runs and files of ours these are in the recipe of the
+training. For others the spacing is 4 frames (VideoMAE's and MATS's on Kinetics, arXiv 2211.10636)
+and the number of views the program's default, unless the command line gives them.
 """
 
 from __future__ import annotations
@@ -40,7 +41,8 @@ CLIPS_AT_ONCE = {"cpu": 8, "cuda": 32}
 class ModelRequest:
     """What the command line asks for; None: not given.
 
-    hints: sizes for a .pth that does not tell them. sampling: those of CLIP_KEYS that were given. clips, crops: views per video.
+    hints: sizes for a .pth that does not hold them. sampling: those of CLIP_KEYS that were given.
+    clips, crops: views per video.
     """
 
     path: str
@@ -56,10 +58,10 @@ class ModelRequest:
 
 @dataclass(frozen=True)
 class ViewPlan:
-    """How videos are shown to a model: `num_clips` x `num_crops` views each, `micro_batch` views at a time on `device`.
+    """How videos are shown to a model: `num_clips` x `num_crops` views, `micro_batch` at a time.
 
-    num_frames: read per view, more than the section's with adaptive frames. views_from, clips_from: which option, recipe or
-    default the numbers are from.
+    num_frames: read per view, more than the section's with adaptive frames. views_from, clips_from:
+    which option, recipe or default the numbers are from.
     """
 
     section: ClipSection
@@ -107,8 +109,8 @@ class ViewPlan:
 
     def describe_clips(self) -> str:
         section = self.section
-        apart = f"{section.stride_seconds:g} s" if section.stride_seconds is not None else f"{section.stride} frames"
-        spread = "spread evenly over the video" if section.sampling == "uniform" else f"{apart} apart"
+        spacing = f"{section.stride_seconds:g} s" if section.stride_seconds is not None else f"{section.stride} frames"
+        spread = "spread evenly over the video" if section.sampling == "uniform" else f"{spacing} apart"
         frames = f"{section.num_frames} frames of {section.height} x {section.width}"
         return f"{frames}, {spread} ({section.sampling} sampling; {self.clips_from})"
 
@@ -116,7 +118,8 @@ class ViewPlan:
 def add_model_options(parser: argparse.ArgumentParser, *, num_clips: int | None, num_crops: int | None) -> None:
     """Add the options that `read_request` reads, --root and --device.
 
-    num_clips, num_crops: default numbers of views; None: those of the training's recipe (see `plan_views`).
+    num_clips, num_crops: default numbers of views; None: those of the training's recipe (see
+    `plan_views`).
     """
     parser.add_argument(
         "--model", required=True, help="run folder or checkpoint of ours, .safetensors of ours, .pth, or Hugging Face folder"
@@ -129,14 +132,16 @@ def add_model_options(parser: argparse.ArgumentParser, *, num_clips: int | None,
         views.add_argument(f"--{name}", type=int, default=number, metavar="N", help=f"{text} ({default})")
     views.add_argument("--stride", type=int, metavar="N", help="video frames from one frame to the next (the run's; else 4)")
     views.add_argument("--stride_seconds", type=float, metavar="S", help="the same in seconds, whatever the frame rate")
-    views.add_argument("--sampling", choices=("dense", "uniform"), help="uniform: spread over the whole video (the run's)")
+    views.add_argument("--sampling", choices=("dense", "uniform"), help="uniform: spread over the video (the run's)")
     running = parser.add_argument_group("how it runs")
-    running.add_argument("--batch", type=int, metavar="N", help="clips at a time on each rank (whole videos, about 8; GPU 32)")
+    running.add_argument(
+        "--batch", type=int, metavar="N", help="clips at a time on a rank (all views of a video, about 8; GPU 32)"
+    )
     running.add_argument("--device", help="cpu, cuda or cuda:NUMBER (default: the GPU if there is one)")
     running.add_argument("--precision", choices=("bf16", "fp32"), help="default: bf16 on a GPU, fp32 on a CPU")
-    running.add_argument("--workers", type=int, metavar="N", help="reading threads of each rank (default: its cores)")
+    running.add_argument("--workers", type=int, metavar="N", help="reading threads of every rank (default: its cores)")
     running.add_argument("--local_rank", type=int, default=None, help=argparse.SUPPRESS)  # the deepspeed launcher passes it
-    trained = parser.add_argument_group("what the weights were trained on, if a .pth does not tell")
+    trained = parser.add_argument_group("sizes that the weights were trained with, which a .pth may not hold")
     for name, text in (("num_frames", "of a clip (16)"), ("height", "of a frame (224)"), ("width", "of a frame (224)")):
         trained.add_argument(f"--{name}", type=int, metavar="N", help=text)
     trained.add_argument("--heads", type=int, metavar="N", help="attention heads, for a width that no published size has")
@@ -154,7 +159,7 @@ def add_weights_from(parser: argparse.ArgumentParser) -> None:
 
 
 def read_request(options: argparse.Namespace) -> ModelRequest:
-    """The options of `add_model_options` as one value. Raises ValueError for numbers that cannot be."""
+    """The options of `add_model_options` as one value. Raises ValueError for impossible numbers."""
     for name in ("clips", "crops", "batch"):
         if (value := getattr(options, name)) is not None and value < 1:
             raise ValueError(f"--{name} is at least 1, got {value}")
@@ -191,7 +196,8 @@ def describe_weights(path: str | Path, weights: Weights) -> list[str]:
 def plan_views(request: ModelRequest, weights: Weights, *, grid: TokenGrid, num_frames: int, device: torch.device) -> ViewPlan:
     """How videos are shown to a model of `grid` that reads `num_frames` frames per view.
 
-    Each number is the command line's, else the recipe's, else the default. Raises ValueError for sampling that cannot be.
+    Each number is the command line's, else the recipe's, else the default. Raises ValueError for
+    sampling that cannot be.
     """
     numbers, views_from = choose_views(request, weights)
     section, clips_from = choose_clip_section(request, weights, grid)
@@ -223,7 +229,7 @@ def choose_views(request: ModelRequest, weights: Weights) -> tuple[dict[str, int
 
 
 def choose_clip_section(request: ModelRequest, weights: Weights, grid: TokenGrid) -> tuple[ClipSection, str]:
-    """How clips of `grid` are sampled, and where that is from. Raises ValueError for sampling that cannot be."""
+    """How clips of `grid` are sampled, and its source. Raises ValueError for impossible sampling."""
     in_recipe = dict(weights.origin.clip) or read_run_clip(Path(request.path))
     spacing = {key: value for key, value in in_recipe.items() if key != "stride_seconds" or "stride" not in request.sampling}
     size = dict(num_frames=grid.num_frames, height=grid.height, width=grid.width, tubelet=grid.tubelet)
@@ -236,19 +242,20 @@ def choose_clip_section(request: ModelRequest, weights: Weights, grid: TokenGrid
 
 
 def read_run_clip(path: Path) -> dict[str, Any]:
-    """`stride`, `stride_seconds` and `sampling` of a run's recipe; empty without one. `path`: see `read_beside`."""
+    """`stride`, `stride_seconds`, `sampling` of a run's recipe, if any; `path`: see `read_beside`."""
     return dict(origin_of(read_beside(path), step=None, averaged=None).clip)
 
 
 def read_run_views(path: Path) -> dict[str, int]:
-    """`clips` and `crops` of a run's recipe for testing; empty if it has none. `path`: see `read_beside`."""
+    """`clips` and `crops` for testing of a run's recipe, if any; `path`: see `read_beside`."""
     return dict(origin_of(read_beside(path), step=None, averaged=None).views)
 
 
 def read_beside(path: Path) -> Any:
     """The content of a run's recipe.yaml; None without one.
 
-    `path`: a run folder, its folder of checkpoints, one of them, or a weight file in the run folder.
+    `path`: a run folder, its folder of checkpoints, one of them, or a weight file in the run
+    folder.
     """
     steps = find_steps(path) if path.is_dir() else []
     # a run's checkpoints may be a link to a larger disk: the run that the path names comes first

@@ -1,6 +1,7 @@
-"""Probe an encoder: fit classifiers to its frozen features of one manifest, and test them on another.
+"""Probe an encoder: fit classifiers to its features of one manifest, test them on another.
 
-Features are extracted once and kept in the output folder. Nothing is chosen with the validation set.
+Features are extracted once and kept in the output folder. Nothing is chosen with the validation
+set.
 """
 
 from __future__ import annotations
@@ -58,10 +59,12 @@ TOKEN_BYTES, GIB = 2, 2**30
 
 @dataclass(frozen=True)
 class ProbeOptions:
-    """`probes`: in the order of PROBES. `baseline`: also with fresh weights. `keep_ratio`: None: the encoder's own.
+    """Options of the probes.
 
-    `neighbours`: of k-NN. `allow_overlap`: only warn of videos in both manifests. `seed`: of the attentive probe and of fresh
-    weights. `token_gib`: memory that the tokens of a manifest may take.
+    `probes`: in the order of PROBES. `baseline`: also with fresh weights. `keep_ratio` None: the
+    encoder's own. `neighbours`: of k-NN. `allow_overlap`: only warn of videos in both manifests.
+    `seed`: of the attentive probe and of fresh weights. `token_gib`: memory that the tokens of a
+    manifest may take.
     """
 
     probes: tuple[str, ...]
@@ -181,7 +184,7 @@ def get_features(
     out: Path | None,
     name: str,
 ) -> FrozenSet:
-    """The features kept in `out` if they are of the same weights, videos and views; else new ones, which are kept there."""
+    """The features kept in `out` if they are of the same weights, videos and views; else new ones."""
     needs_tokens = "attentive" in options.probes
     num_tokens = views.num_views * count_tokens(encoder.trunk.keep_ratio, encoder.grid.num_tokens)
     gib = len(manifest) * num_tokens * encoder.width * TOKEN_BYTES / GIB

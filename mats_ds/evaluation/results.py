@@ -1,4 +1,4 @@
-"""Files of a test: results.json, per_class.csv, predictions.csv, unreadable.csv, confusion.png, sweep.csv and .png."""
+"""Files of a test: results.json, CSV tables of classes, videos and costs, and two pictures."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ MAX_BYTES = 100_000_000  # of results.json: a few kB per class and fraction
 
 
 def result_names(keep_ratios: Sequence[float]) -> list[str]:
-    """Names, relative to the folder, of the files that `write_results` and `draw_results` write for these fractions."""
+    """Names of all files of a test at these fractions, relative to its folder."""
     tables = ("per_class.csv", "predictions.csv", "confusion.png")
     if len(keep_ratios) == 1:
         return [RESULTS, "unreadable.csv", *tables]
@@ -70,9 +70,7 @@ def write_per_class(path: Path, accuracy: Accuracy, names: Sequence[str]) -> Non
 
 
 def write_predictions(path: Path, videos: Sequence[VideoScore], manifest: Manifest, names: Sequence[str]) -> None:
-    """One row per readable video: its class, the predicted one and its score, the rank of the true
-    one (1 is right), the top 5.
-    """
+    """One row per readable video: true and predicted class, score, rank of the true class, top 5."""
 
     def row(sample: int, scores_C: np.ndarray, num_read: int) -> list[object]:
         best, label = top_classes(scores_C), int(manifest.label_S[sample])
@@ -98,7 +96,7 @@ def write_sweep(path: Path, points: Sequence[SweepPoint]) -> None:
 
 
 def write_unreadable(path: Path, bad: Sequence[BadClip]) -> None:
-    """Videos that could not be read, in whole or in part, and why."""
+    """Videos that could not be read, at least in part, and why."""
     write_table(path, UNREADABLE_COLUMNS, ((clip.sample, clip.path, clip.reason) for clip in bad))
 
 
@@ -136,7 +134,7 @@ def write_results(
 
 
 def draw_results(folder: Path, points: Sequence[SweepPoint], *, names: Sequence[str], title: str, speed_note: str) -> None:
-    """Draw the results that `write_results` has written. A picture that cannot be drawn is logged and missing."""
+    """Draw the pictures of a test. One that cannot be drawn is logged and left out."""
     drawings = []
     for point in points:
         path = (folder / ratio_folder(point.keep_ratio) if len(points) > 1 else folder) / "confusion.png"
@@ -198,7 +196,7 @@ def describe_points(points: Sequence[SweepPoint]) -> list[str]:
 
 @dataclass(frozen=True)
 class ProbeResult:
-    """One probe of one set of weights. `weights`: "trained" or "fresh". `settings`: of the probe, as text."""
+    """One probe of one set of weights ("trained" or "fresh"); `settings`: of the probe, as text."""
 
     probe: str
     weights: str
@@ -221,7 +219,7 @@ class ProbeResult:
 
 @dataclass(frozen=True)
 class ChanceLevel:
-    """Accuracy without features: guessing among all classes, and always predicting the most frequent class of `val`."""
+    """Accuracy without features: of guessing, and of always predicting the most frequent class."""
 
     num_classes: int
     most_frequent: float

@@ -1,7 +1,8 @@
 """Scores of videos: the mean softmax of a video's views, bit-equal on any number of ranks.
 
-The one implementation for evaluate.py and for validation during fine-tuning. Scores of views are float64 and are added in the
-order of the views, whichever rank read them (mean over views: VideoMAE, arXiv 2203.12602).
+The one implementation for evaluate.py and for validation during fine-tuning. Scores of views are
+float64 and are added in the order of the views, whichever rank read them (mean over views:
+VideoMAE, arXiv 2203.12602).
 
 Legend: B clips of a batch, C classes, R videos that could be read.
 """
@@ -23,7 +24,7 @@ from mats_ds.distributed.ranks import RankInfo
 
 @dataclass(frozen=True)
 class VideoScore:
-    """`mean`: float64 scores, None if no view could be read. `num_read`: the number of views that could."""
+    """`mean`: float64 scores, None if no view could be read. `num_read`: number of readable views."""
 
     mean: np.ndarray | None
     num_read: int
@@ -31,7 +32,7 @@ class VideoScore:
 
 @dataclass(frozen=True)
 class ScoredVideos:
-    """Scores of a whole manifest. `videos`: one entry per row. `bad`: one entry per unreadable video, ordered by row."""
+    """`videos`: one entry per row of the manifest. `bad`: one entry per unreadable video, by row."""
 
     videos: list[VideoScore]
     bad: list[BadClip]
@@ -50,7 +51,8 @@ class ScoredVideos:
 class VideoScores:
     """Scores of the views that one rank has read; `merge` adds those of another rank.
 
-    A video is averaged as soon as all of its views are there, so that a large test keeps one row per video.
+    A video is averaged as soon as all of its views are there, so that a large test keeps one row
+    per video.
     """
 
     def __init__(self, num_views: int) -> None:
@@ -59,7 +61,7 @@ class VideoScores:
         self._finished: dict[int, VideoScore] = {}
 
     def add(self, sample: int, view: int, scores: np.ndarray | None) -> None:
-        """Scores (of any shape) of view number `view` of video `sample`; None if it could not be read."""
+        """Add the scores (of any shape) of a view of video `sample`; None if it could not be read."""
         views = self._views.setdefault(sample, {})
         assert sample not in self._finished and view not in views, f"view {view} of video {sample} was counted twice"
         views[view] = scores if scores is None else scores.astype(np.float64)
@@ -108,9 +110,10 @@ def score_videos(
     num_crops: int,
     ranks: RankInfo,
 ) -> ScoredVideos | None:
-    """Scores of all videos on rank 0, None on the others; every rank passes its own batches of one pass.
+    """Scores of all videos on rank 0, None on the others.
 
-    score: the scores of a batch, first dimension B. Padding and blank clips do not count. Raises RanksLost if a rank has died.
+    batches: of one pass of this rank. score: the scores of a batch, first dimension B. Padding and
+    blank clips do not count. Raises RanksLost if a rank has died.
     """
     scores, bad = VideoScores(num_clips * num_crops), []
     for batch in batches:

@@ -19,8 +19,9 @@ LIMIT_SECONDS = 60.0
 def time_forwards(forwards: Sequence[Callable[[], object]], device: torch.device) -> list[float]:
     """Median seconds of each of several calls.
 
-    They take turns, so that a slow moment of the machine hits all of them; the first turn warms up and is not counted. There are
-    NUM_ROUNDS turns, fewer (at least one) if LIMIT_SECONDS have passed.
+    They take turns, so that a slow moment of the machine hits all of them; the first turn warms up
+    and is not counted. There are NUM_ROUNDS turns, fewer (at least one) if LIMIT_SECONDS have
+    passed.
     """
     seconds: list[list[float]] = [[] for _ in forwards]
     began = time.monotonic()
@@ -57,8 +58,9 @@ def count_macs(forward: Callable[[], object]) -> int:
 
 
 def forward_macs(model: VideoClassifier, *, size_name: str | None, device: torch.device) -> tuple[int, str]:
-    """Multiply-adds of one clip through a classifier, and the source of the number: the closed form for published sizes, else
-    PyTorch's count.
+    """Multiply-adds of one clip through a classifier, and the source of the number.
+
+    It is the closed form for published sizes, else PyTorch's count.
     """
     if size_name:
         flops = step_flops(

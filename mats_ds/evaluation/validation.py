@@ -1,6 +1,7 @@
-"""Validation during fine-tuning: an observer that evaluates the classifier, keeps the best weights and writes evaluation.jsonl.
+"""Validation during fine-tuning: evaluate the classifier, keep the best weights, log results.
 
-Scores and counts are those of evaluate.py (see scoring and accuracy). Legend: S videos, R readable ones, C classes.
+Scores and counts are those of evaluate.py (see scoring and accuracy). Legend: S videos, R readable
+ones, C classes.
 """
 
 from __future__ import annotations
@@ -37,11 +38,12 @@ MIN_SCORE = 1e-12  # of the true class, so that its loss is finite
 
 @dataclass(frozen=True)
 class Evaluation:
-    """One evaluation, a line of evaluation.jsonl. Fractions are of the `num_videos` readable videos.
+    """One line of evaluation.jsonl. Fractions are of the `num_videos` readable videos.
 
-    `loss` is the mean cross-entropy of the videos' mean softmax, without label smoothing. `is_best`: better than all before.
-    `measured_on`: the manifest; `clips` x `crops` views of each video; `averaged`: whether the averaged weights were used.
-    These are None in lines of version 0.1.
+    `loss` is the mean cross-entropy of the videos' mean softmax, without label smoothing.
+    `is_best`: better than all before. `measured_on`: the manifest; `clips` x `crops` views of each
+    video; `averaged`: whether the averaged weights were used. These are None in lines of version
+    0.1.
     """
 
     step: int
@@ -78,13 +80,16 @@ def judge(scored: ScoredVideos, label_S: np.ndarray, *, step: int, epoch: float,
 
 @dataclass
 class Evaluator:
-    """Evaluates every `every_steps` steps and after the last one; writes to the console, evaluation.jsonl and the monitors.
+    """Observer that evaluates every `every_steps` steps and after the last one.
 
-    model: what is evaluated (the engine's module, or the average of its weights). engine: put back into training afterwards.
-    batches: gives one pass of this rank over its views (`read_pass`). label_S: int64 labels of the videos.
-    keep_best: called on every rank after an evaluation that is better than all before it.
-    measured_on, clips, crops, averaged: fields of each Evaluation.
-    List it before the Checkpointer, so that a resumed run does not repeat the evaluation of its first step.
+    It writes to the console, evaluation.jsonl and the monitors.
+
+    model: what is evaluated (the engine's module, or the average of its weights). engine: put back
+    into training afterwards. batches: gives one pass of this rank over its views (`read_pass`).
+    label_S: int64 labels of the videos. keep_best: called on every rank after an evaluation that is
+    better than all before it. measured_on, clips, crops, averaged: fields of each Evaluation. List
+    it before the Checkpointer, so that a resumed run does not repeat the evaluation of its first
+    step.
     """
 
     engine: Any
@@ -175,9 +180,10 @@ def describe_evaluation(evaluation: Evaluation, *, best: float) -> str:
 
 
 def read_evaluations(run_dir: Path) -> list[Evaluation]:
-    """The evaluations of a run, oldest first; none where there is no file.
+    """The evaluations of a run, oldest first; none if there is no file.
 
-    An incomplete last line is skipped, and so is, with a warning, any other line that is no evaluation. Unknown keys are ignored.
+    An incomplete last line is skipped, and so is, with a warning, any other line that is no
+    evaluation. Unknown keys are ignored.
     """
     path = run_dir / EVALUATION_FILE
     try:
