@@ -9,19 +9,16 @@ import json
 import subprocess
 import sys
 from pathlib import Path
-from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import torch
 
 from mats_ds import evaluate
-from mats_ds.config.finetune_recipe import FinetuneRecipe
-from mats_ds.config.load import dump_recipe, load_recipe
 from mats_ds.data.manifest import read_manifest
 from mats_ds.distributed.ranks import join_ranks
 from mats_ds.evaluation import classification
-from mats_ds.evaluation import options as model_options
+from mats_ds.evaluation.options import read_request
 from mats_ds.evaluation.speed import forward_macs
 from mats_ds.models.model_spec import describe_model
 from mats_ds.models.vit import IMAGENET_MEAN, IMAGENET_STD, UINT8_MAX
@@ -199,89 +196,9 @@ def test_imported_weights_give_transformers_own_logits(folder, manifest):
     assert num_compared == NUM_VIDEOS
 
 
-def request_of(path, *arguments):
-    return model_options.read_request(evaluate.parse_arguments(["--model", str(path), "--video", "x", *arguments]))
-
-
 def open_test(path, *arguments, **options):
-    return classification.open_classifier(request_of(path, *arguments), device=torch.device("cpu"), **options)
-
-
-def test_clips_are_sampled_as_in_the_run(tmp_path, monkeypatch):
-    """Stride and sampling are in the recipe of a run folder; the command line wins."""
-    (tmp_path / "recipe.yaml").write_text("clip: {num_frames: 16, stride: 7, sampling: uniform, stride_seconds: null}\n")
-    monkeypatch.setattr(model_options, "find_steps", lambda path: [tmp_path / "checkpoints" / "step-00000001"])
-    weights = SimpleNamespace(origin=Origin())
-    section, source = model_options.choose_clip_section(request_of(tmp_path), weights, GRID)
-    assert (section.stride, section.sampling, section.num_frames, section.height) == (7, "uniform", 4, 32)
-    assert "recipe" in source
-    (tmp_path / "checkpoints").mkdir()
-    section, source = model_options.choose_clip_section(request_of(tmp_path / "checkpoints", "--stride", "3"), weights, GRID)
-    assert section.stride == 3 and "--stride" in source
-
-
-def test_weights_in_a_run_folder_are_shown_clips_of_its_recipe(tmp_path):
-    (tmp_path / "recipe.yaml").write_text("clip: {stride: 5, sampling: dense}\n")
-    (tmp_path / "best.safetensors").touch()
-    assert model_options.read_run_clip(tmp_path / "best.safetensors") == {"stride": 5, "sampling": "dense"}
-    assert model_options.read_run_clip(tmp_path / "checkpoint.pth") == model_options.read_run_clip(tmp_path) == {}
-
-
-def test_one_checkpoint_named_from_within_its_folder_has_the_recipe_of_its_run(tmp_path, monkeypatch):
-    step = tmp_path / "checkpoints" / "step-00000001"
-    step.mkdir(parents=True)
-    (step / "complete.json").touch()
-    (tmp_path / "recipe.yaml").write_text("clip: {stride: 5, sampling: uniform}\n")
-    monkeypatch.chdir(step.parent)
-    assert model_options.read_run_clip(Path("step-00000001")) == {"stride": 5, "sampling": "uniform"}
-
-
-class TestViews:
-    """How many views of a video make a test: the command line's, else the training's recipe's, else 5 x 3."""
-
-    V01 = "evaluation: {manifest: val.csv, root: null, clips: CLIPS, crops: 1, every_epochs: 5.0}\n"
-
-    def views_of(self, path, *arguments):
-        views = open_test(path, *arguments).views
-        return (views.num_clips, views.num_crops), views.describe_views()
-
-    @pytest.mark.parametrize(
-        ("name", "views"), [("ucf101", (5, 3)), ("hmdb51", (10, 3)), ("k400", (5, 3)), ("ssv2", (2, 3)), ("oscc", (1, 1))]
-    )
-    def test_the_recipes_of_data_sets_are_tested_as_published(self, tmp_path, name, views):
-        """METHOD section 5 of arXiv 2211.10636."""
-        recipe = load_recipe(f"finetune_{name}", schema=FinetuneRecipe)
-        assert recipe.evaluation.training_views == (1, 1)
-        (tmp_path / "recipe.yaml").write_text(dump_recipe(recipe))
-        found, words = self.views_of(save_classifier(tmp_path / "best.safetensors"))
-        assert found == views and "recipe" in words
-
-    def test_the_file_itself_says_it_wherever_it_lies(self, tmp_path):
-        origin = Origin(views={"clips": 4, "crops": 2})
-        found, words = self.views_of(save_classifier(tmp_path / "moved.safetensors", origin=origin))
-        assert found == (4, 2) and "4 x 2 views" in words and "recipe" in words
-
-    def test_weights_from_outside_are_shown_5_by_3(self, model):
-        found, words = self.views_of(model)
-        assert found == (5, 3) and "default" in words
-
-    def test_the_command_line_wins_for_what_it_names(self, tmp_path):
-        path = save_classifier(tmp_path / "a.safetensors", origin=Origin(views={"clips": 4, "crops": 2}))
-        found, words = self.views_of(path, "--clips", "7")
-        assert found == (7, 2) and "--clips" in words and "recipe" in words
-
-    @pytest.mark.parametrize(("clips", "views"), [("1", (5, 3)), ("2", (2, 1))])
-    def test_what_version_0_1_wrote_unasked_is_not_taken_for_a_wish(self, tmp_path, clips, views):
-        (tmp_path / "recipe.yaml").write_text(self.V01.replace("CLIPS", clips))
-        assert self.views_of(save_classifier(tmp_path / "best.safetensors"))[0] == views
-
-    def test_one_of_the_two_alone_leaves_the_other_at_1(self, tmp_path):
-        (tmp_path / "recipe.yaml").write_text("evaluation: {clips: 4}\n")
-        assert self.views_of(save_classifier(tmp_path / "best.safetensors"))[0] == (4, 1)
-
-    def test_what_a_person_wrote_is(self, tmp_path):
-        (tmp_path / "recipe.yaml").write_text("evaluation: {clips: 1, crops: 1}\n")
-        assert self.views_of(save_classifier(tmp_path / "best.safetensors"))[0] == (1, 1)
+    request = read_request(evaluate.parse_arguments(["--model", str(path), "--video", "x", *arguments]))
+    return classification.open_classifier(request, device=torch.device("cpu"), **options)
 
 
 def test_a_figure_comes_with_its_weights_views_frames_and_what_chose_them(folder, videos, tmp_path):

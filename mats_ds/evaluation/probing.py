@@ -9,6 +9,7 @@ from __future__ import annotations
 import logging
 import time
 from collections.abc import Iterator, Mapping
+from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -90,81 +91,63 @@ def probe(
 
     Raises ValueError for videos, weights, options or a folder that cannot be used.
     """
-    if out is not None:
-        check_output_folder(out, command=COMMAND, is_ours=is_probe_folder)
-        refuse_losses(out, [RESULTS], inputs=(train, val, request.path))
-        refuse_foreign_features(out)
-    try:
-        tree = run_probes(request, train=train, val=val, root=root, out=out, options=options, device=device)
+    with ExitStack() as at_end:
         if out is not None:
-            begin_writing(out, [RESULTS])
-            write_json(out / RESULTS, tree, indent=2)
-            end_writing(out, [RESULTS])
-            say(f"written: {out / RESULTS}")
-    finally:
+            at_end.callback(release_folder, out)
+            check_output_folder(out, command=COMMAND, is_ours=is_probe_folder)
+            refuse_losses(out, [RESULTS], inputs=(train, val, request.path))
+            refuse_foreign_features(out)
+        if options.neighbours < 1:
+            raise ValueError(f"--neighbours is at least 1, got {options.neighbours}")
+        train_set, val_set = read_manifest(train, root=root), read_manifest(val, root=root)
+        num_classes = count_shared_classes(train_set, val_set)
+        num_shared = refuse_shared(val_set, train_set, allowed=options.allow_overlap, fix="give --allow_overlap")
+        weights = read_model_weights(request)
+        fresh = {"fresh": with_fresh_weights(weights, seed=options.seed)} if options.baseline else {}
+        say(*describe_weights(request.path, weights))
         if out is not None:
-            release_folder(out)
-
-
-def run_probes(
-    request: ModelRequest,
-    *,
-    train: str,
-    val: str,
-    root: str | None,
-    out: Path | None,
-    options: ProbeOptions,
-    device: torch.device,
-) -> dict[str, object]:
-    """The content of probe.json. Holds `out`; errors as for `probe`."""
-    if options.neighbours < 1:
-        raise ValueError(f"--neighbours is at least 1, got {options.neighbours}")
-    train_set, val_set = read_manifest(train, root=root), read_manifest(val, root=root)
-    num_classes = count_shared_classes(train_set, val_set)
-    num_shared = refuse_shared(val_set, train_set, allowed=options.allow_overlap, fix="give --allow_overlap")
-    weights = read_model_weights(request)
-    subjects = {"trained": weights}
-    if options.baseline:
-        subjects["fresh"] = with_fresh_weights(weights, seed=options.seed)
-    say(*describe_weights(request.path, weights))
-    if out is not None:
-        hold_output_folder(out, command=COMMAND, is_ours=is_probe_folder)
-        remove_parts(out, of=(*FEATURES, RESULTS).__contains__)
-    results: list[ProbeResult] = []
-    for name, subject in subjects.items():
-        began = time.monotonic()
-        encoder = open_encoder(subject, keep_ratio=options.keep_ratio)
-        views = plan_views(request, weights, grid=encoder.grid, num_frames=encoder.num_frames, device=device)
-        encoder.to(device, views.dtype)
-        train_features, val_features = (
-            get_features(encoder, subject, manifest, views, options, out=out, name=f"{part}-{name}")
-            for part, manifest in (("train", train_set), ("val", val_set))
-        )
-        say(
-            f"{name} weights: {encoder.width} features of {len(train_features.label_S)} train and "
-            f"{len(val_features.label_S)} val videos in {time.monotonic() - began:.1f} s"
-        )
-        sizes = dict(num_classes=num_classes, heads=subject.spec.heads)
-        results += fit_probes(train_features, val_features, options, **sizes, weights_name=name, device=device)
-    chance = ChanceLevel(num_classes, float(torch.bincount(val_features.label_S).max()) / len(val_features.label_S))
-    shown = f"{views.num_clips} x {views.num_crops} views, {views.describe_clips()}"
-    say(f"measured on {len(val_features.label_S)} videos of {val_set.name}: {shown}")
-    say(chance.describe(), *(result.describe() for result in results))
-    return {
-        "model": request.path,
-        "weights": weights.source,
-        "origin": weights.origin.as_json(),
-        "train": str(train),
-        "val": str(val),
-        "num_classes": num_classes,
-        "chance": chance.as_json(),
-        "views": {"clips": views.num_clips, "crops": views.num_crops, **views.section.model_dump(mode="json")},
-        "keep_ratio": options.keep_ratio,
-        "seed": options.seed,
-        "results": [result.as_json() for result in results],
-        "versions": collect_versions(),
-        "also_trained_on": num_shared,
-    }
+            hold_output_folder(out, command=COMMAND, is_ours=is_probe_folder)
+            remove_parts(out, of=(*FEATURES, RESULTS).__contains__)
+        results: list[ProbeResult] = []
+        for name, subject in {"trained": weights, **fresh}.items():
+            began = time.monotonic()
+            encoder = open_encoder(subject, keep_ratio=options.keep_ratio)
+            views = plan_views(request, weights, grid=encoder.grid, num_frames=encoder.num_frames, device=device)
+            encoder.to(device, views.dtype)
+            train_features, val_features = (
+                get_features(encoder, subject, manifest, views, options, out=out, name=f"{part}-{name}")
+                for part, manifest in (("train", train_set), ("val", val_set))
+            )
+            seconds, num_videos = time.monotonic() - began, len(val_features.label_S)
+            counts = f"{len(train_features.label_S)} train and {num_videos} val videos"
+            say(f"{name} weights: {encoder.width} features of {counts} in {seconds:.1f} s")
+            sizes = dict(num_classes=num_classes, heads=subject.spec.heads)
+            results += fit_probes(train_features, val_features, options, **sizes, weights_name=name, device=device)
+        chance = ChanceLevel(num_classes, float(torch.bincount(val_features.label_S).max()) / num_videos)
+        shown = f"{views.num_clips} x {views.num_crops} views, {views.describe_clips()}"
+        say(f"measured on {num_videos} videos of {val_set.name}: {shown}")
+        say(chance.describe(), *(result.describe() for result in results))
+        if out is None:
+            return
+        tree = {
+            "model": request.path,
+            "weights": weights.source,
+            "origin": weights.origin.as_json(),
+            "train": train,
+            "val": val,
+            "num_classes": num_classes,
+            "chance": chance.as_json(),
+            "views": {"clips": views.num_clips, "crops": views.num_crops, **views.section.model_dump(mode="json")},
+            "keep_ratio": options.keep_ratio,
+            "seed": options.seed,
+            "results": [result.as_json() for result in results],
+            "versions": collect_versions(),
+            "also_trained_on": num_shared,
+        }
+        begin_writing(out, [RESULTS])
+        write_json(out / RESULTS, tree, indent=2)
+        end_writing(out, [RESULTS])
+        say(f"written: {out / RESULTS}")
 
 
 def with_fresh_weights(weights: Weights, *, seed: int) -> Weights:

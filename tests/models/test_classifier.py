@@ -156,3 +156,13 @@ def test_a_run_from_scratch_begins_with_weights_that_fit_the_width(width):
         fan = sum(layer.weight.shape)
         assert layer.weight.std().item() == pytest.approx((2 / fan) ** 0.5, rel=0.1)  # Xavier's
     assert model.class_head.weight.std().item() < 1e-4  # all classes alike at first
+
+
+def test_another_keep_ratio_shares_the_weights_and_leaves_the_model_alone():
+    model, frames = make_model(keep_ratio=1.0), random_frames()
+    fewer = model.with_keep_ratio(0.5)
+    assert (model.keep_ratio, fewer.keep_ratio) == (1.0, 0.5)
+    assert fewer.encode(frames).index_BK.shape[1] == model.encode(frames).index_BK.shape[1] // 2
+    assert all(one is other for one, other in zip(model.parameters(), fewer.parameters(), strict=True))
+    with pytest.raises(ValueError, match=r"at most 1, got 1\.5"):
+        model.with_keep_ratio(1.5)
