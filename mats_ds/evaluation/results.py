@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import csv
 import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -16,8 +15,9 @@ from mats_ds.core.clips import BadClip
 from mats_ds.core.drawing import try_to_draw
 from mats_ds.core.proportion import Proportion
 from mats_ds.core.storage.documents import parse_json
-from mats_ds.core.storage.files import describe_wrong_kind, read_bytes, replace_file, write_json
+from mats_ds.core.storage.files import describe_wrong_kind, read_bytes, write_json, write_text
 from mats_ds.core.storage.output_folder import make_subfolder, remove_parts
+from mats_ds.core.storage.tables import format_table
 from mats_ds.data.manifest import Manifest
 from mats_ds.evaluation.accuracy import TOP, Accuracy, rank_labels, summarize_accuracy, top_classes
 from mats_ds.evaluation.plots import SweepPoint, draw_confusion, draw_sweep
@@ -48,10 +48,7 @@ def ratio_folder(keep_ratio: float) -> str:
 
 def write_table(path: Path, header: Sequence[str], rows: Iterable[Sequence[object]]) -> None:
     """Write a CSV file atomically."""
-    with replace_file(path) as aside, aside.open("w", newline="", encoding="utf-8") as stream:
-        writer = csv.writer(stream, lineterminator="\n")
-        writer.writerow(header)
-        writer.writerows(rows)
+    write_text(path, format_table(header, rows))
 
 
 def write_per_class(path: Path, accuracy: Accuracy, names: Sequence[str]) -> None:

@@ -102,10 +102,8 @@ class TestViews:
         assert self.views_of(save_classifier(tmp_path / "best.safetensors"))[0] == (1, 1)
 
 
-@pytest.mark.parametrize(
-    ("num_views", "given", "micro_batch"), [((5, 3), (), 15), ((2, 1), (), 8), ((2, 3), ("--batch", "4"), 4)]
-)
-def test_a_batch_holds_all_views_of_a_video_unless_it_is_given(tmp_path, num_views, given, micro_batch):
+@pytest.mark.parametrize(("views", "given", "micro_batch"), [((5, 3), (), 15), ((2, 1), (), 8), ((2, 3), ("--batch", "4"), 4)])
+def test_a_batch_holds_all_views_of_a_video_unless_it_is_given(tmp_path, views, given, micro_batch):
     """So that they are decoded in one pass; about 8 at a time on a CPU."""
     path = save_classifier(tmp_path / "a.safetensors")
     request = request_of(path, "--clips", str(views[0]), "--crops", str(views[1]), *given)
