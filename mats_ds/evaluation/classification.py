@@ -24,7 +24,6 @@ from mats_ds.core.storage.folder_lock import release_folder
 from mats_ds.core.storage.output_file import begin_writing, end_writing, refuse_losses
 from mats_ds.core.storage.output_folder import check_output_folder, hold_output_folder, make_new_folder
 from mats_ds.core.text import clean_line, say
-from mats_ds.core.token_grid import count_tokens
 from mats_ds.data.classes import Classes, check_labels_of_model, warn_of_names
 from mats_ds.data.manifest import Manifest, read_manifest
 from mats_ds.data.prepare.importers.labels import read_class_list
@@ -81,10 +80,6 @@ def open_classifier(
     for line in describe_weights(request.path, weights):
         logger.info("%s", line)
     model = load_model(weights)
-    for ratio in keep_ratios:
-        model.with_keep_ratio(ratio)
-        if count_tokens(ratio, model.grid.num_tokens) < 1:
-            raise ValueError(f"--keep_ratio {ratio} of {model.grid.num_tokens} tokens is no token at all")
     names = tuple(read_class_list(Path(class_names)).names) if class_names else model.class_names
     if names and len(names) != model.num_classes:
         raise ValueError(f"{class_names} names {len(names)} classes, the model has {model.num_classes}")

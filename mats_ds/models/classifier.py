@@ -16,7 +16,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from mats_ds.core.token_grid import RUN_THRESHOLD, TokenGrid
+from mats_ds.core.token_grid import RUN_THRESHOLD, TokenGrid, count_tokens
 from mats_ds.models.layers import NORM_EPS, KeepsTables, init_linear, make_positions
 from mats_ds.models.sizes import MODEL_SIZES
 from mats_ds.models.token_merging import pool_by_size
@@ -112,9 +112,11 @@ class VideoClassifier(KeepsTables):
     def with_keep_ratio(self, keep_ratio: float) -> VideoClassifier:
         """A classifier with the same weights, shared, that keeps another fraction of the tokens.
 
-        Raises ValueError for a fraction that cannot be.
+        Raises ValueError for an impossible fraction.
         """
         check_options(self.num_classes, (), keep_ratio, self.feature, adaptive=self.candidate_grid.tau > self.grid.tau)
+        if count_tokens(keep_ratio, self.grid.num_tokens) < 1:
+            raise ValueError(f"keep_ratio {keep_ratio} of {self.grid.num_tokens} tokens is no token at all")
         other = copy.copy(self)
         other.keep_ratio = keep_ratio
         return other

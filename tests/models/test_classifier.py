@@ -164,5 +164,6 @@ def test_another_keep_ratio_shares_the_weights_and_leaves_the_model_alone():
     assert (model.keep_ratio, fewer.keep_ratio) == (1.0, 0.5)
     assert fewer.encode(frames).index_BK.shape[1] == model.encode(frames).index_BK.shape[1] // 2
     assert all(one is other for one, other in zip(model.parameters(), fewer.parameters(), strict=True))
-    with pytest.raises(ValueError, match=r"at most 1, got 1\.5"):
-        model.with_keep_ratio(1.5)
+    for keep_ratio, fault in ((1.5, r"at most 1, got 1\.5"), (1e-3, r"0\.001 of \d+ tokens is no token")):
+        with pytest.raises(ValueError, match=fault):
+            model.with_keep_ratio(keep_ratio)
