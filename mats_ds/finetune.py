@@ -26,7 +26,7 @@ from mats_ds.core.text import quote_word
 from mats_ds.data.augment.augmenter import Augmenter
 from mats_ds.data.classes import resolve_classes
 from mats_ds.data.clip_sampler import ClipSampler
-from mats_ds.data.loading.build import open_videos, read_once
+from mats_ds.data.loading.build import open_videos, read_pass
 from mats_ds.distributed.collectives import ask_first
 from mats_ds.distributed.consistency import check_consistent
 from mats_ds.evaluation.during_training import check_unseen, open_test_loader, open_test_set, write_result
@@ -120,10 +120,10 @@ def finetune(recipe: FinetuneRecipe, options: RunOptions) -> None:
                 Evaluator(
                     engine,
                     tested,
-                    batches=partial(read_once, loaders.enter_context(test_loader)),
+                    batches=partial(read_pass, loaders.enter_context(test_loader)),
                     num_batches=test_loader.sampler.steps_per_epoch,
-                    label_S=torch.from_numpy(test_set.label_S),
-                    num_classes=classes.count,
+                    label_S=test_set.label_S,
+                    ranks=ranks,
                     every_steps=max(1, round(section.every_epochs * sampler.steps_per_epoch)),
                     run_dir=folder,
                     keep_best=keep_best,

@@ -15,11 +15,12 @@ import pytest
 import torch
 
 from mats_ds import evaluate
-from mats_ds.config.finetune_recipe import FinetuneRecipe
-from mats_ds.config.load import dump_recipe, load_recipe
-from mats_ds.data.loading.build import read_views
 from mats_ds.data.manifest import read_manifest
 from mats_ds.distributed.ranks import join_ranks
+from mats_ds.evaluation import classification
+from mats_ds.evaluation.options import read_request
+from mats_ds.evaluation.speed import forward_macs
+from mats_ds.models.model_spec import describe_model
 from mats_ds.models.vit import IMAGENET_MEAN, IMAGENET_STD, UINT8_MAX
 from mats_ds.models.weights.origin import Origin
 from tests.trained_models import CLASSES, GRID, save_autoencoder, save_classifier, write_manifest, write_videos
@@ -175,111 +176,29 @@ def test_imported_weights_give_transformers_own_logits(folder, manifest):
     torch.manual_seed(7)
     theirs = transformers.VideoMAEForVideoClassification(config).eval()
     theirs.save_pretrained(folder / "theirs")
-    options = evaluate.parse_arguments(["--model", str(folder / "theirs"), "--manifest", manifest, *VIEWS, "--batch", "4"])
-    test = evaluate.open_classifier(options, join_ranks("cpu"))
-    seen = evaluate.score_views(test, read_manifest(manifest), label="")
+    test = open_test(str(folder / "theirs"), *VIEWS, "--batch", "4")
+    listed = read_manifest(manifest)
+    scored = classification.score_manifest(test, listed, test.views.read(listed), join_ranks("cpu"))
 
-    views = dict(recipe_clip=test.section, num_clips=2, num_crops=2, num_frames=4, micro_batch=4, device=torch.device("cpu"))
     num_compared = 0
-    for sample, batch in enumerate(read_views(read_manifest(manifest), **views)):  # a batch is a video
+    for sample, batch in enumerate(test.views.read(listed)):  # a batch is a video
         if sample == 3:
-            assert seen.videos[3].mean is None
+            assert scored.videos[3].mean is None
             continue
         frames = batch.clips.frames_BTHWC
         pixels = (frames / UINT8_MAX - torch.tensor(IMAGENET_MEAN)) / torch.tensor(IMAGENET_STD)
         with torch.no_grad():
             logits = theirs(pixels.movedim(-1, 2)).logits
-            torch.testing.assert_close(test.model(frames), logits, rtol=0, atol=1e-5)
+            torch.testing.assert_close(test.models[0](frames), logits, rtol=0, atol=1e-5)
         wanted = logits.double().softmax(dim=-1).mean(dim=0).numpy()
-        np.testing.assert_allclose(seen.videos[sample].mean[0], wanted, rtol=0, atol=1e-6)
+        np.testing.assert_allclose(scored.videos[sample].mean[0], wanted, rtol=0, atol=1e-6)
         num_compared += 1
     assert num_compared == NUM_VIDEOS
 
 
-def test_clips_are_taken_as_the_run_took_them(tmp_path, monkeypatch):
-    """Stride and sampling are in the recipe of a run folder; the command line wins."""
-    from mats_ds.evaluation import options as model_options
-
-    (tmp_path / "recipe.yaml").write_text("clip: {num_frames: 16, stride: 7, sampling: uniform, stride_seconds: null}\n")
-    monkeypatch.setattr(model_options, "find_steps", lambda path: [tmp_path / "checkpoints" / "step-00000001"])
-    arguments = ["--model", str(tmp_path), "--manifest", "x"]
-    section = model_options.find_clip_section(evaluate.parse_arguments(arguments), GRID)
-    assert (section.stride, section.sampling, section.num_frames, section.height) == (7, "uniform", 4, 32)
-    (tmp_path / "checkpoints").mkdir()
-    arguments = ["--model", str(tmp_path / "checkpoints"), "--manifest", "x", "--stride", "3"]
-    assert model_options.find_clip_section(evaluate.parse_arguments(arguments), GRID).stride == 3
-
-
-def test_weights_in_a_run_folder_are_shown_clips_of_its_recipe(tmp_path):
-    from mats_ds.evaluation.options import read_run_clip
-
-    (tmp_path / "recipe.yaml").write_text("clip: {stride: 5, sampling: dense}\n")
-    (tmp_path / "best.safetensors").touch()
-    assert read_run_clip(tmp_path / "best.safetensors") == {"stride": 5, "sampling": "dense"}
-    assert read_run_clip(tmp_path / "checkpoint.pth") == read_run_clip(tmp_path) == {}
-
-
-def test_one_checkpoint_named_from_within_its_folder_has_the_recipe_of_its_run(tmp_path, monkeypatch):
-    from mats_ds.evaluation.options import read_run_clip
-
-    step = tmp_path / "checkpoints" / "step-00000001"
-    step.mkdir(parents=True)
-    (step / "complete.json").touch()
-    (tmp_path / "recipe.yaml").write_text("clip: {stride: 5, sampling: uniform}\n")
-    monkeypatch.chdir(step.parent)
-    assert read_run_clip(Path("step-00000001")) == {"stride": 5, "sampling": "uniform"}
-
-
-class TestViews:
-    """How many views of a video make a test: the command line's, else the training's recipe's, else 5 x 3."""
-
-    V01 = "evaluation: {manifest: val.csv, root: null, clips: CLIPS, crops: 1, every_epochs: 5.0}\n"
-
-    def views_of(self, path, *arguments):
-        from mats_ds.evaluation.options import find_views
-        from mats_ds.models.weights.load import read_weights
-
-        options = evaluate.parse_arguments(["--model", str(path), "--video", "x", *arguments])
-        words = find_views(options, read_weights(path))
-        return (options.clips, options.crops), words
-
-    @pytest.mark.parametrize(
-        ("name", "views"), [("ucf101", (5, 3)), ("hmdb51", (10, 3)), ("k400", (5, 3)), ("ssv2", (2, 3)), ("oscc", (1, 1))]
-    )
-    def test_the_recipes_of_data_sets_are_tested_as_published(self, tmp_path, name, views):
-        """METHOD section 5 of arXiv 2211.10636."""
-        recipe = load_recipe(f"finetune_{name}", schema=FinetuneRecipe)
-        assert recipe.evaluation.training_views == (1, 1)
-        (tmp_path / "recipe.yaml").write_text(dump_recipe(recipe))
-        found, words = self.views_of(save_classifier(tmp_path / "best.safetensors"))
-        assert found == views and "recipe" in words
-
-    def test_the_file_itself_says_it_wherever_it_lies(self, tmp_path):
-        origin = Origin(views={"clips": 4, "crops": 2})
-        found, words = self.views_of(save_classifier(tmp_path / "moved.safetensors", origin=origin))
-        assert found == (4, 2) and "4 x 2 views" in words and "recipe" in words
-
-    def test_weights_from_outside_are_shown_5_by_3(self, model):
-        found, words = self.views_of(model)
-        assert found == (5, 3) and "default" in words
-
-    def test_the_command_line_wins_for_what_it_names(self, tmp_path):
-        path = save_classifier(tmp_path / "a.safetensors", origin=Origin(views={"clips": 4, "crops": 2}))
-        found, words = self.views_of(path, "--clips", "7")
-        assert found == (7, 2) and "--clips" in words and "recipe" in words
-
-    @pytest.mark.parametrize(("clips", "views"), [("1", (5, 3)), ("2", (2, 1))])
-    def test_what_version_0_1_wrote_unasked_is_not_taken_for_a_wish(self, tmp_path, clips, views):
-        (tmp_path / "recipe.yaml").write_text(self.V01.replace("CLIPS", clips))
-        assert self.views_of(save_classifier(tmp_path / "best.safetensors"))[0] == views
-
-    def test_one_of_the_two_alone_leaves_the_other_at_1(self, tmp_path):
-        (tmp_path / "recipe.yaml").write_text("evaluation: {clips: 4}\n")
-        assert self.views_of(save_classifier(tmp_path / "best.safetensors"))[0] == (4, 1)
-
-    def test_what_a_person_wrote_is(self, tmp_path):
-        (tmp_path / "recipe.yaml").write_text("evaluation: {clips: 1, crops: 1}\n")
-        assert self.views_of(save_classifier(tmp_path / "best.safetensors"))[0] == (1, 1)
+def open_test(path, *arguments, **options):
+    request = read_request(evaluate.parse_arguments(["--model", str(path), "--video", "x", *arguments]))
+    return classification.open_classifier(request, device=torch.device("cpu"), **options)
 
 
 def test_a_figure_comes_with_its_weights_views_frames_and_what_chose_them(folder, videos, tmp_path):
@@ -307,8 +226,7 @@ def test_a_file_of_somebody_elses_cannot_have_any_path_read(tmp_path, videos, mo
     cases = {"/": False, "/dev/zero": False, str(tmp_path / "none"): False, str(tmp_path / "list.csv"): True}
     for named, is_read in cases.items():
         path = save_classifier(tmp_path / "other.safetensors", origin=Origin(trained_on=named, chosen_on=named))
-        options = evaluate.parse_arguments(["--model", path, "--video", "x"])
-        assert bool(evaluate.sources_of(evaluate.open_classifier(options, join_ranks("cpu")))) == is_read
+        assert bool(classification.training_manifests(open_test(path))) == is_read
 
 
 def test_folders_that_number_the_classes_otherwise_are_told(folder, videos, model, caplog):
@@ -326,11 +244,10 @@ def test_a_published_size_has_the_closed_forms_cost(folder):
     from tests.trained_models import save_model
 
     path = save_model(VideoClassifier.from_name("tiny", grid=GRID, num_classes=3), folder / "tiny.safetensors")
-    options = evaluate.parse_arguments(["--model", path, "--video", "x", "--keep_ratio", "0.5", "1"])
-    test = evaluate.open_classifier(options, join_ranks("cpu"))
-    for ratio in (0.5, 1.0):
-        wanted = step_flops("tiny", GRID, ratio, task="finetune", num_classes=3).forward_macs
-        assert evaluate.view_macs(test, ratio) == (wanted, "step_flops")
+    for model in open_test(path, keep_ratios=(0.5, 1.0)).models:
+        wanted = step_flops("tiny", GRID, model.keep_ratio, task="finetune", num_classes=3).forward_macs
+        size_name = describe_model(model).size_name
+        assert forward_macs(model, size_name=size_name, device=torch.device("cpu")) == (wanted, "step_flops")
 
 
 class TestErrors:
@@ -349,7 +266,7 @@ class TestErrors:
             (["--model", "{model}", "--manifest", "{manifest}", "--num_frames", "8"], "leave out num_frames"),
             (["--model", "{model}", "--manifest", "{manifest}", "--clips", "0"], "--clips is at least 1, got 0"),
             (["--model", "{model}", "--manifest", "{manifest}", "--stride", "2", "--stride_seconds", "1"], "give one"),
-            (["--model", "{model}", "--manifest", "{manifest}", "--stride", "0"], "clips cannot be taken so: stride"),
+            (["--model", "{model}", "--manifest", "{manifest}", "--stride", "0"], "clips cannot be sampled so: stride"),
             (["--model", "{model}", "--manifest", "{manifest}", "--device", "cuda:99"], "there is no device 'cuda:99'"),
             (["--model", "{model}", "--manifest", "{manifest}", "--device", "abacus"], "there is no device 'abacus'"),
         ],

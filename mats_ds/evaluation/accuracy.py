@@ -1,8 +1,7 @@
-"""From the scores of single views to an accuracy with its confidence interval.
+"""Accuracy of classification scores: top-1, top-5, per class, with confidence intervals.
 
-The scores of a video are the mean of its views' softmax scores, as VideoMAE is tested (arXiv 2203.12602). `VideoScores` adds them
-up in float64 and in the order of the views, whoever read them, so that any number of ranks gives the same sum, bit for bit.
-S videos, C classes.
+The one implementation for evaluate.py, validation during fine-tuning and the probes.
+Legend: S videos, C classes.
 """
 
 from __future__ import annotations
@@ -19,64 +18,14 @@ TOP = 5
 
 
 @dataclass(frozen=True)
-class VideoScore:
-    """`mean`: float64 scores, None where no view could be read. `num_read`: the views that could."""
-
-    mean: np.ndarray | None
-    num_read: int
-
-
-class VideoScores:
-    """The scores of every video's views, on one rank; what the ranks found is put together with `merge`.
-
-    A video is added up as soon as all of its views are here, so that a large test keeps one row a video.
-    """
-
-    def __init__(self, num_views: int) -> None:
-        self.num_views = num_views
-        self._parts: dict[int, dict[int, np.ndarray | None]] = {}
-        self._whole: dict[int, VideoScore] = {}
-
-    def add(self, sample: int, view: int, scores: np.ndarray | None) -> None:
-        """Scores (of any shape) of view number `view` of video `sample`; None if it could not be read."""
-        views = self._parts.setdefault(sample, {})
-        assert sample not in self._whole and view not in views, f"view {view} of video {sample} was counted twice"
-        views[view] = scores if scores is None else scores.astype(np.float64)
-        if len(views) == self.num_views:
-            self._whole[sample] = mean_score([views[number] for number in range(self.num_views)])
-            del self._parts[sample]
-
-    def merge(self, other: VideoScores) -> None:
-        """Take in what another rank has found."""
-        assert not self._whole.keys() & (other._whole.keys() | other._parts.keys()), "a video was counted twice"
-        self._whole |= other._whole
-        for sample, views in other._parts.items():
-            for view, scores in views.items():
-                self.add(sample, view, scores)
-
-    def finish(self, num_videos: int) -> list[VideoScore]:
-        """One entry a video, in the order of the manifest; nothing is missing."""
-        assert not self._parts, f"views of videos {sorted(self._parts)} are missing"
-        assert self._whole.keys() == set(range(num_videos)), "videos are missing"
-        return [self._whole[sample] for sample in range(num_videos)]
-
-
-def mean_score(views: list[np.ndarray | None]) -> VideoScore:
-    """The mean over those views that could be read, added up one after the other."""
-    read = [scores for scores in views if scores is not None]
-    if not read:
-        return VideoScore(None, 0)
-    total = np.zeros_like(read[0])
-    for scores in read:
-        total += scores
-    return VideoScore(total / len(read), len(read))
-
-
-@dataclass(frozen=True)
 class Accuracy:
-    """Of the videos with scores. `classes`: top-1 of each class; confusion_CC: int64, true class by predicted class.
+    """Accuracy over the videos with scores.
 
-    `mean_class` is the mean over the classes that have videos; `num_top` is 5, or the number of classes if there are fewer.
+    `classes`: top-1 of every class. confusion_CC: int64, true class by predicted class.
+
+
+    `mean_class` is the mean over the classes that have videos; `num_top` is 5, or the number of
+    classes if there are fewer.
     """
 
     top1: Proportion
@@ -87,12 +36,16 @@ class Accuracy:
 
     @property
     def mean_class(self) -> float:
-        present = [share.value for share in self.classes if share.total]
+        present = [proportion.value for proportion in self.classes if proportion.total]
         return sum(present) / len(present) if present else math.nan
 
 
 def rank_labels(scores_SC: np.ndarray, label_S: np.ndarray) -> np.ndarray:
-    """rank_S: how many classes come before the true one, from 0. Of equal scores the lower class comes first."""
+    """rank_S: the number of classes before the true one; of equal scores the lower class is first.
+
+    NaN ranks before every number, as in torch and NumPy, so that a diverged model predicts class 0.
+    """
+    scores_SC = np.where(np.isnan(scores_SC), np.inf, scores_SC)
     rows = np.arange(len(label_S))
     true_S1 = scores_SC[rows, label_S][:, None]
     before_SC = np.arange(scores_SC.shape[1])[None] < label_S[:, None]
@@ -100,7 +53,7 @@ def rank_labels(scores_SC: np.ndarray, label_S: np.ndarray) -> np.ndarray:
 
 
 def top_classes(scores_C: np.ndarray, count: int = TOP) -> list[int]:
-    """The likeliest classes, best first. Of equal scores the lower class comes first."""
+    """The most likely classes, best first. Of equal scores the lower class ranks first."""
     return np.argsort(-scores_C, kind="stable")[:count].tolist()
 
 
@@ -123,7 +76,7 @@ def measure_accuracy(scores_SC: np.ndarray, label_S: np.ndarray) -> Accuracy:
 
 
 def summarize_accuracy(accuracy: Accuracy) -> Mapping[str, object]:
-    """What results.json says of it."""
+    """Fields of results.json for one accuracy."""
     mean_class = accuracy.mean_class
     return {
         "top1": accuracy.top1.as_json(),

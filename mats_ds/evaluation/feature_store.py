@@ -1,7 +1,7 @@
-"""Frozen features of a set of videos <-> one .safetensors file that knows what it was made from, so that it is used again.
+"""Files of frozen features with a digest of their settings: shards (extract.py), sets (probe.py).
 
-The key is a digest of all that the features depend on: every weight, every row of the manifest with its file's size and time, how
-clips are taken. A file with another key is passed over, and written anew.
+The digest covers all that the features depend on: weights, videos, sampling. A file with another
+digest is replaced; a file of another program with one of our names is refused, never overwritten.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ import json
 import math
 import os
 import zipfile
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any
@@ -38,8 +38,11 @@ MAX_RESULT_BYTES = 1_000_000
 
 @dataclass(frozen=True)
 class FrozenSet:
-    """Features of S videos that could be read. pooled_SD float32: the mean over a video's views. tokens_SKD float16: normalised
-    tokens of all its views, None where nobody asked for them. label_S and sample_S (row of the manifest) int64.
+    """Features of S readable videos.
+
+    pooled_SD float32: the mean over a video's views. tokens_SKD
+    float16: normalised tokens of all its views, None if no probe needs them. label_S and sample_S
+    (row of the manifest) int64.
     """
 
     pooled_SD: torch.Tensor
@@ -49,25 +52,28 @@ class FrozenSet:
 
 
 def make_key(state: Mapping[str, torch.Tensor], paths: Sequence[str], settings: Mapping[str, Any]) -> str:
-    """The digest. `settings`: anything that JSON can hold. A file that is missing counts as such."""
-    digest = hashlib.sha256(json.dumps(settings, sort_keys=True).encode())
-    for name in sorted(state):
-        digest.update(name.encode())
-        digest.update(state[name].detach().cpu().contiguous().flatten().view(torch.uint8).numpy())
-    for path in paths:
-        status = os.stat(path) if os.path.exists(path) else None
-        digest.update(f"{path}\0{status and (status.st_size, status.st_mtime_ns)}\0".encode())
-    return digest.hexdigest()
+    """The digest of weights, videos (with their sizes and times) and settings (anything for JSON)."""
+
+    def parts() -> Iterator[bytes | memoryview]:
+        yield json.dumps(settings, sort_keys=True).encode()
+        for name in sorted(state):
+            yield name.encode()
+            yield state[name].detach().cpu().contiguous().flatten().view(torch.uint8).numpy().data
+        for path in paths:
+            status = os.stat(path) if os.path.exists(path) else None
+            yield f"{path}\0{status and (status.st_size, status.st_mtime_ns)}\0".encode()
+
+    return digest(parts())
 
 
 def save_features(path: str | Path, features: FrozenSet, *, key: str) -> None:
-    """Write the file; it appears at once."""
+    """Write the file atomically."""
     named = {name: tensor for name, tensor in vars(features).items() if tensor is not None}
     write_tensors(Path(path), named, {KEY: key})
 
 
 def holds_features(path: Path) -> bool:
-    """Whether `save_features` has written the file."""
+    """Whether the file was written by `save_features`."""
     try:
         refuse_wrong_kind(path)
         with safe_open(path, framework="np") as file:
@@ -77,14 +83,13 @@ def holds_features(path: Path) -> bool:
 
 
 def refuse_foreign_features(folder: Path) -> None:
-    """Raise ValueError where a file with the name of features is of something else, and would be overwritten."""
-    for path in (folder / name for name in FEATURES):
-        if path.is_file() and not path.is_symlink() and not begins_with(path, KEY):
-            raise ValueError(f"{path} holds no features of this command, and would be lost: rename it, or give another --out")
+    """Raise ValueError if a file with one of our names is of another program and would be lost."""
+    for name in FEATURES:
+        refuse_foreign(folder / name, marker=KEY)
 
 
 def is_probe_folder(folder: Path) -> bool:
-    """Whether a probe of version 0.1 has made the folder, which left no marker: by its results, or by features that it kept."""
+    """Whether a probe of version 0.1, which left no marker, made the folder."""
     try:
         tree = parse_json(read_bytes(folder / RESULTS, max_bytes=MAX_RESULT_BYTES))
         return isinstance(tree, dict) and {"model", "train", "val", "chance", "results"} <= tree.keys()
@@ -95,7 +100,7 @@ def is_probe_folder(folder: Path) -> bool:
 
 
 def load_features(path: str | Path, *, key: str, needs_tokens: bool) -> FrozenSet | None:
-    """The features of the file; None where there is none, it was made from something else, or lacks the tokens."""
+    """The features of the file; None if it is missing, damaged, without tokens or of another key."""
     if not Path(path).is_file():
         return None
     try:
@@ -107,7 +112,7 @@ def load_features(path: str | Path, *, key: str, needs_tokens: bool) -> FrozenSe
             names = stored if needs_tokens else stored - {TOKENS}
             return FrozenSet(**{name: file.get_tensor(name) for name in names})
     except (SafetensorError, ValueError, TypeError):
-        return None  # torn, or not what was written: made anew
+        return None
 
 
 SUFFIXES = {"safetensors": ".safetensors", "npz": ".npz"}
@@ -118,7 +123,7 @@ ABOUT = "about"  # JSON: an entry of the metadata, or an array of one string
 
 @dataclass(frozen=True)
 class Shard:
-    """`settings`: digest of what it was made with. `bad`: the videos of this shard that could not be read."""
+    """`settings`: digest of the settings of the extraction. `bad`: unreadable videos of this shard."""
 
     arrays: Mapping[str, np.ndarray]
     settings: str
@@ -126,7 +131,7 @@ class Shard:
 
 
 def write_shard(path: Path, shard: Shard) -> None:
-    """Write the file aside and rename it when it is whole."""
+    """Write the file atomically, as .npz or .safetensors by its suffix."""
     about = json.dumps(
         {
             "settings": shard.settings,
@@ -156,14 +161,14 @@ def read_shard(path: Path) -> Shard:
         about = parse_json(text)
         stated, settings, bad = about["sha256"], about["settings"], tuple(BadClip(*clip) for clip in about["bad"])
     except (SafetensorError, zipfile.BadZipFile, KeyError, TypeError, OSError, EOFError, MemoryError, ValueError) as error:
-        raise ValueError(f"{path} is no whole shard of features: {error}") from None
+        raise ValueError(f"{path} is no complete shard of features: {error}") from None
     if digest_arrays(arrays) != stated:
         raise ValueError(f"{path} does not hold the numbers that were written: it is damaged")
     return Shard(arrays, settings, bad)
 
 
 def _read_npz(path: Path) -> dict[str, np.ndarray]:
-    """All arrays of the file. Raises ValueError, before any is unpacked, for a file that unfolds to more than its bytes."""
+    """All arrays of the file. Raises ValueError, before reading, for more bytes than are stored."""
     with path.open("rb") as stream, open_archive(stream) as archive:
         infos = archive.infolist()
         if len(infos) > MAX_ARRAYS:
@@ -176,9 +181,7 @@ def _read_npz(path: Path) -> dict[str, np.ndarray]:
 
 
 def _check_array(member: IO[bytes], info: zipfile.ZipInfo) -> None:
-    """Raises ValueError for an array that says it has more numbers than are stored: NumPy would make
-    room for them first.
-    """
+    """Raise ValueError for an array that claims more bytes than are stored."""
     readers = {(1, 0): np.lib.format.read_array_header_1_0, (2, 0): np.lib.format.read_array_header_2_0}
     version = np.lib.format.read_magic(member)
     if version not in readers:
@@ -188,37 +191,42 @@ def _check_array(member: IO[bytes], info: zipfile.ZipInfo) -> None:
     shape, _, dtype = readers[version](member)
     claimed = math.prod(shape) * dtype.itemsize
     if claimed > info.file_size:
-        raise ValueError(f"{info.filename} says it has {claimed:.6g} bytes, and {info.file_size:,} are stored")
+        raise ValueError(f"{info.filename} claims {claimed:.6g} bytes, and {info.file_size:,} are stored")
 
 
 def is_finished(path: Path, settings: str) -> bool:
-    """Whether the file is there, whole, and made with these settings.
+    """Whether the file is an undamaged shard of these settings.
 
-    Raises ValueError where it is not, and is not to be written either: a folder, a link or a file of something else has its name.
+    Raises ValueError if it is not and may not be overwritten either: a folder, a link or a file of
+    another program.
     """
     if path.is_file():
         try:
             if read_shard(path).settings == settings:
                 return True
         except ValueError:
-            pass  # torn or damaged: made anew
-    refuse_wrong_kind(path)
-    if path.is_file() and not _may_be_shard(path):
-        raise ValueError(f"{path} is no shard of features, and would be lost: rename it, or give another --out")
+            pass  # damaged: extracted again
+    refuse_foreign(path, marker=ABOUT)
     return False
 
 
-def _may_be_shard(path: Path) -> bool:
-    """Whether a file that cannot be read was perhaps a shard before it was torn or damaged."""
+def refuse_foreign(path: Path, *, marker: str) -> None:
+    """Raise ValueError for a folder, a link, or a file that cannot be (a damaged) one of ours."""
+    refuse_wrong_kind(path)
+    if path.is_file() and not _may_hold_features(path, marker):
+        raise ValueError(f"{path} holds no features of this command, and would be lost: rename it, or give another --out")
+
+
+def _may_hold_features(path: Path, marker: str) -> bool:
     if path.suffix != SUFFIXES["npz"]:
-        return begins_with(path, ABOUT)
+        return begins_with(path, marker)
     with path.open("rb") as stream:
         if not ZIP_MARK.startswith(stream.read(len(ZIP_MARK))):
             return False
     try:
         with path.open("rb") as stream, open_archive(stream) as archive:
-            return f"{ABOUT}.npy" in archive.namelist()
-    except (zipfile.BadZipFile, ValueError, OSError):  # torn
+            return f"{marker}.npy" in archive.namelist()
+    except (zipfile.BadZipFile, ValueError, OSError):  # incomplete
         return True
 
 
@@ -237,8 +245,8 @@ def digest_weights(weights: Weights) -> str:
 
 
 def digest(parts: Iterable[bytes | memoryview]) -> str:
-    """sha256 over all parts, one after the other."""
-    found = hashlib.sha256()
+    """sha256 over the concatenated parts, in hexadecimal."""
+    total = hashlib.sha256()
     for part in parts:
-        found.update(part)
-    return found.hexdigest()
+        total.update(part)
+    return total.hexdigest()

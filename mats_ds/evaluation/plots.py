@@ -1,4 +1,4 @@
-"""Two pictures of a test: which class is taken for which, and accuracy against what it costs."""
+"""Two pictures of a test: the confusion matrix, and accuracy against cost."""
 
 from __future__ import annotations
 
@@ -24,8 +24,10 @@ LABEL = {"xytext": (6, 6), "textcoords": "offset points", "color": INK, "fontsiz
 
 @dataclass(frozen=True)
 class SweepPoint:
-    """One share of kept tokens: what it is worth and what it costs. `macs`: multiply-adds of one view, `macs_from` says whose
-    count that is; `views_per_second` is None where it was not measured.
+    """Accuracy and cost at one fraction of kept tokens.
+
+    macs: multiply-adds of one view; `macs_from`: how they were counted. views_per_second: None if
+    not measured.
     """
 
     keep_ratio: float
@@ -47,9 +49,9 @@ class SweepPoint:
 
 
 def draw_confusion(accuracy: Accuracy, names: Sequence[str], path: Path, *, title: str) -> None:
-    """A PNG: rows are true classes, columns predicted ones, each row in parts of its own videos.
+    """A PNG of the confusion matrix: rows are true classes, scaled to a sum of one.
 
-    Beyond MAX_CELLS classes a cell stands for a group of classes that follow each other.
+    Beyond MAX_CELLS classes a cell stands for a group of neighbouring classes.
     """
     with plain_drawing():
         _draw_confusion(accuracy, [fit_label(name) for name in names], path, title=title)
@@ -71,23 +73,23 @@ def _draw_confusion(accuracy: Accuracy, names: Sequence[str], path: Path, *, tit
             if count:
                 colour = "white" if part_CC[row, column] > 0.55 else INK
                 axis.text(column, row, str(count), ha="center", va="center", color=colour, fontsize=8)
-    each = f" (groups of {group})" if group > 1 else ""
-    axis.set_xlabel(f"predicted class{each}")
-    axis.set_ylabel(f"true class{each}")
+    groups = f" (groups of {group})" if group > 1 else ""
+    axis.set_xlabel(f"predicted class{groups}")
+    axis.set_ylabel(f"true class{groups}")
     figure.suptitle(f"{fit_title(title)}\ntop-1 {accuracy.top1.describe()}", fontsize=10)
-    figure.colorbar(image, ax=axis, label="part of the true class", shrink=0.7)
+    figure.colorbar(image, ax=axis, label="fraction of the true class", shrink=0.7)
     save_figure(figure, path)
 
 
 def group_classes(confusion_CC: np.ndarray) -> tuple[np.ndarray, int]:
-    """The counts of at most MAX_CELLS groups of classes that follow each other, and how many classes a group has."""
+    """Counts of at most MAX_CELLS groups of neighbouring classes, and the size of a group."""
     group = -(-len(confusion_CC) // MAX_CELLS)
     starts = np.arange(0, len(confusion_CC), group)
     return np.add.reduceat(np.add.reduceat(confusion_CC, starts, axis=0), starts, axis=1), group
 
 
 def draw_sweep(points: Sequence[SweepPoint], path: Path, *, title: str, speed_note: str) -> None:
-    """A PNG: top-1 with its interval against multiply-adds of a view (left) and against measured views a second (right)."""
+    """A PNG: top-1 with its interval against multiply-adds of a view and against views a second."""
     with plain_drawing():
         _draw_sweep(points, path, title=title, speed_note=speed_note)
 
@@ -111,12 +113,12 @@ def _draw_sweep(points: Sequence[SweepPoint], path: Path, *, title: str, speed_n
     left.set_xlabel("GMACs of one view (published “GFLOPs”; twice as many FLOPs)")
     left.set_ylabel("top-1 accuracy, % (bars: 95% interval)")
     right.set_xlabel(f"views a second, measured\n{fit_title(speed_note)}")
-    figure.suptitle(f"{fit_title(title)}: accuracy by share of tokens kept", fontsize=11)
+    figure.suptitle(f"{fit_title(title)}: accuracy by fraction of tokens kept", fontsize=11)
     save_figure(figure, path)
 
 
 def save_figure(figure: Any, path: Path) -> None:
-    """A PNG, aside first and renamed when it is whole."""
+    """Write a PNG atomically."""
     with replace_file(path) as aside:
         figure.savefig(aside, dpi=120, format="png")
 

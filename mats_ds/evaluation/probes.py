@@ -1,7 +1,8 @@
-"""k nearest neighbours on frozen features: queries [Q, D] and a labelled bank [S, D] -> scores of the classes [Q, C].
+"""Classifiers on frozen features: k nearest neighbours, a linear and an attentive probe.
 
-Cosine similarity, votes weighted by exp(similarity / temperature): DINO, arXiv 2104.14294, section 4.1 and its k 20 and 0.07,
-which are those of Wu et al., arXiv 1805.01978.
+Nearest neighbours: queries [Q, D] and a labelled bank [S, D] -> scores of the classes [Q, C].
+Cosine similarity, votes weighted by exp(similarity / temperature): DINO, arXiv 2104.14294, section
+4.1 and its k 20 and 0.07, which are those of Wu et al., arXiv 1805.01978.
 """
 
 from __future__ import annotations
@@ -30,9 +31,10 @@ def vote_of_neighbours(
     num_neighbours: int = NUM_NEIGHBOURS,
     temperature: float = TEMPERATURE,
 ) -> torch.Tensor:
-    """scores_QC: shares of the vote, each row adds up to one. A bank with fewer than `num_neighbours` rows votes as a whole.
+    """scores_QC: fractions of the vote; rows add up to one.
 
-    Of equally near neighbours the earlier one comes first. Raises ValueError for an empty bank or no neighbours.
+    All rows of a bank with fewer than `num_neighbours` vote. Of equally near neighbours the earlier
+    one ranks first. Raises ValueError for an empty bank or no neighbours.
     """
     if num_neighbours < 1 or len(bank_SD) < 1:
         raise ValueError(f"at least 1 neighbour and 1 labelled feature are needed, got {num_neighbours} and {len(bank_SD)}")
@@ -42,21 +44,21 @@ def vote_of_neighbours(
     for part_QD in query_QD.float().split(QUERIES_AT_ONCE):
         similarity_QS = F.normalize(part_QD, dim=-1) @ bank_SD.T
         near_QS = similarity_QS.sort(dim=1, descending=True, stable=True)
-        weight_QK = (near_QS.values[:, :count] / temperature).softmax(dim=1)  # the shares of exp(similarity / temperature)
+        weight_QK = (near_QS.values[:, :count] / temperature).softmax(dim=1)  # exp(similarity / temperature), normalised
         votes_QC = torch.zeros(len(part_QD), num_classes, device=part_QD.device)
         scores.append(votes_QC.scatter_add_(1, label_S[near_QS.indices[:, :count]], weight_QK))
     return torch.cat(scores)
 
 
 DECAYS = (1.0, 0.1, 0.01, 1e-3, 1e-4)  # from strong to weak, so that each fit starts from the one before
-HELD_OUT_SHARE = 0.2
+HELD_OUT_FRACTION = 0.2
 MAX_STEPS = 100
 EPS = 1e-6
 
 
 @dataclass(frozen=True)
 class LinearProbe:
-    """logits = (features - mean_D) / spread_D @ weight_CD.T + bias_C. `decay` is the one that was chosen."""
+    """logits = (features - mean_D) / spread_D @ weight_CD.T + bias_C; `decay`: the chosen one."""
 
     mean_D: torch.Tensor
     spread_D: torch.Tensor
@@ -72,7 +74,7 @@ class LinearProbe:
 def fit_linear_probe(
     features_SD: torch.Tensor, label_S: torch.Tensor, *, num_classes: int, decays: tuple[float, ...] = DECAYS
 ) -> LinearProbe:
-    """The probe of the decay that does best on the held-out part; the stronger one of a tie. Deterministic."""
+    """The probe with the best decay on held-out videos, the stronger of a tie. Deterministic."""
     held_S = hold_out(label_S)
     if len(decays) == 1 or not held_S.any():
         best = 0
@@ -84,14 +86,14 @@ def fit_linear_probe(
 
 
 def hold_out(label_S: torch.Tensor) -> torch.Tensor:
-    """held_S bool: of each class the last fifth of its videos in the order of the manifest; none of a class with one video.
+    """held_S bool: the last fifth of every class in manifest order; none of a single video.
 
-    Why the last and not random ones: neighbours in a manifest are often cuts of one recording, and ought to stay together.
+    The last and not random ones, since neighbours in a manifest are often cuts of one recording.
     """
     held_S = torch.zeros(len(label_S), dtype=torch.bool, device=label_S.device)
     for label in label_S.unique():
         rows = (label_S == label).nonzero()[:, 0]
-        count = max(1, round(HELD_OUT_SHARE * len(rows)))
+        count = max(1, round(HELD_OUT_FRACTION * len(rows)))
         if len(rows) > 1:
             held_S[rows[-count:]] = True
     return held_S
@@ -100,7 +102,7 @@ def hold_out(label_S: torch.Tensor) -> torch.Tensor:
 def fit_decays(
     features_SD: torch.Tensor, label_S: torch.Tensor, *, num_classes: int, decays: tuple[float, ...]
 ) -> list[LinearProbe]:
-    """One probe a decay: the least mean cross-entropy + decay / 2 * |weight|^2; the bias is not decayed."""
+    """One probe per decay; it minimises the mean cross-entropy + decay / 2 * |weight|^2."""
     features_SD = features_SD.float()
     mean_D, spread_D = features_SD.mean(dim=0), features_SD.std(dim=0, unbiased=False).clamp(min=EPS)
     scaled_SD = (features_SD - mean_D) / spread_D
@@ -122,15 +124,15 @@ def fit_decays(
     return probes
 
 
-QUERY_STD = 0.02  # V-JEPA's start of query and linear layers
+QUERY_STD = 0.02  # V-JEPA's initialisation of query and linear layers
 LEARNING_RATE, WEIGHT_DECAY = 1e-3, 0.01  # V-JEPA's frozen evaluation
 EPOCHS, MIN_STEPS = 20, 500
 BATCH, STEPS_PER_EPOCH = 64, 8  # of a small set the batch is smaller, so that an epoch has some steps
-WARMUP_SHARE = 0.1
+WARMUP_FRACTION = 0.1
 
 
 class AttentivePool(nn.Module):
-    """tokens [B, K, D] -> one vector a clip [B, D]. Tokens are expected normalised (see `normalise_tokens`)."""
+    """Normalised tokens [B, K, D] (see `normalise_tokens`) -> one vector per clip [B, D]."""
 
     def __init__(self, width: int, heads: int) -> None:
         super().__init__()
@@ -148,9 +150,9 @@ class AttentivePool(nn.Module):
             nn.init.trunc_normal_(weight, std=QUERY_STD)
 
     def forward(self, tokens_BKD: torch.Tensor) -> torch.Tensor:
-        asked_HD = torch.einsum("he,hed->hd", self.query_HE, self.key_HED) / math.sqrt(self.query_HE.shape[1])
-        share_BHK = (tokens_BKD @ asked_HD.T).transpose(1, 2).softmax(dim=-1)
-        mixed_BHE = torch.einsum("bhd,hed->bhe", share_BHK @ tokens_BKD, self.value_HED) + self.value_bias_HE
+        query_HD = torch.einsum("he,hed->hd", self.query_HE, self.key_HED) / math.sqrt(self.query_HE.shape[1])
+        weight_BHK = (tokens_BKD @ query_HD.T).transpose(1, 2).softmax(dim=-1)
+        mixed_BHE = torch.einsum("bhd,hed->bhe", weight_BHK @ tokens_BKD, self.value_HED) + self.value_bias_HE
         pooled_BD = self.proj(mixed_BHE.flatten(1))
         return pooled_BD + self.mlp(self.norm(pooled_BD))
 
@@ -158,8 +160,8 @@ class AttentivePool(nn.Module):
 class AttentiveProbe(nn.Module):
     """tokens [B, K, D] -> logits [B, C].
 
-    Channels are first standardised with mean_D and spread_D of the training set's tokens: what all tokens share would else hide
-    what tells videos apart.
+    Channels are first standardised with mean_D and spread_D of the training set's tokens: what all
+    tokens have in common would otherwise hide the differences between videos.
     """
 
     def __init__(self, width: int, heads: int, num_classes: int) -> None:
@@ -173,7 +175,7 @@ class AttentiveProbe(nn.Module):
         return self.head(self.pool((tokens_BKD - self.mean_D) / self.spread_D))
 
     def measure(self, tokens_SKD: torch.Tensor) -> None:
-        """Take mean and spread from these tokens, a batch of clips at a time."""
+        """Set mean_D and spread_D from these tokens, a batch of clips at a time."""
         count = tokens_SKD.shape[0] * tokens_SKD.shape[1]
         total_D, square_D = torch.zeros_like(self.mean_D).double(), torch.zeros_like(self.mean_D).double()
         for part_BKD in tokens_SKD.split(BATCH):
@@ -186,8 +188,9 @@ class AttentiveProbe(nn.Module):
 
 
 def normalise_tokens(tokens_BKD: torch.Tensor) -> torch.Tensor:
-    """Every token with mean 0 and spread 1, as the pool expects them: its own LayerNorm, whose scale and shift the projections
-    can learn, computed once.
+    """Tokens with mean 0 and standard deviation 1, as the pool expects them.
+
+    It is the pool's LayerNorm, computed once; the projections can learn its scale and shift.
     """
     return F.layer_norm(tokens_BKD.float(), tokens_BKD.shape[-1:], eps=NORM_EPS)
 
@@ -195,9 +198,10 @@ def normalise_tokens(tokens_BKD: torch.Tensor) -> torch.Tensor:
 def fit_attentive_probe(
     tokens_SKD: torch.Tensor, label_S: torch.Tensor, *, heads: int, num_classes: int, seed: int = 0
 ) -> AttentiveProbe:
-    """AdamW with warm-up and cosine decay over EPOCHS, at least MIN_STEPS steps. Nothing is tuned. Deterministic under a seed.
+    """Train with AdamW, warm-up and cosine decay over EPOCHS, at least MIN_STEPS steps.
 
-    tokens_SKD: normalised, of any float type, anywhere; the probe is trained on the device of `label_S`.
+    Nothing is tuned. Deterministic under a seed. tokens_SKD: normalised, of any float type,
+    anywhere; the probe is trained on the device of `label_S`.
     """
     num_clips, device = len(label_S), label_S.device
     with torch.random.fork_rng(devices=[]):
@@ -224,8 +228,8 @@ def fit_attentive_probe(
 
 
 def rate_at(step: int, num_steps: int) -> float:
-    """The share of the learning rate at a step, from 0."""
-    warmup = max(1, int(WARMUP_SHARE * num_steps))
+    """The factor on the learning rate at a step, from 0."""
+    warmup = max(1, int(WARMUP_FRACTION * num_steps))
     if step < warmup:
         return (step + 1) / warmup
     return 0.5 * (1 + math.cos(math.pi * (step - warmup) / max(1, num_steps - warmup)))

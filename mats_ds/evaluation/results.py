@@ -1,4 +1,4 @@
-"""What a test leaves on disk: results.json, per_class.csv, predictions.csv, unreadable.csv, confusion.png, sweep.csv and .png."""
+"""Files of a test: results.json, CSV tables of classes, videos and costs, and two pictures."""
 
 from __future__ import annotations
 
@@ -17,29 +17,31 @@ from mats_ds.core.proportion import Proportion
 from mats_ds.core.storage.documents import parse_json
 from mats_ds.core.storage.files import describe_wrong_kind, format_csv, read_bytes, write_json, write_text
 from mats_ds.core.storage.output_folder import make_subfolder, remove_parts
-from mats_ds.evaluation.accuracy import TOP, Accuracy, VideoScore, rank_labels, summarize_accuracy, top_classes
+from mats_ds.data.manifest import Manifest
+from mats_ds.evaluation.accuracy import TOP, Accuracy, rank_labels, summarize_accuracy, top_classes
 from mats_ds.evaluation.plots import SweepPoint, draw_confusion, draw_sweep
+from mats_ds.evaluation.scoring import ScoredVideos, VideoScore
 
 DIGITS = 6
 SHOWN_BAD = 5
 UNREADABLE_COLUMNS = ("sample", "path", "reason")
 RESULTS = "results.json"
-KEYS = {"weights", "manifest", "views", "videos", "results"}  # of results.json, in version 0.1 and since
+KEYS = {"weights", "manifest", "views", "videos", "results"}  # of results.json, since version 0.1
 FILES = {RESULTS, "per_class.csv", "predictions.csv", "unreadable.csv", "confusion.png", "sweep.csv", "sweep.png"}
-MAX_BYTES = 100_000_000  # of results.json: a few kB for a class and a share
+MAX_BYTES = 100_000_000  # of results.json: a few kB per class and fraction
 
 
 def result_names(keep_ratios: Sequence[float]) -> list[str]:
-    """The files that `write_results` and `draw_results` write for these shares, counted from the folder."""
+    """Names of all files of a test at these fractions, relative to its folder."""
     tables = ("per_class.csv", "predictions.csv", "confusion.png")
     if len(keep_ratios) == 1:
         return [RESULTS, "unreadable.csv", *tables]
-    of_shares = [f"{share_folder(ratio)}/{name}" for ratio in keep_ratios for name in tables]
-    return [RESULTS, "unreadable.csv", "sweep.csv", "sweep.png", *of_shares]
+    in_subfolders = [f"{ratio_folder(ratio)}/{name}" for ratio in keep_ratios for name in tables]
+    return [RESULTS, "unreadable.csv", "sweep.csv", "sweep.png", *in_subfolders]
 
 
-def share_folder(keep_ratio: float) -> str:
-    """The name of the folder of one of several shares."""
+def ratio_folder(keep_ratio: float) -> str:
+    """The name of the subfolder for one of several fractions."""
     return f"keep-{keep_ratio:g}"
 
 
@@ -49,31 +51,29 @@ def write_table(path: Path, header: Sequence[str], rows: Iterable[Sequence[objec
 
 
 def write_per_class(path: Path, accuracy: Accuracy, names: Sequence[str]) -> None:
-    """Top-1 of every class with its interval, and the class that it is most often taken for."""
+    """Top-1 of every class with its interval, and the class that it is most often confused with."""
 
     def row(label: int) -> list[object]:
-        share = accuracy.classes[label]
+        proportion = accuracy.classes[label]
         wrong_C = accuracy.confusion_CC[label].copy()
         wrong_C[label] = 0
-        taken_for = names[int(wrong_C.argmax())] if wrong_C.any() else ""
-        numbers = ["" if math.isnan(value) else f"{value:.{DIGITS}f}" for value in (share.value, *share.interval)]
-        return [label, names[label], share.total, share.hits, *numbers, taken_for, int(wrong_C.max())]
+        confused_with = names[int(wrong_C.argmax())] if wrong_C.any() else ""
+        numbers = ["" if math.isnan(value) else f"{value:.{DIGITS}f}" for value in (proportion.value, *proportion.interval)]
+        return [label, names[label], proportion.total, proportion.hits, *numbers, confused_with, int(wrong_C.max())]
 
     header = ("class", "name", "videos", "correct", "accuracy", "low", "high", "most_taken_for", "times")
     write_table(path, header, (row(label) for label in range(len(names))))
 
 
-def write_predictions(
-    path: Path, videos: Sequence[VideoScore], label_S: np.ndarray, paths: Sequence[str], names: Sequence[str]
-) -> None:
-    """One row a readable video: its class, the likeliest one and its score, the place of the true one (1 is right), the top 5."""
+def write_predictions(path: Path, videos: Sequence[VideoScore], manifest: Manifest, names: Sequence[str]) -> None:
+    """One row per readable video: true and predicted class, score, rank of the true class, top 5."""
 
     def row(sample: int, scores_C: np.ndarray, num_read: int) -> list[object]:
-        best, label = top_classes(scores_C), int(label_S[sample])
-        place = int(rank_labels(scores_C[None], label_S[sample : sample + 1])[0]) + 1
+        best, label = top_classes(scores_C), int(manifest.label_S[sample])
+        rank = int(rank_labels(scores_C[None], manifest.label_S[sample : sample + 1])[0]) + 1
         shown = " ".join(f"{guess}:{scores_C[guess]:.{DIGITS}f}" for guess in best)
         top = [names[label], best[0], names[best[0]], f"{scores_C[best[0]]:.{DIGITS}f}"]
-        return [sample, paths[sample], label, *top, place, num_read, shown]
+        return [sample, manifest.paths[sample], label, *top, rank, num_read, shown]
 
     header = ("sample", "path", "label", "name", "predicted", "predicted_name", "score", "place", "views_read", f"top{TOP}")
     rows = (row(sample, video.mean, video.num_read) for sample, video in enumerate(videos) if video.mean is not None)
@@ -81,17 +81,18 @@ def write_predictions(
 
 
 def write_sweep(path: Path, points: Sequence[SweepPoint]) -> None:
-    """One row a share of kept tokens: costs and accuracy."""
+    """One row per fraction of kept tokens: costs and accuracy."""
 
     def row(point: SweepPoint) -> list[object]:
-        shares = point.accuracy.top1.value, *point.accuracy.top1.interval, point.accuracy.top5.value
-        return [*point.costs().values(), *(f"{value:.{DIGITS}f}" for value in shares)]
+        accuracy = point.accuracy
+        values = accuracy.top1.value, *accuracy.top1.interval, accuracy.top5.value
+        return [*point.costs().values(), *(f"{value:.{DIGITS}f}" for value in values)]
 
     write_table(path, (*points[0].costs(), "top1", "top1_low", "top1_high", "top5"), map(row, points))
 
 
 def write_unreadable(path: Path, bad: Sequence[BadClip]) -> None:
-    """The files that could not be read, whole or in part, and why."""
+    """Videos that could not be read, at least in part, and why."""
     write_table(path, UNREADABLE_COLUMNS, ((clip.sample, clip.path, clip.reason) for clip in bad))
 
 
@@ -99,43 +100,40 @@ def write_results(
     folder: Path,
     points: Sequence[SweepPoint],
     *,
-    videos: Sequence[VideoScore],
-    bad: Sequence[BadClip],
+    scored: ScoredVideos,
+    manifest: Manifest,
     num_views: int,
-    label_S: np.ndarray,
-    paths: Sequence[str],
     names: Sequence[str],
     about: Mapping[str, object],
     run: Mapping[str, object],
 ) -> None:
-    """Everything but the pictures; the tables of each share in a folder of its own where there are several.
+    """Write everything but the pictures; with several points, the tables of each into a subfolder.
 
-    `videos`: scores [points, classes].
-
-    The folder is this process's alone: what killed writes left in it is removed.
-    results.json holds `about`, the counts of videos, the results and `run`; all but `run` is the same on any number of ranks.
+    scored: scores [points, classes]. num_views: per video. names: of the classes. results.json
+    holds `about`, the counts of videos, the results and `run`; all but `run` is equal on any number
+    of ranks. The folder must be held by this process: unfinished files in it are removed.
     """
     folder.mkdir(parents=True, exist_ok=True)
     remove_parts(folder, of=FILES.__contains__)
     for number, point in enumerate(points):
-        own = make_subfolder(folder, share_folder(point.keep_ratio)) if len(points) > 1 else folder
+        own = make_subfolder(folder, ratio_folder(point.keep_ratio)) if len(points) > 1 else folder
         remove_parts(own, of=FILES.__contains__)
-        of_point = [VideoScore(None if video.mean is None else video.mean[number], video.num_read) for video in videos]
+        videos = [VideoScore(None if video.mean is None else video.mean[number], video.num_read) for video in scored.videos]
         write_per_class(own / "per_class.csv", point.accuracy, names)
-        write_predictions(own / "predictions.csv", of_point, label_S, paths, names)
+        write_predictions(own / "predictions.csv", videos, manifest, names)
     if len(points) > 1:
         write_sweep(folder / "sweep.csv", points)
-    write_unreadable(folder / "unreadable.csv", bad)
+    write_unreadable(folder / "unreadable.csv", scored.bad)
     results = [{**point.costs(), **summarize_accuracy(point.accuracy)} for point in points]
-    counts = count_videos(videos, num_views=num_views)
+    counts = count_videos(scored.videos, num_views=num_views)
     write_json(folder / RESULTS, {**about, "videos": counts, "results": results, "run": run}, indent=2)
 
 
 def draw_results(folder: Path, points: Sequence[SweepPoint], *, names: Sequence[str], title: str, speed_note: str) -> None:
-    """The pictures of what `write_results` has written. One that cannot be drawn is missing, and said to be."""
+    """Draw the pictures of a test. One that cannot be drawn is logged and left out."""
     drawings = []
     for point in points:
-        path = (folder / share_folder(point.keep_ratio) if len(points) > 1 else folder) / "confusion.png"
+        path = (folder / ratio_folder(point.keep_ratio) if len(points) > 1 else folder) / "confusion.png"
         kept = f"{title}, {point.keep_ratio:g} of the tokens kept"
         drawings.append((path, partial(draw_confusion, point.accuracy, names, path, title=kept)))
     if len(points) > 1:
@@ -148,8 +146,9 @@ def draw_results(folder: Path, points: Sequence[SweepPoint], *, names: Sequence[
 
 
 def is_test_folder(folder: Path) -> bool:
-    """Whether a test of version 0.1 has made the folder, which left no marker: results.json says so. A run's folder is the run's,
-    also where a test was once written into it.
+    """Whether a test of version 0.1, which left no marker, made the folder: known by results.json.
+
+    A run's folder stays the run's, even if a test was once written into it.
     """
     if (folder / "run.json").exists():
         return False
@@ -161,7 +160,7 @@ def is_test_folder(folder: Path) -> bool:
 
 
 def count_videos(videos: Sequence[VideoScore], *, num_views: int) -> dict[str, int]:
-    """How many videos there are, how many count, and of how many of these some views are missing."""
+    """Numbers of videos: listed, scored, scored on some views only, and unreadable."""
     read = [video.num_read for video in videos]
     return {
         "listed": len(read),
@@ -172,13 +171,13 @@ def count_videos(videos: Sequence[VideoScore], *, num_views: int) -> dict[str, i
 
 
 def describe_bad(bad: Sequence[BadClip]) -> list[str]:
-    """The first unreadable files, and how many more there are."""
+    """Lines that name the first unreadable videos and count the others."""
     lines = [f"  unreadable: {clip.path}: {clip.reason}" for clip in bad[:SHOWN_BAD]]
     return lines if len(bad) <= SHOWN_BAD else [*lines, f"  and {len(bad) - SHOWN_BAD} more, in unreadable.csv"]
 
 
 def describe_points(points: Sequence[SweepPoint]) -> list[str]:
-    """Costs and accuracy in words."""
+    """Lines with the cost and accuracy of each point."""
     lines = []
     for point in points:
         accuracy, gmacs = point.accuracy, point.macs / 1e9
@@ -193,38 +192,38 @@ def describe_points(points: Sequence[SweepPoint]) -> list[str]:
 
 @dataclass(frozen=True)
 class ProbeResult:
-    """One probe of one set of weights. `weights`: "trained" or "fresh". `told`: the probe's settings, in words."""
+    """One probe of one set of weights ("trained" or "fresh"); `settings`: of the probe, as text."""
 
     probe: str
     weights: str
     top1: Proportion
-    told: str
+    settings: str
     seconds: float
 
     def describe(self) -> str:
-        return f"{self.probe:<10} {self.weights:<8} {self.top1.describe()}  ({self.told}; {self.seconds:.1f} s)"
+        return f"{self.probe:<10} {self.weights:<8} {self.top1.describe()}  ({self.settings}; {self.seconds:.1f} s)"
 
     def as_json(self) -> dict[str, object]:
         return {
             "probe": self.probe,
             "weights": self.weights,
             "top1": self.top1.as_json(),
-            "settings": self.told,
+            "settings": self.settings,
             "seconds": self.seconds,
         }
 
 
 @dataclass(frozen=True)
 class ChanceLevel:
-    """What needs no features: guessing among all classes, and always saying the class that `val` has most of."""
+    """Accuracy without features: of guessing, and of always predicting the most frequent class."""
 
     num_classes: int
     most_frequent: float
 
     def describe(self) -> str:
         return (
-            f"{'chance':<10} {'':<8} {100 / self.num_classes:.2f}% by guessing, {100 * self.most_frequent:.2f}% by always saying "
-            "the most frequent class"
+            f"{'chance':<10} {'':<8} {100 / self.num_classes:.2f}% by guessing, {100 * self.most_frequent:.2f}% by always "
+            "predicting the most frequent class"
         )
 
     def as_json(self) -> dict[str, float]:

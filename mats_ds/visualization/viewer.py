@@ -65,7 +65,8 @@ def open_viewer(
     if isinstance(model, VideoClassifier):
         return Viewer(model, recipe, "a classifier: no reconstruction", names_classes=True)
     size = spec.size_name or f"width {spec.width}"
-    note = f"{Path(path).name}: {size}, {model.strategy}, keep {model.keep_ratio:g}, visible {model.visible_ratio:g}"
+    kept = f"{model.pruning.strategy}, keep {model.pruning.keep_ratio:g}, visible {model.pruning.visible_ratio:g}"
+    note = f"{Path(path).name}: {size}, {kept}"
     return Viewer(model, recipe, note, decodes=True)
 
 

@@ -67,13 +67,6 @@ def open_loader(
     )
 
 
-def read_once(loader: ClipLoader) -> Iterator[ClipBatch]:
-    """This rank's micro-batches of one epoch, or of one pass over a test's views."""
-    batches = loader.micro_batches(0)
-    yield from islice(batches, loader.sampler.steps_per_epoch)
-    batches.close()
-
-
 def read_views(
     manifest: Manifest,
     *,
