@@ -14,7 +14,7 @@ if __name__ == "__main__":  # run as a file, Python would look for modules in ma
     sys.path[0] = str(Path(__file__).resolve().parents[1])
 
 import mats_ds
-from mats_ds.core.cli import run_script
+from mats_ds.core.cli import USAGE_ERROR, run_script
 from mats_ds.core.text import say, tell_error
 from mats_ds.distributed.process_group import is_dry_run, show_words
 
@@ -23,7 +23,6 @@ ON_RANKS = ("pretrain", "finetune", "evaluate", "extract")
 IN_ONE_PROCESS = ("prepare", "convert", "probe", "visualize", "plan", "report")
 VERBS = (*ON_RANKS, *IN_ONE_PROCESS, "launch", "demo")
 OF_LAUNCH_SH = ("test", "setup")
-USAGE_ERROR = 2
 SHOWN_CHARACTERS = 40
 
 

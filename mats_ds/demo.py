@@ -13,18 +13,21 @@ import sys
 from datetime import datetime
 from pathlib import Path
 
-from mats_ds.core.cli import ArgumentParser
+if __name__ == "__main__":  # run as a file, Python would look for modules in mats_ds/ itself
+    sys.path[0] = str(Path(__file__).resolve().parents[1])
+
+from mats_ds.core.cli import USAGE_ERROR, ArgumentParser, leave, run_script
 from mats_ds.core.storage.package_files import find_folder
 from mats_ds.core.text import say, tell_error
 from mats_ds.distributed.process_group import is_dry_run, show_words
-from mats_ds.launch import USAGE_ERROR, launch
+from mats_ds.launch import launch
 
 
 def main(arguments: list[str] | None = None) -> int:
     """Train, report, return the exit status."""
     parser = ArgumentParser(description="Pre-train a tiny MATS and end with the report.")
     parser.add_argument("video_dir", nargs="?", metavar="VIDEO_DIR", help="a folder of videos (default: a synthetic set)")
-    return run_demo(parser.parse_args(arguments).video_dir)
+    return run_script(lambda: run_demo(parser.parse_args(arguments).video_dir))
 
 
 def run_demo(folder: str | None) -> int:
@@ -47,3 +50,7 @@ def run_demo(folder: str | None) -> int:
         print(show_words(command), flush=True)
         return 0
     return subprocess.run(command).returncode
+
+
+if __name__ == "__main__":
+    leave(main())

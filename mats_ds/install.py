@@ -24,7 +24,7 @@ if __name__ == "__main__":  # run as a file, Python would look for modules in ma
     sys.path[0] = str(Path(__file__).resolve().parents[1])
 
 from mats_ds.__main__ import OF_LAUNCH_SH, VERBS, describe_unknown
-from mats_ds.core.cli import run_script
+from mats_ds.core.cli import RUN_ERROR, USAGE_ERROR, run_script
 from mats_ds.core.text import say, tell_error
 from mats_ds.distributed.process_group import Stopped, is_dry_run, run_in_group, show_words
 from mats_ds.distributed.visible_gpus import choose_gpus, find_driver_cuda, list_gpus
@@ -36,7 +36,6 @@ STAMP = VENV / ".mats_ds-installed"  # the build, and what the installation was 
 OF_VENV = {"bin", "lib", "lib64", "include", "share", "pyvenv.cfg", ".gitignore", ".lock", "CACHEDIR.TAG", STAMP.name}
 BUILDS = ("cuda13", "cuda12")  # extras whose first package is DALI; one of the two is enough
 NAMES = ("python3", "python", "python3.12", "python3.11", "python3.13", "python3.10", "python3.14")
-FAILED, USAGE_ERROR = 1, 2
 SHOWN_PACKAGES = 4
 
 
@@ -55,7 +54,7 @@ def main() -> int:
             words = [python, "-m", "pytest", *(rest or ["-m", quick])]
     except (ValueError, OSError) as error:
         tell_error(error)
-        return USAGE_ERROR if isinstance(error, ValueError) else FAILED
+        return USAGE_ERROR if isinstance(error, ValueError) else RUN_ERROR
     except Stopped as stopped:
         say(stopped, stream=sys.stderr)
         return 128 + stopped.number

@@ -18,7 +18,7 @@ from pathlib import Path
 if __name__ == "__main__":  # run as a file, Python would look for modules in mats_ds/ itself
     sys.path[0] = str(Path(__file__).resolve().parents[1])
 
-from mats_ds.core.cli import run_script
+from mats_ds.core.cli import RUN_ERROR, USAGE_ERROR, run_script
 from mats_ds.core.storage.package_files import find_folder
 from mats_ds.core.text import say, tell_error
 from mats_ds.distributed.hosts import choose_hosts, is_address, is_port, read_hostfile
@@ -39,7 +39,6 @@ PROGRAMS = ("pretrain", "finetune", "evaluate", "extract")
 DEFAULT_JSON = {"pretrain": "zero2.json", "finetune": "zero2_finetune.json"}
 CPU_RANKS = 2
 DEFAULT_PORT = 29500  # torch's and DeepSpeed's
-FAILED, USAGE_ERROR = 1, 2
 WITH_VALUE = {
     "--num_gpus", "--num_nodes", "--hostfile", "--include", "--exclude", "--master_addr", "--master_port", "--launcher",
     "--launcher_args", "--ssh_port", "--node_rank",
@@ -77,12 +76,12 @@ def main(arguments: list[str] | None = None) -> int:
 
 
 def launch(name: str, arguments: Sequence[str]) -> int:
-    """Run mats_ds/NAME.py on all ranks: their exit status, or FAILED or USAGE_ERROR with a message where none is started."""
+    """Run mats_ds/NAME.py on all ranks: their exit status, or RUN_ERROR or USAGE_ERROR with a message where none is started."""
     try:
         command = make_command(name, arguments, os.environ, is_dry=is_dry_run())
     except (ValueError, OSError) as error:
         tell_error(error)
-        return USAGE_ERROR if isinstance(error, ValueError) else FAILED
+        return USAGE_ERROR if isinstance(error, ValueError) else RUN_ERROR
     if is_dry_run():
         print(command.show(), flush=True)
         return 0

@@ -20,9 +20,9 @@ from pathlib import Path
 if __name__ == "__main__":  # run as a file, Python would look for modules in mats_ds/ itself
     sys.path[0] = str(Path(__file__).resolve().parents[1])
 
-from mats_ds.core.cli import ArgumentParser, leave, run_script
+from mats_ds.core.cli import FINISHED, ArgumentParser, leave, run_script
 from mats_ds.core.storage.own_files import refuse_sources
-from mats_ds.core.text import log_to_stderr, say, tell_error
+from mats_ds.core.text import log_to_stderr, say
 from mats_ds.data.manifest import read_manifest
 from mats_ds.data.prepare.importers import FORMATS, import_annotations
 from mats_ds.data.prepare.importers.rows import describe_imported, refuse_to_overwrite, train_arguments, write_imported
@@ -30,8 +30,7 @@ from mats_ds.data.prepare.journal import describe_system_error, resumable
 from mats_ds.data.prepare.progress import Progress
 from mats_ds.data.prepare.worker_pool import count_cores
 
-DONE, LEFT_OUT, UNUSABLE = 0, 1, 2
-INTERRUPTED = 130  # as shells count SIGINT
+LEFT_OUT = 1
 
 
 def add_import(commands) -> None:
@@ -72,7 +71,7 @@ def run_import(options: argparse.Namespace) -> int:
     say(f"wrote {', '.join(map(str, written))} ({len(imported.rows)} rows{left})")
     say(*(f"what was there before is kept as {path}" for path in kept))
     say(f"train with: {train_arguments(imported, out)}")
-    return LEFT_OUT if imported.mistakes else DONE
+    return LEFT_OUT if imported.mistakes else FINISHED
 
 
 def add_check(commands) -> None:
@@ -115,7 +114,7 @@ def run_check(options: argparse.Namespace) -> int:
         )
     print(summarize(result))
     say(*describe_outputs(result, out, root=options.root, chose_quarantine=not options.quarantine))
-    return LEFT_OUT if result.bad else DONE
+    return LEFT_OUT if result.bad else FINISHED
 
 
 def add_transcode(commands) -> None:
@@ -161,7 +160,7 @@ def run_transcode(options: argparse.Namespace) -> int:
     if options.dry_run:
         check_out_folder(out, scanned=scanned)
         say(*describe_plan(plan_copies(manifest, out, base=base), settings, segment_seconds=options.segment))
-        return DONE
+        return FINISHED
     log_to_stderr(logging.INFO)
     with resumable("copied", journal=out / JOURNAL), Progress("copy") as progress:
         summary = make_copies(
@@ -179,7 +178,7 @@ def run_transcode(options: argparse.Namespace) -> int:
             on_done=progress,
         )
     say(*summary.lines())
-    return LEFT_OUT if summary.failed else DONE
+    return LEFT_OUT if summary.failed else FINISHED
 
 
 SUBCOMMANDS = (add_import, add_check, add_transcode)
@@ -191,16 +190,16 @@ def main(arguments: list[str] | None = None) -> int:
     for add in SUBCOMMANDS:
         add(commands)
     options = parser.parse_args(arguments)
+    return run_script(lambda: run(options))
+
+
+def run(options: argparse.Namespace) -> int:
+    """The status of the subcommand. Raises ValueError for what it cannot use, and for what the system refuses."""
     try:
         return options.run(options)
-    except ValueError as error:
-        tell_error(error)
     except OSError as error:
-        tell_error(describe_system_error(error))
-    except KeyboardInterrupt:
-        return INTERRUPTED
-    return UNUSABLE
+        raise ValueError(describe_system_error(error)) from None
 
 
 if __name__ == "__main__":
-    leave(run_script(main))
+    leave(main())

@@ -17,7 +17,6 @@ import threading
 from collections.abc import Callable, Sequence
 from typing import Any, NoReturn
 
-from mats_ds.core.storage.folder_lock import release_all_folders
 from mats_ds.core.terminal import make_tolerant
 from mats_ds.core.text import clean_line, describe_crash, describe_error
 
@@ -87,8 +86,9 @@ def run_script(work: Callable[[], int | None], *, advice: str | None = None) -> 
         status = work() or FINISHED
         _leave_ranks()
         return status
-    except KeyboardInterrupt:
-        return _end(KILLED_BY_USER, f"stopped: rank {_rank()} at once; what was saved before stands" if advice else "stopped")
+    except KeyboardInterrupt as error:
+        at_once = f"rank {_rank()} at once; what was saved before stands" if advice else ""
+        return _end(KILLED_BY_USER, ": ".join(filter(None, ("stopped", clean_line(str(error)) or at_once))))
     except ProgramEnd as error:
         if error.is_local:
             return _end(error.status, f"{_host()}{error.label}: rank {_rank()}: {describe_error(error)}")
@@ -105,7 +105,7 @@ def run_script(work: Callable[[], int | None], *, advice: str | None = None) -> 
         first = clean_line(str(error).partition("\n")[0] or type(error).__name__)
         return _end(RUN_ERROR, f"{_host()}stopped: rank {_rank()} is out of memory: {first}")
     finally:
-        release_all_folders()
+        _release_folders()
         sys.stdout.flush()
 
 
@@ -153,3 +153,9 @@ def _leave_ranks() -> None:
 
         if dist.is_available() and dist.is_initialized():
             dist.destroy_process_group()
+
+
+def _release_folders() -> None:
+    """Let go of the folders that this process holds; it holds none where nobody has loaded the module."""
+    if locks := sys.modules.get("mats_ds.core.storage.folder_lock"):
+        locks.release_all_folders()

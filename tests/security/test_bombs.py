@@ -292,7 +292,7 @@ BOMBS = {
     pth_that_makes_tensors: (load_model, "a.pth", r"claims 1,600,000,000 bytes"),
     pth_of_wide_products: (load_model, "a.pth", r"gamma_1"),
     pth_of_empty_tensors: (load_model, "a.pth", r"qkv.weight \[0, 200000000\] is empty"),
-    pth_of_a_long_word: (load_with_heads, "a.pth", r"num_frames.*whole number.*got a"),
+    pth_of_a_long_word: (load_with_heads, "a.pth", r"num_frames.*from 1 to 100,000.*got a"),
     pth_of_dictionaries_in_each_other: (load_model, "a.pth", r"holds no weights|no patch embedding"),
     pth_of_zero_bytes: (load_model, "a.pth", r"calls bytearray"),
     old_pth_of_zero_bytes: (load_model, "a.pth", r"calls bytearray"),

@@ -43,12 +43,12 @@ def exchange(folder):
 
 def fill_up(folder):
     """The disk of this rank's records, from now on."""
-    from mats_ds.metering import step_record
+    from mats_ds.core.storage import files
 
     def write(descriptor, content):
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
-    step_record.os.write = write
+    files.os.write = write
 
 
 def make_read_only(folder):

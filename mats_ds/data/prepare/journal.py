@@ -8,7 +8,6 @@ from __future__ import annotations
 import contextlib
 import os
 import signal
-import sys
 import threading
 import time
 from collections.abc import Iterable, Iterator
@@ -18,7 +17,6 @@ from typing import Any, TextIO
 from mats_ds.core.storage.documents import parse_json
 from mats_ds.core.storage.files import refuse_wrong_kind, write_text
 from mats_ds.core.storage.lock_file import describe_holder, dump_holder, make_holder, read_holder
-from mats_ds.core.text import say
 from mats_ds.data.prepare.worker_pool import WorkersFailed
 
 try:
@@ -94,7 +92,7 @@ def resumable(done: str, *, journal: str | os.PathLike[str]) -> Iterator[None]:
     """A block that SIGTERM ends as Ctrl-C does, and whose early end reports that the same command goes on.
 
     done: "checked", "copied". Raises ValueError where workers do not start and where the system refuses something (no
-    room, no permission); KeyboardInterrupt, after a line on stderr.
+    room, no permission); KeyboardInterrupt with the line for the user.
     """
     is_main = threading.current_thread() is threading.main_thread()
     on_terminate = signal.signal(signal.SIGTERM, signal.default_int_handler) if is_main else None
@@ -106,8 +104,7 @@ def resumable(done: str, *, journal: str | os.PathLike[str]) -> Iterator[None]:
         reason = describe_system_error(error)
         raise ValueError(f"{reason}; what was {done} so far is kept, and the same command goes on") from None
     except KeyboardInterrupt:
-        say(f"stopped: the same command goes on from here ({journal})", stream=sys.stderr)
-        raise
+        raise KeyboardInterrupt(f"the same command goes on from here ({journal})") from None
     finally:
         if is_main:
             signal.signal(signal.SIGTERM, on_terminate)

@@ -251,7 +251,7 @@ def test_content_is_looked_at_where_times_cannot_be_trusted(home, out, monkeypat
     assert again() == 0 and "(3 from an earlier run)" in capsys.readouterr().out
     path.write_bytes(b"x" * len(data))
     os.utime(path, ns=(stamp, stamp))
-    monkeypatch.setattr(indexing, "_CACHE", IndexCache(indexing.MAX_CACHE_BYTES))  # a new process
+    monkeypatch.setattr(indexing, "_CACHE", IndexCache(64 << 20))  # a new process
     assert again() == 1 and "b.mp4" in (out / "failed.csv").read_text()
 
 
