@@ -1,10 +1,13 @@
-"""How far frames, crops and scaling are from VideoMAE's and EVEREST's, on one's own videos: the figures of docs/differences.md.
+"""How far frames, crops and scaling are from VideoMAE's and EVEREST's, on one's own videos: the
+figures of docs/differences.md.
 
-    python benchmarks/differences.py LENGTHS_FOLDER [CLIPS_FOLDER ...] [--every 6] [--max_pixels 450000]
+    python benchmarks/differences.py LENGTHS_FOLDER [CLIPS_FOLDER ...] [--every 6]
+        [--max_pixels 450000]
 
-Frame rules are applied to the lengths of all videos of the first folder; pictures and tokens are compared on clips of 16 frames
-at stride 4 from the middle of every n-th of them and of all videos of the other folders that have 80 frames and are not larger.
-The other projects' rules are written anew from what their public code does (github.com/MCG-NJU/VideoMAE: ssv2.py, kinetics.py,
+Frame rules are applied to the lengths of all videos of the first folder; pictures and tokens are
+compared on clips of 16 frames at stride 4 from the middle of every n-th of them and of all videos
+of the other folders that have 80 frames and are not larger. The other projects' rules are written
+anew from what their public code does (github.com/MCG-NJU/VideoMAE: ssv2.py, kinetics.py,
 transforms.py; github.com/sunilhoho/EVEREST: ucf.py). A level is 1/255 of white.
 """
 
@@ -43,7 +46,8 @@ SCALES = ClipSection().crop_scales
 
 
 def finetune_numbers(length: int, begin: int = 0) -> np.ndarray:
-    """Their dense clip in fine-tuning: ends included; a short video is cut at the stride and its last frame repeated."""
+    """Their dense clip in fine-tuning: ends included; a short video is cut at the stride and its
+    last frame repeated."""
     if length <= SPAN:
         read = np.linspace(0, length, length // STRIDE)
         return np.clip(np.append(read, [length] * (NUM_FRAMES - len(read))), 0, length - 1).astype(int)
@@ -51,7 +55,8 @@ def finetune_numbers(length: int, begin: int = 0) -> np.ndarray:
 
 
 def pretrain_numbers(length: int, begin: int = 0) -> np.ndarray:
-    """Their clip in pre-training: every fourth frame while there is one, then the same one again."""
+    """Their clip in pre-training: every fourth frame while there is one, then the same one
+    again."""
     numbers = [begin]
     for _ in range(NUM_FRAMES - 1):
         following = numbers[-1] + STRIDE
@@ -137,7 +142,8 @@ class TokenScores:
 
 
 def compare_frames(path: str, scores: TokenScores) -> dict[str, float]:
-    """Of one clip: the spacing in fine-tuning, a clip one frame later as the yardstick, and short videos."""
+    """Of one clip: the spacing in fine-tuning, a clip one frame later as the yardstick, and short
+    videos."""
     begin = (index_video(path).num_frames - SPAN) // 2 - 1
     ours = begin + STRIDE * np.arange(NUM_FRAMES)
     wanted = {"ours": ours, "theirs": finetune_numbers(SPAN + 1) + begin, "later": ours + 1}

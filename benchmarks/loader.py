@@ -1,13 +1,16 @@
-"""Reading clips on a CPU, side by side: this project, decord, torchcodec, and PyAV used plainly, on the same clips in one run.
+"""Reading clips on a CPU, side by side: this project, decord, torchcodec, and PyAV used plainly, on
+the same clips in one run.
 
     python benchmarks/loader.py [--videos DIR] [--clips 5] [--rounds 5] [--out benchmarks/results]
 
-From up to eight videos it makes four sets of files (H.264 with a keyframe every 250 and every 12 frames, MPEG-4 as UCF101 has
-it, and this project's training copies), takes the same clips of 16 frames at stride 4, with the same crops, for all readers, and
-measures the CPU time of each clip on one thread, readers in turn, the best of the rounds: from the file to RGB frames, and from
-the file to 224 x 224 crops, which the others' users make with torchvision's antialiased resize of uint8. Then loaders by
-the clock, with one and two workers, and how long a training loop waits for the loader. Medians; trust the ratios, which come
-from one run. Peers that are not installed are left out and named.
+From up to eight videos it makes four sets of files (H.264 with a keyframe every 250 and every 12
+frames, MPEG-4 as UCF101 has it, and this project's training copies), takes the same clips of 16
+frames at stride 4, with the same crops, for all readers, and measures the CPU time of each clip on
+one thread, readers in turn, the best of the rounds: from the file to RGB frames, and from the file
+to 224 x 224 crops, which the others' users make with torchvision's antialiased resize of uint8.
+Then loaders by the clock, with one and two workers, and how long a training loop waits for the
+loader. Medians; trust the ratios, which come from one run. Peers that are not installed are left
+out and named.
 """
 
 from __future__ import annotations
@@ -56,7 +59,8 @@ def read_crop_with_mats(path: str, numbers: list[int], crop: CropSpec) -> np.nda
 
 
 def crop_with_torchvision(frames_THWC: np.ndarray, crop: CropSpec) -> np.ndarray:
-    """Crop, scale and flip as users of the other readers do best on a CPU: uint8, antialiased, all frames at once."""
+    """Crop, scale and flip as users of the other readers do best on a CPU: uint8, antialiased, all
+    frames at once."""
     from torchvision.transforms.v2 import functional as transforms
 
     frames = torch.from_numpy(frames_THWC).permute(0, 3, 1, 2)
@@ -124,7 +128,8 @@ def sample_clips(paths: list[str], clips: int, seed: int) -> list[tuple[str, lis
 def measure_readers(
     sets: dict[str, list[str]], readers: dict[str, Reader], *, clips: int, rounds: int
 ) -> tuple[dict[str, dict], dict[str, dict]]:
-    """{set: {reader: CPU milliseconds of each clip, the best of the rounds}}, decoded only and down to the crop.
+    """{set: {reader: CPU milliseconds of each clip, the best of the rounds}}, decoded only and down
+    to the crop.
 
     Readers take turns clip by clip, so that whatever else the machine does meets all of them.
     """
@@ -154,7 +159,8 @@ def measure_readers(
 
 
 class PeerClips(torch.utils.data.Dataset):
-    """Clips as VideoMAE's data set reads them: a peer's reader, then a random resized crop and a flip of all frames."""
+    """Clips as VideoMAE's data set reads them: a peer's reader, then a random resized crop and a
+    flip of all frames."""
 
     def __init__(self, paths: list[str], read: Reader, num_clips: int) -> None:
         self.paths, self.read, self.num_clips = paths, read, num_clips
@@ -179,7 +185,8 @@ def loader_of(paths: list[str], *, workers: int, batch: int) -> ClipLoader:
 
 
 def clips_per_second(sets: dict[str, list[str]], readers: dict[str, Reader], *, num_clips: int) -> dict[str, dict[str, float]]:
-    """{set: {loader: clips/s}} from file to crop by the clock, with 1 and 2 workers; the best of two runs in turn."""
+    """{set: {loader: clips/s}} from file to crop by the clock, with 1 and 2 workers; the best of
+    two runs in turn."""
     batch = 8
     speeds: dict[str, dict[str, float]] = {}
     for name, paths in sets.items():
@@ -201,7 +208,8 @@ def _note(row: dict[str, float], name: str, speed: float) -> None:
 
 
 def _rate(batches, num_batches: int, batch: int) -> float:
-    """Clips a second, after a first batch that is not counted; what was read ahead by then is taken first."""
+    """Clips a second, after a first batch that is not counted; what was read ahead by then is taken
+    first."""
     next(batches)
     begin = time.perf_counter()
     for _ in range(num_batches):
@@ -210,7 +218,8 @@ def _rate(batches, num_batches: int, batch: int) -> float:
 
 
 def measure_waiting(paths: list[str], *, workers: int, num_batches: int) -> dict[str, float]:
-    """How long a loop waits for the loader whose model takes clips at MODEL_SHARE of the rate that the loader can deliver.
+    """How long a loop waits for the loader whose model takes clips at MODEL_SHARE of the rate that
+    the loader can deliver.
 
     The model is a pause of fixed length: it uses no core, as a model on a GPU.
     """

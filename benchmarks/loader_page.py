@@ -1,4 +1,5 @@
-"""The page of `loader.py`: measurements -> Markdown tables, JSON and a plot, and whether the goals are met."""
+"""The page of `loader.py`: measurements -> Markdown tables, JSON and a plot, and whether the goals
+are met."""
 
 from __future__ import annotations
 
@@ -18,7 +19,8 @@ GOAL_SAME_FILES, GOAL_COPIES, GOAL_WAITING = 1.8, 5.8, 0.05
 
 @dataclass(frozen=True)
 class Measured:
-    """decoded, cropped: {set: {reader: CPU ms of each clip}}. speeds: {set: {loader: clips/s}}. waiting: of a training loop.
+    """decoded, cropped: {set: {reader: CPU ms of each clip}}. speeds: {set: {loader: clips/s}}.
+    waiting: of a training loop.
     num_bytes: of each set. missing: peers that are not installed.
     """
 
@@ -35,7 +37,8 @@ def medians_of(times: dict[str, dict]) -> dict[str, dict[str, float]]:
 
 
 def table_of(times: dict[str, dict]) -> list[str]:
-    """Medians by set and reader; decord's time divided by ours: of the medians, of all clips together, median clip by clip."""
+    """Medians by set and reader; decord's time divided by ours: of the medians, of all clips
+    together, median clip by clip."""
     readers = list(next(iter(times.values())))
     lines = [
         "| files | " + " | ".join(readers) + " | decord / mats_ds | all clips | clip by clip |",
@@ -77,7 +80,8 @@ def _verdict(what: str, ratio: float, goal: float) -> str:
 
 
 def write_results(out: Path, measured: Measured, *, options: str) -> Path:
-    """A Markdown page, the figures as JSON, and a plot. `options`: how the program was called, in words."""
+    """A Markdown page, the figures as JSON, and a plot. `options`: how the program was called, in
+    words."""
     out.mkdir(parents=True, exist_ok=True)
     stem = f"loader-{time.strftime('%Y-%m-%d')}"
     decoded, cropped, speeds, num_bytes = measured.decoded, measured.cropped, measured.speeds, measured.num_bytes

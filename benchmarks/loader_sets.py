@@ -20,7 +20,8 @@ HEIGHT, WIDTH = 256, 340
 
 
 def choose_videos(folder: Path | None, scratch: Path) -> list[str]:
-    """Up to eight readable videos that are long enough and of ordinary size; synthetic ones without a folder."""
+    """Up to eight readable videos that are long enough and of ordinary size; synthetic ones without
+    a folder."""
     if folder is None:
         source = write_synthetic_set(scratch / "synthetic", num_videos=6, num_frames=320, height=HEIGHT, width=WIDTH)
         return read_manifest(source).paths

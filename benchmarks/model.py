@@ -1,13 +1,16 @@
-"""The model side by side with Hugging Face's VideoMAE, in one run: bytes kept for backward, multiply-adds, step time.
+"""The model side by side with Hugging Face's VideoMAE, in one run: bytes kept for backward,
+multiply-adds, step time.
 
-    python benchmarks/model.py [--sizes small base] [--tasks pretrain finetune] [--threads 1 2] [--out benchmarks/results]
+    python benchmarks/model.py [--sizes small base] [--tasks pretrain finetune]
+        [--threads 1 2] [--out benchmarks/results]
 
-Pre-training: this project's masked autoencoder (156 visible tokens and 314 targets of 1568) against VideoMAEForPreTraining with
-its published tube mask (160 visible, 1408 targets). Fine-tuning: 940 tokens kept against all 1568. Clips of 16 x 224 x 224; the
-same batch for all; forward and backward of a batch; models take turns in every round, and what is shown is the best of the
-rounds and the median over rounds of the ratio. On a CPU: float32; the time is CPU time with one thread, the clock's with more
-(waiting threads spin); on a GPU (`--device cuda`): bfloat16 and the clock. `--compile` adds rows of torch.compile. Peers that
-are not installed are left out and named.
+Pre-training: this project's masked autoencoder (156 visible tokens and 314 targets of 1568) against
+VideoMAEForPreTraining with its published tube mask (160 visible, 1408 targets). Fine-tuning: 940
+tokens kept against all 1568. Clips of 16 x 224 x 224; the same batch for all; forward and backward
+of a batch; models take turns in every round, and what is shown is the best of the rounds and the
+median over rounds of the ratio. On a CPU: float32; the time is CPU time with one thread, the
+clock's with more (waiting threads spin); on a GPU (`--device cuda`): bfloat16 and the clock.
+`--compile` adds rows of torch.compile. Peers that are not installed are left out and named.
 """
 
 from __future__ import annotations
@@ -112,7 +115,8 @@ def build_peer(task: str, name: str, batch: int) -> nn.Module:
 
 
 def kept_bytes(step: Callable[[], torch.Tensor], device: torch.device) -> int:
-    """Bytes that are alive because of a forward pass until its backward pass, whoever holds them."""
+    """Bytes that are alive because of a forward pass until its backward pass, whoever holds
+    them."""
     step().backward()  # gradients and lazily made constants are there from now on
     if device.type == "cuda":
         torch.cuda.synchronize()
@@ -149,7 +153,8 @@ def time_rounds(steps: dict[str, Callable[[], torch.Tensor]], *, rounds: int, de
 
 
 def measure(task: str, name: str, arguments: argparse.Namespace) -> tuple[list[Row], dict[str, float]]:
-    """The rows of one task and size, and the fractions of a step that scoring and selection take."""
+    """The rows of one task and size, and the fractions of a step that scoring and selection
+    take."""
     device = torch.device(arguments.device)
     dtype = torch.bfloat16 if device.type == "cuda" else torch.float32
     batch = arguments.batch or DEFAULT_BATCH[task]

@@ -1,4 +1,5 @@
-"""The page of `model.py`: rows of measurements -> a Markdown table, and what they say about the goals."""
+"""The page of `model.py`: rows of measurements -> a Markdown table, and what they say about the
+goals."""
 
 from __future__ import annotations
 
@@ -19,7 +20,8 @@ GOAL_SELECTION_SHARE = 0.03
 
 @dataclass
 class Row:
-    """One way to compute a step: bytes and multiply-adds of one clip, and seconds of one clip by number of threads."""
+    """One way to compute a step: bytes and multiply-adds of one clip, and seconds of one clip by
+    number of threads."""
 
     name: str
     kept_bytes: float = 0.0

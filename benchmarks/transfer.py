@@ -1,13 +1,16 @@
-"""What pre-training is worth: fine-tune from pre-trained weights and from scratch at the same budget, over seeds, and test both.
+"""What pre-training is worth: fine-tune from pre-trained weights and from scratch at the same
+budget, over seeds, and test both.
 
-    python benchmarks/transfer.py [--sets synthetic FOLDER] [--seeds 4] [--jobs 2] [--out benchmarks/results]
+    python benchmarks/transfer.py [--sets synthetic FOLDER] [--seeds 4] [--jobs 2]
+        [--out benchmarks/results]
 
-`synthetic` writes a set of its own whose labels are directions of motion; FOLDER holds videos, train.csv and val.csv (lines of
-`path label`), of which small copies are made first. For every seed: mats_ds/pretrain.py on the training videos, without their
-labels; mats_ds/finetune.py from these weights, and from those that pre-training began with ("from scratch"), with the same
-recipe, steps, clips and augmentation; mats_ds/evaluate.py on the last weights of each, so that nothing is chosen with the
-validation set. All are separate processes of one thread on a CPU. What is done is kept in --work and not done again.
-`transfer_page.py` says how certain the figures are.
+`synthetic` writes a set of its own whose labels are directions of motion; FOLDER holds videos,
+train.csv and val.csv (lines of `path label`), of which small copies are made first. For every seed:
+mats_ds/pretrain.py on the training videos, without their labels; mats_ds/finetune.py from these
+weights, and from those that pre-training began with ("from scratch"), with the same recipe, steps,
+clips and augmentation; mats_ds/evaluate.py on the last weights of each, so that nothing is chosen
+with the validation set. All are separate processes of one thread on a CPU. What is done is kept in
+--work and not done again. `transfer_page.py` says how certain the figures are.
 """
 
 from __future__ import annotations
@@ -51,7 +54,8 @@ COPY_SIDE = 96  # pixels of the shorter side of the copies
 
 @dataclass(frozen=True)
 class Plan:
-    """How one set is trained on. `clip`: overrides of both recipes; `pretraining`, `finetuning`: of one of them."""
+    """How one set is trained on. `clip`: overrides of both recipes; `pretraining`, `finetuning`: of
+    one of them."""
 
     pretrain_steps: int
     finetune_steps: int
@@ -68,7 +72,8 @@ SYNTHETIC_PLAN = Plan(
     pretrain_steps=500,
     finetune_steps=150,
     num_views=3,
-    clip=(*SMALL_CLIP, "clip.flip=false", "clip.crop_scales=[1.0]"),  # a mirrored direction is another class
+    # a mirrored direction is another class
+    clip=(*SMALL_CLIP, "clip.flip=false", "clip.crop_scales=[1.0]"),
     pretraining=PRETRAINING,
     finetuning=(*FINETUNING, "selection.keep_ratio=0.3", "model.drop_path=0"),
 )
@@ -93,7 +98,8 @@ class VideoSet:
 
 
 def open_set(source: str, work: Path, *, num_train: int, num_val: int) -> VideoSet:
-    """The synthetic set, or small copies of the videos of a folder; made once. Raises SystemExit for a folder without lists."""
+    """The synthetic set, or small copies of the videos of a folder; made once. Raises SystemExit
+    for a folder without lists."""
     if source == SYNTHETIC:
         folder = work / SYNTHETIC
         size = dict(num_frames=48, height=64, width=64)
@@ -112,10 +118,12 @@ def open_set(source: str, work: Path, *, num_train: int, num_val: int) -> VideoS
 
 
 def run_once(out: Path, script: str, arguments: Sequence[str], *, made_from: Path | None = None) -> float:
-    """Run `python mats_ds/SCRIPT ARGUMENTS`, which writes the folder `out`; returns its CPU seconds.
+    """Run `python mats_ds/SCRIPT ARGUMENTS`, which writes the folder `out`; returns its CPU
+    seconds.
 
     `out` lies in the benchmark's own folder: what an earlier command has left there is removed.
-    Nothing is run where the same command has done so before, on the same run of the command that wrote the folder `made_from`.
+    Nothing is run where the same command has done so before, on the same run of the command that
+    wrote the folder `made_from`.
     Raises SystemExit with the last lines of a command that fails.
     """
     done, log = done_file(out), out.with_name(f"{out.name}.log")
@@ -171,7 +179,8 @@ def run_seed(videos: VideoSet, plan: Plan, seed: int, *, ds_config: Path) -> lis
 
 
 def write_first_weights(path: Path, *, overrides: Sequence[str], seed: int) -> None:
-    """The weights that mats_ds/pretrain.py begins with at this seed: the two arms differ in nothing but the training between."""
+    """The weights that mats_ds/pretrain.py begins with at this seed: the two arms differ in nothing
+    but the training between."""
     with torch.random.fork_rng():
         torch.manual_seed(seed)
         model = MaskedAutoencoder.from_recipe(load_recipe("tiny", overrides))
@@ -179,7 +188,8 @@ def write_first_weights(path: Path, *, overrides: Sequence[str], seed: int) -> N
 
 
 def read_hits(predictions: Path, *, num_videos: int) -> list[bool]:
-    """Of every video whether its likeliest class is the true one. Raises SystemExit where one was left out as unreadable."""
+    """Of every video whether its likeliest class is the true one. Raises SystemExit where one was
+    left out as unreadable."""
     with predictions.open(newline="", encoding="utf-8") as stream:
         hits = [row["label"] == row["predicted"] for row in csv.DictReader(stream)]
     if len(hits) != num_videos:
@@ -229,7 +239,8 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--out", type=Path, default=ROOT / "benchmarks" / "results")
     options = parser.parse_args(argv)
     options.work = options.work.resolve()
-    try:  # what lies in there is removed when it is to be made anew, so it must be of this benchmark
+    # what lies in there is removed when it is to be made anew, so it must be of this benchmark
+    try:
         open_output_folder(options.work, command=COMMAND, is_ours=lambda folder: any(folder.glob(f"*/*.{DONE}")))
     except ValueError as error:
         raise SystemExit(f"error: {str(error).replace('--out', '--work', 1)}") from None

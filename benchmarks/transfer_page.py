@@ -1,8 +1,10 @@
-"""The page of `transfer.py`: right and wrong answers of every run -> accuracies, their difference, and how certain both are.
+"""The page of `transfer.py`: right and wrong answers of every run -> accuracies, their difference,
+and how certain both are.
 
-K seeds, S videos of the validation set. A single run's accuracy has Wilson's interval over videos. Means over seeds and the
-difference between the two arms have a bootstrap interval (B. Efron, Ann. Stat. 7, 1979) that resamples seeds and videos, the same
-for both arms: they share seeds, clips and videos. Chance is one over the number of classes.
+K seeds, S videos of the validation set. A single run's accuracy has Wilson's interval over videos.
+Means over seeds and the difference between the two arms have a bootstrap interval (B. Efron, Ann.
+Stat. 7, 1979) that resamples seeds and videos, the same for both arms: they share seeds, clips and
+videos. Chance is one over the number of classes.
 """
 
 from __future__ import annotations
@@ -58,7 +60,8 @@ class SetResult:
 
 @dataclass(frozen=True)
 class Estimate:
-    """A mean over seeds and videos with its 95% interval, all as fractions (a difference may be negative)."""
+    """A mean over seeds and videos with its 95% interval, all as fractions (a difference may be
+    negative)."""
 
     value: float
     low: float
@@ -71,7 +74,8 @@ class Estimate:
 
 
 def estimate_mean(values_KS: np.ndarray, *, seed: int = 0) -> Estimate:
-    """The mean of values that vary with seed and video, and its percentile interval over resampled seeds and videos."""
+    """The mean of values that vary with seed and video, and its percentile interval over resampled
+    seeds and videos."""
     num_seeds, num_videos = values_KS.shape
     rng = np.random.default_rng(seed)
     seeds_RK = rng.multinomial(num_seeds, np.full(num_seeds, 1 / num_seeds), size=NUM_RESAMPLES) / num_seeds

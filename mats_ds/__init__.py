@@ -1,6 +1,7 @@
 """mats_ds: pre-train and fine-tune video models with motion-aware token selection on one machine.
 
-Importing this package loads neither torch nor DALI nor DeepSpeed; each public name loads what it needs when it is first used.
+Importing this package loads neither torch nor DALI nor DeepSpeed; each public name loads what it
+needs when it is first used.
 """
 
 from __future__ import annotations

@@ -1,6 +1,8 @@
-"""The console command: `mats VERB ...` is mats_ds/VERB.py, on all ranks where the program takes several.
+"""The console command: `mats VERB ...` is mats_ds/VERB.py, on all ranks where the program takes
+several.
 
-Nothing but the standard library is loaded before the verb is known, so that `mats --help` needs no package.
+Nothing but the standard library is loaded before the verb is known, so that `mats --help` needs no
+package.
 """
 
 from __future__ import annotations
@@ -45,7 +47,8 @@ def run_verb(verb: str, arguments: list[str]) -> int:
         return USAGE_ERROR
     if verb in ON_RANKS and not wants_one_process(arguments):
         return importlib.import_module("mats_ds.launch").launch(verb, arguments)
-    if is_dry_run() and verb not in ("launch", "demo"):  # these two print what they would run themselves
+    # these two print what they would run themselves
+    if is_dry_run() and verb not in ("launch", "demo"):
         print(show_words([sys.executable, PACKAGE / f"{verb}.py", *arguments]))
         return 0
     sys.argv = [f"mats {verb}", *arguments]  # argparse takes the program's name from it
@@ -53,7 +56,8 @@ def run_verb(verb: str, arguments: list[str]) -> int:
 
 
 def wants_one_process(arguments: list[str]) -> bool:
-    """Whether a program that can take several ranks is only asked for its help, or given one video."""
+    """Whether a program that can take several ranks is only asked for its help, or given one
+    video."""
     return any(word in ("-h", "--help", "--video") or word.startswith("--video=") for word in arguments)
 
 

@@ -3,8 +3,9 @@
     python mats_ds/convert.py SOURCE                          # describe it
     python mats_ds/convert.py SOURCE DEST [--verify]          # write it in DEST's format
 
-Reads top to bottom: read the source, apply the changes, write, compare outputs.
-Exit status: 0 done, 1 done but the weights hold NaN or the outputs differ, 2 unusable input or arguments, nothing written.
+Reads top to bottom: read the source, apply the changes, write, compare outputs. Exit status: 0
+done, 1 done but the weights hold NaN or the outputs differ, 2 unusable input or arguments, nothing
+written.
 """
 
 from __future__ import annotations
@@ -73,7 +74,8 @@ def main(arguments: list[str] | None = None) -> int:
 
 
 def run(options: argparse.Namespace) -> int:
-    """The exit status. Raises ValueError for an input that cannot be used and an output that cannot be written."""
+    """The exit status. Raises ValueError for an input that cannot be used and an output that cannot
+    be written."""
     log_to_stderr(logging.WARNING)
     try:
         return inspect(options) if options.dest is None else convert(options)
@@ -126,8 +128,8 @@ def guess_target(dest: Path) -> str:
 
 
 def refuse_to_overwrite(options: argparse.Namespace, dest: Path, *, target: str) -> None:
-    """Raise ValueError where DEST is the source or a part of it, or holds what may not be replaced; --force replaces one file,
-    or an export of ours.
+    """Raise ValueError where DEST is the source or a part of it, or holds what may not be replaced;
+    --force replaces one file, or an export of ours.
     """
     source = Path(options.source)
     files = [dest / name for name in EXPORTED] if target == "hf" else [dest]
@@ -175,7 +177,8 @@ def read_names(path: Path) -> tuple[str, ...]:
 
 
 def verify(weights: Weights, options: argparse.Namespace, dest: Path) -> int:
-    """Read DEST back and compare outputs; where a Hugging Face folder takes part, with transformers' own model, too."""
+    """Read DEST back and compare outputs; where a Hugging Face folder takes part, with
+    transformers' own model, too."""
     if weights.spec.kind == "encoder":
         print("verify: an encoder alone has no output to compare")
         return FINISHED

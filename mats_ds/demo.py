@@ -2,8 +2,8 @@
 
     mats demo [VIDEO_DIR]
 
-VIDEO_DIR: a folder of videos; without one, a small synthetic set is written into data/synthetic/. Exit status: the report's, or
-that of a training that failed.
+VIDEO_DIR: a folder of videos; without one, a small synthetic set is written into data/synthetic/.
+Exit status: the report's, or that of a training that failed.
 """
 
 from __future__ import annotations
@@ -31,7 +31,8 @@ def main(arguments: list[str] | None = None) -> int:
 
 
 def run_demo(folder: str | None) -> int:
-    """Pre-train a tiny model below runs/ on a folder of videos, or on a synthetic set, and end with the report's status."""
+    """Pre-train a tiny model below runs/ on a folder of videos, or on a synthetic set, and end with
+    the report's status."""
     out = f"runs/demo-{datetime.now():%Y%m%d-%H%M%S}"
     script = ["--recipe", "tiny", "--ds_config", str(find_folder("ds_configs") / "zero2_tiny.json"), "--out", out]
     if folder is not None:

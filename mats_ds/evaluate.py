@@ -57,7 +57,8 @@ def run(options: argparse.Namespace) -> None:
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Run it; returns the exit status: 0 done, 1 stopped by a fault, 2 unusable input or arguments."""
+    """Run it; returns the exit status: 0 done, 1 stopped by a fault, 2 unusable input or
+    arguments."""
     options = parse_arguments(arguments)
     return run_script(lambda: run(options), advice=ADVICE)
 

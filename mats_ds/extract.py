@@ -1,7 +1,7 @@
 """Extract the features of every video of a manifest: shards of arrays and an index.
 
-    bash launch.sh extract --model runs/k400 --manifest videos.csv --out features                 # all GPUs
-    python mats_ds/extract.py --model MODEL --manifest videos.csv --out features --pool none      # every token and its position
+    bash launch.sh extract --model runs/k400 --manifest videos.csv --out features   # all GPUs
+    python mats_ds/extract.py --model MODEL --manifest videos.csv --out features --pool none
 
 The same command continues an earlier extraction; shards are equal on any number of ranks. Labels
 are not needed. Exit status: 0 done, 1 stopped by a fault (no room), 2 unusable input or arguments.
@@ -61,7 +61,8 @@ def run(options: argparse.Namespace) -> None:
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Run it; returns the exit status: 0 done, 1 stopped by a fault, 2 unusable input or arguments."""
+    """Run it; returns the exit status: 0 done, 1 stopped by a fault, 2 unusable input or
+    arguments."""
     options = parse_arguments(arguments)
     return run_script(lambda: run(options), advice=ADVICE)
 

@@ -1,6 +1,8 @@
-"""Fine-tune a video classifier with motion-aware token selection: recipe + DeepSpeed JSON (+ weights) -> a run folder.
+"""Fine-tune a video classifier with motion-aware token selection: recipe + DeepSpeed JSON (+
+weights) -> a run folder.
 
-    deepspeed --num_gpus 8 mats_ds/finetune.py --recipe FILE --ds_config ds_configs/zero2_finetune.json finetune.weights=RUN
+    deepspeed --num_gpus 8 mats_ds/finetune.py --recipe FILE
+        --ds_config ds_configs/zero2_finetune.json finetune.weights=RUN
 
 Reads top to bottom: join the other ranks, open the videos, build model and engine, train and test.
 """
@@ -97,7 +99,8 @@ def finetune(recipe: FinetuneRecipe, options: RunOptions) -> None:
         return {SPEC_KEY: json.dumps(dump_spec(spec)), **(average.state() if average else {})}
 
     def keep_best(test: Evaluation) -> None:
-        """Write the weights that were tested; rank 0 alone, but under ZeRO-3 every rank has a part of them."""
+        """Write the weights that were tested; rank 0 alone, but under ZeRO-3 every rank has a part
+        of them."""
         with full_parameters(engine):
             if ranks.rank == 0:
                 if lost := run.what_is_lost():  # what is there now is not to get our weights

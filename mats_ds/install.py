@@ -1,7 +1,8 @@
-"""Find or make the Python environment that holds the packages of pyproject.toml, and hand a command over to it.
+"""Find or make the Python environment that holds the packages of pyproject.toml, and hand a command
+over to it.
 
-    ANY_PYTHON mats_ds/install.py setup [--locked] | test [PYTEST_ARGS] | VERB ...       bash launch.sh does this
-    ANY_PYTHON mats_ds/install.py --lacks [EXTRA ...]                                   print what that Python lacks
+    ANY_PYTHON mats_ds/install.py setup [--locked] | test [PYTEST_ARGS] | VERB ...
+    ANY_PYTHON mats_ds/install.py --lacks [EXTRA ...]   prints what that Python lacks
 
 Any Python from 3.8 on runs this file, with no package of others.
 """
@@ -40,7 +41,8 @@ SHOWN_PACKAGES = 4
 
 
 def main() -> int:
-    """Prepare the environment and become the command; returns the exit status where there is nothing to become."""
+    """Prepare the environment and become the command; returns the exit status where there is
+    nothing to become."""
     command, *rest = sys.argv[1:]
     if command == "--lacks":
         print(list_missing(rest))
@@ -84,7 +86,8 @@ def check_command(command: str, arguments: list[str]) -> None:
 
 
 def read_requirements(text: str) -> dict[str, list[str]]:
-    """The lists of packages in the text of a pyproject.toml: {"dependencies": [...], "cuda13": [...], ...}.
+    """The lists of packages in the text of a pyproject.toml: {"dependencies": [...], "cuda13":
+    [...], ...}.
 
     Python 3.10 has no TOML parser, but a TOML list of strings is also a Python list.
     """
@@ -93,7 +96,8 @@ def read_requirements(text: str) -> dict[str, list[str]]:
 
 
 def list_missing(extras: list[str]) -> str:
-    """The packages of pyproject.toml, with these extras, that the running Python lacks; "" for none. Imports none of them."""
+    """The packages of pyproject.toml, with these extras, that the running Python lacks; "" for
+    none. Imports none of them."""
     requirements = read_requirements((ROOT / "pyproject.toml").read_text(encoding="utf-8"))
     wanted = sum((requirements[extra] for extra in extras), requirements["dependencies"])
     missing = list(filter(None, map(find_missing, wanted)))
@@ -136,8 +140,9 @@ def _ask(words: list[str]) -> str | None:
 
 
 def find_environment(extras: list[str], *, is_locked: bool) -> str:
-    """The interpreter to use: MATS_PYTHON or an active environment that holds the packages as it is, else .venv, made or
-    brought up to date where it has to be. Raises ValueError for a wrong setting, OSError where nothing can be installed.
+    """The interpreter to use: MATS_PYTHON or an active environment that holds the packages as it
+    is, else .venv, made or brought up to date where it has to be. Raises ValueError for a wrong
+    setting, OSError where nothing can be installed.
     """
     named, active = os.environ.get("MATS_PYTHON"), os.environ.get("VIRTUAL_ENV") or os.environ.get("CONDA_PREFIX")
     lacking = ""
@@ -157,7 +162,8 @@ def find_environment(extras: list[str], *, is_locked: bool) -> str:
 
 
 def is_current() -> bool:
-    """Whether .venv was made from today's pyproject.toml for this machine's driver, and still holds all packages."""
+    """Whether .venv was made from today's pyproject.toml for this machine's driver, and still holds
+    all packages."""
     if not STAMP.is_file() or not os.access(VENV_PYTHON, os.X_OK):
         return False
     stamped = STAMP.read_text(encoding="utf-8")
@@ -173,7 +179,8 @@ def stamp_text(build: str) -> str:
 
 
 def choose_build() -> str:
-    """The extra for this machine, cuda12 or cuda13: as UV_TORCH_BACKEND or the driver has it. Raises OSError for an old one."""
+    """The extra for this machine, cuda12 or cuda13: as UV_TORCH_BACKEND or the driver has it.
+    Raises OSError for an old one."""
     backend = os.environ.get("UV_TORCH_BACKEND", "auto")
     if backend.startswith(("cu12", "cu13", "cpu")):
         return "cuda12" if backend.startswith("cu12") else "cuda13"
@@ -185,12 +192,14 @@ def choose_build() -> str:
 
 
 def install(*, is_locked: bool) -> None:
-    """Make .venv, or bring it up to date. Raises ValueError for a wrong setting, OSError where something fails."""
+    """Make .venv, or bring it up to date. Raises ValueError for a wrong setting, OSError where
+    something fails."""
     start = time.monotonic()
     build, base = choose_build(), find_base()
     note(f"installing into {VENV} ({build} builds; 6 to 8 GB, some minutes)")
     if os.path.isfile("/etc/ssl/certs/ca-certificates.crt"):
-        for name in ("UV_SYSTEM_CERTS", "UV_NATIVE_TLS"):  # trust what this machine trusts, as pip does; the second is older
+        # trust what this machine trusts, as pip does; the second is older
+        for name in ("UV_SYSTEM_CERTS", "UV_NATIVE_TLS"):
             os.environ.setdefault(name, "true")
     with tempfile.TemporaryDirectory() as aside:
         uv = find_uv() or fetch_uv(base or sys.executable, aside)
@@ -205,7 +214,8 @@ def install(*, is_locked: bool) -> None:
 
 
 def find_base() -> str | None:
-    """An interpreter that the packages support, by its real path (a shim would not survive inside a venv); None for none."""
+    """An interpreter that the packages support, by its real path (a shim would not survive inside a
+    venv); None for none."""
     named = os.environ.get("MATS_PYTHON")
     path = next(filter(None, map(_real_path, [named] if named else NAMES)), None)
     if named and path is None:
@@ -269,9 +279,11 @@ def _version_of(python: str) -> str | None:
 
 
 def install_packages(uv: str, build: str, *, pins: str | None) -> None:
-    """The packages of pyproject.toml, or with `pins` (a file to write) the versions of uv.lock, and this project, editable.
+    """The packages of pyproject.toml, or with `pins` (a file to write) the versions of uv.lock, and
+    this project, editable.
 
-    The lock is installed by its own setuptools, through its export: `uv sync` goes to the index in the lock, past any mirror.
+    The lock is installed by its own setuptools, through its export: `uv sync` goes to the index in
+    the lock, past any mirror.
     """
     where = ["--directory", str(ROOT), "--python", str(VENV_PYTHON)]
     fault = "the installation failed (see above). A network that needs a mirror: uv reads UV_DEFAULT_INDEX, not pip's settings"
@@ -285,7 +297,8 @@ def install_packages(uv: str, build: str, *, pins: str | None) -> None:
 
 
 def _run(words: list[str], *, or_else: str) -> None:
-    """Run it, or print it in a dry run. Raises OSError with that text where it fails, Stopped after a signal."""
+    """Run it, or print it in a dry run. Raises OSError with that text where it fails, Stopped after
+    a signal."""
     if is_dry_run():
         print(show_words(words))
     elif run_in_group(words, os.environ):

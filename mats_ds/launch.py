@@ -1,6 +1,7 @@
-"""Start a program on all ranks: every GPU of this machine, two CPU ranks without one, or the hosts of a hostfile.
+"""Start a program on all ranks: every GPU of this machine, two CPU ranks without one, or the hosts
+of a hostfile.
 
-    mats launch pretrain|finetune|evaluate|extract [OPTIONS]        as `mats pretrain ...` and `bash launch.sh pretrain ...`
+    mats launch pretrain|finetune|evaluate|extract [OPTIONS]   as `mats pretrain ...` and the like
 
 Options of the launcher (below) go to DeepSpeed's launcher, all others to the program as they are.
 """
@@ -50,7 +51,8 @@ CHOOSE_SLOTS = {"--hostfile", "--include", "--exclude", "--num_nodes"}  # these 
 
 @dataclass(frozen=True)
 class Command:
-    """What starts the ranks: the words, the variables that are set for it, and those that are unset."""
+    """What starts the ranks: the words, the variables that are set for it, and those that are
+    unset."""
 
     words: list[str]
     variables: dict[str, str] = field(default_factory=dict)
@@ -64,7 +66,8 @@ class Command:
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Start the ranks of the program that the first argument names, and return their exit status."""
+    """Start the ranks of the program that the first argument names, and return their exit
+    status."""
     name, *rest = (sys.argv[1:] if arguments is None else arguments) or [""]
     if name in ("-h", "--help"):
         say(*(__doc__ or "").splitlines(), "", *(PACKAGE / "commands.txt").read_text(encoding="utf-8").splitlines())
@@ -76,7 +79,8 @@ def main(arguments: list[str] | None = None) -> int:
 
 
 def launch(name: str, arguments: Sequence[str]) -> int:
-    """Run mats_ds/NAME.py on all ranks: their exit status, or RUN_ERROR or USAGE_ERROR with a message where none is started."""
+    """Run mats_ds/NAME.py on all ranks: their exit status, or RUN_ERROR or USAGE_ERROR with a
+    message where none is started."""
     try:
         command = make_command(name, arguments, os.environ, is_dry=is_dry_run())
     except (ValueError, OSError) as error:
@@ -99,8 +103,8 @@ def launch(name: str, arguments: Sequence[str]) -> int:
 def make_command(name: str, arguments: Sequence[str], environment: Mapping[str, str], *, is_dry: bool = False) -> Command:
     """The command that starts mats_ds/NAME.py on all ranks.
 
-    is_dry: leave out what other machines must be asked for. Raises ValueError for a wrong option, hostfile, variable or path,
-    and OSError where a program or a host is not there.
+    is_dry: leave out what other machines must be asked for. Raises ValueError for a wrong option,
+    hostfile, variable or path, and OSError where a program or a host is not there.
     """
     options, script = split_arguments(arguments)
     if name in DEFAULT_JSON and not any(word.partition("=")[0] == "--ds_config" for word in script):
@@ -123,7 +127,8 @@ def make_command(name: str, arguments: Sequence[str], environment: Mapping[str, 
 
 
 def split_arguments(arguments: Sequence[str]) -> tuple[dict[str, str], list[str]]:
-    """The launcher's options, in their order ("" for one without a value), and the program's arguments."""
+    """The launcher's options, in their order ("" for one without a value), and the program's
+    arguments."""
     options: dict[str, str] = {}
     script: list[str] = []
     rest = iter(arguments)
@@ -141,7 +146,8 @@ def split_arguments(arguments: Sequence[str]) -> tuple[dict[str, str], list[str]
 
 
 def _to_words(options: Mapping[str, str]) -> list[str]:
-    """The options as DeepSpeed's launcher reads them; `=` where a value could look like an option."""
+    """The options as DeepSpeed's launcher reads them; `=` where a value could look like an
+    option."""
     words: list[str] = []
     for option, value in options.items():
         if option in WITHOUT_VALUE:
@@ -185,13 +191,15 @@ def _on_this_machine(
     # beside --num_gpus the launcher would drop the variable and take GPUs 0, 1, ...
     slots = ",".join(str(gpu.index) for gpu in used)
     command = _run_launcher(["--include", f"localhost:{slots}", *words], program, script)
-    if "GPU-" in environment[VARIABLE]:  # a UUID has become nvidia-smi's index, which CUDA counts in another order by default
+    # a UUID has become nvidia-smi's index, which CUDA counts in another order by default
+    if "GPU-" in environment[VARIABLE]:
         command.variables["CUDA_DEVICE_ORDER"] = "PCI_BUS_ID"
     return Command(command.words, command.variables, without=(VARIABLE,))
 
 
 def _on_mig(uuids: Sequence[str], program: Path, script: Sequence[str]) -> Command:
-    """One rank on one MIG part, without DeepSpeed's launcher, which knows GPUs by their indices alone."""
+    """One rank on one MIG part, without DeepSpeed's launcher, which knows GPUs by their indices
+    alone."""
     if len(uuids) > 1:
         raise ValueError(
             f"{VARIABLE} names {len(uuids)} GPUs with MIG parts among them ({', '.join(uuids)}): a process sees one part, and "
@@ -203,7 +211,8 @@ def _on_mig(uuids: Sequence[str], program: Path, script: Sequence[str]) -> Comma
 def _on_hosts(
     program: Path, script: Sequence[str], options: Mapping[str, str], environment: Mapping[str, str], *, is_dry: bool
 ) -> Command:
-    """The hosts of a hostfile. The file and all that reaches a shell over there is checked before anybody is contacted."""
+    """The hosts of a hostfile. The file and all that reaches a shell over there is checked before
+    anybody is contacted."""
     method = options.get("--launcher", "pdsh")
     address, port, ssh_port = (options.get(name, "") for name in ("--master_addr", "--master_port", "--ssh_port"))
     if ssh_port and not is_port(ssh_port):
@@ -224,7 +233,8 @@ def _on_hosts(
         if int(node_rank) >= len(hosts):
             raise ValueError(f"--node_rank {node_rank}: there are {len(hosts)} machines, counted from 0")
         return _run_launcher(_to_words(options), program, script)
-    if len(hosts) > 1 or "--force_multi" in options:  # otherwise no shell and no other host is on the way
+    # otherwise no shell and no other host is on the way
+    if len(hosts) > 1 or "--force_multi" in options:
         if method == "pdsh":
             check_paths(*list_needed_paths(program))
         check_variables(environment, in_shell=method == "pdsh")

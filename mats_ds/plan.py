@@ -1,10 +1,11 @@
 """Will it fit? Memory, FLOPs and hours of a run before it is started, on a machine without a GPU.
 
-    python profiling/plan.py [--recipe R] --ds_config C [--gpus N] [--gpu GPU] [section.key=value ...]
+    python profiling/plan.py [--recipe R] --ds_config C [--gpus N] [--gpu GPU]
+        [section.key=value ...]
     python profiling/plan.py --sweep [--ds_config C]
 
-Exit status: 0 it fits; 1 it does not, and the plan names the largest micro-batch that does; 2 wrong arguments, recipe or JSON.
-What is in the plan and how each part was checked: docs/memory.md.
+Exit status: 0 it fits; 1 it does not, and the plan names the largest micro-batch that does; 2 wrong
+arguments, recipe or JSON. What is in the plan and how each part was checked: docs/memory.md.
 """
 
 from __future__ import annotations
@@ -39,7 +40,8 @@ def main(arguments: list[str] | None = None) -> int:
 
 def _run(options: argparse.Namespace) -> int:
     log_to_stderr(logging.INFO)
-    with contextlib.redirect_stdout(sys.stderr):  # DeepSpeed prints on stdout, before the answer, that there is no GPU
+    # DeepSpeed prints on stdout, before the answer, that there is no GPU
+    with contextlib.redirect_stdout(sys.stderr):
         question = resolve_question(PlanOptions(**{field.name: getattr(options, field.name) for field in fields(PlanOptions)}))
     return (_sweep if options.sweep else _plan)(question, exact=options.exact, as_json=options.json)
 
@@ -57,7 +59,8 @@ def _plan(question: Question, *, exact: bool, as_json: bool) -> int:
             question.ds_config,
             world_size=question.world_size,
             micro_batch=question.batch.micro_batch,
-            accumulation=min(2, question.batch.accumulation),  # a third micro-batch needs what the second does
+            # a third micro-batch needs what the second does
+            accumulation=min(2, question.batch.accumulation),
         )
     if as_json:
         print(json.dumps(plan_to_json(question, planned, largest=largest, exact=measured), indent=1))

@@ -1,13 +1,12 @@
 """Prepare videos and annotations for training: one subcommand a task.
 
-    python mats_ds/prepare.py import SOURCE --out manifest.csv [--root VIDEO_DIR]    # someone's annotations -> manifest
-    python mats_ds/prepare.py check SOURCE --out checked.csv [--root VIDEO_DIR]      # decode every file -> the good, the bad
-    python mats_ds/prepare.py transcode SOURCE --out DIR [--segment SECONDS]         # small copies, quick to decode; or cuts
+    python mats_ds/prepare.py import SOURCE --out manifest.csv [--root VIDEO_DIR]
+    python mats_ds/prepare.py check SOURCE --out checked.csv [--root VIDEO_DIR]
+    python mats_ds/prepare.py transcode SOURCE --out DIR [--segment SECONDS]
 
-Each subcommand is an `add_<name>` that declares its arguments and names the function that runs it; `SUBCOMMANDS` lists them.
-`import` loads no video library.
-Exit status: 0 done, 1 done with something left out, which is named, 2 unusable input or arguments, nothing written, 130
-interrupted.
+Each subcommand is an `add_<name>` that declares its arguments and names the function that runs it;
+`SUBCOMMANDS` lists them. `import` loads no video library. Exit status: 0 done, 1 done with
+something left out, which is named, 2 unusable input or arguments, nothing written, 130 interrupted.
 """
 
 from __future__ import annotations
@@ -136,7 +135,8 @@ def add_transcode(commands) -> None:
     parser.add_argument("--reencode", action="store_true", help="with --segment: transcode files that cannot be cut, then cut")
     parser.add_argument("--keep_partial", action="store_true", help="keep the readable part of files that break off")
     parser.add_argument("--dry_run", action="store_true", help="only show what would be done, write nothing")
-    parser.add_argument("--keep", dest="dry_run", action="store_true", help=argparse.SUPPRESS)  # its name in version 0.1
+    # its name in version 0.1
+    parser.add_argument("--keep", dest="dry_run", action="store_true", help=argparse.SUPPRESS)
     parser.set_defaults(run=run_transcode)
 
 
@@ -194,7 +194,8 @@ def main(arguments: list[str] | None = None) -> int:
 
 
 def run(options: argparse.Namespace) -> int:
-    """The status of the subcommand. Raises ValueError for what it cannot use, and for what the system refuses."""
+    """The status of the subcommand. Raises ValueError for what it cannot use, and for what the
+    system refuses."""
     try:
         return options.run(options)
     except OSError as error:

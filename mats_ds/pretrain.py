@@ -1,6 +1,8 @@
-"""Pre-train a masked autoencoder with motion-aware token selection: recipe + DeepSpeed JSON -> a run folder.
+"""Pre-train a masked autoencoder with motion-aware token selection: recipe + DeepSpeed JSON -> a
+run folder.
 
-    deepspeed --num_gpus 8 mats_ds/pretrain.py --ds_config ds_configs/zero2.json [--recipe FILE] [section.key=value ...]
+    deepspeed --num_gpus 8 mats_ds/pretrain.py --ds_config ds_configs/zero2.json
+        [--recipe FILE] [section.key=value ...]
 
 Reads top to bottom: join the other ranks, open the videos, build model and engine, train, draw.
 """
@@ -95,7 +97,8 @@ def few_clips(batch: ClipBatch) -> ClipBatch:
 
 
 def draw(engine, batch: ClipBatch, recipe: Recipe, folder: Path, *, rank: int) -> None:
-    """What the trained model makes of the liveliest of a few clips; every rank takes part, rank 0 draws."""
+    """What the trained model makes of the liveliest of a few clips; every rank takes part, rank 0
+    draws."""
     engine.eval()
     with full_parameters(engine):
         reconstruction = engine.module.reconstruct(batch.frames_BTHWC, batch.seed_B)

@@ -1,7 +1,8 @@
 """Probe frozen features: k nearest neighbours, a linear and an attentive classifier of one encoder
 on labelled videos.
 
-    python mats_ds/probe.py --model RUN_OR_FILE --train train.csv --val val.csv --out DIR [--baseline]
+    python mats_ds/probe.py --model RUN_OR_FILE --train train.csv --val val.csv
+        --out DIR [--baseline]
 
 Features are extracted once and kept in --out. Nothing is chosen with the validation set.
 Exit status: 0 done, 2 unusable input or arguments.
@@ -48,7 +49,8 @@ def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
 
 
 def run(options: argparse.Namespace) -> None:
-    """Run the probes that are asked for. Raises ValueError, also for an output that cannot be written."""
+    """Run the probes that are asked for. Raises ValueError, also for an output that cannot be
+    written."""
     log_to_stderr(logging.WARNING)
     logger.setLevel(logging.INFO)
     try:

@@ -3,8 +3,9 @@
     python profiling/report.py [RUN_DIR] [--budget FILE_OR_NAME] [--json]
     python profiling/report.py --compare RUN_A RUN_B [--json]
 
-Without RUN_DIR: the newest run below runs/. Exit status: 0 the run is within the budget; 1 it is over it, or did not finish,
-or lacks records, or diverged; 2 there is nothing to judge. A comparison judges nothing: 0, or 2. See README.md beside this file.
+Without RUN_DIR: the newest run below runs/. Exit status: 0 the run is within the budget; 1 it is
+over it, or did not finish, or lacks records, or diverged; 2 there is nothing to judge. A comparison
+judges nothing: 0, or 2. See README.md beside this file.
 """
 
 from __future__ import annotations

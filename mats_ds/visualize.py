@@ -1,7 +1,8 @@
-"""Show what a model sees of a video: motion scores, kept and visible tokens, the reconstruction, the frames that were taken.
+"""Show what a model sees of a video: motion scores, kept and visible tokens, the reconstruction,
+the frames that were taken.
 
-    python mats_ds/visualize.py VIDEO --weights RUN_OR_FILE --out x.mp4 [--start SECONDS] [--clips N]     # or x.gif, x.png
-    python mats_ds/visualize.py VIDEO --out x.gif --recipe tiny                                           # no weights: motion
+    python mats_ds/visualize.py VIDEO --weights MODEL --out x.mp4 [--start SECONDS] [--clips N]
+    python mats_ds/visualize.py VIDEO --out x.gif --recipe tiny    # without weights: motion alone
 
 Exit status: 0 done, 2 unusable input or arguments, nothing written.
 """
@@ -76,7 +77,8 @@ def main(arguments: list[str] | None = None) -> int:
 
 
 def run(options: argparse.Namespace) -> None:
-    """Raises ValueError for a video that cannot be read and for an output that cannot be written."""
+    """Raises ValueError for a video that cannot be read and for an output that cannot be
+    written."""
     log_to_stderr(logging.WARNING)
     try:
         visualize(options)

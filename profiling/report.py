@@ -1,4 +1,5 @@
-"""Judge a run against a hardware budget: `python profiling/report.py` is `mats report`. See mats_ds/report.py."""
+"""Judge a run against a hardware budget: `python profiling/report.py` is `mats report`. See
+mats_ds/report.py."""
 
 import sys
 from pathlib import Path

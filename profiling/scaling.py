@@ -1,9 +1,12 @@
-"""What grows with the number of GPUs: memory, communication, decoding, checkpoints, batch. Planner's figures -> Markdown tables.
+"""What grows with the number of GPUs: memory, communication, decoding, checkpoints, batch.
+Planner's figures -> Markdown tables.
 
-    python profiling/scaling.py [--gpus 8 64 1024] [--models base large] [--gpu a100-80g] [--mfu 0.35]
+    python profiling/scaling.py [--gpus 8 64 1024] [--models base large] [--gpu a100-80g]
+        [--mfu 0.35]
 
-The tables of docs/scaling.md are this program's output; a test compares them. Everything is computed: nothing was measured on
-several machines, and link and disk speeds are assumptions (mats_ds/planning/scaling.py).
+The tables of docs/scaling.md are this program's output; a test compares them. Everything is
+computed: nothing was measured on several machines, and link and disk speeds are assumptions
+(mats_ds/planning/scaling.py).
 """
 
 from __future__ import annotations
@@ -26,9 +29,11 @@ from mats_ds.planning.forecast import ASSUMED_MFU  # noqa: E402
 from mats_ds.planning.scaling import GB, Scale, Site, plan_scale  # noqa: E402
 
 MB = 1e6
-# Milliseconds of one core for a clip of 16 frames at stride 4, from the file to crops: benchmarks/results/loader-2026-11-22.md.
+# Milliseconds of one core for a clip of 16 frames at stride 4, from the file to crops:
+# benchmarks/results/loader-2026-11-22.md.
 COPY_MILLISECONDS, ORIGINAL_MILLISECONDS = 8.6, 27.0
-BATCHES = (192, 1024, 4096)  # of the recipes, of VideoMAE (arXiv 2203.12602), and of MAE (arXiv 2111.06377)
+# of the recipes, of VideoMAE (arXiv 2203.12602), and of MAE (arXiv 2111.06377)
+BATCHES = (192, 1024, 4096)
 NAMES = {"tiny": "tiny", "small": "ViT-S", "base": "ViT-B", "large": "ViT-L", "huge": "ViT-H"}
 
 
@@ -130,7 +135,8 @@ def main(arguments: list[str] | None = None) -> int:
 
 
 def run(options: argparse.Namespace) -> None:
-    with contextlib.redirect_stdout(sys.stderr):  # DeepSpeed prints on stdout, before the answer, that there is no GPU
+    # DeepSpeed prints on stdout, before the answer, that there is no GPU
+    with contextlib.redirect_stdout(sys.stderr):
         ds_config = read_ds_config(options.ds_config)
     how = dict(gpu=find_gpu(options.gpu), ds_config=ds_config, mfu=options.mfu, site=Site())
     scales = [plan_scale(model, world_size, **how) for model in options.models for world_size in options.gpus]

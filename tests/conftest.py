@@ -21,7 +21,8 @@ def pytest_collection_modifyitems(items):
 
 @pytest.fixture(scope="session")
 def ranks():
-    """`ranks(function, world_size, *arguments)`: run a function on that many gloo ranks; see tests/ranks.py."""
+    """`ranks(function, world_size, *arguments)`: run a function on that many gloo ranks; see
+    tests/ranks.py."""
     pytest.importorskip("deepspeed")
     from tests.ranks import run_ranks
 
@@ -30,12 +31,14 @@ def ranks():
 
 @pytest.fixture
 def file_limit():
-    """`with file_limit(BYTES)`: a write beyond so many bytes of a file fails with an OSError, as on a full disk."""
+    """`with file_limit(BYTES)`: a write beyond so many bytes of a file fails with an OSError, as on
+    a full disk."""
 
     @contextlib.contextmanager
     def limit(num_bytes):
         before = resource.getrlimit(resource.RLIMIT_FSIZE)
-        resource.setrlimit(resource.RLIMIT_FSIZE, (num_bytes, before[1]))  # Python ignores the signal that comes with it
+        # Python ignores the signal that comes with it
+        resource.setrlimit(resource.RLIMIT_FSIZE, (num_bytes, before[1]))
         try:
             yield
         finally:

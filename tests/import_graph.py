@@ -1,4 +1,5 @@
-"""Who imports whom in this repository, read from the source; and how many edges there are between and inside its rooms.
+"""Who imports whom in this repository, read from the source; and how many edges there are between
+and inside its rooms.
 
 python -m tests.import_graph [ROOT]
 """
@@ -17,10 +18,12 @@ Edges = set[tuple[str, str]]
 
 
 def read_imports(root: Path) -> dict[str, set[str]]:
-    """Dotted name of each module of the product -> the modules of the product that it imports, late imports included.
+    """Dotted name of each module of the product -> the modules of the product that it imports, late
+    imports included.
 
-    A name that a package hands on is followed to its module: `from mats_ds.data import manifest`, and the lazy names of
-    `mats_ds/__init__.py`. `profiling/report_text.py` is `profiling.report_text`, also where it is imported by its bare name.
+    A name that a package hands on is followed to its module: `from mats_ds.data import manifest`,
+    and the lazy names of `mats_ds/__init__.py`. `profiling/report_text.py` is
+    `profiling.report_text`, also where it is imported by its bare name.
     """
     paths = {name_module(path, root): path for folder in FOLDERS for path in sorted((root / folder).rglob("*.py"))}
     lazy = read_lazy_names(root)
@@ -45,7 +48,8 @@ def read_lazy_names(root: Path) -> dict[str, str]:
 
 
 def list_imported_names(path: Path, module: str) -> set[str]:
-    """Dotted names of every import in a file, wherever it stands, and of `importlib.import_module("...")`."""
+    """Dotted names of every import in a file, wherever it stands, and of
+    `importlib.import_module("...")`."""
     found = set()
     parents = module.split(".") if path.name == "__init__.py" else module.split(".")[:-1]
     for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"), str(path))):
@@ -67,7 +71,8 @@ def _prefixes(name: str) -> list[str]:
 
 
 def room_of(module: str) -> str:
-    """`data` of mats_ds.data.video.decode; `programs` of what lies in mats_ds/ itself, and of profiling/."""
+    """`data` of mats_ds.data.video.decode; `programs` of what lies in mats_ds/ itself, and of
+    profiling/."""
     parts = module.split(".")
     return parts[1] if parts[0] == "mats_ds" and len(parts) > 2 else "programs"
 

@@ -1,4 +1,5 @@
-"""A copy of launch.sh and what it runs in a folder of its own, with stand-ins for the programs of the machine."""
+"""A copy of launch.sh and what it runs in a folder of its own, with stand-ins for the programs of
+the machine."""
 
 from __future__ import annotations
 
@@ -22,7 +23,8 @@ def write_program(path: Path, text: str) -> Path:
 
 
 class Project:
-    """The copy, a PATH and an environment; commands are only printed unless MATS_DRY_RUN is empty."""
+    """The copy, a PATH and an environment; commands are only printed unless MATS_DRY_RUN is
+    empty."""
 
     def __init__(self, folder: Path, *, root: str = "a project", caller: str = "the caller"):
         self.root, self.tools, self.caller = folder / root, folder / "tools", folder / caller

@@ -1,7 +1,9 @@
-"""Imported by the fork server of tests/ranks.py before the first rank: what DeepSpeed and torch do late, and once a process.
+"""Imported by the fork server of tests/ranks.py before the first rank: what DeepSpeed and torch do
+late, and once a process.
 
-Each rank inherits it. Without it a rank of one training step spends four fifths of its time on it: it runs a compiler to learn
-which of DeepSpeed's operators could be built, imports setuptools for that, and makes torch's table of traced functions.
+Each rank inherits it. Without it a rank of one training step spends four fifths of its time on it:
+it runs a compiler to learn which of DeepSpeed's operators could be built, imports setuptools for
+that, and makes torch's table of traced functions.
 """
 
 from pathlib import Path

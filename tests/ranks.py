@@ -1,7 +1,8 @@
 """Ranks for tests: processes forked from a clean server that has imported torch and DeepSpeed once.
 
-Importing them takes eight seconds a process. A plain fork of pytest itself would be as quick, but inherits the threads' locks of
-whatever the tests before have started (OpenMP, DALI, libav); the fork server has started nothing.
+Importing them takes eight seconds a process. A plain fork of pytest itself would be as quick, but
+inherits the threads' locks of whatever the tests before have started (OpenMP, DALI, libav); the
+fork server has started nothing.
 """
 
 from __future__ import annotations
@@ -14,7 +15,8 @@ from collections.abc import Callable
 from typing import Any
 
 RANK_TIMEOUT_SECONDS = 240
-# The last ones are what deepspeed.initialize imports when it is first called, and what the modules of the tests import.
+# The last ones are what deepspeed.initialize imports when it is first called, and what the modules
+# of the tests import.
 PRELOADED = [
     "torch", "deepspeed", "timm", "av", "mats_ds.pretrain", "mats_ds.finetune", "mats_ds.extract",
     "deepspeed.module_inject", "torch._inductor.compile_fx", "tests.rank_preload", "pytest",
@@ -46,7 +48,9 @@ def _be_rank(rank: int, world_size: int, port: int, function: Callable, argument
         pipe.send(("raised", f"{type(error).__name__}: {error}\n{traceback.format_exc()}"))
     finally:
         pipe.close()
-        os._exit(0)  # the launcher would end a rank as abruptly; waiting for gloo's threads at exit takes seconds
+        # the launcher would end a rank as abruptly; waiting for gloo's threads at exit takes
+        # seconds
+        os._exit(0)
 
 
 def run_ranks(
@@ -56,8 +60,8 @@ def run_ranks(
     expect_errors: bool | None = False,
     timeout_seconds: float = RANK_TIMEOUT_SECONDS,
 ) -> list[Any]:
-    """What `function(*arguments)` returns on each of `world_size` gloo ranks; with `expect_errors`, the errors' texts instead,
-    and with None whatever came of each, a word for those that died.
+    """What `function(*arguments)` returns on each of `world_size` gloo ranks; with `expect_errors`,
+    the errors' texts instead, and with None whatever came of each, a word for those that died.
 
     `function` and its arguments travel by pickle: a function of a test module and plain values.
     """

@@ -208,11 +208,13 @@ def test_a_run_of_the_trainer_becomes_a_file(ranks, tmp_path, capsys):
 
 
 class TestDest:
-    """Nothing is overwritten that this command did not write or was not told to, and never the source."""
+    """Nothing is overwritten that this command did not write or was not told to, and never the
+    source."""
 
     @pytest.fixture
     def folder(self, tmp_path, classifier_file):
-        """A Hugging Face folder of ours, changed since: it is the source, and somebody's only copy."""
+        """A Hugging Face folder of ours, changed since: it is the source, and somebody's only
+        copy."""
         assert main([str(classifier_file), str(tmp_path / "hf")]) == FINISHED
         return tmp_path / "hf"
 

@@ -1,4 +1,5 @@
-"""evaluate.py as its users start it: exact over ranks, transformers' own scores, and one clear error for a wrong argument."""
+"""evaluate.py as its users start it: exact over ranks, transformers' own scores, and one clear
+error for a wrong argument."""
 
 from __future__ import annotations
 
@@ -230,7 +231,8 @@ def test_a_file_of_somebody_elses_cannot_have_any_path_read(tmp_path, videos, mo
 
 
 def test_folders_that_number_the_classes_otherwise_are_told(folder, videos, model, caplog):
-    for name, (path, _) in zip(("down", "fall"), videos, strict=False):  # 0 and 1 here, 1 and 2 in the model
+    # 0 and 1 here, 1 and 2 in the model
+    for name, (path, _) in zip(("down", "fall"), videos, strict=False):
         (folder / "by_class" / name).mkdir(parents=True)
         (folder / "by_class" / name / path.name).symlink_to(path)
     arguments = ["--model", model, "--manifest", folder / "by_class", "--out", folder / "named", *VIEWS]
@@ -324,7 +326,8 @@ class TestOut:
         arguments = ["--model", model, "--manifest", manifest, "--out", tmp_path / "test", *VIEWS, "--batch", "4"]
         assert run(*arguments)[0] == 0
         (tmp_path / "test" / ".made_by.json").unlink()
-        (tmp_path / "test" / ".predictions.csv.0123456789ab.part").touch()  # of a write that was killed
+        # of a write that was killed
+        (tmp_path / "test" / ".predictions.csv.0123456789ab.part").touch()
         assert run(*arguments)[0] == 0
         names = {path.name for path in (tmp_path / "test").iterdir()}
         tables = {"results.json", "per_class.csv", "predictions.csv", "unreadable.csv", "confusion.png"}

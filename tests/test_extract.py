@@ -1,4 +1,5 @@
-"""extract.py as its users start it: the encoder's own features, in shards that are resumed, the same on any number of ranks."""
+"""extract.py as its users start it: the encoder's own features, in shards that are resumed, the
+same on any number of ranks."""
 
 from __future__ import annotations
 
@@ -120,7 +121,8 @@ def test_pretrained_weights_give_all_tokens_and_no_label_is_needed(folder, manif
 class TestResume:
     @pytest.fixture
     def begun(self, tmp_path, manifest, model):
-        """(arguments, folder, {shard: bytes, time of writing}) of a finished extraction of three shards."""
+        """(arguments, folder, {shard: bytes, time of writing}) of a finished extraction of three
+        shards."""
         arguments = ["--model", model, "--manifest", manifest, "--out", tmp_path / "out", "--shard_videos", "2", *FEW]
         assert run(*arguments)[0] == 0
         shards = sorted((tmp_path / "out").glob("features-*.safetensors"))

@@ -1,4 +1,5 @@
-"""Fine-tuning as its users start it, on real video files: synthetic ones that the tests write themselves."""
+"""Fine-tuning as its users start it, on real video files: synthetic ones that the tests write
+themselves."""
 
 from __future__ import annotations
 
@@ -78,7 +79,8 @@ def on_set(videos, *, every_epochs=3):
 
 @pytest.fixture(scope="module")
 def everything(tmp_path_factory):
-    """Arguments for a run with every augmentation, two clips of each of the two videos of a micro-batch."""
+    """Arguments for a run with every augmentation, two clips of each of the two videos of a
+    micro-batch."""
     config = json.loads(Path(ARGUMENTS[3]).read_text()) | {"train_micro_batch_size_per_gpu": 4}
     file = tmp_path_factory.mktemp("config") / "four_clips.json"
     file.write_text(json.dumps(config))
@@ -87,7 +89,8 @@ def everything(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def two_rank_run(ranks, videos, everything, tmp_path_factory):
-    """(run folder, terminal of rank 0, terminal of rank 1) of a finished run with every augmentation; a test every third step."""
+    """(run folder, terminal of rank 0, terminal of rank 1) of a finished run with every
+    augmentation; a test every third step."""
     folder = tmp_path_factory.mktemp("runs") / "two"
     # 24 clips an epoch at 8 a step: three steps
     results = ranks(finetune, 2, [*ARGUMENTS, "--out", str(folder), *on_set(videos, every_epochs=1), *SMALL, *everything])
@@ -153,7 +156,8 @@ def test_the_result_is_that_of_the_last_weights_and_says_what_chose_and_measured
 
 
 def loss_of_predictions(folder, *, views):
-    """The mean cross-entropy of a test of 12 videos of 4 classes, from the scores in its predictions.csv."""
+    """The mean cross-entropy of a test of 12 videos of 4 classes, from the scores in its
+    predictions.csv."""
     with (folder / "predictions.csv").open(newline="") as stream:
         rows = list(csv.DictReader(stream))
     assert len(rows) == 12 and {row["views_read"] for row in rows} == {views}
@@ -180,7 +184,8 @@ def test_evaluate_in_bf16_finds_what_the_bf16_engine_found(ranks, videos, tmp_pa
 
 
 def test_evaluate_finds_for_the_run_what_its_last_test_found(two_rank_run, videos, tmp_path, capsys):
-    """The average of the weights, on the recipe's views: the loss of the last test, to the digits of predictions.csv."""
+    """The average of the weights, on the recipe's views: the loss of the last test, to the digits
+    of predictions.csv."""
     folder, *_ = two_rank_run
     found = {}
     for name in ("last", "average", "unaveraged"):
@@ -368,7 +373,8 @@ def test_it_learns_a_few_videos_by_heart(ranks, tmp_path):
 
 
 def count_operations(arguments):
-    """Starts a run that ends where its clips are drawn, and says how many of 32 have operations of RandAugment."""
+    """Starts a run that ends where its clips are drawn, and says how many of 32 have operations of
+    RandAugment."""
     import mats_ds.finetune
 
     class Telling(mats_ds.finetune.ClipSampler):

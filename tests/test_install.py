@@ -1,4 +1,5 @@
-"""launch.sh and the environment that it finds or makes, with stand-ins for nvidia-smi and uv; mostly only what it would run."""
+"""launch.sh and the environment that it finds or makes, with stand-ins for nvidia-smi and uv;
+mostly only what it would run."""
 
 from __future__ import annotations
 
@@ -181,7 +182,8 @@ class TestInstalling:
 
     def test_uv_is_fetched_where_there_is_none(self, project):
         project.environment["PATH"] = f"{project.tools}:/usr/bin:/bin"
-        write_program(project.tools / "uv", "exit 1")  # a shim of a version manager that leads nowhere
+        # a shim of a version manager that leads nowhere
+        write_program(project.tools / "uv", "exit 1")
         make, fetch, venv, *_ = project.plan("setup", MATS_PYTHON="")
         assert make[1:3] == ["-m", "venv"] and fetch[0] == f"{make[3]}/bin/python" and fetch[-1] == "uv"
         assert venv[:2] == [f"{make[3]}/bin/uv", "venv"]

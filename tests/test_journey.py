@@ -1,7 +1,8 @@
-"""The whole way as a user goes it, command by command, in one folder: pre-train, fine-tune, evaluate, probe, extract, visualize.
+"""The whole way as a user goes it, command by command, in one folder: pre-train, fine-tune,
+evaluate, probe, extract, visualize.
 
-Small clips and a few steps of one rank on synthetic videos: it shows that each command takes what the one before left, not how
-well a model learns.
+Small clips and a few steps of one rank on synthetic videos: it shows that each command takes what
+the one before left, not how well a model learns.
 """
 
 from __future__ import annotations
@@ -25,7 +26,8 @@ pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
 
 
 def run(script, *arguments, folder):
-    """Standard output of `python mats_ds/SCRIPT.py ARGUMENTS`, started in `folder`; fails with all that it said."""
+    """Standard output of `python mats_ds/SCRIPT.py ARGUMENTS`, started in `folder`; fails with all
+    that it said."""
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "DS_ACCELERATOR": "cpu"}
     command = [sys.executable, str(ROOT / "mats_ds" / f"{script}.py"), *map(str, arguments)]
     done = subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True)

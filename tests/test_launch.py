@@ -1,4 +1,5 @@
-"""Ranks: the command that starts them on this machine or on hosts, and DeepSpeed's launcher itself on a stand-in."""
+"""Ranks: the command that starts them on this machine or on hosts, and DeepSpeed's launcher itself
+on a stand-in."""
 
 from __future__ import annotations
 
@@ -217,7 +218,8 @@ class TestHosts:
         with pytest.raises(ValueError, match="a b' holds the character ' '"):
             read_command("pretrain", "--hostfile", "../my hosts")
         read_command("pretrain", "--hostfile", "../my hosts", "--launcher", "openmpi")
-        read_command("pretrain", "--hostfile", "../my hosts", "--include", "alpha")  # one host alone needs no shell
+        # one host alone needs no shell
+        read_command("pretrain", "--hostfile", "../my hosts", "--include", "alpha")
         with pytest.raises(ValueError, match="a b' holds the character"):
             read_command("pretrain", "--hostfile", "../my hosts", "--include", "alpha", "--force_multi")
 
@@ -344,7 +346,8 @@ class TestRealLauncher:
         assert not [pid for pid in pids if is_running(pid)]
 
     def test_arguments_reach_two_hosts_as_they_are(self, tmp_path):
-        """Two hosts that are this one, behind a stand-in for pdsh that runs a shell as pdsh does."""
+        """Two hosts that are this one, behind a stand-in for pdsh that runs a shell as pdsh
+        does."""
         project = Project(tmp_path, root="project", caller="caller")
         contacted = tmp_path / "contacted"
         project.environment |= {"CONTACTED": str(contacted), "CUDA_VISIBLE_DEVICES": "", "DS_ACCELERATOR": "cpu"}

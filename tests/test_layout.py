@@ -1,4 +1,5 @@
-"""The floors of the house, checked on the source: who may import whom, how large a folder gets, how modules are called."""
+"""The floors of the house, checked on the source: who may import whom, how large a folder gets, how
+modules are called."""
 
 import ast
 import subprocess
@@ -56,7 +57,8 @@ def floor_of(name: str, floors) -> int | None:
 
 
 def find_upward(edges, floors):
-    """The edges that lead to the same floor or a higher one; those of a box that is on no floor, too."""
+    """The edges that lead to the same floor or a higher one; those of a box that is on no floor,
+    too."""
     number = {name: floor_of(name, floors) for edge in edges for name in edge}
     return sorted((a, b) for a, b in edges if number[a] is None or number[b] is None or number[b] >= number[a])
 

@@ -1,4 +1,5 @@
-"""uv.lock: one hashed version of every package from the public index, within the ranges of pyproject.toml, on every Python."""
+"""uv.lock: one hashed version of every package from the public index, within the ranges of
+pyproject.toml, on every Python."""
 
 import re
 import shutil

@@ -1,4 +1,5 @@
-"""The console command: verbs, help, version, the nearest verb; what runs in this process and what on ranks."""
+"""The console command: verbs, help, version, the nearest verb; what runs in this process and what
+on ranks."""
 
 import shlex
 import subprocess
@@ -16,7 +17,8 @@ PACKAGE = Path(mats_ds.__file__).parent
 
 @pytest.fixture
 def dry(monkeypatch, capsys):
-    """A function that returns the words of the one command that a verb would run, on a machine without a GPU."""
+    """A function that returns the words of the one command that a verb would run, on a machine
+    without a GPU."""
     monkeypatch.setenv("MATS_DRY_RUN", "1")
     monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
     monkeypatch.setattr(launch, "list_gpus", lambda: [])

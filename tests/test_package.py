@@ -1,4 +1,5 @@
-"""The wheel, used from another folder: it holds all data files, importing it stays light, and its command `mats` works."""
+"""The wheel, used from another folder: it holds all data files, importing it stays light, and its
+command `mats` works."""
 
 import json
 import os
@@ -44,7 +45,8 @@ def installed(wheel) -> Path:
 
 @pytest.fixture(scope="module")
 def command(wheel) -> Path:
-    """`mats` of a new environment that the wheel is installed in; the other packages are those of the running Python."""
+    """`mats` of a new environment that the wheel is installed in; the other packages are those of
+    the running Python."""
     folder, uv = wheel.parent / "environment", shutil.which("uv")
     make = [uv, "venv", "--quiet", "--python", sys.executable] if uv else [sys.executable, "-m", "venv"]
     subprocess.run([*make, folder], check=True)

@@ -106,7 +106,8 @@ def test_force_loses_nothing(run, videos, tmp_path):
     assert (tmp_path / "train.csv.classes.txt.old").read_text() == "my train.csv.classes.txt"
     assert not (tmp_path / "train.csv.mistakes.txt").exists()
     names = sorted(path.name for path in tmp_path.iterdir())
-    assert run("list.csv", "--root", videos, "--out", "train.csv", "--force")[0] == 0  # the same once more
+    # the same once more
+    assert run("list.csv", "--root", videos, "--out", "train.csv", "--force")[0] == 0
     assert sorted(path.name for path in tmp_path.iterdir()) == names
 
 

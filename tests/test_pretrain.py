@@ -1,4 +1,5 @@
-"""The main job as its users start it, on real video files: synthetic ones that the tests write themselves."""
+"""The main job as its users start it, on real video files: synthetic ones that the tests write
+themselves."""
 
 from __future__ import annotations
 

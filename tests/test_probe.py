@@ -1,4 +1,5 @@
-"""mats_ds/probe.py from outside: figures that can be checked, features that are made once, errors that say what to do."""
+"""mats_ds/probe.py from outside: figures that can be checked, features that are made once, errors
+that say what to do."""
 
 from __future__ import annotations
 

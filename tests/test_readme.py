@@ -1,4 +1,5 @@
-"""The lines of README and docs run: those for a notebook on a model and a video of the test's own, the whole way on few clips."""
+"""The lines of README and docs run: those for a notebook on a model and a video of the test's own,
+the whole way on few clips."""
 
 from __future__ import annotations
 
@@ -36,7 +37,8 @@ def test_every_link_leads_to_a_file():
 
 
 def test_every_file_that_a_page_names_is_there():
-    """Of ours, named with a folder: `mats_ds/data/manifest.py`, `core/storage/files.py`, `docs/data.md`."""
+    """Of ours, named with a folder: `mats_ds/data/manifest.py`, `core/storage/files.py`,
+    `docs/data.md`."""
     missing = []
     for page in PAGES:
         text = re.sub(r"https?://\S+", "", page.read_text(encoding="utf-8"))

@@ -1,7 +1,9 @@
-"""slurm.sbatch on stand-ins for SLURM's programs, which run its commands here, for real; no SLURM was there to try it on.
+"""slurm.sbatch on stand-ins for SLURM's programs, which run its commands here, for real; no SLURM
+was there to try it on.
 
-`sbatch` runs the batch script as SLURM does (a copy, elsewhere) and again after `scontrol requeue`; `srun` starts one process a
-task with SLURM's variables, passes signals on, ends all when one fails, and returns the largest status.
+`sbatch` runs the batch script as SLURM does (a copy, elsewhere) and again after `scontrol requeue`;
+`srun` starts one process a task with SLURM's variables, passes signals on, ends all when one fails,
+and returns the largest status.
 """
 
 from __future__ import annotations
@@ -222,7 +224,8 @@ def test_two_real_ranks_save_at_the_signal_and_go_on_in_the_next_start(tmp_path)
 
 @pytest.mark.slow
 def test_launch_sh_with_deepspeeds_slurm_launcher_joins_its_tasks(tmp_path):
-    """DeepSpeed asks srun for one task a slot of the hostfile; the ranks find each other by SLURM's variables."""
+    """DeepSpeed asks srun for one task a slot of the hostfile; the ranks find each other by SLURM's
+    variables."""
     cluster = Cluster(tmp_path, project=ROOT, num_tasks=99)
     (cluster.tools / "sinfo").write_text("#!/bin/sh\n")
     (cluster.tools / "sinfo").chmod(0o755)

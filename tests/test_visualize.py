@@ -1,4 +1,5 @@
-"""mats_ds/visualize.py from outside: what it writes for each kind of weights, and one clear error for what it cannot show."""
+"""mats_ds/visualize.py from outside: what it writes for each kind of weights, and one clear error
+for what it cannot show."""
 
 from __future__ import annotations
 
@@ -181,7 +182,8 @@ def test_files_that_are_no_video_or_no_weights(show, tmp_path):
 
 
 class TestOut:
-    """--out FILE: what this command wrote is replaced, nothing else is, and no input by any name."""
+    """--out FILE: what this command wrote is replaced, nothing else is, and no input by any
+    name."""
 
     @pytest.mark.parametrize("suffix", [".png", ".gif", ".mp4"])
     def test_an_own_picture_is_replaced(self, show, tmp_path, suffix):

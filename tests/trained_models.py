@@ -23,7 +23,8 @@ def save_model(model, path: Path, *, origin: Origin | None = None) -> str:
 
 
 def save_classifier(path: Path, *, origin: Origin | None = None, **options) -> str:
-    """A classifier with random weights, large enough that it does not say the same of every clip."""
+    """A classifier with random weights, large enough that it does not say the same of every
+    clip."""
     torch.manual_seed(11)
     options = {"num_classes": len(CLASSES), "class_names": CLASSES, "keep_ratio": 0.5, "head_init_scale": 20.0, **options}
     return save_model(VideoClassifier(**SIZES, **options), path, origin=origin)

@@ -1,4 +1,5 @@
-"""Videos for tests: tiny files whose every frame shows its own number in black and white columns."""
+"""Videos for tests: tiny files whose every frame shows its own number in black and white
+columns."""
 
 from __future__ import annotations
 
@@ -17,7 +18,8 @@ SHARED = Path(__file__).resolve().parents[1].parent / "shared"
 
 
 def number_picture(number: int, *, height: int = HEIGHT, width: int = WIDTH) -> np.ndarray:
-    """uint8 [H, W, 3]: bit k of the number is the k-th of eight columns, white or black; the lower half is grey."""
+    """uint8 [H, W, 3]: bit k of the number is the k-th of eight columns, white or black; the lower
+    half is grey."""
     bits = np.array([number >> bit & 1 for bit in range(NUM_BITS)])
     columns = np.repeat(bits * 215 + 20, width // NUM_BITS)
     picture = np.full((height, width, 3), 128, np.uint8)
@@ -27,7 +29,8 @@ def number_picture(number: int, *, height: int = HEIGHT, width: int = WIDTH) -> 
 
 @pytest.fixture(scope="session")
 def write_video() -> Callable[..., Path]:
-    """Writes a file of numbered frames: `write_video(path, num_frames=..., codec=..., gop=..., b_frames=...)`."""
+    """Writes a file of numbered frames: `write_video(path, num_frames=..., codec=..., gop=...,
+    b_frames=...)`."""
 
     def write(
         path: Path,
@@ -81,7 +84,8 @@ def read_numbers() -> Callable[[np.ndarray], list[int]]:
 
 @pytest.fixture
 def write_broken(write_video: Callable[..., Path], tmp_path: Path) -> Callable[[str], Path]:
-    """One broken file of a kind: "empty", "text", "audio", "truncated", "vanished", "garbage", "folder"."""
+    """One broken file of a kind: "empty", "text", "audio", "truncated", "vanished", "garbage",
+    "folder"."""
 
     def write(kind: str) -> Path:
         path = tmp_path / "broken" / f"{kind}.mp4"
@@ -114,7 +118,8 @@ def write_broken(write_video: Callable[..., Path], tmp_path: Path) -> Callable[[
 
 @pytest.fixture
 def when_opened(monkeypatch: pytest.MonkeyPatch) -> Callable[[Callable[[str], None]], None]:
-    """`when_opened(call)`: from now on `call(path)` before a video is opened, by FFmpeg or byte by byte."""
+    """`when_opened(call)`: from now on `call(path)` before a video is opened, by FFmpeg or byte by
+    byte."""
 
     def watch(call: Callable[[str], None]) -> None:
         for module in (av, os):

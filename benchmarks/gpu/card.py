@@ -1,4 +1,5 @@
-"""The GPU, the versions, and the measured rates of arithmetic and memory: the denominator of every MFU of the other parts."""
+"""The GPU, the versions, and the measured rates of arithmetic and memory: the denominator of every
+MFU of the other parts."""
 
 from __future__ import annotations
 
@@ -46,7 +47,8 @@ def describe(part: Part) -> None:
 
 
 def measure(part: Part) -> None:
-    """The best product of two large bf16 matrices, and the rate at which memory is copied within the device."""
+    """The best product of two large bf16 matrices, and the rate at which memory is copied within
+    the device."""
     import torch
 
     from mats_ds.metering.peak_flops import find_peak, measure_peak

@@ -1,7 +1,9 @@
-"""NVDEC through DALI: are its frames PyAV's, what does it do with broken files, and how many clips a second does it bring?
+"""NVDEC through DALI: are its frames PyAV's, what does it do with broken files, and how many clips
+a second does it bring?
 
-Frames are compared without scaling, index by index. On a CPU the same graph decodes what DALI's CPU decoder knows (VP9), which
-rehearses the way. The loader's rates are of clips from end to end: reading, decoding, cropping, scaling to 224 x 224.
+Frames are compared without scaling, index by index. On a CPU the same graph decodes what DALI's CPU
+decoder knows (VP9), which rehearses the way. The loader's rates are of clips from end to end:
+reading, decoding, cropping, scaling to 224 x 224.
 """
 
 from __future__ import annotations
@@ -79,7 +81,8 @@ def check_frames(part: Part, folder: Path) -> None:
 
 
 def decode_on_device(part: Part, path: Path, numbers: list[int], size: tuple[int, int]):
-    """uint8 [T, H, W, 3] from a fresh DALI graph, without scaling. Raises RuntimeError where DALI does not decode the file."""
+    """uint8 [T, H, W, 3] from a fresh DALI graph, without scaling. Raises RuntimeError where DALI
+    does not decode the file."""
     import numpy as np
     import torch
 
@@ -101,7 +104,8 @@ def psnr(one, other):
 
 
 def check_broken(part: Part, folder: Path) -> None:
-    """A broken file fails its chunk with an error and no more; the next good file comes through the same graph."""
+    """A broken file fails its chunk with an error and no more; the next good file comes through the
+    same graph."""
     import numpy as np
     import torch
 
@@ -134,7 +138,8 @@ def check_broken(part: Part, folder: Path) -> None:
 
 
 def time_loader(part: Part, folder: Path) -> None:
-    """Clips a second of the loader, for keyframes every 250 and every 12 frames, with more and more pipelines."""
+    """Clips a second of the loader, for keyframes every 250 and every 12 frames, with more and more
+    pipelines."""
     import torch
 
     from benchmarks.gpu.video_files import write_many

@@ -1,7 +1,8 @@
-"""The common half of every part of the GPU benchmark: arguments, clock, and the result written after every figure.
+"""The common half of every part of the GPU benchmark: arguments, clock, and the result written
+after every figure.
 
-A part is a program of its own, so that its failure is its own. It rewrites its JSON file after each figure: where it is stopped,
-what it has is kept.
+A part is a program of its own, so that its failure is its own. It rewrites its JSON file after each
+figure: where it is stopped, what it has is kept.
 """
 
 from __future__ import annotations
@@ -18,7 +19,8 @@ OK, MISSED, NEEDS_GPU, LEFT_OUT = "ok", "MISSED", "needs a GPU", "left out"
 
 @dataclass
 class Line:
-    """One line of the table: what was measured, the figure as text, and the verdict on its goal ("": it has none)."""
+    """One line of the table: what was measured, the figure as text, and the verdict on its goal
+    ("": it has none)."""
 
     what: str
     figure: str
@@ -27,7 +29,8 @@ class Line:
 
 @dataclass
 class Part:
-    """A part while it runs. `lines`: for people. `cells`: all figures. `missing`: packages that it could have used."""
+    """A part while it runs. `lines`: for people. `cells`: all figures. `missing`: packages that it
+    could have used."""
 
     name: str
     path: Path

@@ -1,4 +1,5 @@
-"""Hugging Face's VideoMAE of one of our sizes, for one batch: what the step of this project stands beside."""
+"""Hugging Face's VideoMAE of one of our sizes, for one batch: what the step of this project stands
+beside."""
 
 from __future__ import annotations
 

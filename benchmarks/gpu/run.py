@@ -1,6 +1,8 @@
-"""Run the parts one after the other, in processes with time limits of their own, and collect their results.
+"""Run the parts one after the other, in processes with time limits of their own, and collect their
+results.
 
-Always ends within the time: a part that hangs is killed with its children, and what it had written counts. See README.md.
+Always ends within the time: a part that hangs is killed with its children, and what it had written
+counts. See README.md.
 """
 
 from __future__ import annotations
@@ -17,8 +19,8 @@ from pathlib import Path
 
 HERE = Path(__file__).resolve().parent
 ROOT = HERE.parents[1]
-# Seconds of each part: on a GPU, on a GPU with --quick, on a CPU. Their sums stay below the limits, whatever hangs; what a part
-# leaves over, the next ones may use.
+# Seconds of each part: on a GPU, on a GPU with --quick, on a CPU. Their sums stay below the limits,
+# whatever hangs; what a part leaves over, the next ones may use.
 PARTS = {
     "tests": (110, 60, 25),
     "card": (15, 15, 12),

@@ -1,8 +1,10 @@
-"""A training step of the model alone, on one device: clips/s, MFU, memory, its two halves; beside Hugging Face's VideoMAE.
+"""A training step of the model alone, on one device: clips/s, MFU, memory, its two halves; beside
+Hugging Face's VideoMAE.
 
-bf16 weights (float32 on a CPU), synthetic frames that lie on the device, forward and backward: the optimizer is ZeRO's and
-measured in zero.py. Ours and the peer take turns in every round, and ratios are medians over rounds of one process. Cells come
-in the order of their worth; those that the time does not reach are named. Every cell's peak is compared with the plan's.
+bf16 weights (float32 on a CPU), synthetic frames that lie on the device, forward and backward: the
+optimizer is ZeRO's and measured in zero.py. Ours and the peer take turns in every round, and ratios
+are medians over rounds of one process. Cells come in the order of their worth; those that the time
+does not reach are named. Every cell's peak is compared with the plan's.
 """
 
 from __future__ import annotations
@@ -24,7 +26,8 @@ NUM_CLASSES = 400
 RATIOS = {"pretrain": (0.3, 0.1), "finetune": (0.6, 0.6)}
 MIB = 2**20
 GOAL_MFU, GOAL_SPEED, GOAL_MEMORY, GOAL_PLAN = 0.50, 4.0, 0.30, 0.05
-COMPILE_SECONDS = {"small": 40, "base": 45, "large": 80, "tiny": 30}  # a guess: a cell that cannot end in time is not begun
+# a guess: a cell that cannot end in time is not begun
+COMPILE_SECONDS = {"small": 40, "base": 45, "large": 80, "tiny": 30}
 
 
 def main() -> int:
@@ -174,8 +177,8 @@ def measure(cell: Cell, part: Part, *, rounds: int = 5) -> dict:
 
 
 def measure_peaks(step: Callable[[], object], model, before: int) -> dict[str, int]:
-    """Bytes on top of what was allocated `before` the model: `extra` on top of weights, gradients and inputs; `peak` of a step
-    that makes the gradients, as a step of training does."""
+    """Bytes on top of what was allocated `before` the model: `extra` on top of weights, gradients
+    and inputs; `peak` of a step that makes the gradients, as a step of training does."""
     import torch
 
     peaks = {}

@@ -23,7 +23,8 @@ def main() -> int:
 
 
 def run_tests(part: Part) -> None:
-    """One process of pytest; where the time is up, its figures are those of the tests that were done."""
+    """One process of pytest; where the time is up, its figures are those of the tests that were
+    done."""
     # Options of pytest plug-ins that may be missing must not stop it.
     flags = ["-o", "addopts=--import-mode=importlib", "-p", "no:cacheprovider", "-m", "gpu", "-q", "-rfE", "--maxfail=25"]
     command = [sys.executable, "-m", "pytest", "tests/gpu", *flags, "--tb=line", "--continue-on-collection-errors"]

@@ -1,4 +1,5 @@
-"""The files that decoding is measured on: every format that matters, broken ones, and many equal ones for rates."""
+"""The files that decoding is measured on: every format that matters, broken ones, and many equal
+ones for rates."""
 
 from __future__ import annotations
 
@@ -11,7 +12,8 @@ import av
 import numpy as np
 
 NUM_FRAMES, HEIGHT, WIDTH = 50, 176, 208
-# The matrix of a track lies so many bytes behind its box's name: 16.16 fixed point, the last column 2.30. ISO/IEC 14496-12.
+# The matrix of a track lies so many bytes behind its box's name: 16.16 fixed point, the last column
+# 2.30. ISO/IEC 14496-12.
 TKHD_MATRIX = 40
 QUARTER_TURN = (0, 1 << 16, 0, -1 << 16, 0, 0, 0, 0, 1 << 30)
 BROKEN = ("empty", "text", "garbage", "truncated", "flipped")
@@ -109,7 +111,8 @@ def write_broken(path: Path, kind: str, good: Path) -> Path:
 
 
 def write_many(folder: Path, *, count: int, num_frames: int, gop: int, in_hd: bool) -> Path:
-    """A folder of `count` equal H.264 files (one is encoded, the rest are copies), 340 x 256, or 96 x 64 for a rehearsal."""
+    """A folder of `count` equal H.264 files (one is encoded, the rest are copies), 340 x 256, or 96
+    x 64 for a rehearsal."""
     folder.mkdir()
     size = dict(height=256, width=340) if in_hd else dict(height=64, width=96)
     first = write_format(folder / "0.mp4", Format("", "libx264", H264, **size), num_frames=num_frames, gop=gop)

@@ -1,4 +1,5 @@
-"""The trainer itself on this machine: videos -> NVDEC -> training -> records -> report; what limits it.
+"""The trainer itself on this machine: videos -> NVDEC -> training -> records -> report; what limits
+it.
 
 On the synthetic set, and on real clips where a folder is given. Clips/s and the fraction of time
 that training waits for clips are of the steps after the first third. The report of the run is kept

@@ -1,7 +1,9 @@
-"""DeepSpeed's ZeRO-2 with the real engine: save and resume bit by bit, rank 0 of 8 on one device, plan against measurement.
+"""DeepSpeed's ZeRO-2 with the real engine: save and resume bit by bit, rank 0 of 8 on one device,
+plan against measurement.
 
-torch's fake process group makes one process rank 0 of 8: its real partition, buckets and optimizer steps, with nobody to talk to.
-Each piece runs in a process of its own (`zero_piece.py`), since DeepSpeed keeps state.
+torch's fake process group makes one process rank 0 of 8: its real partition, buckets and optimizer
+steps, with nobody to talk to. Each piece runs in a process of its own (`zero_piece.py`), since
+DeepSpeed keeps state.
 """
 
 from __future__ import annotations
@@ -60,7 +62,8 @@ def run_piece(part: Part, **question: object) -> list[dict]:
 
 
 def check_resume(part: Part, *, optimizer: str = "") -> None:
-    """Six steps in one go, and three, a checkpoint, a new engine, three more: equal in every bit of losses and weights."""
+    """Six steps in one go, and three, a checkpoint, a new engine, three more: equal in every bit of
+    losses and weights."""
     name = f"save and resume{', ' + optimizer if optimizer else ''}"
     with tempfile.TemporaryDirectory() as folder:
         size = "small" if part.on_gpu else "tiny"

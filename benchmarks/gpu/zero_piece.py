@@ -58,7 +58,8 @@ def join(question: dict, *, world_size: int) -> None:
 
 
 def settings_of(question: dict) -> dict:
-    """The project's ZeRO-2 file; float32 on a CPU, DeepSpeed's own FusedAdam where it is asked for."""
+    """The project's ZeRO-2 file; float32 on a CPU, DeepSpeed's own FusedAdam where it is asked
+    for."""
     config = json.loads((ROOT / "ds_configs" / "zero2.json").read_text(encoding="utf-8")) | {MICRO_BATCH_KEY: question["batch"]}
     if question["device"] == "cpu":
         config["bf16"] = {"enabled": False}
@@ -145,7 +146,8 @@ def nvml_used_bytes() -> int | None:
         import pynvml
 
         pynvml.nvmlInit()
-        first = os.environ.get("CUDA_VISIBLE_DEVICES", "0").split(",")[0]  # torch would make its context to answer
+        # torch would make its context to answer
+        first = os.environ.get("CUDA_VISIBLE_DEVICES", "0").split(",")[0]
         return pynvml.nvmlDeviceGetMemoryInfo(pynvml.nvmlDeviceGetHandleByIndex(int(first or 0))).used
     except Exception:  # of a driver that does not count it
         return None

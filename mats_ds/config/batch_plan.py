@@ -1,4 +1,5 @@
-"""How a global batch is spread over ranks: recipe, DeepSpeed JSON and number of ranks -> BatchPlan. Pure arithmetic."""
+"""How a global batch is spread over ranks: recipe, DeepSpeed JSON and number of ranks -> BatchPlan.
+Pure arithmetic."""
 
 from __future__ import annotations
 
@@ -13,7 +14,8 @@ ACCUMULATION_KEY = "gradient_accumulation_steps"
 
 @dataclass(frozen=True)
 class BatchPlan:
-    """`global_batch` = micro_batch * accumulation * world_size clips a step, `repeats` of each of its videos.
+    """`global_batch` = micro_batch * accumulation * world_size clips a step, `repeats` of each of
+    its videos.
 
     `note` says how it came about.
     """
@@ -27,7 +29,8 @@ class BatchPlan:
 
     @property
     def num_videos(self) -> int:
-        """Of a step. The published batch sizes count them: several clips of a video are one of it (repeated augmentation)."""
+        """Of a step. The published batch sizes count them: several clips of a video are one of it
+        (repeated augmentation)."""
         return self.global_batch // self.repeats
 
     @property
@@ -37,11 +40,13 @@ class BatchPlan:
 
 
 def plan_batch(ds_config: Mapping[str, Any], *, recipe_batch: int, world_size: int, repeats: int = 1) -> BatchPlan:
-    """Accumulate until the recipe's global batch is reached; where that cannot be, let the learning rate follow the batch.
+    """Accumulate until the recipe's global batch is reached; where that cannot be, let the learning
+    rate follow the batch.
 
-    recipe_batch: clips, as the micro-batch, which is the JSON's; `repeats` of them show one video. Where the JSON leaves
-    `gradient_accumulation_steps` out it is derived; where it sets it, the JSON wins. Raises ValueError when the JSON has no
-    usable micro-batch, one that is no multiple of `repeats`, or states a conflicting `train_batch_size`.
+    recipe_batch: clips, as the micro-batch, which is the JSON's; `repeats` of them show one video.
+    Where the JSON leaves `gradient_accumulation_steps` out it is derived; where it sets it, the
+    JSON wins. Raises ValueError when the JSON has no usable micro-batch, one that is no multiple of
+    `repeats`, or states a conflicting `train_batch_size`.
     """
     micro = _positive_integer(ds_config, MICRO_BATCH_KEY)
     if micro is None:

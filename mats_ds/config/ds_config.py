@@ -1,8 +1,10 @@
-"""The DeepSpeed JSON: read, judged before anything starts, and made into what `deepspeed.initialize` is given.
+"""The DeepSpeed JSON: read, judged before anything starts, and made into what
+`deepspeed.initialize` is given.
 
-Training and planner read it through the same door. DeepSpeed passes over what it does not know, takes every value that is not
-empty for true, and has defaults that change weights (it clips gradients at 1 where the JSON is silent): so every key is looked up
-in ds_keys.py, and what the JSON leaves out is stated.
+Training and planner read it through the same door. DeepSpeed passes over what it does not know,
+takes every value that is not empty for true, and has defaults that change weights (it clips
+gradients at 1 where the JSON is silent): so every key is looked up in ds_keys.py, and what the JSON
+leaves out is stated.
 """
 
 from __future__ import annotations
@@ -20,7 +22,8 @@ from mats_ds.core.storage.package_files import find_file, list_names
 
 CLIPPING_KEY = "gradient_clipping"
 NO_CLIPPING = 0.0  # EVEREST and VideoMAE clip nowhere (METHOD section 5)
-# DeepSpeed's defaults that would change weights if another version had others; what it is given where the JSON is silent.
+# DeepSpeed's defaults that would change weights if another version had others; what it is given
+# where the JSON is silent.
 STATED = {
     CLIPPING_KEY: NO_CLIPPING,
     "prescale_gradients": False,
@@ -33,8 +36,9 @@ EXAMPLE = '{"type": "AdamW", "params": {"torch_adam": true, "fused": true}}'
 
 
 def read_ds_config(path: str | Path) -> dict[str, Any]:
-    """The DeepSpeed JSON as a dictionary, as it was written. Raises ValueError for a missing file, broken JSON, and all that
-    DeepSpeed would refuse, pass over, or take for something else than it says; all faults are named at once.
+    """The DeepSpeed JSON as a dictionary, as it was written. Raises ValueError for a missing file,
+    broken JSON, and all that DeepSpeed would refuse, pass over, or take for something else than it
+    says; all faults are named at once.
     """
     source, path = path, find_file(path, "ds_configs", suffix=".json")
     if path is None:
@@ -54,7 +58,8 @@ def read_ds_config(path: str | Path) -> dict[str, Any]:
 
 
 def precision_of(ds_config: Mapping[str, Any]) -> str:
-    """bf16 or fp32, as the JSON says. Raises ValueError for fp16, which masked video pre-training overflows."""
+    """bf16 or fp32, as the JSON says. Raises ValueError for fp16, which masked video pre-training
+    overflows."""
     if _section(ds_config, "fp16").get("enabled", False):
         raise ValueError('the DeepSpeed JSON enables fp16: use "bf16": {"enabled": true}, or neither for fp32')
     return "bf16" if _section(ds_config, "bf16").get("enabled", False) else "fp32"
@@ -100,8 +105,9 @@ def notes_on(ds_config: Mapping[str, Any]) -> list[str]:
 
 
 def hand_over(ds_config: Mapping[str, Any], *, accumulation: int, micro_batch: int) -> dict[str, Any]:
-    """What `deepspeed.initialize` is given: the JSON without comments (keys that begin with _) and what the recipe decides, with
-    the batch of this run and every default stated that would change weights.
+    """What `deepspeed.initialize` is given: the JSON without comments (keys that begin with _) and
+    what the recipe decides, with the batch of this run and every default stated that would change
+    weights.
     """
     config = {**STATED, **_without_comments(ds_config)}
     for key in (*IGNORED, "fp16", "torch_autocast", "train_batch_size"):
@@ -187,8 +193,9 @@ def _judge_zero(config: Mapping[str, Any]) -> Iterator[str]:
     if _offloads(config) and stage == 0:
         yield "zero_optimization.offload_optimizer goes with stages 1 to 3, and the stage is 0: leave it out"
     if stage == 0 and precision_of(config) == "bf16":
-        # DeepSpeed's wrapper takes a step with zero gradients first, so that Adam's bias correction is a step ahead:
-        # after 12 steps weights were 0.0083 from plain AdamW's, where ZeRO 1 to 3 in bf16 were 0.0014 away.
+        # DeepSpeed's wrapper takes a step with zero gradients first, so that Adam's bias correction
+        # is a step ahead: after 12 steps weights were 0.0083 from plain AdamW's, where ZeRO 1 to 3
+        # in bf16 were 0.0014 away.
         yield 'zero_optimization.stage 0 in bf16 does not train as AdamW does: use stage 1, 2 or 3, or leave "bf16" out'
     for short in ("prefetch_bucket_size", "param_persistence_threshold"):
         if short in zero and f"stage3_{short}" in zero:
@@ -196,7 +203,8 @@ def _judge_zero(config: Mapping[str, Any]) -> Iterator[str]:
 
 
 def _ask_deepspeed(config: Mapping[str, Any]) -> Iterator[str]:
-    """What DeepSpeed's own reader says against the JSON. It only reads: whatever it raises is a fault of the JSON."""
+    """What DeepSpeed's own reader says against the JSON. It only reads: whatever it raises is a
+    fault of the JSON."""
     from deepspeed.runtime.config import DeepSpeedConfig, DeepSpeedConfigError
 
     handed = hand_over(config, accumulation=1, micro_batch=1)

@@ -1,8 +1,10 @@
-"""The keys of a DeepSpeed JSON: those taken, with their values, those ignored, and those that would train something else.
+"""The keys of a DeepSpeed JSON: those taken, with their values, those ignored, and those that would
+train something else.
 
-Read off DeepSpeed 0.19's sources (runtime/config.py, precision_config.py, zero/config.py, zero/offload_config.py, engine.py);
-docs/deepspeed.md says what it does where the JSON is silent. A key that is in none of the tables is refused: DeepSpeed
-silently ignores unknown keys of the top level.
+Read off DeepSpeed 0.19's sources (runtime/config.py, precision_config.py, zero/config.py,
+zero/offload_config.py, engine.py); docs/deepspeed.md says what it does where the JSON is silent. A
+key that is in none of the tables is refused: DeepSpeed silently ignores unknown keys of the top
+level.
 """
 
 from __future__ import annotations
@@ -14,7 +16,8 @@ from dataclasses import dataclass
 from typing import Any
 
 LARGEST_WHOLE = 2**63 - 1
-# Given by the recipe to every parameter group: the values in the JSON would be the defaults of groups that have none.
+# Given by the recipe to every parameter group: the values in the JSON would be the defaults of
+# groups that have none.
 RECIPE_KEYS = {"lr": "optim.base_lr", "betas": "optim.betas", "eps": "optim.eps", "weight_decay": "optim.weight_decay"}
 
 
@@ -28,7 +31,8 @@ class Kind:
 
 @dataclass(frozen=True)
 class Only:
-    """A key of which one value is taken, DeepSpeed's own default; `why` says what any other would do."""
+    """A key of which one value is taken, DeepSpeed's own default; `why` says what any other would
+    do."""
 
     value: Any
     why: str
@@ -215,7 +219,8 @@ IGNORED = {
     "vocabulary_size": "a video model has none",
 }
 
-# Known to DeepSpeed, in one version or another, and taken up by it: every one would train something else, or not start.
+# Known to DeepSpeed, in one version or another, and taken up by it: every one would train something
+# else, or not start.
 REFUSED = {
     "bfloat16": 'write "bf16"',
     "amp": 'it has been removed from DeepSpeed: use "bf16"',

@@ -1,4 +1,5 @@
-"""The recipe of a fine-tuning: a Recipe with three more sections, and another meaning of `selection`.
+"""The recipe of a fine-tuning: a Recipe with three more sections, and another meaning of
+`selection`.
 
 Numbers of the paper are in METHOD section 5 of arXiv 2211.10636 and in `recipes/finetune_*.yaml`.
 """
@@ -21,7 +22,8 @@ class FinetuneClip(ClipSection):
 
 
 class FinetuneSelection(SelectionSection):
-    """Which frames and tokens the encoder sees: int(keep_ratio N) of them, 1 for all. `visible_ratio` has no meaning here."""
+    """Which frames and tokens the encoder sees: int(keep_ratio N) of them, 1 for all.
+    `visible_ratio` has no meaning here."""
 
     strategy: Literal[KEEPING_STRATEGIES] = "mats"
     keep_ratio: float = Field(FINETUNE_KEEP_RATIO, gt=0, le=1)
@@ -34,11 +36,13 @@ class FinetuneSelection(SelectionSection):
 class FinetuneSection(_Section):
     """What the training starts from, and its loss.
 
-    `weights`: a run, a checkpoint, a .safetensors or .pth file, a Hugging Face folder; none: from scratch. `weights_from`: which
-    weights of a run, as `--weights_from` of the other scripts (None: the last ones, averaged where the run keeps an average). A
-    classifier's head is kept unless `new_head`. `num_classes` None: the number in the labels (or in the manifest's .classes.txt).
-    `layer_decay` is the factor on the learning rate from one block to the one below it (1: none). `ema_decay` None keeps no
-    average of the weights; where there is one, it is what is tested and what other scripts take of the run.
+    `weights`: a run, a checkpoint, a .safetensors or .pth file, a Hugging Face folder; none: from
+    scratch. `weights_from`: which weights of a run, as `--weights_from` of the other scripts (None:
+    the last ones, averaged where the run keeps an average). A classifier's head is kept unless
+    `new_head`. `num_classes` None: the number in the labels (or in the manifest's .classes.txt).
+    `layer_decay` is the factor on the learning rate from one block to the one below it (1: none).
+    `ema_decay` None keeps no average of the weights; where there is one, it is what is tested and
+    what other scripts take of the run.
     """
 
     weights: str | None = None
@@ -52,7 +56,8 @@ class FinetuneSection(_Section):
 
 
 class RandAugmentPlan(NamedTuple):
-    """`num_operations` random ones per clip, used with `probability` at `magnitude` (0 to 10, normal with deviation `spread`)."""
+    """`num_operations` random ones per clip, used with `probability` at `magnitude` (0 to 10,
+    normal with deviation `spread`)."""
 
     magnitude: float
     num_operations: int
@@ -61,7 +66,8 @@ class RandAugmentPlan(NamedTuple):
 
 
 class AugmentSection(_Section):
-    """Augmentation of training clips beyond `clip.crop_scales` and `clip.flip`; the same for all frames of a clip.
+    """Augmentation of training clips beyond `clip.crop_scales` and `clip.flip`; the same for all
+    frames of a clip.
 
     `random_resized_crop` is the smallest and the largest fraction of the frame's area that a crop
     shows, which is 3/4 to 4/3 as wide as high before it is scaled; it replaces `clip.crop_scales`.
@@ -103,15 +109,18 @@ class AugmentSection(_Section):
 
 
 class EvaluationSection(_Section):
-    """The test: which videos, and how many views of each, clips along time x crops along the longer side.
+    """The test: which videos, and how many views of each, clips along time x crops along the longer
+    side.
 
-    `clips` x `crops` are the published protocol of a data set: what `evaluate.py --model RUN` takes (neither given: 5 x 3, as on
-    UCF101 and K400; one of the two given: the other is 1). During the training, every `every_epochs` and at the end,
-    `training_clips` x `training_crops` are enough to see where it goes (None: as many as `clips` and `crops`, and one where these
-    are not given either).
+    `clips` x `crops` are the published protocol of a data set: what `evaluate.py --model RUN` takes
+    (neither given: 5 x 3, as on UCF101 and K400; one of the two given: the other is 1). During the
+    training, every `every_epochs` and at the end, `training_clips` x `training_crops` are enough to
+    see where it goes (None: as many as `clips` and `crops`, and one where these are not given
+    either).
 
-    No `manifest`: no test, and no best weights are kept. Its videos choose best.safetensors; the result is that of the last
-    weights. Videos that are trained on as well are refused, or warned of with `allow_overlap`.
+    No `manifest`: no test, and no best weights are kept. Its videos choose best.safetensors; the
+    result is that of the last weights. Videos that are trained on as well are refused, or warned of
+    with `allow_overlap`.
     """
 
     manifest: str | None = None
@@ -145,9 +154,11 @@ class FinetuneRecipe(Recipe):
 
 
 def parse_rand_augment(text: str) -> RandAugmentPlan:
-    """timm's notation: rand-m7-n4-mstd0.5-inc1, p for the probability (0.5). Raises ValueError for anything else.
+    """timm's notation: rand-m7-n4-mstd0.5-inc1, p for the probability (0.5). Raises ValueError for
+    anything else.
 
-    Only the increasing variant (inc1), in which every operation grows stronger with the magnitude, is there.
+    Only the increasing variant (inc1), in which every operation grows stronger with the magnitude,
+    is there.
     """
     first, *parts = text.split("-")
     values = {"m": 10.0, "n": 2.0, "mstd": 0.0, "inc": 0.0, "p": 0.5}

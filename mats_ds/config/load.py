@@ -1,4 +1,5 @@
-"""YAML and dotted overrides -> a checked recipe. All mistakes are reported at once, with the nearest valid names."""
+"""YAML and dotted overrides -> a checked recipe. All mistakes are reported at once, with the
+nearest valid names."""
 
 from __future__ import annotations
 
@@ -18,17 +19,19 @@ from mats_ds.core.storage.package_files import find_file, find_folder, list_name
 from mats_ds.core.text import Lines
 
 RECIPE_FOLDER = find_folder("recipes")
-COMPARED_LETTERS = 100  # of a wrong name that is compared with the valid ones: longer names take memory and time
+# of a wrong name that is compared with the valid ones: longer names take memory and time
+COMPARED_LETTERS = 100
 
 
 RecipeT = TypeVar("RecipeT", bound=Recipe)
 
 
 def load_recipe(source: str | Path = "default", overrides: Sequence[str] = (), *, schema: type[RecipeT] = Recipe) -> RecipeT:
-    """The recipe of a YAML file, or of a name in this package's `recipes` folder, with `section.key=value` overrides on top.
+    """The recipe of a YAML file, or of a name in this package's `recipes` folder, with
+    `section.key=value` overrides on top.
 
-    schema: Recipe, or a class that adds sections to it. Raises ValueError that lists every mistake with the nearest valid
-    name, and for a recipe of another trainer than the schema's.
+    schema: Recipe, or a class that adds sections to it. Raises ValueError that lists every mistake
+    with the nearest valid name, and for a recipe of another trainer than the schema's.
     """
     path = _find_recipe(source)
     text = read_text(path, max_bytes=MAX_YAML_BYTES, follows_links=True)
@@ -78,7 +81,9 @@ def _apply_override(tree: dict[str, Any], override: str) -> str | None:
         return f"override {override!r}: expected section.key=value, for example optim.base_lr=1e-3"
     leaf = key.strip().rpartition(".")[2]
     is_path = leaf in PATH_KEYS and text.strip() not in ("", "null", "~") and text[0] not in "\"'"
-    try:  # a path is taken literally: YAML would take `12:30` for a number and what follows ` #` for a comment
+    # a path is taken literally: YAML would take `12:30` for a number and what follows ` #` for a
+    # comment
+    try:
         value = text if is_path else parse_yaml(text)
     except ValueError:
         return f"override {override!r}: {text!r} is not a YAML value"

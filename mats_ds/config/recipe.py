@@ -1,7 +1,7 @@
 """The schema of a recipe: everything that changes the learned weights, typed and checked.
 
-How the hardware runs it (ZeRO stage, precision, buckets, micro-batch, monitors) is in the DeepSpeed JSON, which this
-package never edits. `load_recipe` (load.py) reads recipes from YAML.
+How the hardware runs it (ZeRO stage, precision, buckets, micro-batch, monitors) is in the DeepSpeed
+JSON, which this package never edits. `load_recipe` (load.py) reads recipes from YAML.
 """
 
 from __future__ import annotations
@@ -33,9 +33,10 @@ class _Section(BaseModel):
 class ModelSection(_Section):
     """The network. `decoder_depth` None takes the size's own.
 
-    Two keys trade computation for memory and change no result: `recompute` is what every block computes again in backward
-    instead of keeping it (nothing; LayerNorm and GELU; the first layer of the MLP too), and
-    `checkpoint_blocks` are the blocks that keep nothing but their input. `compile` has torch compile the model.
+    Two keys trade computation for memory and change no result: `recompute` is what every block
+    computes again in backward instead of keeping it (nothing; LayerNorm and GELU; the first layer
+    of the MLP too), and `checkpoint_blocks` are the blocks that keep nothing but their input.
+    `compile` has torch compile the model.
     """
 
     name: Literal["tiny", "small", "base", "large", "huge"] = "base"
@@ -54,9 +55,9 @@ class ModelSection(_Section):
 
 
 class ClipSection(_Section):
-    """A training clip in frames and pixels. `stride_seconds`, where given, replaces `stride`: frames are then that far
-    apart in time, whatever the frame rate. `flip` mirrors half of the clips, which pre-training does not do
-    (METHOD section 5).
+    """A training clip in frames and pixels. `stride_seconds`, where given, replaces `stride`:
+    frames are then that far apart in time, whatever the frame rate. `flip` mirrors half of the
+    clips, which pre-training does not do (METHOD section 5).
     """
 
     num_frames: int = Field(16, ge=1, le=4096)
@@ -90,9 +91,10 @@ class ClipSection(_Section):
 class SelectionSection(_Section):
     """Which frames and tokens are kept (ratios are fractions of all tokens of the clip).
 
-    Beyond the paper, off by default: `compensate_camera` subtracts each tubelet's median change; the strategy run_length ranks by
-    the change since a patch's run began, a run ending where the change passes `run_threshold` (of the range from black to white;
-    arXiv 2411.05222); `merge_dropped` averages dropped tokens into kept ones, in fine-tuning only (arXiv 2210.09461).
+    Beyond the paper, off by default: `compensate_camera` subtracts each tubelet's median change;
+    the strategy run_length ranks by the change since a patch's run began, a run ending where the
+    change passes `run_threshold` (of the range from black to white; arXiv 2411.05222);
+    `merge_dropped` averages dropped tokens into kept ones, in fine-tuning only (arXiv 2210.09461).
     """
 
     strategy: Literal[STRATEGIES] = "mats"
@@ -116,7 +118,8 @@ class SelectionSection(_Section):
 
 
 class DataSection(_Section):
-    """Where the videos come from. `manifest` is a .csv, a list of `path label` lines, or a folder; none: the synthetic set.
+    """Where the videos come from. `manifest` is a .csv, a list of `path label` lines, or a folder;
+    none: the synthetic set.
 
     `repeats` clips of every video are taken one after the other, decoded in one pass: an epoch
     shows every video that often (repeated augmentation, Hoffer et al., arXiv 1901.09335).
@@ -134,11 +137,13 @@ class DataSection(_Section):
 
 
 class OptimSection(_Section):
-    """AdamW with linear warm-up and cosine decay. The three learning rates are per 256 videos of the global batch.
+    """AdamW with linear warm-up and cosine decay. The three learning rates are per 256 videos of
+    the global batch.
 
-    `global_batch` counts clips, `data.repeats` of each video: 128 clips are 64 videos where every video gives two, and the
-    learning rates are then a quarter of those given here. The length is `epochs` passes over the videos, of which
-    `warmup_epochs` warm up; or, where `steps` is given, `steps` and `warmup_steps`.
+    `global_batch` counts clips, `data.repeats` of each video: 128 clips are 64 videos where every
+    video gives two, and the learning rates are then a quarter of those given here. The length is
+    `epochs` passes over the videos, of which `warmup_epochs` warm up; or, where `steps` is given,
+    `steps` and `warmup_steps`.
     """
 
     base_lr: float = Field(1.5e-4, gt=0)
@@ -163,9 +168,10 @@ class OptimSection(_Section):
 
 
 class RunSection(_Section):
-    """Seeds, checkpoints and logs, and time limits. `max_steps` ends a run early, on an unchanged schedule; `checkpoint_steps` 0
-    saves only at the end; the last `keep_checkpoints` stay, and those at multiples of `keep_every_steps` (0: none) for good.
-    A rank that waits `hang_seconds` for its clips or for the other ranks ends the run.
+    """Seeds, checkpoints and logs, and time limits. `max_steps` ends a run early, on an unchanged
+    schedule; `checkpoint_steps` 0 saves only at the end; the last `keep_checkpoints` stay, and
+    those at multiples of `keep_every_steps` (0: none) for good. A rank that waits `hang_seconds`
+    for its clips or for the other ranks ends the run.
     """
 
     seed: int = Field(0, ge=0, lt=1 << 63)
@@ -207,7 +213,8 @@ class Recipe(_Section):
         return self
 
     def candidate_grid(self) -> TokenGrid:
-        """The grid of the frames that are read: alpha times as many tubelets as are used, at least one more if alpha > 1."""
+        """The grid of the frames that are read: alpha times as many tubelets as are used, at least
+        one more if alpha > 1."""
         grid = self.clip.grid()
         alpha = self.selection.frame_candidates
         tau = grid.tau if alpha == 1 else max(grid.tau + 1, round(alpha * grid.tau))

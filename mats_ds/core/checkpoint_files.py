@@ -1,8 +1,10 @@
-"""The folder of a checkpoint: which names are ours, what complete.json says, and whether every file is as it was written.
+"""The folder of a checkpoint: which names are ours, what complete.json says, and whether every file
+is as it was written.
 
-Layout: checkpoints/step-00001000/{DeepSpeed's files, complete.json}, checkpoints/latest (the name of the newest one). Nothing but
-a real folder of such a name is a checkpoint: a link, a file, `step-best` or `step-1` belongs to the user. What complete.json says
-is believed within bounds, and only of regular files inside that folder.
+Layout: checkpoints/step-00001000/{DeepSpeed's files, complete.json}, checkpoints/latest (the name
+of the newest one). Nothing but a real folder of such a name is a checkpoint: a link, a file,
+`step-best` or `step-1` belongs to the user. What complete.json says is believed within bounds, and
+only of regular files inside that folder.
 """
 
 from __future__ import annotations
@@ -40,7 +42,8 @@ OPTIMIZER_FILE = re.compile(r"(?:bf16_)?zero_pp_rank_(?P<rank>[0-9]+)_mp_rank_[0
 
 @dataclass(frozen=True)
 class FileSum:
-    """Size and SHA-256 of one file of a checkpoint; `name` is relative to the checkpoint's folder."""
+    """Size and SHA-256 of one file of a checkpoint; `name` is relative to the checkpoint's
+    folder."""
 
     name: str
     num_bytes: int
@@ -49,7 +52,8 @@ class FileSum:
 
 @dataclass(frozen=True)
 class Complete:
-    """The content of complete.json. `zero_stage` and `global_batch` are None in those of version 0.1."""
+    """The content of complete.json. `zero_stage` and `global_batch` are None in those of version
+    0.1."""
 
     step: int
     world_size: int
@@ -60,8 +64,9 @@ class Complete:
 
 @dataclass(frozen=True)
 class Verdict:
-    """`problem`: why a checkpoint cannot be trusted, None where it can. `is_certain`: it is broken, and not just unreadable here
-    (by this version, for want of a permission) or renamed. `complete`: what it says of itself, None where that cannot be read."""
+    """`problem`: why a checkpoint cannot be trusted, None where it can. `is_certain`: it is broken,
+    and not just unreadable here (by this version, for want of a permission) or renamed. `complete`:
+    what it says of itself, None where that cannot be read."""
 
     problem: str | None
     is_certain: bool = True
@@ -73,7 +78,8 @@ class NewerFormat(ValueError):
 
 
 class OtherStep(ValueError):
-    """A folder has the name of another step than the one that complete.json holds: it was copied or renamed."""
+    """A folder has the name of another step than the one that complete.json holds: it was copied or
+    renamed."""
 
 
 def name_of_step(step: int) -> str:
@@ -89,7 +95,8 @@ def step_of_name(name: str) -> int | None:
 
 
 def list_checkpoints(folder: Path) -> list[Path]:
-    """The checkpoints of a folder, complete or not, newest first: ordered by number, whatever the clock said."""
+    """The checkpoints of a folder, complete or not, newest first: ordered by number, whatever the
+    clock said."""
     try:
         with os.scandir(folder) as entries:
             names = [
@@ -115,7 +122,8 @@ def is_checkpoint(path: Path) -> bool:
 
 
 def read_complete(checkpoint: Path) -> Complete:
-    """complete.json of a checkpoint, every value checked. A folder of our name holds the step that it is named after.
+    """complete.json of a checkpoint, every value checked. A folder of our name holds the step that
+    it is named after.
 
     Raises FileNotFoundError, NewerFormat, OtherStep and ValueError.
     """
@@ -141,8 +149,8 @@ def read_complete(checkpoint: Path) -> Complete:
 
 
 def examine(checkpoint: Path, *, with_sums: bool = True) -> Verdict:
-    """The verdict on a checkpoint: complete.json is sound, and every file has the bytes that were written; without sums, their
-    number.
+    """The verdict on a checkpoint: complete.json is sound, and every file has the bytes that were
+    written; without sums, their number.
     """
     try:
         complete = read_complete(checkpoint)
@@ -161,14 +169,16 @@ def examine(checkpoint: Path, *, with_sums: bool = True) -> Verdict:
     sizes = (_examine_file(checkpoint, stated, False) for stated in complete.files.values())
     wrong = next((verdict for verdict in sizes if verdict.problem is not None), None)
     if wrong is None and with_sums:
-        with ThreadPoolExecutor(min(HASH_THREADS, len(complete.files))) as pool:  # the hash lets other threads run
+        # the hash lets other threads run
+        with ThreadPoolExecutor(min(HASH_THREADS, len(complete.files))) as pool:
             sums = pool.map(lambda stated: _examine_file(checkpoint, stated, True), complete.files.values())
             wrong = next((verdict for verdict in sums if verdict.problem is not None), None)
     return wrong or Verdict(None, complete=complete)
 
 
 def find_damage(checkpoint: Path) -> str | None:
-    """The damage of a checkpoint, or None when every file is there with the bytes that were written."""
+    """The damage of a checkpoint, or None when every file is there with the bytes that were
+    written."""
     return examine(checkpoint).problem
 
 
@@ -196,8 +206,8 @@ def _examine_file(checkpoint: Path, stated: FileSum, with_sums: bool) -> Verdict
 
 
 def _check_ranks(complete: Complete) -> None:
-    """Raises ValueError where the list lacks a file that these ranks have written. Without it, DeepSpeed would load a file that
-    no sum vouches for, or none."""
+    """Raises ValueError where the list lacks a file that these ranks have written. Without it,
+    DeepSpeed would load a file that no sum vouches for, or none."""
     if not complete.files:
         raise ValueError('"files" lists no file')
     model_ranks = _ranks(MODEL_FILE, complete.files)

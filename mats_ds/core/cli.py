@@ -1,4 +1,5 @@
-"""How a program of ours takes arguments and how it ends: exit statuses, and one line of text for what went wrong.
+"""How a program of ours takes arguments and how it ends: exit statuses, and one line of text for
+what went wrong.
 
 def main(arguments: list[str] | None = None) -> int:
     return run_script(lambda: convert(parse_arguments(arguments)))
@@ -37,7 +38,8 @@ _OUT_OF_MEMORY = (
 class ArgumentParser(argparse.ArgumentParser):
     """argparse's parser, for which `--short-side` and `--short_side` are one option.
 
-    A wrong argument that the error quotes is cleaned: `bash launch.sh evaluate *` takes names of files for arguments.
+    A wrong argument that the error quotes is cleaned: `bash launch.sh evaluate *` takes names of
+    files for arguments.
     """
 
     def parse_known_args(self, args: Sequence[str] | None = None, namespace: Any = None) -> Any:
@@ -50,7 +52,8 @@ class ArgumentParser(argparse.ArgumentParser):
         super().error(clean_line(message))
 
     def _spell_as_declared(self, argument: str) -> str:
-        """An option, perhaps abbreviated, with the hyphens and underscores of its declaration; anything else as it is."""
+        """An option, perhaps abbreviated, with the hyphens and underscores of its declaration;
+        anything else as it is."""
         name, equals, value = argument.partition("=")
         options = [option for option in self._option_string_actions if option.startswith("--")]
         if not name.startswith("--") or any(option.startswith(name) for option in options):
@@ -63,8 +66,8 @@ class ArgumentParser(argparse.ArgumentParser):
 class ProgramEnd(RuntimeError):
     """Ends a program with `status` and the line "LABEL: MESSAGE".
 
-    Unless `is_local`, all ranks raise it together: the first rank of every host prints the line, as it may
-    be the only one to know. A local end is printed by every rank that meets it.
+    Unless `is_local`, all ranks raise it together: the first rank of every host prints the line, as
+    it may be the only one to know. A local end is printed by every rank that meets it.
     """
 
     status = RUN_ERROR
@@ -73,13 +76,14 @@ class ProgramEnd(RuntimeError):
 
 
 def run_script(work: Callable[[], int | None], *, advice: str | None = None) -> int:
-    """The exit status of a program that does `work`; what ends it early is one line on stderr, and a bug a traceback.
+    """The exit status of a program that does `work`; what ends it early is one line on stderr, and
+    a bug a traceback.
 
-    0, or what `work` returns; 2 for a ValueError, which is wrong input or arguments; the status of a
-    ProgramEnd; 130 after Ctrl-C; 1 where memory ran out and for errors that nobody expected.
+    0, or what `work` returns; 2 for a ValueError, which is wrong input or arguments; the status of
+    a ProgramEnd; 130 after Ctrl-C; 1 where memory ran out and for errors that nobody expected.
 
-    advice: what to do after a fault of the machine (OSError), whose status then is 1. Without advice it
-    counts as wrong input: an output that cannot be written, say.
+    advice: what to do after a fault of the machine (OSError), whose status then is 1. Without
+    advice it counts as wrong input: an output that cannot be written, say.
     """
     make_tolerant()
     try:
@@ -110,7 +114,8 @@ def run_script(work: Callable[[], int | None], *, advice: str | None = None) -> 
 
 
 def leave(status: int) -> NoReturn:
-    """End the process with this status, within EXIT_SECONDS: threads of a broken process group may not want to end."""
+    """End the process with this status, within EXIT_SECONDS: threads of a broken process group may
+    not want to end."""
     if status not in (FINISHED, USAGE_ERROR):
         timer = threading.Timer(EXIT_SECONDS, os._exit, [status])
         timer.daemon = True
@@ -119,7 +124,8 @@ def leave(status: int) -> NoReturn:
 
 
 def is_out_of_memory(error: BaseException | str) -> bool:
-    """Whether an error, or the outcome that a run recorded of it, says that the device or the host had no memory left."""
+    """Whether an error, or the outcome that a run recorded of it, says that the device or the host
+    had no memory left."""
     text = error if isinstance(error, str) else f"{type(error).__name__}: {error}"
     return any(mark in text.lower() for mark in _OUT_OF_MEMORY)
 
@@ -130,7 +136,8 @@ def _end(status: int, line: str) -> int:
 
 
 def _end_together(status: int, line: str) -> int:
-    """As `_end` where all ranks do the same: the first of every host prints, and all leave the process group."""
+    """As `_end` where all ranks do the same: the first of every host prints, and all leave the
+    process group."""
     if os.environ.get("LOCAL_RANK", _rank()) == "0":
         print(f"{_host()}{line}", file=sys.stderr, flush=True)
     _leave_ranks()
@@ -156,6 +163,7 @@ def _leave_ranks() -> None:
 
 
 def _release_folders() -> None:
-    """Let go of the folders that this process holds; it holds none where nobody has loaded the module."""
+    """Let go of the folders that this process holds; it holds none where nobody has loaded the
+    module."""
     if locks := sys.modules.get("mats_ds.core.storage.folder_lock"):
         locks.release_all_folders()

@@ -1,10 +1,12 @@
-"""The clip, from the line of a manifest that names it to the batch on the device: CropSpec, ClipSpec, ClipBatch.
+"""The clip, from the line of a manifest that names it to the batch on the device: CropSpec,
+ClipSpec, ClipBatch.
 
 Legend of shape suffixes, used in all of the package:
 B clips, T frames, H height, W width, C colour channels, N tokens of a clip, D embedding width,
 P values of one patch, K kept tokens, V visible tokens, M target tokens.
 
-Source of the method: "Efficient Video Representation Learning via Motion-Aware Token Selection", arXiv 2211.10636.
+Source of the method: "Efficient Video Representation Learning via Motion-Aware Token Selection",
+arXiv 2211.10636.
 """
 
 from __future__ import annotations
@@ -19,10 +21,12 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class CropSpec:
-    """A crop in fractions of the frame, so that it can be chosen before the size of the video is known.
+    """A crop in fractions of the frame, so that it can be chosen before the size of the video is
+    known.
 
-    `height_scale` and `width_scale` are fractions of the shorter side; `top` and `left` (0 to 1) position the crop within the
-    remaining height and width; `flip` mirrors left and right. The same crop holds for all frames of a clip.
+    `height_scale` and `width_scale` are fractions of the shorter side; `top` and `left` (0 to 1)
+    position the crop within the remaining height and width; `flip` mirrors left and right. The same
+    crop holds for all frames of a clip.
     """
 
     height_scale: float = 1.0
@@ -36,7 +40,8 @@ class CropSpec:
         return self
 
     def box(self, height: int, width: int) -> tuple[int, int, int, int]:
-        """(top, left, height, width) in pixels for frames of `height` x `width` pixels; at least one pixel a side."""
+        """(top, left, height, width) in pixels for frames of `height` x `width` pixels; at least
+        one pixel a side."""
         short = min(height, width)
         crop_height = max(1, min(height, int(short * self.height_scale)))
         crop_width = max(1, min(width, int(short * self.width_scale)))
@@ -50,12 +55,14 @@ class CropSpec:
 
 @dataclass(frozen=True)
 class RandomResizedCropSpec:
-    """The random numbers of a random resized crop, whose size depends on that of the video: `resolve` turns them into a crop.
+    """The random numbers of a random resized crop, whose size depends on that of the video:
+    `resolve` turns them into a crop.
 
-    Each of `tries_A` is a fraction of the frame's area and a ratio of width to height; the first that fits into the frame is
-    used. `top`, `left` (0 to 1, without 1) choose its offset in pixels. Where none fits, the crop is the largest one around the
-    centre whose ratio is within `ratios`.
-    Source: Inception's crop (arXiv 1409.4842), with the rules of torchvision's RandomResizedCrop, which VideoMAE fine-tunes with.
+    Each of `tries_A` is a fraction of the frame's area and a ratio of width to height; the first
+    that fits into the frame is used. `top`, `left` (0 to 1, without 1) choose its offset in pixels.
+    Where none fits, the crop is the largest one around the centre whose ratio is within `ratios`.
+    Source: Inception's crop (arXiv 1409.4842), with the rules of torchvision's RandomResizedCrop,
+    which VideoMAE fine-tunes with.
     """
 
     tries_A: tuple[tuple[float, float], ...]
@@ -89,7 +96,8 @@ class RandomResizedCropSpec:
 
 
 class ImageOperation(NamedTuple):
-    """One step of RandAugment on full frames, before the crop: `amount` in the unit of `name` (data/augment/rand_augment.py)."""
+    """One step of RandAugment on full frames, before the crop: `amount` in the unit of `name`
+    (data/augment/rand_augment.py)."""
 
     name: str
     amount: float = 0.0
@@ -99,16 +107,18 @@ class ImageOperation(NamedTuple):
 class ClipSpec:
     """What to read of which video, decided before any byte of it is read.
 
-    `sample` is the video's row in the manifest. `first_seconds`/`last_seconds` limit the part of the file that may be
-    used (None: all of it). `num_frames` frames are taken `stride` frames apart (`sampling="dense"`), beginning at the
-    fraction `start` (0 to 1) of the possible beginnings, or one out of each of `num_frames` equal segments of the full
-    range (`"uniform"`): the frame at the fraction `start` of every segment, or, where `segment_starts` is given, at the
-    segment's own fraction (as many as `num_frames`). `span` is the number of video frames that a dense clip
-    stretches over: 0 stands for num_frames * stride, another number spreads the frames evenly over that many;
-    `span_seconds`, where given, is its length in time instead. `clip_seed` seeds what is random of the clip after it
-    is read: frames, tokens, augmentation. `attempt` counts substitutes: 0 is the clip itself. `position` counts
-    the clips since the start of the training. `operations` are done one after the other to upright frames, all frames
-    the same; the crop shows a part of their result.
+    `sample` is the video's row in the manifest. `first_seconds`/`last_seconds` limit the part of
+    the file that may be used (None: all of it). `num_frames` frames are taken `stride` frames apart
+    (`sampling="dense"`), beginning at the fraction `start` (0 to 1) of the possible beginnings, or
+    one out of each of `num_frames` equal segments of the full range (`"uniform"`): the frame at the
+    fraction `start` of every segment, or, where `segment_starts` is given, at the segment's own
+    fraction (as many as `num_frames`). `span` is the number of video frames that a dense clip
+    stretches over: 0 stands for num_frames * stride, another number spreads the frames evenly over
+    that many; `span_seconds`, where given, is its length in time instead. `clip_seed` seeds what is
+    random of the clip after it is read: frames, tokens, augmentation. `attempt` counts substitutes:
+    0 is the clip itself. `position` counts the clips since the start of the training. `operations`
+    are done one after the other to upright frames, all frames the same; the crop shows a part of
+    their result.
     """
 
     path: str
@@ -143,11 +153,14 @@ class BadClip:
 class ClipBatch:
     """One micro-batch on the device.
 
-    frames_BTHWC: uint8, RGB. label_B: int64, -1 where unknown. sample_B: int64 row in the manifest of the video that was read.
-    valid_B: bool, false where a substitute stands in for an unreadable clip. seed_B: int64 random seed of each clip.
+    frames_BTHWC: uint8, RGB. label_B: int64, -1 where unknown. sample_B: int64 row in the manifest
+    of the video that was read.
+    valid_B: bool, false where a substitute stands in for an unreadable clip. seed_B: int64 random
+    seed of each clip.
     bad: the unreadable videos that this batch met (on this rank), each named once per epoch.
     paths: the file that each clip was read from ("" for a blank clip).
-    num_substitutes: how many entries of valid_B are false. clip_seeds: the values of seed_B. Both are on the host.
+    num_substitutes: how many entries of valid_B are false. clip_seeds: the values of seed_B. Both
+    are on the host.
     """
 
     frames_BTHWC: torch.Tensor

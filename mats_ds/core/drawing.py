@@ -1,4 +1,5 @@
-"""Drawing pictures beside results: names as plain text, and an error in a picture never ends a run that has its numbers.
+"""Drawing pictures beside results: names as plain text, and an error in a picture never ends a run
+that has its numbers.
 
 with plain_drawing():              make and draw every text and label in here
     ...
@@ -24,7 +25,8 @@ PLAIN = {"text.parse_math": False, "text.usetex": False, "axes.formatter.use_mat
 
 @contextlib.contextmanager
 def plain_drawing() -> Iterator[None]:
-    """Matplotlib without mathtext: a dollar in a name is a dollar. Without warnings about characters that the font lacks."""
+    """Matplotlib without mathtext: a dollar in a name is a dollar. Without warnings about
+    characters that the font lacks."""
     from matplotlib import rc_context
 
     with rc_context(PLAIN), warnings.catch_warnings():
@@ -48,7 +50,8 @@ def _fit(text: str, most: int) -> str:
 
 
 def try_to_draw(draw: Callable[[], None], path: Path) -> bool:
-    """Draw a picture that nobody's results depend on; False, with one line, where that fails in any way."""
+    """Draw a picture that nobody's results depend on; False, with one line, where that fails in any
+    way."""
     try:
         draw()
     except Exception as error:  # matplotlib, Pillow, fonts, memory, disk: the numbers are written already

@@ -1,4 +1,5 @@
-"""The events that the training loop hands to observers, and the clock of a step's phases, which never stalls the device."""
+"""The events that the training loop hands to observers, and the clock of a step's phases, which
+never stalls the device."""
 
 from __future__ import annotations
 
@@ -15,19 +16,21 @@ PHASES = ("data", "forward", "backward", "optimizer")
 
 
 class PhaseTimes:
-    """Seconds by phase of one step; on a GPU they are known only once the device has come that far."""
+    """Seconds by phase of one step; on a GPU they are known only once the device has come that
+    far."""
 
     def __init__(self, marks: list[tuple[str, float, Any]]) -> None:
         self._marks = marks
 
     def seconds(self) -> dict[str, float]:
-        """Seconds by phase name, plus "total". On a GPU this waits for the step's last event: ask one step later."""
+        """Seconds by phase name, plus "total". On a GPU this waits for the step's last event: ask
+        one step later."""
         if self._marks and self._marks[-1][2] is not None:
             self._marks[-1][2].synchronize()
         times = dict.fromkeys(PHASES, 0.0)
         for (_, before, event_before), (phase, after, event_after) in zip(self._marks[:-1], self._marks[1:], strict=True):
-            # Waiting for data happens on the host while the device is idle or still busy with the step before:
-            # only the host's clock measures how long the loop stood still.
+            # Waiting for data happens on the host while the device is idle or still busy with the
+            # step before: only the host's clock measures how long the loop stood still.
             on_host = event_after is None or phase == "data"
             spent = after - before if on_host else event_before.elapsed_time(event_after) / 1e3
             times[phase] += spent
@@ -36,7 +39,8 @@ class PhaseTimes:
 
 
 class PhaseClock:
-    """Marks the end of each phase; costs two clock readings on a CPU and one CUDA event a mark on a GPU."""
+    """Marks the end of each phase; costs two clock readings on a CPU and one CUDA event a mark on a
+    GPU."""
 
     def __init__(self, device: torch.device) -> None:
         self._cuda = device.type == "cuda"
@@ -66,14 +70,15 @@ class PhaseClock:
 class RunInfo:
     """What is fixed throughout a run, the same on all ranks but for `rank` and `device_name`.
 
-    `first_step` steps were done before (0 unless resumed): the first StepEvent has step `first_step` + 1.
-    `learning_rate` is the peak one; `kept`, `visible`, `targets` are tokens of one clip out of `num_tokens`;
-    `*_flops_per_clip` are training FLOPs (forward + backward); `static_bytes` are of this rank, exact, from the engine's
-    tensors. The recorder fills in what it learns of the GPU: `device_memory_bytes`, and `peak_flops`
-    (a second, dense, in `peak_arithmetic`: "bf16", "tf32" or "fp32") with `peak_source` "table" or
-    "measured"; None on a CPU and where it is not known. `task` is "pretrain" or "finetune".
-    `precision`, `zero_stage`, batch and `gradient_clipping` (the largest norm, 0 for any; None in older
-    files) are what the engine says it does; `optimizer` is the class that updates the weights.
+    `first_step` steps were done before (0 unless resumed): the first StepEvent has step
+    `first_step` + 1. `learning_rate` is the peak one; `kept`, `visible`, `targets` are tokens of
+    one clip out of `num_tokens`; `*_flops_per_clip` are training FLOPs (forward + backward);
+    `static_bytes` are of this rank, exact, from the engine's tensors. The recorder fills in what it
+    learns of the GPU: `device_memory_bytes`, and `peak_flops` (a second, dense, in
+    `peak_arithmetic`: "bf16", "tf32" or "fp32") with `peak_source` "table" or "measured"; None on a
+    CPU and where it is not known. `task` is "pretrain" or "finetune". `precision`, `zero_stage`,
+    batch and `gradient_clipping` (the largest norm, 0 for any; None in older files) are what the
+    engine says it does; `optimizer` is the class that updates the weights.
     """
 
     run_dir: str
@@ -118,12 +123,13 @@ class RunInfo:
 class StepEvent:
     """One finished optimizer step on one rank.
 
-    `step` counts from 1. `loss` is a detached scalar tensor on the device: the mean over the step's global batch, the
-    same on every rank. `grad_norm` is the global gradient norm where the engine has it (tensor or float), else None.
-    `num_clips` are this rank's clips. `bad_clips` were found unreadable in this step on this rank.
-    `num_substitutes` counts clips of the step that stand in for unreadable ones. `clip_bytes` are the frames of the largest
-    micro-batch of the step. `skipped`: its gradients were not finite and the weights stayed as they were. `is_last`: the run ends
-    after it, done or interrupted.
+    `step` counts from 1. `loss` is a detached scalar tensor on the device: the mean over the step's
+    global batch, the same on every rank. `grad_norm` is the global gradient norm where the engine
+    has it (tensor or float), else None. `num_clips` are this rank's clips. `bad_clips` were found
+    unreadable in this step on this rank. `num_substitutes` counts clips of the step that stand in
+    for unreadable ones. `clip_bytes` are the frames of the largest micro-batch of the step.
+    `skipped`: its gradients were not finite and the weights stayed as they were. `is_last`: the run
+    ends after it, done or interrupted.
     """
 
     step: int

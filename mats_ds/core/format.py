@@ -32,7 +32,8 @@ def format_count(number: int, noun: str) -> str:
 
 
 def ratio_of(over: float | None, under: float | None) -> float | None:
-    """`over` / `under`; None where one is not known, or `under` is so near to 0 that a ratio says nothing."""
+    """`over` / `under`; None where one is not known, or `under` is so near to 0 that a ratio says
+    nothing."""
     if over is None or under is None or abs(under) < SMALLEST:
         return None
     return over / under

@@ -1,14 +1,18 @@
-"""The GPUs that this project knows: memory, peak arithmetic and video decoders, by the name that the driver reports.
+"""The GPUs that this project knows: memory, peak arithmetic and video decoders, by the name that
+the driver reports.
 
-Peaks are dense (no sparsity) FLOP/s of bf16 and TF32 on tensor cores with fp32 accumulation, and of fp32 on the ordinary cores.
-Their sources: NVIDIA's data sheets of V100, A100, A10, A30, L4, L40, L40S, H100, H200, RTX A6000 and B200 (HGX, 1000 W), and the
-H100 white paper for H100 (tables "Comparison of NVIDIA A100 and H100": SXM5 66.9, 494.7, 989.4; PCIe 51.2, 378, 756); where a
-sheet gives the figure "with sparsity" it is halved (H100 PCIe bf16 1513 -> 756.5, A6000 309.7 -> 154.8 and 154.8 -> 77.4, L4
-242 -> 121 and 120 -> 60, B200 4500 -> 2250). GeForce GPUs accumulate in fp32 at half their fp16 rate: GA102 white paper,
-appendix A (RTX 3090: 35.6, 35.6, 71); Ada white paper, appendix A (RTX 4090: 82.6, 82.6, 165.2). V100 has neither bf16 nor TF32;
-B200's sheets disagree on the two others.
-Decoders: NVIDIA's data sheets of H100, H200, L4, L40, L40S, RTX 6000 Ada and RTX PRO 6000 Blackwell, and the full-size profiles
-in NVIDIA's MIG user guide (A30, A100, H100, B200). No figure was measured by this project.
+Peaks are dense (no sparsity) FLOP/s of bf16 and TF32 on tensor cores with fp32 accumulation, and of
+fp32 on the ordinary cores. Their sources: NVIDIA's data sheets of V100, A100, A10, A30, L4, L40,
+L40S, H100, H200, RTX A6000 and B200 (HGX, 1000 W), and the H100 white paper for H100 (tables
+"Comparison of NVIDIA A100 and H100": SXM5 66.9, 494.7, 989.4; PCIe 51.2, 378, 756); where a sheet
+gives the figure "with sparsity" it is halved (H100 PCIe bf16 1513 -> 756.5, A6000 309.7 -> 154.8
+and 154.8 -> 77.4, L4 242 -> 121 and 120 -> 60, B200 4500 -> 2250). GeForce GPUs accumulate in fp32
+at half their fp16 rate: GA102 white paper, appendix A (RTX 3090: 35.6, 35.6, 71); Ada white paper,
+appendix A (RTX 4090: 82.6, 82.6, 165.2). V100 has neither bf16 nor TF32; B200's sheets disagree on
+the two others.
+Decoders: NVIDIA's data sheets of H100, H200, L4, L40, L40S, RTX 6000 Ada and RTX PRO 6000
+Blackwell, and the full-size profiles in NVIDIA's MIG user guide (A30, A100, H100, B200). No figure
+was measured by this project.
 """
 
 from __future__ import annotations
@@ -39,9 +43,11 @@ class Teraflops(NamedTuple):
 
 
 class GpuModel(NamedTuple):
-    """What is common to all GPUs whose reported name contains `pattern`, with a word's end on both sides.
+    """What is common to all GPUs whose reported name contains `pattern`, with a word's end on both
+    sides.
 
-    `num_decoders`: NVDEC engines, None where they are two or not known. `gpus`: those with a known size of memory.
+    `num_decoders`: NVDEC engines, None where they are two or not known. `gpus`: those with a known
+    size of memory.
     """
 
     pattern: str
@@ -99,9 +105,11 @@ GPUS = {gpu.name: gpu for model in MODELS for gpu in model.gpus}
 
 
 def find_model(device_name: str) -> GpuModel | None:
-    """The model of a GPU by the name that the driver and torch report, like "NVIDIA A100-SXM4-80GB"; None: not in the table.
+    """The model of a GPU by the name that the driver and torch report, like "NVIDIA
+    A100-SXM4-80GB"; None: not in the table.
 
-    A MIG instance ("... MIG 3g.40gb") has a part of the GPU's arithmetic and decoders, which its name does not tell: None.
+    A MIG instance ("... MIG 3g.40gb") has a part of the GPU's arithmetic and decoders, which its
+    name does not tell: None.
     """
     if re.search(r"\bMIG\b", device_name):
         return None
@@ -109,13 +117,15 @@ def find_model(device_name: str) -> GpuModel | None:
 
 
 def num_engines(device_name: str) -> int | None:
-    """The number of NVDEC engines of a GPU by its reported name; None where it is two or not known."""
+    """The number of NVDEC engines of a GPU by its reported name; None where it is two or not
+    known."""
     model = find_model(device_name)
     return None if model is None else model.num_decoders
 
 
 def find_gpu(name: str) -> Gpu:
-    """The GPU of a short name like "a100-80g", "8xa100-80g", "A100" or "3090". Raises ValueError with the nearest names."""
+    """The GPU of a short name like "a100-80g", "8xa100-80g", "A100" or "3090". Raises ValueError
+    with the nearest names."""
     asked = name.lower().strip().removeprefix("8x")
     fits = [gpu for known, gpu in GPUS.items() if known == asked] or [
         gpu for known, gpu in GPUS.items() if known.startswith(f"{asked}-")

@@ -1,7 +1,8 @@
-"""Limits of the numbers and texts in a run folder: values outside were written by no run and are refused.
+"""Limits of the numbers and texts in a run folder: values outside were written by no run and are
+refused.
 
-Without limits one number of a foreign file (`world_size` 1e9, a step time of NaN) decides how long a report takes, how much
-memory, and whether every figure after it is nonsense.
+Without limits one number of a foreign file (`world_size` 1e9, a step time of NaN) decides how long
+a report takes, how much memory, and whether every figure after it is nonsense.
 """
 
 from __future__ import annotations
@@ -35,7 +36,8 @@ _BY_NAME: dict[str, tuple[float, float]] = {
 
 
 def limits_of(name: str, kind: str) -> tuple[float, float]:
-    """The least and the greatest value of a field; `kind`: as declared, "int", "float", or one of them "| None"."""
+    """The least and the greatest value of a field; `kind`: as declared, "int", "float", or one of
+    them "| None"."""
     if name in _BY_NAME:
         return _BY_NAME[name]
     if name.endswith("_bytes"):
@@ -46,7 +48,8 @@ def limits_of(name: str, kind: str) -> tuple[float, float]:
 
 
 def find_fault(name: str, value: Any, kind: str) -> str | None:
-    """A sentence on what is wrong with the value of a field of the declared type; None where nothing is."""
+    """A sentence on what is wrong with the value of a field of the declared type; None where
+    nothing is."""
     kind, _, optional = kind.partition(" | ")
     if value is None and optional:
         return None

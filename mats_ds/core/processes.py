@@ -1,4 +1,5 @@
-"""The identity of a process, and whether it still runs: by its number, ticks since boot and boot, which no clock changes."""
+"""The identity of a process, and whether it still runs: by its number, ticks since boot and boot,
+which no clock changes."""
 
 from __future__ import annotations
 
@@ -9,13 +10,15 @@ from pathlib import Path
 
 PROC = Path("/proc")
 MACHINE_ID = Path("/etc/machine-id")
-START_FIELD = 19  # of the fields after the name in /proc/PID/stat: starttime, ticks since boot (proc(5))
+# of the fields after the name in /proc/PID/stat: starttime, ticks since boot (proc(5))
+START_FIELD = 19
 
 
 @dataclass(frozen=True)
 class ProcessIdentity:
-    """One process of all times and machines. `start_ticks` counts from the boot `boot`; `namespace` is the set of process
-    numbers that `process` is of (containers have their own). What a system does not know is "" or None.
+    """One process of all times and machines. `start_ticks` counts from the boot `boot`; `namespace`
+    is the set of process numbers that `process` is of (containers have their own). What a system
+    does not know is "" or None.
     """
 
     host: str
@@ -34,14 +37,16 @@ def identify_process(process: int | None = None) -> ProcessIdentity:
 
 
 def read_start_ticks(process: int) -> int | None:
-    """When a process of this machine began, in ticks since boot; None where there is none, or the system does not know."""
+    """When a process of this machine began, in ticks since boot; None where there is none, or the
+    system does not know."""
     text = _read(PROC / str(process) / "stat")
     fields = text.rpartition(")")[2].split()  # the name, in parentheses, may hold anything
     return int(fields[START_FIELD]) if len(fields) > START_FIELD and fields[0] not in "ZX" else None
 
 
 def has_ended(other: ProcessIdentity) -> bool | None:
-    """Whether a process is gone for good; None where that cannot be seen from here (another machine or container)."""
+    """Whether a process is gone for good; None where that cannot be seen from here (another machine
+    or container)."""
     here = identify_process()
     if (other.host, other.machine) != (here.host, here.machine):
         return None
@@ -51,7 +56,8 @@ def has_ended(other: ProcessIdentity) -> bool | None:
         return None
     if other.start_ticks is None:
         return not _exists(other.process)
-    return read_start_ticks(other.process) != other.start_ticks  # its number may be another process's by now
+    # its number may be another process's by now
+    return read_start_ticks(other.process) != other.start_ticks
 
 
 def _exists(process: int) -> bool:

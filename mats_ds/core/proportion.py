@@ -5,7 +5,8 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 
-CONFIDENCE_Z = 1.959963984540054  # 95% of a normal distribution lie within so many standard deviations
+# 95% of a normal distribution lie within so many standard deviations
+CONFIDENCE_Z = 1.959963984540054
 
 
 @dataclass(frozen=True)
@@ -34,7 +35,8 @@ class Proportion:
 
 
 def wilson_interval(hits: int, total: int, *, z: float = CONFIDENCE_Z) -> tuple[float, float]:
-    """Wilson's score interval of a proportion (J. Am. Stat. Assoc. 22, 1927): right for small counts, never outside 0 to 1."""
+    """Wilson's score interval of a proportion (J. Am. Stat. Assoc. 22, 1927): right for small
+    counts, never outside 0 to 1."""
     if total == 0:
         return math.nan, math.nan
     rate = hits / total

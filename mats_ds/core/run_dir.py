@@ -1,8 +1,10 @@
-"""The small files of a run folder beside the records: run.json (what the run is) and outcome.json (how it ended).
+"""The small files of a run folder beside the records: run.json (what the run is) and outcome.json
+(how it ended).
 
-run.json holds the RunInfo of rank 0 for the newest part of the run and the list of all parts: a resumed run adds a part.
-outcome.json appears when the run ends and goes away when it is resumed, so a run without it is going on or was killed. A rank
-other than 0 that fails writes an outcome of its own, outcome-rank-00003.json: rank 0 may be killed before it can write its own.
+run.json holds the RunInfo of rank 0 for the newest part of the run and the list of all parts: a
+resumed run adds a part. outcome.json appears when the run ends and goes away when it is resumed, so
+a run without it is going on or was killed. A rank other than 0 that fails writes an outcome of its
+own, outcome-rank-00003.json: rank 0 may be killed before it can write its own.
 """
 
 from __future__ import annotations
@@ -29,15 +31,17 @@ FINISHED = "finished"
 MAX_FILE_BYTES = 4 * 2**20  # a part of a run takes about 500
 MAX_PARTS = 10_000
 SHOWN_FAULTS = 5
-SCHEMA = 2  # 2 added the fields after peak_rss_bytes, all of which may be missing; older records still read
+# 2 added the fields after peak_rss_bytes, all of which may be missing; older records still read
+SCHEMA = 2
 PACKAGES = ("torch", "deepspeed", "timm", "av", "nvidia-dali-cuda130", "nvidia-dali-cuda120", "numpy", "pydantic", "nvidia-ml-py")
 _OUTCOME_OF_RANK = re.compile(r"outcome-rank-[0-9]{5}\.json")
 
 
 @dataclass(frozen=True)
 class RunPart:
-    """One start or resume of the run: how many ranks it had, when and how it was started. `first_step` is that of its first
-    record, RunInfo.first_step + 1: steps are counted from 1 in records."""
+    """One start or resume of the run: how many ranks it had, when and how it was started.
+    `first_step` is that of its first record, RunInfo.first_step + 1: steps are counted from 1 in
+    records."""
 
     first_step: int
     world_size: int
@@ -62,8 +66,9 @@ class RunFile:
 
 @dataclass(frozen=True)
 class Outcome:
-    """How a run ended on `rank`: "finished", or the reason why it stopped early. `last_step` is None where no step was done.
-    Where memory ran out, `advice` says what to lower, and `snapshot` is the file with the allocator's state ("" without one).
+    """How a run ended on `rank`: "finished", or the reason why it stopped early. `last_step` is
+    None where no step was done. Where memory ran out, `advice` says what to lower, and `snapshot`
+    is the file with the allocator's state ("" without one).
     """
 
     outcome: str
@@ -75,7 +80,8 @@ class Outcome:
 
 
 def write_run(run_dir: str | Path, info: RunInfo) -> RunFile:
-    """Write run.json; on a resume the parts before are kept. Removes the outcome of an earlier part."""
+    """Write run.json; on a resume the parts before are kept. Removes the outcome of an earlier
+    part."""
     path = Path(run_dir) / RUN_FILE
     try:
         parts = read_run(run_dir).parts
@@ -110,8 +116,8 @@ def write_outcome(run_dir: str | Path, outcome: Outcome) -> None:
 
 
 def read_outcome(run_dir: str | Path) -> Outcome | None:
-    """How the run ended; of several ranks that failed, the first, which took the others down. None while it goes on, or where
-    it was killed.
+    """How the run ended; of several ranks that failed, the first, which took the others down. None
+    while it goes on, or where it was killed.
 
     Raises ValueError where a file cannot be read.
     """
@@ -130,7 +136,8 @@ def _outcome_files(run_dir: str | Path) -> list[Path]:
 def read_object(path: Path) -> dict[str, Any]:
     """The JSON object of a file of a run folder, which may be another program's.
 
-    Raises ValueError that names what is wrong with it: a link or a pipe, too long, no JSON, no object.
+    Raises ValueError that names what is wrong with it: a link or a pipe, too long, no JSON, no
+    object.
     """
     try:
         content = read_bytes(path, max_bytes=MAX_FILE_BYTES)
@@ -146,8 +153,8 @@ def read_object(path: Path) -> dict[str, Any]:
 
 
 def build_from(kind: type[Any], tree: Any, path: Path) -> Any:
-    """A dataclass from those keys of a tree that it knows. Raises ValueError where one that it needs is missing, of another type,
-    or a number that no run has.
+    """A dataclass from those keys of a tree that it knows. Raises ValueError where one that it
+    needs is missing, of another type, or a number that no run has.
     """
     if not isinstance(tree, dict):
         raise ValueError(f"{path} is not of this version: expected an object, got {show(tree)}")

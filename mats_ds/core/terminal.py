@@ -1,8 +1,10 @@
-"""Names of files in terminals and locales that cannot hold them; what a program prints never ends its work.
+"""Names of files in terminals and locales that cannot hold them; what a program prints never ends
+its work.
 
-Characters that the terminal's encoding lacks are printed as escapes, and so are those that a terminal would obey, whoever
-prints them (mats_ds/core/text.py). When nobody reads any more (`| head`), or the file that the output is sent to cannot
-grow, the rest of the output is dropped, and the program goes on to its own exit status.
+Characters that the terminal's encoding lacks are printed as escapes, and so are those that a
+terminal would obey, whoever prints them (mats_ds/core/text.py). When nobody reads any more (`|
+head`), or the file that the output is sent to cannot grow, the rest of the output is dropped, and
+the program goes on to its own exit status.
 """
 
 from __future__ import annotations
@@ -18,7 +20,8 @@ from mats_ds.core.text import clean_line, clean_output
 
 
 class TolerantStream:
-    """A text stream without characters that a terminal obeys, which drops its output from the first failing write on.
+    """A text stream without characters that a terminal obeys, which drops its output from the first
+    failing write on.
 
     Everything else is the stream's own.
     """
@@ -59,7 +62,8 @@ class TolerantStream:
 
 
 def make_tolerant() -> None:
-    """Make standard output and errors show any name and survive their reader; so with logs of those who came first."""
+    """Make standard output and errors show any name and survive their reader; so with logs of those
+    who came first."""
     for name in ("stdout", "stderr"):
         stream = getattr(sys, name)
         if stream is None or isinstance(stream, TolerantStream):
@@ -80,7 +84,8 @@ def _format_warning(message: Warning | str, category: type[Warning], filename: s
 
 
 def why_not_utf8(path: str) -> str | None:
-    """Why a name cannot be written into a table, which is UTF-8: the locale, or the name itself; None where it can."""
+    """Why a name cannot be written into a table, which is UTF-8: the locale, or the name itself;
+    None where it can."""
     try:
         path.encode()
     except UnicodeEncodeError:
@@ -89,7 +94,8 @@ def why_not_utf8(path: str) -> str | None:
 
 
 def explain_locale(path: str) -> str:
-    """A note for a file name that does not exist: the locale may be the reason. Empty where it cannot be."""
+    """A note for a file name that does not exist: the locale may be the reason. Empty where it
+    cannot be."""
     encoding = sys.getfilesystemencoding()
     if encoding.lower() in ("utf-8", "utf8") or path.isascii():
         return ""

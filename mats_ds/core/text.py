@@ -1,12 +1,13 @@
 r"""Texts of others made safe to show: names of files, classes and hosts, error texts of libraries.
 
-A name may hold nearly any character, also those that a terminal obeys (colours, cursor, title, clipboard) and new lines that make
-one message look like two. Shown to a person they become escapes, `\n` or `\x1b`, and a text without end is cut in its
-middle. Every other character stays, in any script. What is written into files for programs (CSV, JSON) keeps names
-exactly as they are.
+A name may hold nearly any character, also those that a terminal obeys (colours, cursor, title,
+clipboard) and new lines that make one message look like two. Shown to a person they become escapes,
+`\n` or `\x1b`, and a text without end is cut in its middle. Every other character stays, in any
+script. What is written into files for programs (CSV, JSON) keeps names exactly as they are.
 
     say(f"wrote {path}")                                     one argument, one line, on stdout
-    raise ValueError(Lines("3 mistakes in x.csv", *mistakes))   a message of several lines, shown as such
+    raise ValueError(Lines("3 mistakes in x.csv", *mistakes))   a message of several lines, shown as
+                                                                such
 """
 
 from __future__ import annotations
@@ -21,9 +22,10 @@ from typing import TextIO
 MAX_CHARACTERS = 4000  # of a line: a path has 4096 bytes at most on Linux
 MAX_LINES = 64  # of one message, and MAX_MESSAGE characters in all
 MAX_MESSAGE = 16_000
-# Control characters (C0, DEL, C1), line and paragraph separators, surrogates, which stand for bytes that are no UTF-8, and of
-# Unicode's format characters (category Cf) those that turn the direction of a text (annex 9, as in CVE-2021-42574) or are never
-# seen: two names that look the same would be two. The joiners U+200C and U+200D stay, which Persian, Hindi and emoji need.
+# Control characters (C0, DEL, C1), line and paragraph separators, surrogates, which stand for bytes
+# that are no UTF-8, and of Unicode's format characters (category Cf) those that turn the direction
+# of a text (annex 9, as in CVE-2021-42574) or are never seen: two names that look the same would be
+# two. The joiners U+200C and U+200D stay, which Persian, Hindi and emoji need.
 _FORMAT = (
     r"\xad\u061c\u180e\u200b\u200e\u200f\u2028-\u202e\u2060-\u206f\ufeff\ufff9-\ufffb\U0001d173-\U0001d17a\U000e0000-\U000e007f"
 )
@@ -35,7 +37,8 @@ _SHORT = {"\n": r"\n", "\r": r"\r", "\t": r"\t"}
 
 
 def clean_line(text: object, *, max_characters: int = MAX_CHARACTERS) -> str:
-    """The text as one line of `max_characters` or a few more: unsafe characters as escapes, the middle of a long one left out."""
+    """The text as one line of `max_characters` or a few more: unsafe characters as escapes, the
+    middle of a long one left out."""
     text = str(text)
     if len(text) <= max_characters:
         clean = _UNSAFE.sub(_escape, text)
@@ -47,14 +50,17 @@ def clean_line(text: object, *, max_characters: int = MAX_CHARACTERS) -> str:
 
 
 def clean_page(text: str) -> str:
-    """A text of any length and number of lines with visible escapes, fit for HTML, XML and a terminal."""
+    """A text of any length and number of lines with visible escapes, fit for HTML, XML and a
+    terminal."""
     return "\n".join(_UNSAFE.sub(_escape, line) for line in text.split("\n"))
 
 
 def clean_output(text: str) -> str:
-    r"""What somebody's code writes to a terminal: escapes for all but new lines and what a progress bar moves its line with.
+    r"""What somebody's code writes to a terminal: escapes for all but new lines and what a progress
+    bar moves its line with.
 
-    Colours are left out. This is the net below `clean_line`: for it the new lines of a name are like all others.
+    Colours are left out. This is the net below `clean_line`: for it the new lines of a name are
+    like all others.
     """
     if text.isascii() and text.isprintable():  # the common case, and quick
         return text
@@ -62,9 +68,11 @@ def clean_output(text: str) -> str:
 
 
 class Lines(str):
-    """A message of several lines on purpose. New lines inside of a part become escapes, and parts beyond the limits are counted.
+    """A message of several lines on purpose. New lines inside of a part become escapes, and parts
+    beyond the limits are counted.
 
-    `str(error)` of an exception that was made with one is the same Lines again, so that it survives being handed on.
+    `str(error)` of an exception that was made with one is the same Lines again, so that it survives
+    being handed on.
     """
 
     def __new__(cls, *parts: object) -> Lines:
@@ -73,7 +81,8 @@ class Lines(str):
             line = clean_line(part, max_characters=MAX_CHARACTERS // 4)
             is_full = len(kept) >= MAX_LINES or sum(map(len, kept)) + len(line) > MAX_MESSAGE
             if is_full and len(kept) < len(parts) - 1:
-                last = clean_line(parts[-1], max_characters=MAX_CHARACTERS // 4)  # often what to do about it
+                # often what to do about it
+                last = clean_line(parts[-1], max_characters=MAX_CHARACTERS // 4)
                 kept += [f"  ({len(parts) - len(kept) - 1} more lines)", last]
                 break
             kept.append(line)
@@ -82,7 +91,8 @@ class Lines(str):
     def __str__(self) -> str:
         return self
 
-    def __getnewargs__(self) -> tuple[str, ...]:  # for pickle: the parts, as one text would lose its lines
+    # for pickle: the parts, as one text would lose its lines
+    def __getnewargs__(self) -> tuple[str, ...]:
         return tuple(self.split("\n"))
 
 
@@ -93,11 +103,13 @@ def describe_error(error: BaseException) -> str:
 
 
 def describe_crash(error: BaseException) -> str:
-    """The traceback of an error that nobody expected: clean lines, not too many; of a message all but the first are indented."""
+    """The traceback of an error that nobody expected: clean lines, not too many; of a message all
+    but the first are indented."""
     lines: list[str] = []
     for entry in traceback.format_exception(type(error), error, error.__traceback__):
         first, *rest = entry.rstrip("\n").expandtabs(4).split("\n")
-        is_message = not entry.startswith((" ", "\n"))  # others are frames, and the text between two errors
+        # others are frames, and the text between two errors
+        is_message = not entry.startswith((" ", "\n"))
         lines += [first, *(f"    {line}" if is_message else line for line in rest)]
     if len(lines) > 2 * MAX_LINES:
         lines = [*lines[:MAX_LINES], f"  ... ({len(lines):,} lines) ...", *lines[-MAX_LINES:]]
@@ -105,7 +117,8 @@ def describe_crash(error: BaseException) -> str:
 
 
 def say(*lines: object, stream: TextIO | None = None) -> None:
-    """Print each argument as one line, on stdout or `stream`, at once: what comes next may end the process."""
+    """Print each argument as one line, on stdout or `stream`, at once: what comes next may end the
+    process."""
     for line in lines:
         print(line if isinstance(line, Lines) else clean_line(line), file=stream or sys.stdout)
     (stream or sys.stdout).flush()
@@ -122,7 +135,8 @@ def quote_word(text: object) -> str:
     text = str(text)
     if not _UNSAFE.search(text):
         return shlex.quote(text)
-    # of bash and zsh: $'...' knows escapes. Backslashes and quotes first, then the bytes of what cannot be shown.
+    # of bash and zsh: $'...' knows escapes. Backslashes and quotes first, then the bytes of what
+    # cannot be shown.
     plain = text.replace("\\", "\\\\").replace("'", "\\'")
     return f"$'{_UNSAFE.sub(_escape_bytes, plain)}'"
 

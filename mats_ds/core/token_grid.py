@@ -1,4 +1,5 @@
-"""How a clip is cut into tokens, which of them are computed, and how many: TokenGrid, TokenPruning, TokenSelection, TokenCounts.
+"""How a clip is cut into tokens, which of them are computed, and how many: TokenGrid, TokenPruning,
+TokenSelection, TokenCounts.
 
 Tensor names carry the suffixes of core/clips.py. Source: arXiv 2211.10636, section 3.
 """
@@ -13,22 +14,28 @@ if TYPE_CHECKING:
     import torch
 
 RGB_CHANNELS = 3
-MAX_TOKENS = 1 << 18  # of a clip: 128 frames of 1024 x 1024; attention over as many fits into no memory
-KEEPING_STRATEGIES = ("mats", "random_drop", "run_length")  # those that keep `keep_ratio` of the tokens and drop the others
+# of a clip: 128 frames of 1024 x 1024; attention over as many fits into no memory
+MAX_TOKENS = 1 << 18
+# those that keep `keep_ratio` of the tokens and drop the others
+KEEPING_STRATEGIES = ("mats", "random_drop", "run_length")
 STRATEGIES = (*KEEPING_STRATEGIES, "tube", "random", "running_cell")
 DISTANCES = ("l2", "l1", "cosine")
-CAMERA_DISTANCES = DISTANCES[:2]  # lengths of a difference, from which the camera's part can be subtracted
+# lengths of a difference, from which the camera's part can be subtracted
+CAMERA_DISTANCES = DISTANCES[:2]
 FEATURES = ("embedding", "pixels")
 FINETUNE_KEEP_RATIO = 0.6  # METHOD of arXiv 2211.10636: rho_pre in fine-tuning
-# Run-length tokenization's published 0.1 of ImageNet-normalised pixels, times the mean of ImageNet's standard deviations.
+# Run-length tokenization's published 0.1 of ImageNet-normalised pixels, times the mean of
+# ImageNet's standard deviations.
 RUN_THRESHOLD = 0.0226
 
 
 def count_tokens(ratio: float, num_tokens: int) -> int:
-    """The number of tokens in a fraction of a clip: the integer part of `ratio * num_tokens`, without rounding noise.
+    """The number of tokens in a fraction of a clip: the integer part of `ratio * num_tokens`,
+    without rounding noise.
 
-    The product is exact (0.1 means one tenth): 0.1 of 10 tokens is 1 and 0.3 of 10 is 3, not what binary floating point
-    would give. Source: METHOD of arXiv 2211.10636, counts are int(rho * N) of all tokens of the clip.
+    The product is exact (0.1 means one tenth): 0.1 of 10 tokens is 1 and 0.3 of 10 is 3, not what
+    binary floating point would give. Source: METHOD of arXiv 2211.10636, counts are int(rho * N) of
+    all tokens of the clip.
 
     Raises ValueError when the ratio is outside 0 to 1.
     """
@@ -39,9 +46,11 @@ def count_tokens(ratio: float, num_tokens: int) -> int:
 
 @dataclass(frozen=True)
 class TokenGrid:
-    """How a clip is cut into tubelets: `tubelet` = (frames, height, width) of one token, in frames and pixels.
+    """How a clip is cut into tubelets: `tubelet` = (frames, height, width) of one token, in frames
+    and pixels.
 
-    Tokens are numbered time first, then row, then column: token = (i * rows + row) * columns + column.
+    Tokens are numbered time first, then row, then column: token = (i * rows + row) * columns +
+    column.
     Raises ValueError when a side is not a multiple of the tubelet's.
     """
 
@@ -100,12 +109,14 @@ class TokenGrid:
 class TokenPruning:
     """The options of the method, named as in the recipe's section `selection`.
 
-    strategy: which tokens are kept, one of STRATEGIES. keep_ratio, visible_ratio: fractions of all tokens of the clip, those
-    kept and those that the encoder sees; a classifier's are equal. distance, feature: how far apart two tokens are, by their
-    patch embeddings or pixels. compensate_camera: subtract each tubelet's median change from the motion. run_threshold: the
-    change at which run_length begins a new run, as a fraction of the range from black to white. merge_dropped: average
-    dropped tokens into kept ones (classifiers only).
-    Raises ValueError for an unknown name, a ratio outside 0 to 1, and options that exclude each other.
+    strategy: which tokens are kept, one of STRATEGIES. keep_ratio, visible_ratio: fractions of all
+    tokens of the clip, those kept and those that the encoder sees; a classifier's are equal.
+    distance, feature: how far apart two tokens are, by their patch embeddings or pixels.
+    compensate_camera: subtract each tubelet's median change from the motion. run_threshold: the
+    change at which run_length begins a new run, as a fraction of the range from black to white.
+    merge_dropped: average dropped tokens into kept ones (classifiers only).
+    Raises ValueError for an unknown name, a ratio outside 0 to 1, and options that exclude each
+    other.
     """
 
     strategy: str = "mats"
@@ -133,7 +144,8 @@ class TokenPruning:
             )
 
     def keeping(self, ratio: float) -> TokenPruning:
-        """The same for a classifier that keeps `ratio` of the tokens: all kept tokens are visible."""
+        """The same for a classifier that keeps `ratio` of the tokens: all kept tokens are
+        visible."""
         return replace(self, keep_ratio=ratio, visible_ratio=ratio)
 
     @property
@@ -151,7 +163,8 @@ class TokenPruning:
         return count_selection(grid, strategy=self.strategy, keep_ratio=self.keep_ratio, visible_ratio=self.visible_ratio)
 
     def check_pretraining(self, grid: TokenGrid) -> None:
-        """Raises ValueError for options that leave a masked autoencoder on `grid` nothing to see or nothing to reconstruct."""
+        """Raises ValueError for options that leave a masked autoencoder on `grid` nothing to see or
+        nothing to reconstruct."""
         if self.merge_dropped:
             raise ValueError("merge_dropped is for fine-tuning: pre-training has no use for dropped tokens")
         counts, num_tokens = self.counts(grid), grid.num_tokens
@@ -165,7 +178,8 @@ class TokenPruning:
             )
 
     def check_finetuning(self, grid: TokenGrid, candidate_grid: TokenGrid) -> None:
-        """Raises ValueError where a classifier would keep no token, or would select frames although it keeps all tokens."""
+        """Raises ValueError where a classifier would keep no token, or would select frames although
+        it keeps all tokens."""
         if count_tokens(self.keep_ratio, grid.num_tokens) < 1:
             raise ValueError(f"keep_ratio {self.keep_ratio} of {grid.num_tokens} tokens is no token at all: raise it")
         if candidate_grid.tau > grid.tau and self.keep_ratio == 1:
@@ -177,7 +191,8 @@ class TokenPruning:
 
 @dataclass(frozen=True)
 class TokenSelection:
-    """Token indices of each clip, ascending and disjoint: visible_BV to the encoder, target_BM to be reconstructed; int64."""
+    """Token indices of each clip, ascending and disjoint: visible_BV to the encoder, target_BM to
+    be reconstructed; int64."""
 
     visible_BV: torch.Tensor
     target_BM: torch.Tensor
@@ -198,12 +213,14 @@ class TokenCounts:
 def count_selection(grid: TokenGrid, *, strategy: str, keep_ratio: float, visible_ratio: float) -> TokenCounts:
     """The static token counts of a strategy.
 
-    mats, random_drop, run_length: int(keep_ratio N) kept, int(visible_ratio N) of them visible (METHOD).
+    mats, random_drop, run_length: int(keep_ratio N) kept, int(visible_ratio N) of them visible
+    (METHOD).
     random: int(visible_ratio N) visible, all others are targets.
-    tube: per tubelet all but int((1 - visible_ratio) tokens) visible, all others are targets (VideoMAE, arXiv 2203.12602).
-    running_cell: visible as tube, targets are the half of the tokens that a running cell keeps, less the visible ones among
-    them (VideoMAE V2, arXiv 2303.16727).
-    For tube, random and running_cell `keep_ratio` has no meaning.
+    tube: per tubelet all but int((1 - visible_ratio) tokens) visible, all others are targets
+    (VideoMAE, arXiv 2203.12602).
+    running_cell: visible as tube, targets are the half of the tokens that a running cell keeps,
+    less the visible ones among them (VideoMAE V2, arXiv 2303.16727). For tube, random and
+    running_cell `keep_ratio` has no meaning.
     """
     num_tokens = grid.num_tokens
     if strategy in KEEPING_STRATEGIES:

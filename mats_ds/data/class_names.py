@@ -1,7 +1,9 @@
-"""Class names as people vary them -> one class each: `riding a bike`, `riding_a_bike` and `Riding a  bike ` are the same.
+"""Class names as people vary them -> one class each: `riding a bike`, `riding_a_bike` and
+`Riding a  bike ` are the same.
 
-Case, spaces for underscores, quotes around a name, typographic apostrophes and the two ways in which Unicode writes an accent
-(NFC, NFD) do not count. Everything else does: hyphens, plurals, digits.
+Case, spaces for underscores, quotes around a name, typographic apostrophes and the two ways in
+which Unicode writes an accent (NFC, NFD) do not count. Everything else does: hyphens, plurals,
+digits.
 """
 
 from __future__ import annotations
@@ -27,7 +29,8 @@ def _strip_quotes(name: str) -> str:
 
 @dataclass(frozen=True)
 class MergedNames:
-    """names: one spelling a class, in their order. merged: {name: all its spellings} where there are several."""
+    """names: one spelling a class, in their order. merged: {name: all its spellings} where there
+    are several."""
 
     names: list[str]
     merged: Mapping[str, list[str]]
@@ -43,7 +46,8 @@ class MergedNames:
 
 
 def merge_names(names: Iterable[str]) -> MergedNames:
-    """Classes in the order of their names; of several spellings the most frequent stands, the first in order among equals."""
+    """Classes in the order of their names; of several spellings the most frequent stands, the first
+    in order among equals."""
     spellings: dict[str, Counter[str]] = {}
     for name in names:
         spellings.setdefault(normalise_name(name), Counter())[name] += 1

@@ -13,7 +13,8 @@ from mats_ds.data.manifest import Manifest
 
 logger = logging.getLogger("mats_ds")
 
-NAMES_SUFFIX = ".classes.txt"  # what `prepare.py import` writes beside a manifest: one name a line, in the order of the labels
+# what `prepare.py import` writes beside a manifest: one name a line, in the order of the labels
+NAMES_SUFFIX = ".classes.txt"
 
 
 TRAINING_ADVICE = "mend the manifest, or set finetune.num_classes"
@@ -29,7 +30,8 @@ class Classes:
 
 
 def resolve_classes(manifest: Manifest, source: str | Path | None, *, asked: int | None) -> Classes:
-    """As many classes as are `asked` for, else as the names beside the manifest `source` are, else as the labels need.
+    """As many classes as are `asked` for, else as the names beside the manifest `source` are, else
+    as the labels need.
 
     Raises ValueError where videos have no label, or one that is none of the classes.
     """
@@ -42,7 +44,8 @@ def resolve_classes(manifest: Manifest, source: str | Path | None, *, asked: int
 
 
 def read_class_names(manifest: Manifest, source: str | Path | None) -> tuple[str, ...]:
-    """The names that lie beside a manifest file, or the class folders of a folder; empty if there are none."""
+    """The names that lie beside a manifest file, or the class folders of a folder; empty if there
+    are none."""
     if source is None:
         return ()
     if Path(source).is_dir():
@@ -54,9 +57,11 @@ def read_class_names(manifest: Manifest, source: str | Path | None) -> tuple[str
 
 
 def check_test_set(manifest: Manifest, source: str | Path, classes: Classes) -> None:
-    """Raises ValueError where the labels of a test set are none of the classes, or have other names.
+    """Raises ValueError where the labels of a test set are none of the classes, or have other
+    names.
 
-    Folders are numbered in their own order, so that a class that is missing from one of two folders shifts all after it.
+    Folders are numbered in their own order, so that a class that is missing from one of two folders
+    shifts all after it.
     """
     check_labels(manifest, classes.count, advice=TRAINING_ADVICE)
     names = read_class_names(manifest, source)
@@ -69,7 +74,8 @@ def check_test_set(manifest: Manifest, source: str | Path, classes: Classes) -> 
 
 
 def check_labels(manifest: Manifest, num_classes: int, *, advice: str) -> None:
-    """Raises ValueError where a video has no label, or one that is not in 0 to `num_classes` - 1; names the first."""
+    """Raises ValueError where a video has no label, or one that is not in 0 to `num_classes` - 1;
+    names the first."""
     for wrong_S, problem in (
         (manifest.label_S < 0, "no label"),
         (manifest.label_S >= num_classes, f"a label that is none of the {num_classes} classes 0 to {num_classes - 1}"),
@@ -84,7 +90,8 @@ def check_labels(manifest: Manifest, num_classes: int, *, advice: str) -> None:
 
 
 def warn_of_names(manifest: Manifest, source: str | Path, classes: Classes) -> None:
-    """Folders, and manifests with a list of names beside them, may number the classes otherwise than a model."""
+    """Folders, and manifests with a list of names beside them, may number the classes otherwise
+    than a model."""
     try:
         check_test_set(manifest, source, classes)
     except ValueError as error:  # the labels are in order: it is about names, which may also be spelt otherwise
@@ -92,8 +99,8 @@ def warn_of_names(manifest: Manifest, source: str | Path, classes: Classes) -> N
 
 
 def count_shared_classes(train: Manifest, val: Manifest) -> int:
-    """One more than the largest label of `train`. Raises ValueError for videos without a label, classes of `val` of which
-    `train` has no video, or a single class.
+    """One more than the largest label of `train`. Raises ValueError for videos without a label,
+    classes of `val` of which `train` has no video, or a single class.
     """
     for manifest in (train, val):
         check_labels(manifest, int(manifest.label_S.max()) + 1, advice="every video needs one")

@@ -1,8 +1,10 @@
-"""(seed, position) -> ClipSpec: which video, which frames, which crop. Stateless, so that a run resumes anywhere, on any split.
+"""(seed, position) -> ClipSpec: which video, which frames, which crop. Stateless, so that a run
+resumes anywhere, on any split.
 
-A position counts clips since the start of training: step * global_batch + index in the global batch. Every choice is a pure
-function of (seed, epoch, index in the epoch, attempt), taken from the raw 64-bit words of numpy's Philox generator, whose
-stream numpy promises not to change (its shuffles and uniform numbers carry no such promise).
+A position counts clips since the start of training: step * global_batch + index in the global
+batch. Every choice is a pure function of (seed, epoch, index in the epoch, attempt), taken from the
+raw 64-bit words of numpy's Philox generator, whose stream numpy promises not to change (its
+shuffles and uniform numbers carry no such promise).
 """
 
 from __future__ import annotations
@@ -19,8 +21,9 @@ from mats_ds.core.clips import ClipSpec, CropSpec, RandomResizedCropSpec
 from mats_ds.data.augment.rand_augment import NUMBERS_PER_OPERATION, sample_operations
 from mats_ds.data.manifest import Manifest
 
-# The fixed positions of a multi-scale crop (top, left; in quarters of the free room): corners, centre, edge middles and quarter
-# points. Source: temporal segment networks, arXiv 1608.00859, section on multi-scale cropping; VideoMAE's recipe uses it too.
+# The fixed positions of a multi-scale crop (top, left; in quarters of the free room): corners,
+# centre, edge middles and quarter points. Source: temporal segment networks, arXiv 1608.00859,
+# section on multi-scale cropping; VideoMAE's recipe uses it too.
 CROP_ANCHORS = (
     *((0, 0), (0, 4), (4, 0), (4, 4), (2, 2)),
     *((0, 2), (4, 2), (2, 0), (2, 4)),
@@ -29,14 +32,16 @@ CROP_ANCHORS = (
 SEED_BITS = 62
 # what a stream of random words serves
 _FOR_ORDER, _FOR_SEED, _FOR_CLIP, _FOR_CROP, _FOR_SEGMENTS, _FOR_OPERATIONS = range(6)
-# torchvision's RandomResizedCropSpec, as VideoMAE fine-tunes with it (arXiv 2203.12602): width to height, and how often it tries.
+# torchvision's RandomResizedCropSpec, as VideoMAE fine-tunes with it (arXiv 2203.12602): width to
+# height, and how often it tries.
 CROP_RATIOS = (3 / 4, 4 / 3)
 CROP_TRIES = 10
 
 
 @dataclass(frozen=True)
 class BatchSplit:
-    """How the global batch of a step is divided among ranks and micro-steps, and which part is this rank's."""
+    """How the global batch of a step is divided among ranks and micro-steps, and which part is this
+    rank's."""
 
     rank: int
     world_size: int
@@ -44,7 +49,8 @@ class BatchSplit:
     accumulation: int = 1
 
     def positions(self, step: int, micro: int, *, global_batch: int) -> range:
-        """The sampler's positions of one micro-batch. Those of all ranks and micro-steps of a step together are its global batch.
+        """The sampler's positions of one micro-batch. Those of all ranks and micro-steps of a step
+        together are its global batch.
 
         Raises ValueError when micro_batch * accumulation * world_size is not the global batch.
         """
@@ -63,16 +69,17 @@ class BatchSplit:
 class ClipSampler:
     """Samples the clips of a training run.
 
-    `num_frames` frames are read of each clip; with uniform sampling each comes from a point of its own in its segment, so a video
-    of 48 frames gives 3**16 different clips of 16. Where that is more than `recipe_clip.num_frames` (candidates of the adaptive
-    frame selection), they are spread evenly over the same span of recipe_clip.num_frames * recipe_clip.stride video frames
-    (or recipe_clip.num_frames * recipe_clip.stride_seconds seconds). `repeats` neighbouring positions are clips of the same
-    video, which differ in everything else. `crop_areas`, where given, are the smallest and largest part of the picture that a
-    random resized crop shows; recipe_clip.crop_scales is not used then. `rand_augment`, where given, says how each
-    clip's operations are sampled.
-    An epoch has max(1, len(manifest) * repeats // global_batch) steps; it takes no video more than `repeats` times unless
-    all of them together are fewer than a global batch, in which case it goes round. Raises ValueError for an empty
-    manifest or sizes below one.
+    `num_frames` frames are read of each clip; with uniform sampling each comes from a point of its
+    own in its segment, so a video of 48 frames gives 3**16 different clips of 16. Where that is
+    more than `recipe_clip.num_frames` (candidates of the adaptive frame selection), they are spread
+    evenly over the same span of recipe_clip.num_frames * recipe_clip.stride video frames (or
+    recipe_clip.num_frames * recipe_clip.stride_seconds seconds). `repeats` neighbouring positions
+    are clips of the same video, which differ in everything else. `crop_areas`, where given, are the
+    smallest and largest part of the picture that a random resized crop shows;
+    recipe_clip.crop_scales is not used then. `rand_augment`, where given, says how each clip's
+    operations are sampled. An epoch has max(1, len(manifest) * repeats // global_batch) steps; it
+    takes no video more than `repeats` times unless all of them together are fewer than a global
+    batch, in which case it goes round. Raises ValueError for an empty manifest or sizes below one.
     """
 
     def __init__(
@@ -103,7 +110,8 @@ class ClipSampler:
         self.crop_areas = crop_areas
         self.rand_augment = rand_augment
         self.steps_per_epoch = max(1, len(manifest) * repeats // global_batch)
-        # Epochs overlap by no more than the clips that are read ahead: two orders in memory are enough.
+        # Epochs overlap by no more than the clips that are read ahead: two orders in memory are
+        # enough.
         self._order_of = functools.lru_cache(maxsize=2)(self._sample_order)
         scales = recipe_clip.crop_scales
         self._scale_pairs = [(high, wide) for i, high in enumerate(scales) for j, wide in enumerate(scales) if abs(i - j) <= 1]
@@ -118,7 +126,8 @@ class ClipSampler:
         return position // (self.steps_per_epoch * self.global_batch)
 
     def spec(self, position: int, attempt: int = 0) -> ClipSpec:
-        """The clip at a position; `attempt` 1, 2, ... takes other videos as substitutes for one that cannot be read.
+        """The clip at a position; `attempt` 1, 2, ... takes other videos as substitutes for one
+        that cannot be read.
 
         The seed belongs to the position: all attempts share it.
         """
@@ -126,7 +135,8 @@ class ClipSampler:
         order_S = self._order_of(epoch)
         seed, shift = self._words(2, _FOR_SEED, epoch, index)
         others = len(order_S) - 1
-        # Substitutes are the videos that follow a random index of the epoch's order, never the clip's own video.
+        # Substitutes are the videos that follow a random index of the epoch's order, never the
+        # clip's own video.
         hop = 1 + (shift + attempt - 1) % others if attempt and others else 0
         sample = int(order_S[(index // self.repeats + hop) % len(order_S)])
         start, scale, anchor, flip = self._words(4, _FOR_CLIP, epoch, index, attempt)
@@ -162,7 +172,8 @@ class ClipSampler:
         )
 
     def _segment_starts(self, *purpose: int) -> tuple[float, ...]:
-        """A fraction for each segment of a uniform clip, sampled independently (temporal segment networks, arXiv 1608.00859)."""
+        """A fraction for each segment of a uniform clip, sampled independently (temporal segment
+        networks, arXiv 1608.00859)."""
         return tuple(map(_to_fraction, self._words(self.num_frames, _FOR_SEGMENTS, *purpose)))
 
     def _multi_scale_crop(self, scale: int, anchor: int, *, flip: bool) -> CropSpec:

@@ -1,8 +1,10 @@
-"""Text of lists and tables -> lines, columns and fields: the one reader for `data.manifest=` and for `prepare.py import`.
+"""Text of lists and tables -> lines, columns and fields: the one reader for `data.manifest=` and
+for `prepare.py import`.
 
-UTF-8 with or without byte order mark, or UTF-16 with one; lines end in LF, CRLF or CR; a table's columns are parted by commas,
-tabs or semicolons. A line of a list is a path and the whole numbers behind it, parted by spaces, tabs or commas: a path may hold
-spaces and commas, so what lies between a path and its numbers is never taken for a part of the path where it could be a column.
+UTF-8 with or without byte order mark, or UTF-16 with one; lines end in LF, CRLF or CR; a table's
+columns are parted by commas, tabs or semicolons. A line of a list is a path and the whole numbers
+behind it, parted by spaces, tabs or commas: a path may hold spaces and commas, so what lies between
+a path and its numbers is never taken for a part of the path where it could be a column.
 """
 
 from __future__ import annotations
@@ -28,7 +30,8 @@ SHOWN_CHARACTERS = 60
 
 @dataclass(frozen=True)
 class ListLine:
-    """A path and the whole numbers that end its line. problem: why the path is none, such as another column in it."""
+    """A path and the whole numbers that end its line. problem: why the path is none, such as
+    another column in it."""
 
     path: str
     numbers: tuple[int, ...]

@@ -1,11 +1,15 @@
-"""Annotation files and folders -> Manifest: which videos there are, their labels and the part of each that may be used.
+"""Annotation files and folders -> Manifest: which videos there are, their labels and the part of
+each that may be used.
 
 Three kinds of source:
-- CSV with a header that names `path` and, in any order, optionally `label`, `start`, `end` (seconds); other columns are ignored;
-- a list without a header, one `path label` a line, space or comma separated, as VideoMAE's annotation files are: the label
-  is the last field, so that a path may hold spaces and commas; a line that ends in a video extension has no label;
-- a folder: all video files below it, sorted. The label is the number of the class folder (sorted by name; two spellings of one
-  name are one class) if every video lies exactly one level down and there are at least two classes, else -1.
+- CSV with a header that names `path` and, in any order, optionally `label`, `start`, `end`
+  (seconds); other columns are ignored;
+- a list without a header, one `path label` a line, space or comma separated, as VideoMAE's
+  annotation files are: the label is the last field, so that a path may hold spaces and commas; a
+  line that ends in a video extension has no label;
+- a folder: all video files below it, sorted. The label is the number of the class folder (sorted by
+  name; two spellings of one name are one class) if every video lies exactly one level down and
+  there are at least two classes, else -1.
 No video is opened here. A file that is missing becomes a bad clip when its turn comes.
 """
 
@@ -37,7 +41,8 @@ MAX_MISTAKES_SHOWN = 20
 class Manifest:
     """The videos of one data set; S of them, in the order of their source.
 
-    label_S: int64, -1 where unknown. first_seconds_S, last_seconds_S: float64, nan where the whole file may be used.
+    label_S: int64, -1 where unknown. first_seconds_S, last_seconds_S: float64, nan where the whole
+    file may be used.
     """
 
     paths: list[str]
@@ -69,9 +74,11 @@ class _Rows:
 
 
 def read_manifest(source: str | os.PathLike[str], *, root: str | os.PathLike[str] | None = None) -> Manifest:
-    """The videos that `source` lists. Relative paths start at `root` if given, else at the folder of `source`.
+    """The videos that `source` lists. Relative paths start at `root` if given, else at the folder
+    of `source`.
 
-    Raises ValueError with every mistake and its line number, and when not one of the listed files exists.
+    Raises ValueError with every mistake and its line number, and when not one of the listed files
+    exists.
     """
     path = Path(source)
     if not path.exists():
@@ -103,7 +110,8 @@ def read_manifest(source: str | os.PathLike[str], *, root: str | os.PathLike[str
 
 
 def list_videos(root: Path) -> list[str]:
-    """Relative paths (with /) of all video files below `root`, sorted; links are followed once, hidden names are skipped."""
+    """Relative paths (with /) of all video files below `root`, sorted; links are followed once,
+    hidden names are skipped."""
     seen, videos = set(), []
     for here, folders, files in os.walk(root, followlinks=True):
         status = os.stat(here)

@@ -1,9 +1,10 @@
 """Frames of sprites that move in one direction: no single frame shows which, two do.
 
-Every sprite starts anywhere in the picture, all positions being equally likely, and goes straight on; what leaves at one side
-comes in at the opposite one. So in every frame its position is uniform, whatever the direction. Sizes, colours, textures, speeds,
-the number of sprites and the camera are sampled without regard to the direction either. A single frame therefore has the same
-distribution for all directions, and no classifier of single frames can be better than chance.
+Every sprite starts anywhere in the picture, all positions being equally likely, and goes straight
+on; what leaves at one side comes in at the opposite one. So in every frame its position is uniform,
+whatever the direction. Sizes, colours, textures, speeds, the number of sprites and the camera are
+sampled without regard to the direction either. A single frame therefore has the same distribution
+for all directions, and no classifier of single frames can be better than chance.
 """
 
 from __future__ import annotations
@@ -26,9 +27,11 @@ DIRECTIONS = {
 }
 NAMES = tuple(DIRECTIONS)
 
-# In parts of the shorter side of the picture: sides, and what a sprite moves from one frame to the next.
+# In parts of the shorter side of the picture: sides, and what a sprite moves from one frame to the
+# next.
 SQUARE_SIDES, DISC_SIDES, SPEEDS = (1 / 4, 1 / 3), (1 / 8, 1 / 6), (1 / 40, 1 / 20)
-SPRITE_DEPTH, BACKGROUND_DEPTH = 0.12, 0.03  # of the patterns, in parts of the range from dark to light
+# of the patterns, in parts of the range from dark to light
+SPRITE_DEPTH, BACKGROUND_DEPTH = 0.12, 0.03
 PAN_ROOM, PAN_SPEEDS = 32, (0.5, 1.0)  # in pixels, and pixels a frame
 
 Box = tuple[int, int, int, int]
@@ -50,9 +53,9 @@ class SceneSize:
 
 @dataclass(frozen=True)
 class Scene:
-    """frames_THWC: uint8. boxes, distractor_boxes: for each sprite and frame (top, left, height, width), the corner inside the
-    picture; what sticks out below or on the right is seen above or on the left. background_shifts: for each frame how far (down,
-    right) the camera has gone.
+    """frames_THWC: uint8. boxes, distractor_boxes: for each sprite and frame (top, left, height,
+    width), the corner inside the picture; what sticks out below or on the right is seen above or on
+    the left. background_shifts: for each frame how far (down, right) the camera has gone.
     """
 
     frames_THWC: np.ndarray
@@ -62,8 +65,9 @@ class Scene:
 
 
 def make_scene(rng: np.random.Generator, name: str, *, size: SceneSize, pans: bool) -> Scene:
-    """One or two squares that move in the direction `name`, over a smaller disc that moves in another one, over a background that
-    stands still or, with `pans`, goes there and back. Later sprites cover earlier ones.
+    """One or two squares that move in the direction `name`, over a smaller disc that moves in
+    another one, over a background that stands still or, with `pans`, goes there and back. Later
+    sprites cover earlier ones.
     """
     shifts = _pan(rng, size.num_frames) if pans else [(0, 0)] * size.num_frames
     room = PAN_ROOM if pans else 0
@@ -113,7 +117,8 @@ def _move_sprite(
     pixels_HWC, opaque_HW1 = sprite
     _, *sides, _ = frames_THWC.shape
     start = rng.integers(sides)
-    speed = rng.uniform(*SPEEDS) * min(sides) / math.hypot(*direction)  # all directions are equally fast
+    # all directions are equally fast
+    speed = rng.uniform(*SPEEDS) * min(sides) / math.hypot(*direction)
     boxes = []
     for frame, frame_HWC in enumerate(frames_THWC):
         # Whole pixels: a sprite between them would be blurred along its direction.
@@ -127,9 +132,11 @@ def _move_sprite(
 
 
 def _draw_texture(rng: np.random.Generator, height: int, width: int, *, low: int, high: int, depth: float) -> np.ndarray:
-    """A coloured surface with a soft pattern of that depth, lit from the upper left, uint8 [H, W, 3].
+    """A coloured surface with a soft pattern of that depth, lit from the upper left, uint8 [H, W,
+    3].
 
-    The light is the same in every video, so that a small model has something to learn within a minute; colour and pattern differ.
+    The light is the same in every video, so that a small model has something to learn within a
+    minute; colour and pattern differ.
     """
     y, x = np.meshgrid(np.linspace(0, 1, height), np.linspace(0, 1, width), indexing="ij")
     waves = rng.uniform(1, 2, 2)

@@ -1,8 +1,8 @@
 """Two manifests -> the videos that are in both: what was trained on is no test.
 
-A video is its file, however it is spelled: relative or absolute, by a link, by a hard link, or as a copy with the same bytes.
-Rows of one file with times (`start`, `end`) that do not meet are other clips; they are kept apart, since neighbouring parts of
-one recording may still look alike.
+A video is its file, however it is spelled: relative or absolute, by a link, by a hard link, or as a
+copy with the same bytes. Rows of one file with times (`start`, `end`) that do not meet are other
+clips; they are kept apart, since neighbouring parts of one recording may still look alike.
 """
 
 from __future__ import annotations
@@ -24,7 +24,8 @@ logger = logging.getLogger("mats_ds")
 SHOWN = 3
 THREADS = 16  # looking at files on a network disk is waiting
 PIECE_BYTES = 1 << 16  # what is read first, of files of equal size: their beginning, middle and end
-MOST_COMPARED_BYTES = 1 << 32  # files with equal pieces are read whole until so much has been read; then the pieces have to do
+# files with equal pieces are read whole until so much has been read; then the pieces have to do
+MOST_COMPARED_BYTES = 1 << 32
 MOST_LIST_BYTES = 1 << 28
 CHUNK_BYTES = 1 << 20
 Key = tuple[int | str, ...]
@@ -32,8 +33,8 @@ Key = tuple[int | str, ...]
 
 @dataclass(frozen=True)
 class SharedVideos:
-    """Rows (of `test`, of `train`) that are the same clip, in whole or in part, and rows of the same file at other times; each
-    row of `test` is named once.
+    """Rows (of `test`, of `train`) that are the same clip, in whole or in part, and rows of the
+    same file at other times; each row of `test` is named once.
     """
 
     test: Manifest
@@ -53,8 +54,9 @@ class SharedVideos:
 
 
 def refuse_shared(test: Manifest, train: Manifest, *, allowed: bool, fix: str) -> int:
-    """The number of test videos that are trained on as well: where that is `allowed` they are warned of, else ValueError, which
-    ends with `fix`: how to allow it. Parts of one file at different times are only warned of.
+    """The number of test videos that are trained on as well: where that is `allowed` they are
+    warned of, else ValueError, which ends with `fix`: how to allow it. Parts of one file at
+    different times are only warned of.
     """
     shared = find_shared(test, train)
     if shared.other_times:
@@ -71,7 +73,8 @@ def refuse_shared(test: Manifest, train: Manifest, *, allowed: bool, fix: str) -
 
 
 def is_list(path: str, *, may_be_folder: bool) -> bool:
-    """Whether a path is a file that can be read as a manifest without end, or a folder where that may be one."""
+    """Whether a path is a file that can be read as a manifest without end, or a folder where that
+    may be one."""
     try:
         if os.path.isdir(path):
             return may_be_folder
@@ -81,16 +84,19 @@ def is_list(path: str, *, may_be_folder: bool) -> bool:
 
 
 def count_known(test: Manifest, sources: Mapping[str, tuple[str, str | None]]) -> dict[str, int]:
-    """The number of test videos in each manifest of `sources` (name -> manifest, root), of those that are here."""
+    """The number of test videos in each manifest of `sources` (name -> manifest, root), of those
+    that are here."""
     counts = {}
     for name, (source, root) in sources.items():
-        with contextlib.suppress(ValueError, OSError):  # that manifest, or its videos, may be on another machine
+        # that manifest, or its videos, may be on another machine
+        with contextlib.suppress(ValueError, OSError):
             counts[name] = len(find_shared(test, read_manifest(source, root=root)).same)
     return counts
 
 
 def find_shared(test: Manifest, train: Manifest) -> SharedVideos:
-    """The rows of `test` whose videos are in `train`, too. A file that is not there counts by its path."""
+    """The rows of `test` whose videos are in `train`, too. A file that is not there counts by its
+    path."""
     with ThreadPoolExecutor(THREADS) as pool:
         test_keys, train_keys = identify(test.paths, pool), identify(train.paths, pool)
         merge_copies(test_keys, train_keys, pool)
@@ -109,7 +115,8 @@ def find_shared(test: Manifest, train: Manifest) -> SharedVideos:
 
 
 def times_meet(test: Manifest, row: int, train: Manifest, other: int) -> bool:
-    """Whether [start, end) of two rows have a moment in common; without a start or an end a row reaches to the file's."""
+    """Whether [start, end) of two rows have a moment in common; without a start or an end a row
+    reaches to the file's."""
     (first, last), (other_first, other_last) = (
         (_or(manifest.first_seconds_S[number], 0.0), _or(manifest.last_seconds_S[number], math.inf))
         for manifest, number in ((test, row), (train, other))
@@ -118,7 +125,8 @@ def times_meet(test: Manifest, row: int, train: Manifest, other: int) -> bool:
 
 
 def identify(paths: Iterable[str], pool: ThreadPoolExecutor) -> dict[str, Key]:
-    """(device, inode, size) of the file behind every path, or the path itself where there is none."""
+    """(device, inode, size) of the file behind every path, or the path itself where there is
+    none."""
 
     def look(path: str) -> Key:
         try:
@@ -133,7 +141,8 @@ def identify(paths: Iterable[str], pool: ThreadPoolExecutor) -> dict[str, Key]:
 
 
 def merge_copies(test_keys: dict[str, Key], train_keys: Mapping[str, Key], pool: ThreadPoolExecutor) -> None:
-    """Give files of the test that are copies of a training file that file's key. Only files of equal size are opened."""
+    """Give files of the test that are copies of a training file that file's key. Only files of
+    equal size are opened."""
     known = set(train_keys.values())
     test_paths = {key: path for path, key in test_keys.items() if len(key) == 3 and key[2] and key not in known}
     sizes = {key[2] for key in test_paths}
@@ -158,7 +167,8 @@ def merge_copies(test_keys: dict[str, Key], train_keys: Mapping[str, Key], pool:
 
 
 def read_pieces(path: str) -> bytes:
-    """A digest of the beginning, middle and end of a file, which is all of a small one; empty where it cannot be read."""
+    """A digest of the beginning, middle and end of a file, which is all of a small one; empty where
+    it cannot be read."""
     digest = hashlib.sha256()
     try:
         with open(path, "rb") as stream:

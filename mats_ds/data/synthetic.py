@@ -1,8 +1,10 @@
-"""Write a small set of real video files whose motion is known: the scenes of scenes.py, the label being the direction of motion.
+"""Write a small set of real video files whose motion is known: the scenes of scenes.py, the label
+being the direction of motion.
 
-One half is H.264 in .mp4, the other VP9 in .webm. Every class has as many of one as of the other, and as many with a camera
-that pans, in whole rounds (6 videos a class). `motion.json` holds, for every video, the sprites' boxes and the shift of the
-background in each frame, so that a motion score can be checked against the truth.
+One half is H.264 in .mp4, the other VP9 in .webm. Every class has as many of one as of the other,
+and as many with a camera that pans, in whole rounds (6 videos a class). `motion.json` holds, for
+every video, the sprites' boxes and the shift of the background in each frame, so that a motion
+score can be checked against the truth.
 """
 
 from __future__ import annotations
@@ -50,7 +52,8 @@ class SyntheticSettings:
 class VideoMotion:
     """The truth about one video.
 
-    boxes, distractor_boxes, background_shifts: as in Scene; the sprites of `boxes` move as the label is.
+    boxes, distractor_boxes, background_shifts: as in Scene; the sprites of `boxes` move as the
+    label is.
     """
 
     path: str
@@ -72,11 +75,12 @@ def write_synthetic_set(
     seed: int = 0,
     num_classes: int = 4,
 ) -> Path:
-    """The manifest of the set in `folder`, written if it is not there yet. The classes are the first of scenes.NAMES.
+    """The manifest of the set in `folder`, written if it is not there yet. The classes are the
+    first of scenes.NAMES.
 
-    A complete set of the same settings is reused, a damaged or other synthetic set is written anew. The set appears at
-    once, complete, and only one of several processes writes it, the others wait. Raises ValueError when the folder holds
-    anything else or cannot be written.
+    A complete set of the same settings is reused, a damaged or other synthetic set is written anew.
+    The set appears at once, complete, and only one of several processes writes it, the others wait.
+    Raises ValueError when the folder holds anything else or cannot be written.
     """
     settings = SyntheticSettings(num_videos, num_frames, height, width, seed, num_classes)
     if not 2 <= num_classes <= len(NAMES):
@@ -88,7 +92,8 @@ def write_synthetic_set(
         try:
             target.parent.mkdir(parents=True, exist_ok=True)
             with open_to_append(target.with_name(f".{target.name}.lock")) as lock:
-                # Ranks that find no set wait here for the one that writes it. Without locks, its rename keeps it complete.
+                # Ranks that find no set wait here for the one that writes it. Without locks, its
+                # rename keeps it complete.
                 lock_until_closed(lock, waits=True)
                 if not _is_complete(target, settings):
                     _write_aside(target, settings)
@@ -115,7 +120,8 @@ def _is_complete(target: Path, settings: SyntheticSettings) -> bool:
 
 
 def _write_aside(target: Path, settings: SyntheticSettings) -> None:
-    """Write the set beside its folder, then rename it; of a set that was there before, only its own files are removed."""
+    """Write the set beside its folder, then rename it; of a set that was there before, only its own
+    files are removed."""
     from tqdm import tqdm
 
     check_own_files(target)
@@ -143,16 +149,18 @@ def _write_aside(target: Path, settings: SyntheticSettings) -> None:
         new.rename(target)
     finally:
         shutil.rmtree(new, ignore_errors=True)
-        with contextlib.suppress(ValueError):  # somebody has put a file into the old set in the last moment: it stays
+        # somebody has put a file into the old set in the last moment: it stays
+        with contextlib.suppress(ValueError):
             check_own_files(old)
             shutil.rmtree(aside, ignore_errors=True)
 
 
 def check_own_files(target: Path) -> None:
-    """Raises ValueError where a folder holds anything but an older or damaged set, or nothing at all.
+    """Raises ValueError where a folder holds anything but an older or damaged set, or nothing at
+    all.
 
-    Anything else is a file that its motion.json does not name, or one that was changed. One that is shorter than it was
-    counts as torn.
+    Anything else is a file that its motion.json does not name, or one that was changed. One that is
+    shorter than it was counts as torn.
     """
     if not os.path.lexists(target):
         return
@@ -167,7 +175,8 @@ def check_own_files(target: Path) -> None:
 
 
 def _read_sums(target: Path) -> tuple[dict[str, str | None], dict[str, int]]:
-    """By name, the SHA-256 of what a set was made of (None: not noted, as by version 0.1) and the bytes of its videos.
+    """By name, the SHA-256 of what a set was made of (None: not noted, as by version 0.1) and the
+    bytes of its videos.
 
     Both are empty where there is no motion.json of a set.
     """
@@ -200,8 +209,9 @@ def _write_video(folder: Path, number: int, settings: SyntheticSettings, h264_en
     label = number // 2 % settings.num_classes  # pairs, so that both codecs get every class
     name = NAMES[label]
     encoder, suffix = (h264_encoder, "mp4") if number % 2 == 0 else ("libvpx-vp9", "webm")
-    # So fine that a coded frame does not betray what came before it: at crf 18 and 24 a probe that knew the true pixels
-    # and the sprite's position read the direction from the coding error of frame 11 in 28 to 38% of 400 videos, now in 22 to 26%.
+    # So fine that a coded frame does not betray what came before it: at crf 18 and 24 a probe that
+    # knew the true pixels and the sprite's position read the direction from the coding error of
+    # frame 11 in 28 to 38% of 400 videos, now in 22 to 26%.
     options = {
         "libx264": {"qp": "2", "preset": "veryfast"},
         "libvpx-vp9": {"deadline": "realtime", "cpu-used": "8", "lossless": "1"},
@@ -224,7 +234,9 @@ def _write_video(folder: Path, number: int, settings: SyntheticSettings, h264_en
 
 
 def _pans(number: int, settings: SyntheticSettings) -> bool:
-    """Whether a video's camera moves: in three rounds through the classes, one time for each class and codec."""
+    """Whether a video's camera moves: in three rounds through the classes, one time for each class
+    and codec."""
     rounds = number // (2 * settings.num_classes)
-    # Every third video of all would always be of the same classes where their number is a multiple of three.
+    # Every third video of all would always be of the same classes where their number is a multiple
+    # of three.
     return (number + (rounds if settings.num_classes % PAN_EVERY == 0 else 0)) % PAN_EVERY == PAN_EVERY - 1

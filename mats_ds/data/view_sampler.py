@@ -1,9 +1,11 @@
-"""Manifest -> the views of a test: of every video the same `num_clips` temporal clips x `num_crops` spatial crops, each once.
+"""Manifest -> the views of a test: of every video the same `num_clips` temporal clips x `num_crops`
+spatial crops, each once.
 
-Nothing is random. Dense clips lie evenly over the video, of the possible beginnings the first and the last too; uniform ones all
-reach over it and differ in the frame that they take from each segment. The crops lie evenly along the longer side of the
-picture, whose shorter side they fill (as SlowFast is tested, arXiv 1812.03982, with 10 x 3); no mirroring. One is the centre.
-MATS is tested with 5 x 3 on K400 and UCF101, 10 x 3 on HMDB51, 2 x 3 on SSv2 (METHOD of arXiv 2211.10636).
+Nothing is random. Dense clips lie evenly over the video, of the possible beginnings the first and
+the last too; uniform ones all reach over it and differ in the frame that they take from each
+segment. The crops lie evenly along the longer side of the picture, whose shorter side they fill (as
+SlowFast is tested, arXiv 1812.03982, with 10 x 3); no mirroring. One is the centre. MATS is tested
+with 5 x 3 on K400 and UCF101, 10 x 3 on HMDB51, 2 x 3 on SSv2 (METHOD of arXiv 2211.10636).
 """
 
 from __future__ import annotations
@@ -24,7 +26,8 @@ PADDING = -1  # sample (and label) of a position at which there is no view
 
 @dataclass(frozen=True)
 class View:
-    """Which clip and which crop of which video: numbers from 0; `sample` is the video's row in the manifest."""
+    """Which clip and which crop of which video: numbers from 0; `sample` is the video's row in the
+    manifest."""
 
     sample: int
     clip: int
@@ -34,20 +37,23 @@ class View:
 class ViewSampler:
     """Used in a ClipLoader instead of ClipSampler, to read for a test.
 
-    Position p of the first pass is view p % num_views of video p // num_views, crop by crop and clip by clip. A pass has
-    `steps_per_epoch` steps of `global_batch` = micro_batch * world_size positions, the same on every rank; what lies beyond
-    the last view fills up the last step. A second pass follows the first.
+    Position p of the first pass is view p % num_views of video p // num_views, crop by crop and
+    clip by clip. A pass has `steps_per_epoch` steps of `global_batch` = micro_batch * world_size
+    positions, the same on every rank; what lies beyond the last view fills up the last step. A
+    second pass follows the first.
 
     To merge results exactly, count a clip of a batch where `valid_B & (sample_B >= 0)`:
     - padding has sample and label -1 (it shows the last view once more);
-    - a view that cannot be read is blank, keeps its own sample and label, and has valid false. No other video stands in for it.
-    The clips that count then hold every readable view once over all ranks. `view(position)`, with the loader's
-    `positions(step, 0)`, says which view each clip is.
+    - a view that cannot be read is blank, keeps its own sample and label, and has valid false. No
+      other video stands in for it.
+    The clips that count then hold every readable view once over all ranks. `view(position)`, with
+    the loader's `positions(step, 0)`, says which view each clip is.
 
-    Neighbouring views of a video are decoded in one pass: all of them if the micro-batch is a multiple of num_views, else
-    `repeats` of them, the largest number that divides both. `num_frames` frames are read of each clip, spread evenly over
-    the span that recipe_clip says (None: as many as it says). `seed` gives the views their seeds, the same in
-    every pass, and nothing else.
+    Neighbouring views of a video are decoded in one pass: all of them if the micro-batch is a
+    multiple of num_views, else `repeats` of them, the largest number that divides both.
+    `num_frames` frames are read of each clip, spread evenly over the span that recipe_clip says
+    (None: as many as it says). `seed` gives the views their seeds, the same in every pass, and
+    nothing else.
     Raises ValueError for an empty manifest or sizes below one.
     """
 
@@ -98,7 +104,8 @@ class ViewSampler:
         return View(sample, *divmod(number, self.num_crops))
 
     def spec(self, position: int, attempt: int = 0) -> ClipSpec:
-        """The clip at a position. Raises UnreadableVideo for attempts above 0: a test takes no substitutes."""
+        """The clip at a position. Raises UnreadableVideo for attempts above 0: a test takes no
+        substitutes."""
         if attempt:
             raise UnreadableVideo("a test takes no substitutes")
         shown = self.view(position)
@@ -132,18 +139,21 @@ class ViewSampler:
 
 
 def fit_micro_batch(num_views: int, *, at_most: int) -> int:
-    """The micro-batch of at most so many views that has most of a video's views decoded in one pass: 15 of 16 for 5 x 3 views."""
+    """The micro-batch of at most so many views that has most of a video's views decoded in one
+    pass: 15 of 16 for 5 x 3 views."""
     return max(range(1, at_most + 1), key=lambda size: (math.gcd(num_views, size), size))
 
 
 def _phase(number: int, count: int) -> float:
-    """Where in each segment the `number`-th of `count` uniform clips takes its frame: at the beginning of the `number`-th of
-    `count` equal parts, so that two clips take the first and the middle frames, as VideoMAE tests SSv2 (arXiv 2203.12602 and its
-    code). One clip takes the middle ones.
+    """Where in each segment the `number`-th of `count` uniform clips takes its frame: at the
+    beginning of the `number`-th of `count` equal parts, so that two clips take the first and the
+    middle frames, as VideoMAE tests SSv2 (arXiv 2203.12602 and its code). One clip takes the middle
+    ones.
     """
     return number / count if count > 1 else 0.5
 
 
 def _spread(number: int, count: int) -> float:
-    """The `number`-th of `count` points spread evenly from 0 to 1, both included; the middle if there is but one."""
+    """The `number`-th of `count` points spread evenly from 0 to 1, both included; the middle if
+    there is but one."""
     return number / (count - 1) if count > 1 else 0.5

@@ -1,7 +1,9 @@
-"""Check before a run that all hosts have the same code, recipe, DeepSpeed JSON and videos, in one exchange between all ranks.
+"""Check before a run that all hosts have the same code, recipe, DeepSpeed JSON and videos, in one
+exchange between all ranks.
 
-What differs would not stop a run but spoil it: ranks would train different models on different clips, or wait for each other
-for ever. Paths are compared below their common folder, so that every host may keep the videos on a disk of its own.
+What differs would not stop a run but spoil it: ranks would train different models on different
+clips, or wait for each other for ever. Paths are compared below their common folder, so that every
+host may keep the videos on a disk of its own.
 """
 
 from __future__ import annotations
@@ -51,7 +53,8 @@ V = TypeVar("V")
 
 @dataclass(frozen=True)
 class _Report:
-    """The inputs of one rank, for the others. `facts`: name -> a short text that must be the same everywhere."""
+    """The inputs of one rank, for the others. `facts`: name -> a short text that must be the same
+    everywhere."""
 
     host: str
     error: str | None = None
@@ -61,10 +64,12 @@ class _Report:
 def check_consistent(
     open_videos: Callable[[], V], ranks: Ranks, *, recipe: Recipe | None = None, ds_config: Mapping[str, Any] | None = None
 ) -> V:
-    """The manifest that `open_videos()` returns, if every rank can open it and has the same one; called by every rank.
+    """The manifest that `open_videos()` returns, if every rank can open it and has the same one;
+    called by every rank.
 
-    With a recipe, it, the JSON, the versions and the code must be the same too. Raises one ValueError on all ranks that names the
-    hosts and their values; a ValueError of `open_videos` is raised on all ranks too, instead of leaving them waiting.
+    With a recipe, it, the JSON, the versions and the code must be the same too. Raises one
+    ValueError on all ranks that names the hosts and their values; a ValueError of `open_videos` is
+    raised on all ranks too, instead of leaving them waiting.
     """
     videos, report = None, None
     try:
@@ -101,7 +106,8 @@ def describe_inputs(videos: Videos | None, *, recipe: Recipe | None, ds_config: 
 
 
 def hash_videos(videos: Videos) -> str:
-    """A hash of the paths below their common folder, the labels and the usable parts, in their order."""
+    """A hash of the paths below their common folder, the labels and the usable parts, in their
+    order."""
     common = os.path.commonprefix([min(videos.paths), max(videos.paths)]) if videos.paths else ""
     start = common.rfind(os.sep) + 1
     return _digest(
@@ -111,7 +117,8 @@ def hash_videos(videos: Videos) -> str:
 
 
 def hash_code() -> str:
-    """A hash of all Python files of this package, which covers also changes that are not committed."""
+    """A hash of all Python files of this package, which covers also changes that are not
+    committed."""
     package = Path(__file__).resolve().parents[1]
     files = sorted(package.rglob("*.py"))
     return _digest(*(part for file in files for part in (file.relative_to(package).as_posix().encode(), file.read_bytes())))
@@ -136,7 +143,8 @@ def find_differences(reports: Sequence[_Report]) -> list[str]:
 
 
 def describe_differences(reports: Sequence[_Report], details: Sequence[Mapping[str, Any]], names: Sequence[str]) -> str:
-    """One line a difference, with every value and the hosts that have it. `details`: by rank, see `_details`."""
+    """One line a difference, with every value and the hosts that have it. `details`: by rank, see
+    `_details`."""
     lines: list[str] = []
     for name in names:
         keys = sorted({key for detail in details for key in detail.get(name, {})})
@@ -206,7 +214,8 @@ POLL_SECONDS = 0.1
 def check_shared_folder(folder: Path, ranks: Ranks, *, appear_seconds: float = APPEAR_SECONDS) -> None:
     """Called by every rank, with a folder that exists for rank 0.
 
-    Raises ValueError on all ranks where rank 0 cannot write into it, or where a rank does not see what rank 0 wrote.
+    Raises ValueError on all ranks where rank 0 cannot write into it, or where a rank does not see
+    what rank 0 wrote.
     """
 
     def write_file() -> str:

@@ -20,7 +20,8 @@ class FolderLost(TrainingStopped):
 
 
 class TrainingInterrupted(ProgramEnd):
-    """The run was asked to end and has saved the step that it was at; the message says who asked."""
+    """The run was asked to end and has saved the step that it was at; the message says who
+    asked."""
 
     status, label = INTERRUPTED, "interrupted"
 

@@ -1,4 +1,5 @@
-"""Hostfiles, and the hosts of one that a run takes. The rules are stricter than DeepSpeed's, whose reader comes after this.
+"""Hostfiles, and the hosts of one that a run takes. The rules are stricter than DeepSpeed's, whose
+reader comes after this.
 
 Names go to a shell, to ssh and to pdsh on their way, so nothing but a host name passes.
 """
@@ -14,7 +15,8 @@ from mats_ds.core.text import Lines
 
 MAX_HOSTFILE_BYTES = 4 << 20
 MAX_MISTAKES = 20
-# RFC 1123, section 2.1: labels of letters, digits and "-", 63 characters each (RFC 1034), 253 in all; "_" is common.
+# RFC 1123, section 2.1: labels of letters, digits and "-", 63 characters each (RFC 1034), 253 in
+# all; "_" is common.
 _LABEL = r"[A-Za-z0-9_](?:[A-Za-z0-9_-]{0,61}[A-Za-z0-9_])?"
 _HOST = re.compile(rf"{_LABEL}(?:\.{_LABEL})*")
 _LINE = re.compile(r"\s*(\S+)\s+slots=([1-9][0-9]{0,3})\s*(?:#.*)?", re.ASCII)
@@ -37,7 +39,8 @@ def is_port(text: str) -> bool:
 
 
 def read_hostfile(path: str | Path) -> list[str]:
-    """The host names in the file, in its order. Raises ValueError with all mistakes, by their lines."""
+    """The host names in the file, in its order. Raises ValueError with all mistakes, by their
+    lines."""
     if not Path(path).is_file():
         raise ValueError(f"there is no hostfile {path}: it has a line for each machine, such as:  node1 slots=8")
     text = read_text(Path(path), max_bytes=MAX_HOSTFILE_BYTES, follows_links=True)
@@ -73,8 +76,10 @@ def read_hostfile(path: str | Path) -> list[str]:
 def choose_hosts(names: Sequence[str], *, num_nodes: str = "", include: str = "", exclude: str = "") -> list[str]:
     """The hosts that take part, in the file's order.
 
-    num_nodes: how many of the first, "" for all. include, exclude: HOST[:SLOT,...], joined by @, as DeepSpeed has them.
-    Raises ValueError for a part that is none, a host that is not in the file, or where nothing is left.
+    num_nodes: how many of the first, "" for all. include, exclude: HOST[:SLOT,...], joined by @, as
+    DeepSpeed has them.
+    Raises ValueError for a part that is none, a host that is not in the file, or where nothing is
+    left.
     """
     parts = {"include": _split_parts(include, names), "exclude": _split_parts(exclude, names)}
     included = {part.partition(":")[0] for part in parts["include"]}

@@ -1,8 +1,9 @@
 """Watch the launchers of this rank: deepspeed's, torchrun and launch.sh, nobody else.
 
-A shell or terminal above them may go as it likes: nohup, setsid, tmux and `&` detach a run, they do not end it. The launchers
-are found among the parents of this process. launch.sh names its process in a variable, because a rank can
-still be importing torch when it dies, and then no parent is left to find.
+A shell or terminal above them may go as it likes: nohup, setsid, tmux and `&` detach a run, they do
+not end it. The launchers are found among the parents of this process. launch.sh names its process
+in a variable, because a rank can still be importing torch when it dies, and then no parent is left
+to find.
 """
 
 from __future__ import annotations
@@ -28,18 +29,21 @@ POLL_SECONDS = 0.5
 
 @dataclass(frozen=True)
 class LaunchScript:
-    """The process of launch.sh: its number, and its start in clock ticks since boot, so that no later process is taken for it."""
+    """The process of launch.sh: its number, and its start in clock ticks since boot, so that no
+    later process is taken for it."""
 
     pid: int
     start_ticks: int
 
 
 def find_launchers() -> list[psutil.Process | LaunchScript]:
-    """The processes that have started this one: deepspeed's runner and per-node launcher, or torchrun; and launch.sh."""
+    """The processes that have started this one: deepspeed's runner and per-node launcher, or
+    torchrun; and launch.sh."""
     launchers: list[psutil.Process | LaunchScript] = []
     for process in psutil.Process().parents():
         try:
-            names = {Path(argument).name for argument in process.cmdline()[:4]}  # python [-u] [-m] launcher
+            # python [-u] [-m] launcher
+            names = {Path(argument).name for argument in process.cmdline()[:4]}
         except psutil.Error:
             break
         if not names & LAUNCHERS:
@@ -50,7 +54,8 @@ def find_launchers() -> list[psutil.Process | LaunchScript]:
 
 
 def read_launch_script(environment: Mapping[str, str]) -> LaunchScript | None:
-    """The launch.sh that the variable names, alive or not; None without one, or where it belongs to another host or container."""
+    """The launch.sh that the variable names, alive or not; None without one, or where it belongs to
+    another host or container."""
     try:
         boot, namespace, pid, start_ticks = environment.get(LAUNCH_SH_VARIABLE, "").split()
         script = LaunchScript(int(pid), int(start_ticks))
@@ -69,7 +74,8 @@ def describe_launcher() -> dict[str, str]:
 
 
 def is_alive(process: psutil.Process | LaunchScript) -> bool:
-    """Whether that very process still runs; one that has ended and that nobody has waited for does not."""
+    """Whether that very process still runs; one that has ended and that nobody has waited for does
+    not."""
     if isinstance(process, LaunchScript):
         return read_start_ticks(process.pid) == process.start_ticks
     try:
@@ -79,7 +85,8 @@ def is_alive(process: psutil.Process | LaunchScript) -> bool:
 
 
 def end_with_launchers() -> None:
-    """End this process, which has nothing to save, soon after one of its launchers; a thread watches them."""
+    """End this process, which has nothing to save, soon after one of its launchers; a thread
+    watches them."""
     if launchers := find_launchers():
         threading.Thread(target=_end_with, args=[launchers], name="launcher watch", daemon=True).start()
 

@@ -1,4 +1,5 @@
-"""A command in a process group of its own that leaves no process behind: DeepSpeed's launcher does not pass on signals."""
+"""A command in a process group of its own that leaves no process behind: DeepSpeed's launcher does
+not pass on signals."""
 
 from __future__ import annotations
 
@@ -38,10 +39,12 @@ def show_words(words: Sequence[object]) -> str:
 def run_in_group(command: Sequence[str], environment: Mapping[str, str]) -> int:
     """Run the command to its end and return its status as a shell has it: 128 + N after a signal N.
 
-    All processes of its group get SIGTERM when it ends, when this process gets SIGINT, SIGTERM or SIGHUP, and (the command
-    alone, on Linux) when this process is killed; those that still run after GRACE_SECONDS get SIGKILL. Raises Stopped.
+    All processes of its group get SIGTERM when it ends, when this process gets SIGINT, SIGTERM or
+    SIGHUP, and (the command alone, on Linux) when this process is killed; those that still run
+    after GRACE_SECONDS get SIGKILL. Raises Stopped.
     """
-    # a signal that this process was started to ignore (nohup, a background job of a script) stays ignored
+    # a signal that this process was started to ignore (nohup, a background job of a script) stays
+    # ignored
     awaited = {number for number in STOPPING if signal.getsignal(number) != signal.SIG_IGN} | {signal.SIGCHLD}
     libc = ctypes.CDLL(None)
 
@@ -71,7 +74,8 @@ def run_in_group(command: Sequence[str], environment: Mapping[str, str]) -> int:
 
 
 def end_group(child: subprocess.Popen) -> None:
-    """SIGTERM for all that is left of the child's process group, and SIGKILL for what is still there after GRACE_SECONDS."""
+    """SIGTERM for all that is left of the child's process group, and SIGKILL for what is still
+    there after GRACE_SECONDS."""
     deadline = time.monotonic() + GRACE_SECONDS
     number = signal.SIGTERM
     while _signal_group(child.pid, number):

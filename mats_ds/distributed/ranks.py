@@ -19,7 +19,9 @@ from mats_ds.distributed.scheduler_env import set_rank_environment
 logger = logging.getLogger("mats_ds")
 
 DTYPES = {"bf16": torch.bfloat16, "fp32": torch.float32}
-JOIN_SECONDS = 600.0  # how long the first ranks wait for the last at the start: a machine whose command failed never comes
+# how long the first ranks wait for the last at the start: a machine whose command failed never
+# comes
+JOIN_SECONDS = 600.0
 
 
 @dataclass(frozen=True)
@@ -34,7 +36,8 @@ class RankInfo:
 
 
 def begin_rank() -> None:
-    """Set RANK and its like, whatever has started this process; rank 0 logs what it does, the others only errors.
+    """Set RANK and its like, whatever has started this process; rank 0 logs what it does, the
+    others only errors.
 
     Raises ValueError where the launcher does not say enough (see `set_rank_environment`).
     """
@@ -46,10 +49,12 @@ def begin_rank() -> None:
 
 
 def join_ranks(device: str | None = None) -> RankInfo:
-    """Join the ranks of the launcher, or stand alone on `device` (None: the GPU if there is one, else the CPU).
+    """Join the ranks of the launcher, or stand alone on `device` (None: the GPU if there is one,
+    else the CPU).
 
-    DeepSpeed is only loaded where there is more than one rank. A process that a launcher has started ends soon after it. Raises
-    ValueError for a device that does not exist, or a single GPU for several ranks.
+    DeepSpeed is only loaded where there is more than one rank. A process that a launcher has
+    started ends soon after it. Raises ValueError for a device that does not exist, or a single GPU
+    for several ranks.
     """
     begin_rank()
     end_with_launchers()
@@ -83,15 +88,17 @@ def find_device(name: str | None) -> torch.device:
 
 
 def find_dtype(precision: str | None, device: torch.device) -> torch.dtype:
-    """The type to compute in. precision: bf16, fp32, or None for bf16 on a GPU and fp32 on a CPU."""
+    """The type to compute in. precision: bf16, fp32, or None for bf16 on a GPU and fp32 on a
+    CPU."""
     return DTYPES[precision or ("bf16" if device.type == "cuda" else "fp32")]
 
 
 def start_distributed(*, timeout_seconds: float = 1800.0) -> RankInfo:
-    """Join the process group that the launcher (deepspeed, torchrun, mpirun, srun) describes; without one, be the only rank.
+    """Join the process group that the launcher (deepspeed, torchrun, mpirun, srun) describes;
+    without one, be the only rank.
 
-    A rank that waits longer than `timeout_seconds` for the others raises RuntimeError. Raises RanksLost where not all join within
-    JOIN_SECONDS.
+    A rank that waits longer than `timeout_seconds` for the others raises RuntimeError. Raises
+    RanksLost where not all join within JOIN_SECONDS.
     """
     set_rank_environment()
     for name, value in {
@@ -106,7 +113,8 @@ def start_distributed(*, timeout_seconds: float = 1800.0) -> RankInfo:
     logging.getLogger("DeepSpeed").setLevel(os.environ.get("DS_LOG_LEVEL", "WARNING").upper())
     import deepspeed
 
-    # DeepSpeed would compile a shared-memory collective with g++ at the first start on a CPU, for minutes; gloo does without.
+    # DeepSpeed would compile a shared-memory collective with g++ at the first start on a CPU, for
+    # minutes; gloo does without.
     deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
     local_rank = int(os.environ["LOCAL_RANK"])
     local_world_size = int(os.environ["LOCAL_WORLD_SIZE"])
@@ -129,8 +137,10 @@ def start_distributed(*, timeout_seconds: float = 1800.0) -> RankInfo:
             f"not all {os.environ['WORLD_SIZE']} ranks have come to {where} within {JOIN_SECONDS:.0f} s "
             f"({str(error).splitlines()[0]}): see what the others say, and whether their machines reach that address"
         ) from None
-    # ZeRO's collectives run in a copy of the group of all ranks, which would wait as long as torch does by default: 30 minutes.
-    set_timeout = getattr(dist, "set_timeout", None) or dist.distributed_c10d._set_pg_timeout  # torch before 2.15
+    # ZeRO's collectives run in a copy of the group of all ranks, which would wait as long as torch
+    # does by default: 30 minutes.
+    # torch before 2.15
+    set_timeout = getattr(dist, "set_timeout", None) or dist.distributed_c10d._set_pg_timeout
     for group in (None, deepspeed.utils.groups._get_data_parallel_group()):
         set_timeout(timedelta(seconds=timeout_seconds), group)
     return RankInfo(dist.get_rank(), local_rank, dist.get_world_size(), local_world_size, device)

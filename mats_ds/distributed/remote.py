@@ -1,6 +1,8 @@
-"""What must hold before DeepSpeed starts ranks on other hosts: programs, ssh, equal paths, and nothing that a shell expands.
+"""What must hold before DeepSpeed starts ranks on other hosts: programs, ssh, equal paths, and
+nothing that a shell expands.
 
-DeepSpeed writes paths and variables without quotes into a line that pdsh hands to a shell over there.
+DeepSpeed writes paths and variables without quotes into a line that pdsh hands to a shell over
+there.
 """
 
 from __future__ import annotations
@@ -18,7 +20,8 @@ from pathlib import Path
 from mats_ds.core.storage.files import read_text
 from mats_ds.core.text import Lines, quote_word
 
-HANDED_ON = ("MLFLOW", "PYTHON", "MV2", "UCX", "NCCL")  # beginnings of the variables that DeepSpeed hands to other hosts
+# beginnings of the variables that DeepSpeed hands to other hosts
+HANDED_ON = ("MLFLOW", "PYTHON", "MV2", "UCX", "NCCL")
 MVAPICH_FILE = Path("/tmp/deepspeed_mvapich_hostfile")
 MAX_VARIABLES_BYTES = 1 << 20
 SHOWN_LINES = 8
@@ -27,7 +30,8 @@ _SAFE_IN_PATH = re.compile(r"[A-Za-z0-9_@+=:,./-]")
 
 
 def check_launcher(name: str) -> None:
-    """Raises ValueError for a launcher that DeepSpeed has not, and FileNotFoundError where its program is not here."""
+    """Raises ValueError for a launcher that DeepSpeed has not, and FileNotFoundError where its
+    program is not here."""
     if name == "pdsh":
         _need("pdsh", "pdsh is not here. On Debian or Ubuntu, type:  sudo apt-get install pdsh",
               "  (or use --launcher openmpi or slurm, or --no_ssh on every machine: see --help)")  # fmt: skip
@@ -49,7 +53,8 @@ def _need(program: str, *lines: str) -> None:
 
 
 def check_paths(*paths: str | Path) -> None:
-    """Raises ValueError for a path with a character that a shell does not take literally in a word without quotes."""
+    """Raises ValueError for a path with a character that a shell does not take literally in a word
+    without quotes."""
     for path in paths:
         if unsafe := find_unsafe(str(path)):
             raise ValueError(
@@ -59,12 +64,14 @@ def check_paths(*paths: str | Path) -> None:
 
 
 def find_unsafe(text: str) -> str:
-    """The first character that a shell may read another way; letters of other languages are safe. "" for none."""
+    """The first character that a shell may read another way; letters of other languages are safe.
+    "" for none."""
     return next((letter for letter in text if letter.isascii() and not _SAFE_IN_PATH.match(letter)), "")
 
 
 def check_variables(environment: Mapping[str, str], *, in_shell: bool) -> None:
-    """Check those that DeepSpeed hands on, by their beginnings and from the files .deepspeed_env at home and here.
+    """Check those that DeepSpeed hands on, by their beginnings and from the files .deepspeed_env at
+    home and here.
 
     in_shell: a shell over there reads  export NAME="VALUE";  (pdsh). Raises ValueError.
     """
@@ -99,8 +106,8 @@ def _check_variable(where: str, name: str, value: str, *, in_shell: bool) -> Non
 
 
 def check_hosts(hosts: Sequence[str], paths: Sequence[str | Path], *, ssh_port: str = "") -> None:
-    """Ask every host through pdsh whether it has these paths. Raises ConnectionError that names the hosts without an answer,
-    and FileNotFoundError that names what is missing where.
+    """Ask every host through pdsh whether it has these paths. Raises ConnectionError that names the
+    hosts without an answer, and FileNotFoundError that names what is missing where.
     """
     append = f"{os.environ.get('PDSH_SSH_ARGS_APPEND', '')} -o BatchMode=yes -o ConnectTimeout=10"
     append += f" -p {ssh_port}" if ssh_port else ""
@@ -134,15 +141,17 @@ def check_hosts(hosts: Sequence[str], paths: Sequence[str | Path], *, ssh_port: 
 
 
 def encode_arguments(program: Path, arguments: Sequence[str]) -> tuple[Path, list[str]]:
-    """The program and arguments to hand to another host: as they are, or where a shell or mpirun on the way would change a
-    word, run_encoded.py and all arguments as one safe word.
+    """The program and arguments to hand to another host: as they are, or where a shell or mpirun on
+    the way would change a word, run_encoded.py and all arguments as one safe word.
     """
-    if all(_SAFE_WORD.fullmatch(os.fsencode(word)) and word != ":" for word in arguments):  # mpirun takes a lone ":" for itself
+    # mpirun takes a lone ":" for itself
+    if all(_SAFE_WORD.fullmatch(os.fsencode(word)) and word != ":" for word in arguments):
         return program, list(arguments)
     content = b"".join(os.fsencode(word) + b"\0" for word in arguments)
     return Path(__file__).with_name("run_encoded.py"), [program.stem, base64.urlsafe_b64encode(content).decode("ascii")]
 
 
 def list_needed_paths(program: Path) -> list[str]:
-    """The paths that every host must have: the program, its Python, and the folder that this process is in."""
+    """The paths that every host must have: the program, its Python, and the folder that this
+    process is in."""
     return [str(program), sys.executable, os.getcwd()]

@@ -2,9 +2,10 @@
 
     python mats_ds/distributed/run_encoded.py [--local_rank=N] NAME ENCODED
 
-pdsh hands a command line to a shell over there, which expands `$(...)`, quotes, backslashes and globs, and replaces %h, %u and
-%n itself; mpirun takes a lone ":" for the start of another program. So remote.py hands arguments with such characters over as
-one argument: the arguments, all ended by a zero byte, in the URL-safe base64 of RFC 4648, of which no shell expands anything.
+pdsh hands a command line to a shell over there, which expands `$(...)`, quotes, backslashes and
+globs, and replaces %h, %u and %n itself; mpirun takes a lone ":" for the start of another program.
+So remote.py hands arguments with such characters over as one argument: the arguments, all ended by
+a zero byte, in the URL-safe base64 of RFC 4648, of which no shell expands anything.
 """
 
 from __future__ import annotations

@@ -1,7 +1,9 @@
-"""The rank of this process as OpenMPI and SLURM number it, translated to the variables of torch's and DeepSpeed's launchers.
+"""The rank of this process as OpenMPI and SLURM number it, translated to the variables of torch's
+and DeepSpeed's launchers.
 
-`mpirun` and `srun` start one process a rank and number them in variables of their own; the other launchers set RANK,
-WORLD_SIZE, LOCAL_RANK, LOCAL_WORLD_SIZE (or LOCAL_SIZE), MASTER_ADDR and MASTER_PORT themselves.
+`mpirun` and `srun` start one process a rank and number them in variables of their own; the other
+launchers set RANK, WORLD_SIZE, LOCAL_RANK, LOCAL_WORLD_SIZE (or LOCAL_SIZE), MASTER_ADDR and
+MASTER_PORT themselves.
 Source: the lists of environment variables in mpirun(1) of Open MPI 4 and srun(1) of SLURM 23.
 """
 
@@ -12,13 +14,16 @@ import re
 from collections.abc import MutableMapping
 
 DEFAULT_PORT = "29500"  # torch's and DeepSpeed's
-FIRST_JOB_PORT, NUM_JOB_PORTS = 20_000, 10_000  # below the range that Linux gives to outgoing connections
+# below the range that Linux gives to outgoing connections
+FIRST_JOB_PORT, NUM_JOB_PORTS = 20_000, 10_000
 
 
 def set_rank_environment(environment: MutableMapping[str, str] | None = None) -> None:
-    """Translate what mpirun or srun has set, in place; nothing where RANK is set, or where neither has started this process.
+    """Translate what mpirun or srun has set, in place; nothing where RANK is set, or where neither
+    has started this process.
 
-    Raises ValueError for ranks of mpirun on several hosts without MASTER_ADDR, which mpirun does not set.
+    Raises ValueError for ranks of mpirun on several hosts without MASTER_ADDR, which mpirun does
+    not set.
     """
     variables = os.environ if environment is None else environment
     if "RANK" in variables:
@@ -68,7 +73,8 @@ def _of_slurm(variables: MutableMapping[str, str]) -> dict[str, str]:
 
 
 def expand_tasks_per_node(text: str) -> list[int]:
-    """SLURM's short form of a number a node, "2(x3),1", in full: [2, 2, 2, 1]. Raises ValueError for anything else."""
+    """SLURM's short form of a number a node, "2(x3),1", in full: [2, 2, 2, 1]. Raises ValueError
+    for anything else."""
     counts: list[int] = []
     for part in text.split(","):
         match = re.fullmatch(r"(\d+)(?:\(x(\d+)\))?", part)

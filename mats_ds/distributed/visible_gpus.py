@@ -1,4 +1,5 @@
-"""The GPUs of this machine that a run may use, before torch is loaded: nvidia-smi's list and CUDA_VISIBLE_DEVICES."""
+"""The GPUs of this machine that a run may use, before torch is loaded: nvidia-smi's list and
+CUDA_VISIBLE_DEVICES."""
 
 from __future__ import annotations
 
@@ -27,7 +28,8 @@ class Gpu:
 
 
 def list_gpus() -> list[Gpu]:
-    """All GPUs of this machine and their MIG parts, in nvidia-smi's order; empty without a driver that works."""
+    """All GPUs of this machine and their MIG parts, in nvidia-smi's order; empty without a driver
+    that works."""
     if shutil.which("nvidia-smi"):
         return parse_gpus(_ask_driver("-L"))
     # a container may have the devices without the tool
@@ -36,12 +38,14 @@ def list_gpus() -> list[Gpu]:
 
 
 def find_driver_cuda() -> str | None:
-    """The newest CUDA that the driver supports, as "12.8" or "12"; None without a driver that works."""
+    """The newest CUDA that the driver supports, as "12.8" or "12"; None without a driver that
+    works."""
     text = _ask_driver()
     if match := re.search(r"CUDA[A-Za-z ]*Version *: *(\d+(?:[.]\d+)?)", text):
         return match[1]
     if match := re.search(r"(?:Driver|KMD) Version *: *(\d+)", text):
-        return "13" if int(match[1]) >= 580 else "12" if int(match[1]) >= 525 else "11"  # the first drivers of each
+        # the first drivers of each
+        return "13" if int(match[1]) >= 580 else "12" if int(match[1]) >= 525 else "11"
     return None
 
 
@@ -65,8 +69,9 @@ def parse_gpus(text: str) -> list[Gpu]:
 def choose_gpus(gpus: Sequence[Gpu], environment: Mapping[str, str]) -> list[Gpu]:
     """The GPUs that CUDA_VISIBLE_DEVICES leaves, in its order; empty where it is set and empty.
 
-    Unset or `all`: every GPU. As CUDA does, the list is read up to the first entry that fits none; an entry is an index or the
-    beginning of a UUID. Raises ValueError where it is not empty and fits no GPU.
+    Unset or `all`: every GPU. As CUDA does, the list is read up to the first entry that fits none;
+    an entry is an index or the beginning of a UUID. Raises ValueError where it is not empty and
+    fits no GPU.
     """
     value = environment.get(VARIABLE, "all").strip()
     if value.lower() == "all":

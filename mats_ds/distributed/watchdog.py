@@ -1,7 +1,9 @@
-"""Watches a run from a thread, so that no rank waits for ever: signals, launcher, loader, the other ranks here.
+"""Watches a run from a thread, so that no rank waits for ever: signals, launcher, loader, the other
+ranks here.
 
-A signal, or the launcher's death, is a request to stop: all ranks agree on it at the end of a step, save, and exit with
-status 75. What cannot be agreed on any more (a rank died, or its loader hangs) ends this process with one line that says why.
+A signal, or the launcher's death, is a request to stop: all ranks agree on it at the end of a step,
+save, and exit with status 75. What cannot be agreed on any more (a rank died, or its loader hangs)
+ends this process with one line that says why.
 """
 
 from __future__ import annotations
@@ -30,16 +32,19 @@ logger = logging.getLogger(__name__)
 
 SIGNALS = (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT)
 POLL_SECONDS = 0.5
-# The deepspeed launcher kills a rank that lives 30 s after SIGTERM; what it could not say by then it never will.
+# The deepspeed launcher kills a rank that lives 30 s after SIGTERM; what it could not say by then
+# it never will.
 SIGTERM_SECONDS = 25.0
-# How long the main thread may take to notice by itself, with a better message, that another rank is gone.
+# How long the main thread may take to notice by itself, with a better message, that another rank is
+# gone.
 NOTICE_SECONDS = 5.0
 
 
 class Watchdog:
     """`with Watchdog(run, hang_seconds=...) as watchdog:` around the training loop, on every rank.
 
-    The loop calls `enter(phase)` as it goes, and asks `request`: None, or who asked the run to stop.
+    The loop calls `enter(phase)` as it goes, and asks `request`: None, or who asked the run to
+    stop.
     """
 
     def __init__(self, run: RunInfo, *, hang_seconds: float, leave: Callable[[str], None] | None = None) -> None:
@@ -61,7 +66,8 @@ class Watchdog:
         if threading.current_thread() is threading.main_thread():
             for number in SIGNALS:
                 self._handlers[number] = signal.signal(number, self._on_signal)
-        # A main thread that waits inside CUDA or NCCL runs no handler: the thread below reads signals from this pipe.
+        # A main thread that waits inside CUDA or NCCL runs no handler: the thread below reads
+        # signals from this pipe.
         self._reader, self._writer = os.pipe()
         os.set_blocking(self._writer, False)
         self._wakeup = signal.set_wakeup_fd(self._writer, warn_on_full_buffer=False) if self._handlers else -1
@@ -81,11 +87,13 @@ class Watchdog:
         os.close(self._writer)
 
     def enter(self, phase: str) -> None:
-        """The main thread begins a phase of a step: "data" and the other phases are limited, "between" is not."""
+        """The main thread begins a phase of a step: "data" and the other phases are limited,
+        "between" is not."""
         self._phase, self._since = phase, time.monotonic()
 
     def who_died(self) -> str | None:
-        """A rank of this machine that is gone while this one still runs, as a text; None if all are there.
+        """A rank of this machine that is gone while this one still runs, as a text; None if all are
+        there.
 
         Waits a moment for it: connections close before their process has ended.
         """
@@ -118,7 +126,8 @@ class Watchdog:
         now = time.monotonic()
         phase, waited = self._phase, now - self._since
         on_cuda = self._run.device.startswith("cuda")
-        # On a CPU a slow step is no sign of anything, and gloo bounds the waiting for others by itself.
+        # On a CPU a slow step is no sign of anything, and gloo bounds the waiting for others by
+        # itself.
         if waited > self._hang_seconds and (phase == "data" or (on_cuda and phase != "between")):
             where = "for its next clips: reading hangs" if phase == "data" else f"in {phase}: another rank hangs or is cut off"
             return (
@@ -144,7 +153,8 @@ def find_others(run: RunInfo) -> dict[int, psutil.Process]:
     """The other ranks on this machine, by rank; every rank takes part."""
     others = {}
     for rank, identity in enumerate(gather_on_all(identify_process(), run)):
-        # Known by ticks since boot: what psutil makes of them is another time in another process where the clock was set.
+        # Known by ticks since boot: what psutil makes of them is another time in another process
+        # where the clock was set.
         if rank != run.rank and has_ended(identity) is False:
             with contextlib.suppress(psutil.Error):
                 others[rank] = psutil.Process(identity.process)

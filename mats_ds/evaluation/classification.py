@@ -194,7 +194,8 @@ def write_test(
 
 @torch.no_grad()
 def measure_points(test: ClassifierTest, scores_RVC: np.ndarray, label_R: np.ndarray, example: ClipBatch) -> list[SweepPoint]:
-    """Accuracy and cost at every fraction of kept tokens; speed is measured if there are several."""
+    """Accuracy and cost at every fraction of kept tokens; speed is measured if there are
+    several."""
     device = test.views.device
     speeds: list[float | None] = [None] * len(test.models)
     if len(test.models) > 1:

@@ -1,4 +1,5 @@
-"""The test videos of a fine-tuning: opened, compared with the training videos, and the result of the last weights on them."""
+"""The test videos of a fine-tuning: opened, compared with the training videos, and the result of
+the last weights on them."""
 
 from __future__ import annotations
 
@@ -24,8 +25,8 @@ logger = logging.getLogger("mats_ds")
 
 
 def open_test_set(recipe: FinetuneRecipe, classes: Classes) -> Manifest | None:
-    """The videos that the run is tested on; None, with a log line, where the recipe names none. Raises ValueError for labels
-    that are not among the classes.
+    """The videos that the run is tested on; None, with a log line, where the recipe names none.
+    Raises ValueError for labels that are not among the classes.
     """
     section = recipe.evaluation
     if section.manifest is None:
@@ -37,7 +38,8 @@ def open_test_set(recipe: FinetuneRecipe, classes: Classes) -> Manifest | None:
 
 
 def check_unseen(test_set: Manifest | None, manifest: Manifest, recipe: FinetuneRecipe) -> int:
-    """How many videos of the test are trained on as well. Raises ValueError for them unless the recipe allows it."""
+    """How many videos of the test are trained on as well. Raises ValueError for them unless the
+    recipe allows it."""
     if test_set is None:
         return 0
     section, (clips, crops) = recipe.evaluation, recipe.evaluation.training_views
@@ -48,7 +50,8 @@ def check_unseen(test_set: Manifest | None, manifest: Manifest, recipe: Finetune
 
 
 def open_test_loader(manifest: Manifest, recipe: FinetuneRecipe, ranks: RankInfo, *, micro_batch: int) -> ClipLoader:
-    """The views of the test, in micro-batches of the training's size or a little less, so that few passes decode a video."""
+    """The views of the test, in micro-batches of the training's size or a little less, so that few
+    passes decode a video."""
     clips, crops = recipe.evaluation.training_views
     micro_batch = fit_micro_batch(clips * crops, at_most=micro_batch)
     sampler = ViewSampler(
@@ -66,7 +69,8 @@ def open_test_loader(manifest: Manifest, recipe: FinetuneRecipe, ranks: RankInfo
 
 
 def write_result(folder: Path, recipe: FinetuneRecipe, *, num_trained_on: int) -> None:
-    """Log the accuracy of the last weights, write it into result.json, and log how to test as the recipe says."""
+    """Log the accuracy of the last weights, write it into result.json, and log how to test as the
+    recipe says."""
     tests = [asdict(test) for test in read_evaluations(folder)]
     if not (result := conclude(tests, num_trained_on=num_trained_on, best_file=BEST_FILE)):
         return

@@ -159,7 +159,9 @@ def begin_folder(out: Path, extraction: Extraction, *, inputs: Sequence[str | Pa
     else or features of other settings, is in use, or a file of the user's would be lost in it.
     """
     written = (SETTINGS, *TABLES)
-    for _ in range(2):  # before the folder is held, so that a foreign one stays as it is, and after, when nobody else writes
+    # before the folder is held, so that a foreign one stays as it is, and after, when nobody else
+    # writes
+    for _ in range(2):
         refuse_other_settings(out / SETTINGS, extraction.settings)
         refuse_other_tables(out)
         refuse_losses(out, written, inputs=inputs)

@@ -52,7 +52,8 @@ class FrozenSet:
 
 
 def make_key(state: Mapping[str, torch.Tensor], paths: Sequence[str], settings: Mapping[str, Any]) -> str:
-    """The digest of weights, videos (with their sizes and times) and settings (anything for JSON)."""
+    """The digest of weights, videos (with their sizes and times) and settings (anything for
+    JSON)."""
 
     def parts() -> Iterator[bytes | memoryview]:
         yield json.dumps(settings, sort_keys=True).encode()
@@ -100,7 +101,8 @@ def is_probe_folder(folder: Path) -> bool:
 
 
 def load_features(path: str | Path, *, key: str, needs_tokens: bool) -> FrozenSet | None:
-    """The features of the file; None if it is missing, damaged, without tokens or of another key."""
+    """The features of the file; None if it is missing, damaged, without tokens or of another
+    key."""
     if not Path(path).is_file():
         return None
     try:
@@ -123,7 +125,8 @@ ABOUT = "about"  # JSON: an entry of the metadata, or an array of one string
 
 @dataclass(frozen=True)
 class Shard:
-    """`settings`: digest of the settings of the extraction. `bad`: unreadable videos of this shard."""
+    """`settings`: digest of the settings of the extraction. `bad`: unreadable videos of this
+    shard."""
 
     arrays: Mapping[str, np.ndarray]
     settings: str
@@ -140,7 +143,8 @@ def write_shard(path: Path, shard: Shard) -> None:
         }
     )
     if path.suffix == SUFFIXES["npz"]:
-        with replace_file(path) as aside, aside.open("wb") as stream:  # by name, numpy would add a suffix
+        # by name, numpy would add a suffix
+        with replace_file(path) as aside, aside.open("wb") as stream:
             np.savez(stream, **shard.arrays, **{ABOUT: np.array(about)})
     else:
         arrays = {name: np.ascontiguousarray(array) for name, array in shard.arrays.items()}

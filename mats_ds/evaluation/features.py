@@ -27,7 +27,8 @@ from mats_ds.models.weights.model_weights import Weights
 
 logger = logging.getLogger("mats_ds")
 
-VERSION = 2  # of the features that equal settings give; 1 (mats_ds 0.1) rounded position tables under bf16
+# of the features that equal settings give; 1 (mats_ds 0.1) rounded position tables under bf16
+VERSION = 2
 
 
 @dataclass(frozen=True)
@@ -78,7 +79,8 @@ def extract_shard(
                 rows[name].append(np.int64(number))
             for name, array in arrays.items():
                 rows.setdefault(name, []).append(array[row])
-    empty = {"features": (0, encoder.width)}  # a shard without a single readable video still has its arrays
+    # a shard without a single readable video still has its arrays
+    empty = {"features": (0, encoder.width)}
     stacked = {name: np.stack(values) if values else np.zeros(empty.get(name, (0,)), store) for name, values in rows.items()}
     return stacked, [bad[sample] for sample in sorted(bad)]
 

@@ -141,7 +141,8 @@ def add_model_options(parser: argparse.ArgumentParser, *, num_clips: int | None,
     running.add_argument("--device", help="cpu, cuda or cuda:NUMBER (default: the GPU if there is one)")
     running.add_argument("--precision", choices=("bf16", "fp32"), help="default: bf16 on a GPU, fp32 on a CPU")
     running.add_argument("--workers", type=int, metavar="N", help="reading threads of every rank (default: its cores)")
-    running.add_argument("--local_rank", type=int, default=None, help=argparse.SUPPRESS)  # the deepspeed launcher passes it
+    # the deepspeed launcher passes it
+    running.add_argument("--local_rank", type=int, default=None, help=argparse.SUPPRESS)
     trained = parser.add_argument_group("sizes that the weights were trained with, which a .pth may not hold")
     for name, text in (("num_frames", "of a clip (16)"), ("height", "of a frame (224)"), ("width", "of a frame (224)")):
         trained.add_argument(f"--{name}", type=int, metavar="N", help=text)
@@ -230,7 +231,8 @@ def choose_views(request: ModelRequest, weights: Weights) -> tuple[dict[str, int
 
 
 def choose_clip_section(request: ModelRequest, weights: Weights, grid: TokenGrid) -> tuple[ClipSection, str]:
-    """How clips of `grid` are sampled, and its source. Raises ValueError for impossible sampling."""
+    """How clips of `grid` are sampled, and its source. Raises ValueError for impossible
+    sampling."""
     in_recipe = dict(weights.origin.clip) or read_run_clip(Path(request.path))
     spacing = {key: value for key, value in in_recipe.items() if key != "stride_seconds" or "stride" not in request.sampling}
     size = dict(num_frames=grid.num_frames, height=grid.height, width=grid.width, tubelet=grid.tubelet)
@@ -243,7 +245,8 @@ def choose_clip_section(request: ModelRequest, weights: Weights, grid: TokenGrid
 
 
 def read_run_clip(path: Path) -> dict[str, Any]:
-    """`stride`, `stride_seconds`, `sampling` of a run's recipe, if any; `path`: see `read_beside`."""
+    """`stride`, `stride_seconds`, `sampling` of a run's recipe, if any; `path`: see
+    `read_beside`."""
     return dict(origin_of(read_beside(path), step=None, averaged=None).clip)
 
 

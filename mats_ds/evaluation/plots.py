@@ -16,9 +16,11 @@ from mats_ds.planning.flops import FLOPS_PER_MAC
 
 MAX_NAMED = 60  # classes whose names can be read on the axes
 MAX_NUMBERED = 25  # classes for which every cell shows its number
-MAX_CELLS = 1000  # of a side: more classes than the picture has pixels are drawn as groups of neighbours
+# of a side: more classes than the picture has pixels are drawn as groups of neighbours
+MAX_CELLS = 1000
 INK, ACCENT, MUTED = "#1f2933", "#0b6e99", "#7b8794"
-PATCH = {"facecolor": "white", "edgecolor": "none", "alpha": 0.7, "pad": 0.8}  # so that no line crosses a number
+# so that no line crosses a number
+PATCH = {"facecolor": "white", "edgecolor": "none", "alpha": 0.7, "pad": 0.8}
 LABEL = {"xytext": (6, 6), "textcoords": "offset points", "color": INK, "fontsize": 9, "bbox": PATCH}
 
 

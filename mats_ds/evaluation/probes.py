@@ -44,13 +44,15 @@ def vote_of_neighbours(
     for part_QD in query_QD.float().split(QUERIES_AT_ONCE):
         similarity_QS = F.normalize(part_QD, dim=-1) @ bank_SD.T
         near_QS = similarity_QS.sort(dim=1, descending=True, stable=True)
-        weight_QK = (near_QS.values[:, :count] / temperature).softmax(dim=1)  # exp(similarity / temperature), normalised
+        # exp(similarity / temperature), normalised
+        weight_QK = (near_QS.values[:, :count] / temperature).softmax(dim=1)
         votes_QC = torch.zeros(len(part_QD), num_classes, device=part_QD.device)
         scores.append(votes_QC.scatter_add_(1, label_S[near_QS.indices[:, :count]], weight_QK))
     return torch.cat(scores)
 
 
-DECAYS = (1.0, 0.1, 0.01, 1e-3, 1e-4)  # from strong to weak, so that each fit starts from the one before
+# from strong to weak, so that each fit starts from the one before
+DECAYS = (1.0, 0.1, 0.01, 1e-3, 1e-4)
 HELD_OUT_FRACTION = 0.2
 MAX_STEPS = 100
 EPS = 1e-6
@@ -127,7 +129,8 @@ def fit_decays(
 QUERY_STD = 0.02  # V-JEPA's initialisation of query and linear layers
 LEARNING_RATE, WEIGHT_DECAY = 1e-3, 0.01  # V-JEPA's frozen evaluation
 EPOCHS, MIN_STEPS = 20, 500
-BATCH, STEPS_PER_EPOCH = 64, 8  # of a small set the batch is smaller, so that an epoch has some steps
+# of a small set the batch is smaller, so that an epoch has some steps
+BATCH, STEPS_PER_EPOCH = 64, 8
 WARMUP_FRACTION = 0.1
 
 

@@ -167,7 +167,8 @@ def get_features(
     out: Path | None,
     name: str,
 ) -> FrozenSet:
-    """The features kept in `out` if they are of the same weights, videos and views; else new ones."""
+    """The features kept in `out` if they are of the same weights, videos and views; else new
+    ones."""
     needs_tokens = "attentive" in options.probes
     num_tokens = views.num_views * count_tokens(encoder.trunk.keep_ratio, encoder.grid.num_tokens)
     gib = len(manifest) * num_tokens * encoder.width * TOKEN_BYTES / GIB

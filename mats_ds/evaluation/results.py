@@ -66,7 +66,8 @@ def write_per_class(path: Path, accuracy: Accuracy, names: Sequence[str]) -> Non
 
 
 def write_predictions(path: Path, videos: Sequence[VideoScore], manifest: Manifest, names: Sequence[str]) -> None:
-    """One row per readable video: true and predicted class, score, rank of the true class, top 5."""
+    """One row per readable video: true and predicted class, score, rank of the true class, top
+    5."""
 
     def row(sample: int, scores_C: np.ndarray, num_read: int) -> list[object]:
         best, label = top_classes(scores_C), int(manifest.label_S[sample])

@@ -24,7 +24,8 @@ from mats_ds.distributed.ranks import RankInfo
 
 @dataclass(frozen=True)
 class VideoScore:
-    """`mean`: float64 scores, None if no view could be read. `num_read`: number of readable views."""
+    """`mean`: float64 scores, None if no view could be read. `num_read`: number of readable
+    views."""
 
     mean: np.ndarray | None
     num_read: int
@@ -32,7 +33,8 @@ class VideoScore:
 
 @dataclass(frozen=True)
 class ScoredVideos:
-    """`videos`: one entry per row of the manifest. `bad`: one entry per unreadable video, by row."""
+    """`videos`: one entry per row of the manifest. `bad`: one entry per unreadable video, by
+    row."""
 
     videos: list[VideoScore]
     bad: list[BadClip]
@@ -61,7 +63,8 @@ class VideoScores:
         self._finished: dict[int, VideoScore] = {}
 
     def add(self, sample: int, view: int, scores: np.ndarray | None) -> None:
-        """Add the scores (of any shape) of a view of video `sample`; None if it could not be read."""
+        """Add the scores (of any shape) of a view of video `sample`; None if it could not be
+        read."""
         views = self._views.setdefault(sample, {})
         assert sample not in self._finished and view not in views, f"view {view} of video {sample} was counted twice"
         views[view] = scores if scores is None else scores.astype(np.float64)
@@ -129,5 +132,6 @@ def score_videos(
     for rank_scores, _ in gathered:
         merged.merge(rank_scores)
     all_bad = sorted((clip for _, rank_bad in gathered for clip in rank_bad), key=lambda clip: (clip.sample, clip.reason))
-    first_bad = {clip.sample: clip for clip in reversed(all_bad)}  # one per video, the same on any number of ranks
+    # one per video, the same on any number of ranks
+    first_bad = {clip.sample: clip for clip in reversed(all_bad)}
     return ScoredVideos(merged.finish(num_videos), [first_bad[sample] for sample in sorted(first_bad)])

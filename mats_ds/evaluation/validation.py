@@ -114,7 +114,8 @@ class Evaluator:
         if self.ranks.rank == 0:
             past = [line for line in read_evaluations(self.run_dir) if line.step <= run.first_step]
             write_evaluations(self.run_dir, past)
-            same = [line for line in past if line.measured_on in (None, self.measured_on)]  # other videos do not compare
+            # other videos do not compare
+            same = [line for line in past if line.measured_on in (None, self.measured_on)]
             best = max((line.top1 for line in same), default=-1.0)
         self.best = gather_on_all(best, self.ranks)[0]
 

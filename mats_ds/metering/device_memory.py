@@ -1,6 +1,7 @@
 """Memory that a rank uses: torch's allocator, the GPU as the driver sees it, and the host process.
 
-Reading never waits for the device: torch's figures are kept by the allocator on the host, the driver's are of its latest sample.
+Reading never waits for the device: torch's figures are kept by the allocator on the host, the
+driver's are of its latest sample.
 """
 
 from __future__ import annotations
@@ -23,9 +24,9 @@ _STATUS = Path("/proc/self/status")
 
 @dataclass(frozen=True)
 class MemoryReading:
-    """One reading. Torch's figures are of the current device and None on a CPU (where torch would give 0); peaks are since
-    `reset_peak`. `nvml_*` are the latest sample of the GPU with all its processes, None without a driver. `rss_bytes`: of this
-    process.
+    """One reading. Torch's figures are of the current device and None on a CPU (where torch would
+    give 0); peaks are since `reset_peak`. `nvml_*` are the latest sample of the GPU with all its
+    processes, None without a driver. `rss_bytes`: of this process.
     """
 
     peak_allocated_bytes: int | None = None
@@ -92,8 +93,9 @@ class DeviceMeter:
 def _read_allocator(device: torch.device) -> dict[str, int]:
     import torch
 
-    # The figures are there because DeviceMeter asked for the device's properties, which initialises CUDA. The nested
-    # form is the flat `memory_stats` without its 100-odd joined key names: several times cheaper.
+    # The figures are there because DeviceMeter asked for the device's properties, which initialises
+    # CUDA. The nested form is the flat `memory_stats` without its 100-odd joined key names: several
+    # times cheaper.
     stats = torch.cuda.memory_stats_as_nested_dict(device)
     allocated, reserved = stats["allocated_bytes"]["all"], stats["reserved_bytes"]["all"]
     return {
@@ -109,7 +111,8 @@ def _read_allocator(device: torch.device) -> dict[str, int]:
 
 
 def _read_rss() -> dict[str, int | float | None]:
-    """Resident memory of this process, now and at its peak. Without /proc (not Linux) both are the peak."""
+    """Resident memory of this process, now and at its peak. Without /proc (not Linux) both are the
+    peak."""
     try:
         lines = _STATUS.read_text().splitlines()
     except OSError:
@@ -154,10 +157,12 @@ def split_peak(
     clip_bytes: int = 0,
     used_bytes: int | None = None,
 ) -> dict[str, int]:
-    """A measured peak by kind, in the order of KIND_NAMES; the kinds add up to the larger of reserved and used bytes.
+    """A measured peak by kind, in the order of KIND_NAMES; the kinds add up to the larger of
+    reserved and used bytes.
 
-    Where the static kinds are more than was allocated (a partition that is made late) activations are 0 and the sum is larger.
-    `used_bytes` None: the driver reported nothing, there is no `outside`.
+    Where the static kinds are more than was allocated (a partition that is made late) activations
+    are 0 and the sum is larger. `used_bytes` None: the driver reported nothing, there is no
+    `outside`.
     """
     activation_bytes = left_for_activations(static_bytes, peak_allocated_bytes=peak_allocated_bytes, clip_bytes=clip_bytes)
     kinds = on_device(static_bytes) | {CLIPS: clip_bytes, ACTIVATIONS: activation_bytes}

@@ -1,7 +1,8 @@
-"""Used memory, utilisation, power and energy of a GPU, as its driver reports them. The only user of pynvml.
+"""Used memory, utilisation, power and energy of a GPU, as its driver reports them. The only user of
+pynvml.
 
-NVML answers in about a millisecond, sometimes in many: a thread of its own samples it about once a second, so that the training
-loop never waits for it (the call releases Python's global lock).
+NVML answers in about a millisecond, sometimes in many: a thread of its own samples it about once a
+second, so that the training loop never waits for it (the call releases Python's global lock).
 """
 
 from __future__ import annotations
@@ -15,8 +16,9 @@ from typing import Any
 
 @dataclass(frozen=True)
 class NvmlSample:
-    """One sample of a GPU with all its processes. `joules_total` counts since the driver was loaded. None: not reported (a MIG
-    slice has neither utilisation nor energy, GPUs older than Volta have no energy).
+    """One sample of a GPU with all its processes. `joules_total` counts since the driver was
+    loaded. None: not reported (a MIG slice has neither utilisation nor energy, GPUs older than
+    Volta have no energy).
     """
 
     seconds: float = 0.0
@@ -35,7 +37,8 @@ class NvmlDevice:
 
     @classmethod
     def find(cls, properties: Any) -> NvmlDevice | None:
-        """The device with these torch properties; None without the package, the driver, or a device that matches."""
+        """The device with these torch properties; None without the package, the driver, or a device
+        that matches."""
         try:
             import pynvml
         except ImportError:
@@ -58,12 +61,14 @@ class NvmlDevice:
         with suppress(pynvml.NVMLError):
             power_watts = pynvml.nvmlDeviceGetPowerUsage(handle) / 1e3  # reported in milliwatts
         with suppress(pynvml.NVMLError):
-            joules_total = pynvml.nvmlDeviceGetTotalEnergyConsumption(handle) / 1e3  # in millijoules
+            # in millijoules
+            joules_total = pynvml.nvmlDeviceGetTotalEnergyConsumption(handle) / 1e3
         return NvmlSample(time.monotonic(), used_bytes, utilization, power_watts, joules_total)
 
 
 class NvmlSampler:
-    """Samples a device on a thread of its own; `latest` is the newest sample, `energy` adds them up."""
+    """Samples a device on a thread of its own; `latest` is the newest sample, `energy` adds them
+    up."""
 
     def __init__(self, device: Any, *, interval_seconds: float = 1.0) -> None:
         self.energy = EnergyMeter()
@@ -90,7 +95,8 @@ class NvmlSampler:
 
 
 def find_nvml_handle(pynvml: Any, properties: Any) -> Any:
-    """NVML's handle of the device with these torch properties: by UUID (MIG slices have their own), else by PCI address."""
+    """NVML's handle of the device with these torch properties: by UUID (MIG slices have their own),
+    else by PCI address."""
     uuid = getattr(properties, "uuid", None)
     if uuid is not None:
         for kind in ("GPU", "MIG"):
@@ -122,7 +128,8 @@ class EnergyMeter:
         self._lock = threading.Lock()
 
     def add(self, seconds: float, *, watts: float | None, joules_total: float | None) -> None:
-        """A sample at `seconds`. `joules_total` is the driver's counter, None without one; a sample of neither is left out."""
+        """A sample at `seconds`. `joules_total` is the driver's counter, None without one; a sample
+        of neither is left out."""
         if watts is None and joules_total is None:
             return
         before = self._state
@@ -136,7 +143,8 @@ class EnergyMeter:
         self._state = _State(seconds, before.joules + spent, spent / passed_seconds, joules_total)
 
     def read(self, seconds: float) -> float | None:
-        """Joules since the first sample, extrapolated to `seconds`; None where no sample had energy. Never falls."""
+        """Joules since the first sample, extrapolated to `seconds`; None where no sample had
+        energy. Never falls."""
         state = self._state
         if state is None:
             return None
@@ -148,6 +156,7 @@ class EnergyMeter:
 
 def _spent(before: _State, passed_seconds: float, watts: float | None, joules_total: float | None) -> float:
     if joules_total is not None and before.joules_total is not None and joules_total >= before.joules_total:
-        return joules_total - before.joules_total  # (a counter that went back was reset with the driver)
+        # (a counter that went back was reset with the driver)
+        return joules_total - before.joules_total
     now_watts = before.watts if watts is None else watts
     return (before.watts + now_watts) / 2 * passed_seconds

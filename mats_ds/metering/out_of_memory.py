@@ -1,4 +1,5 @@
-"""What to lower when memory runs out: a run's settings and its memory by kind -> one line. Pure text, no device."""
+"""What to lower when memory runs out: a run's settings and its memory by kind -> one line. Pure
+text, no device."""
 
 from __future__ import annotations
 
@@ -12,7 +13,8 @@ EXPANDABLE = "PYTORCH_CUDA_ALLOC_CONF=expandable_segments:True"
 
 
 def advise_on_memory(run: RunInfo, kinds: Mapping[str, int]) -> str:
-    """One line on what to lower, what helps most first. `kinds`: memory by kind at the last measured peak, may be empty."""
+    """One line on what to lower, what helps most first. `kinds`: memory by kind at the last
+    measured peak, may be empty."""
     total = sum(kinds.values())
     fractions = {kind: size / total for kind, size in kinds.items()} if total else {}
     lower = []
@@ -22,7 +24,8 @@ def advise_on_memory(run: RunInfo, kinds: Mapping[str, int]) -> str:
             f"train_micro_batch_size_per_gpu in the DeepSpeed JSON (now {run.micro_batch}, try {half}: accumulation keeps the "
             "global batch)"
         )
-    if run.hardware_flops_per_clip <= 1.2 * run.model_flops_per_clip:  # most blocks keep their activations
+    # most blocks keep their activations
+    if run.hardware_flops_per_clip <= 1.2 * run.model_flops_per_clip:
         lower.append("activations by recomputing them: model.checkpoint_blocks=all")
     if run.kept > run.visible > 0:
         lower.append(f"selection.keep_ratio (now {run.kept / run.num_tokens:.2f} of the tokens; this changes what is learned)")

@@ -1,7 +1,8 @@
-"""Peak arithmetic of a GPU, the denominator of MFU: from the table in core/gpus.py, else measured once and cached.
+"""Peak arithmetic of a GPU, the denominator of MFU: from the table in core/gpus.py, else measured
+once and cached.
 
-What is not listed is timed with one large product: less than a data sheet would say, so that its MFU comes out higher; reports
-name the source.
+What is not listed is timed with one large product: less than a data sheet would say, so that its
+MFU comes out higher; reports name the source.
 """
 
 from __future__ import annotations
@@ -33,7 +34,8 @@ TF32_CAPABILITY = 8  # Ampere
 
 @dataclass(frozen=True)
 class Peak:
-    """FLOP/s of one GPU in one arithmetic ("bf16", "tf32" or "fp32"), and whether the figure is "table" or "measured"."""
+    """FLOP/s of one GPU in one arithmetic ("bf16", "tf32" or "fp32"), and whether the figure is
+    "table" or "measured"."""
 
     flops_per_second: float
     source: str
@@ -41,10 +43,12 @@ class Peak:
 
 
 def arithmetic_of(precision: str, device: torch.device) -> str | None:
-    """How a run of this precision multiplies matrices on this device: "bf16", "tf32" or "fp32"; None for another precision.
+    """How a run of this precision multiplies matrices on this device: "bf16", "tf32" or "fp32";
+    None for another precision.
 
     Float32 tensors go through TF32 only where torch allows it (not by default; containers may set
-    TORCH_ALLOW_TF32_CUBLAS_OVERRIDE=1), the GPU has it, and NVIDIA_TF32_OVERRIDE does not forbid it.
+    TORCH_ALLOW_TF32_CUBLAS_OVERRIDE=1), the GPU has it, and NVIDIA_TF32_OVERRIDE does not forbid
+    it.
     """
     if precision != FP32:
         return BF16 if precision == BF16 else None
@@ -60,7 +64,8 @@ def arithmetic_of(precision: str, device: torch.device) -> str | None:
 
 
 def find_peak(device_name: str, arithmetic: str = BF16) -> Peak | None:
-    """The peak of a GPU from the table by its reported name; None where it is not listed. A MIG slice is not the GPU."""
+    """The peak of a GPU from the table by its reported name; None where it is not listed. A MIG
+    slice is not the GPU."""
     model = find_model(device_name)
     teraflops = None if model is None else getattr(model.peak, arithmetic)
     return None if teraflops is None else Peak(teraflops * 1e12, IN_TABLE, arithmetic)
@@ -69,7 +74,8 @@ def find_peak(device_name: str, arithmetic: str = BF16) -> Peak | None:
 def choose_peak(
     device: torch.device, device_name: str, arithmetic: str | None = BF16, *, cache: Path | None = None
 ) -> Peak | None:
-    """The GPU's peak from the table, the cache (None: in the user's cache folder), or a measurement that is then cached.
+    """The GPU's peak from the table, the cache (None: in the user's cache folder), or a measurement
+    that is then cached.
 
     None on a CPU, where it cannot be measured, and for no known arithmetic.
     """
@@ -92,8 +98,8 @@ def choose_peak(
 
 
 def measure_peak(device: torch.device, arithmetic: str = BF16, *, side: int = MATRIX_SIDE) -> float:
-    """FLOP/s of the best of some products of two large matrices on this device; their memory is given back. Whether float32
-    goes through TF32 is torch's setting, as in the run.
+    """FLOP/s of the best of some products of two large matrices on this device; their memory is
+    given back. Whether float32 goes through TF32 is torch's setting, as in the run.
 
     Raises RuntimeError where the device has too little memory or no bf16.
     """

@@ -1,4 +1,5 @@
-"""A trace and a snapshot of GPU memory of some steps of a run, as observers: --trace and --memory_snapshot."""
+"""A trace and a snapshot of GPU memory of some steps of a run, as observers: --trace and
+--memory_snapshot."""
 
 from __future__ import annotations
 
@@ -30,7 +31,8 @@ def make_deep_dives(run_dir: Path, device: torch.device, *, trace: bool, memory_
 
 @dataclass
 class StepTrace:
-    """An observer that traces `num_steps` steps of this run, after the first `after_step`; a shorter run is traced sooner."""
+    """An observer that traces `num_steps` steps of this run, after the first `after_step`; a
+    shorter run is traced sooner."""
 
     run_dir: Path
     device: torch.device
@@ -100,8 +102,9 @@ MAX_EVENTS = 100_000  # allocations and frees that are remembered, newest last: 
 
 
 def dump_snapshot(run_dir: str | Path, device: torch.device, *, rank: int, name: str = "out-of-memory") -> str:
-    """Write what the allocator holds now (and how it came about, if its history was being recorded). Returns the file's path,
-    "" on a CPU, which has no such allocator, and where it cannot be written."""
+    """Write what the allocator holds now (and how it came about, if its history was being
+    recorded). Returns the file's path, "" on a CPU, which has no such allocator, and where it
+    cannot be written."""
     if device.type != "cuda":
         return ""
     import torch
@@ -119,8 +122,9 @@ def dump_snapshot(run_dir: str | Path, device: torch.device, *, rank: int, name:
 
 @dataclass
 class MemorySnapshot:
-    """An observer that records every allocation of steps `after_step` + 1 to `after_step` + `num_steps` of this run with
-    the lines of code that made it, and writes them as a file for each rank. Needs a GPU; on a CPU it says so and does nothing.
+    """An observer that records every allocation of steps `after_step` + 1 to `after_step` +
+    `num_steps` of this run with the lines of code that made it, and writes them as a file for each
+    rank. Needs a GPU; on a CPU it says so and does nothing.
     """
 
     run_dir: Path
@@ -149,7 +153,8 @@ class MemorySnapshot:
         self._begin_if_due()
 
     def on_end(self, outcome: str) -> None:
-        """A run that ends within the stretch leaves what there is: after an out-of-memory, this is what shows where it went."""
+        """A run that ends within the stretch leaves what there is: after an out-of-memory, this is
+        what shows where it went."""
         self._end()
 
     def _begin_if_due(self) -> None:

@@ -1,8 +1,10 @@
-"""Many records at once as columns of numbers: lines of JSON -> one float64 array a field. For reports on long runs.
+"""Many records at once as columns of numbers: lines of JSON -> one float64 array a field. For
+reports on long runs.
 
-Some hundred lines are parsed and checked in one call of pydantic's validator, which builds nothing but the fields that are
-asked for: a third of the time of the standard library's parser, which checks nothing. A line passes here if `parse_record`
-takes it, as far as the fields that are asked for go: the same types, the same limits.
+Some hundred lines are parsed and checked in one call of pydantic's validator, which builds nothing
+but the fields that are asked for: a third of the time of the standard library's parser, which
+checks nothing. A line passes here if `parse_record` takes it, as far as the fields that are asked
+for go: the same types, the same limits.
 """
 
 from __future__ import annotations
@@ -24,8 +26,9 @@ _ALWAYS = ("schema", "step", "loss")
 
 @dataclass(frozen=True)
 class Columns:
-    """Consecutive records of one rank: `values[name]` is float64, NaN where the record has null. Exact for integers
-    below 2^53 (bytes of any machine). `lost` marks records whose loss was measured and is no finite number."""
+    """Consecutive records of one rank: `values[name]` is float64, NaN where the record has null.
+    Exact for integers below 2^53 (bytes of any machine). `lost` marks records whose loss was
+    measured and is no finite number."""
 
     values: dict[str, np.ndarray]
     lost: np.ndarray
@@ -55,14 +58,16 @@ def join_columns(parts: Sequence[Columns]) -> Columns:
 
 
 def parse_lines(lines: Sequence[bytes], names: Sequence[str]) -> Iterator[Columns | int]:
-    """The columns `names` (and "step", "loss") of some lines; for an unreadable line its number instead, from 0."""
+    """The columns `names` (and "step", "loss") of some lines; for an unreadable line its number
+    instead, from 0."""
     wanted = tuple(dict.fromkeys((*_ALWAYS, *names)))
     trees = _validate(lines, wanted)
     if trees is not None:
         yield _to_columns(trees, wanted)
         return
     sound: list[dict[str, float | None]] = []
-    for number, line in enumerate(lines):  # one by one: bisecting takes nine times as long where most are at fault
+    # one by one: bisecting takes nine times as long where most are at fault
+    for number, line in enumerate(lines):
         trees = _validate([line], wanted)
         if trees is not None:
             sound += trees
@@ -85,12 +90,14 @@ def _validate(lines: Sequence[bytes], names: tuple[str, ...]) -> list[dict[str, 
 
 
 def _to_columns(trees: list[dict[str, float | None]], names: tuple[str, ...]) -> Columns:
-    # The validator builds its dicts in the order of `names`; an older record lacks fields that may be missing.
+    # The validator builds its dicts in the order of `names`; an older record lacks fields that may
+    # be missing.
     complete = set(map(len, trees)) == {len(names)}
     rows = map(dict.values, trees) if complete else (map(tree.get, names) for tree in trees)
     values = dict(zip(names, zip(*rows, strict=True), strict=True))
     losses = values["loss"]
-    columns = {name: np.array(column, dtype=np.float64) for name, column in values.items()}  # None becomes NaN
+    # None becomes NaN
+    columns = {name: np.array(column, dtype=np.float64) for name, column in values.items()}
     for name in MAY_BE_NON_FINITE:
         if name in columns:  # beyond what a loss is computed in: as good as infinite
             column = columns[name]

@@ -1,9 +1,10 @@
 """Reader of a run's step records: streaming, tolerant of torn lines, aware of resumed runs.
 
-A killed run may leave a torn line: it is skipped and counted. A resumed run appends: where the step number of a file goes
-back, the later lines supersede the older ones from that step on, also those that the resumed run did not reach again. So a
-file is read twice: once for its step numbers only, to find up to which step each stretch of lines counts, then record by
-record, or many at once as columns of numbers.
+A killed run may leave a torn line: it is skipped and counted. A resumed run appends: where the step
+number of a file goes back, the later lines supersede the older ones from that step on, also those
+that the resumed run did not reach again. So a file is read twice: once for its step numbers only,
+to find up to which step each stretch of lines counts, then record by record, or many at once as
+columns of numbers.
 """
 
 from __future__ import annotations
@@ -33,20 +34,24 @@ _RANK_FILE = re.compile(r"rank-([0-9]{5})\.jsonl")
 
 
 class _Stretch(NamedTuple):
-    """Lines before `end_line` (and after the stretch before); of them, steps below `end_step` count."""
+    """Lines before `end_line` (and after the stretch before); of them, steps below `end_step`
+    count."""
 
     end_line: int
     end_step: int | None
 
 
 class RankReader:
-    """One rank's records in ascending steps, without superseded ones; only one line at a time is in memory.
+    """One rank's records in ascending steps, without superseded ones; only one line at a time is in
+    memory.
 
-    `first_step` and `last_step` (None: no complete record) are known at once. `num_superseded` (records of steps that a
-    resumed run repeated), `num_unreadable` and `unreadable` (the first of them, by file, line and reason) are known after an
-    iteration. Lines that are appended after the reader was made are left out.
+    `first_step` and `last_step` (None: no complete record) are known at once. `num_superseded`
+    (records of steps that a resumed run repeated), `num_unreadable` and `unreadable` (the first of
+    them, by file, line and reason) are known after an iteration. Lines that are appended after the
+    reader was made are left out.
 
-    Raises ValueError for a link and anything else that is no regular file, and for a file that no run can have written.
+    Raises ValueError for a link and anything else that is no regular file, and for a file that no
+    run can have written.
     """
 
     def __init__(self, path: Path) -> None:
@@ -58,7 +63,8 @@ class RankReader:
         first_steps = [step for _, step in stretches.starts]
         self.first_step, self.last_step = min(first_steps, default=None), stretches.last_step
         end_lines = [lines_before for lines_before, _ in stretches.starts[1:]] + [stretches.num_lines]
-        end_steps = [*accumulate(first_steps[:0:-1], min)][::-1] + [None]  # the least of those that begin later
+        # the least of those that begin later
+        end_steps = [*accumulate(first_steps[:0:-1], min)][::-1] + [None]
         self._stretches = [_Stretch(*pair) for pair in zip(end_lines, end_steps, strict=True)]
 
     def __iter__(self) -> Iterator[StepRecord]:
@@ -83,7 +89,8 @@ class RankReader:
                         yield record
 
     def columns(self, names: Sequence[str]) -> Iterator[Columns]:
-        """The same records as columns of numbers, some thousand at a time: many times faster than one by one."""
+        """The same records as columns of numbers, some thousand at a time: many times faster than
+        one by one."""
         from mats_ds.metering.record_columns import join_columns
 
         parts: list[Columns] = []
@@ -120,7 +127,8 @@ class RankReader:
                         if not len(part):
                             continue
                         ascending = part.steps > np.concatenate(([last_step], np.maximum.accumulate(part.steps)[:-1]))
-                        if not ascending.all():  # a second "step" in the line is what a parser takes
+                        # a second "step" in the line is what a parser takes
+                        if not ascending.all():
                             self._complain(line_number + 1, lines[0], ValueError(OUT_OF_ORDER), num=int((~ascending).sum()))
                             part = part.select(ascending)
                         if len(part):
@@ -148,7 +156,8 @@ class RankReader:
 
 
 class RecordReader:
-    """All records of a run: `by_rank` holds the reader of each rank that has a file; iterating goes from rank to rank.
+    """All records of a run: `by_rank` holds the reader of each rank that has a file; iterating goes
+    from rank to rank.
 
     Raises ValueError as RankReader does, and where the folder of records is a link.
     """
@@ -193,7 +202,8 @@ class RecordReader:
 
 
 def read_records(run_dir: str | Path) -> RecordReader:
-    """A reader of all records below `run_dir`; a folder without records gives a reader without ranks."""
+    """A reader of all records below `run_dir`; a folder without records gives a reader without
+    ranks."""
     return RecordReader(run_dir)
 
 

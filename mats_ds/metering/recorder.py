@@ -1,9 +1,11 @@
-"""The observer that writes a run's records: run.json, records/rank-*.jsonl, bad_clips.csv, outcome.json.
+"""The observer that writes a run's records: run.json, records/rank-*.jsonl, bad_clips.csv,
+outcome.json.
 
-It never makes the host wait for a busy device: memory is read when a step's event arrives (the allocator's figures are on
-the host), but loss, gradient norm and phase times of step k are read when step k+1 arrives and step k is long done.
-So `latest` is one step behind until the run ends. Where memory runs out, the allocator's state and one line on what to lower
-are written beside the records.
+It never makes the host wait for a busy device: memory is read when a step's event arrives (the
+allocator's figures are on the host), but loss, gradient norm and phase times of step k are read
+when step k+1 arrives and step k is long done. So `latest` is one step behind until the run ends.
+Where memory runs out, the allocator's state and one line on what to lower are written beside the
+records.
 """
 
 from __future__ import annotations
@@ -49,10 +51,12 @@ class _Pending(NamedTuple):
 
 
 class Recorder:
-    """Writes one StepRecord per step of this rank. `latest` is the newest one written, None before the second step.
+    """Writes one StepRecord per step of this rank. `latest` is the newest one written, None before
+    the second step.
 
-    List it before an observer that saves checkpoints: a run killed right after a save then loses the record of one step at
-    most. A step's memory peak is everything since the step before was recorded, checkpoints and evaluation in between included.
+    List it before an observer that saves checkpoints: a run killed right after a save then loses
+    the record of one step at most. A step's memory peak is everything since the step before was
+    recorded, checkpoints and evaluation in between included.
     """
 
     def __init__(self, run_dir: str | Path, device: torch.device, *, nvml_interval_seconds: float = 1.0) -> None:
@@ -71,7 +75,8 @@ class Recorder:
         return (self.latest.memory_bytes, self.latest.memory_name) if self.latest else None
 
     def what_is_lost(self) -> str | None:
-        """Why records no longer reach the run folder (it was deleted or moved away); None while they do."""
+        """Why records no longer reach the run folder (it was deleted or moved away); None while
+        they do."""
         return None if self._writer is None else self._writer.what_is_lost()
 
     def on_start(self, run: RunInfo) -> None:
@@ -103,7 +108,8 @@ class Recorder:
             self._write_pending()
 
     def on_end(self, outcome: str) -> None:
-        """Write the last step's record, close the file; rank 0, and every rank that failed, writes its outcome.
+        """Write the last step's record, close the file; rank 0, and every rank that failed, writes
+        its outcome.
 
         Raises OSError where the folder of a finished run is gone.
         """
@@ -215,7 +221,8 @@ def _build_record(pending: _Pending, run: RunInfo) -> StepRecord:
 
 
 def _append_bad_clips(run_dir: Path, clips: Iterable[BadClip], *, rank: int, step: int) -> None:
-    """All ranks of a machine append to one file, each call with a single write, so that lines never mix."""
+    """All ranks of a machine append to one file, each call with a single write, so that lines never
+    mix."""
     text = format_csv((rank, step, clip.path, clip.sample, clip.reason) for clip in clips)
     with open_to_append(run_dir / BAD_CLIPS_FILE) as file:
         append_text(file, text)

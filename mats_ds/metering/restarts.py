@@ -21,7 +21,8 @@ STEP_WITHIN = 64  # bytes of a line
 
 @dataclass
 class Stretches:
-    """`starts`: (lines before it, first step) of each stretch of ascending steps. `last_step` None: no complete record."""
+    """`starts`: (lines before it, first step) of each stretch of ascending steps. `last_step` None:
+    no complete record."""
 
     starts: list[tuple[int, int]] = field(default_factory=list)
     num_lines: int = 0
@@ -29,9 +30,11 @@ class Stretches:
 
 
 def find_stretches(path: Path) -> Stretches:
-    """The stretches of a file; a torn line belongs to none, as its step number may have lost digits.
+    """The stretches of a file; a torn line belongs to none, as its step number may have lost
+    digits.
 
-    Raises ValueError where the steps go back more often than those of any run, or most lines are no records.
+    Raises ValueError where the steps go back more often than those of any run, or most lines are no
+    records.
     """
     stretches, num_torn = Stretches(), 0
     with open_regular(path) as file:
@@ -53,7 +56,8 @@ def find_stretches(path: Path) -> Stretches:
 
 
 def read_lines(file: IO[bytes]) -> Iterator[bytes]:
-    """The lines of a file; of one that is longer than MAX_LINE_BYTES its beginning alone, without an end."""
+    """The lines of a file; of one that is longer than MAX_LINE_BYTES its beginning alone, without
+    an end."""
     while line := file.readline(MAX_LINE_BYTES):
         if not line.endswith(b"\n"):
             _skip_line(file)

@@ -1,7 +1,9 @@
-"""The final accuracy of a fine-tuning: of its last weights, which no test selected, beside the best of its tests.
+"""The final accuracy of a fine-tuning: of its last weights, which no test selected, beside the best
+of its tests.
 
-The best of many tests on the same videos is too good: for UCF101 and HMDB51 the recipes' `evaluation.manifest` is the test split.
-So it is written with the data that selected it, and is no result.
+The best of many tests on the same videos is too good: for UCF101 and HMDB51 the recipes'
+`evaluation.manifest` is the test split. So it is written with the data that selected it, and is no
+result.
 """
 
 from __future__ import annotations
@@ -23,8 +25,9 @@ MAX_DEPTH = 10  # ours has three
 
 @dataclass(frozen=True)
 class RunResult:
-    """`last` and `best`: tests of the run (lines of evaluation.jsonl), which had `num_tests` of them; `best_file` holds the
-    weights of the best one. `num_trained_on`: how many of the test's videos were trained on as well.
+    """`last` and `best`: tests of the run (lines of evaluation.jsonl), which had `num_tests` of
+    them; `best_file` holds the weights of the best one. `num_trained_on`: how many of the test's
+    videos were trained on as well.
     """
 
     last: Mapping[str, Any]
@@ -71,18 +74,20 @@ class RunResult:
 
 
 def conclude(tests: Sequence[Mapping[str, Any]], *, num_trained_on: int, best_file: str) -> RunResult | None:
-    """From all tests of a finished run, oldest first; None where there is none. After a resume with another manifest only the
-    tests on the last one are compared.
+    """From all tests of a finished run, oldest first; None where there is none. After a resume with
+    another manifest only the tests on the last one are compared.
     """
     if not tests:
         return None
     same = [test for test in tests if test["measured_on"] in (None, tests[-1]["measured_on"])]
-    best = max(same, key=lambda test: test["top1"])  # of equal ones the first, as the file is written
+    # of equal ones the first, as the file is written
+    best = max(same, key=lambda test: test["top1"])
     return RunResult(tests[-1], best, len(same), num_trained_on, best_file)
 
 
 def read_result(run_dir: str | Path) -> dict[str, Any] | None:
-    """The content of a run folder's result.json; None where there is none. Raises ValueError for a file of another kind."""
+    """The content of a run folder's result.json; None where there is none. Raises ValueError for a
+    file of another kind."""
     path = Path(run_dir) / RESULT_FILE
     if not os.path.lexists(path):
         return None
@@ -97,7 +102,8 @@ def read_result(run_dir: str | Path) -> dict[str, Any] | None:
 
 
 def _check_values(tree: Any, path: Path, *, depth: int = 0) -> None:
-    """Raises ValueError for numbers that are not finite and for too deep nesting, which report.json cannot hold."""
+    """Raises ValueError for numbers that are not finite and for too deep nesting, which report.json
+    cannot hold."""
     if depth > MAX_DEPTH:
         raise ValueError(f"{path} is not of this version: it is nested more than {MAX_DEPTH} deep")
     if isinstance(tree, (dict, list)):

@@ -1,8 +1,9 @@
 """StepRecord, one step of one rank as one line of JSON, and the writer of such lines.
 
-`<run_dir>/records/rank-00000.jsonl` holds one line per finished step of that rank. The file only ever grows: a resumed run
-appends to it, and `record_reader.py` finds the lines that still count. Numbers that JSON cannot hold are the strings "nan",
-"inf", "-inf"; null stands for what was not measured.
+`<run_dir>/records/rank-00000.jsonl` holds one line per finished step of that rank. The file only
+ever grows: a resumed run appends to it, and `record_reader.py` finds the lines that still count.
+Numbers that JSON cannot hold are the strings "nan", "inf", "-inf"; null stands for what was not
+measured.
 """
 
 from __future__ import annotations
@@ -25,15 +26,18 @@ RECORDS_FOLDER = "records"
 
 @dataclass(slots=True)
 class StepRecord:
-    """What one rank did in one optimizer step. None: not measured, for example every GPU figure of a run on a CPU.
+    """What one rank did in one optimizer step. None: not measured, for example every GPU figure of
+    a run on a CPU.
 
-    Peaks of torch's allocator (`peak_*`) are of this step alone; `peak_rss_bytes` is since the process started. `nvml_*`
-    are the device's latest sample, at most about a second old, and count every process on it. `kept`, `visible` and
-    `targets` are tokens of one clip out of `num_tokens`. FLOPs are of this rank's clips of the step, forward and backward;
-    hardware FLOPs include what is computed twice to save memory. `mfu` and `hfu` are model and hardware FLOP/s over the
-    GPU's peak. `joules` are the GPU's since the record before. `peak_active_bytes` adds to the allocated ones what is
-    freed but still in use by another stream; `peak_inactive_bytes` are free pieces that a part of their block in use keeps
-    from being given back (fragmentation). `activation_bytes` is the allocated peak less what is static and the clips.
+    Peaks of torch's allocator (`peak_*`) are of this step alone; `peak_rss_bytes` is since the
+    process started. `nvml_*` are the device's latest sample, at most about a second old, and count
+    every process on it. `kept`, `visible` and `targets` are tokens of one clip out of `num_tokens`.
+    FLOPs are of this rank's clips of the step, forward and backward; hardware FLOPs include what is
+    computed twice to save memory. `mfu` and `hfu` are model and hardware FLOP/s over the GPU's
+    peak. `joules` are the GPU's since the record before. `peak_active_bytes` adds to the allocated
+    ones what is freed but still in use by another stream; `peak_inactive_bytes` are free pieces
+    that a part of their block in use keeps from being given back (fragmentation).
+    `activation_bytes` is the allocated peak less what is static and the clips.
     """
 
     schema: int
@@ -81,7 +85,8 @@ class StepRecord:
 
     @property
     def memory_bytes(self) -> int:
-        """The one figure to show: torch's reserved peak of this step on a GPU, the process's resident memory on a CPU."""
+        """The one figure to show: torch's reserved peak of this step on a GPU, the process's
+        resident memory on a CPU."""
         return self.peak_reserved_bytes if self.peak_reserved_bytes is not None else self.rss_bytes or 0
 
     @property
@@ -91,8 +96,9 @@ class StepRecord:
 
     @property
     def device_peak_bytes(self) -> int:
-        """What a memory budget is judged by: on a GPU the larger of torch's reserved peak and NVML's used bytes (which adds
-        the CUDA context and NCCL's buffers), on a CPU the process's peak resident memory."""
+        """What a memory budget is judged by: on a GPU the larger of torch's reserved peak and
+        NVML's used bytes (which adds the CUDA context and NCCL's buffers), on a CPU the process's
+        peak resident memory."""
         if self.peak_reserved_bytes is None:
             return self.peak_rss_bytes or self.rss_bytes or 0
         return max(self.peak_reserved_bytes, self.nvml_used_bytes or 0)
@@ -134,7 +140,8 @@ def parse_record(line: str | bytes) -> StepRecord:
     """
     text = line if isinstance(line, str) else line.decode()
     try:
-        tree, end = _DECODER.raw_decode(text)  # json.loads does the same in about 1.4 times the time
+        # json.loads does the same in about 1.4 times the time
+        tree, end = _DECODER.raw_decode(text)
     except RecursionError:
         raise ValueError(NESTED) from None
     if text[end:].strip():
@@ -147,7 +154,8 @@ def parse_record(line: str | bytes) -> StepRecord:
     for index in _NON_FINITE_INDICES:
         if isinstance(values[index], str):
             values[index] = _read_float(values[index])
-    if not all(map(isinstance, values, _TYPES)) or bool in map(type, values):  # a bool is an int to Python
+    # a bool is an int to Python
+    if not all(map(isinstance, values, _TYPES)) or bool in map(type, values):
         pairs = zip(_NAMES, values, _TYPES, strict=True)
         wrong = [name for name, value, kind in pairs if not isinstance(value, kind) or isinstance(value, bool)]
         raise ValueError(f"missing or of the wrong type: {', '.join(wrong)}")
@@ -157,7 +165,8 @@ def parse_record(line: str | bytes) -> StepRecord:
             raise ValueError(f"{_NAMES[index]} is {show(value)}, which is not from {least:g} to {greatest:g}")
     for index in _NON_FINITE_INDICES:
         value = values[index]
-        if value is not None and abs(value) > MAX_FLOAT:  # beyond what a loss is computed in: as good as infinite
+        # beyond what a loss is computed in: as good as infinite
+        if value is not None and abs(value) > MAX_FLOAT:
             values[index] = math.copysign(math.inf, value)
     return StepRecord(*values)
 
@@ -172,8 +181,8 @@ def _read_float(text: str) -> float:
 class RecordWriter:
     """Appends one rank's records to its file, each line with a single write.
 
-    The run folder must exist: it is not made again where somebody has removed it. Raises OSError, and ValueError where a
-    link has the name of the file or of its folder.
+    The run folder must exist: it is not made again where somebody has removed it. Raises OSError,
+    and ValueError where a link has the name of the file or of its folder.
     """
 
     def __init__(self, run_dir: str | Path, *, rank: int) -> None:

@@ -1,9 +1,11 @@
-"""The video classifier with motion-aware token selection: frames [B, T, H, W, 3] uint8 -> logits [B, classes].
+"""The video classifier with motion-aware token selection: frames [B, T, H, W, 3] uint8 -> logits
+[B, classes].
 
-Source: arXiv 2211.10636 (METHOD section 2: all int(0.6 N) kept tokens go through the encoder) on VideoMAE's fine-tuning model
-(arXiv 2203.12602): no class token, the encoder's final norm is gone, tokens are averaged, normalised (`fc_norm`) and
-classified by one linear layer. `patch_embed` and `encoder.blocks` bear the names of the masked autoencoder, so that
-pre-trained weights load as a plain subset.
+Source: arXiv 2211.10636 (METHOD section 2: all int(0.6 N) kept tokens go through the encoder) on
+VideoMAE's fine-tuning model (arXiv 2203.12602): no class token, the encoder's final norm is gone,
+tokens are averaged, normalised (`fc_norm`) and classified by one linear layer. `patch_embed` and
+`encoder.blocks` bear the names of the masked autoencoder, so that pre-trained weights load as a
+plain subset.
 """
 
 from __future__ import annotations
@@ -63,9 +65,10 @@ class VideoClassifier(KeepsTables):
         checkpoint_blocks: str | int = "none",
         **options: Any,
     ) -> None:
-        """pruning, options, candidate_grid, position_grid: as for the masked autoencoder, with 0.6 of the tokens kept; all kept
-        tokens are visible. `keep_ratio` 1 keeps all tokens and scores nothing. `merge_dropped` averages every dropped token into
-        the kept one that it resembles most (arXiv 2210.09461).
+        """pruning, options, candidate_grid, position_grid: as for the masked autoencoder, with 0.6
+        of the tokens kept; all kept tokens are visible. `keep_ratio` 1 keeps all tokens and scores
+        nothing. `merge_dropped` averages every dropped token into the kept one that it resembles
+        most (arXiv 2210.09461).
         Raises ValueError for options that do not go together.
         """
         super().__init__()
@@ -78,13 +81,15 @@ class VideoClassifier(KeepsTables):
         self.patch_embed = PatchEmbed(grid, width)
         policy = {"recompute": recompute, "checkpoint_blocks": checkpoint_blocks}
         self.encoder = Transformer(width, depth, heads, drop_path=drop_path, **policy)
-        self.encoder.norm = nn.Identity()  # pre-training's last norm gives way to fc_norm, after the pooling
+        # pre-training's last norm gives way to fc_norm, after the pooling
+        self.encoder.norm = nn.Identity()
         self.fc_norm = nn.LayerNorm(width, eps=NORM_EPS)
         self.head_dropout = nn.Dropout(head_dropout)
         self.class_head = nn.Linear(width, num_classes)
         self.register_buffer("positions_ND", make_positions(grid, width, made_for=position_grid), persistent=False)
-        # As pre-training begins, at any width. VideoMAE starts every linear layer of fine-tuning at a deviation of 0.02, which is
-        # for wide models: at width 192 a run from scratch was still at chance after 320 steps.
+        # As pre-training begins, at any width. VideoMAE starts every linear layer of fine-tuning at
+        # a deviation of 0.02, which is for wide models: at width 192 a run from scratch was still
+        # at chance after 320 steps.
         self.encoder.apply(init_linear)
         nn.init.trunc_normal_(self.class_head.weight, std=HEAD_INIT_STD)
         nn.init.zeros_(self.class_head.bias)
@@ -93,7 +98,8 @@ class VideoClassifier(KeepsTables):
 
     @classmethod
     def from_name(cls, name: str, *, num_classes: int, grid: TokenGrid | None = None, **options: Any) -> VideoClassifier:
-        """A classifier of size "tiny", "small", "base", "large" or "huge" on `grid` (16 x 224 x 224 if None).
+        """A classifier of size "tiny", "small", "base", "large" or "huge" on `grid` (16 x 224 x 224
+        if None).
 
         `options` are the constructor's. Raises ValueError for an unknown name.
         """
@@ -113,8 +119,8 @@ class VideoClassifier(KeepsTables):
         return self.pool(self.encode(frames_BTHWC, seed_B))
 
     def pool(self, encoded: EncodedClip) -> torch.Tensor:
-        """features_BD: the normalised mean of the kept tokens; with `merge_dropped` the mean of all, each dropped one counted as
-        the one that it was merged into.
+        """features_BD: the normalised mean of the kept tokens; with `merge_dropped` the mean of
+        all, each dropped one counted as the one that it was merged into.
         """
         if encoded.size_BK is None:
             return self.fc_norm(encoded.tokens_BKD.mean(dim=1))
@@ -123,9 +129,10 @@ class VideoClassifier(KeepsTables):
     def encode(self, frames_BTHWC: torch.Tensor, seed_B: torch.Tensor | None = None) -> EncodedClip:
         """All kept tokens after the encoder's blocks, and where they come from.
 
-        frames_BTHWC: uint8 RGB of the candidate grid's size. seed_B: int64 random seed of each clip, for strategies that sample
-        tokens and, in training, for the sampling of frames; None samples seeds from torch's global generator in training and is
-        one fixed seed in evaluation mode, which also takes the fullest frames instead of sampling: the same clip then always
+        frames_BTHWC: uint8 RGB of the candidate grid's size. seed_B: int64 random seed of each
+        clip, for strategies that sample tokens and, in training, for the sampling of frames; None
+        samples seeds from torch's global generator in training and is one fixed seed in evaluation
+        mode, which also takes the fullest frames instead of sampling: the same clip then always
         gives the same output. Raises ValueError for frames of another shape or type.
         """
         chosen = self.choose(frames_BTHWC, seed_B)
@@ -139,7 +146,8 @@ class VideoClassifier(KeepsTables):
         return EncodedClip(self.encoder(tokens_BKD), index_BK, chosen.tubelets_BT, size_BK)
 
     def choose(self, frames_BTHWC: torch.Tensor, seed_B: torch.Tensor | None = None) -> PrunedClip:
-        """The frames and tokens that are computed; all kept tokens are visible, the `target_BM` of the selection are dropped."""
+        """The frames and tokens that are computed; all kept tokens are visible, the `target_BM` of
+        the selection are dropped."""
         if seed_B is None and not self.training:
             seed_B = torch.zeros(len(frames_BTHWC), dtype=torch.int64, device=frames_BTHWC.device)
         return prune_clip(

@@ -1,7 +1,9 @@
-"""The encoder alone, for features: frames [B, T, H, W, 3] uint8 -> features [B, D], or the tokens and their positions.
+"""The encoder alone, for features: frames [B, T, H, W, 3] uint8 -> features [B, D], or the tokens
+and their positions.
 
-It is the trunk of the classifier (which chooses frames and tokens and encodes them), with the last norm that its weights were
-trained with: pre-training's `encoder.norm` on every token, or a classifier's `fc_norm` on the mean.
+It is the trunk of the classifier (which chooses frames and tokens and encodes them), with the last
+norm that its weights were trained with: pre-training's `encoder.norm` on every token, or a
+classifier's `fc_norm` on the mean.
 """
 
 from __future__ import annotations
@@ -21,8 +23,10 @@ from mats_ds.models.classifier import VideoClassifier
 class VideoTokens:
     """The encoded tokens of B clips.
 
-    tokens_BKD: K tokens of a clip. position_BK3: int64 (tubelet, row, column) of each, from 0, on the model's grid.
-    tubelets_BT: int64, which tubelets of the frames that were given those of the grid are (0, 1, ... unless frames are chosen).
+    tokens_BKD: K tokens of a clip. position_BK3: int64 (tubelet, row, column) of each, from 0, on
+    the model's grid.
+    tubelets_BT: int64, which tubelets of the frames that were given those of the grid are (0, 1,
+    ... unless frames are chosen).
     features_BD: one vector a clip, as calling the encoder returns it.
     """
 
@@ -34,17 +38,20 @@ class VideoTokens:
 
 @dataclass(frozen=True)
 class TubeletMeans:
-    """mean_BTD: the mean of the kept tokens of each tubelet, zero where there are none; count_BT: int64, how many there are."""
+    """mean_BTD: the mean of the kept tokens of each tubelet, zero where there are none; count_BT:
+    int64, how many there are."""
 
     mean_BTD: torch.Tensor
     count_BT: torch.Tensor
 
 
 class VideoEncoder(nn.Module):
-    """Maps clips of the size of `grid` to features (with adaptive frames, clips have `num_frames` frames, more than the grid)."""
+    """Maps clips of the size of `grid` to features (with adaptive frames, clips have `num_frames`
+    frames, more than the grid)."""
 
     def __init__(self, trunk: VideoClassifier, *, token_norm: nn.Module | None) -> None:
-        """`trunk`: its head is taken off. `token_norm`: applied to every token in place of the trunk's fc_norm on their mean."""
+        """`trunk`: its head is taken off. `token_norm`: applied to every token in place of the
+        trunk's fc_norm on their mean."""
         super().__init__()
         trunk.class_head = nn.Identity()
         if token_norm is not None:
@@ -95,7 +102,8 @@ class VideoEncoder(nn.Module):
 
 
 def grid_positions(index_BK: torch.Tensor, grid: TokenGrid) -> torch.Tensor:
-    """position_BK3: (tubelet, row, column) of token numbers, which run over time first, then rows, then columns."""
+    """position_BK3: (tubelet, row, column) of token numbers, which run over time first, then rows,
+    then columns."""
     tubelet = index_BK // grid.tokens_per_tubelet
     row, column = index_BK % grid.tokens_per_tubelet // grid.columns, index_BK % grid.columns
     return torch.stack([tubelet, row, column], dim=-1)

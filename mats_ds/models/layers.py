@@ -1,7 +1,7 @@
 """The transformer block of VideoMAE's ViT: tokens [B, N, D] -> tokens [B, N, D].
 
-Pre-norm, bias on q and v and none on k, GELU, LayerNorm eps 1e-6 (VideoMAE, arXiv 2203.12602). Attention is
-`scaled_dot_product_attention`; no N x N matrix is ever kept.
+Pre-norm, bias on q and v and none on k, GELU, LayerNorm eps 1e-6 (VideoMAE, arXiv 2203.12602).
+Attention is `scaled_dot_product_attention`; no N x N matrix is ever kept.
 
 What a block keeps for backward is a choice (`RECOMPUTE_LEVELS`), in units of one [N, D] activation:
 - "none": 16, nothing is computed twice;
@@ -29,16 +29,18 @@ ROWS_AT_ONCE = 16_384  # of a table of positions, in float64 until it is stored
 
 
 def recompute_in_backward(part: Callable[..., Any], *inputs: torch.Tensor) -> Any:
-    """`part(*inputs)`, of which only the inputs are kept: backward runs it again, up to the last value that it needs.
+    """`part(*inputs)`, of which only the inputs are kept: backward runs it again, up to the last
+    value that it needs.
 
-    So a matrix product at the end of `part` is not computed twice. `part` must use no random numbers.
+    So a matrix product at the end of `part` is not computed twice. `part` must use no random
+    numbers.
     """
     return checkpoint(part, *inputs, use_reentrant=False, preserve_rng_state=False)
 
 
 def level_now(module: nn.Module, recompute: str) -> str:
-    """The level that counts in this forward pass: without gradient nothing is kept anyway, and a compiler recomputes
-    point-wise functions by itself.
+    """The level that counts in this forward pass: without gradient nothing is kept anyway, and a
+    compiler recomputes point-wise functions by itself.
     """
     if not (module.training and torch.is_grad_enabled()):
         return "none"
@@ -46,7 +48,8 @@ def level_now(module: nn.Module, recompute: str) -> str:
 
 
 class QueryKeyValue(nn.Module):
-    """One projection to queries, keys and values; q and v have a bias, k's would cancel in the softmax."""
+    """One projection to queries, keys and values; q and v have a bias, k's would cancel in the
+    softmax."""
 
     def __init__(self, width: int) -> None:
         super().__init__()
@@ -74,7 +77,8 @@ class Attention(nn.Module):
         self.proj = nn.Linear(width, width)
 
     def mix(self, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor) -> torch.Tensor:
-        """[B, Q, D]: for each query the values of all tokens, weighted, and the output projection."""
+        """[B, Q, D]: for each query the values of all tokens, weighted, and the output
+        projection."""
         query, key, value = (rearrange(part, "b n (h d) -> b h n d", h=self.heads) for part in (query, key, value))
         mixed = F.scaled_dot_product_attention(query, key, value)
         return self.proj(rearrange(mixed, "b h n d -> b n (h d)"))
@@ -114,7 +118,8 @@ class Block(nn.Module):
         self.recompute = recompute
 
     def forward(self, tokens_BND: torch.Tensor, num_queries: int | None = None) -> torch.Tensor:
-        """[B, Q, D]: what becomes of the last `num_queries` tokens (of all if None); every token is attended to."""
+        """[B, Q, D]: what becomes of the last `num_queries` tokens (of all if None); every token is
+        attended to."""
         level = level_now(self, self.recompute)
         if num_queries is None:
             query, key, value = self._project(tokens_BND, level, 0, 2)
@@ -129,7 +134,8 @@ class Block(nn.Module):
         def project(tokens: torch.Tensor) -> tuple[torch.Tensor, ...]:
             return self.attn.qkv(self.norm1(tokens), first, last)
 
-        # A compiler that is asked to recompute this would recompute all of it, the product included.
+        # A compiler that is asked to recompute this would recompute all of it, the product
+        # included.
         if level == "none" or torch.compiler.is_compiling():
             return project(tokens_BND)
         return recompute_in_backward(project, tokens_BND)
@@ -146,7 +152,8 @@ class Block(nn.Module):
 
 
 def init_linear(module: nn.Module) -> None:
-    """Xavier-uniform weights and zero biases for every linear layer, as VideoMAE starts; LayerNorm keeps ones and zeros."""
+    """Xavier-uniform weights and zero biases for every linear layer, as VideoMAE starts; LayerNorm
+    keeps ones and zeros."""
     if isinstance(module, nn.Linear):
         nn.init.xavier_uniform_(module.weight)
         if module.bias is not None:
@@ -156,7 +163,8 @@ def init_linear(module: nn.Module) -> None:
 def sine_cosine_positions(num_tokens: int, width: int) -> torch.Tensor:
     """positions_ND, float32: the fixed one-dimensional sine-cosine table over the token sequence.
 
-    Source: "Attention is all you need", arXiv 1706.03762, section 3.5, over the flattened time-major tokens as in VideoMAE.
+    Source: "Attention is all you need", arXiv 1706.03762, section 3.5, over the flattened
+    time-major tokens as in VideoMAE.
     """
     positions_ND = torch.empty(num_tokens, width, dtype=torch.float32)
     channel = torch.arange(width, dtype=torch.float64)[None, :]
@@ -169,15 +177,18 @@ def sine_cosine_positions(num_tokens: int, width: int) -> torch.Tensor:
 
 
 def make_positions(grid: TokenGrid, width: int, *, made_for: TokenGrid | None = None) -> torch.Tensor:
-    """positions_ND, float32, of a model on `grid`: the sine-cosine table of `made_for` (None: `grid` itself), resized to it."""
+    """positions_ND, float32, of a model on `grid`: the sine-cosine table of `made_for` (None:
+    `grid` itself), resized to it."""
     source = made_for or grid
     return interpolate_positions(sine_cosine_positions(source.num_tokens, width), source, grid)
 
 
 def interpolate_positions(positions_ND: torch.Tensor, source_grid: TokenGrid, target_grid: TokenGrid) -> torch.Tensor:
-    """positions_ND of the target grid, of the source's type; the very same tensor where both grids have as many tokens a side.
+    """positions_ND of the target grid, of the source's type; the very same tensor where both grids
+    have as many tokens a side.
 
-    positions_ND: one row for each token of `source_grid`, time-major. Space is resized first (bicubic), then time (linear).
+    positions_ND: one row for each token of `source_grid`, time-major. Space is resized first
+    (bicubic), then time (linear).
     Raises ValueError when the table has another number of rows than the source grid has tokens.
     """
     if positions_ND.shape[0] != source_grid.num_tokens:
@@ -205,11 +216,12 @@ def sides(grid: TokenGrid) -> tuple[int, int, int]:
 
 
 class KeepsTables(nn.Module):
-    """A module whose buffers (position tables, input constants) keep their type when its parameters are cast.
+    """A module whose buffers (position tables, input constants) keep their type when its parameters
+    are cast.
 
-    DeepSpeed casts parameters only: under bf16 its engine adds float32 positions and folds float32 constants into the patch
-    embedding. `module.to(torch.bfloat16)` would cast buffers as well, and a model outside the engine would compute other numbers
-    than the one that was trained.
+    DeepSpeed casts parameters only: under bf16 its engine adds float32 positions and folds float32
+    constants into the patch embedding. `module.to(torch.bfloat16)` would cast buffers as well, and
+    a model outside the engine would compute other numbers than the one that was trained.
     """
 
     def _apply(self, fn: Callable[[torch.Tensor], torch.Tensor], *arguments: Any, **options: Any) -> KeepsTables:

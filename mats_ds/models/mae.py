@@ -1,9 +1,10 @@
 """The masked autoencoder with motion-aware token selection: frames [B, T, H, W, 3] uint8 -> loss.
 
-Source: arXiv 2211.10636 (METHOD sections 1 to 4) on VideoMAE's asymmetric encoder and decoder (arXiv 2203.12602).
-The encoder sees the V visible tokens only, the decoder the kept ones (visible and targets), the loss the targets.
-Gradient flows only where it is needed: scores come from a no-grad embedding, patches are gathered before they are embedded,
-and only target patches become targets.
+Source: arXiv 2211.10636 (METHOD sections 1 to 4) on VideoMAE's asymmetric encoder and decoder
+(arXiv 2203.12602). The encoder sees the V visible tokens only, the decoder the kept ones (visible
+and targets), the loss the targets. Gradient flows only where it is needed: scores come from a
+no-grad embedding, patches are gathered before they are embedded, and only target patches become
+targets.
 """
 
 from __future__ import annotations
@@ -32,9 +33,10 @@ GREY = 0.5
 class Reconstruction:
     """A clip as the model reconstructs it, for people to look at.
 
-    frames_BTHWC: uint8, the frames used (after frame selection). motion_BN: float32 scores. tubelets_BT: which tubelets of
-    the candidates they are. predicted_BTHWC: float32 in 0 to 1; visible tokens as they are, targets as predicted (with
-    the mean and spread of the true tubelet, since the model predicts normalised pixels), dropped tokens grey. loss: scalar.
+    frames_BTHWC: uint8, the frames used (after frame selection). motion_BN: float32 scores.
+    tubelets_BT: which tubelets of the candidates they are. predicted_BTHWC: float32 in 0 to 1;
+    visible tokens as they are, targets as predicted (with the mean and spread of the true tubelet,
+    since the model predicts normalised pixels), dropped tokens grey. loss: scalar.
     """
 
     frames_BTHWC: torch.Tensor
@@ -46,7 +48,8 @@ class Reconstruction:
 
 
 class MaskedAutoencoder(KeepsTables):
-    """Masked autoencoder of one size on one token grid; build it with `from_name` or `from_recipe`."""
+    """Masked autoencoder of one size on one token grid; build it with `from_name` or
+    `from_recipe`."""
 
     def __init__(
         self,
@@ -66,10 +69,11 @@ class MaskedAutoencoder(KeepsTables):
         checkpoint_blocks: str | int = "none",
         **options: Any,
     ) -> None:
-        """`pruning`: the options of the method; `options` change some of them by name (keep_ratio=0.3). `candidate_grid`: of the
-        frames that are read, where they are more than the grid's. `position_grid`: the grid that the weights' positions were
-        made for.
-        Raises ValueError for options that do not go together, or that leave no token visible or none to reconstruct.
+        """`pruning`: the options of the method; `options` change some of them by name
+        (keep_ratio=0.3). `candidate_grid`: of the frames that are read, where they are more than
+        the grid's. `position_grid`: the grid that the weights' positions were made for.
+        Raises ValueError for options that do not go together, or that leave no token visible or
+        none to reconstruct.
         """
         super().__init__()
         pruning = replace(pruning or TokenPruning(), **options)
@@ -86,18 +90,21 @@ class MaskedAutoencoder(KeepsTables):
         self.register_buffer("positions_ND", make_positions(grid, width, made_for=position_grid), persistent=False)
         decoder_positions_ND = make_positions(grid, decoder_width, made_for=position_grid)
         self.register_buffer("decoder_positions_ND", decoder_positions_ND, persistent=False)
-        # As VideoMAE begins: the patch embedding keeps a convolution's own start and `to_decoder` a linear layer's, which are the
-        # same rule (uniform within 1 / sqrt(inputs)); the mask token is cut off at one standard deviation.
+        # As VideoMAE begins: the patch embedding keeps a convolution's own start and `to_decoder` a
+        # linear layer's, which are the same rule (uniform within 1 / sqrt(inputs)); the mask token
+        # is cut off at one standard deviation.
         for part in (self.encoder, self.decoder, self.head):
             part.apply(init_linear)
         nn.init.trunc_normal_(self.mask_token, std=MASK_TOKEN_STD, a=-MASK_TOKEN_STD, b=MASK_TOKEN_STD)
 
     @classmethod
     def from_name(cls, name: str, *, grid: TokenGrid | None = None, decoder_depth: int | None = None, **options: Any):
-        """A model of size "tiny", "small", "base", "large" or "huge" on `grid` (16 x 224 x 224 if None).
+        """A model of size "tiny", "small", "base", "large" or "huge" on `grid` (16 x 224 x 224 if
+        None).
 
-        `decoder_depth` None takes the size's own. `options` are the constructor's: the method's (strategy, keep_ratio,
-        visible_ratio, ...; see TokenPruning), candidate_grid, position_grid, drop_path, recompute, checkpoint_blocks.
+        `decoder_depth` None takes the size's own. `options` are the constructor's: the method's
+        (strategy, keep_ratio, visible_ratio, ...; see TokenPruning), candidate_grid, position_grid,
+        drop_path, recompute, checkpoint_blocks.
         Raises ValueError for an unknown name.
         """
         if name not in MODEL_SIZES:
@@ -123,17 +130,20 @@ class MaskedAutoencoder(KeepsTables):
         )
 
     def forward(self, frames_BTHWC: torch.Tensor, seed_B: torch.Tensor | None = None) -> torch.Tensor:
-        """The scalar float32 loss: mean squared error over the normalised pixels of the target tokens.
+        """The scalar float32 loss: mean squared error over the normalised pixels of the target
+        tokens.
 
-        frames_BTHWC: uint8 RGB of the candidate grid's size. seed_B: int64 random seed of each clip, which fixes its
-        mask and frames; None samples seeds from torch's global generator. Raises ValueError for frames of another shape or type.
+        frames_BTHWC: uint8 RGB of the candidate grid's size. seed_B: int64 random seed of each
+        clip, which fixes its mask and frames; None samples seeds from torch's global generator.
+        Raises ValueError for frames of another shape or type.
         """
         chosen = self.choose(frames_BTHWC, seed_B)
         true_BMP = gather_tokens(chosen.patches_BNP, chosen.selection.target_BM)
         return reconstruction_loss(self.predict(chosen), true_BMP)
 
     def choose(self, frames_BTHWC: torch.Tensor, seed_B: torch.Tensor | None = None) -> PrunedClip:
-        """Score the motion, then pick frames (where there are more candidates than frames) and tokens. No gradient."""
+        """Score the motion, then pick frames (where there are more candidates than frames) and
+        tokens. No gradient."""
         return prune_clip(
             frames_BTHWC,
             pruning=self.pruning,
@@ -153,7 +163,8 @@ class MaskedAutoencoder(KeepsTables):
         return self.decoder(self._encode(chosen), num_outputs=num_targets, then=self.head)
 
     def _encode(self, chosen: PrunedClip) -> torch.Tensor:
-        """The decoder's tokens [B, V + M, D]: the encoded visible ones, then mask tokens for the targets, with positions."""
+        """The decoder's tokens [B, V + M, D]: the encoded visible ones, then mask tokens for the
+        targets, with positions."""
         visible_BV, target_BM = chosen.selection.visible_BV, chosen.selection.target_BM
         patches_BVP = gather_tokens(chosen.patches_BNP, visible_BV)
         how = {"positions_ND": self.positions_ND, "recompute": self.encoder.recompute}
@@ -164,7 +175,8 @@ class MaskedAutoencoder(KeepsTables):
 
     @torch.no_grad()
     def reconstruct(self, frames_BTHWC: torch.Tensor, seed_B: torch.Tensor | None = None) -> Reconstruction:
-        """Run the model on clips and put its predictions back into frames. Arguments and errors as for `forward`."""
+        """Run the model on clips and put its predictions back into frames. Arguments and errors as
+        for `forward`."""
         chosen = self.choose(frames_BTHWC, seed_B)
         predicted_BMP = self.predict(chosen).float()
         true_BMP = gather_tokens(chosen.patches_BNP, chosen.selection.target_BM)
@@ -194,7 +206,8 @@ SPREAD_EPS = 1e-6
 
 @dataclass(frozen=True)
 class Normalised:
-    """Pixels of 0 to 1 are pixels_BMP * spread + mean, colour by colour; mean_BMC and spread_BMC are float32 [B, M, 1, C]."""
+    """Pixels of 0 to 1 are pixels_BMP * spread + mean, colour by colour; mean_BMC and spread_BMC
+    are float32 [B, M, 1, C]."""
 
     pixels_BMP: torch.Tensor
     mean_BMC: torch.Tensor
@@ -220,7 +233,8 @@ def normalise_patches(patches_BMP: torch.Tensor) -> Normalised:
 
 
 def reconstruction_loss(predicted_BMP: torch.Tensor, patches_BMP: torch.Tensor) -> torch.Tensor:
-    """Scalar float32: mean squared error of predicted normalised pixels against those of the uint8 patches.
+    """Scalar float32: mean squared error of predicted normalised pixels against those of the uint8
+    patches.
 
     Backward keeps their difference, once.
     """

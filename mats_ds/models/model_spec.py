@@ -1,7 +1,9 @@
-"""The description of a model that a file of weights carries: ModelSpec <-> model, ModelSpec <-> JSON.
+"""The description of a model that a file of weights carries: ModelSpec <-> model, ModelSpec <->
+JSON.
 
-A spec holds no weights and nothing about training: sizes, token grid, the grid that the positions were made for, options of
-the method, class names. Drop path, dropout and recomputation are options of `build_model`.
+A spec holds no weights and nothing about training: sizes, token grid, the grid that the positions
+were made for, options of the method, class names. Drop path, dropout and recomputation are options
+of `build_model`.
 """
 
 from __future__ import annotations
@@ -27,12 +29,14 @@ PRUNING_NAMES = {field.name for field in fields(TokenPruning)}
 
 @dataclass(frozen=True)
 class ModelSpec:
-    """One model. `kind`: "pretrain" is the masked autoencoder, "classifier" the classifier, "encoder" the weights of an encoder
-    alone, which can start a classifier. Decoder sizes are 0 where there is no decoder, `num_classes` where there is no head.
+    """One model. `kind`: "pretrain" is the masked autoencoder, "classifier" the classifier,
+    "encoder" the weights of an encoder alone, which can start a classifier. Decoder sizes are 0
+    where there is no decoder, `num_classes` where there is no head.
 
-    `position_grid`: the grid whose sine-cosine table the weights were trained with. `num_candidate_frames`: frames read, more
-    than the grid's with adaptive frame selection. `norm_eps` is every LayerNorm's but the last one's (`last_norm_eps`: the
-    decoder's norm, or fc_norm); VideoMAE has 1e-6 throughout, transformers another for the last.
+    `position_grid`: the grid whose sine-cosine table the weights were trained with.
+    `num_candidate_frames`: frames read, more than the grid's with adaptive frame selection.
+    `norm_eps` is every LayerNorm's but the last one's (`last_norm_eps`: the decoder's norm, or
+    fc_norm); VideoMAE has 1e-6 throughout, transformers another for the last.
     """
 
     kind: str
@@ -63,7 +67,8 @@ class ModelSpec:
         return replace(spec, pruning=replace(spec.pruning, **options))
 
     def on_grid(self, grid: TokenGrid) -> ModelSpec:
-        """The same weights on another grid; their positions stay those of the grid that they were trained on.
+        """The same weights on another grid; their positions stay those of the grid that they were
+        trained on.
 
         Raises ValueError when the tubelets differ: the patch embedding then has another shape.
         """
@@ -136,8 +141,9 @@ def describe_model(model: nn.Module) -> ModelSpec:
 
 
 def build_model(spec: ModelSpec, **options: Any) -> nn.Module:
-    """The model that a spec describes, with fresh weights. `options` are further options of its constructor (drop_path,
-    checkpoint_blocks, head_dropout, ...). Raises ValueError for the spec of an encoder alone.
+    """The model that a spec describes, with fresh weights. `options` are further options of its
+    constructor (drop_path, checkpoint_blocks, head_dropout, ...). Raises ValueError for the spec of
+    an encoder alone.
     """
     if spec.kind == "encoder":
         raise ValueError("these weights are an encoder without decoder or head: start a classifier from them (load_classifier)")
@@ -163,7 +169,8 @@ def build_model(spec: ModelSpec, **options: Any) -> nn.Module:
 
 
 def as_classifier(spec: ModelSpec, *, num_classes: int) -> ModelSpec:
-    """The classifier that starts from these weights: no decoder, a fresh head, METHOD's 0.6 of the tokens kept by mats."""
+    """The classifier that starts from these weights: no decoder, a fresh head, METHOD's 0.6 of the
+    tokens kept by mats."""
     pruning = replace(spec.pruning, strategy="mats").keeping(FINETUNE_KEEP_RATIO)
     head = {"num_classes": num_classes, "class_names": (), "last_norm_eps": NORM_EPS}
     return replace(spec, kind="classifier", pruning=pruning, **head, **dict.fromkeys(DECODER_SIZES, 0))
@@ -176,7 +183,8 @@ def dump_spec(spec: ModelSpec) -> dict[str, Any]:
 
 
 def parse_spec(tree: Mapping[str, Any]) -> ModelSpec:
-    """The inverse of `dump_spec`. Raises ValueError for unknown or missing names, or another kind."""
+    """The inverse of `dump_spec`. Raises ValueError for unknown or missing names, or another
+    kind."""
     known = {field.name for field in fields(ModelSpec)} - {"pruning"} | PRUNING_NAMES
     needed = {"kind", *ENCODER_SIZES, "grid", "position_grid"}
     unknown, missing = sorted(set(tree) - known), sorted(needed - set(tree))

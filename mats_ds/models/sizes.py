@@ -6,7 +6,8 @@ from typing import NamedTuple
 
 
 class ModelSize(NamedTuple):
-    """Widths and depths of one size of the asymmetric masked autoencoder (VideoMAE, arXiv 2203.12602)."""
+    """Widths and depths of one size of the asymmetric masked autoencoder (VideoMAE, arXiv
+    2203.12602)."""
 
     width: int
     depth: int

@@ -1,4 +1,5 @@
-"""Dropped tokens merged into kept ones: patches [B, N, P] uint8 and what is kept [B, K] -> merged patches [B, K, P] uint8.
+"""Dropped tokens merged into kept ones: patches [B, N, P] uint8 and what is kept [B, K] -> merged
+patches [B, K, P] uint8.
 
 Source: token merging (ToMe, arXiv 2210.09461): a token that goes is averaged into the one that it
 resembles most, and the average pool weights every token by the number of tokens that it averages.
@@ -34,10 +35,12 @@ class MergedPatches:
 
 
 def merge_dropped(patches_BNP: torch.Tensor, feature_BND: torch.Tensor, kept_BK: torch.Tensor) -> MergedPatches:
-    """Average every token that is not kept into the kept one whose feature is closest (Euclidean distance; the first of equals).
+    """Average every token that is not kept into the kept one whose feature is closest (Euclidean
+    distance; the first of equals).
 
-    kept_BK: int64, ascending. Means are rounded to integer grey levels, all that bf16 could hold of them. Sums of bytes are
-    integers that float32 holds exactly, for clips of up to 65793 tokens, so that the order of adding changes no bit.
+    kept_BK: int64, ascending. Means are rounded to integer grey levels, all that bf16 could hold of
+    them. Sums of bytes are integers that float32 holds exactly, for clips of up to 65793 tokens, so
+    that the order of adding changes no bit.
     """
     batch, num_kept = kept_BK.shape
     dropped_BM = list_dropped(kept_BK, patches_BNP.shape[1])
@@ -66,6 +69,7 @@ def find_nearest(feature_BMD: torch.Tensor, among_BKD: torch.Tensor) -> torch.Te
 
 
 def pool_by_size(tokens_BKD: torch.Tensor, size_BK: torch.Tensor) -> torch.Tensor:
-    """[B, D]: the mean over all tokens of the clip, dropped ones counted as the kept ones that they were merged into."""
+    """[B, D]: the mean over all tokens of the clip, dropped ones counted as the kept ones that they
+    were merged into."""
     fraction_BK = size_BK / size_BK.sum(dim=1, keepdim=True)
     return (tokens_BKD.float() * fraction_BK[..., None]).sum(dim=1).to(tokens_BKD.dtype)

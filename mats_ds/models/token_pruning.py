@@ -1,7 +1,9 @@
-"""Select the frames and tokens of a clip that the encoder computes: frames [B, T, H, W, 3] uint8 -> patches, token indices.
+"""Select the frames and tokens of a clip that the encoder computes: frames [B, T, H, W, 3] uint8 ->
+patches, token indices.
 
-Shared by the masked autoencoder and the classifier: score the motion of the candidates (METHOD section 1 of arXiv 2211.10636),
-pick frames where there are more candidates than frames (section 3), pick tokens (section 2). No gradient.
+Shared by the masked autoencoder and the classifier: score the motion of the candidates (METHOD
+section 1 of arXiv 2211.10636), pick frames where there are more candidates than frames (section 3),
+pick tokens (section 2). No gradient.
 """
 
 from __future__ import annotations
@@ -27,9 +29,10 @@ from mats_ds.tokens.selection import select_tokens
 class PrunedClip:
     """The frames and tokens of a batch that are computed.
 
-    patches_BNP: uint8, all patches of the selected frames. motion_BN: their float32 scores, zero where no option needs them.
-    tubelets_BT: the selected frames as int64 indices into the candidates' tubelets. merged: the visible tokens with the dropped
-    ones averaged into them, where `merge_dropped` is on.
+    patches_BNP: uint8, all patches of the selected frames. motion_BN: their float32 scores, zero
+    where no option needs them.
+    tubelets_BT: the selected frames as int64 indices into the candidates' tubelets. merged: the
+    visible tokens with the dropped ones averaged into them, where `merge_dropped` is on.
     """
 
     patches_BNP: torch.Tensor
@@ -52,8 +55,9 @@ def prune_clip(
 ) -> PrunedClip:
     """Score the motion, then pick frames (where there are more candidates than frames) and tokens.
 
-    `motion_feature` maps patches_BNP to the features whose distances are the motion, [B, N, X]. `seed_B` None samples seeds from
-    torch's global generator. `pick_frames` None samples frames by the seed; else it is called as `select_fullest_frames` is.
+    `motion_feature` maps patches_BNP to the features whose distances are the motion, [B, N, X].
+    `seed_B` None samples seeds from torch's global generator. `pick_frames` None samples frames by
+    the seed; else it is called as `select_fullest_frames` is.
     Raises ValueError for frames that are not uint8 or not of the candidate grid's size.
     """
     if frames_BTHWC.dtype != torch.uint8:
@@ -75,10 +79,12 @@ def prune_clip(
         tubelets_BT = pick_frames(motion_BN, candidate_grid, keep_ratio=pruning.keep_ratio, num_tubelets=grid.tau)
         patches_BNP = take_tubelets(patches_BNP, tubelets_BT, candidate_grid)
         feature_BNX = take_tubelets(feature_BNX, tubelets_BT, candidate_grid)
-        motion_BN = score(feature_BNX, grid)  # neighbours have changed: the distance is to the tubelet that now comes before
+        # neighbours have changed: the distance is to the tubelet that now comes before
+        motion_BN = score(feature_BNX, grid)
     else:
         tubelets_BT = torch.arange(grid.tau, device=patches_BNP.device).expand(len(patches_BNP), -1)
-    strategy = "random_drop" if pruning.keeps_all else pruning.strategy  # it keeps all as well, and needs no score
+    # it keeps all as well, and needs no score
+    strategy = "random_drop" if pruning.keeps_all else pruning.strategy
     if strategy == "run_length":
         motion_BN = score_runs(patches_BNP, grid, threshold=pruning.run_threshold)
     ratios = {"keep_ratio": pruning.keep_ratio, "visible_ratio": pruning.visible_ratio}

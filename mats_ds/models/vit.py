@@ -1,7 +1,8 @@
 """From pixels to encoded tokens: patches [B, V, P] uint8 -> tokens [B, V, D].
 
-`PatchEmbed` is the Conv3d of kernel = stride = tubelet written as a linear layer, so that it can embed any gathered part of the
-patches. `Transformer` is a stack of blocks with a checkpointing policy, used for encoder and decoder.
+`PatchEmbed` is the Conv3d of kernel = stride = tubelet written as a linear layer, so that it can
+embed any gathered part of the patches. `Transformer` is a stack of blocks with a checkpointing
+policy, used for encoder and decoder.
 """
 
 from __future__ import annotations
@@ -24,7 +25,8 @@ UINT8_MAX = 255.0
 
 
 def split_patches(frames_BTHWC: torch.Tensor, grid: TokenGrid) -> torch.Tensor:
-    """patches_BNP of the frames' own type: tokens time-major, the values of a patch in the order (frame, row, column, colour).
+    """patches_BNP of the frames' own type: tokens time-major, the values of a patch in the order
+    (frame, row, column, colour).
 
     Raises ValueError when the frames are not [B, T, H, W, 3] of the grid's size.
     """
@@ -50,8 +52,8 @@ def gather_tokens(values_BNX: torch.Tensor, index_BK: torch.Tensor) -> torch.Ten
 class PatchEmbed(KeepsTables):
     """patches [B, K, P] uint8 -> embedding [B, K, D].
 
-    Dividing by 255 and ImageNet's normalisation are folded into the weights: pixels stay exact in bf16 and no normalised copy
-    of the clip exists.
+    Dividing by 255 and ImageNet's normalisation are folded into the weights: pixels stay exact in
+    bf16 and no normalised copy of the clip exists.
     """
 
     def __init__(self, grid: TokenGrid, width: int) -> None:
@@ -72,8 +74,8 @@ class PatchEmbed(KeepsTables):
 def embed_patches(
     patch_embed: PatchEmbed, patches_BKP: torch.Tensor, index_BK: torch.Tensor, *, positions_ND: torch.Tensor, recompute: str
 ) -> torch.Tensor:
-    """tokens_BKD: patches embedded, with the positions of the tokens `index_BK`. Unless `recompute` is "none", backward keeps the
-    patches' bytes and not the floats made of them.
+    """tokens_BKD: patches embedded, with the positions of the tokens `index_BK`. Unless `recompute`
+    is "none", backward keeps the patches' bytes and not the floats made of them.
     """
     if level_now(patch_embed, recompute) == "none":
         tokens_BKD = patch_embed(patches_BKP)
@@ -83,7 +85,8 @@ def embed_patches(
 
 
 def checkpointed_blocks(depth: int, policy: str | int) -> tuple[bool, ...]:
-    """For each of `depth` blocks whether its activations are recomputed in backward: "none", "all", or n for every n-th block."""
+    """For each of `depth` blocks whether its activations are recomputed in backward: "none", "all",
+    or n for every n-th block."""
     if policy == "none":
         return (False,) * depth
     every = 1 if policy == "all" else int(policy)
@@ -107,14 +110,16 @@ class Transformer(nn.Module):
     ) -> None:
         super().__init__()
         self.checkpointed = checkpointed_blocks(depth, checkpoint_blocks)
-        levels = ("none" if checkpointed else recompute for checkpointed in self.checkpointed)  # nothing is recomputed twice
+        # nothing is recomputed twice
+        levels = ("none" if checkpointed else recompute for checkpointed in self.checkpointed)
         rates = [drop_path * index / max(1, depth - 1) for index in range(depth)]
         self.blocks = nn.ModuleList(
             Block(width, heads, drop_path=rate, recompute=level) for rate, level in zip(rates, levels, strict=True)
         )
         self.norm = nn.LayerNorm(width, eps=NORM_EPS)
         self.recompute = recompute
-        self.is_random = drop_path > 0  # only then must recomputation find the random state of the forward pass
+        # only then must recomputation find the random state of the forward pass
+        self.is_random = drop_path > 0
 
     def forward(
         self,
@@ -123,7 +128,8 @@ class Transformer(nn.Module):
         num_outputs: int | None = None,
         then: Callable[[torch.Tensor], torch.Tensor] | None = None,
     ) -> torch.Tensor:
-        """The encoded tokens [B, N, D]; of the last `num_outputs` alone if given: the last block then has no other queries.
+        """The encoded tokens [B, N, D]; of the last `num_outputs` alone if given: the last block
+        then has no other queries.
 
         `then` is applied to them; what it needs of the LayerNorm is recomputed with it.
         """

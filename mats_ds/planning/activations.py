@@ -1,10 +1,13 @@
-"""Activation memory of one micro-batch, moment by moment: Workload, clips, bytes of an element -> Activations.
+"""Activation memory of one micro-batch, moment by moment: Workload, clips, bytes of an element ->
+Activations.
 
-It follows models/mae.py, models/classifier.py and models/layers.py tensor by tensor: what each part keeps for backward, and its
-temporaries. A step needs as much as its largest moment: selecting tokens, the loss, or a block in backward. Checked against the
-real engine on fake tensors (mats_ds/training/dry_run.py).
+It follows models/mae.py, models/classifier.py and models/layers.py tensor by tensor: what each part
+keeps for backward, and its temporaries. A step needs as much as its largest moment: selecting
+tokens, the loss, or a block in backward. Checked against the real engine on fake tensors
+(mats_ds/training/dry_run.py).
 
-Letters: B clips, N tokens of a clip, K those of a block, Q its queries, D width, P values of a patch.
+Letters: B clips, N tokens of a clip, K those of a block, Q its queries, D width, P values of a
+patch.
 """
 
 from __future__ import annotations
@@ -16,16 +19,19 @@ from mats_ds.planning.workload import Workload, block_matrices, block_vectors
 
 FLOAT32, INT64 = 4, 8
 NORM_STATS = 2  # mean and inverse spread of a LayerNorm's row, float32 each
-SQUARE_BACKWARD = 4  # float32 temporaries as large as the difference while its square and its mean go backward
-# A checkpointed block, in units of one [Q, D] activation, during its MLP's backward: the gradients of its output and of the MLP's
-# hidden layer (MLP_RATIO), and the recomputed activations, by `recompute` level.
+# float32 temporaries as large as the difference while its square and its mean go backward
+SQUARE_BACKWARD = 4
+# A checkpointed block, in units of one [Q, D] activation, during its MLP's backward: the gradients
+# of its output and of the MLP's hidden layer (MLP_RATIO), and the recomputed activations, by
+# `recompute` level.
 GRADIENTS_IN_MLP = 1 + MLP_RATIO
 RECOMPUTED_IN_MLP = {"none": 0, "pointwise": MLP_RATIO, "mlp": 1 + 2 * MLP_RATIO}
 
 
 @dataclass(frozen=True)
 class Turn:
-    """Backward of one block: the bytes alive at its peak, clips included, and the number of parameters that get gradients."""
+    """Backward of one block: the bytes alive at its peak, clips included, and the number of
+    parameters that get gradients."""
 
     alive_bytes: int
     num_parameters: int
@@ -33,9 +39,10 @@ class Turn:
 
 @dataclass(frozen=True)
 class Activations:
-    """Bytes of one rank's micro-batch. `blocks_bytes`: kept for backward by the blocks (encoder's first, then decoder's), one
-    entry a block; `other_saved_bytes`: kept by all else. The others are the most that is alive, clips and `saved` included:
-    while tokens are selected, in the loss, in the loss's backward, and in each of backward's `turns`, in its order.
+    """Bytes of one rank's micro-batch. `blocks_bytes`: kept for backward by the blocks (encoder's
+    first, then decoder's), one entry a block; `other_saved_bytes`: kept by all else. The others are
+    the most that is alive, clips and `saved` included: while tokens are selected, in the loss, in
+    the loss's backward, and in each of backward's `turns`, in its order.
     """
 
     blocks_bytes: tuple[int, ...]
@@ -70,7 +77,8 @@ class _Block:
 
     @property
     def saved(self) -> int:
-        """Bytes of its input, keys, values, queries, attention's output and residual, and what the level keeps in addition."""
+        """Bytes of its input, keys, values, queries, attention's output and residual, and what the
+        level keeps in addition."""
         if self.level == "block":
             return self.of(self.tokens)
         return self.of(self.tokens) + self.kept_inside(self.level)
@@ -83,7 +91,8 @@ class _Block:
         if level != "mlp":
             kept += self.of(queries, MLP_RATIO)  # fc1's output
         if level == "none":
-            normed = tokens if tokens == queries else tokens + queries  # keys and queries are normed apart
+            # keys and queries are normed apart
+            normed = tokens if tokens == queries else tokens + queries
             kept += self.of(normed) + self.of(queries, 1 + MLP_RATIO)
             kept += self.clips * (normed + queries) * NORM_STATS * FLOAT32
         return kept
@@ -96,7 +105,8 @@ class _Block:
 
 
 def plan_activations(workload: Workload, *, micro_batch: int, element_bytes: int) -> Activations:
-    """Activations of `micro_batch` clips in a model of `element_bytes` a number (2: bf16, 4: fp32)."""
+    """Activations of `micro_batch` clips in a model of `element_bytes` a number (2: bf16, 4:
+    fp32)."""
     if workload.task == "finetune":
         return _plan_finetuning(workload, micro_batch, element_bytes)
     return _plan_pretraining(workload, micro_batch, element_bytes)
@@ -111,7 +121,8 @@ def _plan_pretraining(work: Workload, clips: int, element: int) -> Activations:
     )
     predicted = clips * work.targets * patch
     embedding = _embedding_saved(work, clips, element)
-    # The last norms: input, and at level "none" what they put out, which the product behind them keeps.
+    # The last norms: input, and at level "none" what they put out, which the product behind them
+    # keeps.
     norms = [clips * work.visible * size.width * element, clips * work.targets * size.decoder_width * element]
     doubled = 2 if work.recompute == "none" else 1
     indices = clips * kept * INT64
@@ -120,8 +131,8 @@ def _plan_pretraining(work: Workload, clips: int, element: int) -> Activations:
     clip_bytes = clips * work.clip_bytes
     blocks = [block.saved for block in (*encoder, *decoder)]
     saved = sum(blocks) + other
-    # The loss holds predictions (model's type and float32), their bytes, normalised targets and their squares; the patches of
-    # all tokens are still there.
+    # The loss holds predictions (model's type and float32), their bytes, normalised targets and
+    # their squares; the patches of all tokens are still there.
     in_float = 0 if element == FLOAT32 else FLOAT32
     at_loss = saved - difference + predicted * (1 + element + in_float + 2 * FLOAT32) + _used_patches(work, clips)
     head = size.decoder_width * patch
@@ -198,8 +209,9 @@ def _used_patches(work: Workload, clips: int) -> int:
 
 
 def _choosing(work: Workload, clips: int, element: int) -> int:
-    """Bytes alive while tokens are selected: the clip's patches (a copy), and where motion is scored, patches as numbers and
-    their embedding, then the embedding as float32 and the differences of neighbours.
+    """Bytes alive while tokens are selected: the clip's patches (a copy), and where motion is
+    scored, patches as numbers and their embedding, then the embedding as float32 and the
+    differences of neighbours.
     """
     grid = work.candidate_grid
     tokens, patch = clips * grid.num_tokens, grid.patch_values

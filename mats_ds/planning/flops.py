@@ -1,13 +1,17 @@
 """FLOPs of one clip in closed form: model sizes and token counts -> StepFlops.
 
-Published "GFLOPs" of this field are multiply-adds (MACs); one MAC is two FLOPs. Only matrix products count: norms,
-activations and the softmax are left out, as is usual. Three figures are kept apart:
-- `forward_macs`: the method's forward pass counted as the papers do (every token embedded once): 19.8 G for MATS and 35.4 G
-  for tube masking at ViT-B pre-training, 98.0 G and 180.3 G in fine-tuning;
-- `training_flops`: useful forward and backward FLOPs of this implementation (the basis of MFU); the decoder's last block
-  has queries for the targets alone, which the published figure does not take off;
-- `hardware_flops`: what the device executes, with everything that is computed twice: what `recompute` and `checkpoint_blocks`
-  do not keep, the visible tokens' second embedding, and the attention backward, which recomputes its scores.
+Published "GFLOPs" of this field are multiply-adds (MACs); one MAC is two FLOPs. Only matrix
+products count: norms, activations and the softmax are left out, as is usual. Three figures are kept
+apart:
+- `forward_macs`: the method's forward pass counted as the papers do (every token embedded once):
+  19.8 G for MATS and 35.4 G for tube masking at ViT-B pre-training, 98.0 G and 180.3 G in
+  fine-tuning;
+- `training_flops`: useful forward and backward FLOPs of this implementation (the basis of MFU); the
+  decoder's last block has queries for the targets alone, which the published figure does not take
+  off;
+- `hardware_flops`: what the device executes, with everything that is computed twice: what
+  `recompute` and `checkpoint_blocks` do not keep, the visible tokens' second embedding, and the
+  attention backward, which recomputes its scores.
 Checked against torch's FlopCounterMode in tests/planning/test_flops.py.
 """
 
@@ -28,8 +32,8 @@ TASKS = ("pretrain", "finetune")
 
 @dataclass(frozen=True)
 class StepFlops:
-    """Per clip. `forward_*`: one forward pass as published. `training_*`: useful forward + backward. `hardware_flops`:
-    executed.
+    """Per clip. `forward_*`: one forward pass as published. `training_*`: useful forward +
+    backward. `hardware_flops`: executed.
     """
 
     forward_macs: int
@@ -51,7 +55,8 @@ class StepFlops:
 
 @dataclass(frozen=True)
 class _Block:
-    """MACs of one block: its dense layers (`linear`, of which `fc1` and `fc2` are the MLP's) and attention products."""
+    """MACs of one block: its dense layers (`linear`, of which `fc1` and `fc2` are the MLP's) and
+    attention products."""
 
     linear: int
     attention: int
@@ -77,8 +82,9 @@ class _Block:
 
     @property
     def hardware(self) -> int:
-        # Backward of a product is two products of the same size. A fused attention backward computes the scores again: five
-        # products where the forward has two, 2.5 times. A checkpointed block is recomputed up to fc2, whose output nobody needs.
+        # Backward of a product is two products of the same size. A fused attention backward
+        # computes the scores again: five products where the forward has two, 2.5 times. A
+        # checkpointed block is recomputed up to fc2, whose output nobody needs.
         again = {"none": 0, "pointwise": 0, "mlp": self.fc1, "block": self.forward - self.fc2}
         return 3 * self.linear + self.attention + self.attention * 5 // 2 + again[self.recompute]
 
@@ -95,7 +101,8 @@ class _Stack:
 def _stack(
     *, depth: int, width: int, length: int, recompute: str, checkpoint_blocks: str | int, num_outputs: int | None = None
 ) -> _Stack:
-    """`depth` blocks on `length` tokens; the last one computes `num_outputs` of them only, if given."""
+    """`depth` blocks on `length` tokens; the last one computes `num_outputs` of them only, if
+    given."""
     every = {"none": depth + 1, "all": 1}.get(checkpoint_blocks, checkpoint_blocks)
     levels = ["block" if (index + 1) % int(every) == 0 else recompute for index in range(depth)]
     queries = [length] * (depth - 1) + [num_outputs or length]
@@ -125,12 +132,13 @@ def step_flops(
 ) -> StepFlops:
     """FLOPs and multiply-adds of one clip, forward and training.
 
-    The options of the method are `keep_ratio`, `visible_ratio` and `options` by name (strategy, feature, merge_dropped), or
-    `pruning` instead of them.
-    task "pretrain": the masked autoencoder. task "finetune": the encoder on int(keep_ratio N) tokens (1.0: all) and a linear
-    head; `visible_ratio` and the decoder have no part in it. `candidate_grid` is the larger grid of adaptive frame selection.
-    Decoder depth None is the size's own (4 for S and B, 12 for L and H): name it beside every figure of L and H.
-    `merge_dropped` compares every dropped token with every kept one.
+    The options of the method are `keep_ratio`, `visible_ratio` and `options` by name (strategy,
+    feature, merge_dropped), or `pruning` instead of them. task "pretrain": the masked autoencoder.
+    task "finetune": the encoder on int(keep_ratio N) tokens (1.0: all) and a linear head;
+    `visible_ratio` and the decoder have no part in it. `candidate_grid` is the larger grid of
+    adaptive frame selection. Decoder depth None is the size's own (4 for S and B, 12 for L and H):
+    name it beside every figure of L and H. `merge_dropped` compares every dropped token with every
+    kept one.
     Raises ValueError for an unknown model, task or strategy.
     """
     if model_name not in MODEL_SIZES:
@@ -186,7 +194,8 @@ def recipe_flops(recipe: Recipe) -> StepFlops:
 
 
 def describe_compute(recipe: Recipe) -> str:
-    """One line: pre-training GMACs of a clip beside tube masking's, fine-tuning GMACs at 0.6 of the tokens beside all of them."""
+    """One line: pre-training GMACs of a clip beside tube masking's, fine-tuning GMACs at 0.6 of the
+    tokens beside all of them."""
     size, grid, selection = recipe.model.name, recipe.clip.grid(), recipe.selection
     depth = recipe.model.decoder_depth or MODEL_SIZES[size].decoder_depth
     flops = recipe_flops(recipe)

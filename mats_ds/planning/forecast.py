@@ -1,6 +1,8 @@
-"""Memory and time of a run before it is started: workload, DeepSpeed JSON and GPU -> Forecast and TimePlan.
+"""Memory and time of a run before it is started: workload, DeepSpeed JSON and GPU -> Forecast and
+TimePlan.
 
-What torch's allocator will hold is in closed form (memory.py); what lies outside of it is assumed (Overheads).
+What torch's allocator will hold is in closed form (memory.py); what lies outside of it is assumed
+(Overheads).
 """
 
 from __future__ import annotations
@@ -27,17 +29,20 @@ from mats_ds.planning.workload import Workload
 
 MAX_MICRO_BATCH = 4096
 SECONDS_PER_HOUR = 3600
-ASSUMED_MFU = 0.35  # no run of this trainer has been timed on a GPU: an assumption, not a measurement
-# Training clips of the data sets that the recipes are for. Kinetics-400 and Something-Something V2: VideoMAE's DATASET.md lists
-# about 240 k and 169 k; UCF101 split 1: 9 537; HMDB51 split 1: 3 570.
+# no run of this trainer has been timed on a GPU: an assumption, not a measurement
+ASSUMED_MFU = 0.35
+# Training clips of the data sets that the recipes are for. Kinetics-400 and Something-Something V2:
+# VideoMAE's DATASET.md lists about 240 k and 169 k; UCF101 split 1: 9 537; HMDB51 split 1: 3 570.
 KNOWN_CLIPS = {"k400": 240_000, "ssv2": 169_000, "ucf101": 9_537, "hmdb51": 3_570}
 
 
 @dataclass(frozen=True)
 class LoaderMemory:
-    """Loader settings that take GPU memory: prefetched micro-batches, DALI's pipelines, and the size of the videos.
+    """Loader settings that take GPU memory: prefetched micro-batches, DALI's pipelines, and the
+    size of the videos.
 
-    The default size is that of training copies with a shorter side of 256 (docs/data.md); a chunk of a pipeline is 8 clips.
+    The default size is that of training copies with a shorter side of 256 (docs/data.md); a chunk
+    of a pipeline is 8 clips.
     """
 
     prefetch: int = 2
@@ -49,14 +54,17 @@ class LoaderMemory:
 
 @dataclass(frozen=True)
 class Overheads:
-    """Memory of a GPU beside the tensors, in bytes, and a margin. Assumptions with reasons: nothing was measured on a GPU by
-    this project.
+    """Memory of a GPU beside the tensors, in bytes, and a margin. Assumptions with reasons: nothing
+    was measured on a GPU by this project.
 
     - `context`: CUDA context and loaded kernels, 0.4 to 0.6 GB with PyTorch.
-    - `nccl`: NCCL's channel buffers: up to 32 channels of 4 MiB (NCCL_BUFFSIZE) and three protocols; none with one GPU.
-    - `cublas`: PyTorch's workspace for cuBLAS, 8 MiB before and 32 MiB on Hopper (torch.backends documentation), the larger.
-    - `surfaces`: the pictures that NVDEC decodes into (20, the most that its references and reordering need) and
-      the decoded clips of one chunk of a DALI pipeline in RGB, before they are scaled.
+    - `nccl`: NCCL's channel buffers: up to 32 channels of 4 MiB (NCCL_BUFFSIZE) and three
+      protocols; none with one GPU.
+    - `cublas`: PyTorch's workspace for cuBLAS, 8 MiB before and 32 MiB on Hopper (torch.backends
+      documentation), the larger.
+    - `surfaces`: the pictures that NVDEC decodes into (20, the most that its references and
+      reordering need) and the decoded clips of one chunk of a DALI pipeline in RGB, before they are
+      scaled.
     - `fragments_fraction`: reserved and unusable, as a fraction of the tensors.
     - `margin_fraction`: of the GPU's memory, left free.
     """
@@ -69,7 +77,8 @@ class Overheads:
     margin_fraction: float = 0.03
 
     def decoder_bytes(self, *, num_pipelines: int, chunk_frames: int, height: int, width: int) -> int:
-        """Of DALI's pipelines on videos of `height` x `width`; a chunk holds `chunk_frames` frames (NV12: 1.5 bytes a pixel)."""
+        """Of DALI's pipelines on videos of `height` x `width`; a chunk holds `chunk_frames` frames
+        (NV12: 1.5 bytes a pixel)."""
         pixels = height * width
         return num_pipelines * (self.surfaces * pixels * 3 // 2 + chunk_frames * pixels * 3)
 
@@ -80,8 +89,8 @@ class Overheads:
 
 @dataclass(frozen=True)
 class Forecast:
-    """The memory of one rank on one GPU. `bytes_by_kind`: all of it, in the order of a table; `limit_bytes`: the GPU's memory
-    less the margin.
+    """The memory of one rank on one GPU. `bytes_by_kind`: all of it, in the order of a table;
+    `limit_bytes`: the GPU's memory less the margin.
     """
 
     workload: Workload
@@ -113,7 +122,8 @@ def forecast(
     loader: LoaderMemory | None = None,
     overheads: Overheads | None = None,
 ) -> Forecast:
-    """The memory that a rank needs on `gpu`. Raises ValueError for a JSON that cannot be planned."""
+    """The memory that a rank needs on `gpu`. Raises ValueError for a JSON that cannot be
+    planned."""
     loader, overheads = loader or LoaderMemory(), overheads or Overheads()
     memory = plan_memory(workload, ds_config, world_size=world_size, micro_batch=micro_batch, accumulation=accumulation)
     kinds = dict(memory.bytes_by_kind)
@@ -132,7 +142,8 @@ def forecast(
 
 
 def largest_micro_batch(workload: Workload, ds_config: Mapping[str, Any], **how: Any) -> int:
-    """The largest micro-batch that fits, 0 if not even one clip; `how`: as for `forecast`, without `micro_batch`."""
+    """The largest micro-batch that fits, 0 if not even one clip; `how`: as for `forecast`, without
+    `micro_batch`."""
     if not forecast(workload, ds_config, micro_batch=1, **how).fits:
         return 0
     fits, too_many = 1, MAX_MICRO_BATCH + 1
@@ -146,7 +157,8 @@ def largest_micro_batch(workload: Workload, ds_config: Mapping[str, Any], **how:
 
 
 def as_recorded(kinds: Mapping[str, int]) -> dict[str, int]:
-    """The kinds as a report measures them: prefetched clips count as activations, the decoder as outside of torch."""
+    """The kinds as a report measures them: prefetched clips count as activations, the decoder as
+    outside of torch."""
     recorded = dict(kinds)
     recorded[ACTIVATIONS] += recorded.pop("waiting_clips", 0)
     recorded[OUTSIDE] = recorded.get(OUTSIDE, 0) + recorded.pop("decoder", 0)
@@ -155,7 +167,8 @@ def as_recorded(kinds: Mapping[str, int]) -> dict[str, int]:
 
 @dataclass(frozen=True)
 class TimePlan:
-    """Steps and their time. `step_seconds` None: the peak of the GPU in this precision is not known."""
+    """Steps and their time. `step_seconds` None: the peak of the GPU in this precision is not
+    known."""
 
     num_clips: int
     clips_per_step: int
@@ -186,7 +199,8 @@ def plan_time(
     mfu: float = ASSUMED_MFU,
     precision: str = BF16,
 ) -> TimePlan:
-    """The time of `epochs` over `num_clips`, or of `steps`, in "bf16" or "fp32", ended early after `max_steps`.
+    """The time of `epochs` over `num_clips`, or of `steps`, in "bf16" or "fp32", ended early after
+    `max_steps`.
 
     `step_seconds` is None for a GPU without a listed peak in that precision.
     """
@@ -201,7 +215,8 @@ def plan_time(
 
 
 def measured_mfu(run_dir: str | Path) -> float:
-    """The median MFU of a run's first rank, without its first fifth of steps. Raises ValueError where none was recorded."""
+    """The median MFU of a run's first rank, without its first fifth of steps. Raises ValueError
+    where none was recorded."""
     path = Path(run_dir) / RECORDS_FOLDER / "rank-00000.jsonl"
     refuse_wrong_kind(path, below=Path(run_dir))
     if not path.is_file():

@@ -1,8 +1,10 @@
-"""Peak memory of one rank in closed form: Workload, DeepSpeed JSON, ranks, micro-batch -> MemoryPlan. Milliseconds, no GPU.
+"""Peak memory of one rank in closed form: Workload, DeepSpeed JSON, ranks, micro-batch ->
+MemoryPlan. Milliseconds, no GPU.
 
-ZeRO's parts follow DeepSpeed's source (stage_1_and_2.py): weights and gradients in the model's type, master weights and two
-moments in float32, each of the stage's partition padded to two elements a rank; communication buckets of the JSON's
-size, two with overlap_comm, and one copy of a bucket while it is reduced.
+ZeRO's parts follow DeepSpeed's source (stage_1_and_2.py): weights and gradients in the model's
+type, master weights and two moments in float32, each of the stage's partition padded to two
+elements a rank; communication buckets of the JSON's size, two with overlap_comm, and one copy of a
+bucket while it is reduced.
 """
 
 from __future__ import annotations
@@ -15,13 +17,15 @@ from mats_ds.models.sizes import MODEL_SIZES
 from mats_ds.planning.activations import FLOAT32, Activations, plan_activations
 from mats_ds.planning.workload import Workload
 
-DEEPSPEED_BUCKET_ELEMENTS = 500_000_000  # DeepSpeed's defaults of reduce_bucket_size and allgather_bucket_size
+# DeepSpeed's defaults of reduce_bucket_size and allgather_bucket_size
+DEEPSPEED_BUCKET_ELEMENTS = 500_000_000
 ALIGNMENT = 2  # elements a rank: nccl_start_alignment_factor
 
 
 @dataclass(frozen=True)
 class ZeroSettings:
-    """The settings of a DeepSpeed JSON that decide on memory. `element_bytes`: of the model's type."""
+    """The settings of a DeepSpeed JSON that decide on memory. `element_bytes`: of the model's
+    type."""
 
     stage: int
     element_bytes: int
@@ -52,8 +56,9 @@ class ZeroSettings:
 
 @dataclass(frozen=True)
 class MemoryPlan:
-    """One rank's memory at its peak. `bytes_by_kind`, named as in metering/device_memory.py, add up to `peak_bytes`; kinds that
-    begin with `host_` are in host memory and do not. `moments`: every candidate for the peak.
+    """One rank's memory at its peak. `bytes_by_kind`, named as in metering/device_memory.py, add up
+    to `peak_bytes`; kinds that begin with `host_` are in host memory and do not. `moments`: every
+    candidate for the peak.
     """
 
     bytes_by_kind: dict[str, int]
@@ -71,7 +76,8 @@ class MemoryPlan:
 
 
 def plan_static(workload: Workload, zero: ZeroSettings, *, world_size: int) -> dict[str, int]:
-    """Bytes that a rank holds by kind, as training.engine.static_bytes measures them on a live engine."""
+    """Bytes that a rank holds by kind, as training.engine.static_bytes measures them on a live
+    engine."""
     counts = workload.parameters()
     owned = sum(partition_elements(part, world_size) for part in (counts.matrices, counts.vectors))
     if zero.stage == 0:
@@ -101,7 +107,8 @@ def partition_elements(elements: int, world_size: int) -> int:
 
 
 def bucket_bytes(zero: ZeroSettings) -> int:
-    """Bytes of the buckets that gradients are copied into to be reduced, for the duration of backward."""
+    """Bytes of the buckets that gradients are copied into to be reduced, for the duration of
+    backward."""
     if zero.stage not in (1, 2) or not zero.contiguous:
         return 0
     return zero.bucket_elements * zero.element_bytes * (2 if zero.overlaps else 1)
@@ -122,11 +129,13 @@ def plan_memory(
     counts = workload.parameters()
     rest = sum(size for kind, size in on_gpu.items() if kind not in ("gradients", "buckets")) + _positions(workload, element)
     owned_bytes = sum(partition_elements(part, world_size) for part in (counts.matrices, counts.vectors)) * element
-    # Between micro-batches gradients wait; without a partition of gradients (ZeRO-1) their buckets stay too.
+    # Between micro-batches gradients wait; without a partition of gradients (ZeRO-1) their buckets
+    # stay too.
     held = static["gradients"] if accumulation > 1 else 0
     if zero.stage == 1 and accumulation > 1:
         held += on_gpu["buckets"]
-    # Reduced gradients of this rank, a copy of them in one piece (not without ZeRO), and the same in float32.
+    # Reduced gradients of this rank, a copy of them in one piece (not without ZeRO), and the same
+    # in float32.
     if zero.stage == 0:
         owned_bytes = counts.total * element
     in_float = owned_bytes // element * FLOAT32 if element != FLOAT32 else 0
@@ -148,8 +157,8 @@ def plan_memory(
 
 
 def _walk_back(acts: Activations, zero: ZeroSettings, *, buckets: int, owned_bytes: int, largest: int) -> int:
-    """The peak of backward: gradients fill the bucket; a full bucket is reduced through a copy of it, and from then on this
-    rank's partition of the gradients stays.
+    """The peak of backward: gradients fill the bucket; a full bucket is reduced through a copy of
+    it, and from then on this rank's partition of the gradients stays.
     """
     peak = waiting = staying = 0
     for turn in acts.turns:
@@ -172,8 +181,9 @@ def _positions(workload: Workload, element: int) -> int:
 
 @dataclass(frozen=True)
 class ExactMemory:
-    """Bytes of tensors of rank 0. `rest_bytes`: between two steps, without the batch. `saved_bytes`: kept by the forward
-    pass for backward. The peaks of the four parts of a run include all of that.
+    """Bytes of tensors of rank 0. `rest_bytes`: between two steps, without the batch.
+    `saved_bytes`: kept by the forward pass for backward. The peaks of the four parts of a run
+    include all of that.
     """
 
     rest_bytes: int

@@ -1,6 +1,7 @@
 """plan.json, the forecast beside a run's records: written before a run, read by its report.
 
-One rank's memory by kind is named as in metering/device_memory.py, so that planned and measured bytes stand side by side.
+One rank's memory by kind is named as in metering/device_memory.py, so that planned and measured
+bytes stand side by side.
 """
 
 from __future__ import annotations
@@ -22,10 +23,11 @@ PLAN_SCHEMA = 1
 class Plan:
     """A forecast for one rank of `world_size`. None: not forecast.
 
-    `bytes_by_kind` add up to the peak of a GPU's used memory; `memory_error` is the fraction by which the planner was measured
-    to be off. FLOPs are of one clip, forward and backward; `step_seconds` of one optimizer step of all ranks together;
-    `hours` and `joules_per_clip` as in a budget. `saved_bytes`: what a micro-batch keeps for backward, a part of the
-    peak. `assumptions` are sentences for a reader.
+    `bytes_by_kind` add up to the peak of a GPU's used memory; `memory_error` is the fraction by
+    which the planner was measured to be off. FLOPs are of one clip, forward and backward;
+    `step_seconds` of one optimizer step of all ranks together; `hours` and `joules_per_clip` as in
+    a budget. `saved_bytes`: what a micro-batch keeps for backward, a part of the peak.
+    `assumptions` are sentences for a reader.
     """
 
     world_size: int
@@ -56,7 +58,8 @@ def write_plan(run_dir: str | Path, plan: Plan) -> Path:
 
 
 def read_plan(run_dir: str | Path) -> Plan | None:
-    """The plan of a run folder, None where it has none. Keys that this version does not know are ignored.
+    """The plan of a run folder, None where it has none. Keys that this version does not know are
+    ignored.
 
     Raises ValueError where the file cannot be read.
     """
@@ -75,14 +78,16 @@ def read_plan(run_dir: str | Path) -> Plan | None:
 
 
 def write_measured(run_dir: str | Path, *, saved_bytes: int) -> Path:
-    """Write the bytes that rank 0's first forward pass kept for backward; returns the file's path."""
+    """Write the bytes that rank 0's first forward pass kept for backward; returns the file's
+    path."""
     path = Path(run_dir) / MEASURED_FILE
     write_json(path, {"schema": PLAN_SCHEMA, "saved_bytes": saved_bytes}, durable=True)
     return path
 
 
 def read_measured_saved_bytes(run_dir: str | Path) -> int | None:
-    """The bytes that `write_measured` wrote, None where nothing was measured. Raises ValueError for an unreadable file."""
+    """The bytes that `write_measured` wrote, None where nothing was measured. Raises ValueError for
+    an unreadable file."""
     path = Path(run_dir) / MEASURED_FILE
     if not os.path.lexists(path):
         return None

@@ -1,7 +1,8 @@
-"""The observer that writes a run's plan beside its records, and the bytes that the first micro-batch really kept for backward.
+"""The observer that writes a run's plan beside its records, and the bytes that the first
+micro-batch really kept for backward.
 
-The plan is the closed form of `mats plan`; it takes milliseconds. On a CPU resident memory is not planned: static bytes and what
-the forward pass keeps for backward can be compared there.
+The plan is the closed form of `mats plan`; it takes milliseconds. On a CPU resident memory is not
+planned: static bytes and what the forward pass keeps for backward can be compared there.
 """
 
 from __future__ import annotations
@@ -30,8 +31,8 @@ NOT_MEASURED = "CUDA context, NCCL, decoder and fragments are assumed: no plan w
 
 @dataclass
 class PlanRecorder:
-    """Writes plan.json on rank 0; other ranks do nothing. `measures`: count what the first forward pass keeps for backward, which
-    is not possible where a compiler runs the model.
+    """Writes plan.json on rank 0; other ranks do nothing. `measures`: count what the first forward
+    pass keeps for backward, which is not possible where a compiler runs the model.
     """
 
     workload: Workload

@@ -27,7 +27,8 @@ FALLBACK_DATA = "k400"  # its number of clips, where no other is known
 
 @dataclass(frozen=True)
 class PlanOptions:
-    """A run to plan, as a person describes it. None: not stated. `video`: WIDTHxHEIGHT of the files."""
+    """A run to plan, as a person describes it. None: not stated. `video`: WIDTHxHEIGHT of the
+    files."""
 
     ds_config: str | Path
     recipe: str = "default"

@@ -1,4 +1,5 @@
-"""One model on a number of GPUs: bytes sent, clips decoded and bytes of a checkpoint. Planner's figures -> Scale.
+"""One model on a number of GPUs: bytes sent, clips decoded and bytes of a checkpoint. Planner's
+figures -> Scale.
 
 Everything is computed; links and disks are the assumptions of `Site`.
 """
@@ -21,14 +22,16 @@ from mats_ds.planning.sweep import loader_on
 from mats_ds.planning.workload import Workload
 
 GB = 1e9
-STATE_BYTES = 12  # of an element in the optimizer's part of a checkpoint: float32 master weight and two moments
+# of an element in the optimizer's part of a checkpoint: float32 master weight and two moments
+STATE_BYTES = 12
 KEYFRAME_DISTANCE = 16  # of training copies that `prepare transcode` writes (docs/data.md)
 
 
 @dataclass(frozen=True)
 class Site:
-    """Machines and links, assumed. Bytes a second in one direction, of one machine: NVLink of an A100 (NVIDIA: 600 GB/s both
-    ways), one 100 Gb/s network adapter, eight of 200 Gb/s; and a shared disk that all machines write to.
+    """Machines and links, assumed. Bytes a second in one direction, of one machine: NVLink of an
+    A100 (NVIDIA: 600 GB/s both ways), one 100 Gb/s network adapter, eight of 200 Gb/s; and a shared
+    disk that all machines write to.
     """
 
     gpus_per_machine: int = 8
@@ -60,15 +63,16 @@ class Scale:
 
     @property
     def num_buckets(self) -> int:
-        """All-reduces of gradients of a micro-batch, at least: a tensor that no longer fits into a bucket begins the next."""
+        """All-reduces of gradients of a micro-batch, at least: a tensor that no longer fits into a
+        bucket begins the next."""
         return math.ceil(self.num_parameters / self.zero.bucket_elements)
 
     @property
     def reduced_bytes(self) -> float:
         """Bytes that a GPU sends in the all-reduce of one micro-batch's gradients, in a ring.
 
-        ZeRO-2 of DeepSpeed 0.19 all-reduces full buckets (use_multi_rank_bucket_allreduce) and keeps its part: twice
-        a reduce-scatter.
+        ZeRO-2 of DeepSpeed 0.19 all-reduces full buckets (use_multi_rank_bucket_allreduce) and
+        keeps its part: twice a reduce-scatter.
         """
         return 2 * self._ring_fraction * self.num_parameters * self.zero.element_bytes
 
@@ -87,8 +91,8 @@ class Scale:
         return (self.world_size - 1) / self.world_size
 
     def link_seconds(self, between_machines: float) -> float:
-        """Seconds to send a step's bytes at the full speed of the ring's slowest link, without latency; on one machine all links
-        are NVLink."""
+        """Seconds to send a step's bytes at the full speed of the ring's slowest link, without
+        latency; on one machine all links are NVLink."""
         inside = self.world_size <= self.site.gpus_per_machine
         return self.sent_bytes / (self.site.nvlink if inside else min(self.site.nvlink, between_machines))
 
@@ -99,7 +103,8 @@ class Scale:
 
     @property
     def frames_per_clip(self) -> float:
-        """Frames that a decoder reads for a clip: from its first to its last, and half a keyframe distance before."""
+        """Frames that a decoder reads for a clip: from its first to its last, and half a keyframe
+        distance before."""
         clip = self.recipe.clip
         return (clip.num_frames - 1) * clip.stride + 1 + (KEYFRAME_DISTANCE - 1) / 2
 
@@ -117,7 +122,8 @@ class Scale:
 
 
 def plan_scale(model: str, world_size: int, *, gpu: Gpu, ds_config: Mapping[str, Any], mfu: float, site: Site) -> Scale:
-    """Pre-training on Kinetics-400 with the JSON's micro-batch on every GPU: the global batch grows.
+    """Pre-training on Kinetics-400 with the JSON's micro-batch on every GPU: the global batch
+    grows.
 
     Raises ValueError for a JSON or a GPU that cannot be planned.
     """

@@ -1,4 +1,5 @@
-"""Memory, FLOPs and time of every model size on every node, MATS beside VideoMAE: settings -> cells -> text and JSON."""
+"""Memory, FLOPs and time of every model size on every node, MATS beside VideoMAE: settings -> cells
+-> text and JSON."""
 
 from __future__ import annotations
 
@@ -27,7 +28,8 @@ GB = 1e9
 
 @dataclass(frozen=True)
 class Cell:
-    """One cell of the sweep. `asked`: at the JSON's micro-batch; `largest`: the largest that fits, 0 if none does."""
+    """One cell of the sweep. `asked`: at the JSON's micro-batch; `largest`: the largest that fits,
+    0 if none does."""
 
     size: str
     method: str
@@ -120,7 +122,8 @@ def _format_cell(cell: Cell) -> str:
 
 
 def compare_published(base: Workload, ds_config: Mapping[str, Any], *, world_size: int) -> list[str]:
-    """ViT-L at the published batch: tensors of all GPUs together, at three levels of recomputation, beside the published GB."""
+    """ViT-L at the published batch: tensors of all GPUs together, at three levels of recomputation,
+    beside the published GB."""
     lines = [
         f"ViT-L pre-training at a global batch of {PUBLISHED_BATCH} on {world_size} GPUs, tensors of all GPUs at their peak, GB "
         "(published: EVEREST, decoder depth not stated):"

@@ -1,7 +1,9 @@
-"""Measured bytes of tensors: kept for backward by one forward pass (SavedBytes), and alive in a context (LiveBytes).
+"""Measured bytes of tensors: kept for backward by one forward pass (SavedBytes), and alive in a
+context (LiveBytes).
 
-Every storage counts once; SavedBytes leaves out parameters, buffers and the module's inputs. Recomputed parts keep their inputs
-only, and only those are counted. It costs one Python call for each saved tensor of that one pass.
+Every storage counts once; SavedBytes leaves out parameters, buffers and the module's inputs.
+Recomputed parts keep their inputs only, and only those are counted. It costs one Python call for
+each saved tensor of that one pass.
 """
 
 from __future__ import annotations
@@ -17,7 +19,8 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 
 class SavedBytes:
-    """Counts what a module's next forward pass in training keeps for backward: `num_bytes`, None until that pass is over."""
+    """Counts what a module's next forward pass in training keeps for backward: `num_bytes`, None
+    until that pass is over."""
 
     def __init__(self, module: nn.Module) -> None:
         self.num_bytes: int | None = None
@@ -62,7 +65,8 @@ ALLOCATOR_UNIT_BYTES = 512  # CUDA's caching allocator rounds every request up t
 
 
 class LiveBytes(TorchDispatchMode):
-    """Inside `with LiveBytes() as live:`, `live.now_bytes` are alive, and `live.peak_bytes` were the most since `restart`."""
+    """Inside `with LiveBytes() as live:`, `live.now_bytes` are alive, and `live.peak_bytes` were
+    the most since `restart`."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -75,7 +79,8 @@ class LiveBytes(TorchDispatchMode):
         self.peak_bytes = self.now_bytes
 
     def count(self, tensor: torch.Tensor) -> None:
-        """Count a tensor's storage unless it is counted already. Tensors without memory (device "meta") do not count."""
+        """Count a tensor's storage unless it is counted already. Tensors without memory (device
+        "meta") do not count."""
         if tensor.device.type == "meta":
             return
         storage = tensor.untyped_storage()

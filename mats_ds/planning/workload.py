@@ -1,4 +1,5 @@
-"""The work of a planned training: the model, its clips and the tokens that it keeps. Recipe -> Workload.
+"""The work of a planned training: the model, its clips and the tokens that it keeps. Recipe ->
+Workload.
 
 Counts of tokens and parameters in closed form; tests hold the parameters against the real modules.
 """
@@ -21,7 +22,8 @@ DEFAULT_CLASSES = 400  # of Kinetics-400, where a plan for fine-tuning names no 
 
 @dataclass(frozen=True)
 class ParameterCounts:
-    """Elements of the optimizer's two groups: matrices, which decay, and vectors, which do not. `largest`: of one tensor."""
+    """Elements of the optimizer's two groups: matrices, which decay, and vectors, which do not.
+    `largest`: of one tensor."""
 
     matrices: int
     vectors: int
@@ -34,8 +36,9 @@ class ParameterCounts:
 
 @dataclass(frozen=True)
 class Workload:
-    """One model at work. task "pretrain": the masked autoencoder; "finetune": the classifier on the pruning's `keep_ratio` of
-    the tokens (1: all of them). The other fields are the recipe's. Raises ValueError for an unknown task or model.
+    """One model at work. task "pretrain": the masked autoencoder; "finetune": the classifier on the
+    pruning's `keep_ratio` of the tokens (1: all of them). The other fields are the recipe's. Raises
+    ValueError for an unknown task or model.
     """
 
     task: str = "pretrain"

@@ -1,6 +1,7 @@
 """A hardware budget, and whether a run was within it.
 
-A budget file is JSON: name, gpus, memory_per_gpu_bytes, and optionally hours (of the entire run), joules_per_clip and a note.
+A budget file is JSON: name, gpus, memory_per_gpu_bytes, and optionally hours (of the entire run),
+joules_per_clip and a note.
 """
 
 from __future__ import annotations
@@ -35,9 +36,10 @@ class Budget:
 
 @dataclass(frozen=True)
 class Measured:
-    """Figures that a budget judges. `memory_bytes` is the peak of the rank that used most. `missing`: sentences on ranks or steps
-    without a record. `outcome` None: the run has not ended, or was killed; `silent_seconds` is the age of its last record.
-    `hours` are of the entire run, projected where it is not over. None elsewhere: not measured.
+    """Figures that a budget judges. `memory_bytes` is the peak of the rank that used most.
+    `missing`: sentences on ranks or steps without a record. `outcome` None: the run has not ended,
+    or was killed; `silent_seconds` is the age of its last record. `hours` are of the entire run,
+    projected where it is not over. None elsewhere: not measured.
     """
 
     num_ranks: int
@@ -58,7 +60,8 @@ class Measured:
 
 @dataclass(frozen=True)
 class Check:
-    """One question of the verdict. `passed` None: it could not be judged, for the reason in `text`."""
+    """One question of the verdict. `passed` None: it could not be judged, for the reason in
+    `text`."""
 
     name: str
     passed: bool | None
@@ -67,7 +70,8 @@ class Check:
 
 @dataclass(frozen=True)
 class Verdict:
-    """Passed if no check failed. `headline` is one sentence with the result of every check, or of the failed ones."""
+    """Passed if no check failed. `headline` is one sentence with the result of every check, or of
+    the failed ones."""
 
     passed: bool
     headline: str
@@ -100,7 +104,8 @@ def load_budget(source: str | Path, *, folder: str | Path | None = None) -> Budg
 
 
 def judge(measured: Measured, budget: Budget) -> Verdict:
-    """Compare a run with a budget. A run that has not finished, misses records, or diverged does not pass."""
+    """Compare a run with a budget. A run that has not finished, misses records, or diverged does
+    not pass."""
     checks = [
         _judge_memory(measured, budget),
         _judge_ranks(measured, budget),
@@ -166,7 +171,8 @@ def first_line(outcome: str) -> str:
 
 
 def _describe_silence(measured: Measured) -> str:
-    """A sentence on a run without an outcome: one without a record for long is not running any more."""
+    """A sentence on a run without an outcome: one without a record for long is not running any
+    more."""
     silent_seconds = measured.silent_seconds
     if silent_seconds is None:
         return "the run has not ended: it is still going on, or was killed"

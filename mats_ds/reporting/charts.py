@@ -1,6 +1,8 @@
-"""Small charts as SVG text, coloured by the page's CSS variables, so that they follow dark mode and print.
+"""Small charts as SVG text, coloured by the page's CSS variables, so that they follow dark mode and
+print.
 
-A chart is 520 x 254 units: text stays readable when a phone shows it at 340 pixels. None in a series is a gap.
+A chart is 520 x 254 units: text stays readable when a phone shows it at 340 pixels. None in a
+series is a gap.
 """
 
 from __future__ import annotations
@@ -20,7 +22,8 @@ Values = Sequence["float | None"]
 
 @dataclass(frozen=True)
 class Series:
-    """One line of a chart; `colour` is the number of a CSS variable --s0 ... --s7. `low` and `high` draw a band behind it."""
+    """One line of a chart; `colour` is the number of a CSS variable --s0 ... --s7. `low` and `high`
+    draw a band behind it."""
 
     name: str
     values: Values
@@ -64,7 +67,8 @@ def draw_lines(
     from_zero: bool = True,
     limit: Limit | None = None,
 ) -> str | None:
-    """A line chart over steps; `label` writes a value of the y axis. None where there is nothing to draw."""
+    """A line chart over steps; `label` writes a value of the y axis. None where there is nothing to
+    draw."""
     shown = [value for line in series for values in (line.values, line.low or (), line.high or ()) for value in values]
     known = [value for value in shown if value is not None]
     if not known:
@@ -105,7 +109,8 @@ def draw_stack(steps: Sequence[float], layers: Sequence[Series], *, title: str, 
 
 def _make_frame(steps: Sequence[float], low: float, high: float) -> tuple[_Frame, list[float]]:
     """The frame with round numbers at its ends, and those round numbers."""
-    if high - low <= max(SMALLEST, SAME * max(abs(low), abs(high))):  # all values are equal, or as good as that
+    # all values are equal, or as good as that
+    if high - low <= max(SMALLEST, SAME * max(abs(low), abs(high))):
         low, high = (0.0, 2 * high) if high > SMALLEST else (low - 1.0, high + 1.0)
     spacing = _round_up((high - low) / 4)
     first, last = math.floor(low / spacing + 1e-9), math.ceil(high / spacing - 1e-9)

@@ -1,4 +1,5 @@
-"""Two runs side by side: figures of A and of B, with the ratio of B to A, and the settings that differ."""
+"""Two runs side by side: figures of A and of B, with the ratio of B to A, and the settings that
+differ."""
 
 from __future__ import annotations
 
@@ -119,8 +120,8 @@ def _describe_setting(figures: Figures) -> dict[str, str]:
 
 
 def _diff(a: list[str], b: list[str]) -> list[str]:
-    """Lines that differ, "-" for A and "+" for B; replaced lines in pairs where they are equally many. Linear where ndiff, which
-    searches for similar lines, takes hours for some thousand.
+    """Lines that differ, "-" for A and "+" for B; replaced lines in pairs where they are equally
+    many. Linear where ndiff, which searches for similar lines, takes hours for some thousand.
     """
     lines = []
     for kind, a_start, a_stop, b_start, b_stop in difflib.SequenceMatcher(None, a, b, autojunk=True).get_opcodes():

@@ -1,4 +1,5 @@
-"""The figures of a run folder: records of all ranks, run.json, plan.json, outcome.json and bad_clips.csv in one value.
+"""The figures of a run folder: records of all ranks, run.json, plan.json, outcome.json and
+bad_clips.csv in one value.
 
 Loads neither torch nor anything that does, so that a report takes about a second.
 """
@@ -29,7 +30,8 @@ from mats_ds.reporting.run_files import BadVideo, RunFiles, read_run_files
 
 @dataclass
 class Figures:
-    """Everything that a report shows. Medians and fractions leave out the warm-up steps. None: not measured or not known."""
+    """Everything that a report shows. Medians and fractions leave out the warm-up steps. None: not
+    measured or not known."""
 
     run_dir: Path
     run: RunFile
@@ -74,7 +76,8 @@ class Figures:
 
     @property
     def phase_fractions(self) -> dict[str, float]:
-        """Parts of the step time of all ranks: each phase, and "other" (time of the host between the phases)."""
+        """Parts of the step time of all ranks: each phase, and "other" (time of the host between
+        the phases)."""
         seconds = {phase: sum(rank.phase_seconds[phase] for rank in self.ranks) for phase in PHASES}
         seconds["other"] = max(0.0, sum(rank.phase_seconds["total"] for rank in self.ranks) - sum(seconds.values()))
         total = sum(seconds.values())
@@ -99,7 +102,8 @@ class Figures:
 
     @property
     def losses(self) -> tuple[float | None, float | None]:
-        """Mean loss of the first and of the last stretch of steps that a plot's point stands for."""
+        """Mean loss of the first and of the last stretch of steps that a plot's point stands
+        for."""
         means = [value for value in self.curves["loss"].mean() if value is not None]
         return (means[0], means[-1]) if means else (None, None)
 
@@ -110,8 +114,8 @@ class Figures:
 
     @property
     def memory_kinds(self) -> dict[str, int]:
-        """The worst rank's memory by kind in the step of its peak; static kinds are those of rank 0, which differ by padding.
-        Empty on a CPU."""
+        """The worst rank's memory by kind in the step of its peak; static kinds are those of rank
+        0, which differ by padding. Empty on a CPU."""
         parts = self.worst_rank.peak_parts
         if "peak_allocated_bytes" not in parts or "peak_reserved_bytes" not in parts:
             return {}
@@ -125,7 +129,8 @@ class Figures:
 
     @property
     def model_flops_per_second(self) -> float | None:
-        """Useful FLOP/s of one rank: the FLOPs that the model needs, without what is computed twice."""
+        """Useful FLOP/s of one rank: the FLOPs that the model needs, without what is computed
+        twice."""
         if self.clips_per_second is None or not self.run.info.model_flops_per_clip:
             return None
         return self.clips_per_second * self.run.info.model_flops_per_clip / self.run.info.world_size
@@ -181,7 +186,8 @@ class Figures:
         fraction, who = self.phase_fractions["data"], "GPU" if self.on_gpu else "model"
         slowest = self.slowest_rank
         most = ""
-        if slowest.waiting_fraction > max(0.05, 2 * fraction):  # the other ranks then wait for this one in the backward pass
+        # the other ranks then wait for this one in the backward pass
+        if slowest.waiting_fraction > max(0.05, 2 * fraction):
             most = f" (rank {slowest.rank} most, {100 * slowest.waiting_fraction:.0f}%)"
         if fraction < 0.05 and not most:
             return f"Data loading keeps up: the {who} waits for {100 * fraction:.1f}% of a step."
@@ -254,8 +260,9 @@ def read_figures(run_dir: str | Path) -> Figures:
 
 
 def _collect_ranks(all_ranks: Iterable[RankFigures], curves: dict[str, Curve]) -> list[RankFigures]:
-    """The ranks in a list, their curves added up in `curves`. Only the worst rank keeps all of its own, the others that of their
-    memory: of thousands of ranks they would be the largest part of the report."""
+    """The ranks in a list, their curves added up in `curves`. Only the worst rank keeps all of its
+    own, the others that of their memory: of thousands of ranks they would be the largest part of
+    the report."""
     ranks: list[RankFigures] = []
     worst = None
     for rank in all_ranks:

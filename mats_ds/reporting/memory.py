@@ -1,4 +1,5 @@
-"""Memory by kind, and a plan beside what was measured: figures -> rows for console, page and report.json."""
+"""Memory by kind, and a plan beside what was measured: figures -> rows for console, page and
+report.json."""
 
 from __future__ import annotations
 
@@ -12,7 +13,8 @@ from mats_ds.reporting.figures import Figures
 
 @dataclass(frozen=True)
 class Pair:
-    """One planned figure and its measured counterpart, as numbers and as text. None: not planned, or not measured."""
+    """One planned figure and its measured counterpart, as numbers and as text. None: not planned,
+    or not measured."""
 
     name: str
     planned: float | None
@@ -31,7 +33,8 @@ class Pair:
 
 
 def list_kinds(figures: Figures) -> list[tuple[str, str, int]]:
-    """(kind, its name for people, bytes) of the worst rank's peak, static kinds first; on a CPU the static kinds alone."""
+    """(kind, its name for people, bytes) of the worst rank's peak, static kinds first; on a CPU the
+    static kinds alone."""
     kinds = figures.memory_kinds or on_device(figures.run.info.static_bytes)
     return [(kind, name_kind(kind), kinds[kind]) for kind in _in_order(kinds)]
 
@@ -72,6 +75,7 @@ def _pair(name, planned, measured, show) -> Pair:
 
 def _in_order(kinds: dict[str, int]) -> list[str]:
     order = list(KIND_NAMES)
-    unknown = [kind for kind in kinds if kind not in order]  # of an older run: before the measured kinds
+    # of an older run: before the measured kinds
+    unknown = [kind for kind in kinds if kind not in order]
     index = order.index("clips")
     return [kind for kind in (*order[:index], *unknown, *order[index:]) if kind in kinds]

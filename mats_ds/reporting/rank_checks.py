@@ -12,8 +12,9 @@ import numpy as np
 from mats_ds.core.run_dir import Outcome, RunFile
 from mats_ds.reporting.ranks import MIN_SECONDS, RankFigures, Span
 
-# Records of step k are written when step k+1 arrives, so a run killed right after saving a checkpoint and resumed from it
-# can lack the records of the steps just before the resume. That is no fault of the run.
+# Records of step k are written when step k+1 arrives, so a run killed right after saving a
+# checkpoint and resumed from it can lack the records of the steps just before the resume. That is
+# no fault of the run.
 STEPS_LOST_BY_A_KILL = 2
 NUM_NAMED = 5
 Stretch = tuple[int, int]  # the first and the last step
@@ -22,7 +23,8 @@ Stretch = tuple[int, int]  # the first and the last step
 def find_missing(run: RunFile, outcome: Outcome | None, span: Span, ranks: list[RankFigures]) -> tuple[str, ...]:
     """One sentence a rank that lacks some steps, and one for each row of ranks that have none."""
     last_steps = [rank.last_step for rank in ranks if rank.last_step is not None]
-    # While a run goes on its ranks are a step or two apart; once it has ended every rank owes the last step.
+    # While a run goes on its ranks are a step or two apart; once it has ended every rank owes the
+    # last step.
     last_step = min(last_steps) if outcome is None else max(span.last_step, outcome.last_step or 0)
     owed = _stretches_owed(run, last_step)
     num_ranks = max((world_size for _, world_size in owed), default=0)
@@ -38,10 +40,11 @@ def find_missing(run: RunFile, outcome: Outcome | None, span: Span, ranks: list[
 
 
 def _stretches_owed(run: RunFile, last_step: int) -> list[tuple[Stretch, int]]:
-    """The stretches of steps that were to be recorded, in ascending order, and the number of ranks that had to do it; a resumed
-    run may have another number of ranks."""
+    """The stretches of steps that were to be recorded, in ascending order, and the number of ranks
+    that had to do it; a resumed run may have another number of ranks."""
     firsts = [part.first_step for part in run.parts]
-    later = [*accumulate(firsts[:0:-1], min)][::-1]  # of each part but the last: the least first step of those after it
+    # of each part but the last: the least first step of those after it
+    later = [*accumulate(firsts[:0:-1], min)][::-1]
     ends = [min(last_step, first - 1 - STEPS_LOST_BY_A_KILL) for first in later] + [last_step]
     parts = zip(run.parts, ends, strict=False)  # a run.json without parts has no end either
     return [((part.first_step, end), part.world_size) for part, end in parts if part.first_step <= end]
@@ -84,8 +87,9 @@ NOTABLE_FRACTION = 0.03
 
 @dataclass(frozen=True)
 class Balance:
-    """`lost_fraction`: of a step, that ranks on average wait for the last one. `last_fractions[rank]`: of the steps, in which
-    that rank was the last. `late_seconds[rank]`: how much later than the average it arrives, on average (negative: earlier).
+    """`lost_fraction`: of a step, that ranks on average wait for the last one.
+    `last_fractions[rank]`: of the steps, in which that rank was the last. `late_seconds[rank]`: how
+    much later than the average it arrives, on average (negative: earlier).
     """
 
     lost_fraction: float
@@ -111,7 +115,8 @@ class Balance:
 
 
 def find_balance(ranks: list[RankFigures]) -> Balance | None:
-    """The balance of the steps after the warm-up that all ranks recorded; None where there is one rank or no such step."""
+    """The balance of the steps after the warm-up that all ranks recorded; None where there is one
+    rank or no such step."""
     timed = [rank for rank in ranks if len(rank.steps)]
     if len(timed) < 2:
         return None

@@ -1,7 +1,9 @@
-"""One pass over one rank's records: peaks, sums and curves, in memory that does not grow with what is plotted.
+"""One pass over one rank's records: peaks, sums and curves, in memory that does not grow with what
+is plotted.
 
-Curves have at most NUM_BUCKETS points; each point stands for some neighbouring steps. A few numbers are kept of every step,
-because the throughput of a run is that of the slowest rank of each step. Counts, sums and peaks are exact, of all records.
+Curves have at most NUM_BUCKETS points; each point stands for some neighbouring steps. A few numbers
+are kept of every step, because the throughput of a run is that of the slowest rank of each step.
+Counts, sums and peaks are exact, of all records.
 """
 
 from __future__ import annotations
@@ -22,7 +24,8 @@ NUM_BUCKETS = 240
 PARALLEL_ABOVE_BYTES = 64 * 2**20
 MAXIMA = ("peak_allocated_bytes", "peak_reserved_bytes", "nvml_used_bytes", "peak_rss_bytes", "peak_active_bytes",
           "peak_inactive_bytes", "num_alloc_retries", "num_ooms")  # fmt: skip
-MIN_SECONDS = 1e-6  # nothing of a run is timed below: a divisor near 0 would make every rate infinite
+# nothing of a run is timed below: a divisor near 0 would make every rate infinite
+MIN_SECONDS = 1e-6
 CURVES = ("loss", "learning_rate", "grad_norm", "memory_bytes", "mfu", "activation_bytes", "clip_bytes", "peak_allocated_bytes",
           "peak_reserved_bytes", "nvml_used_bytes", "total_seconds", *(f"{phase}_seconds" for phase in PHASES))  # fmt: skip
 PEAK_PARTS = ("peak_allocated_bytes", "peak_reserved_bytes", "nvml_used_bytes", "clip_bytes", "activation_bytes")
@@ -32,7 +35,8 @@ NAMES = ("step", "epoch", "unix_seconds", "num_clips", "num_substitutes", "num_b
 
 @dataclass(frozen=True)
 class Span:
-    """The steps of a report, which of them are warm-up (left out of times and throughput), and how they fall into buckets."""
+    """The steps of a report, which of them are warm-up (left out of times and throughput), and how
+    they fall into buckets."""
 
     first_step: int
     last_step: int
@@ -113,10 +117,11 @@ class Curve:
 
 @dataclass
 class RankFigures:
-    """Figures of one rank's records. `got` are the stretches (first, last) of steps with a record. Peaks are over all steps,
-    sums over the steps after the warm-up. None: not measured. `steps`, `seconds`, `arrivals` (data and forward: when the rank
-    comes to the backward pass, where all ranks wait for each other) and `clips` hold one entry a step after the warm-up.
-    `peak_parts` are the figures of the step whose memory was largest.
+    """Figures of one rank's records. `got` are the stretches (first, last) of steps with a record.
+    Peaks are over all steps, sums over the steps after the warm-up. None: not measured. `steps`,
+    `seconds`, `arrivals` (data and forward: when the rank comes to the backward pass, where all
+    ranks wait for each other) and `clips` hold one entry a step after the warm-up. `peak_parts` are
+    the figures of the step whose memory was largest.
     """
 
     rank: int
@@ -168,7 +173,8 @@ class RankFigures:
 
 
 def summarize_ranks(reader: RecordReader, span: Span) -> Iterator[RankFigures]:
-    """The figures of every rank that has a file, one by one; large runs are read by several processes."""
+    """The figures of every rank that has a file, one by one; large runs are read by several
+    processes."""
     readers = reader.by_rank.items()
     num_bytes = sum(part.path.stat().st_size for _, part in readers)
     if len(readers) > 1 and num_bytes > PARALLEL_ABOVE_BYTES:

@@ -1,7 +1,8 @@
-"""The report as one self-contained page: no network, no script; charts are inline SVG, the style is report.css.
+"""The report as one self-contained page: no network, no script; charts are inline SVG, the style is
+report.css.
 
-Every text that comes from a file of the run is escaped here, where it enters the page. Control characters, and marks that turn
-the direction of what follows, are shown as escapes.
+Every text that comes from a file of the run is escaped here, where it enters the page. Control
+characters, and marks that turn the direction of what follows, are shown as escapes.
 """
 
 from __future__ import annotations

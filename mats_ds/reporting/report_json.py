@@ -16,7 +16,8 @@ SCHEMA = 2
 
 
 def to_json(figures: Figures, budget: Budget, verdict: Verdict) -> dict[str, Any]:
-    """The report for programs: plain numbers in the units of their names, null where not measured."""
+    """The report for programs: plain numbers in the units of their names, null where not
+    measured."""
     first_loss, last_loss = figures.losses
     info = figures.run.info
     return {

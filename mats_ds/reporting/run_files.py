@@ -1,7 +1,9 @@
-"""Files beside the records of a run folder: recipe, DeepSpeed JSON, picture and list of unreadable videos -> RunFiles.
+"""Files beside the records of a run folder: recipe, DeepSpeed JSON, picture and list of unreadable
+videos -> RunFiles.
 
-The folder may be somebody else's, and its content is put into a page that is passed on: so only regular files of a bounded size
-are read, not through a link, and a picture only if it can be decoded.
+The folder may be somebody else's, and its content is put into a page that is passed on: so only
+regular files of a bounded size are read, not through a link, and a picture only if it can be
+decoded.
 """
 
 from __future__ import annotations
@@ -38,7 +40,8 @@ class BadVideo:
 
 @dataclass(frozen=True)
 class RunFiles:
-    """`inputs`: texts by name of the file. `left_out`: one line for each file that exists and is not shown in full."""
+    """`inputs`: texts by name of the file. `left_out`: one line for each file that exists and is
+    not shown in full."""
 
     inputs: dict[str, str]
     picture: bytes | None
@@ -66,7 +69,8 @@ def read_run_files(run_dir: Path) -> RunFiles:
 
 
 def read_picture(path: Path) -> bytes:
-    """A PNG file that can be decoded. Raises ValueError for anything else, and for one that unfolds into too many pixels."""
+    """A PNG file that can be decoded. Raises ValueError for anything else, and for one that unfolds
+    into too many pixels."""
     from PIL import Image
 
     data = read_bytes(path, max_bytes=MAX_PICTURE_BYTES)

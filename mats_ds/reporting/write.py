@@ -1,4 +1,5 @@
-"""Writer of report.json and report.html into a run folder that may be somebody else's: through no link, over no foreign file."""
+"""Writer of report.json and report.html into a run folder that may be somebody else's: through no
+link, over no foreign file."""
 
 from __future__ import annotations
 
@@ -17,7 +18,8 @@ _OUR_TREE = re.compile(rb'\{\s*"schema": \d+,\s*"passed": (true|false),\s*"headl
 
 
 def write_reports(run_dir: Path, tree: dict[str, Any], write_page: Callable[[Path], None]) -> str:
-    """Write both files and return one line on what became of them: that a folder cannot be written is no error of a report."""
+    """Write both files and return one line on what became of them: that a folder cannot be written
+    is no error of a report."""
 
     def write_tree(path: Path) -> None:
         write_text(path, dump_tree(tree) + "\n")
@@ -53,7 +55,8 @@ def is_our_tree(head: bytes) -> bool:
 
 
 def _refuse_foreign(path: Path, is_ours: Callable[[bytes], bool]) -> None:
-    """Raises ValueError for a link, what is no regular file, and a file with content that no report of ours has."""
+    """Raises ValueError for a link, what is no regular file, and a file with content that no report
+    of ours has."""
     try:
         with open_regular(path) as file:
             head = file.read(HEAD_BYTES)

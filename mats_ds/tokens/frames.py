@@ -1,6 +1,8 @@
-"""Adaptive frame selection: motion of alpha * tau candidate tubelets [B, N_candidates] -> the selected ones [B, tau].
+"""Adaptive frame selection: motion of alpha * tau candidate tubelets [B, N_candidates] -> the
+selected ones [B, tau].
 
-Source: arXiv 2211.10636, "information-intensive frame selection"; METHOD section 3. The authors' public code has no such step.
+Source: arXiv 2211.10636, "information-intensive frame selection"; METHOD section 3. The authors'
+public code has no such step.
 """
 
 from __future__ import annotations
@@ -25,17 +27,20 @@ def select_frames(
 ) -> torch.Tensor:
     """tubelets_BT, int64, ascending: `num_tubelets` distinct candidate tubelets of each clip.
 
-    motion_BN: scores over all candidates. The top `keep_ratio` of all candidate tokens is marked; tubelet i,
-    with c_i marked tokens, is sampled without replacement with probability c_i / sum(c). Tubelets without a marked token
-    are taken only when there are not enough others. This is the Gumbel form of successive sampling: the largest of
-    log c_i + Gumbel noise. Randomness as in `select_tokens`.
-    Raises ValueError when there are fewer candidates than `num_tubelets`, or another number of scores than the grid has tokens.
+    motion_BN: scores over all candidates. The top `keep_ratio` of all candidate tokens is marked;
+    tubelet i, with c_i marked tokens, is sampled without replacement with probability c_i / sum(c).
+    Tubelets without a marked token are taken only when there are not enough others. This is the
+    Gumbel form of successive sampling: the largest of log c_i + Gumbel noise. Randomness as in
+    `select_tokens`.
+    Raises ValueError when there are fewer candidates than `num_tubelets`, or another number of
+    scores than the grid has tokens.
     """
     count_BT = count_marked(motion_BN, grid_of_candidates, keep_ratio=keep_ratio, num_tubelets=num_tubelets)
     if seed_B is None:
         seed_B = sample_seeds(len(motion_BN), device=motion_BN.device, generator=generator)
     gumbel_BT = -torch.log(-torch.log(random_uniform(seed_B, grid_of_candidates.tau, stream=STREAM_FRAMES)))
-    # Gumbel noise of 23 random bits lies between -2.9 and 16.6, so an empty tubelet at -60 comes after every other one.
+    # Gumbel noise of 23 random bits lies between -2.9 and 16.6, so an empty tubelet at -60 comes
+    # after every other one.
     weight_BT = torch.where(count_BT > 0, torch.log(count_BT.clamp(min=1)), torch.full_like(count_BT, -60.0))
     return highest(weight_BT + gumbel_BT, num_tubelets)
 
@@ -43,16 +48,19 @@ def select_frames(
 def select_fullest_frames(
     motion_BN: torch.Tensor, grid_of_candidates: TokenGrid, *, keep_ratio: float = 0.3, num_tubelets: int = 8
 ) -> torch.Tensor:
-    """tubelets_BT, int64, ascending: the `num_tubelets` candidate tubelets with the most marked tokens; the earlier one of a tie.
+    """tubelets_BT, int64, ascending: the `num_tubelets` candidate tubelets with the most marked
+    tokens; the earlier one of a tie.
 
-    The same clip always gives the same frames, as evaluation wants it. Arguments and errors as for `select_frames`.
+    The same clip always gives the same frames, as evaluation wants it. Arguments and errors as for
+    `select_frames`.
     """
     count_BT = count_marked(motion_BN, grid_of_candidates, keep_ratio=keep_ratio, num_tubelets=num_tubelets)
     return highest(count_BT, num_tubelets)
 
 
 def count_marked(motion_BN: torch.Tensor, grid_of_candidates: TokenGrid, *, keep_ratio: float, num_tubelets: int) -> torch.Tensor:
-    """count_BT, float32: how many of each tubelet's tokens are among the clip's top `keep_ratio` by motion."""
+    """count_BT, float32: how many of each tubelet's tokens are among the clip's top `keep_ratio` by
+    motion."""
     batch, num_tokens = motion_BN.shape
     if num_tokens != grid_of_candidates.num_tokens:
         raise ValueError(f"motion has {num_tokens} tokens but the candidates have {grid_of_candidates.num_tokens}")

@@ -1,7 +1,8 @@
 """How much each token changed since the tubelet before: embedding [B, N, D] -> motion [B, N].
 
-Source: arXiv 2211.10636, "motion-aware token selection"; METHOD section 1. Nothing is learned for it: the embedding is the
-patch embedding that the model computes anyway, without positions and without gradient.
+Source: arXiv 2211.10636, "motion-aware token selection"; METHOD section 1. Nothing is learned for
+it: the embedding is the patch embedding that the model computes anyway, without positions and
+without gradient.
 """
 
 from __future__ import annotations
@@ -16,12 +17,15 @@ NORM_ORDERS = {"l2": 2, "l1": 1}
 
 
 def score_motion(embedding_BND: torch.Tensor, grid: TokenGrid, *, distance: str = "l2") -> torch.Tensor:
-    """motion_BN, float32: the distance of each token to the token at the same position one tubelet earlier.
+    """motion_BN, float32: the distance of each token to the token at the same position one tubelet
+    earlier.
 
-    embedding_BND: any float type, N = grid.num_tokens, time-major. `distance`: "l2" (Euclidean), "l1" (sum of absolute
-    differences) or "cosine" (1 - cosine similarity). The first tubelet has no predecessor and takes the second one's
-    scores, as the authors' code does. Differences are taken in float32.
-    Raises ValueError for another N than the grid's, fewer than two tubelets, or an unknown distance.
+    embedding_BND: any float type, N = grid.num_tokens, time-major. `distance`: "l2" (Euclidean),
+    "l1" (sum of absolute differences) or "cosine" (1 - cosine similarity). The first tubelet has no
+    predecessor and takes the second one's scores, as the authors' code does. Differences are taken
+    in float32.
+    Raises ValueError for another N than the grid's, fewer than two tubelets, or an unknown
+    distance.
     """
     steps_BTLD = split_tubelets(embedding_BND, grid)
     later, earlier = steps_BTLD[:, 1:], steps_BTLD[:, :-1]
@@ -35,7 +39,8 @@ def score_motion(embedding_BND: torch.Tensor, grid: TokenGrid, *, distance: str 
 
 
 def split_tubelets(embedding_BND: torch.Tensor, grid: TokenGrid) -> torch.Tensor:
-    """[B, T, L, D] float32, without gradient: the L tokens of each of the T tubelets. Errors as for `score_motion`."""
+    """[B, T, L, D] float32, without gradient: the L tokens of each of the T tubelets. Errors as for
+    `score_motion`."""
     _, num_tokens, _ = embedding_BND.shape
     if num_tokens != grid.num_tokens:
         raise ValueError(f"embedding has {num_tokens} tokens but the grid has {grid.num_tokens}: {grid}")
@@ -45,16 +50,19 @@ def split_tubelets(embedding_BND: torch.Tensor, grid: TokenGrid) -> torch.Tensor
 
 
 def join_tubelets(change_BTL: torch.Tensor) -> torch.Tensor:
-    """motion_BN of all tubelets from the changes of all but the first, which takes the second one's."""
+    """motion_BN of all tubelets from the changes of all but the first, which takes the second
+    one's."""
     return rearrange(torch.cat([change_BTL[:, :1], change_BTL], dim=1), "b t l -> b (t l)")
 
 
 def score_local_motion(embedding_BND: torch.Tensor, grid: TokenGrid, *, distance: str = "l2") -> torch.Tensor:
-    """motion_BN, float32, without the motion of the camera; half of every tubelet's scores are at most zero.
+    """motion_BN, float32, without the motion of the camera; half of every tubelet's scores are at
+    most zero.
 
-    From each tubelet's differences to the one before, the median over its tokens is subtracted in every channel; from the lengths
-    of the residuals, again the median over the tokens. (Of an even number of tokens, the lower of the two in the middle.) A clip
-    without any motion scores zero throughout. Arguments and errors as for `score_motion`, without the distance "cosine".
+    From each tubelet's differences to the one before, the median over its tokens is subtracted in
+    every channel; from the lengths of the residuals, again the median over the tokens. (Of an even
+    number of tokens, the lower of the two in the middle.) A clip without any motion scores zero
+    throughout. Arguments and errors as for `score_motion`, without the distance "cosine".
     """
     if distance not in CAMERA_DISTANCES:
         raise ValueError(f"distance {distance!r} is not the length of a difference: choose {' or '.join(CAMERA_DISTANCES)}")

@@ -1,8 +1,10 @@
 """Random numbers that are a pure function of a seed: seed_B int64 -> numbers [B, count].
 
-Why not torch.Generator: a mask must be the same for the same clip on any rank, device and resumed run, and one launch must
-serve the batch without the host waiting. A 64-bit mixer over (seed, stream, counter) does that.
-Source of the mixer: SplitMix64 (Steele, Lea, Flood: "Fast splittable pseudorandom number generators", OOPSLA 2014).
+Why not torch.Generator: a mask must be the same for the same clip on any rank, device and resumed
+run, and one launch must serve the batch without the host waiting. A 64-bit mixer over (seed,
+stream, counter) does that.
+Source of the mixer: SplitMix64 (Steele, Lea, Flood: "Fast splittable pseudorandom number
+generators", OOPSLA 2014).
 """
 
 from __future__ import annotations
@@ -29,10 +31,11 @@ def _mix(state: torch.Tensor) -> torch.Tensor:
 
 
 def random_bits(seed_B: torch.Tensor, count: int, *, stream: int = 0) -> torch.Tensor:
-    """[B, count] int64, uniform over 0 ... 2**63 - 1. Different `stream` numbers give independent numbers for one seed.
+    """[B, count] int64, uniform over 0 ... 2**63 - 1. Different `stream` numbers give independent
+    numbers for one seed.
 
-    One operator to torch.compile, which so can neither change its bits nor break on it: the code that torch 2.15's compiler
-    makes of these integer products for a CPU writes beyond its memory.
+    One operator to torch.compile, which so can neither change its bits nor break on it: the code
+    that torch 2.15's compiler makes of these integer products for a CPU writes beyond its memory.
     """
     return _random_bits(seed_B, count, stream)
 
@@ -61,6 +64,7 @@ def random_order(seed_B: torch.Tensor, count: int, *, stream: int = 0) -> torch.
 
 
 def sample_seeds(batch: int, *, device: torch.device, generator: torch.Generator | None = None) -> torch.Tensor:
-    """seed_B int64 from torch's own generator (the global one if None), for callers without seeds."""
+    """seed_B int64 from torch's own generator (the global one if None), for callers without
+    seeds."""
     source = generator.device if generator is not None else torch.device("cpu")
     return torch.randint(0, 1 << 62, (batch,), generator=generator, device=source).to(device)

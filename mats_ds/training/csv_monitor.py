@@ -1,4 +1,5 @@
-"""DeepSpeed's CSV monitor: which files of its folder are its own, and how a resumed run goes on in them.
+"""DeepSpeed's CSV monitor: which files of its folder are its own, and how a resumed run goes on in
+them.
 
 It appends to one file per event name (`mats/loss`: mats_loss.csv with the header
 `step,loss`), and writes the header again whenever it starts. A file of one of these names that does
@@ -29,7 +30,8 @@ HEADERS = {name.replace("/", "_"): f"step,{name.rpartition('/')[2]}" for name in
 
 
 def name_foreign_file(folder: Path) -> str | None:
-    """A file of the folder that the monitor would append to and that is not its own, and what it is; None without one."""
+    """A file of the folder that the monitor would append to and that is not its own, and what it
+    is; None without one."""
     for stem in HEADERS:
         file = folder / f"{stem}.csv"
         if kind := describe_wrong_kind(file):
@@ -48,10 +50,12 @@ def is_own(file: Path) -> bool:
 
 
 def continue_csv(monitor: Any, *, clips: int) -> None:
-    """Have DeepSpeed's CSV monitor go on after `clips` clips in the files that it left: what a resumed run does again goes, and
-    no second header comes in between. (TensorBoard and the others draw the newer of two values by themselves.)
+    """Have DeepSpeed's CSV monitor go on after `clips` clips in the files that it left: what a
+    resumed run does again goes, and no second header comes in between. (TensorBoard and the others
+    draw the newer of two values by themselves.)
 
-    Only rows after the last header of a file are looked at: those before are of earlier runs. Other files stay as they are.
+    Only rows after the last header of a file are looked at: those before are of earlier runs. Other
+    files stay as they are.
     """
     for stem, header in HEADERS.items():
         file = Path(monitor.log_dir) / f"{stem}.csv"
@@ -68,7 +72,8 @@ def continue_csv(monitor: Any, *, clips: int) -> None:
 
 
 def _clips_of(line: bytes) -> float:
-    """The clips at which a row was written; infinite for a row that was not finished, or that no run can have written."""
+    """The clips at which a row was written; infinite for a row that was not finished, or that no
+    run can have written."""
     number = line.partition(b",")[0]
     is_row = number.isdigit() and len(number) <= MAX_DIGITS and line.endswith(b"\n")
     return int(number) if is_row else float("inf")

@@ -1,9 +1,11 @@
-"""The judge of the planner: the real model in the real DeepSpeed engine, rank 0 of W, with neither GPUs nor memory.
+"""The judge of the planner: the real model in the real DeepSpeed engine, rank 0 of W, with neither
+GPUs nor memory.
 
-torch's fake process group lets one process be rank 0 of W; under FakeTensorMode every operation of model, autograd, ZeRO and
-AdamW runs without data; LiveBytes adds up what is alive. The second step is measured: the first one still makes the moments.
-Tensors pretend to be on a CPU, so attention is torch's flash attention for CPUs; what CUDA kernels take and give back inside one
-operation is not seen.
+torch's fake process group lets one process be rank 0 of W; under FakeTensorMode every operation of
+model, autograd, ZeRO and AdamW runs without data; LiveBytes adds up what is alive. The second step
+is measured: the first one still makes the moments. Tensors pretend to be on a CPU, so attention is
+torch's flash attention for CPUs; what CUDA kernels take and give back inside one operation is not
+seen.
 """
 
 from __future__ import annotations
@@ -39,9 +41,10 @@ def measure_exactly(
 ) -> ExactMemory:
     """Run two steps of rank 0 without memory: seconds of a core, whatever the micro-batch.
 
-    Not for a process that trains: it sets the environment of a rank and leaves a fake process group behind, which DeepSpeed
-    remembers. Raises ValueError where this process has another process group already, and for what looks the same on fake
-    CPU tensors: ZeRO-3 (its ranks compare notes) and optimizer states in host memory.
+    Not for a process that trains: it sets the environment of a rank and leaves a fake process group
+    behind, which DeepSpeed remembers. Raises ValueError where this process has another process
+    group already, and for what looks the same on fake CPU tensors: ZeRO-3 (its ranks compare notes)
+    and optimizer states in host memory.
     """
     zero = ZeroSettings.of(ds_config)
     if zero.stage == 3 or zero.offloads:
@@ -52,7 +55,8 @@ def measure_exactly(
 
 
 def measure_cached(workload: Workload, ds_config: Mapping[str, Any], *, folder: Path | None = None, **sizes: int) -> ExactMemory:
-    """As `measure_exactly`, from a file of an earlier call with the same settings and versions where there is one."""
+    """As `measure_exactly`, from a file of an earlier call with the same settings and versions
+    where there is one."""
     import deepspeed
 
     settings = {
@@ -68,7 +72,8 @@ def measure_cached(workload: Workload, ds_config: Mapping[str, Any], *, folder: 
     with contextlib.suppress(OSError, ValueError):  # none yet, or damaged: it is measured again
         return build_from(ExactMemory, read_object(path).get("bytes"), path)
     exact = measure_exactly(workload, ds_config, **sizes)
-    with contextlib.suppress(OSError, WrongKindOfFile):  # a cache that cannot be written costs time, nothing else
+    # a cache that cannot be written costs time, nothing else
+    with contextlib.suppress(OSError, WrongKindOfFile):
         path.parent.mkdir(parents=True, exist_ok=True)
         write_json(path, {"bytes": asdict(exact), "settings": settings})
     return exact
@@ -148,8 +153,8 @@ def _run_step(engine: Any, workload: Workload, live: LiveBytes, micro: int, accu
 
 
 class AnswerReads(TorchDispatchMode):
-    """Answers where a value of a fake tensor is read (a gradient norm, an overflow flag, whether a number lies outside of what a
-    start allows): 1.0, or 0 for an integer.
+    """Answers where a value of a fake tensor is read (a gradient norm, an overflow flag, whether a
+    number lies outside of what a start allows): 1.0, or 0 for an integer.
     """
 
     def __torch_dispatch__(self, func: Any, types: Any, args: tuple = (), kwargs: dict | None = None) -> Any:
@@ -159,7 +164,8 @@ class AnswerReads(TorchDispatchMode):
 
 
 def _become_rank_zero_of(world_size: int) -> None:
-    """A process group in which this process is rank 0 and nobody else is there; collectives do nothing."""
+    """A process group in which this process is rank 0 and nobody else is there; collectives do
+    nothing."""
     from torch.testing._internal.distributed.fake_pg import FakeStore
 
     if dist.is_initialized():
@@ -180,7 +186,8 @@ def _become_rank_zero_of(world_size: int) -> None:
     logging.getLogger("DeepSpeed").setLevel(logging.ERROR)
     import deepspeed
 
-    deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False  # else it would be compiled, for minutes
+    # else it would be compiled, for minutes
+    deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
     dist.init_process_group("fake", rank=0, world_size=world_size, store=FakeStore())
     deepspeed.init_distributed(verbose=False)
 

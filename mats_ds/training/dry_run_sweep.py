@@ -1,6 +1,8 @@
-"""The closed form against the real engine on every cell of the sweep: cells -> dry_run_sweep.json -> deviations.
+"""The closed form against the real engine on every cell of the sweep: cells -> dry_run_sweep.json
+-> deviations.
 
-The file is made by `python profiling/plan.py --sweep --exact` (half an hour of a core) and read by a test in milliseconds.
+The file is made by `python profiling/plan.py --sweep --exact` (half an hour of a core) and read by
+a test in milliseconds.
 """
 
 from __future__ import annotations
@@ -42,7 +44,8 @@ class Judged:
 
 
 def measure_sweep(cells: list[Cell], base: Workload, ds_config: Mapping[str, Any], *, world_size: int) -> dict[str, Any]:
-    """Run the engine at the micro-batch that was asked for and at the largest of each GPU; the tree of EXACT_FILE."""
+    """Run the engine at the micro-batch that was asked for and at the largest of each GPU; the tree
+    of EXACT_FILE."""
     import deepspeed
     import torch
 
@@ -103,7 +106,8 @@ def format_judged(judged: list[Judged]) -> str:
 
 
 def write_exact_sweep(tree: Mapping[str, Any]) -> Path:
-    """Write EXACT_FILE or, where that cannot be written (an installed package), a file of its name in the current folder."""
+    """Write EXACT_FILE or, where that cannot be written (an installed package), a file of its name
+    in the current folder."""
     path = EXACT_FILE if os.access(EXACT_FILE.parent, os.W_OK) else Path(EXACT_FILE.name)
     write_json(path, tree)
     return path

@@ -1,9 +1,10 @@
-"""The files and services that a DeepSpeed JSON makes DeepSpeed write to: logged at the start, and refused where another
-program's file would be overwritten.
+"""The files and services that a DeepSpeed JSON makes DeepSpeed write to: logged at the start, and
+refused where another program's file would be overwritten.
 
-DeepSpeed opens these files itself, with the user's rights and without asking: a JSON of other people is to be trusted like a
-script. docs/deepspeed.md lists every key that reaches beyond the process. Relative paths start from the folder that the run is
-started in, also where the run folder is another one.
+DeepSpeed opens these files itself, with the user's rights and without asking: a JSON of other
+people is to be trusted like a script. docs/deepspeed.md lists every key that reaches beyond the
+process. Relative paths start from the folder that the run is started in, also where the run folder
+is another one.
 """
 
 from __future__ import annotations
@@ -17,14 +18,16 @@ from typing import Any
 from mats_ds.core.storage.files import WrongKindOfFile, open_regular
 from mats_ds.training.csv_monitor import name_foreign_file
 
-MONITORS = {"tensorboard": "tensorboard", "wandb": "wandb", "comet": "comet_ml", "csv_monitor": None}  # the package that it needs
+# the package that it needs
+MONITORS = {"tensorboard": "tensorboard", "wandb": "wandb", "comet": "comet_ml", "csv_monitor": None}
 JOB_NAME = "DeepSpeedJobName"  # DeepSpeed's own where the JSON names none
 FLOPS_MARK = b"DeepSpeed Flops Profiler"  # in the first line of text that it writes
 HEAD_BYTES = 200
 
 
 def name_outputs(ds_config: Mapping[str, Any]) -> list[str]:
-    """One line for everything that DeepSpeed writes or sends outside of the run folder, with absolute paths."""
+    """One line for everything that DeepSpeed writes or sends outside of the run folder, with
+    absolute paths."""
     lines = []
     for key in ("tensorboard", "csv_monitor"):
         if _is_on(ds_config, key):
@@ -44,7 +47,8 @@ def name_outputs(ds_config: Mapping[str, Any]) -> list[str]:
 
 def check_outputs(ds_config: Mapping[str, Any]) -> None:
     """Raises ValueError for a monitor that cannot start here, where DeepSpeed would fail on rank 0
-    alone while the others wait, and for an output that would overwrite or extend a file of another program. Writes nothing.
+    alone while the others wait, and for an output that would overwrite or extend a file of another
+    program. Writes nothing.
     """
     for key, package in MONITORS.items():
         if _is_on(ds_config, key) and package is not None and importlib.util.find_spec(package) is None:
@@ -72,11 +76,13 @@ def flops_file(ds_config: Mapping[str, Any]) -> Path | None:
     if not name:
         return None
     folder, leaf = os.path.split(name)
-    return _resolve(folder, _refuse_no_name(leaf))  # a link of the file's own name is refused, and not followed
+    # a link of the file's own name is refused, and not followed
+    return _resolve(folder, _refuse_no_name(leaf))
 
 
 def _resolve(folder: str, leaf: str = "") -> Path:
-    """What the system opens: `link/..` is above the folder that the link leads to, and not where the link is."""
+    """What the system opens: `link/..` is above the folder that the link leads to, and not where
+    the link is."""
     return Path(os.path.realpath(_refuse_no_name(folder)), leaf)
 
 
@@ -96,7 +102,8 @@ def _is_on(ds_config: Mapping[str, Any], key: str) -> bool:
 
 
 def _check_folder(folder: Path, what: str) -> None:
-    """Raises ValueError where a folder is not there and could not be made, or could not be written to."""
+    """Raises ValueError where a folder is not there and could not be made, or could not be written
+    to."""
     try:
         folder.lstat()
     except (FileNotFoundError, NotADirectoryError):

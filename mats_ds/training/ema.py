@@ -1,4 +1,5 @@
-"""An observer that keeps a running average of the weights, in float32: timm's ModelEmaV3 beside a DeepSpeed engine."""
+"""An observer that keeps a running average of the weights, in float32: timm's ModelEmaV3 beside a
+DeepSpeed engine."""
 
 from __future__ import annotations
 
@@ -14,10 +15,11 @@ from mats_ds.core.events import RunInfo, StepEvent
 
 
 class WeightAverage:
-    """average = decay * average + (1 - decay) * weights after every step; `model` is the averaged one, in evaluation mode.
+    """average = decay * average + (1 - decay) * weights after every step; `model` is the averaged
+    one, in evaluation mode.
 
-    Make it before the engine, of the model in float32: the start of the average is then exact also in a bf16 run. The engine
-    trains that very model. Every rank keeps the same average.
+    Make it before the engine, of the model in float32: the start of the average is then exact also
+    in a bf16 run. The engine trains that very model. Every rank keeps the same average.
     """
 
     def __init__(self, model: nn.Module, *, decay: float, device: torch.device) -> None:

@@ -1,4 +1,5 @@
-"""DeepSpeed at work: starts the process group, builds the ZeRO engine, and asks it what it really does.
+"""DeepSpeed at work: starts the process group, builds the ZeRO engine, and asks it what it really
+does.
 
 What of the JSON reaches `deepspeed.initialize` is in ds_config.py.
 """
@@ -24,7 +25,8 @@ BYTES_PER_FLOAT32 = 4
 
 @dataclass(frozen=True)
 class InForce:
-    """The settings that weights are trained with. `gradient_clipping`: the largest norm of the gradients, 0 for any."""
+    """The settings that weights are trained with. `gradient_clipping`: the largest norm of the
+    gradients, 0 for any."""
 
     precision: str
     gradient_clipping: float
@@ -42,12 +44,14 @@ def make_engine(
     compile_model: bool = False,
     load_universal: bool = False,
 ) -> Any:
-    """deepspeed.initialize with the JSON of `read_ds_config`, the batch of `plan`, and nothing left to DeepSpeed's defaults.
+    """deepspeed.initialize with the JSON of `read_ds_config`, the batch of `plan`, and nothing left
+    to DeepSpeed's defaults.
 
-    `compile_model` makes torch compile the model in place (the names in checkpoints stay as they are), when the first
-    batch comes. `load_universal`: it will be given a checkpoint that was converted for another number of ranks.
-    Raises ValueError for a JSON without optimizer, for compiling under ZeRO-3, for what DeepSpeed refuses, and where it does
-    something else than the JSON says.
+    `compile_model` makes torch compile the model in place (the names in checkpoints stay as they
+    are), when the first batch comes. `load_universal`: it will be given a checkpoint that was
+    converted for another number of ranks.
+    Raises ValueError for a JSON without optimizer, for compiling under ZeRO-3, for what DeepSpeed
+    refuses, and where it does something else than the JSON says.
     """
     import deepspeed
 
@@ -81,7 +85,8 @@ def make_engine(
 
 
 def in_force(engine: Any) -> InForce:
-    """The settings of a live engine: read off its weights and its optimizer where they have them, else off its config."""
+    """The settings of a live engine: read off its weights and its optimizer where they have them,
+    else off its config."""
     names = {torch.float32: "fp32", torch.bfloat16: "bf16", torch.float16: "fp16"}
     weights = names[next(engine.module.parameters()).dtype]
     settings = "fp16" if engine.fp16_enabled() else "bf16" if engine.bfloat16_enabled() else "fp32"
@@ -95,7 +100,8 @@ def in_force(engine: Any) -> InForce:
 
 
 def optimizer_name(engine: Any) -> str:
-    """The class that updates the weights: torch's AdamW, or DeepSpeed's FusedAdam or DeepSpeedCPUAdam."""
+    """The class that updates the weights: torch's AdamW, or DeepSpeed's FusedAdam or
+    DeepSpeedCPUAdam."""
     return type(engine.basic_optimizer).__name__
 
 
@@ -116,18 +122,21 @@ def full_parameters(engine: Any) -> AbstractContextManager:
 
 
 def static_bytes(engine: Any) -> dict[str, int]:
-    """Bytes that this rank holds throughout the run, by kind: weights, gradients, optimizer states, communication buckets.
+    """Bytes that this rank holds throughout the run, by kind: weights, gradients, optimizer states,
+    communication buckets.
 
-    Weights and the partition of master weights are read off the engine's tensors; moments are two float32 values per element of
-    the partition; gradients are one value of the model's type per element that this rank owns; buckets follow the JSON.
-    Kinds that are offloaded begin with `host_`.
+    Weights and the partition of master weights are read off the engine's tensors; moments are two
+    float32 values per element of the partition; gradients are one value of the model's type per
+    element that this rank owns; buckets follow the JSON. Kinds that are offloaded begin with
+    `host_`.
     """
     parameters = list(engine.module.parameters())
     element = parameters[0].element_size()
     stage = engine.zero_optimization_stage()
     total = sum(getattr(parameter, "ds_numel", parameter.numel()) for parameter in parameters)
     optimizer = engine.optimizer
-    names = ("single_partition_of_fp32_groups", "fp32_partitioned_groups_flat")  # ZeRO-1 and -2, ZeRO-3
+    # ZeRO-1 and -2, ZeRO-3
+    names = ("single_partition_of_fp32_groups", "fp32_partitioned_groups_flat")
     partitions = next((getattr(optimizer, name) for name in names if getattr(optimizer, name, None)), None)
     owned = sum(tensor.numel() for tensor in partitions) if partitions else total
     buckets = 0

@@ -1,9 +1,10 @@
-"""The training loop: `fit` turns micro-batches into optimizer steps and calls observers. It knows nothing of motion,
-labels or profiling.
+"""The training loop: `fit` turns micro-batches into optimizer steps and calls observers. It knows
+nothing of motion, labels or profiling.
 
-All ranks agree after every step on five numbers, in one small all-reduce: the loss, whether any rank's loss is not
-finite, how many unreadable videos were newly found, whether a rank was asked to stop, and whether one has lost its run folder.
-On a GPU the agreement of a step is read one step later, so that the host never waits.
+All ranks agree after every step on five numbers, in one small all-reduce: the loss, whether any
+rank's loss is not finite, how many unreadable videos were newly found, whether a rank was asked to
+stop, and whether one has lost its run folder. On a GPU the agreement of a step is read one step
+later, so that the host never waits.
 """
 
 from __future__ import annotations
@@ -37,7 +38,8 @@ class _Agreement:
     """What all ranks know about one step, possibly still on its way from the device."""
 
     step: int
-    # [sum of losses, ranks with a loss that is not finite, newly found bad videos, ranks asked to stop, ranks without run folder]
+    # [sum of losses, ranks with a loss that is not finite, newly found bad videos, ranks asked to
+    # stop, ranks without run folder]
     numbers: torch.Tensor
     arrived: Any
     micro_losses: list[torch.Tensor]
@@ -62,14 +64,16 @@ def fit(
 ) -> None:
     """Train from `run.first_step` to `run.total_steps`.
 
-    engine: a DeepSpeed engine. loss_of(engine, batch): the scalar loss of a micro-batch, from one call of the engine. batches:
-    endless, already at the first step. learning_rate: of a step counted from 0; parameter groups multiply it by their
-    "lr_scale". Observers' `on_end` is called on every rank however it ends. A step whose gradients are not finite is skipped;
-    a second one within STEPS_BETWEEN_SKIPS, or one that the engine could not skip, stops the run. what_is_lost(): asked after
-    every step, why what this rank writes is lost, or None.
-    Raises TrainingStopped on all ranks for these, and when more than `max_bad_fraction` of the `num_videos` videos are
-    unreadable; TrainingInterrupted on all ranks when a signal asked to stop; RanksLost where other ranks do not answer. A rank
-    whose clips do not come within `hang_seconds` ends its process (see distributed/watchdog.py).
+    engine: a DeepSpeed engine. loss_of(engine, batch): the scalar loss of a micro-batch, from one
+    call of the engine. batches: endless, already at the first step. learning_rate: of a step
+    counted from 0; parameter groups multiply it by their "lr_scale". Observers' `on_end` is called
+    on every rank however it ends. A step whose gradients are not finite is skipped; a second one
+    within STEPS_BETWEEN_SKIPS, or one that the engine could not skip, stops the run.
+    what_is_lost(): asked after every step, why what this rank writes is lost, or None.
+    Raises TrainingStopped on all ranks for these, and when more than `max_bad_fraction` of the
+    `num_videos` videos are unreadable; TrainingInterrupted on all ranks when a signal asked to
+    stop; RanksLost where other ranks do not answer. A rank whose clips do not come within
+    `hang_seconds` ends its process (see distributed/watchdog.py).
     """
     outcome = "interrupted"
     started: list[Observer] = []
@@ -100,8 +104,9 @@ def fit(
 
 
 def end_observers(observers: Sequence[Observer], outcome: str) -> None:
-    """Call `on_end` of all, also where one fails: they may wait for the other ranks' in the same order. Raises the first fault of
-    a run that has finished; those of a run that ends with a fault are logged, so that they do not hide it.
+    """Call `on_end` of all, also where one fails: they may wait for the other ranks' in the same
+    order. Raises the first fault of a run that has finished; those of a run that ends with a fault
+    are logged, so that they do not hide it.
     """
     first: Exception | None = None
     for observer in observers:
@@ -184,7 +189,8 @@ class _Loop:
             num_substitutes += batch.num_substitutes
             clip_bytes = max(clip_bytes, batch.frames_BTHWC.nbytes)
         local_loss = torch.stack(micro_losses).float().mean()
-        # full_like fills on the device; a tensor made from a host number would wait for all the work before it
+        # full_like fills on the device; a tensor made from a host number would wait for all the
+        # work before it
         num_new_bad = torch.full_like(local_loss, len(new_bad))
         is_asked = torch.full_like(local_loss, watchdog.request is not None)
         lost = self.what_is_lost()
@@ -222,9 +228,11 @@ class _Loop:
         return ranks_asked > 0
 
     def count_bad(self, agreement: _Agreement) -> None:
-        """Name the videos that were newly found to be unreadable. Raises TrainingStopped when they are too many."""
+        """Name the videos that were newly found to be unreadable. Raises TrainingStopped when they
+        are too many."""
         for bad in _gather(agreement.new_bad, self.run):
-            if bad.sample not in self.known_bad:  # every epoch finds it again; once is enough for a reader
+            # every epoch finds it again; once is enough for a reader
+            if bad.sample not in self.known_bad:
                 self.known_bad[bad.sample] = bad
                 logger.warning("unreadable: %s: %s (another video is its substitute)", bad.path, bad.reason)
         if len(self.known_bad) > self.max_bad_fraction * self.num_videos:
@@ -237,7 +245,8 @@ class _Loop:
             )
 
     def skip_or_stop(self, agreement: _Agreement, ranks_not_finite: int) -> None:
-        """A loss or gradient that is not finite: go on once if the engine left the optimizer step out, else TrainingStopped."""
+        """A loss or gradient that is not finite: go on once if the engine left the optimizer step
+        out, else TrainingStopped."""
         step, before = agreement.step, self.last_skip
         what = f"the loss of step {step + 1} is not finite on {ranks_not_finite} rank(s)"
         if not ranks_not_finite:

@@ -1,4 +1,5 @@
-"""The loss of a classifier on augmented clips: logits [B, classes] and target distributions [B, classes] -> a scalar."""
+"""The loss of a classifier on augmented clips: logits [B, classes] and target distributions [B,
+classes] -> a scalar."""
 
 from __future__ import annotations
 
@@ -16,18 +17,20 @@ def classification_loss(
 ) -> torch.Tensor:
     """Cross-entropy in float32, averaged over the clips with weight; 0 where no clip has any.
 
-    A clip without weight takes nothing from the others of its micro-batch; over micro-batches and ranks all count alike, so the
-    clips of a micro-batch with a blank one count a little more. `label_smoothing` spreads that fraction over all classes.
+    A clip without weight takes nothing from the others of its micro-batch; over micro-batches and
+    ranks all count alike, so the clips of a micro-batch with a blank one count a little more.
+    `label_smoothing` spreads that fraction over all classes.
     """
     loss_B = F.cross_entropy(logits_BC.float(), target_BC, label_smoothing=label_smoothing, reduction="none")
     return (loss_B * weight_B).sum() / weight_B.sum().clamp(min=1)
 
 
 def make_loss(augment: Callable[[ClipBatch], Any], *, label_smoothing: float) -> Callable[[Any, ClipBatch], torch.Tensor]:
-    """The `loss_of` that `fit` asks for. `augment(batch)` gives frames_BTHWC, target_BC, weight_B, seed (data's TrainingClips).
+    """The `loss_of` that `fit` asks for. `augment(batch)` gives frames_BTHWC, target_BC, weight_B,
+    seed (data's TrainingClips).
 
-    Drop path and dropout are sampled from the seed of the micro-batch: torch's own random state is in no checkpoint, and a
-    resumed run shall be equal to the bit.
+    Drop path and dropout are sampled from the seed of the micro-batch: torch's own random state is
+    in no checkpoint, and a resumed run shall be equal to the bit.
     """
 
     def loss_of(engine: Any, batch: ClipBatch) -> torch.Tensor:
@@ -42,8 +45,9 @@ def make_loss(augment: Callable[[ClipBatch], Any], *, label_smoothing: float) ->
 def reconstruction_loss_of(engine: Any, batch: ClipBatch) -> torch.Tensor:
     """The `loss_of` that `fit` asks for.
 
-    Drop path is drawn anew from the first seed of each micro-batch: torch's own random state is in no checkpoint, and a resumed
-    run shall be equal to the bit. (Masks derive from the clips' seeds anyway.)
+    Drop path is drawn anew from the first seed of each micro-batch: torch's own random state is in
+    no checkpoint, and a resumed run shall be equal to the bit. (Masks derive from the clips' seeds
+    anyway.)
     """
     torch.manual_seed(batch.clip_seeds[0])
     return engine(batch.frames_BTHWC, batch.seed_B)

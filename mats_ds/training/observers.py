@@ -1,4 +1,5 @@
-"""Observers of a run that need no metering: the console's progress bar, checkpoints, and DeepSpeed's monitors."""
+"""Observers of a run that need no metering: the console's progress bar, checkpoints, and
+DeepSpeed's monitors."""
 
 from __future__ import annotations
 
@@ -29,10 +30,11 @@ REFRESH_SECONDS = 1.0
 
 @dataclass
 class Console:
-    """A progress bar on rank 0 with loss, clips/s, kept tokens and memory; plain lines every `log_steps` where there
-    is no terminal.
+    """A progress bar on rank 0 with loss, clips/s, kept tokens and memory; plain lines every
+    `log_steps` where there is no terminal.
 
-    memory_bytes: asks the recorder for the newest memory figure, (bytes, name), or None before there is one.
+    memory_bytes: asks the recorder for the newest memory figure, (bytes, name), or None before
+    there is one.
     """
 
     log_steps: int
@@ -47,7 +49,8 @@ class Console:
         if run.rank == 0 and self.is_terminal:
             width = {"dynamic_ncols": True} if _columns(self.stream) else {"ncols": FALLBACK_COLUMNS}
             self.bar = tqdm(total=run.total_steps, initial=run.first_step, unit="step", file=self.stream, **width)
-            self.above_bar = logging_redirect_tqdm()  # log lines scroll above the bar instead of tearing it
+            # log lines scroll above the bar instead of tearing it
+            self.above_bar = logging_redirect_tqdm()
             self.above_bar.__enter__()
         self.since_time, self.since_clips, self.clips = time.perf_counter(), 0, 0
 
@@ -90,11 +93,12 @@ def _columns(stream: Any) -> int:
 
 @dataclass
 class Checkpointer:
-    """Saves every `every_steps` steps (0: only at the end) while training goes on, and after the last one; never a loss that is
-    not finite, unless its step was skipped.
+    """Saves every `every_steps` steps (0: only at the end) while training goes on, and after the
+    last one; never a loss that is not finite, unless its step was skipped.
 
-    `extra()` is stored in the checkpoint beside the engine. List it after observers whose state that is. what_is_lost(): why what
-    this rank writes is lost, or None: a folder that is gone is not made again for a checkpoint.
+    `extra()` is stored in the checkpoint beside the engine. List it after observers whose state
+    that is. what_is_lost(): why what this rank writes is lost, or None: a folder that is gone is
+    not made again for a checkpoint.
     """
 
     saver: CheckpointSaver
@@ -110,7 +114,8 @@ class Checkpointer:
     def on_step(self, event: StepEvent) -> None:
         self.saver.poll()
         due = self.every_steps and event.step % self.every_steps == 0
-        # The loss is the same on all ranks, so they decide alike; it is looked at only when a save is due.
+        # The loss is the same on all ranks, so they decide alike; it is looked at only when a save
+        # is due.
         if (due or event.is_last) and (event.skipped or math.isfinite(float(event.loss))):
             self._check_folder(event.step)
             self.saver.begin(event.step, self.extra())
@@ -125,15 +130,17 @@ class Checkpointer:
             raise FolderLost(why, step=step)
 
     def on_end(self, outcome: str) -> None:
-        """Publish what is on its way where all ranks stopped alike; a rank that failed alone cannot."""
-        if outcome.startswith(TrainingStopped.__name__):  # not FolderLost: it could only make half a folder
+        """Publish what is on its way where all ranks stopped alike; a rank that failed alone
+        cannot."""
+        # not FolderLost: it could only make half a folder
+        if outcome.startswith(TrainingStopped.__name__):
             self.saver.finish()
 
 
 @dataclass
 class Monitor:
-    """Adds this trainer's figures to the monitors that the DeepSpeed JSON switches on (tensorboard, wandb,
-    csv_monitor, comet).
+    """Adds this trainer's figures to the monitors that the DeepSpeed JSON switches on (tensorboard,
+    wandb, csv_monitor, comet).
     """
 
     engine: Any

@@ -1,4 +1,5 @@
-"""Parameter groups and the learning-rate schedule. Which AdamW runs on them is the DeepSpeed JSON's choice."""
+"""Parameter groups and the learning-rate schedule. Which AdamW runs on them is the DeepSpeed JSON's
+choice."""
 
 from __future__ import annotations
 
@@ -16,10 +17,12 @@ from mats_ds.config.recipe import OptimSection
 def parameter_groups(
     model: nn.Module, optim: OptimSection, *, lr_scale_of: Callable[[str], float] = lambda name: 1.0
 ) -> list[dict[str, Any]]:
-    """AdamW groups: matrices decay; biases, norms and every other vector do not (as in VideoMAE and MAE).
+    """AdamW groups: matrices decay; biases, norms and every other vector do not (as in VideoMAE and
+    MAE).
 
-    A vector is a parameter with at most one dimension longer than 1, so the mask token [1, 1, D] counts as one. `lr_scale_of`
-    gives the factor on the learning rate of the parameter of a name; every factor makes a group of its own, as "lr_scale".
+    A vector is a parameter with at most one dimension longer than 1, so the mask token [1, 1, D]
+    counts as one. `lr_scale_of` gives the factor on the learning rate of the parameter of a name;
+    every factor makes a group of its own, as "lr_scale".
     """
     shared = {"lr": optim.base_lr, "betas": tuple(optim.betas), "eps": optim.eps}
     groups: dict[tuple[float, str], dict[str, Any]] = {}
@@ -37,8 +40,9 @@ def parameter_groups(
 
 
 def layer_scale(name: str, *, depth: int, layer_decay: float) -> float:
-    """The factor on the learning rate of a classifier's parameter: 1 for the head and its norm, times `layer_decay` for
-    every block below, smallest for the patch embedding (BEiT, arXiv 2106.08254, as VideoMAE uses it).
+    """The factor on the learning rate of a classifier's parameter: 1 for the head and its norm,
+    times `layer_decay` for every block below, smallest for the patch embedding (BEiT, arXiv
+    2106.08254, as VideoMAE uses it).
     """
     if name.startswith("patch_embed."):
         layer = 0
@@ -51,7 +55,8 @@ def layer_scale(name: str, *, depth: int, layer_decay: float) -> float:
 
 @dataclass(frozen=True)
 class Schedule:
-    """Linear warm-up from `start` to `peak`, then a cosine down to `end`; learning rates are those of the actual batch."""
+    """Linear warm-up from `start` to `peak`, then a cosine down to `end`; learning rates are those
+    of the actual batch."""
 
     peak: float
     start: float
@@ -60,7 +65,8 @@ class Schedule:
     total_steps: int
 
     def learning_rate(self, step: int) -> float:
-        """The learning rate of step `step`, counted from 0; after the last step it stays at `end`."""
+        """The learning rate of step `step`, counted from 0; after the last step it stays at
+        `end`."""
         if step < self.warmup_steps:
             return self.start + (self.peak - self.start) * step / self.warmup_steps
         progress = min(1.0, (step - self.warmup_steps) / max(1, self.total_steps - self.warmup_steps))
@@ -68,7 +74,8 @@ class Schedule:
 
 
 def make_schedule(optim: OptimSection, *, steps_per_epoch: int, learning_rate_scale: float) -> Schedule:
-    """The recipe's schedule for a data set of `steps_per_epoch` steps; all three rates follow the linear rule alike."""
+    """The recipe's schedule for a data set of `steps_per_epoch` steps; all three rates follow the
+    linear rule alike."""
     if optim.steps is not None:
         total, warmup = optim.steps, optim.warmup_steps
     else:

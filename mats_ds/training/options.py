@@ -1,4 +1,5 @@
-"""The command line of the programs that train: its options, and what every one of them does before and after its own work."""
+"""The command line of the programs that train: its options, and what every one of them does before
+and after its own work."""
 
 from __future__ import annotations
 
@@ -28,7 +29,8 @@ def add_run_options(parser: argparse.ArgumentParser, *, default_recipe: str | No
     parser.add_argument("--ds_config", required=True, help="DeepSpeed JSON, for example ds_configs/zero2.json")
     parser.add_argument("--out", help="run folder (default: runs/RECIPE-DATE-TIME)")
     parser.add_argument("--resume", choices=["auto"], help="go on from the newest complete checkpoint of the run folder")
-    parser.add_argument("--local_rank", type=int, default=None, help=argparse.SUPPRESS)  # the deepspeed launcher passes it
+    # the deepspeed launcher passes it
+    parser.add_argument("--local_rank", type=int, default=None, help=argparse.SUPPRESS)
     parser.add_argument("overrides", nargs="*", metavar="section.key=value", help="changes to the recipe")
     parser.add_argument(
         "--trace", action="store_true", help="write a trace of some steps (torch's profiler, for ui.perfetto.dev) into RUN/traces"

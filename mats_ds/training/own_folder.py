@@ -1,6 +1,8 @@
-"""Whose folder is it? A run is started in a folder that holds nothing, and gone on with in one that holds a run of its script.
+"""Whose folder is it? A run is started in a folder that holds nothing, and gone on with in one that
+holds a run of its script.
 
-Any other is refused before a byte in it changes, whatever the names in it are: they may be somebody's only copy.
+Any other is refused before a byte in it changes, whatever the names in it are: they may be
+somebody's only copy.
 """
 
 from __future__ import annotations
@@ -49,8 +51,8 @@ class PastRun:
 
 
 def check_run_folder(folder: Path, *, task: str, resume: bool) -> None:
-    """Raises ValueError where a run of mats_ds/`task`.py may not be started, or gone on with, in this folder; OSError where it
-    cannot be looked into. Writes nothing.
+    """Raises ValueError where a run of mats_ds/`task`.py may not be started, or gone on with, in
+    this folder; OSError where it cannot be looked into. Writes nothing.
     """
     if not os.path.lexists(folder):
         return
@@ -84,7 +86,8 @@ def check_run_folder(folder: Path, *, task: str, resume: bool) -> None:
 
 
 def list_names(folder: Path) -> list[str]:
-    """The names in a folder, without those that do not count and the files that this program's own output goes to."""
+    """The names in a folder, without those that do not count and the files that this program's own
+    output goes to."""
     outputs = [os.fstat(number) for number in (1, 2) if _is_open(number)]
     return sorted(
         entry.name
@@ -97,8 +100,9 @@ def list_names(folder: Path) -> list[str]:
 
 
 def refuse_links(folder: Path) -> None:
-    """Raises WrongKindOfFile (a ValueError) where a link, or no file, has the name of a file that a run writes: it would lead to
-    somewhere else. The folder of checkpoints may be a link, to a bigger disk; that disk has to be there.
+    """Raises WrongKindOfFile (a ValueError) where a link, or no file, has the name of a file that a
+    run writes: it would lead to somewhere else. The folder of checkpoints may be a link, to a
+    bigger disk; that disk has to be there.
     """
     checkpoints = folder / CHECKPOINTS
     if os.path.lexists(checkpoints) and not checkpoints.is_dir():
@@ -136,10 +140,11 @@ def read_past_run(folder: Path) -> PastRun:
 
 
 def find_newest_run(runs: Path, *, recipe_name: str, task: str) -> Path:
-    """The run of this recipe and script below `runs` that was started or gone on with last, by what it wrote down itself: the
-    times of files change when a folder is copied.
+    """The run of this recipe and script below `runs` that was started or gone on with last, by what
+    it wrote down itself: the times of files change when a folder is copied.
 
-    Raises ValueError where there is none, and where a time is in the future: a clock was wrong, and the order is unknown.
+    Raises ValueError where there is none, and where a time is in the future: a clock was wrong, and
+    the order is unknown.
     """
     runs_of_recipe = []
     for path in sorted(runs.glob(f"{glob.escape(recipe_name)}-*/{RUN_FILE}")):
@@ -164,7 +169,8 @@ def find_newest_run(runs: Path, *, recipe_name: str, task: str) -> Path:
 
 
 def _read_started(tree: Mapping[str, Any], path: Path) -> float:
-    """`started` is the same as that of the newest part; the file's own time where it is missing or something else."""
+    """`started` is the same as that of the newest part; the file's own time where it is missing or
+    something else."""
     try:
         return datetime.strptime(str(tree.get("started")), "%Y-%m-%dT%H:%M:%S%z").timestamp()
     except (ValueError, OverflowError):

@@ -1,4 +1,5 @@
-"""One training run on this rank: `start_run` reads, joins and chooses; a TrainingRun makes the pieces and trains.
+"""One training run on this rank: `start_run` reads, joins and chooses; a TrainingRun makes the
+pieces and trains.
 
 run = start_run(recipe, options, task="pretrain")
 ... videos, sampler, model ...
@@ -6,7 +7,8 @@ engine = run.engine_for(model, parameter_groups(model, recipe.optim))
 info = run.describe(workload, sampler, data_name=manifest.name)
 with run.loader_for(sampler) as loader:
     run.announce(info, compute=..., data=...)
-    run.fit(info, loss_of, loader.micro_batches(run.first_step), num_videos=..., observers=run.observers(...))
+    batches = loader.micro_batches(run.first_step)
+    run.fit(info, loss_of, batches, num_videos=..., observers=run.observers(...))
 """
 
 from __future__ import annotations
@@ -60,8 +62,8 @@ V = TypeVar("V")
 class RunOptions:
     """What the command line says beside the recipe.
 
-    ds_config: path of the DeepSpeed JSON. out: the run folder, None for a new one. resume: go on from the
-    newest checkpoint of the run folder. trace, memory_snapshot: of `trace_steps` steps.
+    ds_config: path of the DeepSpeed JSON. out: the run folder, None for a new one. resume: go on
+    from the newest checkpoint of the run folder. trace, memory_snapshot: of `trace_steps` steps.
     """
 
     ds_config: str
@@ -73,7 +75,8 @@ class RunOptions:
 
 
 def start_run(recipe: Recipe, options: RunOptions, *, task: str) -> TrainingRun:
-    """Read the JSON, join the other ranks, choose batch and folder. Raises ValueError for what does not fit together.
+    """Read the JSON, join the other ranks, choose batch and folder. Raises ValueError for what does
+    not fit together.
 
     task: "pretrain" or "finetune", the name of the program.
     """
@@ -95,7 +98,8 @@ def start_run(recipe: Recipe, options: RunOptions, *, task: str) -> TrainingRun:
 
 @dataclass
 class TrainingRun:
-    """A run that has its ranks, its batch and its folder; `engine_for` and `observers` add engine and recorder.
+    """A run that has its ranks, its batch and its folder; `engine_for` and `observers` add engine
+    and recorder.
 
     point: the checkpoint to go on from, None from the first step.
     """
@@ -118,11 +122,13 @@ class TrainingRun:
         return self.resumed.step
 
     def check_inputs(self, open_videos: Callable[[], V]) -> V:
-        """The videos that `open_videos` returns, where all ranks have the same, and the same recipe, JSON and code."""
+        """The videos that `open_videos` returns, where all ranks have the same, and the same
+        recipe, JSON and code."""
         return check_consistent(open_videos, self.ranks, recipe=self.recipe, ds_config=self.ds_config)
 
     def engine_for(self, model: nn.Module, groups: list[dict[str, Any]]) -> Any:
-        """The DeepSpeed engine of a model and its parameter groups, loaded from the checkpoint to go on from."""
+        """The DeepSpeed engine of a model and its parameter groups, loaded from the checkpoint to
+        go on from."""
         is_converted = self.point is not None and self.point.is_converted
         self.engine = make_engine(
             model,
@@ -153,7 +159,8 @@ class TrainingRun:
         return make_schedule(self.recipe.optim, steps_per_epoch=steps_per_epoch, learning_rate_scale=scale)
 
     def describe(self, workload: Workload, *, steps_per_epoch: int, data_name: str) -> RunInfo:
-        """What is known of the run before its first step. Raises AlreadyFinished when all steps have been done before."""
+        """What is known of the run before its first step. Raises AlreadyFinished when all steps
+        have been done before."""
         recipe, ranks, schedule = self.recipe, self.ranks, self.schedule(steps_per_epoch)
         total_steps = min(schedule.total_steps, recipe.run.max_steps or schedule.total_steps)
         if self.first_step >= total_steps:
@@ -199,7 +206,8 @@ class TrainingRun:
         )
 
     def announce(self, info: RunInfo, *, compute: str, data: str) -> None:
-        """On rank 0, write recipe and JSON into the run folder and log what is about to happen, in six lines."""
+        """On rank 0, write recipe and JSON into the run folder and log what is about to happen, in
+        six lines."""
         if info.rank != 0:
             return
         write_inputs(self.folder, recipe=dump_recipe(self.recipe), ds_config=self.ds_config)
@@ -221,9 +229,11 @@ class TrainingRun:
     def observers(
         self, workload: Workload, *others: Observer, num_pipelines: int, extra_state: Callable[[], Mapping[str, Any]]
     ) -> list[Observer]:
-        """All that watch the run, in their order: what measures it first, then `others`, and the checkpoints last.
+        """All that watch the run, in their order: what measures it first, then `others`, and the
+        checkpoints last.
 
-        others: those of the task, whose state `extra_state` puts into the checkpoints. num_pipelines: the loader's.
+        others: those of the task, whose state `extra_state` puts into the checkpoints.
+        num_pipelines: the loader's.
         """
         recipe, options, device = self.recipe, self.options, self.ranks.device
         self.recorder = Recorder(self.folder, device)
@@ -267,7 +277,8 @@ class TrainingRun:
         observers: Sequence[Observer],
         num_videos: int,
     ) -> None:
-        """Train to the last step. loss_of(engine, batch): the loss of a micro-batch. batches: endless, from the first step on."""
+        """Train to the last step. loss_of(engine, batch): the loss of a micro-batch. batches:
+        endless, from the first step on."""
         fit(
             self.engine,
             batches,

@@ -26,11 +26,12 @@ INPUT_BYTES = 1 << 20
 
 
 def choose_run_folder(out: str | None, ranks: Ranks, *, recipe_name: str, task: str, resume: bool) -> Path:
-    """The folder that all ranks write to: `--out`, else the newest run of this recipe (to resume), else a new one below `runs/`.
-    This run holds it until it ends (core/storage/folder_lock.py).
+    """The folder that all ranks write to: `--out`, else the newest run of this recipe (to resume),
+    else a new one below `runs/`. This run holds it until it ends (core/storage/folder_lock.py).
 
-    Raises ValueError when --resume finds nothing to go on with, when --out holds a run that is not being resumed or anything
-    else, when another process is at work in it, and when the folder cannot be written. A folder that is refused is as it was.
+    Raises ValueError when --resume finds nothing to go on with, when --out holds a run that is not
+    being resumed or anything else, when another process is at work in it, and when the folder
+    cannot be written. A folder that is refused is as it was.
     """
 
     def choose() -> Path:
@@ -61,7 +62,8 @@ def _choose(out: str | None, recipe_name: str, task: str, resume: bool) -> Path:
             hold_folder(folder / CHECKPOINTS, command=f"mats_ds/{task}.py")
         if not (folder / MARKER).exists():
             write_json(folder / MARKER, {"made_by": task})
-        with tempfile.TemporaryFile(dir=folder):  # the one way to find out: permissions, quotas, read-only disks
+        # the one way to find out: permissions, quotas, read-only disks
+        with tempfile.TemporaryFile(dir=folder):
             pass
         admit_ranks(folder)
     except BaseException:
@@ -72,8 +74,9 @@ def _choose(out: str | None, recipe_name: str, task: str, resume: bool) -> Path:
 
 
 def parse_out(out: str) -> Path:
-    """The folder of an `--out`. Raises ValueError for an empty one, which a shell variable without a value leaves, and for a home
-    folder that is not known. (A shell leaves the ~ of --out=~/run as it is.)
+    """The folder of an `--out`. Raises ValueError for an empty one, which a shell variable without
+    a value leaves, and for a home folder that is not known. (A shell leaves the ~ of --out=~/run as
+    it is.)
     """
     if not out.strip():
         raise ValueError("--out is empty: name a folder")
@@ -86,7 +89,8 @@ def parse_out(out: str) -> Path:
 
 
 def write_inputs(folder: Path, *, recipe: str, ds_config: Mapping[str, Any]) -> None:
-    """The resolved recipe and the DeepSpeed JSON, as this run uses them; logs what differs from those that it goes on with."""
+    """The resolved recipe and the DeepSpeed JSON, as this run uses them; logs what differs from
+    those that it goes on with."""
     inputs = (
         (RECIPE_FILE, recipe, parse_yaml, "going on with other settings than before"),
         (
@@ -109,7 +113,8 @@ def write_inputs(folder: Path, *, recipe: str, ds_config: Mapping[str, Any]) -> 
 
 
 def name_changes(before: Any, after: Any, *, path: str = "") -> list[str]:
-    """What differs between two resolved recipes, as "optim.base_lr 0.001 -> 0.002"; all keys count, also those of one alone."""
+    """What differs between two resolved recipes, as "optim.base_lr 0.001 -> 0.002"; all keys count,
+    also those of one alone."""
     if not (isinstance(before, dict) and isinstance(after, dict)):
         return [] if before == after else [f"{path} {before} -> {after}"]
     keys = [*after, *(key for key in before if key not in after)]

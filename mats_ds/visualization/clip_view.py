@@ -1,6 +1,8 @@
-"""One clip as a model sees it, ready to be drawn: frames [T, H, W, 3] uint8 -> ClipView, in numpy arrays on the CPU.
+"""One clip as a model sees it, ready to be drawn: frames [T, H, W, 3] uint8 -> ClipView, in numpy
+arrays on the CPU.
 
-C candidate frames (those that are read), T frames used. A reconstruction is shown only if the decoder is trained.
+C candidate frames (those that are read), T frames used. A reconstruction is shown only if the
+decoder is trained.
 """
 
 from __future__ import annotations
@@ -21,9 +23,10 @@ from mats_ds.tokens.motion import score_motion
 class ClipView:
     """One clip as a model sees it.
 
-    frames_THWC: uint8, the frames used; frame_T: which of the C candidate frames they are. motion_N: float32 scores. kept_N and
-    visible_N: bool (of a classifier the same). predicted_THWC: uint8, visible tokens as they are, targets as predicted, the
-    others grey; None without a trained decoder. loss: of the targets.
+    frames_THWC: uint8, the frames used; frame_T: which of the C candidate frames they are.
+    motion_N: float32 scores. kept_N and visible_N: bool (of a classifier the same). predicted_THWC:
+    uint8, visible tokens as they are, targets as predicted, the others grey; None without a trained
+    decoder. loss: of the targets.
     """
 
     grid: TokenGrid
@@ -38,8 +41,9 @@ class ClipView:
 
 @torch.no_grad()
 def look_with_decoder(model: MaskedAutoencoder, frames_CHWC: torch.Tensor, *, seed: int) -> ClipView:
-    """The clip with its reconstruction. frames_CHWC: uint8 of the candidate grid's size, on the model's device. seed: of the
-    random choice of tokens. Raises ValueError for frames of another shape.
+    """The clip with its reconstruction. frames_CHWC: uint8 of the candidate grid's size, on the
+    model's device. seed: of the random choice of tokens. Raises ValueError for frames of another
+    shape.
     """
     seen = model.reconstruct(frames_CHWC[None], torch.tensor([seed], device=frames_CHWC.device))
     motion_BN = fill_in_motion(model, seen.motion_BN, seen.frames_BTHWC)
@@ -64,8 +68,8 @@ def view_reconstruction(seen: Reconstruction, grid: TokenGrid, *, clip: int = 0)
 
 @torch.no_grad()
 def look_without_decoder(model: MaskedAutoencoder | VideoClassifier, frames_CHWC: torch.Tensor, *, seed: int) -> ClipView:
-    """The clip with its selected tokens: for a classifier, or where only the patch embedding is trained. Arguments and errors as
-    for `look_with_decoder`.
+    """The clip with its selected tokens: for a classifier, or where only the patch embedding is
+    trained. Arguments and errors as for `look_with_decoder`.
     """
     chosen = model.choose(frames_CHWC[None], torch.tensor([seed], device=frames_CHWC.device))
     frames_BTHWC = join_patches(chosen.patches_BNP, model.grid)
@@ -76,7 +80,8 @@ def look_without_decoder(model: MaskedAutoencoder | VideoClassifier, frames_CHWC
         frames_THWC=frames_BTHWC[0].cpu().numpy(),
         frame_T=frames_of_tubelets(chosen.tubelets_BT[0], model.grid),
         motion_N=fill_in_motion(model, chosen.motion_BN, frames_BTHWC)[0].float().cpu().numpy(),
-        kept_N=visible_N if isinstance(model, VideoClassifier) else visible_N | target_N,  # a classifier drops its targets
+        # a classifier drops its targets
+        kept_N=visible_N if isinstance(model, VideoClassifier) else visible_N | target_N,
         visible_N=visible_N,
     )
 
@@ -84,7 +89,8 @@ def look_without_decoder(model: MaskedAutoencoder | VideoClassifier, frames_CHWC
 def fill_in_motion(
     model: MaskedAutoencoder | VideoClassifier, motion_BN: torch.Tensor, frames_BTHWC: torch.Tensor
 ) -> torch.Tensor:
-    """The scores, computed for the picture alone where the model's strategy ignores motion and left them zero."""
+    """The scores, computed for the picture alone where the model's strategy ignores motion and left
+    them zero."""
     if motion_BN.any():
         return motion_BN
     feature_BNX = model.motion_feature(split_patches(frames_BTHWC, model.grid))

@@ -1,4 +1,5 @@
-"""Clips of a video to look at, with the time of every frame: video, start, number of clips -> Excerpt. Decoded on the CPU.
+"""Clips of a video to look at, with the time of every frame: video, start, number of clips ->
+Excerpt. Decoded on the CPU.
 
 The crop is the centre, as in evaluation; nothing is random.
 """
@@ -29,10 +30,12 @@ class Excerpt:
 def plan_excerpts(
     index: VideoIndex, *, section: ClipSection, num_frames: int, num_clips: int, start_seconds: float | None
 ) -> list[ClipSpec]:
-    """The clips: from `start_seconds` on one after the other, or, if None, spread evenly over the video (one: its middle).
+    """The clips: from `start_seconds` on one after the other, or, if None, spread evenly over the
+    video (one: its middle).
 
-    `num_frames` frames are spread evenly over the section's span. Where the video ends before `num_clips` clips, there are
-    fewer. Raises ValueError when not one frame lies after `start_seconds`.
+    `num_frames` frames are spread evenly over the section's span. Where the video ends before
+    `num_clips` clips, there are fewer. Raises ValueError when not one frame lies after
+    `start_seconds`.
     """
     if num_clips < 1:
         raise ValueError(f"at least 1 clip can be shown, got {num_clips}")
@@ -57,7 +60,8 @@ def plan_excerpts(
 
 
 def read_excerpt(path: str | os.PathLike[str], spec: ClipSpec, *, height: int, width: int) -> Excerpt:
-    """Decode one clip and scale its crop to `height` x `width`. Raises UnreadableVideo when a frame of it cannot be read."""
+    """Decode one clip and scale its crop to `height` x `width`. Raises UnreadableVideo when a frame
+    of it cannot be read."""
     path = os.fspath(path)
     index = index_video(path)
     numbers_T = frame_numbers(spec, index=index)

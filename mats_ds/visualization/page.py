@@ -1,6 +1,8 @@
-"""One picture of a clip: its panels with headings and times, and the strip of candidate frames -> uint8 [H, W, 3].
+"""One picture of a clip: its panels with headings and times, and the strip of candidate frames ->
+uint8 [H, W, 3].
 
-Drawn with Pillow and the font that matplotlib brings. Pixels of a panel are enlarged by an integer factor, without smoothing.
+Drawn with Pillow and the font that matplotlib brings. Pixels of a panel are enlarged by an integer
+factor, without smoothing.
 """
 
 from __future__ import annotations
@@ -21,7 +23,8 @@ if TYPE_CHECKING:
 
 BACKGROUND, INK, FAINT = (255, 255, 255), (32, 34, 40), (110, 114, 122)
 TAKEN, NOW = (30, 160, 90), (240, 130, 20)  # borders of the strip
-MARGIN, GAP, GUTTER = 12, 8, 76  # pixels: around everything, between panels, for "1234.56 s" at the left
+# pixels: around everything, between panels, for "1234.56 s" at the left
+MARGIN, GAP, GUTTER = 12, 8, 76
 LINE, FONT_SIZE = 22, 14
 PANEL_SIDE = 224  # small panels are enlarged to about this
 THUMBNAIL_SIDE, BORDER = 64, 3
@@ -30,7 +33,8 @@ DIMMED = 0.35
 
 @dataclass(frozen=True)
 class Strip:
-    """The candidate frames of adaptive selection, one picture a tubelet: pictures_KHWC uint8, taken_K bool."""
+    """The candidate frames of adaptive selection, one picture a tubelet: pictures_KHWC uint8,
+    taken_K bool."""
 
     pictures_KHWC: np.ndarray
     taken_K: np.ndarray
@@ -38,8 +42,8 @@ class Strip:
 
 @dataclass(frozen=True)
 class Page:
-    """What is drawn of a clip of T frames. tubelet_T: the candidate tubelet of each frame. seconds_T: the time of each
-    frame in its video, None where it is not known.
+    """What is drawn of a clip of T frames. tubelet_T: the candidate tubelet of each frame.
+    seconds_T: the time of each frame in its video, None where it is not known.
     """
 
     title: str
@@ -59,7 +63,8 @@ class Page:
 
 
 def draw_page(page: Page, frames: Sequence[int]) -> np.ndarray:
-    """uint8 [H, W, 3]: one row of panels for each of the `frames` (numbers from 0), below them the strip and the note.
+    """uint8 [H, W, 3]: one row of panels for each of the `frames` (numbers from 0), below them the
+    strip and the note.
 
     With a single frame the strip marks it: such pictures make a video, all of one size.
     """
@@ -100,7 +105,8 @@ def draw_page(page: Page, frames: Sequence[int]) -> np.ndarray:
 
 
 def draw_strip(page: Page, frames: Sequence[int], width: int) -> Image.Image:
-    """The candidates side by side within `width`; taken ones bright with a border, the shown one with another."""
+    """The candidates side by side within `width`; taken ones bright with a border, the shown one
+    with another."""
     from PIL import Image
 
     pictures_KHWC, taken_K = page.strip.pictures_KHWC, page.strip.taken_K
@@ -142,7 +148,8 @@ def load_font() -> ImageFont.FreeTypeFont:
 
 
 def fit_text(text: str, width: int) -> str:
-    """The text as one line, its end cut off with three dots where it is wider than `width` pixels."""
+    """The text as one line, its end cut off with three dots where it is wider than `width`
+    pixels."""
     text = clean_line(text)[: max(0, width)]  # hardly a character is narrower than a pixel
     if load_font().getlength(text) <= width:
         return text

@@ -1,7 +1,8 @@
-"""The pictures that stand side by side for a clip: ClipView -> panels, uint8 [T, H, W, 3] each, tokens with sharp edges.
+"""The pictures that stand side by side for a clip: ClipView -> panels, uint8 [T, H, W, 3] each,
+tokens with sharp edges.
 
-original | motion | kept tokens | visible tokens | reconstruction; without a trained decoder the last one is missing, for a
-classifier, which sees all that is kept, the last two.
+original | motion | kept tokens | visible tokens | reconstruction; without a trained decoder the
+last one is missing, for a classifier, which sees all that is kept, the last two.
 """
 
 from __future__ import annotations
@@ -45,7 +46,8 @@ def draw_panels(view: ClipView) -> list[Panel]:
 
 
 def draw_heat(values_N: np.ndarray, grid: TokenGrid) -> np.ndarray:
-    """uint8 [T, H, W, 3]: 0 is black, the clip's largest value the brightest colour; tokens that are not finite count as 0."""
+    """uint8 [T, H, W, 3]: 0 is black, the clip's largest value the brightest colour; tokens that
+    are not finite count as 0."""
     from matplotlib import colormaps
 
     values_N = np.nan_to_num(values_N, posinf=0.0, neginf=0.0)

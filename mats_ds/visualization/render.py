@@ -1,4 +1,5 @@
-"""From a video and a model to an .mp4, .gif or .png of what the model sees: plan the clips, look at each, draw, write.
+"""From a video and a model to an .mp4, .gif or .png of what the model sees: plan the clips, look at
+each, draw, write.
 
 Also the picture at the end of a pre-training, with the same panels.
 """
@@ -38,7 +39,8 @@ RUN_COMMENT = "drawn at the end of a pre-training of mats_ds"
 class RenderOptions:
     """A video, and what to draw of it. None: as the weights, the recipe or the video have it.
 
-    weights: the path that they were read from. selection: changes of strategy, keep_ratio, visible_ratio and frame_candidates.
+    weights: the path that they were read from. selection: changes of strategy, keep_ratio,
+    visible_ratio and frame_candidates.
     """
 
     video: str
@@ -57,7 +59,8 @@ class RenderOptions:
 def render(options: RenderOptions, weights: Weights | None) -> str:
     """Write the file; returns one line on what it shows.
 
-    Raises ValueError for options that do not go together, UnreadableVideo, and OSError where the file cannot be written.
+    Raises ValueError for options that do not go together, UnreadableVideo, and OSError where the
+    file cannot be written.
     """
     if options.frames_per_second is not None and options.frames_per_second <= 0:
         raise ValueError(f"--fps is above 0, got {options.frames_per_second:g}")
@@ -81,7 +84,8 @@ def render(options: RenderOptions, weights: Weights | None) -> str:
 
 
 def make_pages(viewer: Viewer, specs: Sequence[ClipSpec], *, video: str, seed: int) -> Iterator[Page]:
-    """One page a clip, decoded and computed when it is asked for: hours of video need no more memory than one clip."""
+    """One page a clip, decoded and computed when it is asked for: hours of video need no more
+    memory than one clip."""
     model, candidates = viewer.model, viewer.model.candidate_grid
     look = look_with_decoder if viewer.decodes else look_without_decoder
     for number, spec in enumerate(specs):
@@ -107,7 +111,8 @@ def make_page(view: ClipView, excerpt: Excerpt, model: nn.Module, *, title: str,
 
 
 def write_pages(out: str, suffix: str, pages: Iterator[Page], *, frames_per_second: float | None) -> None:
-    """A video of all frames of all clips, or a still picture of a few frames of each, one clip below the other."""
+    """A video of all frames of all clips, or a still picture of a few frames of each, one clip
+    below the other."""
     if suffix == ".png":
         clips = list(pages)
         num_rows = max(MIN_ROWS, min(MAX_ROWS, PNG_ROWS // len(clips)))
@@ -120,14 +125,16 @@ def write_pages(out: str, suffix: str, pages: Iterator[Page], *, frames_per_seco
 
 
 def draw_reconstruction(seen: Reconstruction, grid: TokenGrid, path: Path, *, clip: int = 0, title: str = "") -> None:
-    """Write a PNG of clip number `clip` of a model's reconstruction, with the panels of a page and one row a shown frame."""
+    """Write a PNG of clip number `clip` of a model's reconstruction, with the panels of a page and
+    one row a shown frame."""
     view = view_reconstruction(seen, grid, clip=clip)
     page = Page(title, draw_panels(view), tubelet_T=view.frame_T // grid.tubelet[0])
     write_png(path, draw_page(page, spread_frames(page.num_frames, MAX_ROWS)), comment=RUN_COMMENT)
 
 
 def play_rate(seconds_T: np.ndarray) -> float:
-    """Frames a second at which these frames last as long as in the video, within MIN and MAX_FRAMES_PER_SECOND."""
+    """Frames a second at which these frames last as long as in the video, within MIN and
+    MAX_FRAMES_PER_SECOND."""
     steps = np.diff(seconds_T)
     mean = float(steps.mean()) if len(steps) and steps.mean() > 0 else 1.0
     return min(MAX_FRAMES_PER_SECOND, max(MIN_FRAMES_PER_SECOND, 1 / mean))

@@ -1,7 +1,8 @@
 """A video or a still from finished pictures (uint8 RGB [H, W, 3]): .mp4, .gif or .png.
 
-An .mp4 is H.264 (MPEG-4 part 2 where PyAV has no such encoder) with 4:2:0 pictures of even sides, which every player takes. Files
-are written aside and renamed. A comment in each says that it is ours, so that it may be replaced.
+An .mp4 is H.264 (MPEG-4 part 2 where PyAV has no such encoder) with 4:2:0 pictures of even sides,
+which every player takes. Files are written aside and renamed. A comment in each says that it is
+ours, so that it may be replaced.
 """
 
 from __future__ import annotations
@@ -27,7 +28,8 @@ COMMENT = "drawn by mats_ds/visualize.py"
 
 
 def check_suffix(path: str | os.PathLike[str]) -> str:
-    """The suffix, which chooses the format, in lower case. Raises ValueError for another than SUFFIXES."""
+    """The suffix, which chooses the format, in lower case. Raises ValueError for another than
+    SUFFIXES."""
     suffix = Path(path).suffix.lower()
     if suffix not in SUFFIXES:
         got = f"{path} ends in {suffix!r}" if suffix else f"{path} has no suffix"
@@ -36,7 +38,8 @@ def check_suffix(path: str | os.PathLike[str]) -> str:
 
 
 def write_mp4(path: str | os.PathLike[str], pictures: Iterable[np.ndarray], *, frames_per_second: float) -> None:
-    """Write one frame a picture; an odd side gains a line of the border's colour. Raises ValueError for no pictures."""
+    """Write one frame a picture; an odd side gains a line of the border's colour. Raises ValueError
+    for no pictures."""
     encoder = find_mp4_encoder()
     options = {"crf": CRF, "preset": "medium"} if encoder == "libx264" else {}
     rate = Fraction(frames_per_second).limit_denominator(MAX_RATE_DENOMINATOR)
@@ -99,7 +102,8 @@ def is_our_picture(path: str | os.PathLike[str]) -> bool:
 
 
 def _check_pictures(pictures: Iterable[np.ndarray]) -> Iterator[np.ndarray]:
-    """The same pictures. Raises ValueError for one of another type or size than the first, and for no picture."""
+    """The same pictures. Raises ValueError for one of another type or size than the first, and for
+    no picture."""
     shape = None
     for picture in pictures:
         shape = shape or picture.shape
@@ -117,7 +121,8 @@ def _even_sides(picture_HWC: np.ndarray) -> np.ndarray:
 
 @contextlib.contextmanager
 def _written_aside(path: str | os.PathLike[str]) -> Iterator[Path]:
-    """A path to write to, renamed to `path` when the block ends without an error; folders above it are made."""
+    """A path to write to, renamed to `path` when the block ends without an error; folders above it
+    are made."""
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     with replace_file(path) as aside:

@@ -1,4 +1,5 @@
-"""The model that looks at a clip: from weights, or an untrained patch embedding of a recipe, with changed selection options."""
+"""The model that looks at a clip: from weights, or an untrained patch embedding of a recipe, with
+changed selection options."""
 
 from __future__ import annotations
 
@@ -22,7 +23,8 @@ from mats_ds.models.weights.run import read_recipe_beside
 
 @dataclass(frozen=True)
 class Viewer:
-    """A model and how its clips are spaced. `decodes`: its decoder is trained; `names_classes`: its classification head is."""
+    """A model and how its clips are spaced. `decodes`: its decoder is trained; `names_classes`: its
+    classification head is."""
 
     model: nn.Module
     recipe: Recipe
@@ -31,7 +33,8 @@ class Viewer:
     names_classes: bool = False
 
     def clip_section(self, stride: int | None) -> ClipSection:
-        """The recipe's spacing for as many frames as the model takes; `stride` replaces the recipe's."""
+        """The recipe's spacing for as many frames as the model takes; `stride` replaces the
+        recipe's."""
         section = self.recipe.clip.model_copy(update={"num_frames": self.model.grid.num_frames})
         return section if stride is None else section.model_copy(update={"stride": stride, "stride_seconds": None})
 
@@ -41,8 +44,9 @@ def open_viewer(
 ) -> Viewer:
     """The model of the weights at `path`, or without weights an untrained patch embedding.
 
-    named: a recipe's name or file, None for the recipe beside the weights or the default. selection: changes, keys of a
-    recipe's section `selection`. Raises ValueError for values that do not go together.
+    named: a recipe's name or file, None for the recipe beside the weights or the default.
+    selection: changes, keys of a recipe's section `selection`. Raises ValueError for values that do
+    not go together.
     """
     beside = read_recipe_beside(path) if path else None
     recipe = load_recipe(named or "default") if named or beside is None else beside
@@ -72,13 +76,15 @@ def open_viewer(
 
 def _open_untrained(recipe: Recipe, seed: int) -> Viewer:
     torch.manual_seed(seed)
-    small = recipe.model_copy(update={"model": ModelSection(name="tiny")})  # only its patch embedding is used
+    # only its patch embedding is used
+    small = recipe.model_copy(update={"model": ModelSection(name="tiny")})
     note = "no weights given: motion of an untrained patch embedding, no reconstruction"
     return Viewer(MaskedAutoencoder.from_recipe(small), recipe, note)
 
 
 def change_selection(recipe: Recipe, changes: Mapping[str, Any]) -> Recipe:
-    """The recipe with other values in its section `selection`. Raises ValueError for values that do not go together."""
+    """The recipe with other values in its section `selection`. Raises ValueError for values that do
+    not go together."""
     tree = recipe.model_dump()
     tree["selection"] |= changes
     try:

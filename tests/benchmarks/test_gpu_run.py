@@ -1,4 +1,5 @@
-"""The GPU benchmark's conductor: whatever a part does, the run ends in time with all that was measured."""
+"""The GPU benchmark's conductor: whatever a part does, the run ends in time with all that was
+measured."""
 
 import json
 import os
@@ -57,7 +58,8 @@ def test_a_part_that_fails_hangs_or_dies_does_not_take_the_others_along(conducto
     assert "| good | one | figure / 1 | ok |" in page and "| dying | before | kept |" in page
     assert "| hanging | so far | kept too |" in page and "left out: no_such_package." in page
     assert done.stdout.strip().splitlines()[-1].startswith("written: ") and page.strip() in done.stdout
-    status = Path("/proc") / (tmp_path / "child").read_text() / "stat"  # of a child that waits to be collected: Z
+    # of a child that waits to be collected: Z
+    status = Path("/proc") / (tmp_path / "child").read_text() / "stat"
     assert not status.exists() or status.read_text().rpartition(")")[2].split()[0] == "Z"
 
 

@@ -1,4 +1,5 @@
-"""The transfer benchmark from end to end on a few synthetic videos, and what it does not do twice."""
+"""The transfer benchmark from end to end on a few synthetic videos, and what it does not do
+twice."""
 
 from __future__ import annotations
 
@@ -67,7 +68,8 @@ def test_what_was_made_from_a_folder_is_made_anew_after_it(tmp_path, monkeypatch
 
 
 def test_a_work_folder_of_somebody_else_is_left_as_it_is(tmp_path):
-    """Runs are kept in WORK/SET/train and the like, which are removed before they are made anew: so may lie the videos."""
+    """Runs are kept in WORK/SET/train and the like, which are removed before they are made anew: so
+    may lie the videos."""
     mine = tmp_path / "synthetic" / "train" / "mine.mp4"
     mine.parent.mkdir(parents=True)
     mine.write_bytes(b"video")

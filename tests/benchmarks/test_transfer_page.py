@@ -23,7 +23,8 @@ def make_result(right_of: dict[str, list[int]], *, num_videos=40) -> SetResult:
 
 
 def test_an_estimate_is_the_mean_with_an_interval_of_the_known_width():
-    """Values that vary over videos alone: the interval is that of a share of 400, plus or minus 1.96 standard errors."""
+    """Values that vary over videos alone: the interval is that of a share of 400, plus or minus
+    1.96 standard errors."""
     values_KS = np.repeat((np.arange(400) % 4 == 0)[None].astype(float), 3, axis=0)
     found = estimate_mean(values_KS)
     half = 1.96 * (0.25 * 0.75 / 400) ** 0.5
@@ -38,7 +39,8 @@ def test_seeds_that_disagree_widen_the_interval():
 
 
 def test_a_difference_is_taken_video_by_video():
-    """Two arms that are right on the same videos differ by nothing for certain, however few the videos are."""
+    """Two arms that are right on the same videos differ by nothing for certain, however few the
+    videos are."""
     page = "\n".join(lines_of_set(make_result({PRETRAINED: [20, 20], SCRATCH: [20, 20]})))
     assert "+0.0 (+0.0 to +0.0) points; no difference" in page
 

@@ -34,7 +34,8 @@ def test_accumulation_in_the_json_wins():
 
 
 def test_several_clips_of_a_video_count_once_in_the_learning_rate():
-    """VideoMAE's rule: its lr x batch_size x GPUs / 256, where batch_size counts videos, whatever --num_sample is."""
+    """VideoMAE's rule: its lr x batch_size x GPUs / 256, where batch_size counts videos, whatever
+    --num_sample is."""
     config = {"train_micro_batch_size_per_gpu": 12}
     plan = plan_batch(config, recipe_batch=768, world_size=64, repeats=2)
     assert (plan.global_batch, plan.num_videos, plan.learning_rate_scale) == (768, 384, 6 * 64 / 256)

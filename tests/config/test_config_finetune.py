@@ -54,7 +54,8 @@ def test_data_set_recipes_carry_the_published_numbers(name, epochs, base_lr, str
     ("overrides", "test_views", "training_views"),
     [
         ([], (None, None), (1, 1)),
-        (["evaluation.clips=2"], (2, None), (2, 1)),  # as in version 0.1: what is asked for is also taken during the training
+        # as in version 0.1: what is asked for is also taken during the training
+        (["evaluation.clips=2"], (2, None), (2, 1)),
         (["evaluation.clips=10", "evaluation.crops=3", "evaluation.training_clips=1"], (10, 3), (1, 3)),
     ],
 )

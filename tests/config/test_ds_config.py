@@ -16,7 +16,8 @@ HARD = ROOT / ".." / "shared" / "hard_inputs"
 
 
 def write(folder, changes):
-    """zero2_tiny.json with some values changed: "a.b" is key b of section a; None takes a key out."""
+    """zero2_tiny.json with some values changed: "a.b" is key b of section a; None takes a key
+    out."""
     tree = json.loads(json.dumps(TINY))
     for name, value in changes.items():
         *sections, key = name.split(".")
@@ -31,7 +32,8 @@ def write(folder, changes):
     return path
 
 
-# What DeepSpeed takes for something else than it says: any value that is not empty, "false" too, switched a precision on.
+# What DeepSpeed takes for something else than it says: any value that is not empty, "false" too,
+# switched a precision on.
 NOT_BOOLEAN = [
     {f"{section}.enabled": value}
     for section in ("bf16", "fp16", "torch_autocast", "tensorboard", "csv_monitor", "flops_profiler", "comms_logger")
@@ -262,7 +264,8 @@ def test_what_is_handed_over_has_this_runs_batch_and_no_comments(tmp_path):
 
 
 def test_deepspeeds_own_defaults_are_those_that_are_stated():
-    """Where a version of DeepSpeed has other defaults, docs/deepspeed.md and the table of keys have to be read again."""
+    """Where a version of DeepSpeed has other defaults, docs/deepspeed.md and the table of keys have
+    to be read again."""
     from deepspeed.runtime.config import DeepSpeedConfig
 
     silent = DeepSpeedConfig({"train_micro_batch_size_per_gpu": 1})

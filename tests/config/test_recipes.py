@@ -1,12 +1,16 @@
-"""Every recipe against what is published: clips seen, learning rate at the peak, epochs, and what a clip and a view are.
+"""Every recipe against what is published: clips seen, learning rate at the peak, epochs, and what a
+clip and a view are.
 
 The sources of the figures, row by row:
-- EVEREST: the authors' public scripts, scripts/{ucf101,hmdb51}/{pretrain,finetune}.sh of github.com/sunilhoho/EVEREST, and what
-  its run_ms_pretraining.py and run_class_finetuning.py take where a script is silent.
-- VideoMAE: scripts/{kinetics,ssv2}/videomae_vit_base_patch16_224_tubemasking_ratio_0.9_epoch_*/{pretrain,finetune}.sh of
-  github.com/MCG-NJU/VideoMAE (arXiv 2203.12602); --num_sample there is the number of clips a video.
-- MATS: arXiv 2211.10636, its section on implementation, for what has no public script. 8 GPUs, 24 clips each in pre-training
-  and 16 in fine-tuning.
+- EVEREST: the authors' public scripts, scripts/{ucf101,hmdb51}/{pretrain,finetune}.sh of
+  github.com/sunilhoho/EVEREST, and what its run_ms_pretraining.py and run_class_finetuning.py take
+  where a script is silent.
+- VideoMAE:
+  scripts/{kinetics,ssv2}/videomae_vit_base_patch16_224_tubemasking_ratio_0.9_epoch_*/{pretrain,finetune}.sh
+  of github.com/MCG-NJU/VideoMAE (arXiv 2203.12602); --num_sample there is the number of clips a
+  video.
+- MATS: arXiv 2211.10636, its section on implementation, for what has no public script. 8 GPUs, 24
+  clips each in pre-training and 16 in fine-tuning.
 """
 
 from __future__ import annotations
@@ -24,7 +28,8 @@ GPUS, PRETRAIN_CLIPS, FINETUNE_CLIPS = 8, 24, 16
 
 
 class Row(NamedTuple):
-    """clips: of a video in each pass over the set. peak_lr: of the batch of 8 GPUs. span: stride, or "uniform"."""
+    """clips: of a video in each pass over the set. peak_lr: of the batch of 8 GPUs. span: stride,
+    or "uniform"."""
 
     recipe: str
     epochs: float
@@ -63,7 +68,8 @@ VIEWS = {
     "finetune_ssv2": (2, 3),
     "finetune_oscc": (1, 1),
 }
-# Defaults of VideoMAE's run_class_finetuning.py, and the EVEREST scripts' 0 for both: METHOD section 5.
+# Defaults of VideoMAE's run_class_finetuning.py, and the EVEREST scripts' 0 for both: METHOD
+# section 5.
 MIXING = {"finetune_k400": (0.8, 1.0), "finetune_ssv2": (0.8, 1.0)}
 LAPTOP = {"tiny", "finetune_tiny"}  # ours, nothing is published
 

@@ -38,7 +38,8 @@ def test_every_gpu_of_the_table_is_found_by_the_name_that_its_driver_reports():
         ("NVIDIA RTX PRO 6000 Blackwell Server Edition", 4),
         ("NVIDIA A10", None),  # two, as any GPU that is not in the table
         ("NVIDIA GeForce RTX 4090", None),
-        ("NVIDIA A100-SXM4-80GB MIG 3g.40gb", None),  # a part of the engines, the name does not tell which
+        # a part of the engines, the name does not tell which
+        ("NVIDIA A100-SXM4-80GB MIG 3g.40gb", None),
         ("Something New", None),
     ],
 )

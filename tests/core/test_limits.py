@@ -40,6 +40,7 @@ def test_a_fault_names_the_field_in_one_short_line(name, value, kind):
 
 @pytest.mark.parametrize("kind", [RunInfo, RunPart, Outcome, Plan])
 def test_every_field_of_the_small_files_is_checked(kind):
-    """An object of no known type is refused by all; a new type of field that nobody checks fails here."""
+    """An object of no known type is refused by all; a new type of field that nobody checks fails
+    here."""
     for field in fields(kind):
         assert find_fault(field.name, object(), str(field.type)) is not None

@@ -1,4 +1,5 @@
-"""Terminals, pipes and locales that cannot take what a program prints: the work is done all the same."""
+"""Terminals, pipes and locales that cannot take what a program prints: the work is done all the
+same."""
 
 from __future__ import annotations
 
@@ -46,7 +47,8 @@ def test_the_locale_is_named_where_it_is_the_reason(videos, locale):
     done = run(videos, "check", "list.txt", "--out", "checked.csv", "--workers", "1", **variables)
     assert done.returncode == 2 and f"LC_ALL={locale}".encode() in done.stderr and b"Traceback" not in done.stderr
     fine = run(videos, "import", "list.txt", "--root", ".", "--out", "out.csv", "--force", LC_ALL=locale)
-    assert fine.returncode == 1 and b"LC_ALL" not in fine.stdout  # Python's UTF-8 mode, which the C locale switches on
+    # Python's UTF-8 mode, which the C locale switches on
+    assert fine.returncode == 1 and b"LC_ALL" not in fine.stdout
 
 
 def test_a_reader_that_is_gone_ends_nothing(videos):

@@ -1,7 +1,9 @@
-"""Tiny video files of many kinds, written by PyAV's own encoders: what the tests of exact frames read.
+"""Tiny video files of many kinds, written by PyAV's own encoders: what the tests of exact frames
+read.
 
-Every picture differs from all others, with something that moves, so that one that is taken for another, or decoded without what
-it refers to, shows. `KINDS` lists the files; a kind that an installed PyAV cannot write is left out by the caller.
+Every picture differs from all others, with something that moves, so that one that is taken for
+another, or decoded without what it refers to, shows. `KINDS` lists the files; a kind that an
+installed PyAV cannot write is left out by the caller.
 """
 
 from __future__ import annotations
@@ -19,7 +21,8 @@ PALETTE_COLOURS = 256
 
 @dataclass(frozen=True)
 class ClipFile:
-    """How a file is written. palettes: how many different ones the pictures use, one after the other."""
+    """How a file is written. palettes: how many different ones the pictures use, one after the
+    other."""
 
     name: str
     codec: str
@@ -94,7 +97,8 @@ KINDS = (
 
 
 def picture(number: int, *, height: int, width: int) -> np.ndarray:
-    """uint8 RGB [H, W, 3]: smooth colours, a square that moves, and the number as bits in the topmost rows."""
+    """uint8 RGB [H, W, 3]: smooth colours, a square that moves, and the number as bits in the
+    topmost rows."""
     rows, columns = np.mgrid[:height, :width]
     colours = np.stack([3 * columns + 2 * number, 4 * rows + number, rows + columns + 5 * number], -1) % 200
     top, left = 10 + number % (height - 24), 3 * number % (width - 12)
@@ -138,7 +142,8 @@ def _palette(number: int) -> np.ndarray:
 
 
 def decode_in_order(path: str | Path) -> list[np.ndarray]:
-    """The reference: every picture that decoding from the start to the end shows, uint8 RGB, as it is coded."""
+    """The reference: every picture that decoding from the start to the end shows, uint8 RGB, as it
+    is coded."""
     with av.open(str(path)) as container:
         stream = container.streams.best("video")
         stream.codec_context.thread_count = 1
@@ -148,7 +153,8 @@ def decode_in_order(path: str | Path) -> list[np.ndarray]:
 def write_with_sound(
     path: Path, *, pictures_begin_seconds: float, sound_begins_seconds: float = 0.0, num_frames: int = NUM_FRAMES, gop: int = 8
 ) -> Path:
-    """H.264 at 25 frames a second and silence (AAC), each beginning at its own time; the sound lasts as long as the pictures."""
+    """H.264 at 25 frames a second and silence (AAC), each beginning at its own time; the sound
+    lasts as long as the pictures."""
     path.parent.mkdir(parents=True, exist_ok=True)
     samples, rate, size = 1024, 16000, dict(height=48, width=80)
     with av.open(str(path), "w") as container:

@@ -1,4 +1,5 @@
-"""Candidates of the adaptive frame selection: more frames than a clip uses, evenly over the same span, read in the same pass."""
+"""Candidates of the adaptive frame selection: more frames than a clip uses, evenly over the same
+span, read in the same pass."""
 
 from __future__ import annotations
 
@@ -83,5 +84,6 @@ def test_in_seconds_they_are_as_even_as_the_frames_allow(videos):
     index = index_video(videos[0])
     numbers = frame_numbers(sampler.spec(0), index=index)
     gaps = np.diff(index.seconds()[numbers])
-    assert len(numbers) == CANDIDATES and gaps.min() > 0.2 - 0.051 and gaps.max() < 0.2 + 0.051  # frames of 1/20 s
+    # frames of 1/20 s
+    assert len(numbers) == CANDIDATES and gaps.min() > 0.2 - 0.051 and gaps.max() < 0.2 + 0.051
     assert gaps.sum() == pytest.approx(USED * 0.3 * (CANDIDATES - 1) / CANDIDATES, abs=0.051)

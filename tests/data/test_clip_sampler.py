@@ -49,7 +49,8 @@ def test_a_spec_does_not_depend_on_what_was_asked_before():
 
 
 def test_the_draws_are_the_same_for_ever():
-    """Frozen figures: a change here changes what every seed means, and breaks the resumption of running trainings."""
+    """Frozen figures: a change here changes what every seed means, and breaks the resumption of
+    running trainings."""
     spec = sampler_of().spec(30)
     assert (spec.sample, spec.clip_seed, round(spec.start, 6), spec.crop.flip) == (2, 3943213076083438747, 0.832523, False)
 
@@ -68,7 +69,8 @@ def test_the_spec_carries_the_manifest_and_the_recipe():
 
 
 def uniform_draws(num_videos: int = 1, *, length: int, num_draws: int, num_frames: int = 16, repeats: int = 1) -> np.ndarray:
-    """Frame numbers of the first draws from videos of `length` frames, int64 [draws, num_frames]."""
+    """Frame numbers of the first draws from videos of `length` frames, int64 [draws,
+    num_frames]."""
     section = ClipSection(num_frames=16, stride=2, height=32, width=48, sampling="uniform")
     manifest = manifest_of(num_videos)
     sampler = ClipSampler(manifest, recipe_clip=section, num_frames=num_frames, global_batch=1, seed=3, repeats=repeats)
@@ -78,13 +80,15 @@ def uniform_draws(num_videos: int = 1, *, length: int, num_draws: int, num_frame
 
 @pytest.mark.parametrize(("length", "num_frames"), [(48, 16), (72, 24)])
 def test_uniform_training_clips_draw_one_frame_out_of_every_segment_on_its_own(length, num_frames):
-    """Segments of 3 frames, also of the 24 candidates: 3**16 and 3**24 clips, so that 2,000 draws hardly meet."""
+    """Segments of 3 frames, also of the 24 candidates: 3**16 and 3**24 clips, so that 2,000 draws
+    hardly meet."""
     draws = uniform_draws(length=length, num_draws=2000, num_frames=num_frames)
     offsets = draws - 3 * np.arange(num_frames)
     assert offsets.min() == 0 and offsets.max() == 2
     assert len(np.unique(draws, axis=0)) >= 1990  # one offset for all segments gave 3
     counts = np.stack([(offsets == offset).sum(axis=0) for offset in range(3)])
-    assert np.abs(counts - 2000 / 3).max() < 5 * (2000 * 2 / 9) ** 0.5  # five standard deviations of a binomial
+    # five standard deviations of a binomial
+    assert np.abs(counts - 2000 / 3).max() < 5 * (2000 * 2 / 9) ** 0.5
     # independent: the offsets of two segments agree in a third of the draws
     agree = np.mean(offsets[:, :-1] == offsets[:, 1:])
     assert abs(agree - 1 / 3) < 0.01
@@ -111,7 +115,8 @@ def test_the_segments_draws_are_stateless_and_differ_for_epochs_attempts_and_rep
     assert len(first.segment_starts) == len(set(first.segment_starts)) == 16
     assert first == spec(0)
     others = [spec(4), spec(1), spec(0, 1), spec(0, seed=4), spec(1, repeats=2)]
-    assert len({first.segment_starts, *(each.segment_starts for each in others)}) == 5  # (1, repeats=2) is (1) again
+    # (1, repeats=2) is (1) again
+    assert len({first.segment_starts, *(each.segment_starts for each in others)}) == 5
     assert spec(0, repeats=2).sample == spec(1, repeats=2).sample
     # frozen figures, as below: a change breaks the resumption of running trainings
     assert [round(share, 6) for share in first.segment_starts[:3]] == [0.997223, 0.556058, 0.311567]

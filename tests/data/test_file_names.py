@@ -1,4 +1,5 @@
-"""Files whose names look like something else: addresses, options, patterns. Each is the file of that name, in its own folder."""
+"""Files whose names look like something else: addresses, options, patterns. Each is the file of
+that name, in its own folder."""
 
 from __future__ import annotations
 

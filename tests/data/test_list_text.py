@@ -1,4 +1,5 @@
-"""Lines of lists: what is a path, what are its numbers, and what is neither. The same for a manifest and for an import."""
+"""Lines of lists: what is a path, what are its numbers, and what is neither. The same for a
+manifest and for an import."""
 
 from pathlib import Path
 

@@ -1,4 +1,5 @@
-"""Videos that are in two manifests, however they are spelled: found; other videos and other times of one file: not."""
+"""Videos that are in two manifests, however they are spelled: found; other videos and other times
+of one file: not."""
 
 from __future__ import annotations
 
@@ -24,7 +25,8 @@ def write(folder, name, rows, header="path,start,end"):
 
 @pytest.fixture
 def files(tmp_path):
-    """Six files of equal size that differ in one byte, twice as large as what is read first, in a folder `videos`."""
+    """Six files of equal size that differ in one byte, twice as large as what is read first, in a
+    folder `videos`."""
     (tmp_path / "videos").mkdir()
     for number in range(6):
         content = bytearray(6 * PIECE_BYTES)

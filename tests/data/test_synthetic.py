@@ -33,7 +33,8 @@ def test_it_is_a_manifest_of_videos_in_both_codecs(synthetic):
 
 
 def test_only_sprites_and_camera_move(synthetic):
-    """Where nothing moves, frames differ by coding noise only; inside the sprites' boxes they differ by far more."""
+    """Where nothing moves, frames differ by coding noise only; inside the sprites' boxes they
+    differ by far more."""
     for video in read_motion(synthetic):
         frames = decode_frames(str(synthetic / video.path), np.arange(20)).astype(float)
         pans = len({tuple(shift) for shift in video.background_shifts}) > 1
@@ -51,7 +52,8 @@ def test_only_sprites_and_camera_move(synthetic):
 
 
 def steps_of(track, *, height, width):
-    """[T - 1, 2]: how far (down, right) a sprite goes from frame to frame, the shorter way round."""
+    """[T - 1, 2]: how far (down, right) a sprite goes from frame to frame, the shorter way
+    round."""
     corners = np.array(track)[:, :2]
     size = np.array([height, width])
     return (np.diff(corners, axis=0) + size // 2) % size - size // 2

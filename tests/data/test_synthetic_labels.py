@@ -1,4 +1,5 @@
-"""No single frame tells the label of a synthetic video: probes of still frames stay at chance, a measured shift does not."""
+"""No single frame tells the label of a synthetic video: probes of still frames stay at chance, a
+measured shift does not."""
 
 import csv
 
@@ -26,7 +27,8 @@ def read_set(folder, **settings):
 
 
 def describe_still(frames_SHWC, *, grey):
-    """features_SF of one frame a video: squares of 4 x 4 pixels averaged, of the colours or of their mean."""
+    """features_SF of one frame a video: squares of 4 x 4 pixels averaged, of the colours or of
+    their mean."""
     values = frames_SHWC.astype(np.float32) / 255
     values = values.mean(-1, keepdims=True) if grey else values
     num_videos, height, width, channels = values.shape
@@ -66,7 +68,8 @@ def chance_deviations(guesses_S, labels_S):
 
 
 def probe_stills(folder, *, num_videos, height, width, names=("first", "middle", "last", "any")):
-    """{(frame, colours, probe): deviations from chance on a second set}, of the named frames of every video."""
+    """{(frame, colours, probe): deviations from chance on a second set}, of the named frames of
+    every video."""
     size = {"num_videos": num_videos, "height": height, "width": width}
     train, label_S = read_set(folder / "train", seed=1, **size)
     val, true_S = read_set(folder / "val", seed=2, **size)
@@ -98,7 +101,8 @@ def test_a_still_frame_tells_nothing_at_any_size(tmp_path, height, width):
 
 
 def measure_shift(frames_THWC):
-    """(down, right): by how much the changes between frames move on from one to the next, where they fit best."""
+    """(down, right): by how much the changes between frames move on from one to the next, where
+    they fit best."""
     changes_THW = np.diff(frames_THWC.astype(np.float64).mean(-1), axis=0)
     spectra = np.fft.fft2(changes_THW)
     fit_HW = np.fft.ifft2((spectra[1:] * spectra[:-1].conj()).sum(0)).real

@@ -1,4 +1,5 @@
-"""Every view of every video is read exactly once, on any number of ranks, and shows what its numbers say."""
+"""Every view of every video is read exactly once, on any number of ranks, and shows what its
+numbers say."""
 
 from __future__ import annotations
 
@@ -105,12 +106,14 @@ def test_uniform_clips_share_the_segments_among_them(videos):
     sampler = sampler_of(videos[:1], num_clips=2, num_crops=1, sampling="uniform")
     index = index_video(str(videos[0]))
     numbers = [frame_numbers(sampler.spec(position), index=index).tolist() for position in range(2)]
-    assert numbers == [[0, 10, 20, 30], [5, 15, 25, 35]]  # segments of ten frames: their first frames, and their middle ones
+    # segments of ten frames: their first frames, and their middle ones
+    assert numbers == [[0, 10, 20, 30], [5, 15, 25, 35]]
 
 
 @pytest.mark.parametrize("num_frames", [7, 16, 29, 48, 97, 250])
 def test_two_uniform_clips_are_those_of_videomae_on_ssv2(num_frames):
-    """Its rule, in reals: tick = length / 16, clip 0 takes every tick, clip 1 lies half a tick later."""
+    """Its rule, in reals: tick = length / 16, clip 0 takes every tick, clip 1 lies half a tick
+    later."""
     sampler = sampler_of(["a.mp4"], num_clips=2, num_crops=1, num_frames=16, sampling="uniform")
     file = SimpleNamespace(num_frames=num_frames)
     tick = num_frames / 16
@@ -120,7 +123,8 @@ def test_two_uniform_clips_are_those_of_videomae_on_ssv2(num_frames):
 
 
 def test_uniform_clips_of_a_test_have_one_phase_for_all_segments():
-    """Nothing is drawn in a test: one clip takes the middle of each segment, n clips take n equal steps."""
+    """Nothing is drawn in a test: one clip takes the middle of each segment, n clips take n equal
+    steps."""
     assert frame_numbers(
         sampler_of(["a.mp4"], num_clips=5, num_crops=1, sampling="uniform").spec(1), index=SimpleNamespace(num_frames=40)
     ).tolist() == [2, 12, 22, 32]
@@ -138,7 +142,8 @@ def test_in_seconds_on_a_file_of_varying_rate(tmp_path):
     sampler = sampler_of([path], num_clips=3, num_crops=1, stride_seconds=0.25)
     index = index_video(str(path))
     numbers = [frame_numbers(sampler.spec(position), index=index).tolist() for position in range(3)]
-    # Each clip lasts a second: four of ten frames at first, then the one that stays from 4 s on, and from 8 s on (to 9.1 s).
+    # Each clip lasts a second: four of ten frames at first, then the one that stays from 4 s on,
+    # and from 8 s on (to 9.1 s).
     assert numbers == [[0, 2, 5, 7], [13, 13, 13, 13], [17, 17, 17, 17]]
     assert index.seconds()[[13, 17]].tolist() == [4.0, 8.0]
 
@@ -148,7 +153,8 @@ def test_a_short_video_gives_all_its_views(videos):
     [(_, batch)] = batches_of(sampler)
     assert batch.valid_B.all()
     first, second = batch.frames_BTHWC
-    assert torch.equal(first, second)  # seven frames, spread over the clip of twelve: there is but one beginning
+    # seven frames, spread over the clip of twelve: there is but one beginning
+    assert torch.equal(first, second)
 
 
 @pytest.mark.parametrize(("world_size", "micro_batch"), [(1, 4), (1, 6), (2, 4), (3, 4), (3, 6), (2, 35)])

@@ -1,4 +1,5 @@
-"""What the tests of RandAugment are compared with: timm's operations on whole frames by Pillow, then the crop."""
+"""What the tests of RandAugment are compared with: timm's operations on whole frames by Pillow,
+then the crop."""
 
 from __future__ import annotations
 
@@ -33,7 +34,8 @@ GREY = (128, 128, 128)
 
 
 def make_picture(height: int, width: int, *, seed: int = 0) -> np.ndarray:
-    """uint8 [H, W, 3]: waves of colour with some noise, neither black nor white, no two parts alike."""
+    """uint8 [H, W, 3]: waves of colour with some noise, neither black nor white, no two parts
+    alike."""
     rng = np.random.default_rng(seed)
     y_HW, x_HW = np.mgrid[:height, :width] + 10 * rng.random(2)[:, None, None]
     waves = [
@@ -47,7 +49,8 @@ def make_picture(height: int, width: int, *, seed: int = 0) -> np.ndarray:
 def augment_by_timm(
     picture_HWC: np.ndarray, operations: tuple[ImageOperation, ...], *, interpolation: Image.Resampling = Image.Resampling.BICUBIC
 ) -> np.ndarray:
-    """The whole frame, one operation after the other; `bicubic` is what VideoMAE's and EVEREST's scripts say."""
+    """The whole frame, one operation after the other; `bicubic` is what VideoMAE's and EVEREST's
+    scripts say."""
     image = Image.fromarray(picture_HWC)
     for name, amount in operations:
         amount = int(amount) if name in ("posterize", "solarize", "solarize_add") else amount
@@ -57,7 +60,8 @@ def augment_by_timm(
 
 
 def crop_by_videomae(picture_HWC: np.ndarray, crop: CropSpec, *, size: tuple[int, int], antialias: bool = True) -> np.ndarray:
-    """The crop, scaled by bilinear interpolation (VideoMAE: without antialias), then mirrored; float [h, w, 3]."""
+    """The crop, scaled by bilinear interpolation (VideoMAE: without antialias), then mirrored;
+    float [h, w, 3]."""
     top, left, height, width = crop.box(*picture_HWC.shape[:2])
     cut_1CHW = torch.from_numpy(picture_HWC).permute(2, 0, 1)[None, :, top : top + height, left : left + width].float()
     scaled_1CHW = torch.nn.functional.interpolate(cut_1CHW, size=size, mode="bilinear", antialias=antialias)

@@ -1,4 +1,5 @@
-"""Hosts that do not run the same thing are told so before the first step; those that do lose no time."""
+"""Hosts that do not run the same thing are told so before the first step; those that do lose no
+time."""
 
 from __future__ import annotations
 
@@ -25,7 +26,8 @@ def make_manifest(root="/disk/videos", num_videos=5, **changes):
 
 
 def open_on_three_ranks(overrides, json_of_rank, errors, num_videos):
-    """What each rank gets, with one value of each list a rank: the number of videos, or the error."""
+    """What each rank gets, with one value of each list a rank: the number of videos, or the
+    error."""
     from mats_ds.distributed.ranks import start_distributed
 
     ranks = start_distributed()

@@ -1,4 +1,5 @@
-"""Runs that end early, on real gloo ranks: what is not finite, signals, full disks, lost and hanging ranks."""
+"""Runs that end early, on real gloo ranks: what is not finite, signals, full disks, lost and
+hanging ranks."""
 
 from __future__ import annotations
 
@@ -22,7 +23,8 @@ from tests.training.test_fit import LossLog, train
 
 
 class PoisonedModel(MaskedAutoencoder):
-    """Its loss is not a number for the clip with key 70, which is in step 5, on the second of two ranks."""
+    """Its loss is not a number for the clip with key 70, which is in step 5, on the second of two
+    ranks."""
 
     poison = (70,)
 
@@ -276,7 +278,8 @@ def test_deepspeeds_scripts_are_not_written_through_links(ranks, tmp_path):
 
 
 def train_and_break(options, name):
-    """The second publication of rank 0 fails after the checkpoint has its name, in what comes then."""
+    """The second publication of rank 0 fails after the checkpoint has its name, in what comes
+    then."""
     plain, calls = getattr(checkpoint, name), []
 
     def fail(*arguments, **rest):

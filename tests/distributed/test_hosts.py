@@ -1,4 +1,5 @@
-"""Hostfiles: nothing but host names passes, all mistakes are named at once, and DeepSpeed reads the same hosts."""
+"""Hostfiles: nothing but host names passes, all mistakes are named at once, and DeepSpeed reads the
+same hosts."""
 
 import pytest
 

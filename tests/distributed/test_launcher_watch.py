@@ -18,7 +18,8 @@ WAIT_SECONDS = 120
 
 pytestmark = pytest.mark.skipif(not BOOT_FILE.exists(), reason="needs Linux's /proc")
 
-# Plays mats_ds/launch.py: hands its name over as that does, starts a child, and says which process it is.
+# Plays mats_ds/launch.py: hands its name over as that does, starts a child, and says which process
+# it is.
 SCRIPT = """
 import os, subprocess, sys
 sys.path[:0] = {path!r}

@@ -1,4 +1,5 @@
-"""A command in a group of its own: its status comes back, and nothing of the group outlives it or the process that waits."""
+"""A command in a group of its own: its status comes back, and nothing of the group outlives it or
+the process that waits."""
 
 import os
 import signal

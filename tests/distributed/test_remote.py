@@ -1,7 +1,8 @@
-"""What goes to other hosts: every argument arrives as it is, and what a shell over there would expand is refused.
+"""What goes to other hosts: every argument arrives as it is, and what a shell over there would
+expand is refused.
 
-The stand-in for pdsh does what pdsh 2.34 was seen to do: %h, %u and %n of the command are replaced, what follows an empty
-argument is lost, the rest is joined by spaces and run by a shell.
+The stand-in for pdsh does what pdsh 2.34 was seen to do: %h, %u and %n of the command are replaced,
+what follows an empty argument is lost, the rest is joined by spaces and run by a shell.
 """
 
 from __future__ import annotations
@@ -109,7 +110,8 @@ def test_a_variable_that_a_shell_would_expand_is_refused(tmp_path, monkeypatch, 
     with pytest.raises(ValueError, match="the value of NCCL_SOCKET_IFNAME holds the character"):
         check_variables({"NCCL_SOCKET_IFNAME": value}, in_shell=True)
     check_variables({"NCCL_SOCKET_IFNAME": value}, in_shell=False)
-    check_variables({"OTHER": value}, in_shell=True)  # DeepSpeed hands on those with certain beginnings
+    # DeepSpeed hands on those with certain beginnings
+    check_variables({"OTHER": value}, in_shell=True)
 
 
 @pytest.mark.parametrize(
@@ -147,7 +149,8 @@ def test_hosts_are_asked_for_their_paths(tools, tmp_path, monkeypatch):
     write_program(tools / "pdsh", "#!/bin/sh\n" + (tools / "pdsh").read_text())
     check_hosts(["aa"], ["/"], ssh_port="2222")
     assert "ssh" in (tmp_path / "contacted").read_text() and "-p 2222" in (tmp_path / "contacted").read_text()
-    with pytest.raises(ConnectionError, match="on a: ssh without a password"):  # a name that ends another is not taken for it
+    # a name that ends another is not taken for it
+    with pytest.raises(ConnectionError, match="on a: ssh without a password"):
         check_hosts(["a", "aa"], ["/"])
 
 

@@ -1,4 +1,5 @@
-"""Ranks that mpirun and srun have started: their variables -> those that torch and DeepSpeed read."""
+"""Ranks that mpirun and srun have started: their variables -> those that torch and DeepSpeed
+read."""
 
 from __future__ import annotations
 

@@ -30,7 +30,8 @@ def test_a_run_folder_of_its_own_on_one_host_is_refused_on_all(ranks, tmp_path):
     own = tmp_path / "own"
     own.mkdir()
     texts = ranks(see_folder, 3, [str(tmp_path), str(tmp_path), str(own)])
-    assert texts[1] == texts[0] and texts[2] == texts[0].replace(str(tmp_path), str(own))  # in a real run the path is the same
+    # in a real run the path is the same
+    assert texts[1] == texts[0] and texts[2] == texts[0].replace(str(tmp_path), str(own))
     assert "beta does not see what alpha writes there" in texts[0] and "give an --out on a filesystem" in texts[0]
 
 

@@ -32,7 +32,8 @@ def test_a_test_has_no_launcher():
 
 
 def find_others_where_a_clock_was_set():
-    """The ranks that this one finds beside it, where the clock was set by an hour between the starts of any two."""
+    """The ranks that this one finds beside it, where the clock was set by an hour between the
+    starts of any two."""
     from types import SimpleNamespace
 
     import torch

@@ -18,7 +18,8 @@ from mats_ds.evaluation.accuracy import (
 
 @pytest.mark.parametrize(("hits", "total"), [(30, 50), (1, 7), (6, 7), (0, 10), (10, 10)])
 def test_the_interval_ends_where_the_share_lies_just_within_its_95_percent(hits, total):
-    """Wilson's interval by its definition: at both ends the share is 1.96 standard errors of that end away."""
+    """Wilson's interval by its definition: at both ends the share is 1.96 standard errors of that
+    end away."""
     low, high = wilson_interval(hits, total)
     assert 0 <= low <= hits / total <= high <= 1
     for end in (low, high):
@@ -40,7 +41,8 @@ def test_accuracy_by_hand():
             [0.9, 0.1, 0.0, 0.0, 0.0, 0.0, 0.0],  # true 0: first
             [0.5, 0.4, 0.1, 0.0, 0.0, 0.0, 0.0],  # true 1: second
             [0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7],  # true 0: last of seven
-            [0.3, 0.2, 0.1, 0.1, 0.1, 0.1, 0.1],  # true 6: five classes before it, three of them with its own score
+            # true 6: five classes before it, three of them with its own score
+            [0.3, 0.2, 0.1, 0.1, 0.1, 0.1, 0.1],
         ]
     )
     label_S = np.array([0, 1, 0, 6])

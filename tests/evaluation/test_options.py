@@ -1,4 +1,5 @@
-"""How a model is shown videos: the command line's numbers, else those of the training's recipe, else the default."""
+"""How a model is shown videos: the command line's numbers, else those of the training's recipe,
+else the default."""
 
 from __future__ import annotations
 
@@ -53,7 +54,8 @@ def test_one_checkpoint_named_from_within_its_folder_has_the_recipe_of_its_run(t
 
 
 class TestViews:
-    """How many views of a video make a test: the command line's, else the training's recipe's, else 5 x 3."""
+    """How many views of a video make a test: the command line's, else the training's recipe's, else
+    5 x 3."""
 
     V01 = "evaluation: {manifest: val.csv, root: null, clips: CLIPS, crops: 1, every_epochs: 5.0}\n"
 

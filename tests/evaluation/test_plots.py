@@ -1,4 +1,5 @@
-"""Pictures of a test with any names and any number of classes: names are text, and the picture has a bounded size."""
+"""Pictures of a test with any names and any number of classes: names are text, and the picture has
+a bounded size."""
 
 import warnings
 

@@ -72,7 +72,8 @@ class TestLinearProbe:
 
 
 def make_task() -> tuple[torch.Tensor, torch.Tensor]:
-    """Clips whose class is in one token of nine, somewhere, under noise that hides it from the mean."""
+    """Clips whose class is in one token of nine, somewhere, under noise that hides it from the
+    mean."""
     label = torch.arange(240) % 4
     tokens = random(240, 9, 16, seed=5)
     place = torch.randint(9, (240,), generator=torch.Generator().manual_seed(6))
@@ -124,7 +125,8 @@ class TestAttentiveProbe:
         assert torch.equal(first, again) and not torch.equal(first, other)
 
     def test_channels_are_standardised_over_all_tokens_of_the_training_set(self):
-        tokens = random(70, 3, 12) * torch.arange(1, 13) + 40  # more clips than are measured at a time
+        # more clips than are measured at a time
+        tokens = random(70, 3, 12) * torch.arange(1, 13) + 40
         probe = attentive_probe.AttentiveProbe(12, 3, 5)
         probe.measure(tokens.double())
         torch.testing.assert_close(probe.mean_D, tokens.mean(dim=(0, 1)))

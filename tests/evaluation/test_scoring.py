@@ -1,4 +1,5 @@
-"""Scores of views become scores of videos: nothing twice, nothing lost, the same bits on any number of ranks."""
+"""Scores of views become scores of videos: nothing twice, nothing lost, the same bits on any number
+of ranks."""
 
 from __future__ import annotations
 

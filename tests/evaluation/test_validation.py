@@ -1,4 +1,5 @@
-"""Validation during fine-tuning: bit-equal over ranks, padding and unreadable views left out, the best weights kept."""
+"""Validation during fine-tuning: bit-equal over ranks, padding and unreadable views left out, the
+best weights kept."""
 
 from __future__ import annotations
 
@@ -74,9 +75,9 @@ def make_run(*, first_step=0, total_steps=1, steps_per_epoch=1):
     )  # fmt: skip
 
 
-# Five clips each of three videos, in batches of two: the views of a video are on both ranks. Video 1 has three readable views and
-# video 2 none; the last batch is padded. Added rank by rank, the scores of video 0 and
-# the loss have other last bits.
+# Five clips each of three videos, in batches of two: the views of a video are on both ranks. Video
+# 1 has three readable views and video 2 none; the last batch is padded. Added rank by rank, the
+# scores of video 0 and the loss have other last bits.
 LOGITS = [[3, 1, 0], [3, 0, 0], [3, 3, 0], [3, 2, 3], [4, 2, 3], [0, 3, 0], [2, 2, 1], [1, 0, 3], *[[255, 0, 0]] * 7, [9, 0, 0]]
 VIEWS = [*((sample, clip) for sample in range(3) for clip in range(5)), None]
 READABLE = [*[True] * 8, *[False] * 7, True]
@@ -84,7 +85,8 @@ LABELS = [0, 2, 1]
 
 
 def evaluate_pixels(folder):
-    """The one Evaluation that this rank learns, without its time, and the steps at which it kept weights."""
+    """The one Evaluation that this rank learns, without its time, and the steps at which it kept
+    weights."""
     ranks = start_distributed()
     kept = []
 
@@ -110,7 +112,8 @@ def test_an_evaluation_has_the_same_bits_on_one_and_on_two_ranks(ranks, tmp_path
 
 
 def name_bad_videos(folder):
-    """What rank 0 logs of the unreadable videos of three evaluations; the second rank finds one more than the first."""
+    """What rank 0 logs of the unreadable videos of three evaluations; the second rank finds one
+    more than the first."""
     ranks = start_distributed()
     logged = []
     handler = logging.Handler()
@@ -135,7 +138,8 @@ def test_rank_0_names_each_unreadable_video_once(ranks, tmp_path):
 
 
 def run_evaluator(options):
-    """Evaluates after every second of 5 steps; before step `wrong_until` the model is wrong. Returns when weights were kept."""
+    """Evaluates after every second of 5 steps; before step `wrong_until` the model is wrong.
+    Returns when weights were kept."""
     written, kept, state = [], [], SimpleNamespace(step=0)
     first_step, wrong_until = options["first_step"], options["wrong_until"]
 

@@ -1,4 +1,5 @@
-"""Faults from beside a run: its launch.sh is killed, the clock jumps, another command reads its videos."""
+"""Faults from beside a run: its launch.sh is killed, the clock jumps, another command reads its
+videos."""
 
 from __future__ import annotations
 
@@ -64,7 +65,8 @@ int gettimeofday(struct timeval *result, void *zone) {
 
 
 class FaultyClock:
-    """A wall clock that can be set in mid-run, for processes started with `variables`. Needs gcc."""
+    """A wall clock that can be set in mid-run, for processes started with `variables`. Needs
+    gcc."""
 
     def __init__(self, folder: Path) -> None:
         folder.mkdir()
@@ -87,7 +89,8 @@ class FaultyClock:
 
 
 def jump_clock(scene: Scene) -> Row:
-    """The wall clock goes ten days forward in mid-run, then back and ten days more; the run goes on until it is stopped."""
+    """The wall clock goes ten days forward in mid-run, then back and ten days more; the run goes on
+    until it is stopped."""
     clock = FaultyClock(scene.root / "clock")
     folder = scene.new_folder()
     job = start_launcher(folder, scene.videos, variables=clock.variables)

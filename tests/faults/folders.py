@@ -1,4 +1,5 @@
-"""Faults of a run folder and of the disk below it: torn, deleted, read-only, full, or taken by two runs at once."""
+"""Faults of a run folder and of the disk below it: torn, deleted, read-only, full, or taken by two
+runs at once."""
 
 from __future__ import annotations
 
@@ -29,7 +30,8 @@ def delete_folder(scene: Scene) -> Row:
     """Nothing of the run is left to go on with: it must not end as if it had finished."""
     job = start_ranks(scene.new_folder(), scene.videos)
     wait_until(lambda: newest_step(job.folder) > 0, job)
-    gone = job.folder.rename(job.folder.with_name(f"{job.folder.name}-gone"))  # at one moment, then for good
+    # at one moment, then for good
+    gone = job.folder.rename(job.folder.with_name(f"{job.folder.name}-gone"))
     shutil.rmtree(gone)
     seconds = job.wait(END_SECONDS)
     words = name_words(job)
@@ -39,7 +41,8 @@ def delete_folder(scene: Scene) -> Row:
 
 
 def close_folder(scene: Scene) -> Row:
-    """Its permissions are taken away, as where a quota or an administrator has made it read-only; then given back."""
+    """Its permissions are taken away, as where a quota or an administrator has made it read-only;
+    then given back."""
     job = start_ranks(scene.new_folder(), scene.videos, fault={"kind": "no privileges"})
     wait_until(lambda: newest_step(job.folder) > 0, job)
     folders = [job.folder, *(path for path in job.folder.rglob("*") if path.is_dir())]
@@ -55,7 +58,8 @@ def close_folder(scene: Scene) -> Row:
 
 
 def resume_twice(scene: Scene) -> Row:
-    """Two starts at the same moment: one goes on, the other is refused with who holds the folder."""
+    """Two starts at the same moment: one goes on, the other is refused with who holds the
+    folder."""
     folder = scene.new_folder()
     first = start_ranks(folder, scene.videos)
     wait_until(lambda: steps_done(folder) >= 6, first)
@@ -85,7 +89,8 @@ def wait_for_one(jobs: list[Job]) -> Job:
 
 
 def tear_then_keep_one(scene: Scene) -> Row:
-    """The newest checkpoint is torn, one is kept, the run goes on and is asked to stop: what it says it has saved is there."""
+    """The newest checkpoint is torn, one is kept, the run goes on and is asked to stop: what it
+    says it has saved is there."""
     folder = scene.new_folder()
     stop_after_two_saves(scene, folder)
     tear(newest_checkpoint(folder))
@@ -109,7 +114,8 @@ def tear_then_keep_one(scene: Scene) -> Row:
 
 
 def tear_with_little_room(scene: Scene) -> Row:
-    """Beside the torn newest checkpoint there is a whole one, and no room for a third. Whatever goes, a whole one stays."""
+    """Beside the torn newest checkpoint there is a whole one, and no room for a third. Whatever
+    goes, a whole one stays."""
     folder = scene.new_folder()
     stop_after_two_saves(scene, folder)
     tear(newest_checkpoint(folder), in_place=True)
@@ -151,7 +157,8 @@ def kill_at_latest(scene: Scene) -> Row:
 
 
 def kill_between_saves(scene: Scene) -> Row:
-    """A checkpoint every step: each save waits for the one before. SIGKILL of a rank while one is being written, twice."""
+    """A checkpoint every step: each save waits for the one before. SIGKILL of a rank while one is
+    being written, twice."""
     folder, rows = scene.new_folder(), []
     every_step = ["run.checkpoint_steps=1"]
     for number in range(2):
@@ -193,7 +200,8 @@ def use_up_inodes(scene: Scene) -> Row:
 
 
 def export_without_inodes(scene: Scene) -> Row:
-    """`extract` onto a disk that takes few files: one line, and nothing that looks whole; with room, the same command goes on."""
+    """`extract` onto a disk that takes few files: one line, and nothing that looks whole; with
+    room, the same command goes on."""
     place = scene.root / "few-files"
     mount_memory(place, "nr_inodes=4")
     features = place / "features"
@@ -216,7 +224,8 @@ def export_without_inodes(scene: Scene) -> Row:
 
 
 def kill_while_converting(scene: Scene) -> Row:
-    """A run folder from elsewhere, on another number of ranks: SIGKILL while the checkpoint is divided anew, then again."""
+    """A run folder from elsewhere, on another number of ranks: SIGKILL while the checkpoint is
+    divided anew, then again."""
     folder = scene.new_folder()
     job = start_ranks(folder, scene.videos)
     wait_until(lambda: steps_done(folder) >= 6, job)

@@ -1,7 +1,9 @@
-"""Starts real training runs, hurts them, and looks at what is left: what `run.py` and the tests of faults share.
+"""Starts real training runs, hurts them, and looks at what is left: what `run.py` and the tests of
+faults share.
 
-A run is `mats_ds/pretrain.py` on a small synthetic set. Where a fault does not concern the launcher, its ranks are forked from a
-server that has imported everything once (tests/ranks.py says why); no launcher then ends the others, they have to by themselves.
+A run is `mats_ds/pretrain.py` on a small synthetic set. Where a fault does not concern the
+launcher, its ranks are forked from a server that has imported everything once (tests/ranks.py says
+why); no launcher then ends the others, they have to by themselves.
 """
 
 from __future__ import annotations
@@ -28,7 +30,8 @@ from tests.ranks import PRELOADED, free_port
 ROOT = Path(__file__).resolve().parents[2]
 NUM_STEPS, CHECKPOINT_STEPS = 40, 4
 HANG_SECONDS = 15.0
-FAULT_FILE = "fault-began.txt"  # in the run folder: when an injected fault happened, seconds since 1970
+# in the run folder: when an injected fault happened, seconds since 1970
+FAULT_FILE = "fault-began.txt"
 SETTINGS = [
     "clip.num_frames=4", "clip.height=32", "clip.width=48", f"optim.steps={NUM_STEPS}", "optim.warmup_steps=2",
     "run.log_steps=10", f"run.checkpoint_steps={CHECKPOINT_STEPS}", f"run.hang_seconds={HANG_SECONDS}",
@@ -51,7 +54,8 @@ class Job:
     began: float = field(default_factory=time.monotonic)
 
     def wait(self, seconds: float) -> float | None:
-        """Seconds until all its processes are gone, None if they are not after that long (they are killed then)."""
+        """Seconds until all its processes are gone, None if they are not after that long (they are
+        killed then)."""
         start = time.monotonic()
         while any(is_alive(process) for process in self.processes):
             if time.monotonic() - start > seconds:
@@ -68,7 +72,8 @@ class Job:
             handle.join(10) if hasattr(handle, "join") else handle.wait(10)
 
     def statuses(self) -> list[int | None]:
-        """Exit status by rank (negative: the signal that killed it); of the launcher, where there is one."""
+        """Exit status by rank (negative: the signal that killed it); of the launcher, where there
+        is one."""
         found = []
         for handle in self.handles:
             if hasattr(handle, "join"):
@@ -104,7 +109,8 @@ def start_ranks(
 
 
 def start_launcher(folder: Path, videos: Path, *, num_gpus: int = 2, variables: Mapping[str, str] | None = None) -> Job:
-    """`deepspeed --num_gpus N mats_ds/pretrain.py`, as users start it; `find_ranks` waits for its ranks."""
+    """`deepspeed --num_gpus N mats_ds/pretrain.py`, as users start it; `find_ranks` waits for its
+    ranks."""
     command = [str(Path(sys.executable).with_name("deepspeed")), "--num_gpus", str(num_gpus), str(ROOT / "mats_ds/pretrain.py")]
     return start_command(command, folder, videos, variables=variables or {})
 
@@ -164,13 +170,14 @@ def new_log(folder: Path) -> Path:
     logs = folder.with_name(f"{folder.name}-logs")
     logs.mkdir(parents=True, exist_ok=True)
     log = logs / f"start-{len(list(logs.glob('*.log'))):03d}.log"
-    log.touch(exist_ok=False)  # the ranks' own files, LOG.RANK, come later: two starts in one moment must not share them
+    # the ranks' own files, LOG.RANK, come later: two starts in one moment must not share them
+    log.touch(exist_ok=False)
     return log
 
 
 def be_rank(place: Mapping[str, int], arguments: list[str], log: str, fault: Mapping[str, Any]) -> None:
-    """One rank. fault: {"kind": "nan", "steps": [...]}, {"kind": "hang" | "memory", "step": N, "rank": R},
-    {"kind": "kill at latest", "is_before": B}, {"kind": "no privileges"}.
+    """One rank. fault: {"kind": "nan", "steps": [...]}, {"kind": "hang" | "memory", "step": N,
+    "rank": R}, {"kind": "kill at latest", "is_before": B}, {"kind": "no privileges"}.
     """
     import torch
 
@@ -186,7 +193,8 @@ def be_rank(place: Mapping[str, int], arguments: list[str], log: str, fault: Map
     from mats_ds.distributed import ranks as engine
     from mats_ds.training import run
 
-    engine.JOIN_SECONDS = HANG_SECONDS  # no launcher is here to end the others of a rank that dies before it has joined
+    # no launcher is here to end the others of a rank that dies before it has joined
+    engine.JOIN_SECONDS = HANG_SECONDS
 
     if fault.get("kind") == "kill at latest":
         kill_at_latest(is_before=fault["is_before"])
@@ -201,7 +209,8 @@ def be_rank(place: Mapping[str, int], arguments: list[str], log: str, fault: Map
 
 
 def kill_at_latest(*, is_before: bool) -> None:
-    """SIGKILL this process in the moment when `latest` is about to move to its second checkpoint, or has just done so."""
+    """SIGKILL this process in the moment when `latest` is about to move to its second checkpoint,
+    or has just done so."""
     replace, moves = os.replace, []
 
     def replace_and_die(source: Any, target: Any, **rest: Any) -> None:
@@ -217,11 +226,13 @@ def kill_at_latest(*, is_before: bool) -> None:
 
 
 def drop_privileges() -> None:
-    """Let the permissions of files count for this process although it is root's. Source: capset(2), capability.h of Linux."""
+    """Let the permissions of files count for this process although it is root's. Source: capset(2),
+    capability.h of Linux."""
     import ctypes
 
     version, dac_override, dac_read_search = 0x20080522, 1 << 1, 1 << 2
-    words = (ctypes.c_uint32 * 6)()  # effective, permitted, inheritable of capabilities 0 to 31, then of the rest
+    # effective, permitted, inheritable of capabilities 0 to 31, then of the rest
+    words = (ctypes.c_uint32 * 6)()
     header = (ctypes.c_uint32 * 2)(version, 0)
     library = ctypes.CDLL(None, use_errno=True)
     if os.geteuid() != 0:

@@ -1,7 +1,9 @@
-"""Two hosts on one machine: network namespaces that see each other over one cable (a veth pair), and nothing else.
+"""Two hosts on one machine: network namespaces that see each other over one cable (a veth pair),
+and nothing else.
 
-Each has its own loopback, address, ports and host name; the file system is one, as on a cluster with shared storage, unless
-a host is given a folder of its own in the place of a shared one. Needs root and `ip` (Debian: iproute2).
+Each has its own loopback, address, ports and host name; the file system is one, as on a cluster
+with shared storage, unless a host is given a folder of its own in the place of a shared one. Needs
+root and `ip` (Debian: iproute2).
 """
 
 from __future__ import annotations
@@ -41,7 +43,8 @@ def why_not() -> str | None:
 
 @dataclass
 class Host:
-    """One of the two. `own_folders`: shared folder -> the folder of its own that this host sees in its place."""
+    """One of the two. `own_folders`: shared folder -> the folder of its own that this host sees in
+    its place."""
 
     name: str
     address: str
@@ -71,7 +74,8 @@ class Host:
 
 
 class TwoHosts:
-    """`with TwoHosts() as hosts:` hosts[0] and hosts[1], and the cable between them. Nothing of them is left at the end."""
+    """`with TwoHosts() as hosts:` hosts[0] and hosts[1], and the cable between them. Nothing of
+    them is left at the end."""
 
     def __init__(self) -> None:
         self.hosts = [
@@ -108,7 +112,8 @@ class TwoHosts:
         ip("-n", self.hosts[1].namespace, "link", "set", NETWORK_CARD, "down")
 
     def serve_ssh(self, folder: Path) -> dict[str, str]:
-        """An sshd on each host, with keys of their own in `folder`; returns the variables with which pdsh reaches them."""
+        """An sshd on each host, with keys of their own in `folder`; returns the variables with
+        which pdsh reaches them."""
         folder.mkdir(mode=0o700)
         key, known = folder / "key", folder / "known_hosts"
         for path in (key, folder / "host_key"):
@@ -121,7 +126,8 @@ class TwoHosts:
             command = [shutil.which("sshd"), "-D", "-e", "-f", "/dev/null", "-o", f"ListenAddress={host.address}"]
             command += [part for name, value in settings.items() for part in ("-o", f"{name}={value}")]
             self.started.append(host.start(command, log=folder / f"{host.name}.log", variables={}, folder=folder))
-        # DeepSpeed itself calls plain ssh too, which reads the user's own settings: a stand-in adds ours.
+        # DeepSpeed itself calls plain ssh too, which reads the user's own settings: a stand-in adds
+        # ours.
         ssh = folder / "ssh"
         options = f"-i {key} -o UserKnownHostsFile={known} -o StrictHostKeyChecking=accept-new -o LogLevel=ERROR"
         ssh.write_text(f'#!/bin/sh\nexec {shutil.which("ssh")} {options} "$@"\n')
@@ -139,7 +145,8 @@ class TwoHosts:
         on: Sequence[int] = (0, 1),
         extra: Mapping[int, Sequence[str]] | None = None,
     ) -> list[subprocess.Popen]:
-        """DeepSpeed's per-node launcher on the hosts `on`, as pdsh would start it; what host i prints is in logs/NAME.log.
+        """DeepSpeed's per-node launcher on the hosts `on`, as pdsh would start it; what host i
+        prints is in logs/NAME.log.
 
         extra: arguments of one host alone, by its index.
         """

@@ -1,10 +1,12 @@
-"""Hurt real training runs in every way that `docs/reliability.md` promises to survive, and print what each lost.
+"""Hurt real training runs in every way that `docs/reliability.md` promises to survive, and print
+what each lost.
 
     bash tests/faults/run.sh [--short] [--out FOLDER] [--seed N]
 
-Every run is compared with one that nobody disturbed: after the fault it is started again with `--resume auto` until it has
-finished, and the losses of all its steps must be those of the undisturbed run, to the bit on the same number of ranks.
-Exit status 0 if every row is as it should be.
+Every run is compared with one that nobody disturbed: after the fault it is started again with
+`--resume auto` until it has finished, and the losses of all its steps must be those of the
+undisturbed run, to the bit on the same number of ranks. Exit status 0 if every row is as it should
+be.
 """
 
 from __future__ import annotations
@@ -48,10 +50,12 @@ SMALL_DISK = "54m"
 
 
 def kill_at_random(scene: Scene, *, num_kills: int, chance: random.Random) -> Row:
-    """SIGKILL of a random rank, again and again in one run: at any moment, and every third time in the middle of a save."""
+    """SIGKILL of a random rank, again and again in one run: at any moment, and every third time in
+    the middle of a save."""
     folder, rows, saves = scene.new_folder(), [], 0
     while sum(isinstance(row, tuple) for row in rows) < num_kills:
-        if newest_step(folder) >= NUM_STEPS - CHECKPOINT_STEPS:  # this one is nearly done: begin another
+        # this one is nearly done: begin another
+        if newest_step(folder) >= NUM_STEPS - CHECKPOINT_STEPS:
             rows.append(scene.resume(folder))
             folder = scene.new_folder()
         before = newest_step(folder)
@@ -146,7 +150,8 @@ def inject(scene: Scene, what: str, kind: str, *, expected: str) -> Row:
 
 
 def skip_one_step(scene: Scene) -> Row:
-    """A single loss that is not finite: the run goes on; only the steps before it can be equal to the undisturbed run."""
+    """A single loss that is not finite: the run goes on; only the steps before it can be equal to
+    the undisturbed run."""
     job = start_ranks(scene.new_folder(), scene.videos, fault={"kind": "nan", "steps": [6]})
     seconds = job.wait(300)
     assert seconds is not None and job.statuses() == [0, 0], job.said()
@@ -158,7 +163,8 @@ def skip_one_step(scene: Scene) -> Row:
 
 
 def stop_at_second(scene: Scene) -> Row:
-    """Two losses that are not finite: step 6 is left out, step 9 stops the run, which can be gone on with."""
+    """Two losses that are not finite: step 6 is left out, step 9 stops the run, which can be gone
+    on with."""
     job = start_ranks(scene.new_folder(), scene.videos, fault={"kind": "nan", "steps": [6, 9]})
     seconds = job.wait(300)
     words, statuses = " | ".join(job.last_words()), job.statuses()
@@ -166,13 +172,15 @@ def stop_at_second(scene: Scene) -> Row:
     lost = steps_done(job.folder) - newest_step(job.folder)
     scene.resume(job.folder)
     losses = read_losses(job.folder)
-    assert [step for step in sorted(losses) if not math.isfinite(losses[step])] == [6]  # 9 went well the second time
+    # 9 went well the second time
+    assert [step for step in sorted(losses) if not math.isfinite(losses[step])] == [6]
     difference = max(abs(losses[step] - scene.losses[step]) for step in range(1, 6))
     return Row("two losses are NaN", "1", NOT_TIMED, lost, difference, words, expected="the loss of step 9 is not finite")
 
 
 def fill_disk(scene: Scene) -> Row:
-    """In the middle of a write: from some moment on, no file can grow beyond 1 MB, as under a quota."""
+    """In the middle of a write: from some moment on, no file can grow beyond 1 MB, as under a
+    quota."""
     job = start_ranks(scene.new_folder(), scene.videos)
     wait_until(lambda: newest_step(job.folder) > 0, job)
     for process in job.processes:
@@ -192,7 +200,8 @@ def shrink_disk(scene: Scene) -> Row:
         words = " | ".join(dict.fromkeys(job.last_words()))
         statuses = ", ".join(str(status) for status in dict.fromkeys(job.statuses()))
         lost = steps_done(folder) - newest_step(folder)
-        shutil.copytree(checkpoints, folder / "kept")  # make room: the same files on a disk that has it
+        # make room: the same files on a disk that has it
+        shutil.copytree(checkpoints, folder / "kept")
     finally:
         subprocess.run(["umount", str(checkpoints)], check=True)
     checkpoints.rmdir()
@@ -212,7 +221,8 @@ def write_nowhere(scene: Scene) -> Row:
 
 
 def tear_newest(scene: Scene) -> Row:
-    """The newest checkpoint loses the end of a file, as after a power cut on a disk that lies about fsync."""
+    """The newest checkpoint loses the end of a file, as after a power cut on a disk that lies about
+    fsync."""
     folder = scene.new_folder()
     job = start_ranks(folder, scene.videos)
     wait_until(lambda: newest_step(folder) >= 2 * CHECKPOINT_STEPS, job)

@@ -1,4 +1,5 @@
-"""A place where real runs are hurt, and the row of the table that each fault gives: for `run.py` and the files of faults."""
+"""A place where real runs are hurt, and the row of the table that each fault gives: for `run.py`
+and the files of faults."""
 
 from __future__ import annotations
 
@@ -15,8 +16,9 @@ NOT_TIMED = -1.0  # for faults whose end was not timed
 
 @dataclass
 class Row:
-    """What one fault did. `lost_steps`: done before it and to be done again; `difference`: the largest of any loss, None where
-    the run never began or cannot be gone on with. `expected`: a part of `words`; `wanted_status`: None where any will do.
+    """What one fault did. `lost_steps`: done before it and to be done again; `difference`: the
+    largest of any loss, None where the run never began or cannot be gone on with. `expected`: a
+    part of `words`; `wanted_status`: None where any will do.
     """
 
     fault: str

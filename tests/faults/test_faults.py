@@ -1,4 +1,5 @@
-"""The short form of tests/faults/run.sh: real processes that are killed, signalled, torn and moved to another number of ranks."""
+"""The short form of tests/faults/run.sh: real processes that are killed, signalled, torn and moved
+to another number of ranks."""
 
 from __future__ import annotations
 

@@ -1,7 +1,9 @@
-"""Two hosts, two ranks each, with the real launcher over a real cable between network namespaces; see hosts.py.
+"""Two hosts, two ranks each, with the real launcher over a real cable between network namespaces;
+see hosts.py.
 
-One is cut off in mid-run: every rank ends within a bounded time and says why, and the other host goes on alone. Then what must
-not start: another recipe on one host, and a run folder that is not shared. And the whole way through launch.sh, pdsh and ssh.
+One is cut off in mid-run: every rank ends within a bounded time and says why, and the other host
+goes on alone. Then what must not start: another recipe on one host, and a run folder that is not
+shared. And the whole way through launch.sh, pdsh and ssh.
 """
 
 from __future__ import annotations
@@ -71,7 +73,8 @@ def test_a_host_that_is_cut_off_ends_the_run_and_the_other_goes_on_alone(hosts, 
         assert time.monotonic() < deadline and not any(process.poll() for process in launched), "\n".join(said_on(folder))
         time.sleep(0.1)
     hosts.cut_cable()
-    # As long as a rank waits, a second to start its last collective, and what the launcher leaves the others to end: 30 s.
+    # As long as a rank waits, a second to start its last collective, and what the launcher leaves
+    # the others to end: 30 s.
     assert wait_for_end(launched, seconds=HANG_SECONDS + 45, folder=folder) == [1, 1]
     for said in said_on(folder):
         (first, *_) = [line for line in said.splitlines() if "stopped: " in line]

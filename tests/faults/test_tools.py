@@ -1,4 +1,5 @@
-"""The tools of the faults do what their rows say: a clock that is wrong, permissions that count, a death at the right moment."""
+"""The tools of the faults do what their rows say: a clock that is wrong, permissions that count, a
+death at the right moment."""
 
 from __future__ import annotations
 

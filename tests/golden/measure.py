@@ -1,9 +1,11 @@
-"""What the programs compute on the golden set, as one tree of plain values: the scale that every refactoring is held against.
+"""What the programs compute on the golden set, as one tree of plain values: the scale that every
+refactoring is held against.
 
-    python -m tests.golden.measure        writes tests/golden/expected.json and the checkpoint beside it
+    python -m tests.golden.measure    # writes expected.json and the checkpoint beside it
 
-Only a change that is meant to change numbers writes them anew, and its commit says which and why. The model is far smaller
-than `tiny` (26,000 parameters), so that a checkpoint of it fits into the repository.
+Only a change that is meant to change numbers writes them anew, and its commit says which and why.
+The model is far smaller than `tiny` (26,000 parameters), so that a checkpoint of it fits into the
+repository.
 """
 
 from __future__ import annotations
@@ -44,7 +46,8 @@ FINETUNING = [
 
 
 def program(name: str, arguments: list[str], folder: str, statuses: tuple[int, ...]) -> str:
-    """Standard output of `mats_ds/NAME.py ARGUMENTS` with the golden set's model, started in `folder`.
+    """Standard output of `mats_ds/NAME.py ARGUMENTS` with the golden set's model, started in
+    `folder`.
 
     Raises RuntimeError with all that it said where it ends with none of `statuses`.
     """
@@ -101,7 +104,8 @@ def measure_old_checkpoint(folder: Path) -> dict[str, Any]:
 
 
 def measure_finetuning(folder: Path) -> dict[str, Any]:
-    """20 steps on two ranks with drop path, mixing, an average of the weights and tests on the way."""
+    """20 steps on two ranks with drop path, mixing, an average of the weights and tests on the
+    way."""
     lists = ["data.manifest=train/list.csv", "evaluation.manifest=val/list.csv"]
     run("finetune", *FINETUNING, *lists, "finetune.weights=pre", "--out", "tuned", folder=folder, num_ranks=2)
     tests = [json.loads(line) for line in (folder / "tuned" / "evaluation.jsonl").read_text().splitlines()]
@@ -139,7 +143,8 @@ def measure_check(folder: Path) -> list[list[str]]:
     listed = (folder / "train" / "list.csv").read_text() + "torn.mkv,1\n"
     (folder / "train" / "with_torn.csv").write_text(listed)
     source = folder / "train" / "with_torn.csv"
-    run("prepare", "check", source, "--out", "checked.csv", "--workers", 1, folder=folder, statuses=(1,))  # a bad one is left out
+    # a bad one is left out
+    run("prepare", "check", source, "--out", "checked.csv", "--workers", 1, folder=folder, statuses=(1,))
     header, *rows = read_table(folder / "checked.csv")
     kept = [number for number, name in enumerate(header) if name not in ("decode_seconds", "clip_seconds", "bytes")]
     return [[row[number].rpartition("/")[2] for number in kept] for row in (header, *rows)]
@@ -207,7 +212,8 @@ def read_table(path: Path) -> list[list[str]]:
 
 
 def keep_results(tree: Any) -> Any:
-    """The tree without times, versions, paths and what else another machine or hour gives, and without sentences."""
+    """The tree without times, versions, paths and what else another machine or hour gives, and
+    without sentences."""
     if isinstance(tree, dict):
         kept = {key: keep_results(value) for key, value in tree.items() if not is_of_the_machine(key)}
         return {key: value for key, value in kept.items() if not is_sentence(value)}
@@ -233,7 +239,8 @@ def remove_after_half(run_dir: Path) -> None:
 
 
 def keep_checkpoint(run_dir: Path) -> None:
-    """A run folder as of step 20 that resuming needs, without DeepSpeed's scripts and without pictures."""
+    """A run folder as of step 20 that resuming needs, without DeepSpeed's scripts and without
+    pictures."""
     for name in ("run.json", "recipe.yaml", "ds_config.json"):
         CHECKPOINT.mkdir(exist_ok=True)
         shutil.copy(run_dir / name, CHECKPOINT / name)
@@ -244,7 +251,8 @@ def keep_checkpoint(run_dir: Path) -> None:
 
 
 def write_expected() -> None:
-    """Measure, and write expected.json and the checkpoint. The checkpoint stays where there is one: it is of older code."""
+    """Measure, and write expected.json and the checkpoint. The checkpoint stays where there is one:
+    it is of older code."""
     with tempfile.TemporaryDirectory() as scratch:
         folder = Path(scratch)
         write_videos(folder)

@@ -1,7 +1,9 @@
-"""Every number of the golden set, as it was before the code was rearranged: see measure.py for what is computed.
+"""Every number of the golden set, as it was before the code was rearranged: see measure.py for what
+is computed.
 
-On the machine and versions that expected.json names, bit for bit; elsewhere floating-point numbers within 1e-6 of their size
-or, for losses that training has carried on for many steps, of the largest one.
+On the machine and versions that expected.json names, bit for bit; elsewhere floating-point numbers
+within 1e-6 of their size or, for losses that training has carried on for many steps, of the largest
+one.
 """
 
 from __future__ import annotations

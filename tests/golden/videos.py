@@ -1,4 +1,5 @@
-"""The golden set's videos: lossless files from a fixed generator, the same pixels on every machine and with every encoder."""
+"""The golden set's videos: lossless files from a fixed generator, the same pixels on every machine
+and with every encoder."""
 
 from __future__ import annotations
 
@@ -14,7 +15,8 @@ NUM_FRAMES, HEIGHT, WIDTH = 22, 48, 80
 
 
 def write_set(folder: Path, *, num_videos: int, first_number: int = 0) -> Path:
-    """A manifest of `num_videos` videos of textures that move by 2 pixels a frame; the label is the direction."""
+    """A manifest of `num_videos` videos of textures that move by 2 pixels a frame; the label is the
+    direction."""
     folder.mkdir(parents=True)
     rows = ["path,label"]
     for number in range(first_number, first_number + num_videos):

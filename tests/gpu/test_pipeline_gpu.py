@@ -1,4 +1,5 @@
-"""NVDEC must show the frames that PyAV shows: the right numbers, the right crop, nearly the right colours."""
+"""NVDEC must show the frames that PyAV shows: the right numbers, the right crop, nearly the right
+colours."""
 
 from fractions import Fraction
 from itertools import islice
@@ -20,7 +21,8 @@ from mats_ds.data.manifest import read_manifest
 pytestmark = pytest.mark.gpu
 
 NUM_FRAMES, HEIGHT, WIDTH = 8, 96, 128
-# Colour conversion and filters of the two routes round differently, and NVDEC upsamples colour planes in its own way.
+# Colour conversion and filters of the two routes round differently, and NVDEC upsamples colour
+# planes in its own way.
 MAX_MEAN_DIFFERENCE = 4.0
 
 FORMATS = {
@@ -88,13 +90,15 @@ def test_nvdec_shows_the_frames_that_pyav_shows(tmp_path, name, caplog):
         assert other.frames_BTHWC.is_cuda and not other.bad
         assert torch.equal(one.seed_B, other.seed_B.cpu()) and torch.equal(one.sample_B, other.sample_B.cpu())
         difference_BT = (one.frames_BTHWC.float() - other.frames_BTHWC.cpu().float()).abs().flatten(2).mean(2)
-        assert difference_BT.max() < MAX_MEAN_DIFFERENCE, difference_BT  # a wrong frame differs by tens
+        # a wrong frame differs by tens
+        assert difference_BT.max() < MAX_MEAN_DIFFERENCE, difference_BT
     if "refused" in caplog.text:
         pytest.skip(f"this GPU does not decode {codec}: PyAV did")
 
 
 def test_mixed_files_of_mixed_sizes_keep_their_places(tmp_path):
-    """More clips than a chunk, more chunks than graphs, some files for NVDEC and some for PyAV, some broken."""
+    """More clips than a chunk, more chunks than graphs, some files for NVDEC and some for PyAV,
+    some broken."""
     for number in range(40):
         codec, options = FORMATS["h264.mp4" if number % 3 else "mpeg4.avi"]
         size = {"height": 144 + 16 * (number % 4), "width": 176 + 32 * (number % 3)}
@@ -166,7 +170,8 @@ def test_the_number_of_pipelines_changes_no_bit(tmp_path):
 
 
 def test_what_pyav_decodes_for_a_gpu_is_what_it_decodes_for_a_cpu(tmp_path):
-    """Time stamps of AVI with B-frames are not trusted, so these go to PyAV on either device: no bit may differ."""
+    """Time stamps of AVI with B-frames are not trusted, so these go to PyAV on either device: no
+    bit may differ."""
     for number in range(4):
         write_numbered(tmp_path / f"{number}.avi", "mpeg4", {"b": "3M", "bf": "2"}, num_frames=36)
     for left, right in zip(
@@ -176,7 +181,8 @@ def test_what_pyav_decodes_for_a_gpu_is_what_it_decodes_for_a_cpu(tmp_path):
 
 
 def test_whole_frames_are_augmented_on_the_gpu_as_on_the_host(tmp_path):
-    """Files of several sizes in a chunk; the same clips whatever the number of graphs, and those of the host but for colours."""
+    """Files of several sizes in a chunk; the same clips whatever the number of graphs, and those of
+    the host but for colours."""
     for number in range(12):
         size = {"height": 144 + 32 * (number % 3), "width": 176 + 32 * (number % 2)}
         write_numbered(tmp_path / f"{number:02d}.mp4", *FORMATS["h264.mp4"], num_frames=30, **size)

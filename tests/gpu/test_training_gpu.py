@@ -44,7 +44,8 @@ def test_the_same_key_draws_the_same_tubelets_on_both_devices():
 
 
 def test_float32_loss_and_gradients_agree_with_the_cpu():
-    # random_drop: with mats, two nearly equal scores may rank differently after another order of summation
+    # random_drop: with mats, two nearly equal scores may rank differently after another order of
+    # summation
     here, there = make_model(strategy="random_drop"), make_model(strategy="random_drop").cuda()
     frames = random_frames()
     loss, gpu_loss = here(frames, KEYS), there(frames.cuda(), KEYS.cuda())

@@ -1,4 +1,5 @@
-"""The meter on a machine without a GPU, and its NVML half against a stand-in for the driver; memory by kind."""
+"""The meter on a machine without a GPU, and its NVML half against a stand-in for the driver; memory
+by kind."""
 
 import time
 import types

@@ -1,4 +1,5 @@
-"""Energy from samples: the counter where there is one, power times time elsewhere, and no step with less than nothing."""
+"""Energy from samples: the counter where there is one, power times time elsewhere, and no step with
+less than nothing."""
 
 import pytest
 

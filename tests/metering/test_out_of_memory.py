@@ -1,4 +1,5 @@
-"""A module that runs out of memory in the middle of a run on the real loop and engine: what is left for the report."""
+"""A module that runs out of memory in the middle of a run on the real loop and engine: what is left
+for the report."""
 
 from __future__ import annotations
 
@@ -15,7 +16,8 @@ BUDGET_BYTES = 30 * 4 * 16 * 24 * 3  # of clips; the module below keeps all it h
 
 
 class HoardingModel(MaskedAutoencoder):
-    """Keeps every clip, and says what CUDA's allocator says when a small budget is used up. A CPU's allocator has none."""
+    """Keeps every clip, and says what CUDA's allocator says when a small budget is used up. A CPU's
+    allocator has none."""
 
     kept_bytes = 0
 
@@ -37,10 +39,12 @@ def test_the_steps_before_it_are_kept_and_the_outcome_says_what_to_lower(ranks, 
     [text] = ranks(train_until_memory_runs_out, 1, tmp_path, expect_errors=True)
     assert "CUDA out of memory" in text
     records = list(read_records(tmp_path))
-    assert [record.step for record in records] == [1]  # 16 clips a step: the second one does not fit
+    # 16 clips a step: the second one does not fit
+    assert [record.step for record in records] == [1]
     assert records[0].clip_bytes == 2 * 4 * 16 * 24 * 3
     outcome = read_outcome(tmp_path)
     assert outcome.outcome.startswith("OutOfMemoryError: CUDA out of memory")
-    assert (outcome.last_step, outcome.snapshot) == (1, "")  # a CPU has no such allocator, so no snapshot of it
+    # a CPU has no such allocator, so no snapshot of it
+    assert (outcome.last_step, outcome.snapshot) == (1, "")
     assert outcome.advice.startswith("lower train_micro_batch_size_per_gpu in the DeepSpeed JSON (now 2, try 1")
     assert read_run(tmp_path).info.micro_batch == 2

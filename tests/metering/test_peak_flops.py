@@ -1,4 +1,5 @@
-"""Peaks of GPUs: the table by the driver's names, and a measurement that is kept for the next run."""
+"""Peaks of GPUs: the table by the driver's names, and a measurement that is kept for the next
+run."""
 
 import json
 import types
@@ -129,5 +130,6 @@ def test_a_cache_is_not_written_through_a_link_nor_believed_whatever_it_says(tmp
     assert private.read_text().startswith('{"NVIDIA Foo 9000": 1e300') and "symbolic link" in caplog.text
     cache.unlink()
     private.rename(cache)
-    assert choose_peak(CUDA, "NVIDIA Foo 9000", cache=cache).flops_per_second == 4e13  # 1e300 is no rate of a GPU
+    # 1e300 is no rate of a GPU
+    assert choose_peak(CUDA, "NVIDIA Foo 9000", cache=cache).flops_per_second == 4e13
     assert json.loads(cache.read_text()) == {"NVIDIA Foo 9000": 4e13}

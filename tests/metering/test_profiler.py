@@ -16,7 +16,8 @@ CUDA = types.SimpleNamespace(type="cuda")
 
 
 def train(observer, run_dir, *, num_steps=9, outcome="finished", rank=0, **changes):
-    """Steps that each multiply matrices of their own size, so that a trace tells which steps it holds."""
+    """Steps that each multiply matrices of their own size, so that a trace tells which steps it
+    holds."""
     observer.on_start(make_run(run_dir, rank, total_steps=num_steps, **changes))
     for step in range(1, num_steps + 1):
         torch.mm(torch.ones(step, 2), torch.ones(2, 64))

@@ -1,4 +1,5 @@
-"""The recorder as the training loop sees it: events in, files out, without waiting for the device."""
+"""The recorder as the training loop sees it: events in, files out, without waiting for the
+device."""
 
 import csv
 import errno
@@ -183,7 +184,8 @@ def test_run_json_of_another_version_still_reads_and_a_broken_one_says_so(tmp_pa
 
 
 class FakeMeter:
-    """A GPU of which every figure is known: step k peaks at 1000 + k bytes and has spent 50 k joules."""
+    """A GPU of which every figure is known: step k peaks at 1000 + k bytes and has spent 50 k
+    joules."""
 
     def __init__(self):
         self.num_read = 0
@@ -325,7 +327,8 @@ def test_a_run_has_not_finished_where_its_folder_is_gone(tmp_path):
 
 
 def test_a_recorder_does_not_make_the_run_folder(tmp_path):
-    """The start of the run did, and holds it; where it is gone by now, records would go into half of one."""
+    """The start of the run did, and holds it; where it is gone by now, records would go into half
+    of one."""
     with pytest.raises(FileNotFoundError):
         record_run(tmp_path / "run", [make_event(1)])
     assert list(tmp_path.iterdir()) == []

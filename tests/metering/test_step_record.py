@@ -1,4 +1,5 @@
-"""Step records: valid JSON lines, and a reader that bears torn lines, resumed runs and files of other versions."""
+"""Step records: valid JSON lines, and a reader that bears torn lines, resumed runs and files of
+other versions."""
 
 import json
 import math

@@ -1,4 +1,5 @@
-"""Outputs and every gradient of the models are those of transformers' VideoMAE with the same weights."""
+"""Outputs and every gradient of the models are those of transformers' VideoMAE with the same
+weights."""
 
 from __future__ import annotations
 
@@ -99,7 +100,8 @@ def test_classification_of_all_tokens_has_their_logits_and_gradients(tmp_path, a
 
 @pytest.mark.parametrize("attention", ["eager", "sdpa"])
 def test_it_is_the_same_with_videomaes_own_eps(tmp_path, attention):
-    """transformers leaves 1e-5 in fc_norm; VideoMAE's models, which its weights come from, have 1e-6 there too."""
+    """transformers leaves 1e-5 in fc_norm; VideoMAE's models, which its weights come from, have
+    1e-6 there too."""
     theirs = make_theirs("VideoClassification", attention, use_mean_pooling=True, num_labels=7).eval()
     theirs.save_pretrained(tmp_path)
     ours = load_model(tmp_path, last_norm_eps=1e-6)

@@ -1,4 +1,5 @@
-"""Clips of any length, resolution and tubelet train and are classified; what does not divide is told."""
+"""Clips of any length, resolution and tubelet train and are classified; what does not divide is
+told."""
 
 from __future__ import annotations
 
@@ -34,7 +35,8 @@ def random_frames(grid, batch=2, frames=None):
 @pytest.mark.parametrize("grid", GRIDS, ids=name_of)
 def test_pretraining_trains(grid, strategy):
     options = dict(strategy=strategy, keep_ratio=0.75, visible_ratio=0.5)
-    if strategy == "tube" and grid.tokens_per_tubelet == 1:  # a tube mask of one place shows all, and its loss would be no number
+    # a tube mask of one place shows all, and its loss would be no number
+    if strategy == "tube" and grid.tokens_per_tubelet == 1:
         with pytest.raises(ValueError, match="16 visible, 0 targets"):
             MaskedAutoencoder(grid=grid, **SIZES, **DECODER, **options)
         return

@@ -8,7 +8,8 @@ import torch
 from mats_ds import MaskedAutoencoder, TokenGrid, VideoClassifier
 from mats_ds.models.vit import split_patches
 
-GRID = TokenGrid(num_frames=6, height=16, width=40, tubelet=(2, 4, 8))  # 3 tubelets of 4 x 5 places, 60 tokens
+# 3 tubelets of 4 x 5 places, 60 tokens
+GRID = TokenGrid(num_frames=6, height=16, width=40, tubelet=(2, 4, 8))
 SIZES = dict(width=12, depth=2, heads=3)
 
 
@@ -56,7 +57,8 @@ def test_the_control_drops_as_many_at_random_by_seed():
     one, two = (model.encode(frames, torch.tensor(seeds)).index_BK for seeds in ([1, 2], [1, 3]))
     assert one.shape == (2, 36)
     assert torch.equal(one[0], two[0]) and not torch.equal(one[1], two[1])
-    assert torch.equal(model.encode(frames).index_BK, model.encode(frames).index_BK)  # in evaluation, one fixed seed
+    # in evaluation, one fixed seed
+    assert torch.equal(model.encode(frames).index_BK, model.encode(frames).index_BK)
     model.train()
     assert not torch.equal(model.encode(frames).index_BK, model.encode(frames).index_BK)
 
@@ -71,7 +73,8 @@ def test_frames_are_sampled_in_training_and_the_fullest_in_evaluation():
     candidates = GRID.with_tau(6)
     model, frames = make_model(candidate_grid=candidates, keep_ratio=0.2), random_frames(grid=candidates)
     frames[:, :] = frames[:, :1]
-    frames[:, 8:10] = random_frames(grid=candidates, seed=5)[:, 8:10]  # tubelet 4 differs, so 4 and 5 hold all motion
+    # tubelet 4 differs, so 4 and 5 hold all motion
+    frames[:, 8:10] = random_frames(grid=candidates, seed=5)[:, 8:10]
     seeds = [torch.tensor([seed, seed + 1]) for seed in range(0, 16, 2)]
     assert {tuple(row) for seed in seeds for row in model.encode(frames, seed).tubelets_BT.tolist()} == {(0, 4, 5)}
     model.train()
@@ -115,7 +118,8 @@ def test_a_fresh_head_starts_near_zero_and_dropout_and_drop_path_are_options():
     assert float(fresh.class_head.weight.detach().std()) == pytest.approx(0.02 * 0.001, rel=0.05)
     assert fresh.class_head.bias.abs().max() == 0 and fresh.encoder.blocks[0].mlp.fc1.bias.abs().max() == 0
     qkv = fresh.encoder.blocks[0].attn.qkv.weight.detach()
-    assert float(qkv.std()) == pytest.approx((2 / sum(qkv.shape)) ** 0.5, rel=0.05)  # as pre-training begins
+    # as pre-training begins
+    assert float(qkv.std()) == pytest.approx((2 / sum(qkv.shape)) ** 0.5, rel=0.05)
     frames = random_frames()
     assert not torch.equal(fresh(frames), fresh(frames))
     assert torch.equal(fresh.eval()(frames), fresh(frames))

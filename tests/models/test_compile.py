@@ -1,4 +1,5 @@
-"""torch.compile on the models: one graph, the same numbers, the same names. Slow: the compiler takes most of a minute."""
+"""torch.compile on the models: one graph, the same numbers, the same names. Slow: the compiler
+takes most of a minute."""
 
 from __future__ import annotations
 

@@ -1,7 +1,9 @@
-"""What every parameter is at the start, against a table of VideoMAE's rules (arXiv 2203.12602 and its public code).
+"""What every parameter is at the start, against a table of VideoMAE's rules (arXiv 2203.12602 and
+its public code).
 
-A rule is the distribution: uniform within a bound, or normal with a deviation, perhaps cut off, or a constant. It is checked on
-the shares of values below nine levels (Kolmogorov-Smirnov), and on the largest value.
+A rule is the distribution: uniform within a bound, or normal with a deviation, perhaps cut off, or
+a constant. It is checked on the shares of values below nine levels (Kolmogorov-Smirnov), and on the
+largest value.
 """
 
 from __future__ import annotations
@@ -60,12 +62,14 @@ PRETRAINING = {
     **EMBEDDING,
     **blocks("encoder", WIDTH),
     **blocks("decoder", DECODER_WIDTH),
-    r"to_decoder\.weight": uniform(1 / math.sqrt(WIDTH)),  # PyTorch's own start of a linear layer: VideoMAE's rule misses it
+    # PyTorch's own start of a linear layer: VideoMAE's rule misses it
+    r"to_decoder\.weight": uniform(1 / math.sqrt(WIDTH)),
     r"mask_token": normal(0.02, cut=1),
     r"head\.weight": xavier(DECODER_WIDTH, 384),
     r"head\.bias": 0.0,
 }
-# VideoMAE's fine-tuning begins with normal weights of deviation 0.02 in the blocks: from scratch ours begin as pre-training does.
+# VideoMAE's fine-tuning begins with normal weights of deviation 0.02 in the blocks: from scratch
+# ours begin as pre-training does.
 CLASSIFIER = {
     **EMBEDDING,
     **blocks("encoder", WIDTH),
@@ -100,7 +104,8 @@ def test_every_parameter_begins_by_its_rule(kind, table):
         assert values.abs().max() <= bound * (1 + 1e-6), name
         for level in torch.linspace(-0.9, 0.9, 9) * bound:
             share = share_below(float(level))
-            slack = 5 * math.sqrt(share * (1 - share) / len(values)) + 1e-12  # five deviations of that many draws
+            # five deviations of that many draws
+            slack = 5 * math.sqrt(share * (1 - share) / len(values)) + 1e-12
             assert abs(float((values <= float(level)).double().mean()) - share) <= slack, f"{name} at {float(level):.4f}"
 
 
@@ -111,7 +116,8 @@ def test_the_seed_alone_gives_the_weights():
 
 
 def test_paths_are_dropped_more_often_the_deeper_the_block_in_encoder_and_decoder():
-    """Evenly from 0 to the rate, as in VideoMAE, whose pre-training hands the rate to its decoder too."""
+    """Evenly from 0 to the rate, as in VideoMAE, whose pre-training hands the rate to its decoder
+    too."""
     model = MaskedAutoencoder.from_name("tiny", grid=GRID, decoder_depth=3, drop_path=0.3)
     for part in (model.encoder, model.decoder):
         rates = [getattr(block.drop_path, "drop_prob", 0.0) for block in part.blocks]

@@ -1,4 +1,5 @@
-"""The masked autoencoder against a slow reference that is written with loops, and its promises about memory and shape."""
+"""The masked autoencoder against a slow reference that is written with loops, and its promises
+about memory and shape."""
 
 from __future__ import annotations
 
@@ -15,7 +16,8 @@ from mats_ds.models.mae import normalise_patches
 from mats_ds.models.sizes import RECOMPUTE_LEVELS
 from mats_ds.models.vit import checkpointed_blocks, join_patches, split_patches
 
-GRID = TokenGrid(num_frames=6, height=16, width=24, tubelet=(2, 4, 8))  # 3 tubelets of 4 x 3 places, 36 tokens
+# 3 tubelets of 4 x 3 places, 36 tokens
+GRID = TokenGrid(num_frames=6, height=16, width=24, tubelet=(2, 4, 8))
 KEYS = torch.tensor([11, 12])
 
 
@@ -151,7 +153,8 @@ def saved_bytes(model, *inputs):
     def note(tensor):
         storage = tensor.untyped_storage()
         if storage.data_ptr() not in own:
-            storages[storage.data_ptr()] = (storage.nbytes(), tensor)  # holding the tensor keeps its address taken
+            # holding the tensor keeps its address taken
+            storages[storage.data_ptr()] = (storage.nbytes(), tensor)
         return tensor
 
     with torch.autograd.graph.saved_tensors_hooks(note, lambda tensor: tensor):
@@ -178,7 +181,8 @@ def test_a_block_keeps_the_activations_of_its_level():
     unit = tokens.untyped_storage().nbytes()
     for level, activations in (("none", 16), ("pointwise", 10), ("mlp", 6)):
         block = Block(24, 2, recompute=level)
-        small = 5 * 4 * 50 + 4 * 3 * 24  # means and spreads of the norms, the softmax's normaliser, a bias
+        # means and spreads of the norms, the softmax's normaliser, a bias
+        small = 5 * 4 * 50 + 4 * 3 * 24
         assert activations * unit <= saved_bytes(block, tokens, None) <= activations * unit + small
 
 
@@ -195,7 +199,8 @@ def test_fewer_queries_give_the_same_tokens(num_queries):
 
 
 def test_the_published_small_model_keeps_little():
-    """Goals: at most 46 MB a clip with no product computed twice, 30 MB with 9% more (authors' code: 101 MB)."""
+    """Goals: at most 46 MB a clip with no product computed twice, 30 MB with 9% more (authors'
+    code: 101 MB)."""
     grid = TokenGrid()
     frames, plain = random_frames(1, grid), step_flops("small", grid)
     for level, megabytes, extra in (("none", 72, 0), ("pointwise", 46, 0), ("mlp", 29, 0.09)):

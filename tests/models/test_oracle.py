@@ -1,7 +1,9 @@
-"""The tokens that the models keep, by their own path, are those that the authors' code keeps on the same embeddings.
+"""The tokens that the models keep, by their own path, are those that the authors' code keeps on the
+same embeddings.
 
-Two rules of ours where theirs has none: on clips of other than 8 tubelets every tubelet is compared with the one before it
-(theirs is written for 8), and among equal scores the earlier token is kept (theirs leaves it to an unstable sort).
+Two rules of ours where theirs has none: on clips of other than 8 tubelets every tubelet is compared
+with the one before it (theirs is written for 8), and among equal scores the earlier token is kept
+(theirs leaves it to an unstable sort).
 """
 
 from __future__ import annotations

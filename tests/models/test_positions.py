@@ -13,7 +13,8 @@ WIDTH = 6
 
 
 def ramp(grid):
-    """A table whose three channels are the time, row and column of each token's centre, in parts of the clip."""
+    """A table whose three channels are the time, row and column of each token's centre, in parts of
+    the clip."""
     axes = [(torch.arange(size) + 0.5) / size for size in (grid.tau, grid.rows, grid.columns)]
     return torch.stack(torch.meshgrid(*axes, indexing="ij"), dim=-1).flatten(0, 2)
 
@@ -21,7 +22,8 @@ def ramp(grid):
 def test_a_grid_of_its_own_keeps_the_exact_table():
     table = sine_cosine_positions(60, WIDTH)
     assert torch.equal(make_positions(GRID, WIDTH), table)
-    other_pixels = TokenGrid(num_frames=3, height=64, width=40, tubelet=(1, 16, 8))  # as many tokens a side
+    # as many tokens a side
+    other_pixels = TokenGrid(num_frames=3, height=64, width=40, tubelet=(1, 16, 8))
     assert torch.equal(make_positions(other_pixels, WIDTH, made_for=GRID), table)
     assert interpolate_positions(table, GRID, GRID) is table
 
@@ -32,7 +34,8 @@ def test_a_position_in_the_clip_keeps_its_meaning(tau, rows, columns):
     moved = interpolate_positions(ramp(GRID), GRID, target)
     assert moved.shape == (target.num_tokens, 3)
     inside = torch.ones(tau, rows, columns, dtype=torch.bool)
-    for axis, size in enumerate((tau, rows, columns)):  # borders have no neighbour to interpolate with
+    # borders have no neighbour to interpolate with
+    for axis, size in enumerate((tau, rows, columns)):
         margin = -(-2 * size // (GRID.tau, GRID.rows, GRID.columns)[axis]) if size != (3, 4, 5)[axis] else 0
         inside.narrow(axis, 0, min(margin, size)).fill_(False)
         inside.narrow(axis, size - min(margin, size), min(margin, size)).fill_(False)

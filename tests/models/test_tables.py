@@ -1,4 +1,5 @@
-"""Position tables and input constants stay in float32 in a model that is cast, as they do in DeepSpeed's engine."""
+"""Position tables and input constants stay in float32 in a model that is cast, as they do in
+DeepSpeed's engine."""
 
 from __future__ import annotations
 
@@ -44,7 +45,8 @@ def test_tables_go_to_the_device_that_the_model_goes_to():
 
 
 def logits_of_engine_and_cast():
-    """(float32, the bf16 engine's module, the model cast by hand, the model with its tables cast as well)."""
+    """(float32, the bf16 engine's module, the model cast by hand, the model with its tables cast as
+    well)."""
     from mats_ds.config.batch_plan import plan_batch
     from mats_ds.distributed.ranks import start_distributed
     from mats_ds.training.engine import make_engine

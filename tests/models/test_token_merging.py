@@ -1,4 +1,5 @@
-"""Dropped tokens merged into kept ones, against loops; and the options beyond the paper, on their way from recipe to model."""
+"""Dropped tokens merged into kept ones, against loops; and the options beyond the paper, on their
+way from recipe to model."""
 
 from __future__ import annotations
 
@@ -15,7 +16,8 @@ from mats_ds.models.vit import split_patches
 from mats_ds.tokens.motion import score_local_motion
 from mats_ds.tokens.run_length import score_runs
 
-GRID = TokenGrid(num_frames=6, height=16, width=40, tubelet=(2, 4, 8))  # 3 tubelets of 4 x 5 places, 60 tokens of 192 values
+# 3 tubelets of 4 x 5 places, 60 tokens of 192 values
+GRID = TokenGrid(num_frames=6, height=16, width=40, tubelet=(2, 4, 8))
 SIZES = dict(width=12, depth=2, heads=3)
 KEYS = torch.tensor([5, 6])
 
@@ -68,7 +70,8 @@ def test_what_is_dropped_is_what_is_not_kept():
 
 def test_equal_tokens_merge_into_the_first_and_repeats_change_no_pixel():
     place = torch.arange(1, 5)
-    patches = place.repeat(3).view(1, 12, 1).expand(-1, -1, 6).to(torch.uint8)  # 4 places stand still for 3 tubelets
+    # 4 places stand still for 3 tubelets
+    patches = place.repeat(3).view(1, 12, 1).expand(-1, -1, 6).to(torch.uint8)
     kept = torch.tensor([[0, 1, 2, 3, 5]])  # place 1 is kept twice
     merged = merge_dropped(patches, patches.float(), kept)
     assert torch.equal(merged.patches_BKP, patches.gather(1, kept[..., None].expand(-1, -1, 6)))

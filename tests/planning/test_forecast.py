@@ -69,7 +69,8 @@ def test_no_time_where_the_peak_is_not_known(change):
 
 @pytest.mark.parametrize(("precision", "peak"), [("bf16", 312e12), ("fp32", 19.5e12)])
 def test_the_peak_is_that_of_the_precision(precision, peak):
-    """An A100 multiplies float32 on its ordinary cores, a sixteenth of its bf16 rate, unless torch is set to use TF32."""
+    """An A100 multiplies float32 on its ordinary cores, a sixteenth of its bf16 rate, unless torch
+    is set to use TF32."""
     flops = Workload().flops()
     batch = dict(world_size=8, clips_per_step=192, num_clips=1920, epochs=3, steps=None, mfu=0.5)
     time = plan_time(flops, device_name="NVIDIA A100-SXM4-80GB", precision=precision, **batch)

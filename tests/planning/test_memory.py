@@ -1,4 +1,5 @@
-"""The closed form of memory against what autograd keeps, against real ZeRO partitions, and its own arithmetic."""
+"""The closed form of memory against what autograd keeps, against real ZeRO partitions, and its own
+arithmetic."""
 
 import json
 from pathlib import Path

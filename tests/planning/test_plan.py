@@ -70,7 +70,8 @@ def test_a_recipe_for_fine_tuning_is_planned_as_one(capsys):
 )
 @pytest.mark.parametrize("gpus", [8, 3])
 def test_steps_and_learning_rate_are_those_that_the_trainer_would_take(capsys, overrides, gpus):
-    """By the trainer's own parts: 3,570 videos, repeats, ranks -> batch, steps an epoch, schedule."""
+    """By the trainer's own parts: 3,570 videos, repeats, ranks -> batch, steps an epoch,
+    schedule."""
     arguments = ["--recipe", "finetune_hmdb51", "--micro_batch", "8", "--gpus", str(gpus), *overrides, "--json"]
     planned = json.loads(run(capsys, *arguments)[1])
     recipe = load_recipe("finetune_hmdb51", overrides, schema=FinetuneRecipe)

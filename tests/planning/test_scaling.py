@@ -1,4 +1,5 @@
-"""Figures for many GPUs against what the engine does on two, and against the page that shows them."""
+"""Figures for many GPUs against what the engine does on two, and against the page that shows
+them."""
 
 from pathlib import Path
 
@@ -62,7 +63,8 @@ def test_a_batch_that_stays_is_split_into_micro_batches_that_fit(batch, world_si
 
 
 def test_a_rank_writes_what_is_planned():
-    """zero_pp_rank_1_mp_rank_00_optim_states.pt of the tiny recipe on clips of 4 x 32 x 48, 4 ranks: 6,403,085 bytes."""
+    """zero_pp_rank_1_mp_rank_00_optim_states.pt of the tiny recipe on clips of 4 x 32 x 48, 4
+    ranks: 6,403,085 bytes."""
     recipe = load_recipe("tiny", ["clip.num_frames=4", "clip.height=32", "clip.width=48"])
     counts = Workload.from_recipe(recipe).parameters()
     planned = 12 * sum(padded_elements(part, 4) for part in (counts.matrices, counts.vectors)) // 4
@@ -79,7 +81,8 @@ def test_a_mistake_is_one_error(capsys, arguments, words):
 
 
 def count_elements_of_a_step():
-    """(elements of the model, of each all-reduce, of each all-gather) in one step of two ranks, small ones left out."""
+    """(elements of the model, of each all-reduce, of each all-gather) in one step of two ranks,
+    small ones left out."""
     import torch
     import torch.distributed as dist
 

@@ -1,4 +1,5 @@
-"""Bytes of tensors: kept for backward by one forward pass, and alive: real ones, fake ones, and by torch.profiler's events."""
+"""Bytes of tensors: kept for backward by one forward pass, and alive: real ones, fake ones, and by
+torch.profiler's events."""
 
 import torch
 from torch import nn

@@ -1,4 +1,5 @@
-"""Run folders as a trainer leaves them, written without training: every figure follows from step and rank."""
+"""Run folders as a trainer leaves them, written without training: every figure follows from step
+and rank."""
 
 import math
 import random
@@ -63,7 +64,8 @@ def write_records(run_dir, records, *, rank=0):
 
 
 def write_fake_run(run_dir, *, num_steps=9, world_size=2, outcome="finished", record=make_record, **changes):
-    """A run folder with `record(step, rank)` of every step and rank; `outcome` None: it has not ended."""
+    """A run folder with `record(step, rank)` of every step and rank; `outcome` None: it has not
+    ended."""
     run_dir.mkdir(parents=True, exist_ok=True)
     write_run(run_dir, make_run_info(run_dir, world_size=world_size, total_steps=num_steps, **changes))
     for rank in range(world_size):
@@ -74,11 +76,13 @@ def write_fake_run(run_dir, *, num_steps=9, world_size=2, outcome="finished", re
 
 
 def make_lifelike_record(step, rank, *, num_steps=1200):
-    """A record of a run that looks like one: noise, warm-up, a memory step, a slow loader now and then."""
+    """A record of a run that looks like one: noise, warm-up, a memory step, a slow loader now and
+    then."""
     dice = random.Random(step * 64 + rank)
     slow = 0.35 if step % 97 < 3 and rank == 5 else 0.0
     data, forward = 0.01 + 0.01 * dice.random() + slow, 0.2 + 0.01 * dice.random() + (0.03 if rank == 3 else 0.0)
-    total = 0.7 + 0.02 * dice.random() + (0.35 if step % 97 < 3 else 0.0)  # all wait for the last in the backward pass
+    # all wait for the last in the backward pass
+    total = 0.7 + 0.02 * dice.random() + (0.35 if step % 97 < 3 else 0.0)
     backward = total - data - forward - 0.05
     warmup = num_steps / 10
     rate = 6e-4 * (step / warmup if step < warmup else 0.5 + 0.5 * math.cos(math.pi * (step - warmup) / (num_steps - warmup)))

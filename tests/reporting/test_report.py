@@ -1,4 +1,5 @@
-"""The report as a person runs it: what is judged, what is printed and written, and the exit status."""
+"""The report as a person runs it: what is judged, what is printed and written, and the exit
+status."""
 
 import json
 import math
@@ -88,7 +89,8 @@ def test_a_resumed_run_with_fewer_ranks_is_complete(tmp_path, capsys):
 
 def test_a_step_whose_record_died_with_the_run_before_its_resume_is_not_missed(tmp_path, capsys):
     run_dir = write_fake_run(tmp_path / "run", num_steps=4, world_size=1, outcome=None)
-    write_run(run_dir, make_run_info(run_dir, world_size=1, first_step=5, total_steps=7))  # step 5 was done, its record lost
+    # step 5 was done, its record lost
+    write_run(run_dir, make_run_info(run_dir, world_size=1, first_step=5, total_steps=7))
     write_records(run_dir, [make_record(step) for step in (6, 7)])
     write_outcome(run_dir, Outcome("finished", 7, 0.0))
     assert run_report(capsys, run_dir)[0] == 0

@@ -1,4 +1,5 @@
-"""A run folder of somebody else: nothing is written or read through what stands there, and nothing foreign is overwritten."""
+"""A run folder of somebody else: nothing is written or read through what stands there, and nothing
+foreign is overwritten."""
 
 import errno
 import io

@@ -1,6 +1,8 @@
-"""Random input for everything that reads files of other people: it is read, or refused with a ValueError that says why.
+"""Random input for everything that reads files of other people: it is read, or refused with a
+ValueError that says why.
 
-MATS_FUZZ_EXAMPLES=2000 tries more (default: as many as take some seconds); without it every run tries the same.
+MATS_FUZZ_EXAMPLES=2000 tries more (default: as many as take some seconds); without it every run
+tries the same.
 """
 
 from __future__ import annotations
@@ -25,7 +27,8 @@ hypothesis.settings.load_profile("mats_ds")
 
 @pytest.fixture(scope="session")
 def read_or_refuse():
-    """`read_or_refuse(read, *arguments)`: what it returns; None where it raises a ValueError with words. All else is a fault."""
+    """`read_or_refuse(read, *arguments)`: what it returns; None where it raises a ValueError with
+    words. All else is a fault."""
 
     def call(read, *arguments, **options):
         try:

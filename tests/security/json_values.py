@@ -1,4 +1,5 @@
-"""JSON and YAML as somebody might write it who means harm, or nothing at all: strategies of hypothesis."""
+"""JSON and YAML as somebody might write it who means harm, or nothing at all: strategies of
+hypothesis."""
 
 from hypothesis import strategies as st
 

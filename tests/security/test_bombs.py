@@ -1,7 +1,8 @@
 """Small files that unfold to gigabytes: refused in one line, by a process that hardly grows.
 
-Each file is read by a process of its own, forked from one that has imported everything, and the growth of its peak of resident
-memory is measured. A file has a few megabytes at most; without the bounds each takes more than LIMIT_BYTES, or hours.
+Each file is read by a process of its own, forked from one that has imported everything, and the
+growth of its peak of resident memory is measured. A file has a few megabytes at most; without the
+bounds each takes more than LIMIT_BYTES, or hours.
 """
 
 from __future__ import annotations
@@ -31,7 +32,8 @@ from mats_ds.models.weights.run import read_recipe_beside
 pytestmark = pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="memory is measured as Linux tells it")
 MEBIBYTE = 1 << 20
 LIMIT_BYTES = 96 * MEBIBYTE
-ADDRESS_ROOM_BYTES = 6 << 30  # so that a bomb that goes off takes the test down, and not the machine
+# so that a bomb that goes off takes the test down, and not the machine
+ADDRESS_ROOM_BYTES = 6 << 30
 ANSWER_SECONDS = 120
 NUM_ZEROS = 1 << 25  # 128 MiB of float32, more than the limit
 GRID = TokenGrid(num_frames=4, height=16, width=24, tubelet=(2, 8, 8))
@@ -97,7 +99,8 @@ def pth_that_claims(path):
 
 def old_pth_that_claims(path):
     torch.save({"model": {"a": torch.zeros(16)}}, path, _use_new_zipfile_serialization=False)
-    path.write_bytes(path.read_bytes().replace(b"K\x10N", b"J\0\0\0\x18N"))  # 2^28 + 2^27 float32, 1.5 GiB
+    # 2^28 + 2^27 float32, 1.5 GiB
+    path.write_bytes(path.read_bytes().replace(b"K\x10N", b"J\0\0\0\x18N"))
 
 
 def pth_over_itself(path):
@@ -142,7 +145,8 @@ def pth_of_wide_products(path):
 
 
 def pth_of_empty_tensors(path):
-    """Attention without biases gets zeros, as many as the weight has columns: of no rows, that costs nothing to say."""
+    """Attention without biases gets zeros, as many as the weight has columns: of no rows, that
+    costs nothing to say."""
     tensors = {"patch_embed.proj.weight": torch.zeros(4, 3, 2, 2, 2), "blocks.0.attn.qkv.weight": torch.zeros(0, 200_000_000)}
     torch.save({"model": tensors}, path)
 
@@ -170,7 +174,8 @@ def ours(path, tensors, **changes):
 
 
 def ours_of_a_trillion(path):
-    """The sizes are read off tensors that are thin: 3 + 4 numbers for each of 120 thousand columns, and a model of 1.7e11."""
+    """The sizes are read off tensors that are thin: 3 + 4 numbers for each of 120 thousand columns,
+    and a model of 1.7e11."""
     width = 120_000
     tensors = {"patch_embed.proj.weight": torch.zeros(width, 3), "encoder.blocks.0.mlp.fc1.weight": torch.zeros(4 * width, 1)}
     tensors["class_head.weight"] = torch.zeros(5, 1)
@@ -254,7 +259,8 @@ def pth_of_a_number_of_a_gigabyte(path):
 
 
 def pth_that_copies_one_number(path):
-    """`torch.zeros(1).expand(2**28)`, made a tensor of float64 by a function that is meant for other devices."""
+    """`torch.zeros(1).expand(2**28)`, made a tensor of float64 by a function that is meant for
+    other devices."""
     torch.save({"a": torch.zeros(1).expand(1 << 28)}, path)
 
     def change(name, old):
@@ -372,7 +378,8 @@ def test_what_is_hardly_compressed_is_read_as_before(tmp_path, make):
     assert len(unpickle(tmp_path / "a.pth")["a"]) == 100_000
 
 
-if __name__ == "__main__":  # what each takes, and what is said: python -m tests.security.test_bombs FOLDER
+# what each takes, and what is said: python -m tests.security.test_bombs FOLDER
+if __name__ == "__main__":
     for make, (_, name, _) in BOMBS.items():
         folder = Path(sys.argv[1]) / make.__name__
         folder.mkdir(parents=True)

@@ -1,4 +1,5 @@
-"""complete.json of any content: a checkpoint is complete, or damaged for a reason, or there is a ValueError."""
+"""complete.json of any content: a checkpoint is complete, or damaged for a reason, or there is a
+ValueError."""
 
 import json
 

@@ -68,4 +68,5 @@ def test_a_long_line_takes_no_time(folder, read_or_refuse, line):
     for read in (read_manifest, import_annotations):
         begin = time.process_time()
         read_or_refuse(read, path)
-        assert time.process_time() - begin < 20  # what grows with the square of a line's length takes minutes
+        # what grows with the square of a line's length takes minutes
+        assert time.process_time() - begin < 20

@@ -1,4 +1,5 @@
-"""Run folders of other people: the report's readers count what they cannot read, and raise nothing but ValueError."""
+"""Run folders of other people: the report's readers count what they cannot read, and raise nothing
+but ValueError."""
 
 import json
 

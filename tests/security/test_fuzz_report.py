@@ -1,4 +1,5 @@
-"""The report on run folders of any content: a verdict or one line, in bounded time, and a page without code and nonsense."""
+"""The report on run folders of any content: a verdict or one line, in bounded time, and a page
+without code and nonsense."""
 
 import contextlib
 import io
@@ -151,7 +152,8 @@ SOUND = dump_record(make_record(1, 0)).encode() + b"\n"
         (SOUND + SOUND.replace(b'"step":1,', b'"step":2,').replace(b"}\n", b',"step":1}\n'), "given twice"),
         (SOUND.replace(b'"total_seconds":1.0', b'"total_seconds":NaN'), "total_seconds"),
         (SOUND.replace(b'"num_clips":3', b'"num_clips":-3'), "num_clips is -3"),
-        (SOUND.replace(b'"unix_seconds":1700000001.0', b'"unix_seconds":3e13'), "unix_seconds is"),  # the year 951,000
+        # the year 951,000
+        (SOUND.replace(b'"unix_seconds":1700000001.0', b'"unix_seconds":3e13'), "unix_seconds is"),
     ],
     ids=["falling", "repeated", "empty", "short", "long", "endless", "nested", "columns"]
     + ["step", "twice", "nan", "negative", "year"],

@@ -1,4 +1,5 @@
-"""Weights of other people: read or refused, without running code, and without memory that the file itself does not fill."""
+"""Weights of other people: read or refused, without running code, and without memory that the file
+itself does not fill."""
 
 import dataclasses
 import json
@@ -41,7 +42,8 @@ def sound(tmp_path_factory):
 
 @st.composite
 def edited_specs(draw):
-    """The description of a model with some of its values replaced by others, mostly by absurd ones."""
+    """The description of a model with some of its values replaced by others, mostly by absurd
+    ones."""
     tree = json.loads(json.dumps(SPEC))
     for name in draw(st.lists(st.sampled_from(sorted(tree)), min_size=1, max_size=3)):
         if isinstance(tree[name], dict) and draw(st.booleans()):

@@ -1,6 +1,8 @@
-"""Names and texts of others, through the programs as they are started: what they print obeys nobody but the program.
+"""Names and texts of others, through the programs as they are started: what they print obeys nobody
+but the program.
 
-Every folder, file and class bears a name that would clear a screen, set a title, begin a line `error:`, and fail as a formula.
+Every folder, file and class bears a name that would clear a screen, set a title, begin a line
+`error:`, and fail as a formula.
 """
 
 import csv
@@ -35,7 +37,8 @@ def run(program, *arguments, cwd, **variables):
 
 
 def check_clean(text):
-    """No control character but new lines and a progress bar's, nothing that turns the direction, and no forged line."""
+    """No control character but new lines and a progress bar's, nothing that turns the direction,
+    and no forged line."""
     wrong = {character for character in text if not character.isprintable() and character not in PROGRESS}
     assert not wrong, (wrong, text)
     assert not any(line.lstrip().startswith("error: lost") for line in text.splitlines()), text
@@ -191,7 +194,8 @@ class TestModels:
 
 
 class TestResultsFirst:
-    """A picture that cannot be drawn: the numbers are on the console and on the disk, and the status is 0."""
+    """A picture that cannot be drawn: the numbers are on the console and on the disk, and the
+    status is 0."""
 
     @pytest.fixture
     def tested(self, nasty):

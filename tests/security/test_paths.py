@@ -50,7 +50,8 @@ def write_film(path, num_frames=10):
 
 @pytest.fixture
 def data(tmp_path):
-    """A folder of a sound video, with links, and a manifest of strange paths; beside it, files that are nobody's business."""
+    """A folder of a sound video, with links, and a manifest of strange paths; beside it, files that
+    are nobody's business."""
     folder = tmp_path / "home" / "data"
     film = write_film(folder / "a.mp4")
     for outside in (tmp_path / "outside.mp4", tmp_path / "home" / "outside.mp4", tmp_path / "elsewhere" / "inside.mp4"):

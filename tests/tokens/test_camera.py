@@ -1,4 +1,5 @@
-"""Motion beyond what the whole tubelet does, against a loop that follows the words, and what it is for."""
+"""Motion beyond what the whole tubelet does, against a loop that follows the words, and what it is
+for."""
 
 from __future__ import annotations
 
@@ -8,8 +9,10 @@ import torch
 from mats_ds import TokenGrid, score_motion
 from mats_ds.tokens.motion import score_local_motion
 
-GRID = TokenGrid(num_frames=8, height=12, width=20, tubelet=(2, 4, 4))  # 4 tubelets of 3 x 5 places, 60 tokens
-EVEN_GRID = TokenGrid(num_frames=6, height=8, width=12, tubelet=(2, 4, 4))  # 3 tubelets of 2 x 3 places, 18 tokens
+# 4 tubelets of 3 x 5 places, 60 tokens
+GRID = TokenGrid(num_frames=8, height=12, width=20, tubelet=(2, 4, 4))
+# 3 tubelets of 2 x 3 places, 18 tokens
+EVEN_GRID = TokenGrid(num_frames=6, height=8, width=12, tubelet=(2, 4, 4))
 
 
 def random_embedding(grid, batch=2, width=7):
@@ -59,7 +62,8 @@ def test_a_shaken_tubelet_does_not_outrank_a_thing_that_moves():
     embedding[0, 30 + 4 :: 15] += 1.5  # place 4 changes between tubelets 1 and 2
     own_ways = torch.nn.functional.normalize(random_embedding(GRID)[0, :15], dim=-1)
     shaken = embedding.clone()
-    shaken[0, 45:] += 5 * own_ways  # in the last tubelet every place changes in its own way, by the same amount
+    # in the last tubelet every place changes in its own way, by the same amount
+    shaken[0, 45:] += 5 * own_ways
     assert int(score_motion(shaken, GRID).argmax()) >= 45
     assert int(score_local_motion(shaken, GRID).argmax()) == 34
 

@@ -10,7 +10,8 @@ import torch
 from mats_ds import TokenGrid, select_frames
 from mats_ds.tokens.frames import select_fullest_frames
 
-GRID = TokenGrid(num_frames=8, height=8, width=12, tubelet=(2, 4, 4))  # 4 candidate tubelets of 6 places
+# 4 candidate tubelets of 6 places
+GRID = TokenGrid(num_frames=8, height=8, width=12, tubelet=(2, 4, 4))
 
 
 def motion_with_counts(counts, batch):

@@ -1,8 +1,10 @@
-"""How often each token is visible and how often a target, over many clips: what every strategy promises.
+"""How often each token is visible and how often a target, over many clips: what every strategy
+promises.
 
-Visible are V and targets M of N tokens. A strategy that looks at no motion gives each token the same V / N and M / N over its
-seeds. mats and run_length look at the scores: with scores that any order is as likely for, the same; with fixed scores only
-kept tokens occur, each as often as the next (test_selection.py); with equal scores the first tokens are kept, in every clip.
+Visible are V and targets M of N tokens. A strategy that looks at no motion gives each token the
+same V / N and M / N over its seeds. mats and run_length look at the scores: with scores that any
+order is as likely for, the same; with fixed scores only kept tokens occur, each as often as the
+next (test_selection.py); with equal scores the first tokens are kept, in every clip.
 """
 
 from __future__ import annotations
@@ -12,11 +14,15 @@ import torch
 
 from mats_ds import TokenGrid, select_tokens
 
-GRID = TokenGrid(num_frames=8, height=24, width=40, tubelet=(2, 4, 4))  # 4 tubelets of 6 x 10 places: 240 tokens
-SHORT = TokenGrid(num_frames=12, height=16, width=24, tubelet=(2, 4, 4))  # 6 tubelets of 4 x 6: no whole round of a cell
-ODD = TokenGrid(num_frames=6, height=20, width=12, tubelet=(2, 4, 4))  # 3 tubelets of 5 x 3: cells do not divide it
+# 4 tubelets of 6 x 10 places: 240 tokens
+GRID = TokenGrid(num_frames=8, height=24, width=40, tubelet=(2, 4, 4))
+# 6 tubelets of 4 x 6: no whole round of a cell
+SHORT = TokenGrid(num_frames=12, height=16, width=24, tubelet=(2, 4, 4))
+# 3 tubelets of 5 x 3: cells do not divide it
+ODD = TokenGrid(num_frames=6, height=20, width=12, tubelet=(2, 4, 4))
 NUM_KEYS = 3000
-MAX_DEVIATIONS = 5.0  # standard deviations; the seeds are fixed, so that nothing here is left to chance
+# standard deviations; the seeds are fixed, so that nothing here is left to chance
+MAX_DEVIATIONS = 5.0
 
 
 def count_times(strategy: str, grid: TokenGrid, seeds: torch.Tensor, motion: torch.Tensor | None = None, **ratios):
@@ -58,7 +64,8 @@ def test_scores_decide_what_is_kept_and_the_seed_what_of_it_is_visible(strategy)
 
 
 def test_equal_scores_keep_the_first_tokens_of_every_clip():
-    """By design, so that a clip that stands still gives the same tokens everywhere; real scores are hardly ever equal."""
+    """By design, so that a clip that stands still gives the same tokens everywhere; real scores are
+    hardly ever equal."""
     visible, target, num_visible, num_targets = count_times("mats", GRID, SEEDS["counted"])
     num_kept = num_visible + num_targets
     assert (visible + target).tolist() == [NUM_KEYS] * num_kept + [0] * (240 - num_kept)

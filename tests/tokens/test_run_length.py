@@ -1,4 +1,5 @@
-"""Scores of runs against a loop over tokens, against the published rule, and what a drift and a threshold do to them."""
+"""Scores of runs against a loop over tokens, against the published rule, and what a drift and a
+threshold do to them."""
 
 from __future__ import annotations
 
@@ -8,21 +9,25 @@ import torch
 from mats_ds import TokenGrid, select_tokens
 from mats_ds.tokens.run_length import score_runs
 
-GRID = TokenGrid(num_frames=10, height=12, width=20, tubelet=(2, 4, 4))  # 5 tubelets of 3 x 5 places, 75 tokens of 96 values
+# 5 tubelets of 3 x 5 places, 75 tokens of 96 values
+GRID = TokenGrid(num_frames=10, height=12, width=20, tubelet=(2, 4, 4))
 
 
 def random_patches(grid=GRID, batch=2, spread=40):
-    """Patches whose frames wander by a few grey levels, so that a threshold among them ends some runs and not others."""
+    """Patches whose frames wander by a few grey levels, so that a threshold among them ends some
+    runs and not others."""
     generator = torch.Generator().manual_seed(0)
     frame_values = grid.patch_values // grid.tubelet[0]
     steps = torch.randint(-spread, spread + 1, (batch, grid.num_frames, grid.tokens_per_tubelet, 1), generator=generator)
     frames = (128 + steps.cumsum(dim=1) + torch.randint(0, 9, (1, 1, 1, frame_values), generator=generator)).clamp(0, 255)
-    tubelets = frames.unflatten(1, (grid.tau, grid.tubelet[0])).movedim(2, 3)  # batch, tubelet, place, frame, value
+    # batch, tubelet, place, frame, value
+    tubelets = frames.unflatten(1, (grid.tau, grid.tubelet[0])).movedim(2, 3)
     return tubelets.reshape(batch, grid.num_tokens, grid.patch_values).to(torch.uint8)
 
 
 def difference(earlier, later, frame_values):
-    """Mean absolute difference, front of the earlier patch against back of the later one, in parts of the whole range."""
+    """Mean absolute difference, front of the earlier patch against back of the later one, in parts
+    of the whole range."""
     pairs = zip(earlier[:frame_values], later[-frame_values:], strict=True)
     return sum(abs(a - b) for a, b in pairs) / frame_values / 255
 
@@ -54,7 +59,8 @@ def test_the_threshold_decides_which_patches_begin_a_run():
 
 
 def test_with_a_threshold_that_every_change_passes_it_is_the_published_comparison_of_neighbours():
-    grid = TokenGrid(num_frames=5, height=4, width=12, tubelet=(1, 4, 4))  # one frame a patch: front and back are one
+    # one frame a patch: front and back are one
+    grid = TokenGrid(num_frames=5, height=4, width=12, tubelet=(1, 4, 4))
     patches = random_patches(grid)
     tubelets = patches.float().unflatten(1, (5, 3))
     neighbours = (tubelets[:, 1:] - tubelets[:, :-1]).abs().mean(dim=-1).flatten(1) / 255
@@ -69,7 +75,8 @@ def test_as_many_as_begin_runs_are_exactly_those_and_the_count_stays_what_was_as
     share = len(begins) / 75 + 1e-6
     kept = select_tokens(score, strategy="run_length", keep_ratio=share, visible_ratio=share, grid=GRID).visible_BV[0]
     assert torch.equal(kept, begins)
-    for keep_ratio in (0.04, 0.2, 0.6):  # fewer than the first tubelet, as many, more than begin runs
+    # fewer than the first tubelet, as many, more than begin runs
+    for keep_ratio in (0.04, 0.2, 0.6):
         picked = select_tokens(score, strategy="run_length", keep_ratio=keep_ratio, visible_ratio=keep_ratio, grid=GRID)
         assert picked.visible_BV.shape == (1, round(keep_ratio * 75))
         if keep_ratio <= 0.2:

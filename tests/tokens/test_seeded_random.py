@@ -30,7 +30,8 @@ def test_uniform_numbers_are_uniform_and_never_0_or_1():
     assert float(values.min()) > 0 and float(values.max()) < 1
     counts = torch.histc(values, bins=20, min=0, max=1)
     expected = values.numel() / 20
-    assert float(((counts - expected) ** 2 / expected).sum()) < 50  # chi-squared, 19 degrees of freedom: p > 1e-4
+    # chi-squared, 19 degrees of freedom: p > 1e-4
+    assert float(((counts - expected) ** 2 / expected).sum()) < 50
 
 
 def test_orders_are_permutations_and_uniform():

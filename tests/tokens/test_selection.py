@@ -1,4 +1,5 @@
-"""Which tokens are kept: the authors' picks, a loop-written reference, and properties of every strategy."""
+"""Which tokens are kept: the authors' picks, a loop-written reference, and properties of every
+strategy."""
 
 from __future__ import annotations
 
@@ -12,7 +13,8 @@ from mats_ds import TokenGrid, score_motion, select_tokens
 from mats_ds.tokens.selection import running_cells
 
 ORACLE = Path(__file__).resolve().parents[2].parent / "shared" / "oracle"
-GRID = TokenGrid(num_frames=8, height=24, width=40, tubelet=(2, 4, 4))  # 4 tubelets of 6 x 10 places: 240 tokens
+# 4 tubelets of 6 x 10 places: 240 tokens
+GRID = TokenGrid(num_frames=8, height=24, width=40, tubelet=(2, 4, 4))
 STRATEGIES = ("mats", "random_drop", "tube", "random", "running_cell")
 
 
@@ -37,7 +39,9 @@ def test_what_the_authors_code_keeps(tag):
         (finetuning.visible_BV, recorded["ft_keep"], recorded["cut_tied_K_ft"]),
     ):
         for clip in range(len(ours)):
-            if tied[clip]:  # the cut falls between equal scores: the same scores are kept, whichever tokens bear them
+            # the cut falls between equal scores: the same scores are kept, whichever tokens bear
+            # them
+            if tied[clip]:
                 same = motion[clip][ours[clip]].sort().values, motion[clip][torch.tensor(theirs[clip])].sort().values
                 assert torch.equal(*same)
             else:
@@ -103,7 +107,8 @@ def test_a_tube_shows_the_same_positions_in_every_tubelet():
 
 def test_a_running_cell_keeps_half_and_moves_on_by_one_position_each_tubelet():
     cells = running_cells(GRID, torch.arange(4)).view(4, 4, 6, 10)
-    assert torch.equal(cells.sum(dim=1), torch.full((4, 6, 10), 2))  # over four tubelets every place is kept twice
+    # over four tubelets every place is kept twice
+    assert torch.equal(cells.sum(dim=1), torch.full((4, 6, 10), 2))
     first = [
         [False, False, True, True],  # a cell is 0 1 over 2 3
         [False, True, True, False],
@@ -117,7 +122,8 @@ def test_a_running_cell_keeps_half_and_moves_on_by_one_position_each_tubelet():
 
 
 def test_running_cell_reconstructs_one_phase_less_what_is_visible():
-    """Where cells divide the grid, targets are exactly what VideoMAE V2's loss is taken over, at one of its four phases."""
+    """Where cells divide the grid, targets are exactly what VideoMAE V2's loss is taken over, at
+    one of its four phases."""
     selection = select_tokens(torch.zeros(400, 240), strategy="running_cell", grid=GRID, seed_B=torch.arange(400))
     cells = running_cells(GRID, torch.arange(4))
     times = torch.zeros(4)

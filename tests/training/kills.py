@@ -1,7 +1,8 @@
-"""A kill between any two calls that change a disk: the N-th one does not happen, and neither does any after it.
+"""A kill between any two calls that change a disk: the N-th one does not happen, and neither does
+any after it.
 
-That is what SIGKILL does to the files. A clean-up in an `except` block would still run after an ordinary exception, and after
-SIGKILL it does not: here its calls fail as well.
+That is what SIGKILL does to the files. A clean-up in an `except` block would still run after an
+ordinary exception, and after SIGKILL it does not: here its calls fail as well.
 """
 
 from __future__ import annotations
@@ -34,7 +35,8 @@ class Killer:
             is_reading = call.__name__ == "open" and not (rest and rest[0] & (os.O_WRONLY | os.O_RDWR))
             if not is_reading and (isinstance(first, int) or os.fspath(first).startswith(self.folder)):
                 self._count()
-            return None if call.__name__ == "fsync" else call(first, *rest, **named)  # which takes its time
+            # which takes its time
+            return None if call.__name__ == "fsync" else call(first, *rest, **named)
 
         return wrapped
 

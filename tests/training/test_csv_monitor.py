@@ -1,4 +1,5 @@
-"""A resumed run goes on in the CSV files that DeepSpeed's monitor made for it, and touches no other."""
+"""A resumed run goes on in the CSV files that DeepSpeed's monitor made for it, and touches no
+other."""
 
 from __future__ import annotations
 
@@ -36,7 +37,8 @@ FOREIGN = {
     "index.csv": b"sample,shard,row\n7,1,0\n800,1,1\n",  # what extract leaves
     "quarantine.csv": b"",
     "other.csv": b"step,other\n800,1\n",
-    "mats_loss.csv": b"step,loss,seconds\n800,1,2\n",  # the name of an event, and another program's header
+    # the name of an event, and another program's header
+    "mats_loss.csv": b"step,loss,seconds\n800,1,2\n",
     "mats_grad_norm.csv": b"\xff\xfe800,1",
     "mats_mine.csv": b"step,mine\n800,1\n",  # of no event that is sent
 }

@@ -86,7 +86,8 @@ def test_a_profile_goes_over_nothing_but_a_profile(tmp_path):
 
 
 def test_the_way_back_from_a_link_is_the_systems(tmp_path):
-    """`link/..` is above the folder that the link leads to: what is judged and said is what DeepSpeed opens."""
+    """`link/..` is above the folder that the link leads to: what is judged and said is what
+    DeepSpeed opens."""
     (tmp_path / "theirs" / "deep").mkdir(parents=True)
     (tmp_path / "theirs" / "mats_loss.csv").write_text("precious\n")
     (tmp_path / "link").symlink_to(tmp_path / "theirs" / "deep")
@@ -107,7 +108,8 @@ def test_names_that_no_file_can_have_are_told_with_their_key(tmp_path, name):
 
 
 def test_what_deepspeeds_profiler_wrote_is_written_anew(tmp_path):
-    """Against DeepSpeed itself: the mark by which its files are known is that of the version that is installed."""
+    """Against DeepSpeed itself: the mark by which its files are known is that of the version that
+    is installed."""
     import torch
     from deepspeed.profiling.flops_profiler import FlopsProfiler
 

@@ -72,7 +72,8 @@ def waits_of_all_groups():
 
 
 def test_no_group_of_ranks_waits_longer_than_the_run_allows(ranks):
-    """DeepSpeed's own group kept torch's limit of 30 minutes: that was how long a run hung after a host was cut off."""
+    """DeepSpeed's own group kept torch's limit of 30 minutes: that was how long a run hung after a
+    host was cut off."""
     for waits in ranks(waits_of_all_groups, 2):
         assert len(waits) >= 2 and set(waits) == {3700.0}, waits
 

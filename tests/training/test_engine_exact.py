@@ -1,4 +1,5 @@
-"""The DeepSpeed engine beside a plain loop of torch's AdamW on the same batches: nothing else may change weights."""
+"""The DeepSpeed engine beside a plain loop of torch's AdamW on the same batches: nothing else may
+change weights."""
 
 from __future__ import annotations
 
@@ -54,7 +55,8 @@ def train_plainly(clip_at=0.0):
 
 
 def distance_to_plain(path, clip_at):
-    """The largest difference of any weight between the engine and the plain loop, and what the engine says that it did."""
+    """The largest difference of any weight between the engine and the plain loop, and what the
+    engine says that it did."""
     from mats_ds.config.batch_plan import plan_batch
     from mats_ds.distributed.ranks import start_distributed
     from mats_ds.training.engine import full_parameters, in_force, make_engine
@@ -79,7 +81,8 @@ def distance_to_plain(path, clip_at):
 
 
 def write(folder, name="zero2_tiny", **changes):
-    """A shipped JSON in float32 with two clips a rank and some of its keys changed; None takes a key out."""
+    """A shipped JSON in float32 with two clips a rank and some of its keys changed; None takes a
+    key out."""
     tree = json.loads((FOLDER / f"{name}.json").read_text())
     tree |= {"train_micro_batch_size_per_gpu": 2, "bf16": {"enabled": False}, **changes}
     path = folder / "ds.json"
@@ -122,7 +125,8 @@ IGNORED = {
 
 
 def test_what_the_recipe_decides_is_not_taken_from_the_json(ranks, tmp_path):
-    """The optimizer's values, a scheduler's learning rates and momenta, and what is switched off change no weight."""
+    """The optimizer's values, a scheduler's learning rates and momenta, and what is switched off
+    change no weight."""
     [(distance, _)] = ranks(distance_to_plain, 1, write(tmp_path, **IGNORED), 0.0)
     assert distance <= 1e-7
 
@@ -151,7 +155,8 @@ def test_an_engine_that_does_something_else_does_not_train(ranks, tmp_path):
 
 
 def what_comes_of(config, bug):
-    """The error of make_engine for a JSON that nobody has judged; `bug`: DeepSpeed's start fails in code that is not its own."""
+    """The error of make_engine for a JSON that nobody has judged; `bug`: DeepSpeed's start fails in
+    code that is not its own."""
     import deepspeed
 
     from mats_ds.config.batch_plan import plan_batch

@@ -37,7 +37,8 @@ NUM_VIDEOS = 20
 
 
 def make_clip(position):
-    """Clip number `position` of an endless data set: a ramp that moves, so that there is something to learn."""
+    """Clip number `position` of an endless data set: a ramp that moves, so that there is something
+    to learn."""
     generator = torch.Generator().manual_seed(position)
     offset, slope = torch.randint(0, 100, (2,), generator=generator).tolist()
     row, column = torch.meshgrid(torch.arange(16), torch.arange(24), indexing="ij")
@@ -47,7 +48,8 @@ def make_clip(position):
 
 
 def endless_batches(plan, rank, first_step, bad_at=None):
-    """This rank's micro-batches from `first_step` on; `bad_at` = (step, rank, videos): those are reported unreadable there."""
+    """This rank's micro-batches from `first_step` on; `bad_at` = (step, rank, videos): those are
+    reported unreadable there."""
     step = first_step
     while True:
         for micro in range(plan.accumulation):
@@ -102,7 +104,8 @@ def train(
     hang_seconds=60.0,
     stop_saving_after=None,
 ):
-    """One run as pretrain.py makes it, on clips from memory. Returns (LossLog, static bytes, plan)."""
+    """One run as pretrain.py makes it, on clips from memory. Returns (LossLog, static bytes,
+    plan)."""
     ranks = start_distributed()
     config = {**read_ds_config(CONFIGS / f"{ds_config}.json"), "train_micro_batch_size_per_gpu": micro_batch, **(extra or {})}
     plan = plan_batch(config, recipe_batch=GLOBAL_BATCH, world_size=ranks.world_size)
@@ -219,7 +222,8 @@ def test_more_and_fewer_ranks_go_on_with_the_same_losses(ranks, one_rank_losses,
         losses.append(results[0][1])
     assert [len(each) for each in losses] == [2, 2, 1, 3]
     assert sum(losses, []) == pytest.approx(one_rank_losses[:8], abs=1e-5)
-    assert not list((tmp_path / PATTERN / "checkpoints").glob(".*"))  # what was converted on the way is gone
+    # what was converted on the way is gone
+    assert not list((tmp_path / PATTERN / "checkpoints").glob(".*"))
 
 
 def test_another_zero_stage_or_global_batch_is_told_what_to_do(ranks, tmp_path):

@@ -29,7 +29,8 @@ class Saver:
 
 
 def interrupted_run(monkeypatch, losses):
-    """On a GPU, where what the ranks agreed on is read a step later: rank 0 is asked to stop in the first step."""
+    """On a GPU, where what the ranks agreed on is read a step later: rank 0 is asked to stop in the
+    first step."""
     monkeypatch.setattr(loop, "gather_on_all", lambda value, ranks: [value])
     saver = Saver()
     fields = dict.fromkeys(StepEvent.__dataclass_fields__)

@@ -1,4 +1,5 @@
-"""Ten thousand steps of the real trainer: memory, step time, records and what is said stay as they were at the beginning."""
+"""Ten thousand steps of the real trainer: memory, step time, records and what is said stay as they
+were at the beginning."""
 
 from __future__ import annotations
 

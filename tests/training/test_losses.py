@@ -1,4 +1,5 @@
-"""The classifier's loss: soft targets, smoothing, clips without weight; and what the model draws itself."""
+"""The classifier's loss: soft targets, smoothing, clips without weight; and what the model draws
+itself."""
 
 from __future__ import annotations
 

@@ -1,4 +1,5 @@
-"""A run begins in a folder that holds nothing and goes on in one of its own; any other is refused as it is."""
+"""A run begins in a folder that holds nothing and goes on in one of its own; any other is refused
+as it is."""
 
 from __future__ import annotations
 
@@ -240,7 +241,8 @@ def test_a_home_folder_is_found_and_an_empty_name_is_none(monkeypatch, tmp_path)
 
 def test_the_newest_run_is_the_one_that_was_started_last_whatever_the_times_of_files_say(tmp_path, caplog):
     old = write_run(tmp_path / "tiny-20260101-000000", started="2026-01-01T00:00:00+0000")
-    new = write_run(tmp_path / "tiny-20260102-000000", started="2026-01-02T01:30:00+0200")  # 23:30 of the day before
+    # 23:30 of the day before
+    new = write_run(tmp_path / "tiny-20260102-000000", started="2026-01-02T01:30:00+0200")
     write_run(tmp_path / "tiny-mine", started="2026-01-01T23:29:59+0000")
     write_run(tmp_path / "tiny-large-20260109-000000", recipe_name="tiny-large", started="2026-01-09T00:00:00+0000")
     write_run(tmp_path / "tiny-20260109-000000", task="finetune", started="2026-01-09T00:00:00+0000")

@@ -1,4 +1,5 @@
-"""The judge itself: the engine on fake tensors against the same engine on real ones; FLOPs of all sizes as torch counts them."""
+"""The judge itself: the engine on fake tensors against the same engine on real ones; FLOPs of all
+sizes as torch counts them."""
 
 import json
 import sys
@@ -31,7 +32,8 @@ def read(name, **changes):
 
 
 def exact_and_real_peak(work, config, world_size, micro_batch):
-    """Peaks of the second step above what lies there between steps: on fake tensors, and by torch.profiler on real ones."""
+    """Peaks of the second step above what lies there between steps: on fake tensors, and by
+    torch.profiler on real ones."""
     sys.path[:0] = [str(ROOT), str(ROOT / "profiling")]
     from torch.profiler import ProfilerActivity, profile
 
@@ -47,8 +49,10 @@ def exact_and_real_peak(work, config, world_size, micro_batch):
     engine = make_engine(model, parameter_groups(model, OptimSection()), config, plan)
 
     def step():
-        batch = dry_run.blank_batch(work, micro_batch)  # held for the whole step, as the training loop holds it
-        # oneDNN multiplies bf16 on processors that cannot through copies in float32, which are the peak of a small step.
+        # held for the whole step, as the training loop holds it
+        batch = dry_run.blank_batch(work, micro_batch)
+        # oneDNN multiplies bf16 on processors that cannot through copies in float32, which are the
+        # peak of a small step.
         with torch.backends.mkldnn.flags(enabled=False):
             engine.backward(dry_run.run_loss(engine, work, batch))
             engine.step()
@@ -124,13 +128,15 @@ def test_the_closed_form_follows_the_engine_through_settings_that_the_sweep_has_
 @pytest.mark.parametrize("checkpoint_blocks", ["none", "all"])
 def test_flops_of_every_size_are_what_torch_counts(name, checkpoint_blocks):
 
-    # Strategies differ in numbers of tokens alone: the small model has all of them, the larger ones, which take long, two.
+    # Strategies differ in numbers of tokens alone: the small model has all of them, the larger
+    # ones, which take long, two.
     is_small = name == "small"
     strategies = ("mats", "random_drop", "tube", "running_cell") if is_small else ("mats", "tube")
     pretraining = [
         Workload(model_name=name, pruning=TokenPruning(each), checkpoint_blocks=checkpoint_blocks) for each in strategies
     ]
-    # Without drop path: behind it, a checkpointed block computes its last product again, which the closed form leaves out.
+    # Without drop path: behind it, a checkpointed block computes its last product again, which the
+    # closed form leaves out.
     ratios = (0.6, 1.0) if is_small else (0.6,)
     finetuning = [pretraining[0].for_finetuning(keep_ratio=ratio, drop_path=0.0) for ratio in ratios]
     for work in (*pretraining, *finetuning):

@@ -1,4 +1,5 @@
-"""The folder of a run: where it is, that it can be written, and what changed since the run began."""
+"""The folder of a run: where it is, that it can be written, and what changed since the run
+began."""
 
 from __future__ import annotations
 

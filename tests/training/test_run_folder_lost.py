@@ -1,4 +1,5 @@
-"""A run whose folder is taken away, filled up or in use: it ends with a reason, and leaves no half of a folder."""
+"""A run whose folder is taken away, filled up or in use: it ends with a reason, and leaves no half
+of a folder."""
 
 from __future__ import annotations
 
@@ -65,7 +66,8 @@ def enter(folder):
 
 
 def pretrain(arguments, hurt=None, hurt_rank=0):
-    """(exit status, what was said) of one rank; `hurt(folder)` happens on rank `hurt_rank` in step HURT_AT."""
+    """(exit status, what was said) of one rank; `hurt(folder)` happens on rank `hurt_rank` in step
+    HURT_AT."""
     from mats_ds import pretrain as script
     from mats_ds.training import run as training_run
 
@@ -143,7 +145,8 @@ def test_a_run_beside_another_is_refused_and_its_folder_left_as_it_is(ranks, arg
 
 
 def test_a_folder_is_held_for_the_whole_of_a_run(ranks, arguments, tmp_path):
-    """Nothing in between opens the lock file again, which would give it up; and all that is left has a known name."""
+    """Nothing in between opens the lock file again, which would give it up; and all that is left
+    has a known name."""
     folder = tmp_path / "run"
     assert [status for status, _ in ranks(pretrain, 1, ["--out", str(folder), *arguments], enter)] == [0]
     assert "is in use by mats_ds/pretrain.py on host " in (tmp_path / "told").read_text()

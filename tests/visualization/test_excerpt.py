@@ -1,4 +1,5 @@
-"""Which frames of a video an excerpt shows, and when they are. The file has 40 frames at 20 a second: 2 seconds."""
+"""Which frames of a video an excerpt shows, and when they are. The file has 40 frames at 20 a
+second: 2 seconds."""
 
 from __future__ import annotations
 
@@ -9,7 +10,8 @@ from mats_ds.config.recipe import ClipSection
 from mats_ds.data.video.indexing import index_video
 from mats_ds.visualization.excerpt import plan_excerpts, read_excerpt
 
-SECTION = ClipSection(num_frames=4, stride=3, height=48, width=64, tubelet=(2, 16, 16))  # 12 frames, 0.6 s
+# 12 frames, 0.6 s
+SECTION = ClipSection(num_frames=4, stride=3, height=48, width=64, tubelet=(2, 16, 16))
 
 
 @pytest.fixture(scope="module")
@@ -41,7 +43,8 @@ def test_one_clip_is_the_middle_and_more_are_spread_from_end_to_end(show):
 
 def test_from_a_start_on_clips_follow_each_other_until_the_video_ends(show):
     assert show(start_seconds=0.5, num_clips=2) == [[10, 13, 16, 19], [22, 25, 28, 31]]
-    assert show(start_seconds=1.0, num_clips=9) == [[20, 23, 26, 29], [32, 34, 36, 38]]  # the last one has 8 frames left
+    # the last one has 8 frames left
+    assert show(start_seconds=1.0, num_clips=9) == [[20, 23, 26, 29], [32, 34, 36, 38]]
 
 
 def test_candidates_lie_closer_within_the_same_span(show):

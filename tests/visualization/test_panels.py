@@ -1,4 +1,5 @@
-"""From a model and a clip to what people look at: the right tokens where they belong, nothing made up."""
+"""From a model and a clip to what people look at: the right tokens where they belong, nothing made
+up."""
 
 from __future__ import annotations
 
@@ -12,7 +13,8 @@ from mats_ds.visualization.clip_view import look_with_decoder, look_without_deco
 from mats_ds.visualization.page import GUTTER, MARGIN, NOW, TAKEN, Page, Strip, choose_scale, draw_page, fit_text, load_font
 from mats_ds.visualization.panels import UNSEEN, Panel, darken, draw_heat, draw_panels, spread
 
-GRID = TokenGrid(num_frames=6, height=16, width=40, tubelet=(2, 4, 8))  # 3 tubelets of 4 x 5 tokens, 60 tokens
+# 3 tubelets of 4 x 5 tokens, 60 tokens
+GRID = TokenGrid(num_frames=6, height=16, width=40, tubelet=(2, 4, 8))
 CANDIDATES = GRID.with_tau(5)
 SIZES = dict(width=12, depth=2, heads=3)
 DECODER = dict(decoder_width=6, decoder_heads=3, decoder_depth=1)

@@ -1,4 +1,5 @@
-"""The picture at the end of a pre-training: the panels of its clip, whatever the video and the recipe are called."""
+"""The picture at the end of a pre-training: the panels of its clip, whatever the video and the
+recipe are called."""
 
 import numpy as np
 import pytest

@@ -126,7 +126,8 @@ def test_a_film_says_whose_it_is_and_no_other_file_does(tmp_path):
         (tmp_path / f"c{suffix}").write_text(video_writer.COMMENT)  # text
         (tmp_path / f"d{suffix}").write_bytes((tmp_path / f"a{suffix}").read_bytes()[:40])  # torn
         assert not is_our_picture(tmp_path / f"c{suffix}") and not is_our_picture(tmp_path / f"d{suffix}")
-    (tmp_path / "e.mp4").write_text("#EXTM3U\n#EXT-X-TARGETDURATION:1\n#EXTINF:1,\na.mp4\n")  # names ours
+    # names ours
+    (tmp_path / "e.mp4").write_text("#EXTM3U\n#EXT-X-TARGETDURATION:1\n#EXTINF:1,\na.mp4\n")
     assert not is_our_picture(tmp_path / "e.mp4")
 
 

@@ -1,7 +1,8 @@
-"""Zip files of arrays of other people (.pth of torch, .npz of NumPy): measured before any of it is unpacked.
+"""Zip files of arrays of other people (.pth of torch, .npz of NumPy): measured before any of it is
+unpacked.
 
-torch and numpy.savez store arrays as they are. Deflated, two megabytes of zeros stand for gigabytes, and entries that lie over
-each other count the same bytes many times.
+torch and numpy.savez store arrays as they are. Deflated, two megabytes of zeros stand for
+gigabytes, and entries that lie over each other count the same bytes many times.
 """
 
 from __future__ import annotations
@@ -16,7 +17,8 @@ import torch
 
 MAX_EXPANSION = 8  # float weights deflate to nine tenths, indices of a shard to an eighth
 MAX_ENTRIES = 200_000  # ViT-g has 520 tensors; with two moments of each, 1,560
-# The records at the end of a zip file (APPNOTE 6.3.10, 4.3.14 to 4.3.16), the second and third for more than 65,535 entries.
+# The records at the end of a zip file (APPNOTE 6.3.10, 4.3.14 to 4.3.16), the second and third for
+# more than 65,535 entries.
 END_MARK, END64_MARK, LOCATOR_MARK = b"PK\5\6", b"PK\6\6", b"PK\6\7"
 END_BYTES, END64_BYTES, LOCATOR_BYTES, LONGEST_COMMENT = 22, 56, 20, 65_535
 
@@ -28,9 +30,9 @@ class ArchiveTooLarge(ValueError):
 def open_archive(stream: IO[bytes]) -> zipfile.ZipFile:
     """The archive, for its entries to be read.
 
-    Raises ArchiveTooLarge where it unfolds to more than MAX_EXPANSION times its own bytes (stored as it
-    is: to more than these) or has more than MAX_ENTRIES entries, and what zipfile raises for one that
-    is torn.
+    Raises ArchiveTooLarge where it unfolds to more than MAX_EXPANSION times its own bytes (stored
+    as it is: to more than these) or has more than MAX_ENTRIES entries, and what zipfile raises for
+    one that is torn.
     """
     num_bytes = stream.seek(0, os.SEEK_END)
     num_entries = _count_entries(stream, num_bytes)
@@ -47,7 +49,8 @@ def open_archive(stream: IO[bytes]) -> zipfile.ZipFile:
 
 
 def _count_entries(stream: IO[bytes], num_bytes: int) -> int:
-    """The number of entries by the end of the file, without reading their directory; 0 where there is none."""
+    """The number of entries by the end of the file, without reading their directory; 0 where there
+    is none."""
     stream.seek(max(0, num_bytes - LONGEST_COMMENT - END_BYTES - LOCATOR_BYTES - END64_BYTES))
     tail = stream.read()
     end = tail.rfind(END_MARK)
@@ -61,7 +64,8 @@ def _count_entries(stream: IO[bytes], num_bytes: int) -> int:
 
 
 def count_stored_bytes(content: Any) -> int:
-    """Bytes of all storages below `content`, each once however many tensors and containers share it.
+    """Bytes of all storages below `content`, each once however many tensors and containers share
+    it.
 
     Reads none of them. Sparse tensors are not counted: nothing here unfolds them.
     """

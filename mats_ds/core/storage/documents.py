@@ -1,8 +1,9 @@
-"""JSON and YAML text of files that may be somebody else's -> plain values; ValueError for all that is wrong with it.
+"""JSON and YAML text of files that may be somebody else's -> plain values; ValueError for all that
+is wrong with it.
 
-No code runs and no object but dictionaries, lists, texts, numbers and dates comes out. Text that is nested thousands deep ends a
-JSON or YAML reader with RecursionError; YAML whose names stand for each other (`*a`) unfolds a few lines into more values than
-any memory holds. Both are refused.
+No code runs and no object but dictionaries, lists, texts, numbers and dates comes out. Text that is
+nested thousands deep ends a JSON or YAML reader with RecursionError; YAML whose names stand for
+each other (`*a`) unfolds a few lines into more values than any memory holds. Both are refused.
 """
 
 from __future__ import annotations
@@ -19,7 +20,8 @@ MAX_YAML_BYTES = 200_000  # a recipe has 2,000; the reader makes a kilobyte of t
 
 
 class _PlainLoader(yaml.SafeLoader):
-    """The safe loader without references to earlier values, and without a key of which the last one would count."""
+    """The safe loader without references to earlier values, and without a key of which the last one
+    would count."""
 
     def compose_node(self, parent: Any, index: Any) -> Any:
         if self.check_event(yaml.AliasEvent):
@@ -45,9 +47,11 @@ def parse_json(text: str | bytes) -> Any:
 
 
 def parse_strict_json(text: str | bytes) -> Any:
-    """The value of a JSON document in which no object has a key twice and every number is finite. Raises ValueError.
+    """The value of a JSON document in which no object has a key twice and every number is finite.
+    Raises ValueError.
 
-    For what a person writes and a program obeys: Python's reader takes the last of two values, and NaN, which JSON has not.
+    For what a person writes and a program obeys: Python's reader takes the last of two values, and
+    NaN, which JSON has not.
     """
     try:
         return json.loads(text, object_pairs_hook=_make_object, parse_constant=_refuse_constant, parse_float=_make_float)

@@ -1,8 +1,10 @@
-"""Write, read and hash regular files: replaced in one step or not at all, read up to a bound, never through a link.
+"""Write, read and hash regular files: replaced in one step or not at all, read up to a bound, never
+through a link.
 
-A file is written beside its name and renamed once it is complete, so that a reader sees the old content or the new one, and a
-full disk or a kill leaves the old one. A symbolic link, a folder, a pipe or a device where a file should be is refused: a link
-in a folder of somebody else's could lead to any file of the user's.
+A file is written beside its name and renamed once it is complete, so that a reader sees the old
+content or the new one, and a full disk or a kill leaves the old one. A symbolic link, a folder, a
+pipe or a device where a file should be is refused: a link in a folder of somebody else's could lead
+to any file of the user's.
 """
 
 from __future__ import annotations
@@ -19,7 +21,8 @@ from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import IO, Any
 
-NAME_CHARACTERS = 50  # a temporary name keeps so many characters of the file's own: 255 bytes are the most
+# a temporary name keeps so many characters of the file's own: 255 bytes are the most
+NAME_CHARACTERS = 50
 KINDS = {
     stat.S_IFDIR: "a folder",
     stat.S_IFIFO: "a pipe",
@@ -28,11 +31,13 @@ KINDS = {
     stat.S_IFBLK: "a device",
 }
 BLOCK_BYTES = 1 << 22  # read and hashed at once
-# What the name of a file or folder may have: 255 bytes are the most, and what is added to it needs some.
+# What the name of a file or folder may have: 255 bytes are the most, and what is added to it needs
+# some.
 MAX_NAME_CHARACTERS, MAX_NAME_BYTES = 100, 200
 # The separators of all systems, and what shared Windows disks (SMB, NTFS) do not have in names.
 FORBIDDEN = '/\\:*?"<>|'
-JOINERS = "\u200c\u200d"  # not printable by themselves, and part of words in Persian and Indian scripts
+# not printable by themselves, and part of words in Persian and Indian scripts
+JOINERS = "\u200c\u200d"
 _NO_LINK = getattr(os, "O_NOFOLLOW", 0)
 _NO_WAIT = getattr(os, "O_NONBLOCK", 0)  # a pipe would be waited for
 
@@ -42,7 +47,8 @@ class WrongKindOfFile(ValueError):
 
 
 def describe_wrong_kind(path: Path) -> str | None:
-    """What stands at `path` instead of a regular file, or None for a regular file and for nothing."""
+    """What stands at `path` instead of a regular file, or None for a regular file and for
+    nothing."""
     try:
         mode = path.lstat().st_mode
     except (FileNotFoundError, NotADirectoryError):
@@ -53,8 +59,8 @@ def describe_wrong_kind(path: Path) -> str | None:
 
 
 def refuse_wrong_kind(path: Path, *, below: Path | None = None) -> None:
-    """Raise WrongKindOfFile unless `path` is a regular file or nothing. With `below`, a folder that `path` lies in, no folder on
-    the way from there may be a link either."""
+    """Raise WrongKindOfFile unless `path` is a regular file or nothing. With `below`, a folder that
+    `path` lies in, no folder on the way from there may be a link either."""
     if below is not None:
         for parent in reversed(path.relative_to(below).parents[:-1]):
             if (below / parent).is_symlink():
@@ -69,11 +75,12 @@ def refuse_wrong_kind(path: Path, *, below: Path | None = None) -> None:
 
 @contextlib.contextmanager
 def replace_file(path: Path, *, durable: bool = False) -> Iterator[Path]:
-    """A new empty file beside `path` to write into; it takes the name `path` when the block ends without an error, and is removed
-    otherwise. The folder must exist.
+    """A new empty file beside `path` to write into; it takes the name `path` when the block ends
+    without an error, and is removed otherwise. The folder must exist.
 
     durable: force content and name to the disk first, so that they survive a power cut.
-    Raises WrongKindOfFile where something other than a regular file has the name, and OSError where it cannot be written.
+    Raises WrongKindOfFile where something other than a regular file has the name, and OSError where
+    it cannot be written.
     """
     refuse_wrong_kind(path)
     aside = path.with_name(f".{path.name[:NAME_CHARACTERS]}.{secrets.token_hex(6)}.part")
@@ -97,7 +104,8 @@ def write_text(path: Path, text: str, *, durable: bool = False, errors: str = "s
 
 
 def write_json(path: Path, tree: Any, *, durable: bool = False, indent: int = 1) -> None:
-    """Write a JSON document, with a new line at its end, as `replace_file` does. Raises ValueError for NaN and infinities."""
+    """Write a JSON document, with a new line at its end, as `replace_file` does. Raises ValueError
+    for NaN and infinities."""
     write_text(path, json.dumps(tree, indent=indent, allow_nan=False) + "\n", durable=durable)
 
 
@@ -119,8 +127,8 @@ def open_to_append(path: Path) -> IO[str]:
 
 
 def append_text(file: IO[str], text: str) -> None:
-    """Add text with a single call of the system, so that the lines of several processes never mix. Nothing stays in a buffer that
-    a full disk would refuse once more when the file is closed.
+    """Add text with a single call of the system, so that the lines of several processes never mix.
+    Nothing stays in a buffer that a full disk would refuse once more when the file is closed.
     """
     content = text.encode(errors="backslashreplace")
     while content:  # a disk that is almost full takes the first part, and refuses the second
@@ -130,7 +138,8 @@ def append_text(file: IO[str], text: str) -> None:
 def open_regular(path: Path, *, below: Path | None = None) -> IO[bytes]:
     """A file to read from a folder that may be somebody else's. A pipe is not waited for.
 
-    Raises FileNotFoundError, and WrongKindOfFile for a link and for what is not a regular file (`below`: see refuse_wrong_kind).
+    Raises FileNotFoundError, and WrongKindOfFile for a link and for what is not a regular file
+    (`below`: see refuse_wrong_kind).
     """
     refuse_wrong_kind(path, below=below)
     descriptor = os.open(path, os.O_RDONLY | _NO_LINK | _NO_WAIT)
@@ -145,9 +154,11 @@ def open_regular(path: Path, *, below: Path | None = None) -> IO[bytes]:
 
 
 def read_bytes(path: Path, *, max_bytes: int, below: Path | None = None, follows_links: bool = False) -> bytes:
-    """The content of a small file, opened as `open_regular` does. Raises ValueError where it is longer than `max_bytes`.
+    """The content of a small file, opened as `open_regular` does. Raises ValueError where it is
+    longer than `max_bytes`.
 
-    follows_links: for a file that the user named, and for Hugging Face's cache, whose folders are made of links.
+    follows_links: for a file that the user named, and for Hugging Face's cache, whose folders are
+    made of links.
     """
     with path.open("rb") if follows_links else open_regular(path, below=below) as stream:
         content = stream.read(max_bytes + 1)
@@ -157,7 +168,8 @@ def read_bytes(path: Path, *, max_bytes: int, below: Path | None = None, follows
 
 
 def read_text(path: Path, *, max_bytes: int, follows_links: bool = False) -> str:
-    """The text of a small UTF-8 file, read as `read_bytes` does. Raises ValueError for what is no UTF-8."""
+    """The text of a small UTF-8 file, read as `read_bytes` does. Raises ValueError for what is no
+    UTF-8."""
     content = read_bytes(path, max_bytes=max_bytes, follows_links=follows_links)
     try:
         return content.decode("utf-8")
@@ -194,7 +206,8 @@ def sync_to_disk(path: Path) -> None:
 
 
 def is_same_file(one: str | os.PathLike[str], other: str | os.PathLike[str]) -> bool:
-    """Whether two names lead to the same file, through links and hard links; False where one leads to none."""
+    """Whether two names lead to the same file, through links and hard links; False where one leads
+    to none."""
     try:
         return os.path.samefile(one, other)
     except (OSError, ValueError):  # ValueError: a NUL in a name

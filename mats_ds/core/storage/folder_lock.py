@@ -1,11 +1,14 @@
-"""One writer in one folder: whoever holds a folder has it, and a second process is refused with who holds it.
+"""One writer in one folder: whoever holds a folder has it, and a second process is refused with who
+holds it.
 
-The hold is a lock of the operating system on the file `.lock` in the folder (fcntl.lockf, which NFS passes on to other hosts). It
-belongs to the process, not to its children, and ends with it however that ends: what a crash leaves behind blocks nobody. Nothing
-else may open that file in the process that holds it: closing any of its descriptors gives the lock up.
+The hold is a lock of the operating system on the file `.lock` in the folder (fcntl.lockf, which NFS
+passes on to other hosts). It belongs to the process, not to its children, and ends with it however
+that ends: what a crash leaves behind blocks nobody. Nothing else may open that file in the process
+that holds it: closing any of its descriptors gives the lock up.
 
-The processes of one run hold a byte each, its first one byte 0. A folder is only given to another run when all of them are gone:
-those that outlive their first one for some seconds would write among the other's files.
+The processes of one run hold a byte each, its first one byte 0. A folder is only given to another
+run when all of them are gone: those that outlive their first one for some seconds would write among
+the other's files.
 
 Where a filesystem has no locks, the content of the file alone counts (lock_file.py).
 
@@ -49,14 +52,17 @@ LOCK_FILE = ".lock"
 HELD = (errno.EACCES, errno.EAGAIN)
 NO_LOCKS = (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP, errno.ENOTSUP, errno.EINVAL)
 LEADER, EVERYBODY = (1, 0), (0, 0)  # length and start of what is locked; length 0 is "to the end"
-RELEASE_SECONDS = 0.5  # how long another process may take between letting go of a lock and removing the file
-RANKS_END_SECONDS = 20.0  # ranks that notice the death of another one end within 5 s, or 25 s after SIGTERM
+# how long another process may take between letting go of a lock and removing the file
+RELEASE_SECONDS = 0.5
+# ranks that notice the death of another one end within 5 s, or 25 s after SIGTERM
+RANKS_END_SECONDS = 20.0
 POLL_SECONDS = 0.1
 
 
 @dataclass
 class _Hold:
-    """A lock of this process. `has_locks`: the filesystem keeps it; else the file's content does."""
+    """A lock of this process. `has_locks`: the filesystem keeps it; else the file's content
+    does."""
 
     folder: os.stat_result
     path: Path
@@ -69,14 +75,17 @@ _holds: list[_Hold] = []
 
 
 def hold_folder(folder: Path, *, command: str) -> None:
-    """Keep other processes out of `folder`, which exists, until this one ends or calls `release_folder`.
+    """Keep other processes out of `folder`, which exists, until this one ends or calls
+    `release_folder`.
 
-    Holding it a second time changes nothing. Waits RANKS_END_SECONDS where the first process of a run is gone and others of that
-    run are not yet.
+    Holding it a second time changes nothing. Waits RANKS_END_SECONDS where the first process of a
+    run is gone and others of that run are not yet.
 
-    command: what this process does there, named to a process that is refused, e.g. "prepare transcode".
-    Raises ValueError that names command, host, process and time of the holder where another process has it, and for a `.lock`
-    that no program of ours wrote; OSError where the folder cannot be written.
+    command: what this process does there, named to a process that is refused, e.g. "prepare
+    transcode".
+    Raises ValueError that names command, host, process and time of the holder where another process
+    has it, and for a `.lock` that no program of ours wrote; OSError where the folder cannot be
+    written.
     """
     if _find_hold(folder) is not None:
         return
@@ -96,7 +105,8 @@ def hold_folder(folder: Path, *, command: str) -> None:
 
 
 def admit_ranks(folder: Path) -> None:
-    """Called by the first process of a run, which holds the folder: the others may now call `join_hold`."""
+    """Called by the first process of a run, which holds the folder: the others may now call
+    `join_hold`."""
     hold = _find_hold(folder)
     assert hold is not None, "hold_folder comes first"
     if hold.has_locks:
@@ -104,9 +114,11 @@ def admit_ranks(folder: Path) -> None:
 
 
 def join_hold(folder: Path, *, rank: int) -> None:
-    """Hold the folder together with the first process of the run; for `rank` 1 and up, after `admit_ranks`.
+    """Hold the folder together with the first process of the run; for `rank` 1 and up, after
+    `admit_ranks`.
 
-    Where that is not possible (a filesystem without locks) nothing is held, and nothing logged: the first process has logged it.
+    Where that is not possible (a filesystem without locks) nothing is held, and nothing logged: the
+    first process has logged it.
     """
     if fcntl is None or _find_hold(folder) is not None:
         return
@@ -137,9 +149,11 @@ def release_all_folders() -> None:
 
 
 def lock_until_closed(file: IO[Any], *, waits: bool = False) -> bool:
-    """Keep out other processes that call this on the same file, until it is closed; False where one of them has it.
+    """Keep out other processes that call this on the same file, until it is closed; False where one
+    of them has it.
 
-    waits: for that one to end, instead. Where a system or filesystem has no locks, nobody is kept out.
+    waits: for that one to end, instead. Where a system or filesystem has no locks, nobody is kept
+    out.
     """
     if fcntl is None:
         return True
@@ -154,8 +168,10 @@ def lock_until_closed(file: IO[Any], *, waits: bool = False) -> bool:
 
 
 def _find_hold(folder: Path) -> _Hold | None:
-    """By the folder itself and not by its name: a second descriptor of the file, opened by another name, would end the lock."""
-    mine = [hold for hold in _holds if hold.process == os.getpid()]  # a forked child has a copy of the list, and no lock
+    """By the folder itself and not by its name: a second descriptor of the file, opened by another
+    name, would end the lock."""
+    # a forked child has a copy of the list, and no lock
+    mine = [hold for hold in _holds if hold.process == os.getpid()]
     try:
         status = folder.stat()
     except OSError:
@@ -170,7 +186,8 @@ def _keep(folder: Path, path: Path, descriptor: int, *, has_locks: bool) -> None
 
 
 def _release(hold: _Hold) -> None:
-    """The last process of a run takes the file away; where the folder is gone or another one, there is nothing to do."""
+    """The last process of a run takes the file away; where the folder is gone or another one, there
+    is nothing to do."""
     if hold.process != os.getpid() or hold not in _holds:  # in a child, or released before
         return
     _holds.remove(hold)
@@ -188,7 +205,8 @@ def _release(hold: _Hold) -> None:
 
 
 def _take(path: Path) -> tuple[int, bool]:
-    """The file, all of it locked, and whether the filesystem has locks. Raises ValueError where another process has it."""
+    """The file, all of it locked, and whether the filesystem has locks. Raises ValueError where
+    another process has it."""
     began = time.monotonic()
     while True:
         descriptor = _open(path)
@@ -215,7 +233,8 @@ def _take(path: Path) -> tuple[int, bool]:
 
 
 def _wait_for_ranks(path: Path, descriptor: int, *, until: float) -> bool:
-    """Whether the rest of the file is ours too, in time: the ranks of a run that lost its first one notice it and end."""
+    """Whether the rest of the file is ours too, in time: the ranks of a run that lost its first one
+    notice it and end."""
     for number in itertools.count():
         if _lock(descriptor, EVERYBODY):
             return True

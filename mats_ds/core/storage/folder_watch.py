@@ -1,7 +1,9 @@
-"""FileWatch: whether an open file still has its name in its folder. Two system calls, cheap enough for every step.
+"""FileWatch: whether an open file still has its name in its folder. Two system calls, cheap enough
+for every step.
 
-A folder that was deleted, moved away or exchanged for another is not a disk that does not answer for a moment: only the answer
-"there is no such file", or another file of that name, counts. What a disk that does not answer loses, the next write reports.
+A folder that was deleted, moved away or exchanged for another is not a disk that does not answer
+for a moment: only the answer "there is no such file", or another file of that name, counts. What a
+disk that does not answer loses, the next write reports.
 """
 
 from __future__ import annotations
@@ -15,11 +17,13 @@ class FileWatch:
 
     def __init__(self, path: Path, descriptor: int, *, folder: Path) -> None:
         self._path, self._descriptor, self._folder = path, descriptor, folder
-        # Some filesystems number a file anew whenever they are asked; there only its absence can be seen.
+        # Some filesystems number a file anew whenever they are asked; there only its absence can be
+        # seen.
         self._has_numbers = self._is_same() is True
 
     def what_is_lost(self) -> str | None:
-        """Why nothing that is written arrives any more, in a sentence; None while all is well or cannot be known."""
+        """Why nothing that is written arrives any more, in a sentence; None while all is well or
+        cannot be known."""
         is_same = self._is_same()
         if is_same or is_same is None:
             return None

@@ -1,7 +1,8 @@
 """The content of a lock file: which process holds a folder, for what and since when.
 
-A process that is refused names it. Where a filesystem has no locks, it alone keeps others out: a holder of this machine that is
-not there any more is passed over; one of another host is not, as nobody here can see whether it still runs.
+A process that is refused names it. Where a filesystem has no locks, it alone keeps others out: a
+holder of this machine that is not there any more is passed over; one of another host is not, as
+nobody here can see whether it still runs.
 """
 
 from __future__ import annotations
@@ -53,8 +54,8 @@ def write_holder(descriptor: int, holder: Holder) -> None:
 
 
 def read_holder(path: Path) -> Holder | None:
-    """None where there is no such file, or not of ours. Never call it where this process has locked the file: closing it again
-    would give the lock up."""
+    """None where there is no such file, or not of ours. Never call it where this process has locked
+    the file: closing it again would give the lock up."""
     try:
         return parse_holder(read_bytes(path, max_bytes=CONTENT_BYTES))
     except (OSError, ValueError):
@@ -82,7 +83,8 @@ def describe_holder(path: Path) -> str:
 
 
 def claim_by_content(path: Path, descriptor: int, holder: Holder) -> None:
-    """Without locks: pass over a holder that is gone, write one's own name, and see whether it is still there a moment later.
+    """Without locks: pass over a holder that is gone, write one's own name, and see whether it is
+    still there a moment later.
 
     Raises ValueError where another process holds the folder, or may hold it.
     """

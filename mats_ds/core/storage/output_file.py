@@ -1,7 +1,9 @@
-"""Files that a command writes: new, or its own of an earlier call. No other file is overwritten, and no input ever.
+"""Files that a command writes: new, or its own of an earlier call. No other file is overwritten,
+and no input ever.
 
-One file by itself is checked with `check_output_file`. For named files in a folder of `output_folder`, the folder's marker holds
-their sums: `refuse_losses` before the work, `begin_writing` and `end_writing` around the writing.
+One file by itself is checked with `check_output_file`. For named files in a folder of
+`output_folder`, the folder's marker holds their sums: `refuse_losses` before the work,
+`begin_writing` and `end_writing` around the writing.
 """
 
 from __future__ import annotations
@@ -28,10 +30,11 @@ SUMS, UNFINISHED = "sha256", "unfinished"  # keys of the marker
 def check_output_file(
     path: Path, *, inputs: Iterable[str | Path | None] = (), is_ours: Callable[[Path], bool] | None = None, force: bool = False
 ) -> None:
-    """Raise ValueError where `path` may not be written; writes nothing, so that it can be asked before the work.
+    """Raise ValueError where `path` may not be written; writes nothing, so that it can be asked
+    before the work.
 
-    inputs: files that the command reads, by whatever name or link. is_ours: knows by its content a file that this command
-    wrote, which may be replaced; without it, only `force` replaces one.
+    inputs: files that the command reads, by whatever name or link. is_ours: knows by its content a
+    file that this command wrote, which may be replaced; without it, only `force` replaces one.
     """
     for given in inputs:
         if given is not None and is_same_file(path, Path(given)):
@@ -45,7 +48,8 @@ def check_output_file(
 
 
 def check_parent(path: Path) -> None:
-    """Raise ValueError where `path` cannot be made, because of the nearest folder above it that is there."""
+    """Raise ValueError where `path` cannot be made, because of the nearest folder above it that is
+    there."""
     above = next((parent for parent in path.absolute().parents if os.path.lexists(parent)), Path("/"))
     if not above.is_dir():
         raise ValueError(f"{path} cannot be written: {above} is no folder")
@@ -54,19 +58,22 @@ def check_parent(path: Path) -> None:
 
 
 def describe_leftovers(path: Path) -> list[str]:
-    """What killed writes of this file have left beside it, as lines: nobody sees hidden files, and they may be large."""
+    """What killed writes of this file have left beside it, as lines: nobody sees hidden files, and
+    they may be large."""
     parts = find_parts(path.parent, of=lambda name: name == path.name[:NAME_CHARACTERS])
     return [f"{part} was left by a write that was killed, unless it still runs: remove it" for part in parts]
 
 
 def describe_fault(error: Exception, path: str | Path) -> str:
-    """The error as one line, with the file or folder that was to be written where it names none itself, as of a full disk."""
+    """The error as one line, with the file or folder that was to be written where it names none
+    itself, as of a full disk."""
     is_nameless = isinstance(error, OSError) and error.errno is not None and error.filename is None
     return f"{path} cannot be written: {error.strerror}" if is_nameless else describe_error(error)
 
 
 def refuse_losses(folder: Path, names: Iterable[str], *, inputs: Iterable[str | Path | None] = ()) -> None:
-    """Raise ValueError where a file that is to be written is an input, or one that somebody else wrote or has changed since.
+    """Raise ValueError where a file that is to be written is an input, or one that somebody else
+    wrote or has changed since.
 
     names: of the files to be written, counted from the folder. Writes nothing.
     """
@@ -77,7 +84,8 @@ def refuse_losses(folder: Path, names: Iterable[str], *, inputs: Iterable[str | 
             continue
         if given := next((given for given in inputs if is_same_file(path, given)), None):
             raise ValueError(f"{path} would be overwritten, and {given} is read: give another --out")
-        if SUMS not in tree or tree.get(UNFINISHED) or describe_wrong_kind(path) is not None:  # links are refused by the writers
+        # links are refused by the writers
+        if SUMS not in tree or tree.get(UNFINISHED) or describe_wrong_kind(path) is not None:
             continue
         if sums.get(name) != hash_file(path):
             what = "was changed after this command wrote it" if name in sums else "was not written by this command"
@@ -85,7 +93,8 @@ def refuse_losses(folder: Path, names: Iterable[str], *, inputs: Iterable[str | 
 
 
 def begin_writing(folder: Path, names: Iterable[str]) -> None:
-    """Ask `refuse_losses` once more, and note that what the files hold is not known until `end_writing`."""
+    """Ask `refuse_losses` once more, and note that what the files hold is not known until
+    `end_writing`."""
     refuse_losses(folder, names)
     tree, _ = _read(folder)
     if SUMS in tree and not tree.get(UNFINISHED):

@@ -1,7 +1,9 @@
-"""The folder that a command writes to: new, empty, or one that the same command has made. Any other is refused as it is.
+"""The folder that a command writes to: new, empty, or one that the same command has made. Any other
+is refused as it is.
 
-A command leaves `.made_by.json` in its folder, so that it knows its own again. Nothing is deleted or overwritten in a folder
-that something else has filled: whatever names the files there have, they may be the user's only copy.
+A command leaves `.made_by.json` in its folder, so that it knows its own again. Nothing is deleted
+or overwritten in a folder that something else has filled: whatever names the files there have, they
+may be the user's only copy.
 """
 
 from __future__ import annotations
@@ -26,13 +28,15 @@ MARKER_BYTES = 1_000_000  # output_file.py keeps a sum a file in it
 NOBODYS = {".DS_Store", ".directory", ".gitignore", ".gitkeep", ".keep", ".snapshot", "Thumbs.db", "desktop.ini", "lost+found"}
 NFS_LEFTOVER = ".nfs"  # a file that was removed while a process had it open
 NOT_COUNTED = {MARKER, ".lock", ".claim", *NOBODYS}  # `.claim` was version 0.1's lock
-PART = re.compile(r"\.(.+)\.[0-9a-f]{12}\.part", re.DOTALL)  # how files.replace_file calls what is not finished
+# how files.replace_file calls what is not finished
+PART = re.compile(r"\.(.+)\.[0-9a-f]{12}\.part", re.DOTALL)
 OLD_PART = re.compile(r"\.(.+)\.part", re.DOTALL)  # and version 0.1 did
 SHOWN_NAMES = 3
 
 
 def hold_output_folder(folder: Path, *, command: str, is_ours: Callable[[Path], bool] | None = None) -> None:
-    """`open_output_folder`, and keep other processes out until `release_folder` or the end of this one.
+    """`open_output_folder`, and keep other processes out until `release_folder` or the end of this
+    one.
 
     Raises ValueError where the folder holds something else, is in use or cannot be written.
     """
@@ -41,7 +45,8 @@ def hold_output_folder(folder: Path, *, command: str, is_ours: Callable[[Path], 
         folder.mkdir(parents=True, exist_ok=True)
         hold_folder(folder, command=command)
         try:
-            open_output_folder(folder, command=command, is_ours=is_ours)  # another command may have had it until now
+            # another command may have had it until now
+            open_output_folder(folder, command=command, is_ours=is_ours)
         except BaseException:
             release_folder(folder)
             raise
@@ -52,8 +57,10 @@ def hold_output_folder(folder: Path, *, command: str, is_ours: Callable[[Path], 
 def open_output_folder(folder: Path, *, command: str, is_ours: Callable[[Path], bool] | None = None) -> None:
     """Make the folder, or check that it is empty or of this command, and mark it as such.
 
-    command: e.g. "extract". is_ours: recognises a folder that this command filled before it left markers.
-    Raises ValueError, before anything is written, where the folder holds something else; OSError where it cannot be written.
+    command: e.g. "extract". is_ours: recognises a folder that this command filled before it left
+    markers.
+    Raises ValueError, before anything is written, where the folder holds something else; OSError
+    where it cannot be written.
     """
     check_output_folder(folder, command=command, is_ours=is_ours)
     folder.mkdir(parents=True, exist_ok=True)
@@ -87,9 +94,11 @@ def check_output_folder(folder: Path, *, command: str, is_ours: Callable[[Path],
 
 
 def make_new_folder(parent: Path, name: str) -> Path:
-    """A folder that nobody else has made: of those that begin in the same second, the later ones get a number.
+    """A folder that nobody else has made: of those that begin in the same second, the later ones
+    get a number.
 
-    It goes when this process ends and has written nothing into it, as after an error in the first seconds.
+    It goes when this process ends and has written nothing into it, as after an error in the first
+    seconds.
     """
     for number in itertools.count(1):
         folder = parent / (name if number == 1 else f"{name}-{number}")
@@ -123,7 +132,8 @@ def make_subfolder(folder: Path, name: str) -> Path:
 
 
 def find_parts(folder: Path, *, of: Callable[[str], bool]) -> list[Path]:
-    """What killed or running writes have left beside the files in `folder` whose names `of` accepts."""
+    """What killed or running writes have left beside the files in `folder` whose names `of`
+    accepts."""
     if not folder.is_dir():
         return []
     named = ((path, PART.fullmatch(path.name) or OLD_PART.fullmatch(path.name)) for path in folder.iterdir())
@@ -131,11 +141,13 @@ def find_parts(folder: Path, *, of: Callable[[str], bool]) -> list[Path]:
 
 
 def remove_parts(folder: Path, *, of: Callable[[str], bool]) -> int:
-    """Remove what killed writes have left (see `find_parts`) in a folder that this process holds; returns how many there were."""
+    """Remove what killed writes have left (see `find_parts`) in a folder that this process holds;
+    returns how many there were."""
     num_removed = 0
     for part in find_parts(folder, of=of):
         with contextlib.suppress(OSError):  # what cannot be removed is not ours, or hurts nobody
-            if stat.S_ISDIR(part.lstat().st_mode):  # of a library that has its own unfinished file: core/storage/tensor_file.py
+            # of a library that has its own unfinished file: core/storage/tensor_file.py
+            if stat.S_ISDIR(part.lstat().st_mode):
                 for file in part.iterdir():
                     file.unlink()
                 part.rmdir()

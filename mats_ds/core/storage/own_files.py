@@ -1,8 +1,10 @@
-"""Many files of one program with a record of their sums: what still has its sum may be replaced or deleted.
+"""Many files of one program with a record of their sums: what still has its sum may be replaced or
+deleted.
 
-A record is a text file of JSON lines. The line `{"wrote": NAME, "sha256": SUM}` is added before a file gets its name, so that a
-kill in between leaves nothing unknown. NAME counts from the record's folder: the folder may be moved or copied. What somebody
-has changed since has another sum, and is theirs.
+A record is a text file of JSON lines. The line `{"wrote": NAME, "sha256": SUM}` is added before a
+file gets its name, so that a kill in between leaves nothing unknown. NAME counts from the record's
+folder: the folder may be moved or copied. What somebody has changed since has another sum, and is
+theirs.
 """
 
 from __future__ import annotations
@@ -53,7 +55,8 @@ class OwnFiles:
         return self.knows(path) and path.is_file() and not path.is_symlink() and hash_file(path) in self._sums[self.name(path)]
 
     def note(self, path: str | os.PathLike[str], checksum: str) -> str:
-        """Remember that the program writes this file; the line of the record that says so, "" where it does already."""
+        """Remember that the program writes this file; the line of the record that says so, "" where
+        it does already."""
         name = self.name(path)
         if checksum in self._sums[name]:
             return ""
@@ -72,12 +75,14 @@ def record_line(name: str, checksum: str) -> str:
 
 
 def claim_name(path: Path) -> None:
-    """Take a free name with an empty file, to be replaced at once. Raises FileExistsError where another process was faster."""
+    """Take a free name with an empty file, to be replaced at once. Raises FileExistsError where
+    another process was faster."""
     os.close(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o666))
 
 
 def set_aside(path: Path) -> Path:
-    """Give a file that is in the way the first free of the names NAME.old, NAME.old2, ...; it is not copied and not changed."""
+    """Give a file that is in the way the first free of the names NAME.old, NAME.old2, ...; it is
+    not copied and not changed."""
     number = 1
     while os.path.lexists(kept := path.with_name(f"{path.name}{SUFFIX_KEPT}{number if number > 1 else ''}")):
         number += 1
@@ -86,7 +91,8 @@ def set_aside(path: Path) -> Path:
 
 
 def find_same_target(path: str | os.PathLike[str], targets: Iterable[Path]) -> Path | None:
-    """The first of `targets` that is the file `path`, or would be if both were there; whatever links or spelling lead to it."""
+    """The first of `targets` that is the file `path`, or would be if both were there; whatever
+    links or spelling lead to it."""
     for target in targets:
         if is_same_file(path, target) or os.path.realpath(path) == os.path.realpath(target):
             return target
@@ -94,7 +100,8 @@ def find_same_target(path: str | os.PathLike[str], targets: Iterable[Path]) -> P
 
 
 def find_same_path(target: Path, paths: Iterable[str | os.PathLike[str]]) -> str | None:
-    """The first of many `paths` that is the file `target`; only those of its name, upper and lower case alike, are looked at."""
+    """The first of many `paths` that is the file `target`; only those of its name, upper and lower
+    case alike, are looked at."""
     wanted, length = target.name.casefold(), len(target.name)
     for path in map(os.fspath, paths):
         if path[-length:].casefold() == wanted and find_same_target(path, [target]):
@@ -103,7 +110,8 @@ def find_same_path(target: Path, paths: Iterable[str | os.PathLike[str]]) -> str
 
 
 def refuse_sources(target: Path, *, option: str, sources: Iterable[str | os.PathLike[str]], listed: Iterable[str] = ()) -> None:
-    """Raises ValueError where `target` is one of the files that are read, or cannot be a regular file at all."""
+    """Raises ValueError where `target` is one of the files that are read, or cannot be a regular
+    file at all."""
     refuse_wrong_kind(target)
     if any(find_same_target(source, [target]) for source in sources):
         raise ValueError(f"{option} {target} is the source itself, which would be lost: give another name")

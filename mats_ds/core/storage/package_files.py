@@ -1,6 +1,8 @@
-"""Files that come with the project: recipes, DeepSpeed's JSON, budgets, in a checkout or in a wheel.
+"""Files that come with the project: recipes, DeepSpeed's JSON, budgets, in a checkout or in a
+wheel.
 
-In a checkout two of the folders lie where users type their names; setup.py puts them into the wheel.
+In a checkout two of the folders lie where users type their names; setup.py puts them into the
+wheel.
 """
 
 from __future__ import annotations
@@ -18,7 +20,8 @@ def find_folder(name: str) -> Path:
 
 
 def find_file(source: str | Path, folder: str, *, suffix: str) -> Path | None:
-    """The file at that path; else the one in the folder that it names, as `zero2` or `ds_configs/zero2.json`; else None.
+    """The file at that path; else the one in the folder that it names, as `zero2` or
+    `ds_configs/zero2.json`; else None.
 
     folder: as for `find_folder`.
     """

@@ -1,7 +1,9 @@
-"""Refuses pickles of torch with calls that fill the memory without running any code, before they are read.
+"""Refuses pickles of torch with calls that fill the memory without running any code, before they
+are read.
 
-torch's reader for untrusted files (`weights_only`) takes `bytearray(2147483647)` from sixty bytes, as often as they name it, and
-copies a tensor of one number as if it had billions. Files of weights have no use for either.
+torch's reader for untrusted files (`weights_only`) takes `bytearray(2147483647)` from sixty bytes,
+as often as they name it, and copies a tensor of one number as if it had billions. Files of weights
+have no use for either.
 """
 
 from __future__ import annotations
@@ -12,7 +14,8 @@ from typing import IO
 
 PICKLE = "data.pkl"  # of a zip file that torch wrote; older ones hold their pickles as they are
 BLOCK_BYTES = 1 << 20
-# As the opcode GLOBAL names them: module and name, each to the end of a line. torch's reader has no other way to name a function.
+# As the opcode GLOBAL names them: module and name, each to the end of a line. torch's reader has no
+# other way to name a function.
 INFLATING = {
     b"builtins\nbytearray\n": "bytearray",
     b"__builtin__\nbytearray\n": "bytearray",
@@ -27,9 +30,11 @@ class InflatingPickle(ValueError):
 
 
 def refuse_inflating_calls(stream: IO[bytes]) -> None:
-    """Raises InflatingPickle for a file of torch that names a function of INFLATING. The stream ends at its beginning.
+    """Raises InflatingPickle for a file of torch that names a function of INFLATING. The stream
+    ends at its beginning.
 
-    A zip file has been looked over by `archives.open_archive`. Raises what zipfile does for one that is torn.
+    A zip file has been looked over by `archives.open_archive`. Raises what zipfile does for one
+    that is torn.
     """
     stream.seek(0)
     is_zip = stream.read(2) == b"PK"

@@ -1,7 +1,8 @@
 """Tensors -> one .safetensors file, complete or not there at all.
 
-The library writes into a file of its own, `.tmpXXXXXX`, which only its owner may read and which stays behind when it is killed.
-So it gets a folder of its own, with a name that a later run knows, and can remove.
+The library writes into a file of its own, `.tmpXXXXXX`, which only its owner may read and which
+stays behind when it is killed. So it gets a folder of its own, with a name that a later run knows,
+and can remove.
 """
 
 from __future__ import annotations
@@ -22,15 +23,16 @@ LENGTH_BYTES = 8  # of the header, before it
 def write_tensor_file(path: Path, save: Callable[[Path], None]) -> None:
     """Write the file as `files.replace_file` does, with the mode that the umask gives.
 
-    save: writes the tensors to a path with the library's save_file. Raises OSError where there is no room, which that does not.
+    save: writes the tensors to a path with the library's save_file. Raises OSError where there is
+    no room, which that does not.
     """
     with replace_file(path) as aside:
         save_tensors(aside, save)
 
 
 def begins_with(path: Path, key: str) -> bool:
-    """Whether a .safetensors file may have been written with `key` as its first metadata, perhaps torn or damaged since; an empty
-    file may. False for a file of another program.
+    """Whether a .safetensors file may have been written with `key` as its first metadata, perhaps
+    torn or damaged since; an empty file may. False for a file of another program.
     """
     wanted = b'{"__metadata__":{"%s":' % key.encode()
     with open_regular(path) as stream:

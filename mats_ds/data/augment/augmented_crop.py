@@ -1,12 +1,16 @@
-"""Whole frames -> the crop of what RandAugment makes of them, uint8 [T, height, width, 3]; every pixel is resampled once.
+"""Whole frames -> the crop of what RandAugment makes of them, uint8 [T, height, width, 3]; every
+pixel is resampled once.
 
-The operations are done in their order, as if each were done to the whole frame and the crop were taken at last: tables of values
-at the frame's own resolution, with what they measure measured on the whole frame; movements only noted, composed with the crop,
-and done in one step at the end, averaging where the crop shrinks. The colours of what movements uncover go through the
-operations that follow. So it differs from augmenting whole frames by what a second and third interpolation would blur.
+The operations are done in their order, as if each were done to the whole frame and the crop were
+taken at last: tables of values at the frame's own resolution, with what they measure measured on
+the whole frame; movements only noted, composed with the crop, and done in one step at the end,
+averaging where the crop shrinks. The colours of what movements uncover go through the operations
+that follow. So it differs from augmenting whole frames by what a second and third interpolation
+would blur.
 
-`PillowFrame` does the operations to one frame on the thread that decodes it (Pillow's own, which timm uses too), `DeviceFrames`
-to all frames of a clip where a device has decoded them. All else is the same code for both.
+`PillowFrame` does the operations to one frame on the thread that decodes it (Pillow's own, which
+timm uses too), `DeviceFrames` to all frames of a clip where a device has decoded them. All else is
+the same code for both.
 
 Legend: T frames, U different frames of a clip, H, W pixels, J movements, V values of a byte.
 """
@@ -41,7 +45,8 @@ from mats_ds.data.video.clip_frames import RgbConverter, scale_pictures, shrink_
 from mats_ds.data.video.index import VideoIndex
 
 MARGIN = 1  # pixels around a region that interpolation looks at; sharpness looks at as many more
-MAX_SHARPENED_PIXELS = 1 << 20  # of larger frames too much would have to be kept: they are shrunk first, as without sharpness
+# of larger frames too much would have to be kept: they are shrunk first, as without sharpness
+MAX_SHARPENED_PIXELS = 1 << 20
 MAX_WARPED_VALUES = 1 << 25  # how many floats are warped at once on a device
 
 
@@ -67,7 +72,8 @@ class Frames(Protocol):
 
 
 class AugmentedCrop:
-    """The operations and the crop of one clip, for upright frames of one size. Makes uint8 frames of `size` (height, width)."""
+    """The operations and the crop of one clip, for upright frames of one size. Makes uint8 frames
+    of `size` (height, width)."""
 
     def __init__(self, operations: Sequence[ImageOperation], crop: CropSpec, *, frame: Size, size: Size) -> None:
         self.operations, self.frame, self.size, self.flip = operations, frame, size, crop.flip
@@ -92,15 +98,18 @@ class AugmentedCrop:
 
     @property
     def flips_region(self) -> bool:
-        """Whether `finish` wants developed frames mirrored: Pillow does that in no time. A warp mirrors by itself."""
+        """Whether `finish` wants developed frames mirrored: Pillow does that in no time. A warp
+        mirrors by itself."""
         return self.flip and self._warp is None
 
     def develop(self, frames: Frames) -> np.ndarray:
-        """Do all but the movements to `frames`, and cut them to `region`. Returns the colours of the fills, uint8 [T, J, 3]."""
+        """Do all but the movements to `frames`, and cut them to `region`. Returns the colours of
+        the fills, uint8 [T, J, 3]."""
         fills_TJ3 = np.empty((frames.num_frames, 0, 3), np.uint8)
         top, left, bottom, right = self.region
         for number, operation in enumerate(self.operations):
-            if number == self._last_measured + 1:  # from here on nobody looks at the rest of the frame
+            # from here on nobody looks at the rest of the frame
+            if number == self._last_measured + 1:
                 frames.cut(self._early_region)
             if operation.name in MOVEMENTS:
                 fresh_T13 = np.full((frames.num_frames, 1, 3), FILL, np.uint8)
@@ -168,7 +177,8 @@ class AugmentedCrop:
         return torch.cat(parts).permute(0, 2, 3, 1).contiguous()
 
     def _grid(self) -> np.ndarray:
-        """Where in the region the samples lie, as torch counts: from -1 at its first edge to 1 at its last, [1, H, W, 2]."""
+        """Where in the region the samples lie, as torch counts: from -1 at its first edge to 1 at
+        its last, [1, H, W, 2]."""
         top, left, bottom, right = self.region
         origin, sides = np.float32([left, top]), np.float32([right - left, bottom - top])
         return (2 * (self._warp.points_HW2 - origin) / sides - 1)[None].astype(np.float32)
@@ -184,7 +194,8 @@ class AugmentedCrop:
         }
 
     def _count(self, frames: Frames, fills_TJ3: np.ndarray, number: int) -> np.ndarray:
-        """Histograms of the whole frames as the operations before this number have left them, [T, 3, V]."""
+        """Histograms of the whole frames as the operations before this number have left them, [T,
+        3, V]."""
         visible_HW, fractions_J = self._see(number)
         counts_T3V = frames.count(visible_HW).astype(np.float64)
         for fraction, colours_T3 in zip(fractions_J, fills_TJ3.swapaxes(0, 1), strict=True):
@@ -192,7 +203,8 @@ class AugmentedCrop:
         return counts_T3V
 
     def _see(self, number: int) -> tuple[np.ndarray | None, list[float]]:
-        """Which pixels the movements before this operation leave in the frame, and what fraction of it each has filled."""
+        """Which pixels the movements before this operation leave in the frame, and what fraction of
+        it each has filled."""
         if number not in self._seen:
             num_moved = sum(one.name in MOVEMENTS for one in self.operations[:number])
             moved = self._matrices[:num_moved]
@@ -252,7 +264,8 @@ def _sample(frames_TCHW: torch.Tensor, grid_THW2: torch.Tensor) -> torch.Tensor:
 
 
 def _mix(sampled_TCHW, colours_TJ3, *, content_HW, fills_JHW, samples: Size):
-    """Samples of the frame (which are overwritten) and fills together, one value a pixel; arrays or tensors alike."""
+    """Samples of the frame (which are overwritten) and fills together, one value a pixel; arrays or
+    tensors alike."""
     if content_HW is None:
         return average_samples(sampled_TCHW, samples)
     sampled_TCHW *= content_HW

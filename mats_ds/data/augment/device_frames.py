@@ -1,4 +1,5 @@
-"""Frames of a clip on a device, uint8 [T, H, W, 3], and what RandAugment does to their colours: Pillow's bytes, by torch."""
+"""Frames of a clip on a device, uint8 [T, H, W, 3], and what RandAugment does to their colours:
+Pillow's bytes, by torch."""
 
 from __future__ import annotations
 
@@ -9,7 +10,8 @@ from mats_ds.data.augment.tones import GREY_WEIGHTS, NUM_VALUES, SMOOTH_CENTRE, 
 
 
 class DeviceFrames:
-    """The protocol `Frames` of augmented_crop; what is given stays as it is. Frame by frame, so that memory stays small."""
+    """The protocol `Frames` of augmented_crop; what is given stays as it is. Frame by frame, so
+    that memory stays small."""
 
     def __init__(self, frames_THWC: torch.Tensor) -> None:
         self.frames_THWC = frames_THWC

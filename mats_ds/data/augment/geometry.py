@@ -1,9 +1,12 @@
-"""RandAugment's movements of a whole frame, composed with the crop: where each pixel of the crop comes from.
+"""RandAugment's movements of a whole frame, composed with the crop: where each pixel of the crop
+comes from.
 
-Points are (x, y) in pixels from the frame's upper left corner; pixel i reaches from i to i + 1. Each movement is a 2 x 3 matrix
-that leads from a point of its result back to the point of the frame before, as in Pillow, which timm uses: shears leave the upper
-left corner where it is, turns the centre; shifts are parts of the frame's own sides. What a movement uncovers is filled with one
-colour, and whoever comes later moves and recolours that too: so each pixel shows the frame or one of the J fills.
+Points are (x, y) in pixels from the frame's upper left corner; pixel i reaches from i to i + 1.
+Each movement is a 2 x 3 matrix that leads from a point of its result back to the point of the frame
+before, as in Pillow, which timm uses: shears leave the upper left corner where it is, turns the
+centre; shifts are parts of the frame's own sides. What a movement uncovers is filled with one
+colour, and whoever comes later moves and recolours that too: so each pixel shows the frame or one
+of the J fills.
 
 Legend: H, W pixels of the crop (times the samples taken of each), J movements.
 """
@@ -46,10 +49,11 @@ def movement_matrix(operation: ImageOperation, frame: Size) -> np.ndarray:
 
 @dataclass(frozen=True, eq=False)
 class Warp:
-    """Where the samples of a crop lie in the frame (points_HW2), how much of each is frame (content_HW), the rest being fill, and
-    how much of each pixel is which fill (fills_JHW).
+    """Where the samples of a crop lie in the frame (points_HW2), how much of each is frame
+    (content_HW), the rest being fill, and how much of each pixel is which fill (fills_JHW).
 
-    `samples` are taken of each pixel of the crop along (height, width), more than one where the crop is shrunk.
+    `samples` are taken of each pixel of the crop along (height, width), more than one where the
+    crop is shrunk.
     """
 
     points_HW2: np.ndarray
@@ -87,7 +91,8 @@ def average_samples(sampled_NHW, samples: Size):
 
 
 def source_region(matrices: Sequence[np.ndarray], *, box: Box, frame: Size, margin: int) -> tuple[int, int, int, int]:
-    """(top, left, bottom, right) of the part of the frame that a crop of the moved frame shows, and `margin` pixels around it."""
+    """(top, left, bottom, right) of the part of the frame that a crop of the moved frame shows, and
+    `margin` pixels around it."""
     top, left, height, width = box
     corners_42 = np.array([(x, y) for x in (left, left + width) for y in (top, top + height)], np.float64)
     for matrix in matrices[::-1]:
@@ -111,7 +116,8 @@ def visible_pixels(matrices: Sequence[np.ndarray], frame: Size) -> np.ndarray:
 
 
 def filled_fractions(matrices: Sequence[np.ndarray], frame: Size) -> list[float]:
-    """The fraction of the moved frame that each movement has filled and no later one has pushed out."""
+    """The fraction of the moved frame that each movement has filled and no later one has pushed
+    out."""
     points_HW2 = _centres((COUNTING_SIDE, COUNTING_SIDE), frame)
     open_HW = np.ones(points_HW2.shape[:2], bool)
     fractions = []
@@ -141,5 +147,6 @@ def _inside(points_HW2: np.ndarray, frame: Size) -> np.ndarray:
 
 
 def _ramp(coordinates: np.ndarray, side: int) -> np.ndarray:
-    """1 inside and 0 outside of 0 to `side`, falling over one pixel, as between two neighbours when a picture is enlarged."""
+    """1 inside and 0 outside of 0 to `side`, falling over one pixel, as between two neighbours when
+    a picture is enlarged."""
     return np.clip(coordinates + 0.5, 0, 1) * np.clip(side + 0.5 - coordinates, 0, 1)

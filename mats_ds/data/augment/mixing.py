@@ -1,8 +1,10 @@
-"""Mixup, cutmix and random erasing of the clips of a micro-batch: frames_BTHWC uint8 -> frames_BTHWC uint8.
+"""Mixup, cutmix and random erasing of the clips of a micro-batch: frames_BTHWC uint8 ->
+frames_BTHWC uint8.
 
-Mixing as timm does it for batches (arXiv 1710.09412 and 1905.04899): one mixture a micro-batch, clip b with clip B - 1 - b. The
-box of cutmix is the same in all frames; bytes are rounded, so that the model gets uint8 as ever. (VideoMAE's code takes the
-sides of the box from height and width, but cuts frames and rows of a batch [B, C, T, H, W].)
+Mixing as timm does it for batches (arXiv 1710.09412 and 1905.04899): one mixture a micro-batch,
+clip b with clip B - 1 - b. The box of cutmix is the same in all frames; bytes are rounded, so that
+the model gets uint8 as ever. (VideoMAE's code takes the sides of the box from height and width, but
+cuts frames and rows of a batch [B, C, T, H, W].)
 """
 
 from __future__ import annotations
@@ -16,7 +18,8 @@ import torch
 
 from mats_ds.config.finetune_recipe import AugmentSection
 
-# Random erasing (arXiv 1708.04896) as timm does it: fractions of the picture's area, height to width.
+# Random erasing (arXiv 1708.04896) as timm does it: fractions of the picture's area, height to
+# width.
 AREA_FRACTIONS = (0.02, 1 / 3)
 ASPECT_RATIOS = (0.3, 1 / 0.3)
 MAX_TRIES = 100  # for clips; timm tries ten times for a picture
@@ -46,7 +49,8 @@ class Mixture:
 
 
 def sample_mixture(section: AugmentSection, height: int, width: int, rng: np.random.Generator) -> Mixture:
-    """One of the two, as the recipe has it. The fraction of a cutmix is that of the pixels that are left."""
+    """One of the two, as the recipe has it. The fraction of a cutmix is that of the pixels that are
+    left."""
     cuts = section.cutmix > 0 and (section.mixup == 0 or rng.random() < section.cutmix_share)
     alpha = section.cutmix if cuts else section.mixup
     fraction = float(rng.beta(alpha, alpha))
@@ -62,10 +66,11 @@ def sample_mixture(section: AugmentSection, height: int, width: int, rng: np.ran
 
 
 def choose_partners(micro_batch: int, *, repeats: int) -> list[int]:
-    """For each clip the one that it is mixed with, never one of its own video, where `repeats` neighbouring clips are of one.
+    """For each clip the one that it is mixed with, never one of its own video, where `repeats`
+    neighbouring clips are of one.
 
-    An odd number of videos cannot be paired: there it is the next video's clip. (timm refuses odd micro-batches and lets the
-    video in the middle meet itself.)
+    An odd number of videos cannot be paired: there it is the next video's clip. (timm refuses odd
+    micro-batches and lets the video in the middle meet itself.)
     """
     if micro_batch // repeats % 2 == 0:
         return list(range(micro_batch))[::-1]
@@ -79,7 +84,8 @@ def mix_clips(frames_BTHWC: torch.Tensor, mixture: Mixture, *, partner_B: list[i
         own_THWC, partner_THWC = frames_BTHWC[index], frames_BTHWC[partner]
         if not mixes:
             continue
-        if mixture.box is None:  # clip by clip: floats of a whole batch would take four times its bytes
+        # clip by clip: floats of a whole batch would take four times its bytes
+        if mixture.box is None:
             mixed = torch.lerp(partner_THWC.float(), own_THWC.float(), mixture.fraction)
             mixed_BTHWC[index] = mixed.round_().to(torch.uint8)
         else:

@@ -1,4 +1,5 @@
-"""One RGB frame on the host and what RandAugment does to its colours, on the calling thread: by Pillow, as timm does."""
+"""One RGB frame on the host and what RandAugment does to its colours, on the calling thread: by
+Pillow, as timm does."""
 
 from __future__ import annotations
 

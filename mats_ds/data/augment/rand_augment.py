@@ -1,7 +1,8 @@
 """Random numbers -> the RandAugment operations of one clip.
 
-Source: arXiv 1909.13719 in the increasing variant of timm (rand-m7-n4-mstd0.5-inc1), with which VideoMAE fine-tunes: the same
-fifteen operations, sampled with replacement, with the same strengths. What they do to pixels is in `tones` and `geometry`.
+Source: arXiv 1909.13719 in the increasing variant of timm (rand-m7-n4-mstd0.5-inc1), with which
+VideoMAE fine-tunes: the same fifteen operations, sampled with replacement, with the same strengths.
+What they do to pixels is in `tones` and `geometry`.
 """
 
 from __future__ import annotations

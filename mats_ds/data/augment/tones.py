@@ -1,7 +1,9 @@
-"""What RandAugment's operations do to colours, as tables of 256 values: uint8 [T, 3, 256], one for each frame and colour.
+"""What RandAugment's operations do to colours, as tables of 256 values: uint8 [T, 3, 256], one for
+each frame and colour.
 
-Source: the operations of Pillow that timm uses (ImageOps and ImageEnhance), to the byte. As there, each frame is measured on its
-own, all of it. Two operations look at more than one byte at a time and are no tables: colour (`saturate`) and sharpness.
+Source: the operations of Pillow that timm uses (ImageOps and ImageEnhance), to the byte. As there,
+each frame is measured on its own, all of it. Two operations look at more than one byte at a time
+and are no tables: colour (`saturate`) and sharpness.
 
 Legend: T frames, V = 256 values of a byte, J colours of filled areas.
 """
@@ -18,13 +20,15 @@ NUM_VALUES = 256
 BRIGHT = 128  # solarize_add lifts what is darker
 # The weights of red, green and blue in grey (ITU-R BT.601), in parts of 65536, as Pillow has them.
 GREY_WEIGHTS = (19595, 38470, 7471)
-# Pillow's filter SMOOTH, which its sharpness starts from: the weight of the centre (of the eight around it: 1), and of all.
+# Pillow's filter SMOOTH, which its sharpness starts from: the weight of the centre (of the eight
+# around it: 1), and of all.
 SMOOTH_CENTRE, SMOOTH_SUM = 5, 13
 VALUES_V = np.arange(NUM_VALUES)
 
 
 def make_table(operation: ImageOperation, counts_T3V: np.ndarray | None, *, num_frames: int) -> np.ndarray:
-    """uint8 [T, 3, V]: what becomes of each value. `counts_T3V` is each frame's histogram, needed by MEASURED only."""
+    """uint8 [T, 3, V]: what becomes of each value. `counts_T3V` is each frame's histogram, needed
+    by MEASURED only."""
     name, amount = operation
     if name == "autocontrast":
         return _stretch(counts_T3V)
@@ -59,7 +63,8 @@ def saturate(colours_TJ3: np.ndarray, factor: float) -> np.ndarray:
 
 
 def sharpen(picture_HWC: np.ndarray, factor: float) -> np.ndarray:
-    """Edges stronger (a factor above 1) or softer, uint8: away from or towards Pillow's filter SMOOTH."""
+    """Edges stronger (a factor above 1) or softer, uint8: away from or towards Pillow's filter
+    SMOOTH."""
     height, width = picture_HWC.shape[:2]
     soft_HWC = picture_HWC.copy()  # the border keeps its values
     if min(height, width) > 2:
@@ -94,7 +99,8 @@ def _stretch(counts_T3V: np.ndarray) -> np.ndarray:
 
 
 def _equalize(counts_V: np.ndarray) -> np.ndarray:
-    """Values spread so that each part of the range holds as many pixels; a frame of one value stays."""
+    """Values spread so that each part of the range holds as many pixels; a frame of one value
+    stays."""
     counts_V = np.rint(counts_V).astype(np.int64)
     present = counts_V[counts_V > 0]
     step = (present.sum() - present[-1]) // 255 if len(present) > 1 else 0

@@ -1,6 +1,8 @@
-"""Bytes of a coded video -> header fields: fixed and Exp-Golomb numbers, and the NAL units of H.264 and HEVC.
+"""Bytes of a coded video -> header fields: fixed and Exp-Golomb numbers, and the NAL units of H.264
+and HEVC.
 
-Source: ITU-T H.264 and H.265, sections 7.2 to 7.4 and 9.1 (Exp-Golomb codes), annex B (start codes); ISO/IEC 14496-15 (lengths).
+Source: ITU-T H.264 and H.265, sections 7.2 to 7.4 and 9.1 (Exp-Golomb codes), annex B (start
+codes); ISO/IEC 14496-15 (lengths).
 """
 
 from __future__ import annotations
@@ -51,7 +53,8 @@ def without_emulation(unit: bytes) -> bytes:
 
 
 def split_units(data: bytes, length_size: int) -> list[tuple[int, int]]:
-    """(begin, end) of the NAL units in a packet; `length_size` bytes of length stand before each, or with 0 a start code.
+    """(begin, end) of the NAL units in a packet; `length_size` bytes of length stand before each,
+    or with 0 a start code.
 
     Raises BrokenHeader where lengths reach beyond the packet.
     """
@@ -75,7 +78,8 @@ def split_units(data: bytes, length_size: int) -> list[tuple[int, int]]:
 
 
 def unwrap_wraps(low: int, previous_low: int, previous_high: int, modulus: int) -> int:
-    """The multiple of `modulus` to add to a counter of which only `low` is sent. Source: H.264 section 8.2.1.1, H.265 8.3.1."""
+    """The multiple of `modulus` to add to a counter of which only `low` is sent. Source: H.264
+    section 8.2.1.1, H.265 8.3.1."""
     if low < previous_low and previous_low - low >= modulus // 2:
         return previous_high + modulus
     if low > previous_low and low - previous_low > modulus // 2:

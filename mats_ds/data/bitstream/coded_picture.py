@@ -6,8 +6,9 @@ from typing import NamedTuple
 
 
 class CodedPicture(NamedTuple):
-    """Pictures are shown by ascending (epoch, order). is_key: decoding can begin here, and every picture that is shown at or
-    after this one comes out right. is_shown: false for one that only serves as reference.
+    """Pictures are shown by ascending (epoch, order). is_key: decoding can begin here, and every
+    picture that is shown at or after this one comes out right. is_shown: false for one that only
+    serves as reference.
     """
 
     epoch: int

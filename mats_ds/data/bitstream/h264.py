@@ -1,7 +1,9 @@
-"""H.264 packets -> CodedPicture: when each picture is shown, and whether decoding can begin with it. Source: ITU-T H.264.
+"""H.264 packets -> CodedPicture: when each picture is shown, and whether decoding can begin with
+it. Source: ITU-T H.264.
 
-A picture is a key picture if it is an IDR picture, or one of I-slices only whose recovery point message promises exact pictures
-from itself on (x264's open groups of pictures). What a container marks as a key sample says nothing.
+A picture is a key picture if it is an IDR picture, or one of I-slices only whose recovery point
+message promises exact pictures from itself on (x264's open groups of pictures). What a container
+marks as a key sample says nothing.
 """
 
 from __future__ import annotations
@@ -21,7 +23,8 @@ SLICE_HEADER_BYTES = 24  # more than the fields that are read here take
 
 @dataclass(frozen=True)
 class _Sequence:
-    """What a sequence parameter set says. num_reorder: pictures that wait at most, None where it does not say."""
+    """What a sequence parameter set says. num_reorder: pictures that wait at most, None where it
+    does not say."""
 
     has_colour_planes: bool
     frame_num_bits: int
@@ -66,7 +69,8 @@ class H264Reader:
         return None if not known or None in known else min(known)
 
     def read(self, data: bytes) -> CodedPicture:
-        """The picture in a packet. Raises BrokenHeader where the packet is not one frame that is fully understood."""
+        """The picture in a packet. Raises BrokenHeader where the packet is not one frame that is
+        fully understood."""
         first, num_starts, recovers = -1, 0, False
         first_kind = 0
         for begin, end in split_units(data, self.length_size):
@@ -74,7 +78,8 @@ class H264Reader:
             if kind in (SLICE, IDR_SLICE):
                 if first < 0:
                     first, first_kind = begin, kind
-                num_starts += end - begin > 1 and data[begin + 1] >= 128  # first_mb_in_slice is 0: one bit
+                # first_mb_in_slice is 0: one bit
+                num_starts += end - begin > 1 and data[begin + 1] >= 128
                 if kind != first_kind:
                     raise BrokenHeader("a packet is not one picture")
             elif kind == SEI:
@@ -135,7 +140,8 @@ class H264Reader:
         return CodedPicture(self._epoch, self._count if sequence.order_kind == 2 else high + low, is_key=is_idr)
 
     def _follow(self, number: int, sequence: _Sequence, *, is_idr: bool, is_reference: bool) -> None:
-        """frame_num counts the reference pictures. Raises BrokenHeader where one is missing, section 7.4.3."""
+        """frame_num counts the reference pictures. Raises BrokenHeader where one is missing,
+        section 7.4.3."""
         if not is_idr and self._count:
             steps = (number - self._previous_number) % (1 << sequence.frame_num_bits)
             if steps > 1 or (steps == 0 and self._previous_is_reference):
@@ -143,7 +149,8 @@ class H264Reader:
         self._previous_number, self._previous_is_reference = number, is_reference
 
     def _note_parameters(self, unit: bytes) -> None:
-        """Keep a parameter set. Raises BrokenHeader where one is replaced by another: decoding could not begin after it."""
+        """Keep a parameter set. Raises BrokenHeader where one is replaced by another: decoding
+        could not begin after it."""
         unit = unit.rstrip(b"\0")
         bits = Bits(without_emulation(unit[1:]))
         kind = unit[0] & 31 if unit else 0
@@ -197,7 +204,8 @@ def _read_sequence(bits: Bits) -> tuple[int, _Sequence]:
         bits.signed(), bits.signed()
         for _ in range(bits.unsigned()):
             bits.signed()
-    bits.unsigned(), bits.skip(1), bits.unsigned(), bits.unsigned()  # reference frames, gaps, width, height
+    # reference frames, gaps, width, height
+    bits.unsigned(), bits.skip(1), bits.unsigned(), bits.unsigned()
     frames_only = bool(bits.read(1))
     bits.skip(1 if frames_only else 2)
     if bits.read(1):
@@ -265,7 +273,8 @@ def _read_pictures(bits: Bits) -> tuple[int, _Pictures]:
 
 
 def _promises_exact(messages: bytes) -> bool:
-    """Whether one of the messages is a recovery point that promises exact pictures from this one on, annex D.2.8."""
+    """Whether one of the messages is a recovery point that promises exact pictures from this one
+    on, annex D.2.8."""
     offset = 0
     while offset + 2 < len(messages):
         numbers = [0, 0]  # type and size: bytes of 255 add up
@@ -280,6 +289,7 @@ def _promises_exact(messages: bytes) -> bool:
         kind, size = numbers
         if kind == RECOVERY_POINT:
             bits = Bits(messages[offset : offset + size])
-            return bits.unsigned() == 0 and bits.read(2) == 0b10  # recovery_frame_cnt, exact_match_flag, broken_link_flag
+            # recovery_frame_cnt, exact_match_flag, broken_link_flag
+            return bits.unsigned() == 0 and bits.read(2) == 0b10
         offset += size
     return False

@@ -1,7 +1,9 @@
-"""HEVC packets -> CodedPicture: when each picture is shown, and whether decoding can begin with it. Source: ITU-T H.265.
+"""HEVC packets -> CodedPicture: when each picture is shown, and whether decoding can begin with it.
+Source: ITU-T H.265.
 
-A picture is a key picture if it is an IDR or a CRA picture. What follows a CRA in the file and is shown before it (RASL) needs
-pictures from before it: such a picture belongs to the key picture before. Spliced streams (BLA) are left to be decoded.
+A picture is a key picture if it is an IDR or a CRA picture. What follows a CRA in the file and is
+shown before it (RASL) needs pictures from before it: such a picture belongs to the key picture
+before. Spliced streams (BLA) are left to be decoded.
 """
 
 from __future__ import annotations
@@ -56,7 +58,8 @@ class HevcReader:
         return min((sequence.num_reorder for sequence in self._sequences.values()), default=None)
 
     def read(self, data: bytes) -> CodedPicture:
-        """The picture in a packet. Raises BrokenHeader where the packet is not one frame that is fully understood."""
+        """The picture in a packet. Raises BrokenHeader where the packet is not one frame that is
+        fully understood."""
         first, num_starts = None, 0
         for begin, end in split_units(data, self.length_size):
             kind = data[begin] >> 1 & 63
@@ -99,7 +102,8 @@ class HevcReader:
             if self._count:
                 high = unwrap_wraps(low, self._previous_low, self._previous_high, 1 << sequence.order_bits)
         is_unreferenced = kind < 16 and kind % 2 == 0
-        if layer == 1 and kind not in LEADING and not is_unreferenced:  # temporal layer 0 is sent as 1
+        # temporal layer 0 is sent as 1
+        if layer == 1 and kind not in LEADING and not is_unreferenced:
             self._previous_low, self._previous_high = low, high
         self._count += 1
         return CodedPicture(self._epoch, high + low, is_key=kind in IRAP)

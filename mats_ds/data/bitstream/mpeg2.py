@@ -1,8 +1,10 @@
-"""MPEG-1 and MPEG-2 packets -> CodedPicture: when each picture is shown, and whether decoding can begin with it.
+"""MPEG-1 and MPEG-2 packets -> CodedPicture: when each picture is shown, and whether decoding can
+begin with it.
 
-Pictures come in the order of decoding: a B-picture is shown at once, an I- or P-picture when the next of them comes. An I-picture
-with its sequence header is a key picture; B-pictures behind it that are shown before it need the picture before, too, and belong
-to the key picture before. Source: ISO/IEC 13818-2, sections 6.2.2 and 6.2.3; ISO/IEC 11172-2.
+Pictures come in the order of decoding: a B-picture is shown at once, an I- or P-picture when the
+next of them comes. An I-picture with its sequence header is a key picture; B-pictures behind it
+that are shown before it need the picture before, too, and belong to the key picture before. Source:
+ISO/IEC 13818-2, sections 6.2.2 and 6.2.3; ISO/IEC 11172-2.
 """
 
 from __future__ import annotations
@@ -27,7 +29,8 @@ class Mpeg2Reader:
         self._num_references = self._count = 0
 
     def read(self, data: bytes) -> CodedPicture:
-        """The picture in a packet. Raises BrokenHeader where the packet is not one frame that is fully understood."""
+        """The picture in a packet. Raises BrokenHeader where the packet is not one frame that is
+        fully understood."""
         kinds, has_sequence = [], False
         offset = data.find(START_CODE)
         while 0 <= offset < len(data) - 6:
@@ -50,7 +53,8 @@ class Mpeg2Reader:
         return self._order(kinds[0], has_sequence)
 
     def _order(self, kind: int, has_sequence: bool) -> CodedPicture:
-        """An epoch ends with a reference picture; the B-pictures that follow it in the file are shown before it."""
+        """An epoch ends with a reference picture; the B-pictures that follow it in the file are
+        shown before it."""
         self._count += 1
         if kind == BIDIRECTIONAL:
             if self._num_references < 2:

@@ -1,7 +1,9 @@
-"""MPEG-4 part 2 headers -> which packets of a stream show a picture, and in which order the pictures are shown.
+"""MPEG-4 part 2 headers -> which packets of a stream show a picture, and in which order the
+pictures are shown.
 
-AVI files (UCF101, HMDB51) store no presentation times, and their packets are not always pictures: encoders of the DivX family
-pack a P- and a B-picture into one packet and let an empty one follow, or write empty pictures where nothing moved.
+AVI files (UCF101, HMDB51) store no presentation times, and their packets are not always pictures:
+encoders of the DivX family pack a P- and a B-picture into one packet and let an empty one follow,
+or write empty pictures where nothing moved.
 Source: ISO/IEC 14496-2, sections 6.2.3 (video object layer) and 6.2.5 (video object plane).
 """
 
@@ -29,7 +31,8 @@ class _Bits:
 
 
 def time_increment_bits(data: bytes) -> int | None:
-    """Width of the time field of every picture header, from the layer header in `data`; None where there is none."""
+    """Width of the time field of every picture header, from the layer header in `data`; None where
+    there is none."""
     offset = -1
     while True:
         offset = data.find(PREFIX, offset + 1)
@@ -47,7 +50,8 @@ def _layer_time_bits(bits: _Bits) -> int:
         bits.read(3)
     if bits.read(4) == 15:  # extended pixel aspect ratio
         bits.read(16)
-    if bits.read(1) and (bits.read(2 + 1), bits.read(1))[1]:  # vol_control_parameters, then vbv_parameters
+    # vol_control_parameters, then vbv_parameters
+    if bits.read(1) and (bits.read(2 + 1), bits.read(1))[1]:
         bits.read(79)
     if bits.read(2) == 3 and version != 1:  # grayscale shape
         bits.read(4)
@@ -56,7 +60,8 @@ def _layer_time_bits(bits: _Bits) -> int:
 
 
 def coded_pictures(data: bytes, *, time_bits: int) -> list[tuple[int, int]]:
-    """(offset, coding type) of the pictures in a packet that show something; offset: the byte at which the picture begins."""
+    """(offset, coding type) of the pictures in a packet that show something; offset: the byte at
+    which the picture begins."""
     pictures = []
     offset = data.find(VOP_START)
     while offset >= 0:
@@ -73,10 +78,11 @@ def coded_pictures(data: bytes, *, time_bits: int) -> list[tuple[int, int]]:
 
 
 def presentation_order(types_P: Sequence[int | None]) -> np.ndarray:
-    """For pieces of one picture each (None: of none), the index at which each is shown, int64 [P]; -1 for never.
+    """For pieces of one picture each (None: of none), the index at which each is shown, int64 [P];
+    -1 for never.
 
-    A B-picture is shown at once, any other when the next that is none comes. B-pictures before the second reference
-    have nothing to refer to, and no decoder shows them.
+    A B-picture is shown at once, any other when the next that is none comes. B-pictures before the
+    second reference have nothing to refer to, and no decoder shows them.
     """
     number_P = np.full(len(types_P), -1, np.int64)
     shown, waiting, num_references = 0, -1, 0

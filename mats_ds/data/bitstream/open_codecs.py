@@ -1,7 +1,9 @@
-"""VP8, VP9 and AV1 packets -> CodedPicture: whether a packet shows one frame, and whether decoding can begin with it.
+"""VP8, VP9 and AV1 packets -> CodedPicture: whether a packet shows one frame, and whether decoding
+can begin with it.
 
-Packets are shown in the order in which they come; some only serve as reference. Sources: RFC 6386 section 9.1 (VP8); VP9
-bitstream specification, section 6.2 and annex B (superframes); AV1 bitstream specification, sections 5.3 to 5.5, 5.9.2.
+Packets are shown in the order in which they come; some only serve as reference. Sources: RFC 6386
+section 9.1 (VP8); VP9 bitstream specification, section 6.2 and annex B (superframes); AV1 bitstream
+specification, sections 5.3 to 5.5, 5.9.2.
 """
 
 from __future__ import annotations

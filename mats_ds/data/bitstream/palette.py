@@ -1,7 +1,9 @@
-"""Palette video (8-bit AVI and QuickTime): which packets bring colours, hence where decoding may begin.
+"""Palette video (8-bit AVI and QuickTime): which packets bring colours, hence where decoding may
+begin.
 
-The pixels of such a video are numbers of colours. A demuxer hands the palette out once, beside the first packet, and again only
-where the file changes it; a decoder that is positioned at a later packet knows no colours and shows black.
+The pixels of such a video are numbers of colours. A demuxer hands the palette out once, beside the
+first packet, and again only where the file changes it; a decoder that is positioned at a later
+packet knows no colours and shows black.
 """
 
 from __future__ import annotations
@@ -9,7 +11,8 @@ from __future__ import annotations
 import av
 
 PALETTE_FORMAT = "pal8"
-WHOLE_PICTURE_CODECS = frozenset(("rawvideo", "png", "bmp", "targa", "tiff"))  # no packet refers to another
+# no packet refers to another
+WHOLE_PICTURE_CODECS = frozenset(("rawvideo", "png", "bmp", "targa", "tiff"))
 
 
 class PaletteLog:
@@ -27,9 +30,11 @@ class PaletteLog:
         self._changes |= self._num_packets > 1 and getattr(packet, "has_sidedata", _always)("palette")
 
     def needs_start(self, picture: av.VideoFrame) -> bool:
-        """Whether a packet can be decoded only after all before it, for a video whose first picture is this one.
+        """Whether a packet can be decoded only after all before it, for a video whose first picture
+        is this one.
 
-        Where pictures are whole and the palette stays, the first packet and then the wanted one are enough.
+        Where pictures are whole and the palette stays, the first packet and then the wanted one are
+        enough.
         """
         return is_palette(picture.format.name) and (self._changes or self._codec not in WHOLE_PICTURE_CODECS)
 

@@ -1,8 +1,9 @@
 """Packets of a video stream -> the pictures in each: not every packet is one visible frame.
 
-VP8 and VP9 know packets that only serve as reference. MPEG-4 files of the DivX family (8 of 100 clips of UCF101) pack a P- and a
-B-picture into one packet and put an empty one after the last of a group; decoders then lag behind by a picture, and one that
-still waits when the file ends is never shown.
+VP8 and VP9 know packets that only serve as reference. MPEG-4 files of the DivX family (8 of 100
+clips of UCF101) pack a P- and a B-picture into one packet and put an empty one after the last of a
+group; decoders then lag behind by a picture, and one that still waits when the file ends is never
+shown.
 """
 
 from __future__ import annotations
@@ -17,7 +18,8 @@ from mats_ds.data.bitstream.mpeg4 import BIDIRECTIONAL, coded_pictures, presenta
 class Piece(NamedTuple):
     """The part of a packet, `size` bytes from `offset` on, that holds one picture.
 
-    is_disposable: no other refers to it, as far as is known here. is_shown: false for a picture that only serves as reference.
+    is_disposable: no other refers to it, as far as is known here. is_shown: false for a picture
+    that only serves as reference.
     """
 
     offset: int
@@ -29,8 +31,8 @@ class Piece(NamedTuple):
 class PictureCounter:
     """Finds the pictures in the packets of a stream, which come in order.
 
-    is_certain: whether all headers could be read. is_packed: whether a packet held several pictures. kinds: the coding types
-    of the pictures in the last packet.
+    is_certain: whether all headers could be read. is_packed: whether a packet held several
+    pictures. kinds: the coding types of the pictures in the last packet.
     """
 
     def __init__(self, codec: str, extradata: bytes) -> None:
@@ -54,7 +56,8 @@ class PictureCounter:
             return [Piece(0, len(data), not is_hidden)]
         pictures = coded_pictures(data, time_bits=self._time_bits)
         if not pictures:
-            if self._one_waits:  # the empty packet that calls for the last picture of a packed group
+            # the empty packet that calls for the last picture of a packed group
+            if self._one_waits:
                 self._one_waits = False
                 return []
             self._types_P.append(None)
@@ -70,7 +73,8 @@ class PictureCounter:
         ]
 
     def order(self) -> np.ndarray | None:
-        """The frame that each piece shows, -1 for none, where the kinds of the pictures show it; None where they do not."""
+        """The frame that each piece shows, -1 for none, where the kinds of the pictures show it;
+        None where they do not."""
         if self._codec != "mpeg4" or not self.is_certain:
             return None
         types_P = self._types_P[:-1] + [None] if self._one_waits else self._types_P
@@ -78,10 +82,12 @@ class PictureCounter:
 
 
 def _shows(data: bytes, codec: str) -> bool:
-    """Whether a packet yields a visible frame; VP8 and VP9 know packets that only serve as reference.
+    """Whether a packet yields a visible frame; VP8 and VP9 know packets that only serve as
+    reference.
 
-    Source: RFC 6386 section 9.1 (show_frame is bit 4 of the frame tag); VP9 bitstream specification, uncompressed header
-    and annex B (a superframe ends in a marker byte 110xxxxx and always shows its last frame).
+    Source: RFC 6386 section 9.1 (show_frame is bit 4 of the frame tag); VP9 bitstream
+    specification, uncompressed header and annex B (a superframe ends in a marker byte 110xxxxx and
+    always shows its last frame).
     """
     if codec not in ("vp8", "vp9"):
         return True

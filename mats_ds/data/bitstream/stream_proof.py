@@ -1,9 +1,11 @@
-"""Packets of a stream -> what their headers prove: which frame each shows, and where decoding can begin. Nothing is decoded.
+"""Packets of a stream -> what their headers prove: which frame each shows, and where decoding can
+begin. Nothing is decoded.
 
-Containers are not believed: a file without a list of sync samples marks every packet as a key picture, a stream that was cut
-begins with pictures that never come, fields come as packets of their own. A stream whose every header agrees with that one
-packet is one frame, that it begins with a key picture, and that the decoder waits long enough to put the frames in order, is
-counted and sought by its headers. Of any other one `doubt` says why not, and it is decoded once from its start
+Containers are not believed: a file without a list of sync samples marks every packet as a key
+picture, a stream that was cut begins with pictures that never come, fields come as packets of their
+own. A stream whose every header agrees with that one packet is one frame, that it begins with a key
+picture, and that the decoder waits long enough to put the frames in order, is counted and sought by
+its headers. Of any other one `doubt` says why not, and it is decoded once from its start
 (mats_ds.data.video.recording).
 """
 
@@ -26,7 +28,8 @@ from mats_ds.data.bitstream.pictures import PictureCounter, Piece
 
 
 class Reader(Protocol):
-    """Reads the headers of one codec; num_reorder: how many pictures the stream says that wait at most."""
+    """Reads the headers of one codec; num_reorder: how many pictures the stream says that wait at
+    most."""
 
     num_reorder: int | None
 
@@ -47,7 +50,8 @@ READERS = {
 class StreamProof:
     """Takes the packets of a stream as they come (`add`), then gives their order (`order`).
 
-    doubt: why the headers do not prove how many frames come and where decoding can begin; "" as long as they do.
+    doubt: why the headers do not prove how many frames come and where decoding can begin; "" as
+    long as they do.
     is_packed: whether a packet held several pictures (MPEG-4 of the DivX family).
     """
 
@@ -59,7 +63,8 @@ class StreamProof:
         self._known_delay = getattr(context, "reorder_depth", int(bool(context.has_b_frames)))
         self._counter = PictureCounter(codec, extradata)
         self._reader: Reader | None = None
-        self._pictures: list[CodedPicture | None] = []  # None: of a packet without one, or one that is not understood
+        # None: of a packet without one, or one that is not understood
+        self._pictures: list[CodedPicture | None] = []
         self._num_pictures = 0
         if codec != "mpeg4":
             self._reader = self._choose_reader(codec, extradata, context)
@@ -80,7 +85,8 @@ class StreamProof:
         return self._counter.is_packed
 
     def add(self, data: bytes, *, is_hidden: bool, is_corrupt: bool) -> list[tuple[Piece, bool]]:
-        """The pieces of the next packet, and whether decoding can begin with each; `is_hidden`: its container shows none."""
+        """The pieces of the next packet, and whether decoding can begin with each; `is_hidden`: its
+        container shows none."""
         if is_corrupt:
             self.refuse("a packet is torn")
         is_hidden = is_hidden or is_corrupt
@@ -117,7 +123,8 @@ class StreamProof:
         self.doubt = self.doubt or doubt
 
     def order(self, is_shown_P: Sequence[bool]) -> np.ndarray | None:
-        """The frame that each piece shows by its headers, int64 [P], -1 for none; None where they do not show it."""
+        """The frame that each piece shows by its headers, int64 [P], -1 for none; None where they
+        do not show it."""
         if self._codec == "mpeg4":
             if not self._counter.is_certain:
                 self.refuse("the parameters of the stream are not understood")
@@ -150,6 +157,7 @@ class StreamProof:
 
 
 def _has_gaps(pictures: Sequence[CodedPicture]) -> bool:
-    """Whether the counters of pictures shown one after the other do not rise evenly, as in a stream that has lost some."""
+    """Whether the counters of pictures shown one after the other do not rise evenly, as in a stream
+    that has lost some."""
     pairs = zip(pictures, pictures[1:], strict=False)
     return len({later.order - earlier.order for earlier, later in pairs if later.epoch == earlier.epoch}) > 1

@@ -1,10 +1,11 @@
 """Clips as they are read -> micro-batches on the device, in order.
 
-Legend: B clips of a micro-batch, T frames, H height, W width, C colours.
-What PyAV decoded is copied to its row of the batch. What the device decodes is cut into chunks, which go round robin through
-several decoders that decode, crop and scale: so several hardware engines are busy at once, memory for files and pictures stays
-bounded, and a failure costs one chunk. Frames, order and substitutes depend on the sampler alone, never on threads, chunks or
-speed. This module knows a decoder only by what it does (`DeviceDecoder`), not that it is DALI's.
+Legend: B clips of a micro-batch, T frames, H height, W width, C colours. What PyAV decoded is
+copied to its row of the batch. What the device decodes is cut into chunks, which go round robin
+through several decoders that decode, crop and scale: so several hardware engines are busy at once,
+memory for files and pictures stays bounded, and a failure costs one chunk. Frames, order and
+substitutes depend on the sampler alone, never on threads, chunks or speed. This module knows a
+decoder only by what it does (`DeviceDecoder`), not that it is DALI's.
 """
 
 from __future__ import annotations
@@ -29,11 +30,13 @@ logger = logging.getLogger(__name__)
 
 MAX_CHUNK_CLIPS = 8
 MAX_CHUNK_BYTES = 64 << 20  # a chunk of large files is closed early
-MAX_CODEC_REFUSALS = 3  # chunks of a codec that only PyAV could decode, before all of that codec goes to PyAV
+# chunks of a codec that only PyAV could decode, before all of that codec goes to PyAV
+MAX_CODEC_REFUSALS = 3
 
 
 class DeviceDecoder(Protocol):
-    """Decodes, augments, crops, scales and flips one chunk at a time; `busy` between `start` and `finish`."""
+    """Decodes, augments, crops, scales and flips one chunk at a time; `busy` between `start` and
+    `finish`."""
 
     busy: bool
 
@@ -41,7 +44,8 @@ class DeviceDecoder(Protocol):
         """Take the clips over (they are copied) and begin."""
 
     def finish(self) -> torch.Tensor | list[torch.Tensor]:
-        """uint8 frames_THWC of each clip of the chunk. Raises RuntimeError when a file could not be decoded."""
+        """uint8 frames_THWC of each clip of the chunk. Raises RuntimeError when a file could not be
+        decoded."""
 
 
 @dataclass(eq=False)
@@ -65,10 +69,12 @@ class _DecodeChunk:
 
 
 class BatchBuilder:
-    """Puts the micro-batches of one run together, from `first_step` on; all in the thread that iterates over `batches`.
+    """Puts the micro-batches of one run together, from `first_step` on; all in the thread that
+    iterates over `batches`.
 
-    size: (height, width) of the frames. options: with `num_workers` and `num_graphs` chosen. codecs: those that the device
-    decodes. new_decoder: makes a decoder that works on a CUDA stream (None on a CPU); up to `num_graphs` are kept.
+    size: (height, width) of the frames. options: with `num_workers` and `num_graphs` chosen.
+    codecs: those that the device decodes. new_decoder: makes a decoder that works on a CUDA stream
+    (None on a CPU); up to `num_graphs` are kept.
     """
 
     def __init__(
@@ -151,7 +157,8 @@ class BatchBuilder:
             return torch.zeros(shape, dtype=torch.uint8, device=self._device)
 
     def _dispatch(self, batch: _PartialBatch, indices: Sequence[int]) -> None:
-        """Copy the decoded clips of a chunk to their rows and feed the encoded ones to a decoder; blank ones stay zero."""
+        """Copy the decoded clips of a chunk to their rows and feed the encoded ones to a decoder;
+        blank ones stay zero."""
         clips = {index: batch.requests[index].clip for index in indices}
         encoded = [index for index in indices if isinstance(clips[index], EncodedClip)]
         if encoded:
@@ -201,9 +208,11 @@ class BatchBuilder:
             self._stream.synchronize()
 
     def _decode_with_pyav(self, chunk: _DecodeChunk, error: RuntimeError) -> None:
-        """Send a chunk that the device could not decode through PyAV, which also finds out which file is to blame."""
+        """Send a chunk that the device could not decode through PyAV, which also finds out which
+        file is to blame."""
         self.decoder_entered_seconds = None
-        self._decoders.remove(chunk.decoder)  # another is made instead: this one may not be sound any more
+        # another is made instead: this one may not be sound any more
+        self._decoders.remove(chunk.decoder)
         logger.warning("the device's decoder refused some clips, PyAV decodes them: %s", _cause(error))
         refused = [chunk.batch.requests[index] for index in chunk.indices]
         again = [
@@ -249,7 +258,8 @@ class BatchBuilder:
         return batch
 
     def _name_bad(self, requests: Sequence[ReadRequest]) -> tuple[BadClip, ...]:
-        """The unreadable files of a batch that this epoch has not named yet, in the order of the clips."""
+        """The unreadable files of a batch that this epoch has not named yet, in the order of the
+        clips."""
         epoch = self._sampler.epoch(requests[0].position)
         if epoch != self._named[0]:
             self._named = (epoch, set())
@@ -263,8 +273,9 @@ class BatchBuilder:
 
 
 def _copy(frames_THWC: torch.Tensor, *, to: torch.Tensor) -> None:
-    """Copy without torch's own threads where the host does it: from this thread they would be a second set beside those of
-    training, which wait by spinning (it cost 10 CPU ms a clip of 96 x 96, as much as reading it).
+    """Copy without torch's own threads where the host does it: from this thread they would be a
+    second set beside those of training, which wait by spinning (it cost 10 CPU ms a clip of 96 x
+    96, as much as reading it).
     """
     if to.is_cuda:
         to.copy_(frames_THWC)
@@ -273,6 +284,7 @@ def _copy(frames_THWC: torch.Tensor, *, to: torch.Tensor) -> None:
 
 
 def _cause(error: RuntimeError) -> str:
-    """The cause in DALI's error, between its traceback of the graph and its closing remarks, in one line."""
+    """The cause in DALI's error, between its traceback of the graph and its closing remarks, in one
+    line."""
     text = str(error).rpartition("encountered:")[2].partition("C++ context")[0]
     return " ".join(text.split())[:300]

@@ -30,7 +30,8 @@ LINE_SECONDS = 20.0  # from one line of progress to the next, where there is no 
 
 @dataclass(frozen=True)
 class ViewBatch:
-    """A batch, always of full size. views: the view that each clip shows, None for padding. readable: false where it is blank."""
+    """A batch, always of full size. views: the view that each clip shows, None for padding.
+    readable: false where it is blank."""
 
     clips: ClipBatch
     views: tuple[View | None, ...]
@@ -56,7 +57,8 @@ def open_loader(
     accumulation: int,
     device: torch.device,
 ) -> ClipLoader:
-    """A loader of the recipe's picture size with its reading options. Raises ValueError for sizes that do not fit the sampler."""
+    """A loader of the recipe's picture size with its reading options. Raises ValueError for sizes
+    that do not fit the sampler."""
     data = recipe.data
     return ClipLoader(
         sampler,
@@ -81,11 +83,11 @@ def read_views(
     num_workers: int | None = None,
     label: str = "",
 ) -> Iterator[ViewBatch]:
-    """This rank's part of the `num_clips` x `num_crops` views of every video, each once over all ranks, in batches of
-    `micro_batch`; all ranks have the same number of batches.
+    """This rank's part of the `num_clips` x `num_crops` views of every video, each once over all
+    ranks, in batches of `micro_batch`; all ranks have the same number of batches.
 
-    Arguments as for ViewSampler and ClipLoader. With a `label`, progress is shown: a bar on a terminal, elsewhere a line every
-    20 seconds.
+    Arguments as for ViewSampler and ClipLoader. With a `label`, progress is shown: a bar on a
+    terminal, elsewhere a line every 20 seconds.
     """
     sampler = ViewSampler(
         manifest,

@@ -1,4 +1,5 @@
-"""Encoded clips -> frames on the GPU, decoded by NVDEC through DALI; how many pipelines, and which codecs they take."""
+"""Encoded clips -> frames on the GPU, decoded by NVDEC through DALI; how many pipelines, and which
+codecs they take."""
 
 from __future__ import annotations
 
@@ -15,8 +16,8 @@ from mats_ds.data.video.nvdec_support import MAX_ENCODED_BYTES, NVDEC_SIDES
 
 MAX_GRAPH_THREADS = 4
 MAX_GRAPHS = 16
-# Of a GPU that core/gpus.py does not know: even on one engine a second pipeline overlaps its work on the host with the first
-# one's decoding.
+# Of a GPU that core/gpus.py does not know: even on one engine a second pipeline overlaps its work
+# on the host with the first one's decoding.
 DEFAULT_GRAPHS = 2
 NO_DALI = (
     "NVIDIA DALI cannot be imported: install nvidia-dali-cuda130 (nvidia-dali-cuda120 for a CUDA 12 driver), "
@@ -25,12 +26,14 @@ NO_DALI = (
 
 
 def device_codecs(device: torch.device) -> frozenset[str]:
-    """Codecs that the device's own decoder is given; none on a CPU, where PyAV is faster for every codec."""
+    """Codecs that the device's own decoder is given; none on a CPU, where PyAV is faster for every
+    codec."""
     return frozenset(NVDEC_SIDES) if device.type == "cuda" else frozenset()
 
 
 def choose_num_graphs(device: torch.device, *, asked: int | None = None) -> int:
-    """DALI pipelines for a device: `asked`, or one for each engine of the GPU, DEFAULT_GRAPHS where they are not known.
+    """DALI pipelines for a device: `asked`, or one for each engine of the GPU, DEFAULT_GRAPHS where
+    they are not known.
 
     Raises ValueError when `asked` is not between 1 and MAX_GRAPHS.
     """
@@ -48,10 +51,11 @@ def choose_num_graphs(device: torch.device, *, asked: int | None = None) -> int:
 def pinned_bytes_bound(num_graphs: int, *, micro_batch: int) -> int:
     """The most bytes of page-locked host memory that DALI's pipelines hold at once.
 
-    A pipeline holds one chunk at a time, and of that only the encoded files lie in host memory; pictures are decoded, cropped
-    and scaled on the GPU. A chunk is closed at MAX_CHUNK_CLIPS clips or as soon as it exceeds MAX_CHUNK_BYTES, by one file of
-    MAX_ENCODED_BYTES at most. As much again is allowed for blocks that DALI's pool keeps. In practice it is far less: eight
-    files of 1 MB are 8 MB a pipeline.
+    A pipeline holds one chunk at a time, and of that only the encoded files lie in host memory;
+    pictures are decoded, cropped and scaled on the GPU. A chunk is closed at MAX_CHUNK_CLIPS clips
+    or as soon as it exceeds MAX_CHUNK_BYTES, by one file of MAX_ENCODED_BYTES at most. As much
+    again is allowed for blocks that DALI's pool keeps. In practice it is far less: eight files of 1
+    MB are 8 MB a pipeline.
     """
     chunk_bytes = min(MAX_CHUNK_BYTES + MAX_ENCODED_BYTES, min(micro_batch, MAX_CHUNK_CLIPS) * MAX_ENCODED_BYTES)
     return 2 * num_graphs * chunk_bytes
@@ -60,8 +64,8 @@ def pinned_bytes_bound(num_graphs: int, *, micro_batch: int) -> int:
 class GpuDecoder:
     """One DALI pipeline that decodes files, crops, scales and flips; one chunk at a time.
 
-    size: (height, width) of the crops. whole_frames: it only decodes, and each clip's `augmentation` makes the crop
-    with torch on the same device.
+    size: (height, width) of the crops. whole_frames: it only decodes, and each clip's
+    `augmentation` makes the crop with torch on the same device.
     """
 
     def __init__(
@@ -82,8 +86,9 @@ class GpuDecoder:
         self._stream = stream
         self._whole_frames = whole_frames
         self._augmentations: list[AugmentedCrop] = []
-        # Depth 1: a chunk is fed, run and taken before the next one, so that a failure belongs to one chunk for certain. The
-        # dynamic executor survives a failure and never reuses the memory of an output that is still referred to.
+        # Depth 1: a chunk is fed, run and taken before the next one, so that a failure belongs to
+        # one chunk for certain. The dynamic executor survives a failure and never reuses the memory
+        # of an output that is still referred to.
         self._pipe = Pipeline(
             batch_size=MAX_CHUNK_CLIPS,
             num_threads=num_threads,
@@ -109,15 +114,18 @@ class GpuDecoder:
         self._pipe.schedule_run()
 
     def finish(self) -> torch.Tensor | list[torch.Tensor]:
-        """uint8 frames_THWC of each clip, bound to the decoder's stream. Raises RuntimeError when a file cannot be decoded."""
+        """uint8 frames_THWC of each clip, bound to the decoder's stream. Raises RuntimeError when a
+        file cannot be decoded."""
         self.busy = False
         (videos,) = self._pipe.outputs() if self._stream is None else self._pipe.outputs(cuda_stream=self._stream)
         if not self._whole_frames:
             return torch.from_dlpack(videos.as_tensor())
-        # Frames of the clips differ in size. One clip after the other: memory for the floats of one at a time.
+        # Frames of the clips differ in size. One clip after the other: memory for the floats of one
+        # at a time.
         rendered = [crop.render(torch.from_dlpack(videos[index])) for index, crop in enumerate(self._augmentations)]
         if self._stream is not None:
-            self._stream.synchronize()  # DALI may use the memory of these frames again once nothing refers to it
+            # DALI may use the memory of these frames again once nothing refers to it
+            self._stream.synchronize()
         return rendered
 
 
@@ -142,7 +150,8 @@ def decode_crops(decoder: str, *, size: tuple[int, int]):
 
 
 def resize_region(video, *, start, end, size: tuple[int, int]):
-    """The part of a DALI video from corner `start` to `end` (row, column), scaled; mirrored if it ends before it begins."""
+    """The part of a DALI video from corner `start` to `end` (row, column), scaled; mirrored if it
+    ends before it begins."""
     from nvidia.dali import fn, types
 
     return fn.resize(

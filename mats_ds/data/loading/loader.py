@@ -1,9 +1,10 @@
 """ClipSampler -> endless ClipBatches on the device, from clips that threads read ahead.
 
-On a GPU, DALI's pipelines get the bytes of the files, decode them with NVDEC, crop, scale and flip. Where RandAugment works on
-whole frames, the pipelines give those, and torch augments, crops and scales them on the GPU. On a CPU, and for what NVDEC
-cannot do, the reading threads decode with PyAV and do all of it themselves: DALI's own CPU decoder knows few codecs, and
-its CPU resize needs six times the time of torch's. Training on a CPU needs no DALI at all. One background thread puts the
+On a GPU, DALI's pipelines get the bytes of the files, decode them with NVDEC, crop, scale and flip.
+Where RandAugment works on whole frames, the pipelines give those, and torch augments, crops and
+scales them on the GPU. On a CPU, and for what NVDEC cannot do, the reading threads decode with PyAV
+and do all of it themselves: DALI's own CPU decoder knows few codecs, and its CPU resize needs six
+times the time of torch's. Training on a CPU needs no DALI at all. One background thread puts the
 batches together.
 """
 
@@ -31,8 +32,8 @@ JOIN_SECONDS = 3.0
 class ClipLoader:
     """The micro-batches of one rank, from any step on.
 
-    split: which part of a step this rank reads, in which micro-batches. size: (height, width) of the frames. Nothing that it
-    delivers depends on `options`.
+    split: which part of a step this rank reads, in which micro-batches. size: (height, width) of
+    the frames. Nothing that it delivers depends on `options`.
     Raises ValueError for a split that does not fit the sampler's global batch.
     """
 
@@ -73,10 +74,12 @@ class ClipLoader:
         return self.split.positions(step, micro, global_batch=self.sampler.global_batch)
 
     def micro_batches(self, first_step: int) -> Iterator[ClipBatch]:
-        """All micro-batches from a step on, without end: step by step, and in each step micro-step by micro-step.
+        """All micro-batches from a step on, without end: step by step, and in each step micro-step
+        by micro-step.
 
-        A file that cannot be read raises nothing: a substitute or a blank clip stands in for it, and `bad` names it, once an
-        epoch (and once more after a restart in mid-epoch). A new iterator ends the one before.
+        A file that cannot be read raises nothing: a substitute or a blank clip stands in for it,
+        and `bad` names it, once an epoch (and once more after a restart in mid-epoch). A new
+        iterator ends the one before.
         """
         self.close()
         self._session = session = _Session(self, first_step)
@@ -86,7 +89,8 @@ class ClipLoader:
             session.close()
 
     def describe(self) -> str:
-        """One line: what is decoded where, and the bound of page-locked host memory where there is any."""
+        """One line: what is decoded where, and the bound of page-locked host memory where there is
+        any."""
         num_workers, num_graphs = self.options.num_workers, self.options.num_graphs
         plural = "s" if num_workers > 1 else ""
         readers = f"{num_workers} thread{plural}" if num_workers else "the calling thread"
@@ -143,7 +147,8 @@ class _Session:
         self._ready: queue.Queue[ClipBatch | BaseException] = queue.Queue(maxsize=options.prefetch)
         self._thread: threading.Thread | None = None
         if options.num_workers:
-            # A daemon, ended by close(): the interpreter must be able to end while a read or a driver hangs.
+            # A daemon, ended by close(): the interpreter must be able to end while a read or a
+            # driver hangs.
             self._thread = threading.Thread(target=self._produce, name="mats-batches", daemon=True)
             self._thread.start()
         atexit.register(self.close)
@@ -152,7 +157,8 @@ class _Session:
         """Finished batches, for the consumer's thread."""
         for batch in self._builder.batches(self._first_step) if self._thread is None else self._from_thread():
             if self._loader.device.type == "cuda":
-                # The memory was taken on another stream: it must not be used anew before the consumer's stream is through.
+                # The memory was taken on another stream: it must not be used anew before the
+                # consumer's stream is through.
                 for tensor in (batch.frames_BTHWC, batch.label_B, batch.sample_B, batch.valid_B, batch.seed_B):
                     tensor.record_stream(torch.cuda.current_stream(self._loader.device))
             yield batch
@@ -165,7 +171,8 @@ class _Session:
             self._thread.join(timeout=JOIN_SECONDS)
             if self._thread.is_alive():  # a hanging driver: what it uses must stay
                 return
-        # Not left to the garbage collector: it might come in a forked child, where DALI's threads do not exist.
+        # Not left to the garbage collector: it might come in a forked child, where DALI's threads
+        # do not exist.
         self._builder.release()
 
     def _from_thread(self) -> Iterator[ClipBatch]:

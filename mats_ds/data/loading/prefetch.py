@@ -1,9 +1,11 @@
-"""Reads clips ahead on worker threads: results in the order asked for, every read under a time limit, memory bounded.
+"""Reads clips ahead on worker threads: results in the order asked for, every read under a time
+limit, memory bounded.
 
-A read that fails is followed by the sampler's substitute, up to MAX_ATTEMPTS files in all, then by a blank (clip None). A
-read that hangs is given up after the time limit: its thread is abandoned (it cannot be killed, and ends when the read
-returns), another one is started, and the file is refused for as long as the old read still hangs. More than MAX_HANGING reads
-that hang at once are no longer the files' fault: a disk is gone, and the run ends with one error that names them. What is read
+A read that fails is followed by the sampler's substitute, up to MAX_ATTEMPTS files in all, then by
+a blank (clip None). A read that hangs is given up after the time limit: its thread is abandoned (it
+cannot be killed, and ends when the read returns), another one is started, and the file is refused
+for as long as the old read still hangs. More than MAX_HANGING reads that hang at once are no longer
+the files' fault: a disk is gone, and the run ends with one error that names them. What is read
 never depends on the number of workers or on how far ahead they are.
 """
 
@@ -21,7 +23,8 @@ from mats_ds.core.clips import BadClip, ClipSpec
 from mats_ds.data.video.containers import UnreadableVideo
 
 MAX_ATTEMPTS = 4  # the clip itself and three substitutes
-MAX_HELD_BYTES = 1 << 30  # decoded frames that wait to be used; the clip that is needed next is read in any case
+# decoded frames that wait to be used; the clip that is needed next is read in any case
+MAX_HELD_BYTES = 1 << 30
 JOIN_SECONDS = 3.0
 MAX_WORKERS = 16
 MAX_HANGING = 16  # abandoned threads, each with a file, a decoder and a clip of its own
@@ -31,7 +34,8 @@ MAX_NAMED = 8
 def default_workers() -> int:
     """Cores that this process may use, shared with the other ranks on this machine."""
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    # torchrun gives the number of ranks on this machine by the first name, DeepSpeed's launcher by the second.
+    # torchrun gives the number of ranks on this machine by the first name, DeepSpeed's launcher by
+    # the second.
     num_ranks = int(os.environ.get("LOCAL_WORLD_SIZE") or os.environ.get("LOCAL_SIZE") or 1)
     return max(1, min(MAX_WORKERS, cores // max(1, num_ranks)))
 
@@ -40,9 +44,10 @@ def default_workers() -> int:
 class ReadOptions:
     """How clips are read ahead; no clip depends on it.
 
-    num_workers: reading threads, None for as many as this process has cores to itself, 0 to read in the calling thread without
-    reading ahead or time limits, for debugging. prefetch: micro-batches that are kept ready. num_graphs: DALI pipelines on a GPU,
-    None for as many as it has decoding engines.
+    num_workers: reading threads, None for as many as this process has cores to itself, 0 to read in
+    the calling thread without reading ahead or time limits, for debugging. prefetch: micro-batches
+    that are kept ready. num_graphs: DALI pipelines on a GPU, None for as many as it has decoding
+    engines.
     """
 
     num_workers: int | None = None
@@ -65,7 +70,8 @@ class _Clip(Protocol):
 
 @dataclass(eq=False)
 class ReadRequest:
-    """One clip that was asked for. `clip` None, once done, means that no attempt could be read. `spec` is of the last attempt.
+    """One clip that was asked for. `clip` None, once done, means that no attempt could be read.
+    `spec` is of the last attempt.
 
     `failures` lists the attempts that failed, in order.
     """
@@ -83,11 +89,12 @@ class ReadRequest:
 
 
 class ClipPrefetcher:
-    """Worker threads that read clips in the order of `ask`. `num_workers` 0 reads in the caller's thread, without a time limit.
+    """Worker threads that read clips in the order of `ask`. `num_workers` 0 reads in the caller's
+    thread, without a time limit.
 
-    `read(spec, on_cpu)` returns a clip or raises UnreadableVideo; any other exception is a fault of the program and is
-    raised again by `wait`. `spec_of(position, attempt)` is the sampler's spec; it may raise UnreadableVideo for attempts above 0,
-    which then fail unread.
+    `read(spec, on_cpu)` returns a clip or raises UnreadableVideo; any other exception is a fault of
+    the program and is raised again by `wait`. `spec_of(position, attempt)` is the sampler's spec;
+    it may raise UnreadableVideo for attempts above 0, which then fail unread.
     """
 
     def __init__(
@@ -121,7 +128,8 @@ class ClipPrefetcher:
         return request
 
     def wait(self, request: ReadRequest) -> ReadRequest:
-        """The same request, done. Raises Closed, ReadingStuck, or what `read` raised as a fault of the program."""
+        """The same request, done. Raises Closed, ReadingStuck, or what `read` raised as a fault of
+        the program."""
         if self._inline and not request.done:
             self._queue.remove(request)
             self._work_on(request, worker=None)
@@ -152,7 +160,8 @@ class ClipPrefetcher:
                 self._changed.notify_all()
 
     def close(self) -> None:
-        """End all workers. Reads that hang are left behind; everything else ends within a few seconds."""
+        """End all workers. Reads that hang are left behind; everything else ends within a few
+        seconds."""
         with self._changed:
             self._stopping = True
             self._queue.clear()

@@ -1,10 +1,12 @@
-"""ClipSpec -> the clip as PyAV decodes it, or the file's bytes and frame numbers for a device that decodes them itself.
+"""ClipSpec -> the clip as PyAV decodes it, or the file's bytes and frame numbers for a device that
+decodes them itself.
 
-A file goes to the device's decoder only if that decoder numbers and shows its frames as PyAV does: every packet one visible
-frame, trusted time stamps, 8-bit 4:2:0 video range, neither turned nor mirrored (DALI ignores both), a picture size that NVDEC
-accepts. All else is decoded by PyAV, made upright, cropped and scaled at once by the thread that reads it, on a GPU too: what
-then goes to the device is a small clip of a fixed size instead of whole pictures of any size. Crops always refer to the upright
-picture.
+A file goes to the device's decoder only if that decoder numbers and shows its frames as PyAV does:
+every packet one visible frame, trusted time stamps, 8-bit 4:2:0 video range, neither turned nor
+mirrored (DALI ignores both), a picture size that NVDEC accepts. All else is decoded by PyAV, made
+upright, cropped and scaled at once by the thread that reads it, on a GPU too: what then goes to the
+device is a small clip of a fixed size instead of whole pictures of any size. Crops always refer to
+the upright picture.
 """
 
 from __future__ import annotations
@@ -32,14 +34,15 @@ if TYPE_CHECKING:
     from mats_ds.data.clip_sampler import ClipSampler
     from mats_ds.data.video.clip_frames import ClipCropper
 
-# Videos whose clips wait for their readers, which come one after the other, so a few are ever open; what an abandoned reader
-# left behind is dropped.
+# Videos whose clips wait for their readers, which come one after the other, so a few are ever open;
+# what an abandoned reader left behind is dropped.
 MAX_OPEN_GROUPS = 64
 
 
 @dataclass(frozen=True, eq=False)
 class Region:
-    """The crop in pixels of the upright picture, as (top, left, bottom, right), and whether it is mirrored afterwards."""
+    """The crop in pixels of the upright picture, as (top, left, bottom, right), and whether it is
+    mirrored afterwards."""
 
     corners: tuple[int, int, int, int]
     flip: bool
@@ -87,7 +90,8 @@ class EncodedClip:
 
 
 class ClipReader:
-    """Reads the clips of a sampler, on any thread: `codecs` for the device to decode, all others decoded by PyAV.
+    """Reads the clips of a sampler, on any thread: `codecs` for the device to decode, all others
+    decoded by PyAV.
 
     size: (height, width) of the frames.
     """
@@ -110,7 +114,8 @@ class ClipReader:
 
 
 def read_decoded(spec: ClipSpec, *, size: tuple[int, int]) -> DecodedClip:
-    """Decode a clip with PyAV: its frames augmented, cropped, scaled to `size` (height, width) and flipped.
+    """Decode a clip with PyAV: its frames augmented, cropped, scaled to `size` (height, width) and
+    flipped.
 
     Raises UnreadableVideo.
     """
@@ -118,7 +123,8 @@ def read_decoded(spec: ClipSpec, *, size: tuple[int, int]) -> DecodedClip:
 
 
 def read_together(specs: Sequence[ClipSpec], *, size: tuple[int, int]) -> list[DecodedClip | UnreadableVideo]:
-    """Clips of one file, decoded in one pass; where that fails, each on its own, so that each is judged by its own frames."""
+    """Clips of one file, decoded in one pass; where that fails, each on its own, so that each is
+    judged by its own frames."""
     try:
         return list(_read(specs, size=size))
     except UnreadableVideo:
@@ -128,7 +134,8 @@ def read_together(specs: Sequence[ClipSpec], *, size: tuple[int, int]) -> list[D
 def read_for_device(
     spec: ClipSpec, *, codecs: frozenset[str], size: tuple[int, int], whole_frames: bool = False
 ) -> EncodedClip | DecodedClip:
-    """A clip for a device that decodes `codecs` itself and gives crops, or `whole_frames`. Raises UnreadableVideo."""
+    """A clip for a device that decodes `codecs` itself and gives crops, or `whole_frames`. Raises
+    UnreadableVideo."""
     index = index_video(spec.path)
     if index.codec not in codecs or not device_can_decode(index):
         return read_decoded(spec, size=size)
@@ -177,9 +184,11 @@ class SharedDecoder:
         self._changing = threading.Lock()
 
     def read(self, spec: ClipSpec) -> DecodedClip:
-        """The clip of a spec; what the others of its group need is read with it. Raises UnreadableVideo.
+        """The clip of a spec; what the others of its group need is read with it. Raises
+        UnreadableVideo.
 
-        Whichever reader comes first, and whether a clip is kept or read again, its frames are the same.
+        Whichever reader comes first, and whether a clip is kept or read again, its frames are the
+        same.
         """
         number = spec.position // self._repeats
         with self._changing:

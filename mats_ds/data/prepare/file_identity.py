@@ -1,8 +1,9 @@
-"""Identity of a file, to tell later whether it has changed: its size and times, in doubt its content.
+"""Identity of a file, to tell later whether it has changed: its size and times, in doubt its
+content.
 
-Times are only compared for being equal, so a clock that jumps does no harm. The time of modification can be set, and `cp -p`,
-`rsync -t` and `tar` do set it; the time of change cannot. Where only that one differs (a `chmod` is enough), samples of the
-content decide.
+Times are only compared for being equal, so a clock that jumps does no harm. The time of
+modification can be set, and `cp -p`, `rsync -t` and `tar` do set it; the time of change cannot.
+Where only that one differs (a `chmod` is enough), samples of the content decide.
 """
 
 from __future__ import annotations
@@ -18,7 +19,8 @@ NUM_SAMPLES = 16
 
 @dataclass(frozen=True)
 class FileIdentity:
-    """changed_ns, sample: None where they were not noted (by an older program, or of what is no regular file)."""
+    """changed_ns, sample: None where they were not noted (by an older program, or of what is no
+    regular file)."""
 
     num_bytes: int
     modified_ns: int
@@ -33,7 +35,8 @@ def identify(path: str | os.PathLike[str]) -> FileIdentity:
 
 
 def with_sample(path: str | os.PathLike[str], identity: FileIdentity) -> FileIdentity:
-    """The identity that the file had, with samples of its content, to be noted once the file has been read."""
+    """The identity that the file had, with samples of its content, to be noted once the file has
+    been read."""
     try:
         sample = sample_content(path, identity.num_bytes)
     except (OSError, ValueError):
@@ -54,7 +57,8 @@ def is_same_file(path: str | os.PathLike[str], now: FileIdentity, then: FileIden
 
 
 def sample_content(path: str | os.PathLike[str], num_bytes: int) -> str:
-    """SHA-256 of NUM_SAMPLES parts spread evenly over a file, of all of it where it is short; in hexadecimal digits.
+    """SHA-256 of NUM_SAMPLES parts spread evenly over a file, of all of it where it is short; in
+    hexadecimal digits.
 
     Raises OSError where it cannot be read, and ValueError where it is no regular file.
     """

@@ -1,6 +1,8 @@
-"""The length that a file's header promises, against what it holds: a file that is much shorter was torn off.
+"""The length that a file's header promises, against what it holds: a file that is much shorter was
+torn off.
 
-A torn MP4 cannot be opened at all; a torn Matroska, AVI or transport stream reads like a whole one, up to where it ends.
+A torn MP4 cannot be opened at all; a torn Matroska, AVI or transport stream reads like a whole one,
+up to where it ends.
 """
 
 from __future__ import annotations
@@ -9,7 +11,8 @@ import contextlib
 
 import av
 
-# A file whose header promises this much more than it holds is taken for torn; headers are often off by a frame or two.
+# A file whose header promises this much more than it holds is taken for torn; headers are often off
+# by a frame or two.
 TORN_SHARE, TORN_SECONDS = 0.1, 1.0
 TELL_THE_END = ("matroska,webm", "asf")
 
@@ -26,12 +29,15 @@ def describe_torn_end(container: av.container.InputContainer, stream: av.VideoSt
 
 
 def promised_seconds(container: av.container.InputContainer, stream: av.VideoStream) -> float:
-    """The length of the video stream by the header, from its first packet on; 0 where it has nothing on this stream.
+    """The length of the video stream by the header, from its first packet on; 0 where it has
+    nothing on this stream.
 
-    Matroska has, in its segment and in the tag that FFmpeg writes for each track, when the last frame ends and not how long
-    all of them last: pictures from 2 s to 5 s have a DURATION of 5 s. So does ASF.
+    Matroska has, in its segment and in the tag that FFmpeg writes for each track, when the last
+    frame ends and not how long all of them last: pictures from 2 s to 5 s have a DURATION of 5 s.
+    So does ASF.
     """
-    alone = all(other is stream for other in container.streams)  # sound may go on for longer than the picture
+    # sound may go on for longer than the picture
+    alone = all(other is stream for other in container.streams)
     promised = _tagged_seconds(stream)
     if stream.duration:
         promised = float(stream.duration * stream.time_base)
@@ -43,7 +49,8 @@ def promised_seconds(container: av.container.InputContainer, stream: av.VideoStr
 
 
 def _tagged_seconds(stream: av.VideoStream) -> float | None:
-    """The content of Matroska's tag DURATION, as FFmpeg and MKVToolNix write it: 00:00:05.023000000."""
+    """The content of Matroska's tag DURATION, as FFmpeg and MKVToolNix write it:
+    00:00:05.023000000."""
     hours, _, rest = stream.metadata.get("DURATION", "").partition(":")
     minutes, _, seconds = rest.partition(":")
     with contextlib.suppress(ValueError):
@@ -57,5 +64,6 @@ def _begin(stream: av.VideoStream) -> float:
 
 
 def _clock_start(container: av.container.InputContainer) -> float:
-    """The time stamp in seconds at which the clock shows 0; a microsecond off, which does not matter here."""
+    """The time stamp in seconds at which the clock shows 0; a microsecond off, which does not
+    matter here."""
     return (container.start_time or 0) / av.time_base

@@ -1,6 +1,8 @@
-"""A journal of finished work: lines of JSON in a file, added by one process at a time, from which a later run resumes.
+"""A journal of finished work: lines of JSON in a file, added by one process at a time, from which a
+later run resumes.
 
-Lines are only added. A run that is killed may leave a torn last line; the next run ends it, and readers pass it over.
+Lines are only added. A run that is killed may leave a torn last line; the next run ends it, and
+readers pass it over.
 """
 
 from __future__ import annotations
@@ -36,10 +38,12 @@ class Journal:
         self._synced_seconds = time.monotonic()
         file.seek(0)
         self.lines = file.read().split("\n")
-        self._line_end = "\n" if self.lines[-1] else ""  # of a torn last line, to be written before the first of ours
+        # of a torn last line, to be written before the first of ours
+        self._line_end = "\n" if self.lines[-1] else ""
 
     def add(self, line: str) -> None:
-        """Add a line, which a kill of this process cannot lose any more; a power cut may take the last SYNC_SECONDS."""
+        """Add a line, which a kill of this process cannot lose any more; a power cut may take the
+        last SYNC_SECONDS."""
         self._file.write(f"{self._line_end}{line}\n")
         self._file.flush()
         self._line_end = ""
@@ -56,7 +60,8 @@ class Journal:
 def open_journal(path: Path, *, command: str, holder: Path | None = None) -> Iterator[Journal]:
     """The journal, which is made where there is none, locked against other processes.
 
-    holder: file that names this process for those who are refused, while the journal is open; another program's is left alone.
+    holder: file that names this process for those who are refused, while the journal is open;
+    another program's is left alone.
     Raises ValueError while another process has the journal, and where it is no regular file.
     """
     refuse_wrong_kind(path)
@@ -79,7 +84,8 @@ def open_journal(path: Path, *, command: str, holder: Path | None = None) -> Ite
 
 
 def read_entries(lines: Iterable[str]) -> Iterator[dict[str, Any]]:
-    """The objects of those lines that hold one; others, torn or of somebody else, are passed over."""
+    """The objects of those lines that hold one; others, torn or of somebody else, are passed
+    over."""
     for line in lines:
         with contextlib.suppress(ValueError):
             entry = parse_json(line)
@@ -89,10 +95,11 @@ def read_entries(lines: Iterable[str]) -> Iterator[dict[str, Any]]:
 
 @contextlib.contextmanager
 def resumable(done: str, *, journal: str | os.PathLike[str]) -> Iterator[None]:
-    """A block that SIGTERM ends as Ctrl-C does, and whose early end reports that the same command goes on.
+    """A block that SIGTERM ends as Ctrl-C does, and whose early end reports that the same command
+    goes on.
 
-    done: "checked", "copied". Raises ValueError where workers do not start and where the system refuses something (no
-    room, no permission); KeyboardInterrupt with the line for the user.
+    done: "checked", "copied". Raises ValueError where workers do not start and where the system
+    refuses something (no room, no permission); KeyboardInterrupt with the line for the user.
     """
     is_main = threading.current_thread() is threading.main_thread()
     on_terminate = signal.signal(signal.SIGTERM, signal.default_int_handler) if is_main else None

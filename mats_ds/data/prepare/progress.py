@@ -15,9 +15,11 @@ FALLBACK_COLUMNS = 100  # for terminals whose width is not known
 
 
 class Progress:
-    """Call it with (files done, files, bad ones): a bar on a terminal, elsewhere a line every ten seconds.
+    """Call it with (files done, files, bad ones): a bar on a terminal, elsewhere a line every ten
+    seconds.
 
-    verb: "check", "copy". The first call is made before any file is done; files that are done then need no work.
+    verb: "check", "copy". The first call is made before any file is done; files that are done then
+    need no work.
     """
 
     def __init__(self, verb: str, stream: TextIO | None = None) -> None:

@@ -1,7 +1,8 @@
-"""Give a finished file its name: flushed to the disk, noted in a record first, and never replacing somebody else's file.
+"""Give a finished file its name: flushed to the disk, noted in a record first, and never replacing
+somebody else's file.
 
-Unfinished files lie beside their targets under names that begin with a dot and a prefix of their own, `.PREFIX.0.part`, so that
-whoever cleans up after a kill can distinguish them from all others.
+Unfinished files lie beside their targets under names that begin with a dot and a prefix of their
+own, `.PREFIX.0.part`, so that whoever cleans up after a kill can distinguish them from all others.
 """
 
 from __future__ import annotations
@@ -22,8 +23,8 @@ PART = ".part"
 class Publisher:
     """Names of the unfinished files of one task, and the existing files that they may replace.
 
-    record: file that each finished file is noted in (own_files.py), None: nowhere. replaceable: absolute paths of files
-    that may be replaced, None: whatever has the target's name.
+    record: file that each finished file is noted in (own_files.py), None: nowhere. replaceable:
+    absolute paths of files that may be replaced, None: whatever has the target's name.
     """
 
     prefix: str = field(default_factory=lambda: secrets.token_hex(8))
@@ -31,7 +32,8 @@ class Publisher:
     replaceable: frozenset[str] | None = None
 
     def open_part(self, folder: Path, what: str | int = 0) -> Path:
-        """An empty file in `folder` to write into; one of this name that a kill has left is taken away first."""
+        """An empty file in `folder` to write into; one of this name that a kill has left is taken
+        away first."""
         part = folder / f".{self.prefix}.{what}{PART}"
         with contextlib.suppress(FileNotFoundError):
             part.unlink()
@@ -43,7 +45,8 @@ class Publisher:
         remove_parts(folder, f".{self.prefix}.")
 
     def check_target(self, target: Path) -> None:
-        """Raises FileExistsError where the target would take the place of a file that may not be replaced."""
+        """Raises FileExistsError where the target would take the place of a file that may not be
+        replaced."""
         if self.replaceable is not None and os.path.lexists(target) and os.path.abspath(target) not in self.replaceable:
             raise FileExistsError(f"{target} exists and was not written by this command: move it away")
 
@@ -54,7 +57,8 @@ class Publisher:
             return
         own = OwnFiles(os.path.dirname(self.record))
         with open_to_append(Path(self.record)) as record:
-            record.write("\n" + own.note(target, hash_file(part)))  # a torn line before it does no harm
+            # a torn line before it does no harm
+            record.write("\n" + own.note(target, hash_file(part)))
             record.flush()
             os.fsync(record.fileno())
 

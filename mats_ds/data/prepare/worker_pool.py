@@ -1,11 +1,13 @@
-"""Run a function on many files in worker processes, where one that crashes, hangs or is killed costs one file, which is named.
+"""Run a function on many files in worker processes, where one that crashes, hangs or is killed
+costs one file, which is named.
 
     for path, result in run_tasks(check_one, paths, num_workers=2, timeout_seconds=300.0): ...
 
-A worker is a fresh interpreter: a fork would copy the parent's threads and locks, and the parent's main module may have
-imported torch. It gets one task at a time, so the task of a dead worker is always known; another worker replaces it. While
-frames come it sends a heartbeat about twice a second, and it is killed after `timeout_seconds` without one. Workers ignore Ctrl-C
-(the parent decides) and end by themselves within a second when the parent is gone.
+A worker is a fresh interpreter: a fork would copy the parent's threads and locks, and the parent's
+main module may have imported torch. It gets one task at a time, so the task of a dead worker is
+always known; another worker replaces it. While frames come it sends a heartbeat about twice a
+second, and it is killed after `timeout_seconds` without one. Workers ignore Ctrl-C (the parent
+decides) and end by themselves within a second when the parent is gone.
 """
 
 from __future__ import annotations
@@ -40,14 +42,16 @@ ONE_THREAD = {name: "1" for name in ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", 
 MAX_DEATHS_AT_START = 3  # in a row
 POLL_SECONDS = HEARTBEAT_SECONDS = 0.5
 START_SECONDS = 120.0  # to import numpy and PyAV from a slow disk
-DYING_SECONDS = 5.0  # between the end of a worker's messages and its own; dumping its memory may take a while
+# between the end of a worker's messages and its own; dumping its memory may take a while
+DYING_SECONDS = 5.0
 ERROR_BYTES = 2000
 READY, HEARTBEAT, RESULT = "ready", "heartbeat", "result"  # kinds of messages of a worker
 
 
 @dataclass(frozen=True)
 class Failure:
-    """A task without a result, and why. The machine may be to blame, so that another attempt may succeed."""
+    """A task without a result, and why. The machine may be to blame, so that another attempt may
+    succeed."""
 
     reason: str
 
@@ -64,12 +68,15 @@ def count_cores() -> int:
 def run_tasks(
     function: Callable[..., Result], tasks: Sequence[Task], *, num_workers: int, timeout_seconds: float
 ) -> Iterator[tuple[Task, Result | Failure]]:
-    """Each task with its result, in the order in which they finish. Closing the iterator kills all workers.
+    """Each task with its result, in the order in which they finish. Closing the iterator kills all
+    workers.
 
-    function: called in a worker as `function(task, on_heartbeat=...)`; importable by its name, as it is not copied. It calls
-    `on_heartbeat()`, as often as it likes, while it makes progress. An exception that it raises is a Failure.
+    function: called in a worker as `function(task, on_heartbeat=...)`; importable by its name, as
+    it is not copied. It calls `on_heartbeat()`, as often as it likes, while it makes progress. An
+    exception that it raises is a Failure.
     tasks: anything that can be pickled, but None.
-    Raises WorkersFailed with the last error of a worker when several in a row end before they can take a task.
+    Raises WorkersFailed with the last error of a worker when several in a row end before they can
+    take a task.
     """
     pool = _Pool(function, tasks, timeout_seconds)
     try:
@@ -115,11 +122,13 @@ class _Worker(Generic[Task]):
         return time.monotonic() - self.heard_seconds > limit_seconds and not self.pipe.poll()
 
     def end(self, *, grace_seconds: float = 0.0) -> str:
-        """Kill it if it still lives after `grace_seconds`; how it ended, with the last line that it printed."""
+        """Kill it if it still lives after `grace_seconds`; how it ended, with the last line that it
+        printed."""
         with contextlib.suppress(subprocess.TimeoutExpired):
             self.process.wait(grace_seconds)
         self.process.kill()
-        with contextlib.suppress(subprocess.TimeoutExpired):  # one that waits for a dead disk cannot even be killed
+        # one that waits for a dead disk cannot even be killed
+        with contextlib.suppress(subprocess.TimeoutExpired):
             self.process.wait(DYING_SECONDS)
         self.pipe.close()
         self.errors.seek(max(0, self.errors.seek(0, os.SEEK_END) - ERROR_BYTES))
@@ -143,7 +152,8 @@ class _Pool(Generic[Task, Result]):
         self.workers.append(_Worker(self.function))
 
     def collect(self) -> list[tuple[Task, Result | Failure]]:
-        """The results of the next moment; workers that are free get new tasks, and those that are dead or silent are replaced."""
+        """The results of the next moment; workers that are free get new tasks, and those that are
+        dead or silent are replaced."""
         results: list[tuple[Task, Result | Failure]] = []
         by_pipe = {worker.pipe: worker for worker in self.workers}
         for pipe in wait([*by_pipe], POLL_SECONDS):
@@ -182,7 +192,8 @@ class _Pool(Generic[Task, Result]):
             worker.task = self.waiting.popleft()
 
     def _replace(self, worker: _Worker[Task], reason: str = "") -> list[tuple[Task, Failure]]:
-        """Put a new worker in the place of one that is dead; the failure of the task that it had, if any."""
+        """Put a new worker in the place of one that is dead; the failure of the task that it had,
+        if any."""
         self.workers.remove(worker)
         ended = worker.end(grace_seconds=DYING_SECONDS)
         if not worker.is_ready:

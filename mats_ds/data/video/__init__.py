@@ -1,7 +1,9 @@
-"""One video file: its container, its index, its decoded frames. The way through it, from the caller's side:
+"""One video file: its container, its index, its decoded frames. The way through it, from the
+caller's side:
 
 frames         read_frames, video_facts: the public functions for notebooks
-decode         frame_numbers: ClipSpec -> frame numbers; visit_frames: frame numbers -> decoded pictures
+decode         frame_numbers: ClipSpec -> frame numbers; visit_frames: frame numbers -> decoded
+               pictures
 clip_frames    the crops of one clip, scaled and flipped; colour conversion
 indexing       index_video: a file -> VideoIndex, from its packets and one picture
 index          VideoIndex: frames with their times, keyframes, orientation; a cache of indices

@@ -1,11 +1,13 @@
-"""Decoded pictures of a clip -> its frames as they are trained on: the crop, scaled and flipped, uint8 [T, height, width, 3].
+"""Decoded pictures of a clip -> its frames as they are trained on: the crop, scaled and flipped,
+uint8 [T, height, width, 3].
 
-Done by the thread that decodes, on it alone, where DALI is not at hand: on a CPU, and for what no hardware decoder takes. Torch
-scales uint8 pictures as DALI does (triangle filter, widened where it shrinks): over real clips the two differ by 0.03 to 0.17
-levels of 255 on average, by one at most in 99 of 100 values (more only at the border, where DALI filters over pixels outside of
-the crop). CPU ms for a crop of 230 x 230 to 224 x 224, 16 frames, colour conversion included: 2.3, and 0.3 to mirror them; DALI's
-CPU resize needed 15, libswscale's scaler from YUV to RGB 5.4, and 2.2 in two steps (YUV scaled, then converted), but then a
-level off on average and up to 85 where colours meet.
+Done by the thread that decodes, on it alone, where DALI is not at hand: on a CPU, and for what no
+hardware decoder takes. Torch scales uint8 pictures as DALI does (triangle filter, widened where it
+shrinks): over real clips the two differ by 0.03 to 0.17 levels of 255 on average, by one at most in
+99 of 100 values (more only at the border, where DALI filters over pixels outside of the crop). CPU
+ms for a crop of 230 x 230 to 224 x 224, 16 frames, colour conversion included: 2.3, and 0.3 to
+mirror them; DALI's CPU resize needed 15, libswscale's scaler from YUV to RGB 5.4, and 2.2 in two
+steps (YUV scaled, then converted), but then a level off on average and up to 85 where colours meet.
 """
 
 from __future__ import annotations
@@ -20,13 +22,16 @@ from av.video.reformatter import Interpolation, VideoReformatter
 from mats_ds.core.clips import CropSpec, RandomResizedCropSpec
 from mats_ds.data.video.index import VideoIndex
 
-SPARE = 2  # large pictures are first shrunk to a crop that keeps at least twice the wanted resolution
+# large pictures are first shrunk to a crop that keeps at least twice the wanted resolution
+SPARE = 2
 
 
 class ClipCropper:
-    """Collects the pictures of one clip (`take`), then gives its frames. Holds the crops only, never whole pictures.
+    """Collects the pictures of one clip (`take`), then gives its frames. Holds the crops only,
+    never whole pictures.
 
-    numbers_T: frame numbers, repeats allowed; `crop` refers to the upright picture; `size` is (height, width).
+    numbers_T: frame numbers, repeats allowed; `crop` refers to the upright picture; `size` is
+    (height, width).
     """
 
     def __init__(
@@ -35,7 +40,8 @@ class ClipCropper:
         crop = crop.resolve(*index.upright_size)
         self._size, self._flip, self._orientation = size, crop.flip, index.orientation
         numbers = numbers_T.tolist()
-        self._row_of = {number: row for row, number in enumerate(dict.fromkeys(numbers))}  # U different frames
+        # U different frames
+        self._row_of = {number: row for row, number in enumerate(dict.fromkeys(numbers))}
         self._rows_T = [self._row_of[number] for number in numbers]
         shrink = shrink_factor(crop, index.upright_size, size)
         height, width = max(1, index.height // shrink), max(1, index.width // shrink)
@@ -64,7 +70,8 @@ class ClipCropper:
 
 
 def shrink_factor(crop: CropSpec, picture: tuple[int, int], size: tuple[int, int]) -> int:
-    """The whole number by which an upright picture can be divided first, its crop still being SPARE times as large as needed."""
+    """The whole number by which an upright picture can be divided first, its crop still being SPARE
+    times as large as needed."""
     _, _, height, width = crop.box(*picture)
     return max(1, min(height // (SPARE * size[0]), width // (SPARE * size[1])))
 
@@ -75,7 +82,8 @@ def scale_pictures(pictures_THWC: np.ndarray, *, size: tuple[int, int]) -> np.nd
         return pictures_THWC
     import torch  # the workers of prepare.py, which only convert colours, start without it
 
-    # Channels last, contiguous: on x86-64 torch has a kernel for it that works on uint8 and on the calling thread alone.
+    # Channels last, contiguous: on x86-64 torch has a kernel for it that works on uint8 and on the
+    # calling thread alone.
     pictures_TCHW = torch.from_numpy(pictures_THWC).permute(0, 3, 1, 2)
     scaled_TCHW = torch.nn.functional.interpolate(pictures_TCHW, size=size, mode="bilinear", antialias=True)
     return scaled_TCHW.permute(0, 2, 3, 1).contiguous().numpy()
@@ -84,8 +92,8 @@ def scale_pictures(pictures_THWC: np.ndarray, *, size: tuple[int, int]) -> np.nd
 def reverse_rows(pictures_THWC: np.ndarray) -> np.ndarray:
     """uint8 pictures with the bytes of each row in reverse: mirrored, and BGR turned into RGB.
 
-    Why not a plain flip: numpy moves pixels of three bytes one by one (6 ms a clip), and torch would use threads of its own.
-    Words of eight bytes take 0.3 ms.
+    Why not a plain flip: numpy moves pixels of three bytes one by one (6 ms a clip), and torch
+    would use threads of its own. Words of eight bytes take 0.3 ms.
     """
     num_pictures, height, width, colours = pictures_THWC.shape
     rows = pictures_THWC.reshape(num_pictures * height, width * colours)
@@ -97,7 +105,8 @@ def reverse_rows(pictures_THWC: np.ndarray) -> np.ndarray:
 
 
 class RgbConverter:
-    """Converts pictures of one size to RGB of `height` x `width`, the same size or smaller; to BGR if it reverses colours."""
+    """Converts pictures of one size to RGB of `height` x `width`, the same size or smaller; to BGR
+    if it reverses colours."""
 
     def __init__(self, height: int, width: int, *, shrinks: bool = False, reverses_colours: bool = False) -> None:
         self._height, self._width = height, width
@@ -113,7 +122,8 @@ class RgbConverter:
         return picture_HWC
 
     def _view(self, frame: av.VideoFrame, options: dict[str, object]) -> np.ndarray | None:
-        """None for a picture that needs no conversion and is stored from the bottom up (BGR AVI): its memory begins elsewhere."""
+        """None for a picture that needs no conversion and is stored from the bottom up (BGR AVI):
+        its memory begins elsewhere."""
         picture = self._reformatter.reformat(frame, width=self._width, height=self._height, **options)
         plane = picture.planes[0]
         if plane.line_size < 0:
@@ -124,11 +134,13 @@ class RgbConverter:
 
 @functools.lru_cache(maxsize=2)
 def _reformat_options(*, shrinks: bool) -> dict[str, object]:
-    """How colours are converted, on one thread, as far as the installed PyAV knows how to ask for it.
+    """How colours are converted, on one thread, as far as the installed PyAV knows how to ask for
+    it.
 
-    At full size by libswscale's quick way, one level of 255 too dark on average, as decord does it: exact rounding and full
-    chroma cost 7 ms for a clip of 340 x 256, as much as a fifth of its decoding. Pictures that shrink are averaged exactly:
-    the quick way would darken them by two levels.
+    At full size by libswscale's quick way, one level of 255 too dark on average, as decord does it:
+    exact rounding and full chroma cost 7 ms for a clip of 340 x 256, as much as a fifth of its
+    decoding. Pictures that shrink are averaged exactly: the quick way would darken them by two
+    levels.
     """
     plain = exact = Interpolation.AREA if shrinks else Interpolation.BILINEAR
     if shrinks:

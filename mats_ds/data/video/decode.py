@@ -1,15 +1,18 @@
-"""(file, frame numbers) -> decoded pictures on the CPU, by PyAV: every codec, exact frame numbers, as little decoding as needed.
+"""(file, frame numbers) -> decoded pictures on the CPU, by PyAV: every codec, exact frame numbers,
+as little decoding as needed.
 
 Three decoding paths, tried in this order:
-1. Where the index knows which bytes every packet takes (H.264 in MP4, MPEG-4 in AVI), only the packets that the wanted frames
-   depend on are read and decoded, without the container.
-2. Else the container is positioned at the keyframe before the first wanted frame, and again wherever the way to the next one
-   is long; frames that nobody refers to and nobody wants are skipped. Where times cannot be sought exactly or trusted, key
-   packets are known by their bytes instead (mats_ds.data.video.packet_seek).
+1. Where the index knows which bytes every packet takes (H.264 in MP4, MPEG-4 in AVI), only the
+   packets that the wanted frames depend on are read and decoded, without the container.
+2. Else the container is positioned at the keyframe before the first wanted frame, and again
+   wherever the way to the next one is long; frames that nobody refers to and nobody wants are
+   skipped. Where times cannot be sought exactly or trusted, key packets are known by their bytes
+   instead (mats_ds.data.video.packet_seek).
 3. What that does not bring is decoded from the start and counted.
-CPU ms for a clip of 16 frames at stride 4 from H.264 of 340 x 256, container and all, before and after the first path was
-introduced: GOP 250 23.8, 20.9; GOP 12 20.4, 18.0; training copies 8.6, 7.1; not a bit differs. FFmpeg's flag "fast" was tried
-too: it saves nothing. Skipping the loop filter would save more, but changes the pictures.
+CPU ms for a clip of 16 frames at stride 4 from H.264 of 340 x 256, container and all, before and
+after the first path was introduced: GOP 250 23.8, 20.9; GOP 12 20.4, 18.0; training copies 8.6,
+7.1; not a bit differs. FFmpeg's flag "fast" was tried too: it saves nothing. Skipping the loop
+filter would save more, but changes the pictures.
 """
 
 from __future__ import annotations
@@ -30,29 +33,34 @@ from mats_ds.data.video.indexing import index_video
 from mats_ds.data.video.packet_seek import read_by_key_packets
 from mats_ds.data.video.packets import PacketTable
 
-# Decoders for which leaving out unwanted non-reference frames changes no bit of the others; dav1d drops wanted ones.
+# Decoders for which leaving out unwanted non-reference frames changes no bit of the others; dav1d
+# drops wanted ones.
 SKIPPING_CODECS = frozenset(("h264", "hevc", "mpeg4"))
-# A later keyframe is sought only beyond this distance: to decode the few frames up to it costs less than to start anew.
+# A later keyframe is sought only beyond this distance: to decode the few frames up to it costs less
+# than to start anew.
 SEEK_FRAMES = 24
-# Called with the number of a wanted frame and its picture; a second call for a number replaces the first.
+# Called with the number of a wanted frame and its picture; a second call for a number replaces the
+# first.
 Take = Callable[[int, av.VideoFrame], None]
 
 
 def frame_numbers(spec: ClipSpec, *, index: VideoIndex) -> np.ndarray:
     """The frames of a clip, int64 [T], ascending.
 
-    Only frames whose time lies in [first_seconds, last_seconds) are used. Dense: T frames spread evenly over `span` frames,
-    beginning at the fraction `start` of the possible beginnings; over all of a range that is shorter than the span (repeated
-    if it has fewer than T). With `span_seconds` the same in time: at each of T moments the frame that is shown then, so frame
-    rates may differ or vary. Uniform: the range is cut into T equal segments, whose borders need not fall on frames;
-    `segment_starts` (or `start` for all) says which frame of each.
+    Only frames whose time lies in [first_seconds, last_seconds) are used. Dense: T frames spread
+    evenly over `span` frames, beginning at the fraction `start` of the possible beginnings; over
+    all of a range that is shorter than the span (repeated if it has fewer than T). With
+    `span_seconds` the same in time: at each of T moments the frame that is shown then, so frame
+    rates may differ or vary. Uniform: the range is cut into T equal segments, whose borders need
+    not fall on frames; `segment_starts` (or `start` for all) says which frame of each.
     Raises UnreadableVideo when no frame lies in the range.
     """
     first, last = _allowed_range(spec, index)
     num_allowed = last - first
     steps_T = np.arange(spec.num_frames)
     if spec.sampling == "uniform":
-        # 2**20ths keep the arithmetic in whole numbers, hence the same everywhere; upwards, so that 0.9 of ten frames is 9.
+        # 2**20ths keep the arithmetic in whole numbers, hence the same everywhere; upwards, so that
+        # 0.9 of ten frames is 9.
         fractions_T = np.array(spec.segment_starts or spec.num_frames * (spec.start,))
         assert len(fractions_T) == spec.num_frames, "a uniform clip has a fraction for each of its segments"
         shifts_T = np.minimum(np.ceil(fractions_T * 2**20), 2**20 - 1).astype(np.int64)
@@ -67,7 +75,8 @@ def frame_numbers(spec: ClipSpec, *, index: VideoIndex) -> np.ndarray:
 
 
 def _shown_at(seconds_F: np.ndarray, spec: ClipSpec, *, last_seconds: float) -> np.ndarray:
-    """For T moments spread over `span_seconds`, the number of the frame that is shown; the last frame lasts `last_seconds`."""
+    """For T moments spread over `span_seconds`, the number of the frame that is shown; the last
+    frame lasts `last_seconds`."""
     duration = seconds_F[-1] + last_seconds - seconds_F[0]
     span = min(spec.span_seconds, duration)
     moments_T = seconds_F[0] + spec.start * (duration - span) + np.arange(spec.num_frames) * span / spec.num_frames
@@ -122,7 +131,8 @@ def visit_frames(path: str, numbers: np.ndarray, *, index: VideoIndex, take: Tak
 
 
 def visit_shown_frames(path: str, numbers: np.ndarray, *, index: VideoIndex, take: Take) -> None:
-    """The same with damaged frames, as a decoding from the start shows them: what the decoder made of what is left.
+    """The same with damaged frames, as a decoding from the start shows them: what the decoder made
+    of what is left.
 
     Raises UnreadableVideo when one of them does not come at all.
     """
@@ -145,7 +155,8 @@ def visit_shown_frames(path: str, numbers: np.ndarray, *, index: VideoIndex, tak
 
 
 def _decode_packets(path: str, index: VideoIndex, wanted: np.ndarray, take: Take) -> None:
-    """Keyframe by keyframe, what the wanted frames depend on: the decoder is emptied at the end of each."""
+    """Keyframe by keyframe, what the wanted frames depend on: the decoder is emptied at the end of
+    each."""
     table = index.packets
     decoder = _open_decoder(table)
     missing = set(wanted.tolist())
@@ -168,15 +179,17 @@ def _open_decoder(table: PacketTable) -> av.CodecContext:
     decoder.thread_count = 1
     decoder.thread_type = "NONE"
     if table.codec == "h264":
-        # Without the container it is unknown how far pictures are reordered; a strict decoder assumes the most that the
-        # stream's level allows instead of guessing and dropping what comes too late. The pictures are the same.
+        # Without the container it is unknown how far pictures are reordered; a strict decoder
+        # assumes the most that the stream's level allows instead of guessing and dropping what
+        # comes too late. The pictures are the same.
         decoder.options = {"strict": "1"}
     decoder.open()
     return decoder
 
 
 def _packet_ranges(table: PacketTable, wanted: np.ndarray) -> list[tuple[int, int]]:
-    """(first, last) packet of each keyframe that wanted frames depend on: itself and the last of those frames."""
+    """(first, last) packet of each keyframe that wanted frames depend on: itself and the last of
+    those frames."""
     keyframe_of = np.maximum(np.searchsorted(table.keyframe_number_K, wanted, side="right") - 1, 0)
     beginnings = np.flatnonzero(np.diff(keyframe_of, prepend=-1))
     last = np.maximum.reduceat(table.packet_F[wanted], beginnings)
@@ -188,7 +201,8 @@ def _needed_packets(file: int, table: PacketTable, first: int, last: int, wanted
     columns = (table.number_P, table.is_reference_P, table.offset_P, table.size_P)
     for number, is_reference, offset, size in zip(*(column[here].tolist() for column in columns), strict=True):
         if is_reference or number in wanted:
-            packet = av.Packet(size)  # with the zeros behind it that decoders read; bytes handed over have none
+            # with the zeros behind it that decoders read; bytes handed over have none
+            packet = av.Packet(size)
             packet.update(os.pread(file, size, offset))
             packet.pts = number
             packet.is_keyframe = offset == table.offset_P[first]
@@ -244,7 +258,8 @@ def _decode_by_seeking(path: str, index: VideoIndex, wanted: np.ndarray, take: T
             container.seek(int(index.keyframe_seek_K[keyframe]), stream=stream, backward=True)
             has_begun = False
             for packet in container.demux(stream):
-                # What a container marks as a key sample may be none: decoding begins with the key picture itself.
+                # What a container marks as a key sample may be none: decoding begins with the key
+                # picture itself.
                 has_begun = has_begun or packet.pts == index.keyframe_pts_K[keyframe]
                 if not has_begun:
                     continue
@@ -263,7 +278,8 @@ def _decode_by_seeking(path: str, index: VideoIndex, wanted: np.ndarray, take: T
 
 
 def _runs(index: VideoIndex, wanted: np.ndarray) -> list[tuple[int, list[int]]]:
-    """The number of the key picture to begin with, and the wanted frames to decode from there on."""
+    """The number of the key picture to begin with, and the wanted frames to decode from there
+    on."""
     # A frame belongs to the last keyframe that is not shown after it.
     keyframe_of = np.maximum(np.searchsorted(index.keyframe_pts_K, index.pts_F[wanted], side="right") - 1, 0)
     number_of_K = np.searchsorted(index.pts_F, index.keyframe_pts_K)
@@ -290,7 +306,8 @@ def _decode_from_start(path: str, index: VideoIndex, wanted: np.ndarray, take: T
 
 
 def _frames(container: av.container.InputContainer, stream: av.VideoStream, *, passes_over: bool) -> Iterator[av.VideoFrame]:
-    """All frames; `passes_over`: packets that do not decode are none, as when the file was decoded for its index."""
+    """All frames; `passes_over`: packets that do not decode are none, as when the file was decoded
+    for its index."""
     for packet in container.demux(stream):
         try:
             yield from packet.decode()

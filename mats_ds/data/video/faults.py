@@ -1,7 +1,8 @@
 """A bad file and FFmpeg's error -> a reason that a person understands.
 
-FFmpeg answers most broken files with "Invalid data found when processing input". The first and last bytes usually show more:
-an error page that was saved as .mp4, a picture, a download that broke off, an encrypted stream.
+FFmpeg answers most broken files with "Invalid data found when processing input". The first and last
+bytes usually show more: an error page that was saved as .mp4, a picture, a download that broke off,
+an encrypted stream.
 """
 
 from __future__ import annotations
@@ -21,7 +22,8 @@ KINDS = (
     (b"\x1f\x8b", "a gzip archive"),
     (b"version https://git-lfs", "a Git LFS pointer (run `git lfs pull`)"),
 )
-# Matroska: ContentEncodingType 1 (encryption); MP4: sample entries and boxes of common encryption (ISO/IEC 23001-7).
+# Matroska: ContentEncodingType 1 (encryption); MP4: sample entries and boxes of common encryption
+# (ISO/IEC 23001-7).
 ENCRYPTION_MARKS = (b"\x50\x33\x81\x01", b"encv", b"schmcenc", b"schmcbcs")
 
 

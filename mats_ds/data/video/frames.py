@@ -1,7 +1,9 @@
-"""(video file, frame numbers) -> pictures, for notebooks and for checks from outside; and what the file holds.
+"""(video file, frame numbers) -> pictures, for notebooks and for checks from outside; and what the
+file holds.
 
-Both are what training reads, by the same index and the same decoding. Only the conversion of colours is another: training takes
-libswscale's quick way, one level of 255 too dark on average; here it is PyAV's `to_ndarray(format="rgb24")`, to the bit.
+Both are what training reads, by the same index and the same decoding. Only the conversion of
+colours is another: training takes libswscale's quick way, one level of 255 too dark on average;
+here it is PyAV's `to_ndarray(format="rgb24")`, to the bit.
 """
 
 from __future__ import annotations
@@ -28,12 +30,14 @@ NO_GPU = "there is no GPU here; NVDEC where there is one"
 class VideoFacts:
     """What a video file holds, from its packets and not from its header.
 
-    num_frames: F, those that decoding from the start to the end shows. height, width: of the upright picture. seconds: float64
-    [F], when each frame is shown on the file's clock, on which players and a manifest's `start` and `end` count. rate: frames a
-    second, the mean from the first frame to the last one. codec, container, pixel_format: FFmpeg's names. decoder: "NVDEC" or
-    "PyAV", what training on this machine decodes it with; decoder_reason: why it is not NVDEC, "" if it is. damaged_frames:
-    int64 numbers of frames that are damaged or follow a damaged one in their group; known where the headers of the file do
-    not prove its frames, so that it was decoded once. Only `prepare.py check` decodes every file.
+    num_frames: F, those that decoding from the start to the end shows. height, width: of the
+    upright picture. seconds: float64 [F], when each frame is shown on the file's clock, on which
+    players and a manifest's `start` and `end` count. rate: frames a second, the mean from the first
+    frame to the last one. codec, container, pixel_format: FFmpeg's names. decoder: "NVDEC" or
+    "PyAV", what training on this machine decodes it with; decoder_reason: why it is not NVDEC, ""
+    if it is. damaged_frames: int64 numbers of frames that are damaged or follow a damaged one in
+    their group; known where the headers of the file do not prove its frames, so that it was decoded
+    once. Only `prepare.py check` decodes every file.
     """
 
     num_frames: int
@@ -57,10 +61,11 @@ class VideoFacts:
 def read_frames(path: str | os.PathLike[str], numbers: Iterable[int]) -> np.ndarray:
     """The frames of these numbers, uint8 RGB [T, H, W, 3], upright and mirrored as the file says.
 
-    Numbers count from 0 the frames that decoding from the start to the end shows; any order, repeats allowed. Pictures of
-    another size than the first one's (a stream that changes it midway) are scaled to that. Damaged frames, which training
-    refuses, come as decoding shows them.
-    Raises ValueError for numbers that the file has not, and for a file or a frame that cannot be read.
+    Numbers count from 0 the frames that decoding from the start to the end shows; any order,
+    repeats allowed. Pictures of another size than the first one's (a stream that changes it midway)
+    are scaled to that. Damaged frames, which training refuses, come as decoding shows them.
+    Raises ValueError for numbers that the file has not, and for a file or a frame that cannot be
+    read.
     """
     name, index = _index(path)
     numbers_T = _check_numbers(numbers, name=name, num_frames=index.num_frames)
@@ -82,7 +87,8 @@ def read_frames(path: str | os.PathLike[str], numbers: Iterable[int]) -> np.ndar
 
 
 def video_facts(path: str | os.PathLike[str]) -> VideoFacts:
-    """What a video file holds; reads its packets and decodes one picture. Raises ValueError for a file that cannot be read."""
+    """What a video file holds; reads its packets and decodes one picture. Raises ValueError for a
+    file that cannot be read."""
     name, index = _index(path)
     height, width = index.upright_size
     seconds_F = index.seconds()
@@ -122,7 +128,8 @@ def _index(path: str | os.PathLike[str]) -> tuple[str, VideoIndex]:
 
 
 def _check_numbers(numbers: Iterable[int], *, name: str, num_frames: int) -> np.ndarray:
-    """The numbers as int64 [T]. Raises ValueError for what is no list of them, and for frames that are not there."""
+    """The numbers as int64 [T]. Raises ValueError for what is no list of them, and for frames that
+    are not there."""
     if isinstance(numbers, (str, bytes)) or not hasattr(numbers, "__iter__"):
         raise ValueError(f"frame numbers are a list like [0, 4, 8] or a range, got {numbers!r}")
     checked = []

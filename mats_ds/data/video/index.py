@@ -1,4 +1,5 @@
-"""What a video file holds: its frames with their times, its key pictures, and how its pictures stand; and a cache of it."""
+"""What a video file holds: its frames with their times, its key pictures, and how its pictures
+stand; and a cache of it."""
 
 from __future__ import annotations
 
@@ -18,18 +19,21 @@ from mats_ds.data.video.packets import PacketTable
 class VideoIndex:
     """What a file holds. F frames in presentation order, K keyframes in file order.
 
-    pts_F: int64 time stamps in `time_base`, ascending; the frames' numbers where `trusts_pts` is false (frame numbers are
-    then found by counting from the start: AVI stores no presentation times). keyframe_pts_K with keyframe_seek_K: where to
-    seek to for each. width, height: of the coded picture. orientation: how the decoded picture is mirrored and turned to stand
-    upright. clock_start: the time stamp in seconds at which the file's clock shows 0. slot_F: int64 time stamps of frames that
-    are counted, where there are some. plain: every packet is one visible frame, so that any decoder numbers them alike.
-    from_start: decoding must begin with the first packet, because later ones do not bring the colours. packets: where each
-    frame's packet lies, for files that can be read without their container. seek_table: the key packets to seek to
-    in a file whose times do not serve for it.
-    doubt: why the headers do not prove the frames, so that the file was decoded once; "" where they do. is_sound_F: which frames
-    came undamaged in that decoding. num_stored: packets that ought to show a frame, without those before the first that does.
-    num_silent: packets before that one, silent_seconds: their time. is_interlaced: of the first picture, or of any where all were
-    decoded; two fields come woven, as they are coded.
+    pts_F: int64 time stamps in `time_base`, ascending; the frames' numbers where `trusts_pts` is
+    false (frame numbers are then found by counting from the start: AVI stores no presentation
+    times). keyframe_pts_K with keyframe_seek_K: where to seek to for each. width, height: of the
+    coded picture. orientation: how the decoded picture is mirrored and turned to stand upright.
+    clock_start: the time stamp in seconds at which the file's clock shows 0. slot_F: int64 time
+    stamps of frames that are counted, where there are some. plain: every packet is one visible
+    frame, so that any decoder numbers them alike.
+    from_start: decoding must begin with the first packet, because later ones do not bring the
+    colours. packets: where each frame's packet lies, for files that can be read without their
+    container. seek_table: the key packets to seek to in a file whose times do not serve for it.
+    doubt: why the headers do not prove the frames, so that the file was decoded once; "" where they
+    do. is_sound_F: which frames came undamaged in that decoding. num_stored: packets that ought to
+    show a frame, without those before the first that does.
+    num_silent: packets before that one, silent_seconds: their time. is_interlaced: of the first
+    picture, or of any where all were decoded; two fields come woven, as they are coded.
     """
 
     path: str
@@ -85,7 +89,8 @@ class VideoIndex:
 
 
 class IndexCache:
-    """Indices by file identity, the least recently used dropped first; safe to share among threads."""
+    """Indices by file identity, the least recently used dropped first; safe to share among
+    threads."""
 
     def __init__(self, max_bytes: int) -> None:
         self._max_bytes = max_bytes

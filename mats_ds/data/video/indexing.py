@@ -1,8 +1,10 @@
-"""A video file -> VideoIndex: what it really holds, from its packets and its first picture; containers are not believed.
+"""A video file -> VideoIndex: what it really holds, from its packets and its first picture;
+containers are not believed.
 
-Frames are those that come when the file is decoded from its start. Where the headers of all coded pictures prove which packets
-show a frame and which are key pictures (`stream_proof`), nothing more is decoded than one picture, for the true size,
-pixel format and orientation. Any other file is decoded once (`recording`).
+Frames are those that come when the file is decoded from its start. Where the headers of all coded
+pictures prove which packets show a frame and which are key pictures (`stream_proof`), nothing more
+is decoded than one picture, for the true size, pixel format and orientation. Any other file is
+decoded once (`recording`).
 """
 
 from __future__ import annotations
@@ -70,7 +72,8 @@ def _read_index(path: str, num_bytes: int) -> VideoIndex:
 class _Scan:
     """What the packets of a file say. P pieces: packets, or parts of them that hold one picture.
 
-    pts_P: None where it has no time. is_key_P: by its header. keys: of packets. problem: the first error.
+    pts_P: None where it has no time. is_key_P: by its header. keys: of packets. problem: the first
+    error.
     """
 
     proof: StreamProof
@@ -160,7 +163,8 @@ def _index_by_headers(path, container, stream: av.VideoStream, log: PacketLog, s
         seek_table = make_seek_table(number_P, keys, container=container.format.name, skips=True)
     pts_F = np.asarray(stamps, np.int64) if trusts_pts else np.arange(len(stamps))
     index = _describe(path, container, stream, scan, scan.picture, pts_F, trusts_pts=trusts_pts)
-    # Asked for a keyframe's decoding time, a demuxer that goes by presentation times lands one keyframe too early.
+    # Asked for a keyframe's decoding time, a demuxer that goes by presentation times lands one
+    # keyframe too early.
     seek_by_pts = container.format.name.startswith("matroska") or container.format.flags & Flags.seek_to_pts.value > 0
     pts_K, seek_K = [], []
     for key in sorted(scan.keys, key=lambda key: scan.pts_P[key.packet] or 0) if trusts_pts and is_packet_wise else ():
@@ -181,7 +185,8 @@ def _index_by_headers(path, container, stream: av.VideoStream, log: PacketLog, s
 
 
 def _index_by_decoding(path: str, container, stream: av.VideoStream, scan: _Scan) -> VideoIndex:
-    """The index of a file whose frames are known only once it is decoded. Raises UnreadableVideo where none comes."""
+    """The index of a file whose frames are known only once it is decoded. Raises UnreadableVideo
+    where none comes."""
     doubt = scan.proof.doubt or "no picture in its headers"
     if not scan.num_packets:
         raise UnreadableVideo(scan.problem or "no picture in its video stream")

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from mats_ds.data.video.index import VideoIndex
 
-# Smallest and largest picture sides of each codec. Source: NVIDIA Video Codec SDK, NVDEC application note, table of limits.
+# Smallest and largest picture sides of each codec. Source: NVIDIA Video Codec SDK, NVDEC
+# application note, table of limits.
 NVDEC_SIDES = {
     "h264": (48, 4096),
     "hevc": (144, 8192),
@@ -24,7 +25,8 @@ PIXEL_FORMAT_REASONS = (
 
 
 def device_can_decode(index: VideoIndex) -> bool:
-    """Whether a hardware decoder shows the very frames of this file that PyAV shows, as far as its index shows."""
+    """Whether a hardware decoder shows the very frames of this file that PyAV shows, as far as its
+    index shows."""
     smallest, largest = NVDEC_SIDES.get(index.codec, (1, 0))
     return (
         index.plain
@@ -36,7 +38,8 @@ def device_can_decode(index: VideoIndex) -> bool:
 
 
 def why_on_cpu(index: VideoIndex, *, num_video_streams: int, num_bytes: int) -> str:
-    """Why PyAV decodes this file even where there is a GPU; "" where NVDEC may take it (`device_can_decode`)."""
+    """Why PyAV decodes this file even where there is a GPU; "" where NVDEC may take it
+    (`device_can_decode`)."""
     smallest, largest = NVDEC_SIDES.get(index.codec, (1, 0))
     if device_can_decode(index):
         return "" if num_bytes <= MAX_ENCODED_BYTES else f"larger than {MAX_ENCODED_BYTES >> 20} MiB"

@@ -1,11 +1,14 @@
-"""The display matrix of a video -> Orientation: how its decoded pictures are mirrored and turned to stand as players show them.
+"""The display matrix of a video -> Orientation: how its decoded pictures are mirrored and turned to
+stand as players show them.
 
-Eight orientations can be had without resampling: four quarter turns, each mirrored or not. Phones write turns, front cameras and
-editors mirrored ones, in MP4, Matroska or the video stream itself; FFmpeg brings all of them with the first decoded picture. What
-players show is defined by FFmpeg's `-autorotate`, and equals it here for every matrix that means one of the eight. An all-zero or
-otherwise degenerate matrix means nothing: the picture stays as it is. Other angles (5, 45 degrees) are brought to the nearest of
-the eight, and `odd_degrees` says what is left.
-Source: ISO/IEC 14496-12, 8.3.2 (matrix of a track: x' = a x + c y, y' = b x + d y, stored a, b, u, c, d, v, x, y, w).
+Eight orientations can be had without resampling: four quarter turns, each mirrored or not. Phones
+write turns, front cameras and editors mirrored ones, in MP4, Matroska or the video stream itself;
+FFmpeg brings all of them with the first decoded picture. What players show is defined by FFmpeg's
+`-autorotate`, and equals it here for every matrix that means one of the eight. An all-zero or
+otherwise degenerate matrix means nothing: the picture stays as it is. Other angles (5, 45 degrees)
+are brought to the nearest of the eight, and `odd_degrees` says what is left.
+Source: ISO/IEC 14496-12, 8.3.2 (matrix of a track: x' = a x + c y, y' = b x + d y, stored a, b, u,
+c, d, v, x, y, w).
 """
 
 from __future__ import annotations
@@ -18,12 +21,14 @@ import numpy as np
 from av.sidedata.sidedata import Type
 
 MATRIX_NUMBERS = 9
-ODD_DEGREES = 1.0  # FFmpeg rounds to whole degrees and takes what is less than one off for a quarter turn
+# FFmpeg rounds to whole degrees and takes what is less than one off for a quarter turn
+ODD_DEGREES = 1.0
 
 
 @dataclass(frozen=True)
 class Orientation:
-    """A decoded picture stands upright after it was `mirrored` left to right, then turned by `quarters` counter-clockwise.
+    """A decoded picture stands upright after it was `mirrored` left to right, then turned by
+    `quarters` counter-clockwise.
 
     odd_degrees: by how much the file asks for another angle than that; it is not followed.
     """
@@ -49,8 +54,8 @@ class Orientation:
         return np.rot90(pictures, self.quarters, axes=axes)
 
     def coded_box(self, box: tuple[int, int, int, int], coded: tuple[int, int]) -> tuple[int, int, int, int]:
-        """(top, left, bottom, right) in the decoded picture of (height, width) of a (top, left, height, width) box in the
-        upright one.
+        """(top, left, bottom, right) in the decoded picture of (height, width) of a (top, left,
+        height, width) box in the upright one.
         """
         top, left, box_height, box_width = box
         bottom, right = top + box_height, left + box_width
@@ -88,5 +93,6 @@ def read_matrix(matrix: list[int]) -> Orientation:
     if abs(a) + abs(d) >= abs(b) + abs(c):  # columns stay columns
         turned, mirrored = d < 0, (a < 0) != (d < 0)
         return Orientation(2 * turned, mirrored, odd)
-    # Upright = transposed, then perhaps mirrored: the transpose is a mirrored picture, turned by one quarter.
+    # Upright = transposed, then perhaps mirrored: the transpose is a mirrored picture, turned by
+    # one quarter.
     return Orientation(1 if c > 0 else 3, (b < 0) == (c < 0), odd)

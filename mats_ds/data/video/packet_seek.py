@@ -1,9 +1,11 @@
-"""Frame numbers -> pictures where times cannot be sought: the demuxer is led to a known packet, and packets are counted from it.
+"""Frame numbers -> pictures where times cannot be sought: the demuxer is led to a known packet, and
+packets are counted from it.
 
-Program and transport streams find a time only roughly, and their packets have few times of their own. So a key packet is known
-by its byte offset in the file, its size and a checksum. After a seek everything before it is thrown away unread; if it does not
-come, the file is read (not decoded) from its start up to it. From there on every packet is handed to the decoder with its number
-as its time, and so the packet of each picture that comes out is known, hence its frame.
+Program and transport streams find a time only roughly, and their packets have few times of their
+own. So a key packet is known by its byte offset in the file, its size and a checksum. After a seek
+everything before it is thrown away unread; if it does not come, the file is read (not decoded) from
+its start up to it. From there on every packet is handed to the decoder with its number as its time,
+and so the packet of each picture that comes out is known, hence its frame.
 """
 
 from __future__ import annotations
@@ -25,12 +27,14 @@ Opened = tuple[av.container.InputContainer, av.VideoStream]
 
 @dataclass(frozen=True, eq=False)
 class SeekTable:
-    """P packets in the order of the file; K key packets that decoding begins at, by ascending first frame.
+    """P packets in the order of the file; K key packets that decoding begins at, by ascending first
+    frame.
 
-    number_P int32: the first frame that a packet shows, -1 for none. first_number_K int32: a key packet serves the frames from
-    this one up to the next key packet's. packet_K int32, -1: these are decoded from the start of the file. offset_K, seek_K
-    int64: its byte in the file, its time; size_K int32 and checksum_K int64: of its bytes. skips: whether packets that no other
-    refers to may be left out.
+    number_P int32: the first frame that a packet shows, -1 for none. first_number_K int32: a key
+    packet serves the frames from this one up to the next key packet's. packet_K int32, -1: these
+    are decoded from the start of the file. offset_K, seek_K int64: its byte in the file, its time;
+    size_K int32 and checksum_K int64: of its bytes. skips: whether packets that no other refers to
+    may be left out.
     """
 
     number_P: np.ndarray
@@ -68,7 +72,8 @@ def checksum_of(data: bytes) -> int:
 
 
 def make_seek_table(number_P: np.ndarray, keys: list[KeyPacket], *, container: str, skips: bool) -> SeekTable:
-    """The table of these key packets; those that nothing tells from another, or that cannot be sought, are left out."""
+    """The table of these key packets; those that nothing tells from another, or that cannot be
+    sought, are left out."""
     by_byte = container in SOUGHT_BY_BYTE
     known = [(key.offset, key.size, key.checksum) for key in keys]
     usable = [
@@ -98,7 +103,8 @@ def make_seek_table(number_P: np.ndarray, keys: list[KeyPacket], *, container: s
 def read_by_key_packets(
     open_it: Callable[[], Opened], table: SeekTable, wanted: np.ndarray, take: Callable[[int, av.VideoFrame], None]
 ) -> set[int]:
-    """Hand the frames `wanted` (ascending) to `take` with their numbers; returns those that did not come.
+    """Hand the frames `wanted` (ascending) to `take` with their numbers; returns those that did not
+    come.
 
     A packet that does not decode is passed over, as it was when the table was made.
     """
@@ -151,7 +157,8 @@ def _decode(packets: Iterator, stream: av.VideoStream, table: SeekTable, numbers
 
 
 def number_of(frame: av.VideoFrame, number_P: np.ndarray, previous: int | None) -> int:
-    """The number of a frame whose time is the number of its packet; of several from one packet, the later count on."""
+    """The number of a frame whose time is the number of its packet; of several from one packet, the
+    later count on."""
     number = -1 if frame.pts is None or not 0 <= frame.pts < len(number_P) else int(number_P[frame.pts])
     return previous + 1 if previous is not None and number <= previous else number
 
@@ -182,7 +189,8 @@ def _packets_by_counting(container, stream: av.VideoStream, packet_number: int) 
 
 
 def _numbered(demuxed: Iterator, number: int, first: av.Packet | None = None) -> Iterator:
-    """Packets that hold something, counted from `number` on; the empty one at the end has the number behind the last."""
+    """Packets that hold something, counted from `number` on; the empty one at the end has the
+    number behind the last."""
     if first is not None:
         yield number, first
         number += 1

@@ -1,8 +1,10 @@
-"""Where the packets of a video lie in its file: with it, a clip is decoded without opening and demuxing the container.
+"""Where the packets of a video lie in its file: with it, a clip is decoded without opening and
+demuxing the container.
 
-Only MP4/MOV and AVI keep packets in one piece, and only the headers of H.264 and MPEG-4 are read here: which packets others refer
-to, so that the rest need not even be handed to the decoder. While a file is indexed, every packet is compared with the bytes at
-its offset; one difference, and the file is read through its container as any other.
+Only MP4/MOV and AVI keep packets in one piece, and only the headers of H.264 and MPEG-4 are read
+here: which packets others refer to, so that the rest need not even be handed to the decoder. While
+a file is indexed, every packet is compared with the bytes at its offset; one difference, and the
+file is read through its container as any other.
 """
 
 from __future__ import annotations
@@ -22,10 +24,12 @@ H264_SLICES = frozenset((1, 2, 5))
 
 @dataclass(frozen=True, eq=False)
 class PacketTable:
-    """P packets, or parts of them that hold one picture, in the order of decoding; F frames and K keyframes as they are shown.
+    """P packets, or parts of them that hold one picture, in the order of decoding; F frames and K
+    keyframes as they are shown.
 
-    offset_P int64, size_P int32: bytes in the file. number_P int32: the frame that a packet shows, -1 for none. is_reference_P:
-    whether other packets may need it. packet_F int32: the packet of each frame. keyframe_packet_K, keyframe_number_K int32.
+    offset_P int64, size_P int32: bytes in the file. number_P int32: the frame that a packet shows,
+    -1 for none. is_reference_P: whether other packets may need it. packet_F int32: the packet of
+    each frame. keyframe_packet_K, keyframe_number_K int32.
     """
 
     codec: str
@@ -46,13 +50,15 @@ class PacketTable:
 
 
 class PacketLog:
-    """Notes the packets of a stream as they come; `suits` turns false with the first that is not read directly."""
+    """Notes the packets of a stream as they come; `suits` turns false with the first that is not
+    read directly."""
 
     def __init__(self, path: str, container: av.container.InputContainer, stream: av.VideoStream) -> None:
         context = stream.codec_context
         self._codec, self._extradata = context.name, bytes(context.extradata or b"")
         self.suits = container.format.name.startswith(CONTAINERS) and self._codec in CODECS
-        if self._codec == "h264":  # lengths before its units, parameters at the front: H.264 as MP4 has it
+        # lengths before its units, parameters at the front: H.264 as MP4 has it
+        if self._codec == "h264":
             self.suits = self.suits and self._extradata[:1] == b"\x01"
             self._length_size = (self._extradata[4] & 3) + 1 if len(self._extradata) > 4 else 0
         self._file = open(path, "rb") if self.suits else None  # noqa: SIM115 - closed by __exit__
@@ -69,8 +75,8 @@ class PacketLog:
             self._file.close()
 
     def add(self, packet: av.Packet, data: bytes, pieces: Sequence[tuple[Piece, bool]]) -> None:
-        """Note the pieces of a packet, whose bytes are `data`, and whether decoding can begin with each; of H.264, whether one is
-        disposable is read from them.
+        """Note the pieces of a packet, whose bytes are `data`, and whether decoding can begin with
+        each; of H.264, whether one is disposable is read from them.
         """
         if not self.suits:
             return
@@ -89,7 +95,8 @@ class PacketLog:
             self._references.append(is_h264_reference(data, self._length_size) if is_h264 else not piece.is_disposable)
 
     def table(self, number_P: Sequence[int] | np.ndarray | None) -> PacketTable | None:
-        """The table, given what each packet shows; None where the packets cannot be read directly."""
+        """The table, given what each packet shows; None where the packets cannot be read
+        directly."""
         if not self.suits or number_P is None:
             return None
         numbers = np.asarray(number_P, np.int32)
@@ -113,7 +120,8 @@ class PacketLog:
 
 
 def is_h264_reference(data: bytes, length_size: int) -> bool:
-    """Whether another picture may refer to this one: nal_ref_idc of any of its slices. Source: ITU-T H.264, section 7.4.1."""
+    """Whether another picture may refer to this one: nal_ref_idc of any of its slices. Source:
+    ITU-T H.264, section 7.4.1."""
     offset, seen = 0, False
     while offset + length_size < len(data):
         size = int.from_bytes(data[offset : offset + length_size], "big")

@@ -1,11 +1,14 @@
-"""A video file, decoded once from its start -> what comes: each frame with its packet, time, kind and checksum.
+"""A video file, decoded once from its start -> what comes: each frame with its packet, time, kind
+and checksum.
 
-For files whose headers do not prove their frames (mats_ds.data.bitstream.stream_proof). Then, for each key picture that
-came, decoding is begun at it and every frame up to the next one is compared with the one of the pass from the start: only
-where all are equal, bit for bit, frames are later read from there. Costs two decodings, once a file.
+For files whose headers do not prove their frames (mats_ds.data.bitstream.stream_proof). Then, for
+each key picture that came, decoding is begun at it and every frame up to the next one is compared
+with the one of the pass from the start: only where all are equal, bit for bit, frames are later
+read from there. Costs two decodings, once a file.
 
-A frame is sound if it comes, is not marked corrupt, and no packet failed before it came since its key picture. Packets that
-fail before the first frame comes belong to a picture that the file does not hold: they are not counted and no fault.
+A frame is sound if it comes, is not marked corrupt, and no packet failed before it came since its
+key picture. Packets that fail before the first frame comes belong to a picture that the file does
+not hold: they are not counted and no fault.
 """
 
 from __future__ import annotations
@@ -32,9 +35,10 @@ Opened = tuple[av.container.InputContainer, av.VideoStream]
 class Recording:
     """F frames in the order in which they came, P packets that hold something.
 
-    packet_F: the packet of each frame. pts_F: its time stamp in the file, None where it has none. problem: the first error, met
-    when `problem_at` frames had come; first_error: one that may have come before all frames. num_silent: packets up to the one
-    whose frame came first. torn_packets: those that their container marks as incomplete.
+    packet_F: the packet of each frame. pts_F: its time stamp in the file, None where it has none.
+    problem: the first error, met when `problem_at` frames had come; first_error: one that may have
+    come before all frames. num_silent: packets up to the one whose frame came first. torn_packets:
+    those that their container marks as incomplete.
     """
 
     packet_F: list[int] = field(default_factory=list)
@@ -70,7 +74,8 @@ def record(
     on_beat: Callable[[], None] = lambda: None,
     on_packet: Callable[[int, av.Packet], None] = lambda number, packet: None,
 ) -> Recording:
-    """Decode all of a freshly opened file. `checks_pictures`: take a checksum of each. `on_beat`: called once a second."""
+    """Decode all of a freshly opened file. `checks_pictures`: take a checksum of each. `on_beat`:
+    called once a second."""
     recorded = Recording()
     pts_P: list[int | None] = []
     failed_at: int | None = None  # the packet that failed; None again with the next key picture
@@ -120,14 +125,16 @@ def record(
 
 
 def drop_torn_end(recorded: Recording) -> None:
-    """Take away the last frames if their packets are torn: a file that breaks off ends with its last complete one."""
+    """Take away the last frames if their packets are torn: a file that breaks off ends with its
+    last complete one."""
     while recorded.packet_F and recorded.packet_F[-1] in recorded.torn_packets and not recorded.is_sound_F[-1]:
         for column in (recorded.packet_F, recorded.pts_F, recorded.is_sound_F, recorded.is_key_F, recorded.checksum_F):
             del column[-1:]
 
 
 def checksum_of_picture(frame: av.VideoFrame) -> int:
-    """A checksum of the pixels; of what lies beside them in memory only in formats that are rarely met."""
+    """A checksum of the pixels; of what lies beside them in memory only in formats that are rarely
+    met."""
     checksum = 0
     for plane in frame.planes:
         lines = np.frombuffer(plane, np.uint8)
@@ -142,7 +149,8 @@ def checksum_of_picture(frame: av.VideoFrame) -> int:
 def times_of(recorded: Recording) -> np.ndarray | None:
     """int64 [F]: the time stamps of the frames, ascending; None where they are no times.
 
-    The few frames without one, or with one that does not follow that of the frame before, lie evenly between the others.
+    The few frames without one, or with one that does not follow that of the frame before, lie
+    evenly between the others.
     """
     stamped = [(number, pts) for number, pts in enumerate(recorded.pts_F) if pts is not None]
     kept = _longest_ascent([pts for _, pts in stamped])
@@ -178,7 +186,8 @@ def _longest_ascent(stamps: list[int]) -> list[int]:
 
 
 class KeyLog:
-    """Notes the packets that decoding might begin at: those that their container, or their header, calls key pictures."""
+    """Notes the packets that decoding might begin at: those that their container, or their header,
+    calls key pictures."""
 
     def __init__(self, by_header: set[int]) -> None:
         self._by_header = by_header
@@ -204,7 +213,8 @@ def find_seek_table(
     *,
     container: str,
 ) -> SeekTable | None:
-    """The key packets that frames can be read from. None where the packets of frames are unknown: then only by counting."""
+    """The key packets that frames can be read from. None where the packets of frames are unknown:
+    then only by counting."""
     if -1 in recorded.packet_F:
         return None
     number_P = np.full(recorded.num_packets, -1, np.int32)

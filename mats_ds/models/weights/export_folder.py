@@ -24,9 +24,12 @@ from mats_ds.core.storage.tensor_file import save_tensors
 CONFIG, PREPROCESSOR, WEIGHTS = "config.json", "preprocessor_config.json", "model.safetensors"
 EXPORTED = (WEIGHTS, PREPROCESSOR, CONFIG)  # in the order in which they get their names
 SPEC_KEY = "mats_ds"  # in config.json
-SAVED_BY_TRANSFORMERS = "transformers_version"  # in config.json of everything that transformers itself has saved
-MADE_BY = {"format": "pt", "made_by": "mats_ds"}  # metadata of the weights; transformers wants the first
-OF_A_CLONE = {".git", ".gitattributes", ".gitignore", "README.md", "LICENSE"}  # what a new repository of the hub begins with
+# in config.json of everything that transformers itself has saved
+SAVED_BY_TRANSFORMERS = "transformers_version"
+# metadata of the weights; transformers wants the first
+MADE_BY = {"format": "pt", "made_by": "mats_ds"}
+# what a new repository of the hub begins with
+OF_A_CLONE = {".git", ".gitattributes", ".gitignore", "README.md", "LICENSE"}
 OTHER_WEIGHTS = (".safetensors", ".bin", ".h5", ".msgpack", ".index.json")
 MAX_CONFIG_BYTES = 10_000_000  # names of classes are the most of it
 SHOWN_NAMES = 3
@@ -67,9 +70,10 @@ def is_our_export(folder: Path) -> bool:
 def write_export(folder: Path, *, texts: Mapping[str, str], save: Callable[[Path, Mapping[str, str]], None]) -> None:
     """Write all files under temporary names, then rename them.
 
-    texts: of CONFIG and PREPROCESSOR. save: writes the weights to a path, with the metadata that it is given.
-    Raises ValueError as `check_export_folder` does and where another process is writing there, and OSError where it cannot be
-    written: then an older export is as it was.
+    texts: of CONFIG and PREPROCESSOR. save: writes the weights to a path, with the metadata that it
+    is given.
+    Raises ValueError as `check_export_folder` does and where another process is writing there, and
+    OSError where it cannot be written: then an older export is as it was.
     """
     is_new = not folder.exists()
     folder.mkdir(parents=True, exist_ok=True)

@@ -1,7 +1,7 @@
 """The kind of a file by its first bytes and not by its name: weights, or a failed download.
 
-A Git LFS pointer, a web page, an error message of a server, an archive or a file that is cut off is refused with its own message:
-none of them gets better by being loaded in another way.
+A Git LFS pointer, a web page, an error message of a server, an archive or a file that is cut off is
+refused with its own message: none of them gets better by being loaded in another way.
 """
 
 from __future__ import annotations
@@ -42,15 +42,19 @@ OTHERS = {
     b"%PDF": "a PDF document",
 }
 TAR_MARK, TAR_AT = b"ustar", 257
-TABLE_MAGIC = struct.pack("<Q", 0xDB4775248B80FB57)  # ends the .index file of a TensorFlow checkpoint (LevelDB's table format)
-MAX_HEADER_BYTES = 10_000_000  # safetensors reads ten times as much; ViT-g has 50,000 bytes, and names of classes are beside them
-MAX_JSON_BYTES = 8_000_000  # with the names of ImageNet-21k's classes, twice, config.json has 1.6 million
+# ends the .index file of a TensorFlow checkpoint (LevelDB's table format)
+TABLE_MAGIC = struct.pack("<Q", 0xDB4775248B80FB57)
+# safetensors reads ten times as much; ViT-g has 50,000 bytes, and names of classes are beside them
+MAX_HEADER_BYTES = 10_000_000
+# with the names of ImageNet-21k's classes, twice, config.json has 1.6 million
+MAX_JSON_BYTES = 8_000_000
 SHOWN = 80
 AGAIN = "download it again"
 
 
 def check_content(path: str | Path) -> str:
-    """The kind of a file that may hold weights: "zip", "safetensors", or "other", which may be a pickle.
+    """The kind of a file that may hold weights: "zip", "safetensors", or "other", which may be a
+    pickle.
 
     Raises ValueError, with what it is, for a file that holds none.
     """
@@ -124,19 +128,21 @@ def _is_safetensors(head: bytes, num_bytes: int) -> bool:
 
 
 def check_header(path: str | Path) -> None:
-    """Raises ValueError for a safetensors file whose list of tensors alone would fill the memory: each of a hundred megabytes of
-    empty tensors becomes several when it is read.
+    """Raises ValueError for a safetensors file whose list of tensors alone would fill the memory:
+    each of a hundred megabytes of empty tensors becomes several when it is read.
     """
     with Path(path).open("rb") as stream:
         head = stream.read(8)
     length = int.from_bytes(head, "little")
-    if MAX_HEADER_BYTES < length <= Path(path).stat().st_size:  # longer than the file, it is torn: its reader raises
+    # longer than the file, it is torn: its reader raises
+    if MAX_HEADER_BYTES < length <= Path(path).stat().st_size:
         raise ValueError(f"{path} claims a header of {length:,} bytes, expected {MAX_HEADER_BYTES:,} at most")
 
 
 def _is_text(head: bytes) -> bool:
     try:
-        text = head[:-4].decode() if len(head) == HEAD_BYTES else head.decode()  # a character may be cut in two
+        # a character may be cut in two
+        text = head[:-4].decode() if len(head) == HEAD_BYTES else head.decode()
     except UnicodeDecodeError:
         return False
     return all(character.isprintable() or character in "\t\r\n" for character in text)
@@ -162,10 +168,12 @@ CUT_OFF = ("truncated", "Ran out of input", "central directory", "unexpected end
 
 
 def unpickle(path: Path) -> Mapping[str, Any]:
-    """The dictionary in a `.pth` file; no code in it is run. Raises ValueError when that cannot be done."""
+    """The dictionary in a `.pth` file; no code in it is run. Raises ValueError when that cannot be
+    done."""
     check_content(path)
     try:
-        with torch.serialization.safe_globals(_harmless()), path.open("rb") as stream:  # of a path, torch would judge the suffix
+        # of a path, torch would judge the suffix
+        with torch.serialization.safe_globals(_harmless()), path.open("rb") as stream:
             refuse_inflating_calls(stream)
             content = torch.load(stream, map_location="cpu", weights_only=True)
     except OSError:
@@ -186,7 +194,8 @@ def _harmless() -> list[Any]:
     types = [type(np.dtype(name)) for name in NUMPY_TYPES]
     names = [(_make_number, f"{module}.multiarray.scalar") for module in ("numpy.core", "numpy._core")]
     paths = [(pathlib.PurePosixPath, "pathlib.PosixPath"), (pathlib.PureWindowsPath, "pathlib.WindowsPath")]
-    paths += [(made, name.replace("pathlib.", "pathlib._local.")) for made, name in paths]  # as Python 3.13 calls it
+    # as Python 3.13 calls it
+    paths += [(made, name.replace("pathlib.", "pathlib._local.")) for made, name in paths]
     return [argparse.Namespace, np.dtype, *types, *names, *paths, (_encode, "_codecs.encode")]
 
 

@@ -1,8 +1,10 @@
-"""Hugging Face folders of VideoMAE: config.json with model.safetensors or pytorch_model.bin, in one file or in shards.
+"""Hugging Face folders of VideoMAE: config.json with model.safetensors or pytorch_model.bin, in one
+file or in shards.
 
-Version 4 of transformers calls the biases of queries and values `q_bias` and `v_bias`, version 5 `query.bias` and `value.bias`;
-both are read. Written are version 4's names, which 5 maps to its own (checked with 5.23). transformers has no token selection:
-its models encode every token. Its LayerNorms have the config's eps, but the last one (decoder.norm, fc_norm) always 1e-5.
+Version 4 of transformers calls the biases of queries and values `q_bias` and `v_bias`, version 5
+`query.bias` and `value.bias`; both are read. Written are version 4's names, which 5 maps to its own
+(checked with 5.23). transformers has no token selection: its models encode every token. Its
+LayerNorms have the config's eps, but the last one (decoder.norm, fc_norm) always 1e-5.
 """
 
 from __future__ import annotations
@@ -37,11 +39,13 @@ from mats_ds.models.weights.native import copy_tensors
 from mats_ds.models.weights.state_dict import PATCH_WEIGHT, from_convolution, reverse, to_convolution, translate
 
 LAST_NORM_EPS = 1e-5  # torch's default, which transformers leaves in decoder.norm and fc_norm
-KEPT_FIELDS = (*PRUNING_NAMES, "num_candidate_frames", "last_norm_eps")  # for which transformers' config has no names
+# for which transformers' config has no names
+KEPT_FIELDS = (*PRUNING_NAMES, "num_candidate_frames", "last_norm_eps")
 
 
 def block_rows(ours: str, theirs: str) -> list[tuple[str, str]]:
-    """The rows of a stack of blocks; `attention.attention.qkv` is what `join_projections` makes of three layers."""
+    """The rows of a stack of blocks; `attention.attention.qkv` is what `join_projections` makes of
+    three layers."""
     return [
         (f"{ours}.{{i}}.{inside}", f"{theirs}.{{i}}.{outside}")
         for inside, outside in (
@@ -72,7 +76,8 @@ ROWS = [
 
 
 def read_hugging_face(folder: str | Path) -> Weights:
-    """Read a folder. Raises ValueError for another model, or options of VideoMAE that ours does not have."""
+    """Read a folder. Raises ValueError for another model, or options of VideoMAE that ours does not
+    have."""
     folder = Path(folder)
     config = read_config(folder)
     theirs = read_tensors(folder)
@@ -147,7 +152,8 @@ def join_projections(state: Mapping[str, torch.Tensor]) -> dict[str, torch.Tenso
 
 
 def suspicions(state: Mapping[str, torch.Tensor]) -> list[str]:
-    """Early releases of transformers 5 read version 4's files without their query and value biases, and saved zeros."""
+    """Early releases of transformers 5 read version 4's files without their query and value biases,
+    and saved zeros."""
     biases = [tensor for name, tensor in state.items() if name.endswith(("q_bias", "v_bias"))]
     if biases and not any(bias.any() for bias in biases):
         return ["all query and value biases are zero: untrained weights, or a version 5 of transformers lost them on the way"]
@@ -157,8 +163,8 @@ def suspicions(state: Mapping[str, torch.Tensor]) -> list[str]:
 def write_hugging_face(folder: str | Path, weights: Weights) -> list[str]:
     """Write a folder that `from_pretrained` loads; returns notes for the user.
 
-    Raises ValueError for a model that transformers' VideoMAE cannot be, and for a folder that holds something else than an
-    export of ours.
+    Raises ValueError for a model that transformers' VideoMAE cannot be, and for a folder that holds
+    something else than an export of ours.
     """
     spec, folder = weights.spec, Path(folder)
     check_exportable(spec, "transformers")

@@ -1,4 +1,5 @@
-"""config.json of a Hugging Face folder of VideoMAE <-> ModelSpec: sizes, options that ours does not have, names of classes.
+"""config.json of a Hugging Face folder of VideoMAE <-> ModelSpec: sizes, options that ours does not
+have, names of classes.
 
 Both versions 4 and 5 of transformers read the config that is written (checked with 5.23).
 """
@@ -47,7 +48,8 @@ def read_config(folder: Path) -> dict[str, Any]:
 
 
 def check_config(config: Mapping[str, Any], kind: str, folder: Path) -> None:
-    """Raises ValueError that lists every option of transformers' VideoMAE that ours does not have."""
+    """Raises ValueError that lists every option of transformers' VideoMAE that ours does not
+    have."""
     problems = [
         f"{name} is {config[name]!r}, only {wanted!r} is supported"
         for name, wanted in {"num_channels": RGB_CHANNELS, "hidden_act": "gelu", "qkv_bias": True, "qv_bias": True}.items()
@@ -76,14 +78,16 @@ def pair(value: Any) -> tuple[int, int]:
 
 @dataclass(frozen=True)
 class Labels:
-    """`names` in the order of the head's rows, none where they are not known, and notes about them."""
+    """`names` in the order of the head's rows, none where they are not known, and notes about
+    them."""
 
     names: tuple[str, ...] = ()
     notes: tuple[str, ...] = ()
 
 
 def read_labels(config: Mapping[str, Any], num_classes: int) -> Labels:
-    """The names of the head's rows by their ids; rows without one are called `LABEL_3` as transformers does, and noted.
+    """The names of the head's rows by their ids; rows without one are called `LABEL_3` as
+    transformers does, and noted.
 
     No names where all are LABEL_0, LABEL_1, ..., or where the ids are no numbers.
     """
@@ -112,7 +116,8 @@ def read_labels(config: Mapping[str, Any], num_classes: int) -> Labels:
 
 
 def make_config(spec: ModelSpec) -> dict[str, Any]:
-    """config.json; `qkv_bias` is version 4's name, which 5 accepts. `mats_ds` holds what transformers' config has no name for."""
+    """config.json; `qkv_bias` is version 4's name, which 5 accepts. `mats_ds` holds what
+    transformers' config has no name for."""
     grid = spec.grid
     config: dict[str, Any] = {
         "architectures": [ARCHITECTURES[spec.kind]],
@@ -150,7 +155,8 @@ def make_config(spec: ModelSpec) -> dict[str, Any]:
 
 
 def make_preprocessor(grid: TokenGrid) -> dict[str, Any]:
-    """preprocessor_config.json: without it transformers would normalise with a mean and spread of 0.5."""
+    """preprocessor_config.json: without it transformers would normalise with a mean and spread of
+    0.5."""
     return {
         "image_processor_type": "VideoMAEImageProcessor",
         "do_resize": True,

@@ -1,8 +1,9 @@
-"""Any file or folder of weights -> a model: recognise the format, build the model of the weights, and load them.
+"""Any file or folder of weights -> a model: recognise the format, build the model of the weights,
+and load them.
 
-model = load_model("runs/k400")                                # a run, a file of ours, a .pth, a Hugging Face folder
-started = load_classifier("videomae.pth", num_classes=101)     # a classifier that starts from pre-trained weights
-encoder = load_encoder("videomae.pth")                         # the encoder of any of them, for features
+model = load_model("runs/k400")  # or a file of ours, a .pth, a Hugging Face folder
+started = load_classifier("videomae.pth", num_classes=101)  # starts from pre-trained weights
+encoder = load_encoder("videomae.pth")  # for features
 
 Of a run, `weights_from` chooses the weights: last (the default; their average where the run keeps
 one), average, unaveraged, best.
@@ -112,11 +113,13 @@ def open_weights(source: str | Path | Weights, weights_from: str | None) -> Weig
 def load_model(
     source: str | Path | Weights, *, grid: TokenGrid | None = None, weights_from: str | None = None, **changes: Any
 ) -> nn.Module:
-    """The MaskedAutoencoder or VideoClassifier that was stored, with its weights, in evaluation mode.
+    """The MaskedAutoencoder or VideoClassifier that was stored, with its weights, in evaluation
+    mode.
 
-    grid: another clip than the weights were trained on (positions are interpolated). `changes`: fields of ModelSpec
-    (keep_ratio, strategy, ...) and options of the model's constructor (drop_path, checkpoint_blocks, ...). `weights_from`: which
-    weights of a run (see `read_run`). What was read is logged. Raises ValueError that lists every tensor that does not fit.
+    grid: another clip than the weights were trained on (positions are interpolated). `changes`:
+    fields of ModelSpec (keep_ratio, strategy, ...) and options of the model's constructor
+    (drop_path, checkpoint_blocks, ...). `weights_from`: which weights of a run (see `read_run`).
+    What was read is logged. Raises ValueError that lists every tensor that does not fit.
     """
     weights = open_weights(source, weights_from)
     spec, options = split_changes(weights.spec, grid, changes)
@@ -134,11 +137,13 @@ def load_classifier(
     weights_from: str | None = None,
     **changes: Any,
 ) -> InitialisedClassifier:
-    """A classifier of `num_classes` from pre-trained weights (fresh fc_norm and head) or from a classifier's.
+    """A classifier of `num_classes` from pre-trained weights (fresh fc_norm and head) or from a
+    classifier's.
 
-    Weights of a classifier bring their head; `new_head` replaces it. Other arguments as for `load_model`; 0.6 of the tokens are
-    kept unless `changes` or the classifier's file change it.
-    Raises ValueError when the file's head has another number of classes and `new_head` is not given.
+    Weights of a classifier bring their head; `new_head` replaces it. Other arguments as for
+    `load_model`; 0.6 of the tokens are kept unless `changes` or the classifier's file change it.
+    Raises ValueError when the file's head has another number of classes and `new_head` is not
+    given.
     """
     weights = open_weights(source, weights_from)
     spec, state = weights.spec, dict(weights.state)
@@ -160,7 +165,8 @@ def load_classifier(
 def load_encoder(
     source: str | Path | Weights, *, grid: TokenGrid | None = None, weights_from: str | None = None, **changes: Any
 ) -> VideoEncoder:
-    """The encoder of any weights, in evaluation mode: `load_encoder(path)(frames)` gives features [B, D].
+    """The encoder of any weights, in evaluation mode: `load_encoder(path)(frames)` gives features
+    [B, D].
 
     A classifier's keeps the fraction of tokens that it was trained with; a pre-trained one encodes
     all tokens, unless `keep_ratio` is given: then those with most motion. Other arguments and
@@ -178,7 +184,8 @@ def load_encoder(
 
 
 def read_token_norm(weights: Weights) -> nn.Module:
-    """The norm that pre-training applies to every encoded token; none where the weights were saved without it."""
+    """The norm that pre-training applies to every encoded token; none where the weights were saved
+    without it."""
     own = {name.removeprefix(NORM): tensor for name, tensor in weights.state.items() if name.startswith(NORM)}
     if not own:
         return nn.Identity()
@@ -202,13 +209,15 @@ def weights_of(model: nn.Module, source: str) -> Weights:
 
 
 def check_complete(weights: Weights) -> None:
-    """Raises ValueError that lists every tensor that is missing from, or too many for, the model that the weights are of."""
+    """Raises ValueError that lists every tensor that is missing from, or too many for, the model
+    that the weights are of."""
     if weights.spec.kind != "encoder":
         load_state_dict_strict(build_model(weights.spec), weights.state)
 
 
 def build_classifier(recipe: FinetuneRecipe, *, num_classes: int, class_names: Sequence[str] = ()) -> VideoClassifier:
-    """The recipe's classifier, from its weights if it names any; the fate of every tensor is logged.
+    """The recipe's classifier, from its weights if it names any; the fate of every tensor is
+    logged.
 
     Raises ValueError for weights that cannot be read or do not fit the recipe or the classes.
     """
@@ -248,7 +257,8 @@ def build_classifier(recipe: FinetuneRecipe, *, num_classes: int, class_names: S
 
 
 def check_weights(recipe: FinetuneRecipe, spec: ModelSpec, *, num_classes: int, class_names: tuple[str, ...]) -> None:
-    """Raises ValueError where the model of the weights is of another size than the recipe's, or its head of other classes."""
+    """Raises ValueError where the model of the weights is of another size than the recipe's, or its
+    head of other classes."""
     source = recipe.finetune.weights
     if spec.size_name != recipe.model.name:
         size = f"of size {spec.size_name}" if spec.size_name else "of no published size"

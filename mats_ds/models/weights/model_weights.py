@@ -1,4 +1,5 @@
-"""Weights under our names, with the description of their model and their source: what readers return and writers take."""
+"""Weights under our names, with the description of their model and their source: what readers
+return and writers take."""
 
 from __future__ import annotations
 
@@ -22,7 +23,8 @@ MAX_BLOCKS = 1000  # ViT-g has 40
 MAX_TENSORS = 100_000
 MAX_NAME_CHARACTERS = 1000
 MAX_SHARED = 2  # how often the bytes of a file may be used, where tensors share them
-BLOCK_VALUES = 4 + 2 * MLP_RATIO  # matrices of width x width in a block: query, key, value, output, two of the MLP
+# matrices of width x width in a block: query, key, value, output, two of the MLP
+BLOCK_VALUES = 4 + 2 * MLP_RATIO
 MAX_NAMED = 8
 NONFINITE = "NaN or infinite weights"
 SPEC_TYPES = {"int": int, "float": (int, float), "str": str, "bool": bool, "tuple[str, ...]": tuple}
@@ -30,8 +32,9 @@ SPEC_TYPES = {"int": int, "float": (int, float), "str": str, "bool": bool, "tupl
 
 @dataclass(frozen=True)
 class Weights:
-    """`state`: tensors under our names. `source`: the format, as text. `notes`: for the user, such as
-    what was assumed where the file is silent. `origin`: the training and step that they are from.
+    """`state`: tensors under our names. `source`: the format, as text. `notes`: for the user, such
+    as what was assumed where the file is silent. `origin`: the training and step that they are
+    from.
     """
 
     spec: ModelSpec
@@ -44,8 +47,10 @@ class Weights:
 def measure(state: Mapping[str, torch.Tensor], *, heads: int | None = None, decoder_heads: int | None = None) -> dict:
     """The fields of a ModelSpec that can be read off the tensors: kind, widths, depths, classes.
 
-    Numbers of heads are not in the weights: they are `heads` and `decoder_heads`, or those of the published size with that width.
-    Raises ValueError for tensors that are no such model, or a width of no published size without the number of heads.
+    Numbers of heads are not in the weights: they are `heads` and `decoder_heads`, or those of the
+    published size with that width.
+    Raises ValueError for tensors that are no such model, or a width of no published size without
+    the number of heads.
     """
     for name in ("patch_embed.proj.weight", "encoder.blocks.0.mlp.fc1.weight"):
         if name not in state:
@@ -71,8 +76,8 @@ def measure(state: Mapping[str, torch.Tensor], *, heads: int | None = None, deco
 
 
 def check_size(state: Mapping[str, torch.Tensor], fields: Mapping[str, Any]) -> None:
-    """Raises ValueError, before a model is built, where one of these sizes would have more than twice
-    the values of the tensors.
+    """Raises ValueError, before a model is built, where one of these sizes would have more than
+    twice the values of the tensors.
     """
     blocks = (fields["depth"], fields.get("decoder_depth", 0))
     if max(blocks) > MAX_BLOCKS:
@@ -103,8 +108,8 @@ def heads_of(width: int, width_name: str, heads_name: str) -> int:
 
 
 def check_plain(name: str, tensor: torch.Tensor) -> None:
-    """Raises ValueError for anything but a plain tensor of real numbers, and for one that is larger than its stored bytes
-    (spread over one number, a file of some bytes would fill any memory).
+    """Raises ValueError for anything but a plain tensor of real numbers, and for one that is larger
+    than its stored bytes (spread over one number, a file of some bytes would fill any memory).
     """
     is_plain = isinstance(tensor, torch.Tensor) and tensor.layout == torch.strided and tensor.device.type == "cpu"
     if not is_plain or tensor.is_quantized or not tensor.is_floating_point():
@@ -116,8 +121,8 @@ def check_plain(name: str, tensor: torch.Tensor) -> None:
 
 
 def check_tensors(state: Mapping[str, torch.Tensor]) -> None:
-    """Raises ValueError as `check_plain` does, and where many tensors are made of the same bytes: changed one by one, or copied,
-    they would fill any memory.
+    """Raises ValueError as `check_plain` does, and where many tensors are made of the same bytes:
+    changed one by one, or copied, they would fill any memory.
     """
     for name, tensor in state.items():
         check_plain(name, tensor)
@@ -127,16 +132,19 @@ def check_tensors(state: Mapping[str, torch.Tensor]) -> None:
 
 
 def as_float32(state: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-    """The tensors in float32, which holds every value of bf16 and fp16 exactly. Raises ValueError as `check_tensors` does."""
+    """The tensors in float32, which holds every value of bf16 and fp16 exactly. Raises ValueError
+    as `check_tensors` does."""
     check_tensors(state)
     return {name: tensor.float() for name, tensor in state.items()}
 
 
 def check_description(weights: Weights) -> Weights:
-    """The same weights. Raises ValueError where their description does not fit them, or would make a model without bounds.
+    """The same weights. Raises ValueError where their description does not fit them, or would make
+    a model without bounds.
 
-    A model is built from the description before the weights are put in: its sizes must be those of the tensors, and its grids,
-    which the tensors do not determine, such that a table of positions stays within MAX_TABLE_BYTES.
+    A model is built from the description before the weights are put in: its sizes must be those of
+    the tensors, and its grids, which the tensors do not determine, such that a table of positions
+    stays within MAX_TABLE_BYTES.
     """
     spec, state = weights.spec, weights.state
     described = [(field_, getattr(holder, field_.name)) for holder in (spec, spec.pruning) for field_ in fields(holder)]
@@ -185,13 +193,15 @@ def name_nonfinite(state: Mapping[str, torch.Tensor]) -> list[str]:
 
 
 def list_names(names: Collection[str]) -> str:
-    """The first of some names of a file, which may be many and long, and how many more there are."""
+    """The first of some names of a file, which may be many and long, and how many more there
+    are."""
     shown = ", ".join(f"{name:.100}" for name in list(names)[:MAX_NAMED])
     return shown + (f" and {len(names) - MAX_NAMED:,} more" if len(names) > MAX_NAMED else "")
 
 
 def check_exportable(spec: ModelSpec, program: str) -> None:
-    """Raises ValueError for positions that were interpolated: other programs compute the table of the model's own grid."""
+    """Raises ValueError for positions that were interpolated: other programs compute the table of
+    the model's own grid."""
     if spec.position_grid != spec.grid:
         made = spec.position_grid
         raise ValueError(

@@ -1,7 +1,9 @@
-"""Our own file: one safetensors file of float32 or bf16 tensors under our names, and the model's description in its metadata.
+"""Our own file: one safetensors file of float32 or bf16 tensors under our names, and the model's
+description in its metadata.
 
-Metadata (all strings, as safetensors wants it): format "mats_ds", format_version, model: JSON of a ModelSpec, note, and origin:
-JSON of an Origin (which step of a training, averaged or not, chosen on what; how the training took its clips).
+Metadata (all strings, as safetensors wants it): format "mats_ds", format_version, model: JSON of a
+ModelSpec, note, and origin: JSON of an Origin (which step of a training, averaged or not, chosen on
+what; how the training took its clips).
 """
 
 from __future__ import annotations
@@ -30,7 +32,8 @@ CONVOLUTIONS = ("patch_embed.proj.weight", "patch_embed.projection.weight")
 def save_weights(
     path: str | Path, spec: ModelSpec, state: Mapping[str, torch.Tensor], *, note: str = "", origin: Origin | None = None
 ) -> Path:
-    """Write the file under a temporary name, then rename it. Returns its path. `note`: the source of the weights."""
+    """Write the file under a temporary name, then rename it. Returns its path. `note`: the source
+    of the weights."""
     path = Path(path)
     metadata = {"format": FORMAT, "format_version": str(FORMAT_VERSION), "model": json.dumps(dump_spec(spec)), "note": note}
     if origin is not None:
@@ -51,7 +54,8 @@ def copy_tensors(state: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
 
 
 def is_videomae_file(path: str | Path) -> bool:
-    """Whether a safetensors file is of another program and holds a model with VideoMAE's patch embedding, a Conv3d."""
+    """Whether a safetensors file is of another program and holds a model with VideoMAE's patch
+    embedding, a Conv3d."""
     try:
         check_header(path)
         with safe_open(path, framework="pt") as file:
@@ -64,7 +68,8 @@ def is_videomae_file(path: str | Path) -> bool:
 
 
 def load_weights(path: str | Path) -> Weights:
-    """Read the file. Raises ValueError for a file that is torn, of another program, or of a newer version."""
+    """Read the file. Raises ValueError for a file that is torn, of another program, or of a newer
+    version."""
     path = Path(path)
     check_header(path)
     try:

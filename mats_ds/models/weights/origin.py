@@ -1,8 +1,10 @@
-"""The origin of weights: the training, its step, its clips. Whatever is measured with the weights cites it.
+"""The origin of weights: the training, its step, its clips. Whatever is measured with the weights
+cites it.
 
-A run keeps more than one set of weights: those of its checkpoints, their running average (`finetune.ema_decay`), and
-best.safetensors, those with the best top-1 of all tests during the training. The last is chosen with the videos it was tested on,
-so its accuracy on them is too high; `last` is not chosen by any result.
+A run keeps more than one set of weights: those of its checkpoints, their running average
+(`finetune.ema_decay`), and best.safetensors, those with the best top-1 of all tests during the
+training. The last is chosen with the videos it was tested on, so its accuracy on them is too high;
+`last` is not chosen by any result.
 """
 
 from __future__ import annotations
@@ -23,12 +25,13 @@ TYPES = {
 
 @dataclass(frozen=True)
 class Origin:
-    """`step` finished steps of the training; whether the weights are the average over them; `chosen_on`: the manifest whose
-    videos chose this step among others, "" where nothing was chosen; `trained_on`: the training's own. None: not known. Roots
-    are those that the manifests' relative paths start from.
+    """`step` finished steps of the training; whether the weights are the average over them;
+    `chosen_on`: the manifest whose videos chose this step among others, "" where nothing was
+    chosen; `trained_on`: the training's own. None: not known. Roots are those that the manifests'
+    relative paths start from.
 
-    clip: `stride`, `stride_seconds`, `sampling` of the training; views: the `clips` and `crops` that its recipe tests with. Both
-    hold only what is known.
+    clip: `stride`, `stride_seconds`, `sampling` of the training; views: the `clips` and `crops`
+    that its recipe tests with. Both hold only what is known.
     """
 
     step: int | None = None
@@ -41,7 +44,8 @@ class Origin:
     views: Mapping[str, int] = field(default_factory=dict)
 
     def describe(self) -> str:
-        """Such as "step 6, the average of the weights, chosen by its top-1 on val.csv"; "" where nothing is known."""
+        """Such as "step 6, the average of the weights, chosen by its top-1 on val.csv"; "" where
+        nothing is known."""
         step = "" if self.step is None else f"step {self.step}"
         average = {True: "the average of the weights", False: "weights without averaging", None: ""}[self.averaged]
         chosen = {None: "", "": "the last, chosen on nothing"}.get(self.chosen_on, f"chosen by its top-1 on {self.chosen_on}")
@@ -63,7 +67,8 @@ def parse_origin(tree: Any) -> Origin:
 
 
 def check_values(tree: Any, names: Sequence[str]) -> None:
-    """Raises ValueError for anything but an object of these names with values of their TYPES (or none)."""
+    """Raises ValueError for anything but an object of these names with values of their TYPES (or
+    none)."""
     if not isinstance(tree, dict) or not tree.keys() <= set(names):
         raise ValueError(f"the origin of the weights should be an object of {', '.join(names)}, got {tree!r:.80}")
     for name, value in tree.items():
@@ -73,7 +78,8 @@ def check_values(tree: Any, names: Sequence[str]) -> None:
 
 
 def origin_of(recipe: Any, *, step: int | None, averaged: bool | None, is_best: bool = False) -> Origin:
-    """The origin of weights from a training with this resolved recipe (the content of its YAML, of any type)."""
+    """The origin of weights from a training with this resolved recipe (the content of its YAML, of
+    any type)."""
     clip, data, test = (_section(recipe, name) for name in ("clip", "data", "evaluation"))
     return Origin(
         step=step,
@@ -88,9 +94,11 @@ def origin_of(recipe: Any, *, step: int | None, averaged: bool | None, is_best: 
 
 
 def views_of(test: Mapping[str, Any]) -> dict[str, int]:
-    """`clips` and `crops` of a recipe's section `evaluation`, where it has them; one alone leaves the other at 1.
+    """`clips` and `crops` of a recipe's section `evaluation`, where it has them; one alone leaves
+    the other at 1.
 
-    Version 0.1 wrote its default, one view during training, into every recipe.yaml, asked for or not.
+    Version 0.1 wrote its default, one view during training, into every recipe.yaml, asked for or
+    not.
     """
     views = {name: test[name] for name in VIEW_KEYS if type(test.get(name)) is int}
     is_old = "every_epochs" in test and "training_clips" not in test

@@ -1,9 +1,11 @@
-"""The weights of one of our runs: those that DeepSpeed wrote into its checkpoints (ZeRO-1 and -2), their running average, or
-best.safetensors.
+"""The weights of one of our runs: those that DeepSpeed wrote into its checkpoints (ZeRO-1 and -2),
+their running average, or best.safetensors.
 
-Layout, as `core/checkpoint_files.py` has it: RUN/checkpoints/step-00001000/{mp_rank_00_model_states.pt, ..., complete.json}. The
-weights are those that the model computes with, in the run's precision; the optimizer's float32 copies are not read. The average
-(`finetune.ema_decay`) is float32; where a run keeps one, it is what the run tests, and what is read unless one asks for another.
+Layout, as `core/checkpoint_files.py` has it:
+RUN/checkpoints/step-00001000/{mp_rank_00_model_states.pt, ..., complete.json}. The weights are
+those that the model computes with, in the run's precision; the optimizer's float32 copies are not
+read. The average (`finetune.ema_decay`) is float32; where a run keeps one, it is what the run
+tests, and what is read unless one asks for another.
 """
 
 from __future__ import annotations
@@ -41,7 +43,8 @@ from mats_ds.models.weights.origin import BEST_FILE, WEIGHTS_FROM, Origin, origi
 
 
 def find_steps(path: str | Path) -> list[Path]:
-    """The finished checkpoints of a run folder, of its `checkpoints` folder, or the one that `path` itself is; newest first."""
+    """The finished checkpoints of a run folder, of its `checkpoints` folder, or the one that `path`
+    itself is; newest first."""
     path = Path(path)
     folder = path / CHECKPOINTS if (path / CHECKPOINTS).is_dir() else path
     steps = [step for step in list_checkpoints(folder) if is_checkpoint(step)]
@@ -49,12 +52,12 @@ def find_steps(path: str | Path) -> list[Path]:
 
 
 def read_run(path: str | Path, *, weights_from: str | None = None) -> Weights:
-    """The weights of the newest complete checkpoint: `last` (the default) are their average where the run keeps one, else the
-    weights themselves; `average` and `unaveraged` require one of the two; `best` are those of best.safetensors.
-    A damaged checkpoint is skipped and noted.
+    """The weights of the newest complete checkpoint: `last` (the default) are their average where
+    the run keeps one, else the weights themselves; `average` and `unaveraged` require one of the
+    two; `best` are those of best.safetensors. A damaged checkpoint is skipped and noted.
 
-    Raises ValueError when there is no complete one, when its recipe is of another version, when it is of ZeRO-3, which leaves
-    no rank with all weights, and when the run has no such weights.
+    Raises ValueError when there is no complete one, when its recipe is of another version, when it
+    is of ZeRO-3, which leaves no rank with all weights, and when the run has no such weights.
     """
     if weights_from not in (None, *WEIGHTS_FROM):
         raise ValueError(f"weights_from is one of {', '.join(WEIGHTS_FROM)}, got {weights_from!r}")
@@ -72,7 +75,8 @@ def read_run(path: str | Path, *, weights_from: str | None = None) -> Weights:
 
 
 def find_best(path: Path) -> Path | None:
-    """best.safetensors of a run folder, or of the run that a folder `checkpoints` or one of its checkpoints belongs to."""
+    """best.safetensors of a run folder, or of the run that a folder `checkpoints` or one of its
+    checkpoints belongs to."""
     path = path.resolve()
     if is_checkpoint(path):
         path = path.parent
@@ -95,8 +99,8 @@ def read_best(path: Path) -> Weights:
 
 
 def what_is_wrong(step: Path) -> str | None:
-    """Why the weights of a checkpoint cannot be read, or None when they are there with the bytes that were written. Its other
-    files may be missing."""
+    """Why the weights of a checkpoint cannot be read, or None when they are there with the bytes
+    that were written. Its other files may be missing."""
     try:
         files = read_complete(step).files
     except (OSError, ValueError) as error:
@@ -159,13 +163,15 @@ RECIPE = "recipe.yaml"
 
 
 def read_recipe_beside(source: str | Path) -> Recipe | None:
-    """The recipe of a run folder, its `checkpoints` folder, one of its checkpoints, or a file of weights in the run folder; None
-    where there is none. A fine-tuning's is a FinetuneRecipe.
+    """The recipe of a run folder, its `checkpoints` folder, one of its checkpoints, or a file of
+    weights in the run folder; None where there is none. A fine-tuning's is a FinetuneRecipe.
 
-    Raises ValueError when the file is there and is no recipe: a link, a pipe, what is no text or far too long for one.
+    Raises ValueError when the file is there and is no recipe: a link, a pipe, what is no text or
+    far too long for one.
     """
     path = Path(source)
-    if path.is_dir():  # a run's checkpoints may be a link to a larger disk: first the run that the path names
+    # a run's checkpoints may be a link to a larger disk: first the run that the path names
+    if path.is_dir():
         folders = (path, *Path(os.path.abspath(path)).parents[:2], *path.resolve().parents[:2])
     elif path.suffix == SUFFIX:
         folders = (path.resolve().parent,)

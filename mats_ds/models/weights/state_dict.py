@@ -1,4 +1,5 @@
-"""Load weights into a model: state dict -> LoadReport, or one error that lists every tensor that does not fit."""
+"""Load weights into a model: state dict -> LoadReport, or one error that lists every tensor that
+does not fit."""
 
 from __future__ import annotations
 
@@ -21,7 +22,8 @@ HEAD = ("class_head.",)
 
 @dataclass(frozen=True)
 class LoadReport:
-    """Names of the tensors that were loaded, that keep their initialisation (`fresh`), and that the model does not use."""
+    """Names of the tensors that were loaded, that keep their initialisation (`fresh`), and that the
+    model does not use."""
 
     loaded: tuple[str, ...]
     fresh: tuple[str, ...] = ()
@@ -39,11 +41,13 @@ class LoadReport:
 def load_state_dict_strict(
     model: nn.Module, state: Mapping[str, torch.Tensor], *, fresh: Sequence[str] = (), unused: Sequence[str] = ()
 ) -> LoadReport:
-    """Copy the tensors of `state` into the model's parameters of the same names (of any float type).
+    """Copy the tensors of `state` into the model's parameters of the same names (of any float
+    type).
 
-    `fresh` and `unused` are beginnings of names: those of the model that may keep their own start, and those of the state that
-    the model may have no use for.
-    Raises ValueError that lists all missing, unexpected and differently shaped tensors; the model is then unchanged.
+    `fresh` and `unused` are beginnings of names: those of the model that may keep their own start,
+    and those of the state that the model may have no use for.
+    Raises ValueError that lists all missing, unexpected and differently shaped tensors; the model
+    is then unchanged.
     """
     own = dict(model.state_dict())
     fits = {name for name in own if name in state and own[name].shape == state[name].shape}
@@ -69,7 +73,8 @@ def load_state_dict_strict(
 
 
 def parts_of(names: Sequence[str]) -> list[str]:
-    """The parts of a model that these tensors belong to, each once: the first component of a name; encoder.norm has two."""
+    """The parts of a model that these tensors belong to, each once: the first component of a name;
+    encoder.norm has two."""
     return list(dict.fromkeys("encoder.norm" if name.startswith("encoder.norm.") else name.partition(".")[0] for name in names))
 
 
@@ -116,7 +121,8 @@ def _replacement(name: str) -> str:
 
 
 def block_rows(ours: str, theirs: str) -> list[Row]:
-    """The rows of a stack of blocks that has VideoMAE's names within a block; `ours`, `theirs`: the stack's own name."""
+    """The rows of a stack of blocks that has VideoMAE's names within a block; `ours`, `theirs`: the
+    stack's own name."""
     layers = ("norm1.*", "norm2.*", "attn.proj.*", "mlp.fc1.*", "mlp.fc2.*")
     rows = [(f"{ours}.{{i}}.{layer}", f"{theirs}.{{i}}.{layer}") for layer in layers]
     for inside, outside in (("qkv.weight", "qkv.weight"), ("qkv.q_bias", "q_bias"), ("qkv.v_bias", "v_bias")):
@@ -125,7 +131,8 @@ def block_rows(ours: str, theirs: str) -> list[Row]:
 
 
 def from_convolution(weight: torch.Tensor) -> torch.Tensor:
-    """The patch embedding as a matrix [D, P] with values in the order (frame, row, column, colour), from a Conv3d's weight."""
+    """The patch embedding as a matrix [D, P] with values in the order (frame, row, column, colour),
+    from a Conv3d's weight."""
     return rearrange(weight, "d c p0 p1 p2 -> d (p0 p1 p2 c)").contiguous()
 
 

@@ -1,7 +1,8 @@
-"""Compare the outputs of two sets of weights: random clips through both models -> the largest difference.
+"""Compare the outputs of two sets of weights: random clips through both models -> the largest
+difference.
 
-A classifier is compared by its logits with all tokens kept, a masked autoencoder by the pixels it predicts under a random mask:
-as VideoMAE and transformers compute them.
+A classifier is compared by its logits with all tokens kept, a masked autoencoder by the pixels it
+predicts under a random mask: as VideoMAE and transformers compute them.
 """
 
 from __future__ import annotations
@@ -18,7 +19,8 @@ from mats_ds.models.weights.model_weights import Weights
 
 NUM_CLIPS = 2
 SEED = 20221110
-TOLERANCE = 1e-4  # of the largest output: float32 rounding of a deep model stays below, a misplaced tensor does not
+# of the largest output: float32 rounding of a deep model stays below, a misplaced tensor does not
+TOLERANCE = 1e-4
 
 
 @dataclass(frozen=True)
@@ -44,7 +46,8 @@ def random_clips(spec: ModelSpec) -> torch.Tensor:
 
 @torch.no_grad()
 def compute(weights: Weights) -> torch.Tensor:
-    """Our model's output for the random clips, float32: logits [B, classes] or predicted pixels [B, M, P]."""
+    """Our model's output for the random clips, float32: logits [B, classes] or predicted pixels [B,
+    M, P]."""
     frames, seed_B = random_clips(weights.spec), torch.arange(NUM_CLIPS)
     plain = {"num_candidate_frames": weights.spec.grid.num_frames}
     if weights.spec.kind == "classifier":
@@ -60,7 +63,8 @@ def compare(one: Weights, other: Weights) -> Difference:
 
 @torch.no_grad()
 def compare_with_transformers(weights: Weights, folder: str | Path) -> Difference:
-    """Our model against transformers' own of a folder. The last LayerNorm's eps, which is no weight, is set to ours.
+    """Our model against transformers' own of a folder. The last LayerNorm's eps, which is no
+    weight, is set to ours.
 
     Raises ImportError where transformers is not installed.
     """

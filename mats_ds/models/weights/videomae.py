@@ -1,8 +1,10 @@
-"""The `.pth` files of VideoMAE (arXiv 2203.12602) and EVEREST (arXiv 2211.10636), which use the same names.
+"""The `.pth` files of VideoMAE (arXiv 2203.12602) and EVEREST (arXiv 2211.10636), which use the
+same names.
 
-Pre-training: `encoder.patch_embed`, `encoder.blocks`, `encoder.norm`, `encoder_to_decoder`, `mask_token`, `decoder.blocks`,
-`decoder.norm`, `decoder.head`. Fine-tuning: `patch_embed`, `blocks`, `fc_norm`, `head`. `args` (an argparse.Namespace), where it
-is there, holds the clip and the masking. Related checkpoints are read, too (videomae_variants.py).
+Pre-training: `encoder.patch_embed`, `encoder.blocks`, `encoder.norm`, `encoder_to_decoder`,
+`mask_token`, `decoder.blocks`, `decoder.norm`, `decoder.head`. Fine-tuning: `patch_embed`,
+`blocks`, `fc_norm`, `head`. `args` (an argparse.Namespace), where it is there, holds the clip and
+the masking. Related checkpoints are read, too (videomae_variants.py).
 """
 
 from __future__ import annotations
@@ -49,12 +51,14 @@ FINETUNE_ROWS = [
 SPEC_KEY = "mats_ds"
 SHOWN_KEYS = 400
 MAX_SIDE = 100_000  # frames of a clip, or pixels of a side
-UMT_FRAMES = 8  # of the published models with tubelets of one frame: Unmasked Teacher, arXiv 2303.16058
+# of the published models with tubelets of one frame: Unmasked Teacher, arXiv 2303.16058
+UMT_FRAMES = 8
 
 
 @dataclass(frozen=True)
 class Renamed:
-    """`state`: float32 tensors under our names. `num_positions`: rows of a saved table of positions, None without one."""
+    """`state`: float32 tensors under our names. `num_positions`: rows of a saved table of
+    positions, None without one."""
 
     state: dict[str, torch.Tensor]
     tubelet: tuple[int, int, int]
@@ -71,9 +75,11 @@ def read_videomae(
     heads: int | None = None,
     decoder_heads: int | None = None,
 ) -> Weights:
-    """Read a checkpoint. Sizes that are given win over those in `args`; without either, clips are 16 x 224 x 224.
+    """Read a checkpoint. Sizes that are given win over those in `args`; without either, clips are
+    16 x 224 x 224.
 
-    Raises ValueError for a file that cannot be read without running its code, or that holds weights of another model.
+    Raises ValueError for a file that cannot be read without running its code, or that holds weights
+    of another model.
     """
     content = read_content(Path(path))
     renamed = rename_state(content, path)
@@ -110,7 +116,8 @@ def read_content(path: Path) -> Mapping[str, Any]:
 
 
 def rename_state(content: Mapping[str, Any], path: str | Path) -> Renamed:
-    """A checkpoint's content under our names. Raises ValueError for what is no model that ours can be."""
+    """A checkpoint's content under our names. Raises ValueError for what is no model that ours can
+    be."""
     variant = convert_variant(content, path)
     is_pretraining = any(name.startswith("encoder.") for name in variant.tensors)
     renamed = translate(variant.tensors, reverse(PRETRAIN_ROWS if is_pretraining else FINETUNE_ROWS))
@@ -134,7 +141,8 @@ def rename_state(content: Mapping[str, Any], path: str | Path) -> Renamed:
 
 
 def guess_clip(renamed: Renamed, sizes: Mapping[str, int | None], path: str | Path) -> TokenGrid:
-    """The grid of the sizes that are known, with as many tokens as the file has positions, where it has any."""
+    """The grid of the sizes that are known, with as many tokens as the file has positions, where it
+    has any."""
     frames, height, width = sizes["num_frames"], sizes["height"], sizes["width"]
     if frames is None and renamed.tubelet[0] == 1:
         frames = UMT_FRAMES
@@ -160,7 +168,8 @@ def as_dict(arguments: Any) -> dict[str, Any]:
 
 
 def count_in(arguments: Mapping[str, Any], name: str, path: str | Path) -> int | None:
-    """A number of `args`; None where it is absent. Raises ValueError for anything but a size of a clip."""
+    """A number of `args`; None where it is absent. Raises ValueError for anything but a size of a
+    clip."""
     value = arguments.get(name)
     if not value:
         return None
@@ -174,10 +183,11 @@ def shorten(value: Any) -> str:
 
 
 def pruning_of(arguments: Mapping[str, Any], kind: str) -> TokenPruning:
-    """The selection of tokens that the model was trained with, from its `args`; VideoMAE's where they are silent.
+    """The selection of tokens that the model was trained with, from its `args`; VideoMAE's where
+    they are silent.
 
-    EVEREST's options: mask_type "motion-centric" with motion_centric_masking_ratio in pre-training, mcm with mcm_ratio in
-    fine-tuning; these ratios are the dropped fractions.
+    EVEREST's options: mask_type "motion-centric" with motion_centric_masking_ratio in pre-training,
+    mcm with mcm_ratio in fine-tuning; these ratios are the dropped fractions.
     """
     if kind == "classifier":
         keep = fraction_left(arguments["mcm_ratio"]) if arguments.get("mcm") else 1.0
@@ -206,7 +216,8 @@ def write_videomae(path: str | Path, weights: Weights) -> list[str]:
     renamed = translate(state, FINETUNE_ROWS if spec.kind == "classifier" else PRETRAIN_ROWS)
     assert not renamed.unknown, renamed.unknown
     path.parent.mkdir(parents=True, exist_ok=True)
-    with replace_file(path) as aside, aside.open("wb") as stream:  # of a path, torch would keep the name in the file
+    # of a path, torch would keep the name in the file
+    with replace_file(path) as aside, aside.open("wb") as stream:
         try:
             torch.save({"model": renamed.state, SPEC_KEY: json.dumps(dump_spec(spec))}, stream)
         except RuntimeError as error:  # torch hides why a write failed

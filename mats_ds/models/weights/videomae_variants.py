@@ -1,12 +1,14 @@
-"""Convert checkpoints of VideoMAE's variants: tensors under other names -> VideoMAE's own names, with the same outputs.
+"""Convert checkpoints of VideoMAE's variants: tensors under other names -> VideoMAE's own names,
+with the same outputs.
 
-    variant = convert_variant(content, path)      # VideoMAE V2, MGMAE, Unmasked Teacher, InternVideo's encoders, mmaction2, ...
+    variant = convert_variant(content, path)  # VideoMAE V2, MGMAE, InternVideo, ...
 
-In this order: the dictionary of weights is located (under `model`, `state_dict`, ...), prefixes of all names are removed
-(`module.`, `model.`, `vision_encoder.`, ...), names of other code become VideoMAE's, and layers that VideoMAE does not have
-are folded into those that it has where that changes no output:
-- `qkv.bias`: its parts for q and v are `q_bias` and `v_bias`. That for k adds q . b_k to all scores of a query, which cancels in
-  the softmax, and is dropped;
+In this order: the dictionary of weights is located (under `model`, `state_dict`, ...), prefixes of
+all names are removed (`module.`, `model.`, `vision_encoder.`, ...), names of other code become
+VideoMAE's, and layers that VideoMAE does not have are folded into those that it has where that
+changes no output:
+- `qkv.bias`: its parts for q and v are `q_bias` and `v_bias`. That for k adds q . b_k to all scores
+  of a query, which cancels in the softmax, and is dropped;
 - layer scale (`gamma_1`, `gamma_2`): multiplied into the layer before it;
 - a saved `pos_embed` that is the sine-cosine table: dropped, the model computes it.
 Anything else is refused by name, with the reason.
@@ -25,7 +27,8 @@ import torch
 from mats_ds.models.layers import sine_cosine_positions
 from mats_ds.models.weights.model_weights import MAX_NAME_CHARACTERS, MAX_TENSORS, check_tensors, list_names
 
-# The keys of weights in a checkpoint, the likeliest first. DeepSpeed uses module, Lightning and mmaction2 state_dict.
+# The keys of weights in a checkpoint, the likeliest first. DeepSpeed uses module, Lightning and
+# mmaction2 state_dict.
 STATE_KEYS = (
     *("model", "module", "state_dict", "model_state_dict", "model_state", "net", "network", "weights"),
     *("model_ema", "ema", "state_dict_ema", "target_encoder", "teacher", "student", "encoder", "backbone"),
@@ -35,7 +38,8 @@ MAX_NESTING = 4
 WRAPPERS = ("_orig_mod.", "module.", "model.", "backbone.")
 HEADS = ("cls_head.", "head.", "fc_norm.")  # may lie next to the encoder
 PATCHES = re.compile(r"(?P<base>.*?)patch_embed\.(proj|projection)\.weight")
-PREFERRED = ("teacher", "target", "ema", "momentum")  # of two encoders, the one that their authors evaluate
+# of two encoders, the one that their authors evaluate
+PREFERRED = ("teacher", "target", "ema", "momentum")
 RENAMED = (  # names of other code -> VideoMAE's
     (r"patch_embed\.projection\.", "patch_embed.proj."),  # mmaction2
     (r"\.mlp\.layers\.0\.0\.", ".mlp.fc1."),  # mmaction2
@@ -63,7 +67,8 @@ DEFAULT_TOLERANCE = 1e-5
 
 @dataclass
 class Converted:
-    """`tensors` under VideoMAE's names. `num_positions`: rows of a saved table of the encoder's positions, None without one."""
+    """`tensors` under VideoMAE's names. `num_positions`: rows of a saved table of the encoder's
+    positions, None without one."""
 
     tensors: dict[str, torch.Tensor]
     notes: list[str] = field(default_factory=list)
@@ -71,7 +76,8 @@ class Converted:
 
 
 def convert_variant(content: Mapping[str, Any], path: str | Path) -> Converted:
-    """Raises ValueError for a dictionary without a video model, and for one with parts that ours cannot be."""
+    """Raises ValueError for a dictionary without a video model, and for one with parts that ours
+    cannot be."""
     notes: list[str] = []
     state = unwrap(find_state(content, notes))
     variant = Converted({name: value for name, value in state.items() if isinstance(value, torch.Tensor)}, notes)
@@ -106,9 +112,11 @@ def find_state(content: Mapping[str, Any], notes: list[str]) -> Mapping[str, Any
 
 
 def holds_tensors(value: Any) -> bool:
-    """Whether a dictionary holds tensors, or one that does; under `model` may also lie what a model is made of.
+    """Whether a dictionary holds tensors, or one that does; under `model` may also lie what a model
+    is made of.
 
-    Each dictionary is searched once: a small file can hold dictionaries that contain each other a million times.
+    Each dictionary is searched once: a small file can hold dictionaries that contain each other a
+    million times.
     """
     level, seen = [value], set()
     for _ in range(MAX_NESTING):
@@ -168,7 +176,8 @@ def _refuse(tensors: Mapping[str, torch.Tensor], path: str | Path) -> None:
 
 
 def _join_projections(tensors: dict[str, torch.Tensor]) -> None:
-    """attn.q, attn.k and attn.v -> attn.qkv (the video MAE of arXiv 2205.09113 keeps them apart)."""
+    """attn.q, attn.k and attn.v -> attn.qkv (the video MAE of arXiv 2205.09113 keeps them
+    apart)."""
     for leaf in ("weight", "bias"):
         for name in [name for name in tensors if name.endswith(f".attn.q.{leaf}")]:
             stem = name.removesuffix(f"q.{leaf}")
@@ -177,14 +186,16 @@ def _join_projections(tensors: dict[str, torch.Tensor]) -> None:
 
 
 def _split_biases(variant: Converted) -> None:
-    """attn.qkv.bias -> attn.q_bias and attn.v_bias; attention without any bias has biases of zero."""
+    """attn.qkv.bias -> attn.q_bias and attn.v_bias; attention without any bias has biases of
+    zero."""
     num_keys = 0
     for name in [name for name in variant.tensors if name.endswith(".attn.qkv.bias")]:
         bias = variant.tensors.pop(name)
         stem = name.removesuffix("qkv.bias")
         weight = variant.tensors.get(f"{stem}qkv.weight")
         if bias.ndim != 1 or len(bias) % 3 or weight is None or len(weight) != len(bias):
-            variant.tensors[name] = bias  # no such layer: refused with the names that VideoMAE does not have
+            # no such layer: refused with the names that VideoMAE does not have
+            variant.tensors[name] = bias
             continue
         variant.tensors[f"{stem}q_bias"], key_bias, variant.tensors[f"{stem}v_bias"] = bias.chunk(3)
         num_keys += bool(key_bias.count_nonzero())

@@ -1,7 +1,9 @@
-"""Checkpoints on disk: complete or skipped. What DeepSpeed's own `latest` does not check is checked here, by checksums.
+"""Checkpoints on disk: complete or skipped. What DeepSpeed's own `latest` does not check is checked
+here, by checksums.
 
-`core/checkpoint_files.py` says what a checkpoint is; `saver.py` writes them, `pruning.py` deletes the old ones, and
-`resume.py` loads them into an engine. This file needs neither an engine nor ranks.
+`core/checkpoint_files.py` says what a checkpoint is; `saver.py` writes them, `pruning.py` deletes
+the old ones, and `resume.py` loads them into an engine. This file needs neither an engine nor
+ranks.
 """
 
 from __future__ import annotations
@@ -34,7 +36,8 @@ SHOWN_NAMES = 5
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """A complete checkpoint on disk. `zero_stage` and `global_batch` are None in those of version 0.1."""
+    """A complete checkpoint on disk. `zero_stage` and `global_batch` are None in those of version
+    0.1."""
 
     folder: Path
     tag: str
@@ -53,7 +56,8 @@ def seal(
 ) -> None:
     """Force a folder's files to disk and write their sizes and SHA-256 sums beside them.
 
-    known: files whose writers have synced and hashed them already. facts: more keys of complete.json.
+    known: files whose writers have synced and hashed them already. facts: more keys of
+    complete.json.
     """
     sums = {file_sum.name: file_sum for file_sum in known}
     for file in sorted(path for path in part.rglob("*") if path.is_file()):
@@ -72,8 +76,9 @@ def seal(
 def publish(part: Path, folder: Path, tag: str) -> None:
     """A sealed folder becomes the checkpoint `tag`, and the latest one.
 
-    A damaged checkpoint of that name is deleted; anything else of that name is the user's and is renamed, with a warning. Raises
-    OSError where the folder cannot be renamed; after that the checkpoint counts, whatever becomes of `latest`.
+    A damaged checkpoint of that name is deleted; anything else of that name is the user's and is
+    renamed, with a warning. Raises OSError where the folder cannot be renamed; after that the
+    checkpoint counts, whatever becomes of `latest`.
     """
     target, old = folder / tag, None
     if os.path.lexists(target):
@@ -104,10 +109,11 @@ def _move_aside(target: Path) -> Path | None:
 
 
 def find_checkpoint(folder: Path) -> Checkpoint | None:
-    """The newest complete checkpoint of a folder (`checkpoints/`, or one checkpoint itself); None if there is none at all.
+    """The newest complete checkpoint of a folder (`checkpoints/`, or one checkpoint itself); None
+    if there is none at all.
 
-    Damaged ones are skipped with a warning, and so are copies and links. Raises ValueError when there are checkpoints but all
-    of them are damaged.
+    Damaged ones are skipped with a warning, and so are copies and links. Raises ValueError when
+    there are checkpoints but all of them are damaged.
     """
     candidates = list_checkpoints(folder) or ([folder] if is_checkpoint(folder) else [])
     for name in name_lookalikes(folder)[:SHOWN_NAMES]:

@@ -1,6 +1,8 @@
-"""The folder beside the checkpoints that holds one of them re-sharded for another number of ranks, while a run starts.
+"""The folder beside the checkpoints that holds one of them re-sharded for another number of ranks,
+while a run starts.
 
-It bears a mark, and a name that nothing else has; what a killed start left is known by the mark, and deleted by the next start.
+It bears a mark, and a name that nothing else has; what a killed start left is known by the mark,
+and deleted by the next start.
 """
 
 from __future__ import annotations
@@ -37,7 +39,8 @@ def remove_converted(converted: Path) -> None:
     if is_marked or _is_of_old_version(converted):
         with contextlib.suppress(OSError):
             for name in os.listdir(converted):
-                if name != MARKER:  # the last to go: a kill in between leaves a folder that is known
+                # the last to go: a kill in between leaves a folder that is known
+                if name != MARKER:
                     _remove(converted / name)
             (converted / MARKER).unlink(missing_ok=True)
             converted.rmdir()
@@ -62,7 +65,8 @@ def _remove(path: Path) -> None:
 
 
 def _is_of_old_version(folder: Path) -> bool:
-    """Whether a folder holds nothing but what DeepSpeed's converter writes, in a folder named like a checkpoint."""
+    """Whether a folder holds nothing but what DeepSpeed's converter writes, in a folder named like
+    a checkpoint."""
     if folder.name != OLD_NAME or folder.is_symlink() or not folder.is_dir():
         return False
     for path in folder.iterdir():

@@ -1,7 +1,9 @@
-"""Delete old checkpoints. A complete one goes only where a newer complete one is on disk, and the one resumed from never does.
+"""Delete old checkpoints. A complete one goes only where a newer complete one is on disk, and the
+one resumed from never does.
 
-Those that this process has published are known to be complete; of the others, every file is hashed once, and only if what may
-go depends on it. Damaged ones count for nothing: they go when a newer complete one is there, and stay otherwise.
+Those that this process has published are known to be complete; of the others, every file is hashed
+once, and only if what may go depends on it. Damaged ones count for nothing: they go when a newer
+complete one is there, and stay otherwise.
 """
 
 from __future__ import annotations
@@ -29,19 +31,21 @@ POLL_SECONDS = 0.1
 class CheckpointFolder:
     """The folder `checkpoints/` of a run, as its one writer knows it.
 
-    The newest `keep` complete checkpoints stay, those at multiples of `keep_every_steps` (0: none), and those
-    named in `protected`.
+    The newest `keep` complete checkpoints stay, those at multiples of `keep_every_steps` (0: none),
+    and those named in `protected`.
     """
 
     path: Path
     keep: int
     keep_every_steps: int = 0
     protected: frozenset[str] = frozenset()
-    _hashed: dict[tuple[str, int, int], Verdict] = field(default_factory=dict, init=False)  # by the state of complete.json
+    # by the state of complete.json
+    _hashed: dict[tuple[str, int, int], Verdict] = field(default_factory=dict, init=False)
 
     def publish(self, part: Path, tag: str) -> None:
-        """A sealed folder becomes the checkpoint `tag`, and older ones that need not stay go. Raises OSError where it could not
-        be renamed; a fault after that is a warning, as the checkpoint is saved.
+        """A sealed folder becomes the checkpoint `tag`, and older ones that need not stay go.
+        Raises OSError where it could not be renamed; a fault after that is a warning, as the
+        checkpoint is saved.
         """
         publish(part, self.path, tag)
         try:
@@ -51,8 +55,8 @@ class CheckpointFolder:
             logger.warning("%s is saved, and older checkpoints stay: %s", self.path / tag, error)
 
     def prune(self, *, newest: str | None = None) -> None:
-        """Remove the complete checkpoints beyond the newest `keep`, damaged ones older than a complete one, and the
-        rest of unfinished saves.
+        """Remove the complete checkpoints beyond the newest `keep`, damaged ones older than a
+        complete one, and the rest of unfinished saves.
 
         newest: one that was just published, which stays whatever number it has.
         """
@@ -61,10 +65,13 @@ class CheckpointFolder:
         remove_unfinished(self.path)
 
     def make_room(self, num_bytes: int, *, replaced: str | None = None) -> None:
-        """Make sure that `num_bytes` are free: delete the oldest complete checkpoints, but never the last one, if need be.
+        """Make sure that `num_bytes` are free: delete the oldest complete checkpoints, but never
+        the last one, if need be.
 
-        replaced: the name of the checkpoint that is to be written; a damaged one of that name may go first.
-        Raises OSError with the numbers, before anything is removed, where that does not make enough room.
+        replaced: the name of the checkpoint that is to be written; a damaged one of that name may
+        go first.
+        Raises OSError with the numbers, before anything is removed, where that does not make enough
+        room.
         """
         remove_unfinished(self.path)
         free = free_bytes(self.path)
@@ -111,7 +118,8 @@ class CheckpointFolder:
         return unneeded[::-1]
 
     def _find_expendable(self, replaced: str | None) -> list[Path]:
-        """What `make_room` may remove, in this order: nothing that is needed, and not the newest complete one."""
+        """What `make_room` may remove, in this order: nothing that is needed, and not the newest
+        complete one."""
         needed, older, first = self._needed(), [], []
         has_newer = False
         for checkpoint in list_checkpoints(self.path):
@@ -168,9 +176,11 @@ def _rises(folder: Path, before: int) -> bool:
 
 
 def check_names(folder: Path, num_files: int) -> None:
-    """Raises OSError where the disk has no room for the names of `num_files` more files (inodes), as `df -i` shows it."""
+    """Raises OSError where the disk has no room for the names of `num_files` more files (inodes),
+    as `df -i` shows it."""
     state = os.statvfs(folder)
-    if state.f_files and state.f_favail < num_files:  # some filesystems have as many as one likes, and say 0
+    # some filesystems have as many as one likes, and say 0
+    if state.f_files and state.f_favail < num_files:
         raise OSError(f"it needs {num_files} files and the disk has room for {state.f_favail} more (df -i)")
 
 

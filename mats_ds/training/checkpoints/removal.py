@@ -1,7 +1,9 @@
-"""Delete checkpoints and what unfinished saves left behind: file by file, and only what a save has written.
+"""Delete checkpoints and what unfinished saves left behind: file by file, and only what a save has
+written.
 
-A folder that holds anything else (a note, a link, converted weights) stays as it is: it is the user's, whatever its name. A
-checkpoint first loses its name, so that a kill in the middle leaves no part of one under the name of a complete one.
+A folder that holds anything else (a note, a link, converted weights) stays as it is: it is the
+user's, whatever its name. A checkpoint first loses its name, so that a kill in the middle leaves no
+part of one under the name of a complete one.
 """
 
 from __future__ import annotations
@@ -19,8 +21,10 @@ from mats_ds.core.storage.files import read_bytes
 logger = logging.getLogger(__name__)
 
 BLOCK_BYTES = 512  # the unit of st_blocks
-PART_NAME = re.compile(r"\.step-[0-9]{8}(?:\.[0-9a-f]{12})?\.part")  # without a random part: of version 0.1
-ASIDE_NAME = re.compile(rf"\.(?:{re.escape(LATEST)}|{re.escape(COMPLETE)})(?:\.[0-9a-f]{{12}})?\.part")  # core/storage/files.py's
+# without a random part: of version 0.1
+PART_NAME = re.compile(r"\.step-[0-9]{8}(?:\.[0-9a-f]{12})?\.part")
+# core/storage/files.py's
+ASIDE_NAME = re.compile(rf"\.(?:{re.escape(LATEST)}|{re.escape(COMPLETE)})(?:\.[0-9a-f]{{12}})?\.part")
 SHOWN_NAMES = 3
 
 
@@ -30,7 +34,8 @@ def new_part_name(tag: str) -> str:
 
 
 def foreign_names(folder: Path) -> list[str]:
-    """What a folder of a checkpoint holds beside what a save writes: relative names, also of what cannot be looked into."""
+    """What a folder of a checkpoint holds beside what a save writes: relative names, also of what
+    cannot be looked into."""
     try:
         listed = set(read_complete(folder).files)
     except (OSError, ValueError):
@@ -51,7 +56,8 @@ def foreign_names(folder: Path) -> list[str]:
 
 
 def removable_bytes(checkpoint: Path) -> int:
-    """Bytes that the disk gets back when a checkpoint goes: none where it may not go, or where its files have other names."""
+    """Bytes that the disk gets back when a checkpoint goes: none where it may not go, or where its
+    files have other names."""
     if foreign_names(checkpoint):
         return 0
     states = [Path(root, name).lstat() for root, _, files in os.walk(checkpoint) for name in files]
@@ -59,7 +65,8 @@ def removable_bytes(checkpoint: Path) -> int:
 
 
 def remove_checkpoint(checkpoint: Path) -> bool:
-    """Delete a checkpoint; False, with a warning, where it holds something of the user's or the disk does not let it go."""
+    """Delete a checkpoint; False, with a warning, where it holds something of the user's or the
+    disk does not let it go."""
     assert STEP_NAME.fullmatch(checkpoint.name), checkpoint
     try:
         foreign = foreign_names(checkpoint)
@@ -78,8 +85,8 @@ def remove_checkpoint(checkpoint: Path) -> bool:
 
 
 def remove_part(part: Path) -> bool:
-    """Delete what a save has begun, or a removal has not ended; False where the folder is not ours, or the disk does not let it
-    go."""
+    """Delete what a save has begun, or a removal has not ended; False where the folder is not ours,
+    or the disk does not let it go."""
     try:
         if not PART_NAME.fullmatch(part.name) or not stat.S_ISDIR(part.lstat().st_mode) or foreign_names(part):
             return False
@@ -117,8 +124,8 @@ def _is_written_by_save(name: str) -> bool:
 
 
 def _remove_files(folder: Path) -> None:
-    """Unlink the files of a folder without anything foreign; complete.json last, which says what is ours. A file that came in the
-    meantime makes the folder stay."""
+    """Unlink the files of a folder without anything foreign; complete.json last, which says what is
+    ours. A file that came in the meantime makes the folder stay."""
     for root, _, files in os.walk(folder, topdown=False):
         for name in files:
             if Path(root, name) != folder / COMPLETE:

@@ -1,8 +1,8 @@
 """Go on from a checkpoint, on the same number of ranks or another one.
 
-ZeRO shards master weights and moments over the ranks. On another number of ranks, DeepSpeed's converter first writes them
-unsharded, a file a parameter, beside the checkpoint (as much disk again, for the time of the start), and every rank reads its
-part.
+ZeRO shards master weights and moments over the ranks. On another number of ranks, DeepSpeed's
+converter first writes them unsharded, a file a parameter, beside the checkpoint (as much disk
+again, for the time of the start), and every rank reads its part.
 """
 
 from __future__ import annotations
@@ -46,7 +46,8 @@ GROUP_SETTINGS = ("lr_scale", "weight_decay", "betas", "eps")
 
 @dataclass(frozen=True)
 class Resumed:
-    """Where a run goes on: `step` steps are finished, `state` is what was stored beside the engine."""
+    """Where a run goes on: `step` steps are finished, `state` is what was stored beside the
+    engine."""
 
     step: int = 0
     state: Mapping[str, Any] = field(default_factory=dict)
@@ -54,8 +55,8 @@ class Resumed:
 
 @dataclass(frozen=True)
 class ResumePoint:
-    """A complete checkpoint to go on from. `converted`: the folder that holds it re-sharded; the engine must then be made with
-    `load_universal`."""
+    """A complete checkpoint to go on from. `converted`: the folder that holds it re-sharded; the
+    engine must then be made with `load_universal`."""
 
     checkpoint: Checkpoint
     converted: Path | None = None
@@ -66,10 +67,11 @@ class ResumePoint:
 
 
 def find_resume_point(folder: Path, ranks: Ranks, *, global_batch: int, zero_stage: int) -> ResumePoint | None:
-    """The newest complete checkpoint below `folder`, converted where another number of ranks saved it; None if there is none yet.
+    """The newest complete checkpoint below `folder`, converted where another number of ranks saved
+    it; None if there is none yet.
 
-    Called by all ranks: rank 0 looks and converts. Raises ValueError on all of them for another ZeRO stage or another global
-    batch, and when all checkpoints are damaged.
+    Called by all ranks: rank 0 looks and converts. Raises ValueError on all of them for another
+    ZeRO stage or another global batch, and when all checkpoints are damaged.
     """
 
     def find() -> ResumePoint | None:
@@ -118,9 +120,11 @@ def warn_of_other_owners(checkpoint: Checkpoint) -> None:
 
 
 def convert(checkpoint: Checkpoint) -> Path:
-    """Write the checkpoint's optimizer state unsharded into a new folder beside it; returns that folder.
+    """Write the checkpoint's optimizer state unsharded into a new folder beside it; returns that
+    folder.
 
-    Raises ValueError where the disk has no room, and for a checkpoint that DeepSpeed cannot convert.
+    Raises ValueError where the disk has no room, and for a checkpoint that DeepSpeed cannot
+    convert.
     """
     from deepspeed.checkpoint import ds_to_universal
 
@@ -133,7 +137,8 @@ def convert(checkpoint: Checkpoint) -> Path:
             settings = SimpleNamespace(
                 input_folder=str(literal / checkpoint.tag),
                 output_folder=str(literal / target.relative_to(checkpoint.folder)),
-                num_extract_workers=1,  # in this process: a fork of one that has joined a process group may hang
+                # in this process: a fork of one that has joined a process group may hang
+                num_extract_workers=1,
                 num_merge_workers=1,
                 keep_temp_folder=False,
                 strict=True,
@@ -158,8 +163,9 @@ def convert(checkpoint: Checkpoint) -> Path:
 
 
 def resume(engine: Any, point: ResumePoint | None, ranks: Ranks) -> Resumed:
-    """Load it into the engine; called by all ranks. None: a fresh start. The settings of the parameter groups (weight decay,
-    betas) stay the recipe's. Raises ValueError for a checkpoint of another model or step.
+    """Load it into the engine; called by all ranks. None: a fresh start. The settings of the
+    parameter groups (weight decay, betas) stay the recipe's. Raises ValueError for a checkpoint of
+    another model or step.
     """
     if point is None:
         return Resumed()
@@ -187,7 +193,8 @@ def resume(engine: Any, point: ResumePoint | None, ranks: Ranks) -> Resumed:
         raise ValueError(
             f"{point.checkpoint.path} holds another step than it says, {held!r:.40}: start with another --out, or remove it"
         )
-    # Where it converts ZeRO-3, DeepSpeed 0.19 gives every group the settings of the first one, and all of them one step counter.
+    # Where it converts ZeRO-3, DeepSpeed 0.19 gives every group the settings of the first one, and
+    # all of them one step counter.
     for group, own in zip(engine.optimizer.param_groups, settings, strict=True):
         group.update(own)
     if point.is_converted:
@@ -200,8 +207,8 @@ def resume(engine: Any, point: ResumePoint | None, ranks: Ranks) -> Resumed:
 
 @contextlib.contextmanager
 def name_without_patterns(folder: Path) -> Iterator[Path]:
-    """A name of the folder that means the same as a pattern: DeepSpeed 0.19 looks for its files with `glob.glob(FOLDER/...)`, and
-    finds none below a folder such as `try [1]`."""
+    """A name of the folder that means the same as a pattern: DeepSpeed 0.19 looks for its files
+    with `glob.glob(FOLDER/...)`, and finds none below a folder such as `try [1]`."""
     if glob.escape(os.fspath(folder)) == os.fspath(folder):
         yield folder
         return

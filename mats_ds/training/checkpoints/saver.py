@@ -1,8 +1,9 @@
-"""Save an engine while it trains on: copied to the host at once, written by a thread, published when all ranks are done.
+"""Save an engine while it trains on: copied to the host at once, written by a thread, published
+when all ranks are done.
 
-DeepSpeed decides what is saved; its writer is replaced by one that copies, queues and never raises in between collectives: a
-disk that fills up on one rank would otherwise leave the others waiting. Every method that all ranks call ends in the
-same way on all of them.
+DeepSpeed decides what is saved; its writer is replaced by one that copies, queues and never raises
+in between collectives: a disk that fills up on one rank would otherwise leave the others waiting.
+Every method that all ranks call ends in the same way on all of them.
 """
 
 from __future__ import annotations
@@ -43,8 +44,8 @@ T = TypeVar("T")
 class CheckpointSaver:
     """Saves one engine into `folder` (checkpoints/); one save at a time is on its way.
 
-    recipe: the resolved recipe as YAML, stored inside. The last `keep` checkpoints stay, those at multiples of
-    `keep_every_steps`, and the one named `resumed_from`.
+    recipe: the resolved recipe as YAML, stored inside. The last `keep` checkpoints stay, those at
+    multiples of `keep_every_steps`, and the one named `resumed_from`.
     """
 
     engine: Any
@@ -63,8 +64,9 @@ class CheckpointSaver:
         self._on_disk = CheckpointFolder(self.folder, self.keep, self.keep_every_steps, protected)
 
     def check_room(self, extra: Mapping[str, Any]) -> None:
-        """Before the first step; called by all ranks. Raises TrainingStopped where the folder cannot be written to or has no room
-        for one checkpoint; rank 0 warns where it has none for all that are to stay.
+        """Before the first step; called by all ranks. Raises TrainingStopped where the folder
+        cannot be written to or has no room for one checkpoint; rank 0 warns where it has none for
+        all that are to stay.
         """
         num_bytes = checkpoint_bytes(self.engine, extra)
         self._make_room(num_bytes)
@@ -80,8 +82,8 @@ class CheckpointSaver:
     def begin(self, step: int, extra: Mapping[str, Any]) -> None:
         """Copy the state after `step` finished steps and start to write it; called by all ranks.
 
-        `extra` is stored beside the engine. Raises TrainingStopped when there is no room for it, and what `finish` raises
-        for the save before.
+        `extra` is stored beside the engine. Raises TrainingStopped when there is no room for it,
+        and what `finish` raises for the save before.
         """
         self.finish()
         tag = name_of_step(step)
@@ -100,7 +102,8 @@ class CheckpointSaver:
         self._pending = _Pending(step, tag, part, writer.files)
 
     def poll(self) -> None:
-        """Publish the checkpoint that is on its way if every rank has written its part; called by all ranks, after any step."""
+        """Publish the checkpoint that is on its way if every rank has written its part; called by
+        all ranks, after any step."""
         if self._pending is None:
             return
         is_done = torch.tensor([float(all(file.done() for file in self._pending.files))], device=self.engine.device)
@@ -109,9 +112,11 @@ class CheckpointSaver:
             self.finish()
 
     def finish(self) -> None:
-        """Wait for the checkpoint that is on its way, if there is one, and publish it; called by all ranks.
+        """Wait for the checkpoint that is on its way, if there is one, and publish it; called by
+        all ranks.
 
-        Raises TrainingStopped when a rank could not write its part; the checkpoints before it stay as they were.
+        Raises TrainingStopped when a rank could not write its part; the checkpoints before it stay
+        as they were.
         """
         pending, self._pending = self._pending, None
         if pending is None:
@@ -132,7 +137,8 @@ class CheckpointSaver:
         self._on_disk.publish(pending.part, pending.tag)
 
     def _make_room(self, num_bytes: int, tag: str | None = None) -> None:
-        """Raises TrainingStopped on all ranks where the disk has no room, even if older checkpoints went."""
+        """Raises TrainingStopped on all ranks where the disk has no room, even if older checkpoints
+        went."""
 
         def make() -> None:
             self.folder.mkdir(exist_ok=True)  # not a run folder that was taken away
@@ -142,7 +148,8 @@ class CheckpointSaver:
         self._on_first(make, f"no room for a checkpoint in {self.folder}")
 
     def _on_first(self, work: Callable[[], T], what: str) -> T:
-        """Rank 0 does it, and every rank gets what it returns, or raises TrainingStopped where it failed."""
+        """Rank 0 does it, and every rank gets what it returns, or raises TrainingStopped where it
+        failed."""
 
         def attempt() -> T:
             try:
@@ -162,7 +169,8 @@ class _Pending:
 
 
 class _BackgroundWriter:
-    """Stands in for DeepSpeed's checkpoint engine during one save: copies what it is given and lets a thread write it."""
+    """Stands in for DeepSpeed's checkpoint engine during one save: copies what it is given and lets
+    a thread write it."""
 
     def __init__(self, plain: Any, part: Path, thread: ThreadPoolExecutor) -> None:
         self.plain = plain
@@ -246,7 +254,8 @@ def _make_part(folder: Path, tag: str) -> Path:
 
 
 def _copy_scripts(copy: Callable[[str], None], folder: Path) -> None:
-    """DeepSpeed's programs that merge a checkpoint, where none are yet: it would write through links of their names."""
+    """DeepSpeed's programs that merge a checkpoint, where none are yet: it would write through
+    links of their names."""
     files = [folder / name for name in SCRIPTS]
     if any(os.path.lexists(file) for file in files):
         return
@@ -262,7 +271,8 @@ def _explain(what: str, why: str) -> str:
 
 
 def checkpoint_bytes(engine: Any, extra: Mapping[str, Any] | None = None) -> int:
-    """Bytes that a checkpoint of this engine takes, over all ranks: weights, float32 master weights and moments."""
+    """Bytes that a checkpoint of this engine takes, over all ranks: weights, float32 master weights
+    and moments."""
     parameters = list(engine.module.parameters())
     numbers = sum(getattr(parameter, "ds_numel", parameter.numel()) for parameter in parameters)
     buffers = sum(buffer.nbytes for buffer in engine.module.buffers())

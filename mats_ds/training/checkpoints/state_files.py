@@ -1,8 +1,9 @@
-"""Checkpoint files of DeepSpeed, read without running code that is in them, and checked before a run goes on from them.
+"""Checkpoint files of DeepSpeed, read without running code that is in them, and checked before a
+run goes on from them.
 
-DeepSpeed 0.19 reads and converts them with `torch.load(weights_only=False)`, which torch's own switch
-TORCH_FORCE_WEIGHTS_ONLY_LOAD overrides. Measured on 2 ranks, ZeRO 0 to 3, fp32 and bf16, with and
-without CPU offload: beside tensors, numbers and texts the files hold the three classes of
+DeepSpeed 0.19 reads and converts them with `torch.load(weights_only=False)`, which torch's own
+switch TORCH_FORCE_WEIGHTS_ONLY_LOAD overrides. Measured on 2 ranks, ZeRO 0 to 3, fp32 and bf16,
+with and without CPU offload: beside tensors, numbers and texts the files hold the three classes of
 `harmless_classes`, and nothing else.
 
 Names are looked at too: DeepSpeed's converter makes a folder of every weight's name.
@@ -26,10 +27,12 @@ from mats_ds.core.storage.files import open_regular
 from mats_ds.core.storage.pickle_bombs import InflatingPickle, refuse_inflating_calls
 
 FORCE, FORCE_NOT = "TORCH_FORCE_WEIGHTS_ONLY_LOAD", "TORCH_FORCE_NO_WEIGHTS_ONLY_LOAD"
-PREFIXES = ("mp_rank_", "layer_", "zero_pp_rank_", "bf16_zero_pp_rank_", "fp16_zero_pp_rank_")  # what DeepSpeed looks for
+# what DeepSpeed looks for
+PREFIXES = ("mp_rank_", "layer_", "zero_pp_rank_", "bf16_zero_pp_rank_", "fp16_zero_pp_rank_")
 EXPECTED = re.compile(r"(bf16_)?zero_pp_rank_\d{1,6}_mp_rank_00_(model|optim)_states\.pt|mp_rank_00_model_states\.pt")
 WEIGHT_NAME = re.compile(r"\w+(\.\w+)*", re.ASCII)
-UNIVERSAL_KEYS = {"universal_checkpoint_version"}  # others hold patterns that the converter matches names with
+# others hold patterns that the converter matches names with
+UNIVERSAL_KEYS = {"universal_checkpoint_version"}
 EXPERT_KEYS = ("ds_autoep_layers", "autoep_layers")
 ZIP_MARK = b"PK"
 SHOWN = 160
@@ -58,8 +61,8 @@ def harmless_classes() -> list[Any]:
 
 @contextlib.contextmanager
 def without_code() -> Iterator[None]:
-    """Inside it every `torch.load` of this process, DeepSpeed's too, makes tensors, plain values and
-    `harmless_classes` alone. Anything else in a file raises pickle.UnpicklingError.
+    """Inside it every `torch.load` of this process, DeepSpeed's too, makes tensors, plain values
+    and `harmless_classes` alone. Anything else in a file raises pickle.UnpicklingError.
     """
     before = {name: os.environ.pop(name, None) for name in (FORCE, FORCE_NOT)}
     os.environ[FORCE] = "1"
@@ -72,8 +75,9 @@ def without_code() -> Iterator[None]:
 
 
 def check_state_files(checkpoint: Path) -> None:
-    """Raises ValueError, before any tensor is read, for a checkpoint with a file that would run code,
-    that unfolds to more than its bytes, or whose names would lead the converter out of its folder.
+    """Raises ValueError, before any tensor is read, for a checkpoint with a file that would run
+    code, that unfolds to more than its bytes, or whose names would lead the converter out of its
+    folder.
     """
     for path in sorted(checkpoint.iterdir()):
         if not path.name.startswith(PREFIXES):
@@ -123,7 +127,8 @@ def _explain_refusal(path: Path, error: Exception) -> str:
 
 
 def _check_names(content: Mapping[str, Any], path: Path) -> None:
-    """Raises ValueError for names of weights that are no names, and for what the converter would take further orders from."""
+    """Raises ValueError for names of weights that are no names, and for what the converter would
+    take further orders from."""
     optimizer = content.get("optimizer_state_dict")
     groups = [content.get("module"), *_as_list(content.get("param_shapes"))]
     if isinstance(optimizer, Mapping):
@@ -143,8 +148,8 @@ def _as_list(value: Any) -> list[Any]:
 
 
 def describe_other_owners(paths: Iterable[Path]) -> str | None:
-    """The users other than this one that own some of the paths, such as "ada (uid 1001)"; None where all are this user's own, and
-    where the system knows no users.
+    """The users other than this one that own some of the paths, such as "ada (uid 1001)"; None
+    where all are this user's own, and where the system knows no users.
     """
     if not hasattr(os, "getuid"):
         return None

@@ -1,4 +1,5 @@
-"""Files are replaced in one step and read within bounds; a link never leads a writer or a reader elsewhere."""
+"""Files are replaced in one step and read within bounds; a link never leads a writer or a reader
+elsewhere."""
 
 import hashlib
 import os

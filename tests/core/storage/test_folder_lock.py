@@ -154,7 +154,8 @@ def test_a_folder_that_is_gone_or_replaced_is_not_touched_at_the_end(tmp_path):
 
 
 def test_a_run_is_over_when_its_last_rank_is_gone(tmp_path, elsewhere, monkeypatch):
-    """The first rank is killed, another one still writes: the folder is given to nobody until that one has ended."""
+    """The first rank is killed, another one still writes: the folder is given to nobody until that
+    one has ended."""
     first = elsewhere(HOLD + "admit_ranks(Path(sys.argv[1]))" + WAIT, tmp_path)
     third = elsewhere(JOIN, tmp_path)
     first.kill()

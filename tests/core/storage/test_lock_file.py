@@ -1,4 +1,5 @@
-"""What a lock file says of its holder, and whom it keeps out by itself where a filesystem has no locks."""
+"""What a lock file says of its holder, and whom it keeps out by itself where a filesystem has no
+locks."""
 
 import errno
 import json

@@ -74,7 +74,8 @@ def test_where_nothing_can_be_made_is_said_before_the_work(tmp_path, monkeypatch
     (tmp_path / "file").touch()
     with pytest.raises(ValueError, match="file is no folder"):
         check_output_file(tmp_path / "file" / "new" / "a")
-    monkeypatch.setattr(os, "access", lambda path, mode: False)  # of root, everything but a read-only disk
+    # of root, everything but a read-only disk
+    monkeypatch.setattr(os, "access", lambda path, mode: False)
     with pytest.raises(ValueError, match="read-only"):
         check_output_file(tmp_path / "new" / "a")
     assert [path.name for path in tmp_path.iterdir()] == ["file"]

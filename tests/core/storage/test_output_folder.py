@@ -33,7 +33,8 @@ def test_a_folder_of_somebody_else_is_refused_untouched(tmp_path):
     with pytest.raises(ValueError, match=r"holds index\.csv"):
         open_output_folder(tmp_path, command="extract")
     assert [path.name for path in tmp_path.iterdir()] == ["index.csv"]
-    check_output_folder(tmp_path, command="extract", is_ours=lambda folder: True)  # known by what it holds
+    # known by what it holds
+    check_output_folder(tmp_path, command="extract", is_ours=lambda folder: True)
 
 
 def test_a_folder_of_another_command_is_refused(tmp_path):

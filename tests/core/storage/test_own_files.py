@@ -1,4 +1,5 @@
-"""A program's own files are those with the very bytes that it wrote; all others keep their names and their content."""
+"""A program's own files are those with the very bytes that it wrote; all others keep their names
+and their content."""
 
 import os
 from pathlib import Path
@@ -58,7 +59,8 @@ def test_one_file_is_known_by_any_of_its_spellings(tmp_path, monkeypatch):
     listed = ["videos/b.mp4", str(video)]
     for spelling in ("videos/a.mp4", "way/a.mp4", "./videos/../way/a.mp4"):
         assert find_same_path(Path(spelling), listed) == str(video)
-    assert find_same_path(Path("way/b.mp4"), listed) == "videos/b.mp4"  # a listed one that is not there
+    # a listed one that is not there
+    assert find_same_path(Path("way/b.mp4"), listed) == "videos/b.mp4"
     assert find_same_path(Path("a.mp4"), listed) is None
     for name in ("link.csv", "hard.csv"):
         (os.symlink if name == "link.csv" else os.link)(video, name)

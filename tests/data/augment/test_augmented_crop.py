@@ -1,4 +1,5 @@
-"""A crop of augmented frames shows what timm makes of the whole frame before the crop, and resamples every pixel once."""
+"""A crop of augmented frames shows what timm makes of the whole frame before the crop, and
+resamples every pixel once."""
 
 from __future__ import annotations
 
@@ -62,12 +63,14 @@ def mean_difference(left, right) -> float:
 @pytest.mark.parametrize("crop", [CROP, dataclasses.replace(CROP, flip=True), CropSpec(0.3, 0.35, 0.1, 0.2)])
 @pytest.mark.parametrize("name", AMOUNTS)
 def test_each_operation_gives_what_timm_and_the_crop_give(name, crop):
-    """The same operation after the crop differs by 20 to 60 levels where it moves, and where it measures."""
+    """The same operation after the crop differs by 20 to 60 levels where it moves, and where it
+    measures."""
     picture = make_picture(*FRAME)
     for sign in (1, -1):
         ours = augment_by_us(picture, one(name, sign=sign), crop, size=SIZE)
         expected = crop_by_videomae(augment_by_timm(picture, one(name, sign=sign)), crop, size=SIZE)
-        # Bytes are rounded once; movements are interpolated once, where timm interpolates a bicubic picture again.
+        # Bytes are rounded once; movements are interpolated once, where timm interpolates a bicubic
+        # picture again.
         assert mean_difference(ours, expected) < (1.6 if name in MOVEMENTS else 0.3)
 
 
@@ -80,12 +83,14 @@ def test_the_published_policy_gives_what_timm_and_the_crop_give():
         ours = augment_by_us(picture, spec.operations, crop, size=SIZE)
         expected = crop_by_videomae(augment_by_timm(picture, spec.operations), crop, size=SIZE)
         differences.append(mean_difference(ours, expected))
-    # A few are far off: autocontrast moves the grey of a fill by one, and a threshold of a later operation lies in between.
+    # A few are far off: autocontrast moves the grey of a fill by one, and a threshold of a later
+    # operation lies in between.
     assert np.mean(differences) < 2 and np.median(differences) < 1 and np.mean(np.array(differences) > 6) < 0.05
 
 
 def test_clips_hold_as_much_fill_as_timms_before_the_crop():
-    """Measured on movements alone, of a white picture. After the crop it was 11.4%, and 22% of clips were filled by over 30%."""
+    """Measured on movements alone, of a white picture. After the crop it was 11.4%, and 22% of
+    clips were filled by over 30%."""
     sampler, white = sampler_of(seed=3), np.full((60, 80, 3), 255, np.uint8)
     ours, timms = [], []
     for position in range(1000):
@@ -120,7 +125,8 @@ def test_later_operations_change_the_colour_of_fills(names):
 
 @pytest.mark.parametrize("name", ["autocontrast", "equalize", "contrast"])
 def test_what_is_measured_is_measured_on_the_whole_frame_as_it_is_then(name):
-    """A bright bar outside of the crop counts while it is in the frame, and no longer once it was pushed out."""
+    """A bright bar outside of the crop counts while it is in the frame, and no longer once it was
+    pushed out."""
     picture = make_picture(*FRAME) // 2
     picture[:, :30] = 255
     crop = CropSpec(0.5, 0.5, 0.5, 0.9)
@@ -149,7 +155,8 @@ def test_there_and_back_is_where_it_was(there):
 
 
 def test_a_crop_that_shrinks_is_averaged():
-    """A third as large, stripes of one pixel keep a third of their contrast; without averaging, all of it."""
+    """A third as large, stripes of one pixel keep a third of their contrast; without averaging, all
+    of it."""
     stripes = np.zeros((180, 240, 3), np.uint8)
     stripes[:, ::2] = 255
     shrunk = augment_by_us(stripes, (ImageOperation("translate_y", 0.0101),), CropSpec(0.9, 0.9, 0.5, 0.5), size=(54, 54))
@@ -221,7 +228,8 @@ def test_without_operations_no_bit_changes(path):
 
 
 def test_sharpness_is_that_of_the_frames_own_pixels(write_video, tmp_path, monkeypatch):
-    """Large frames are shrunk before they are cropped, except where that would sharpen other edges and memory allows it."""
+    """Large frames are shrunk before they are cropped, except where that would sharpen other edges
+    and memory allows it."""
     large = str(write_video(tmp_path / "large.mp4", num_frames=6, height=288, width=448))
     whole = decode_frames(large, np.array([0, 2, 4]))
     for name, limit in (("sharpness", 1.0), ("shear_x", 4.0), ("solarize", 4.0)):
@@ -267,7 +275,8 @@ def test_a_device_refuses_frames_of_another_size():
 
 
 def test_bicubic_is_what_pillow_and_we_call_so():
-    """The reference of these tests interpolates as VideoMAE's scripts say: bicubic is their default, not a choice at random."""
+    """The reference of these tests interpolates as VideoMAE's scripts say: bicubic is their
+    default, not a choice at random."""
     picture = make_picture(*FRAME)
     by_default = augment_by_timm(picture, one("rotate"))
     assert (by_default != augment_by_timm(picture, one("rotate"), interpolation=Image.Resampling.BILINEAR)).any()

@@ -53,7 +53,8 @@ def test_boxes_are_distributed_as_timms():
         ours, theirs = (np.sort([measure(box) for box in boxes]) for boxes in (drawn, timms))
         limits = np.concatenate([ours, theirs])
         gap = np.abs(np.searchsorted(ours, limits, "right") / len(ours) - np.searchsorted(theirs, limits, "right") / len(theirs))
-        # Two samples of one distribution pass this limit once in 1000 times (Kolmogorov and Smirnov); the draws are fixed.
+        # Two samples of one distribution pass this limit once in 1000 times (Kolmogorov and
+        # Smirnov); the draws are fixed.
         assert gap.max() < 1.95 * (2 / 2000) ** 0.5
 
 

@@ -1,4 +1,5 @@
-"""Movements of whole frames lead where Pillow's do, as timm calls it: pixels, filled areas, visible parts."""
+"""Movements of whole frames lead where Pillow's do, as timm calls it: pixels, filled areas, visible
+parts."""
 
 from __future__ import annotations
 
@@ -36,7 +37,8 @@ def matrices_of(chain):
 
 @pytest.mark.parametrize("chain", CHAINS, ids=str)
 def test_each_pixel_comes_from_where_pillow_takes_it(chain):
-    """A picture of its own coordinates, moved without interpolation: shears leave the corner, turns the centre."""
+    """A picture of its own coordinates, moved without interpolation: shears leave the corner, turns
+    the centre."""
     y_HW, x_HW = np.mgrid[: FRAME[0], : FRAME[1]]
     places = np.stack([x_HW, y_HW, np.full_like(x_HW, 255)], axis=-1).astype(np.uint8)
     moved = augment_by_timm(places, operations_of(chain), interpolation=Image.Resampling.NEAREST)
@@ -44,7 +46,8 @@ def test_each_pixel_comes_from_where_pillow_takes_it(chain):
     shown_HW = moved[..., 2] == 255
     certain_HW = (warp.content_HW == 1) | (warp.content_HW == 0)
     wrong_HW = certain_HW & ((warp.content_HW == 1) != shown_HW)
-    assert wrong_HW.mean() <= (0 if len(chain) == 1 else 0.001)  # moved twice, it is moved to whole pixels in between
+    # moved twice, it is moved to whole pixels in between
+    assert wrong_HW.mean() <= (0 if len(chain) == 1 else 0.001)
     assert certain_HW.mean() > 0.85
     inner_HW = shown_HW & (warp.content_HW == 1)
     from_HW2 = moved[..., :2][inner_HW] + 0.5

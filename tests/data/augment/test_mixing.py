@@ -22,7 +22,8 @@ NEXT = [1, 2, 0]
 def test_mixup_rounds_to_bytes():
     mixed = mix_clips(make_clips(), Mixture(0.75, None), partner_B=NEXT, mixes_B=[True] * 3)
     assert mixed.dtype == torch.uint8
-    assert [clip.unique().tolist() for clip in mixed] == [[32], [125], [152]]  # 32.5 and 152.5 round to even
+    # 32.5 and 152.5 round to even
+    assert [clip.unique().tolist() for clip in mixed] == [[32], [125], [152]]
 
 
 def test_cutmix_replaces_the_same_box_of_all_frames():

@@ -1,4 +1,5 @@
-"""The random resized crop follows torchvision's RandomResizedCrop, box and pixels, and is a function of the place in the run."""
+"""The random resized crop follows torchvision's RandomResizedCrop, box and pixels, and is a
+function of the place in the run."""
 
 from __future__ import annotations
 
@@ -42,7 +43,8 @@ def boxes_of_torchvision(areas, *, picture=PICTURE, count=NUM_DRAWS) -> np.ndarr
 
 
 def largest_gap(ours: np.ndarray, theirs: np.ndarray) -> float:
-    """The largest distance between the shares of values up to any limit (Kolmogorov and Smirnov)."""
+    """The largest distance between the shares of values up to any limit (Kolmogorov and
+    Smirnov)."""
     limits = np.concatenate([ours, theirs])
     shares = [np.searchsorted(np.sort(values), limits, side="right") / len(values) for values in (ours, theirs)]
     return float(np.abs(shares[0] - shares[1]).max())

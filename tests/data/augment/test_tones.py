@@ -35,7 +35,8 @@ def test_both_kinds_of_frames_give_timms_bytes(name, strength):
     expected = np.stack([augment_by_timm(picture, (operation,)) for picture in PICTURES])
     by_pillow = [apply(PillowFrame(picture), operation).pixels(flip=False) for picture in PICTURES]
     np.testing.assert_array_equal(np.stack(by_pillow), expected)
-    # All frames together, each measured on its own; single precision may round the last bit otherwise on other devices.
+    # All frames together, each measured on its own; single precision may round the last bit
+    # otherwise on other devices.
     on_device = apply(DeviceFrames(torch.from_numpy(np.stack(PICTURES))), operation).frames_THWC.numpy()
     np.testing.assert_array_equal(on_device, expected)
 

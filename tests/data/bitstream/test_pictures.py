@@ -1,4 +1,5 @@
-"""Which packets show a picture: hidden references of VP8 and VP9, packed and empty packets of MPEG-4."""
+"""Which packets show a picture: hidden references of VP8 and VP9, packed and empty packets of
+MPEG-4."""
 
 from __future__ import annotations
 
@@ -16,11 +17,13 @@ from mats_ds.data.video.decode import decode_frames
 from mats_ds.data.video.indexing import index_video
 from mats_ds.data.video.nvdec_support import device_can_decode
 
-EMPTY_PACKET = b"\x00\x00\x01\xb6\x50\x00\x00"  # a P-picture at the same time that is not coded: what XviD writes
+# a P-picture at the same time that is not coded: what XviD writes
+EMPTY_PACKET = b"\x00\x00\x01\xb6\x50\x00\x00"
 
 
 def test_reference_only_packets_of_vp9_are_not_shown():
-    """First bytes of VP9 packets: frame marker 10, profile bits, show_existing_frame, frame_type, show_frame."""
+    """First bytes of VP9 packets: frame marker 10, profile bits, show_existing_frame, frame_type,
+    show_frame."""
 
     def shows(first: int, last: int = 0, codec: str = "vp9") -> bool:
         [piece] = PictureCounter(codec, b"").split(bytes([first, 0, 0, last]), is_hidden=False)
@@ -39,7 +42,8 @@ def test_reference_only_packets_of_vp9_are_not_shown():
 def test_pictures_are_shown_in_the_order_of_their_kinds():
     intra, predicted, both = 0, 1, 2
     assert presentation_order([intra, predicted, both, both, predicted, both]).tolist() == [0, 3, 1, 2, 5, 4]
-    assert presentation_order([intra, both, predicted]).tolist() == [0, -1, 1]  # nothing to refer to
+    # nothing to refer to
+    assert presentation_order([intra, both, predicted]).tolist() == [0, -1, 1]
     assert presentation_order([intra, None, predicted, predicted]).tolist() == [0, -1, 1, 2]
 
 
@@ -71,7 +75,8 @@ def with_b(write_video, tmp_path) -> Path:
 
 
 def pack(extradata: bytes, packets: list[tuple[bytes, bool]]) -> list[tuple[bytes, bool]]:
-    """As encoders of the DivX family do: the first B-picture of a group beside its reference, an empty packet at its end."""
+    """As encoders of the DivX family do: the first B-picture of a group beside its reference, an
+    empty packet at its end."""
     bits = time_increment_bits(extradata)
     kinds = [coded_pictures(data, time_bits=bits)[0][1] for data, _ in packets]
     packed, place = [], 0

@@ -1,4 +1,5 @@
-"""The loader delivers the same clips whatever the number of threads, ranks or restarts, and a bad file never stops it."""
+"""The loader delivers the same clips whatever the number of threads, ranks or restarts, and a bad
+file never stops it."""
 
 import gc
 import importlib.util
@@ -80,8 +81,8 @@ def assert_equal(one: ClipBatch, other: ClipBatch) -> None:
 
 
 def assert_alike(one: ClipBatch, other: ClipBatch) -> None:
-    """The same clips through two decoders, whose colour conversions differ by a level or two; a wrong frame or crop would
-    differ by tens.
+    """The same clips through two decoders, whose colour conversions differ by a level or two; a
+    wrong frame or crop would differ by tens.
     """
     assert (one.paths, one.bad) == (other.paths, other.bad) and torch.equal(one.seed_B, other.seed_B)
     difference_BT = (one.frames_BTHWC.float() - other.frames_BTHWC.float()).abs().flatten(2).mean(2)
@@ -286,7 +287,8 @@ def device_decodes_vp9(monkeypatch) -> None:
 
 
 def test_files_that_dali_decodes_give_the_frames_that_pyav_decodes(vp9_videos, write_video, tmp_path, monkeypatch):
-    paths = [*vp9_videos, str(write_video(tmp_path / "other.mp4", num_frames=24))]  # one of them stays with PyAV
+    # one of them stays with PyAV
+    paths = [*vp9_videos, str(write_video(tmp_path / "other.mp4", num_frames=24))]
     by_pyav = take(loader_of(paths, global_batch=5), 2)
     monkeypatch.setattr(pipeline, "device_codecs", lambda device: frozenset({"vp9"}))
     asked = []
@@ -317,7 +319,8 @@ def test_whole_frames_that_dali_decodes_are_augmented_as_those_that_pyav_decodes
         assert one.paths == other.paths and torch.equal(one.seed_B, other.seed_B)
         difference_BT = (one.frames_BTHWC.float() - other.frames_BTHWC.float()).abs().flatten(2).mean(2)
         differences.append(difference_BT.flatten())
-    # Colours that differ by a level or two before a threshold or an equalization differ by more after it.
+    # Colours that differ by a level or two before a threshold or an equalization differ by more
+    # after it.
     differences = torch.cat(differences)
     assert differences.median() < 3 and differences.max() < 40 and (differences > 12).float().mean() < 0.1, differences
 
@@ -325,7 +328,8 @@ def test_whole_frames_that_dali_decodes_are_augmented_as_those_that_pyav_decodes
 def test_a_chunk_that_the_device_refuses_goes_through_pyav(vp9_videos, device_decodes_vp9, monkeypatch, caplog):
     by_dali = take(loader_of(vp9_videos, global_batch=4), 5)
     read = reader.np.fromfile
-    # DALI gets rubbish while PyAV reads the sound file; with chunks of one clip, many are in flight when the first fails.
+    # DALI gets rubbish while PyAV reads the sound file; with chunks of one clip, many are in flight
+    # when the first fails.
     monkeypatch.setattr(batching, "MAX_CHUNK_CLIPS", 1)
     monkeypatch.setattr(reader.np, "fromfile", lambda path, dtype: read(path, dtype)[::-1].copy())
     by_pyav = take(loader_of(vp9_videos, global_batch=4), 5)
@@ -387,7 +391,8 @@ def test_only_plain_upright_video_goes_to_the_device(vp9_videos, videos, write_v
     assert decodable(vp9_videos[0])
     assert not decodable(videos[1])  # VP9 below the smallest picture
     assert decodable(write_video(tmp_path / "a.mp4"))
-    assert not decodable(write_video(tmp_path / "b.avi", b_frames=2))  # time stamps that cannot be trusted
+    # time stamps that cannot be trusted
+    assert not decodable(write_video(tmp_path / "b.avi", b_frames=2))
     assert not decodable(write_video(tmp_path / "c.mp4", pixel_format="yuv444p"))
 
 

@@ -1,4 +1,5 @@
-"""Clips come in the order asked for; what fails or hangs is replaced; memory and threads stay bounded."""
+"""Clips come in the order asked for; what fails or hangs is replaced; memory and threads stay
+bounded."""
 
 import threading
 import time
@@ -132,7 +133,8 @@ def test_what_is_read_ahead_stays_within_its_bytes():
         time.sleep(0.01)
     time.sleep(0.3)  # as long as it would take to read too many
     assert 3 <= len(read_paths) <= 4  # 250 bytes and one more for the second worker
-    for request in requests:  # a chunk may need more than the limit at once: what is waited for is read in any case
+    # a chunk may need more than the limit at once: what is waited for is read in any case
+    for request in requests:
         assert ahead.wait(request).clip is not None
     for request in requests:
         ahead.release(request)

@@ -1,4 +1,5 @@
-"""Several clips of a video from one pass over it: the same frames as one by one, for less decoding."""
+"""Several clips of a video from one pass over it: the same frames as one by one, for less
+decoding."""
 
 from __future__ import annotations
 
@@ -67,7 +68,8 @@ def test_frames_are_those_of_clips_read_one_by_one_and_each_video_is_decoded_onc
     in_all = len(passes)
     monkeypatch.setattr(routes, "read_together", None)
     alone = sampler_of(videos, sampling=sampling)
-    alone.repeats, steps_per_epoch = 1, alone.steps_per_epoch  # the same draw, without the reader of groups
+    # the same draw, without the reader of groups
+    alone.repeats, steps_per_epoch = 1, alone.steps_per_epoch
     alone.spec = lambda position, attempt=0: sampler.spec(position, attempt)
     for one, other in zip(together, batches_of(alone, 3, num_workers=num_workers), strict=True):
         assert torch.equal(one.frames_BTHWC, other.frames_BTHWC)

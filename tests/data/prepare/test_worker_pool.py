@@ -1,4 +1,5 @@
-"""Workers: nothing that a task does to its worker costs more than that task, and no worker outlives the run."""
+"""Workers: nothing that a task does to its worker costs more than that task, and no worker outlives
+the run."""
 
 from __future__ import annotations
 
@@ -178,7 +179,8 @@ def test_an_early_end_leaves_no_worker(work):
 
 
 def test_workers_end_with_their_parent(work, tmp_path):
-    """However it ends: nobody closes anything for it. One worker is at a task, the other waits for one."""
+    """However it ends: nobody closes anything for it. One worker is at a task, the other waits for
+    one."""
     code = (
         "import os, sys, pool_tasks; from mats_ds.data.prepare.worker_pool import run_tasks\n"
         "results = run_tasks(pool_tasks.work, ['a', 'hang', 'b', 'c'], num_workers=2, timeout_seconds=60.0)\n"

@@ -101,7 +101,8 @@ def test_a_shrunk_picture_is_the_average_of_what_it_stands_for(tmp_path, write_v
     averages = whole.reshape(2, 12, 8, 20, 8, 3).mean(axis=(2, 4))
     inner = np.s_[:, 1:-1, 1:-1]
     assert shrink_factor(CropSpec(width_scale=160 / 96), (96, 160), (12, 20)) == 4
-    assert np.abs(averages[inner] - small[inner]).mean() < 12  # the triangle filter reaches over its neighbours
+    # the triangle filter reaches over its neighbours
+    assert np.abs(averages[inner] - small[inner]).mean() < 12
 
 
 def dali_frames(pictures_THWC: np.ndarray, region: Region, size: tuple[int, int]) -> np.ndarray:
@@ -124,7 +125,8 @@ def dali_frames(pictures_THWC: np.ndarray, region: Region, size: tuple[int, int]
 @pytest.mark.parametrize("size", [(40, 56), (120, 100), (44, 90)])
 @pytest.mark.parametrize("flip", [False, True])
 def test_torch_scales_as_dali_does(size, flip):
-    """They differ by rounding, and at the border: DALI filters over the pixels outside of the crop, torch does not see them."""
+    """They differ by rounding, and at the border: DALI filters over the pixels outside of the crop,
+    torch does not see them."""
     coarse = np.random.default_rng(3).integers(0, 255, (3, 15, 20, 3), np.uint8)
     pictures = scale_pictures(coarse, size=(90, 120))
     crop = CropSpec(0.8, 1.1, 0.5, 0.3, flip)

@@ -1,4 +1,5 @@
-"""Seconds count on the clock of the file: a row means the pictures that a player shows between its `start` and its `end`.
+"""Seconds count on the clock of the file: a row means the pictures that a player shows between its
+`start` and its `end`.
 
 25 frames a second; the frames of `write_with_sound` begin later than the sound, or earlier.
 """
@@ -32,7 +33,8 @@ from tests.video_files import SHARED
 
 TICK = 0.0015  # Matroska and FLV round to milliseconds
 SILENT = ("h264.avi", "mpeg4.avi", "mpeg4_b.avi", "mjpeg.avi", "h264.ts", "h264.mp4", "h264.flv", "vp9.webm")
-PRIMING_SECONDS = 1024 / 16000  # of an AAC encoder, whose first packet lies that much before the sound
+# of an AAC encoder, whose first packet lies that much before the sound
+PRIMING_SECONDS = 1024 / 16000
 
 
 def numbers_of(path, first_seconds, last_seconds) -> list[int]:
@@ -103,7 +105,8 @@ class Stream:
     [
         (Opened(1.0, 1.0, 3.0), 3, 1),
         (Opened(1 / 3, 1 / 3, 3.0), 3, Fraction(1, 3)),  # exact, not in microseconds
-        (Opened(1.0, 1.0), Fraction(24, 25), Fraction(24, 25)),  # pictures that are shown before the first packet's
+        # pictures that are shown before the first packet's
+        (Opened(1.0, 1.0), Fraction(24, 25), Fraction(24, 25)),
         (Opened(-0.064, -0.064, 0.0), 0, Fraction(-64, 1000)),
         (Opened(None, None), 5, 5),
         (Opened(0.5, None, 2.0), 2, Fraction(1, 2)),  # of no stream that is known
@@ -189,7 +192,8 @@ def test_a_row_means_the_same_pictures_in_its_segment(late_videos, tmp_path, ree
     assert summary.num_pieces == 4 and not summary.failed
     after = pictures_of_rows(summary.manifest)
     labels = [row["label"] for row in read_rows(summary.manifest)]
-    # A row that spans a cut becomes two: its first picture is the first one's, its last the last one's.
+    # A row that spans a cut becomes two: its first picture is the first one's, its last the last
+    # one's.
     for label, original in enumerate(before):
         mine = [pictures for pictures, name in zip(after, labels, strict=True) if name == str(label)]
         assert np.abs(original[0] - mine[0][0]).mean() < 6 and np.abs(original[1] - mine[-1][1]).mean() < 6
@@ -233,7 +237,8 @@ def test_pictures_two_seconds_after_the_sound():
 
 
 def write_with_gaps(path: Path, numbers: list[int]) -> Path:
-    """MPEG-4 with B-frames in AVI, which leaves the slots of other numbers empty: the frame before is shown for longer."""
+    """MPEG-4 with B-frames in AVI, which leaves the slots of other numbers empty: the frame before
+    is shown for longer."""
     from tests.data.clip_files import picture
 
     with av.open(str(path), "w") as container:

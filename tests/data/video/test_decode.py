@@ -35,7 +35,8 @@ FORMATS = [
 
 @pytest.fixture(scope="module")
 def video(write_video, tmp_path_factory):
-    """`video(name, options)`: the path of a 40-frame file, written once; skips where this PyAV lacks the encoder."""
+    """`video(name, options)`: the path of a 40-frame file, written once; skips where this PyAV
+    lacks the encoder."""
     written = {}
 
     def get(name, options):
@@ -101,7 +102,8 @@ def test_only_packets_that_wanted_frames_depend_on_are_decoded(write_video, tmp_
     needed = decode._needed_packets
     monkeypatch.setattr(decode, "_needed_packets", lambda *given: (fed.append(packet) or packet for packet in needed(*given)))
     decode_frames(path, np.array([13, 40]))
-    # frame 13 is a B-picture between 12 (the keyframe) and 15, frame 40 one between 39 and 42 after the keyframe 36
+    # frame 13 is a B-picture between 12 (the keyframe) and 15, frame 40 one between 39 and 42 after
+    # the keyframe 36
     assert sorted(packet.pts for packet in fed) == [12, 13, 15, 36, 39, 40, 42]
     assert index.packets.is_reference_P.sum() < 30
 
@@ -182,12 +184,14 @@ def index(video):
 def test_dense_frames_lie_a_stride_apart_and_start_picks_the_beginning(index):
     assert numbers_of(index) == [0, 3, 6, 9]
     assert numbers_of(index, start=0.5) == [14, 17, 20, 23]
-    assert numbers_of(index, start=0.999999) == [28, 31, 34, 37]  # 28 + 12 frames = 40: the last beginning
+    # 28 + 12 frames = 40: the last beginning
+    assert numbers_of(index, start=0.999999) == [28, 31, 34, 37]
     assert numbers_of(index, start=1.0) == [28, 31, 34, 37]
 
 
 def test_a_share_that_binary_numbers_miss_names_the_frame_that_it_means():
-    """Clip 7 of 11, and 9 of 10: in binary, 7 / 10 of 90 and 9 / 10 of 10 are a little less than 63 and 9."""
+    """Clip 7 of 11, and 9 of 10: in binary, 7 / 10 of 90 and 9 / 10 of 10 are a little less than 63
+    and 9."""
     assert numbers_of(SimpleNamespace(num_frames=101), start=7 / 10)[0] == 63
     assert numbers_of(SimpleNamespace(num_frames=40), start=9 / 10, sampling="uniform") == [9, 19, 29, 39]
 
@@ -207,12 +211,14 @@ def test_a_span_in_seconds_takes_the_frames_that_are_shown_at_its_moments(index)
     assert numbers_of(index, span_seconds=0.6) == numbers_of(index, span=12) == [0, 3, 6, 9]
     assert numbers_of(index, span_seconds=0.6, start=1.0) == [28, 31, 34, 37]
     assert numbers_of(index, span_seconds=0.1) == [0, 0, 1, 1]
-    assert numbers_of(index, span_seconds=60.0) == [0, 10, 20, 30]  # longer than the video: all of it
+    # longer than the video: all of it
+    assert numbers_of(index, span_seconds=60.0) == [0, 10, 20, 30]
     assert numbers_of(index, span_seconds=0.4, first_seconds=0.5) == [10, 12, 14, 16]
 
 
 def test_a_span_in_seconds_is_right_where_the_frame_rate_varies(index):
-    ticks = np.cumsum([0, *[1] * 9, *[4] * 30])  # 10 frames at one tick each, then 30 frames four times as long
+    # 10 frames at one tick each, then 30 frames four times as long
+    ticks = np.cumsum([0, *[1] * 9, *[4] * 30])
     ticks = ticks * int(index.pts_F[1] - index.pts_F[0])
     varying = dataclasses.replace(index, pts_F=ticks)
     one = float(ticks[1] * index.time_base)

@@ -1,6 +1,8 @@
-"""Every frame by number equals a sequential decode: alone, in order, backwards, in clips, in any order, for every kind of file.
+"""Every frame by number equals a sequential decode: alone, in order, backwards, in clips, in any
+order, for every kind of file.
 
-The reference is a plain loop of PyAV over all packets from the start, not the program's own reading.
+The reference is a plain loop of PyAV over all packets from the start, not the program's own
+reading.
 """
 
 from __future__ import annotations
@@ -28,7 +30,8 @@ QUICK_COLOURS = 3.0  # levels by which training's colour conversion may differ o
 
 @pytest.fixture(scope="module")
 def written(tmp_path_factory):
-    """`written(name)`: the path of a file of this kind and its pictures in order; skips where this PyAV cannot write it."""
+    """`written(name)`: the path of a file of this kind and its pictures in order; skips where this
+    PyAV cannot write it."""
     folder = tmp_path_factory.mktemp("kinds")
 
     @functools.cache
@@ -49,7 +52,8 @@ def written(tmp_path_factory):
 
 
 def requests(num_frames: int) -> st.SearchStrategy[list[int]]:
-    """What readers ask for: a few frames anywhere, or a clip of frames a stride apart, forwards or backwards."""
+    """What readers ask for: a few frames anywhere, or a clip of frames a stride apart, forwards or
+    backwards."""
     number = st.integers(0, num_frames - 1)
 
     def clip(first: int, stride: int, length: int, backwards: bool) -> list[int]:

@@ -1,4 +1,5 @@
-"""Field-coded (PAFF) H.264: two packets make one frame, woven as it is coded. The stream is written here bit by bit."""
+"""Field-coded (PAFF) H.264: two packets make one frame, woven as it is coded. The stream is written
+here bit by bit."""
 
 from __future__ import annotations
 
@@ -52,10 +53,12 @@ class BitWriter:
 def parameters() -> bytes:
     sequence = BitWriter()
     sequence.write(77 << 16 | 30, 24)  # main profile, level 3
-    sequence.golomb(0, 0, 0, 4, 2)  # number, frame_num 4 bits, order type 0 of 8 bits, two reference frames
+    # number, frame_num 4 bits, order type 0 of 8 bits, two reference frames
+    sequence.golomb(0, 0, 0, 4, 2)
     sequence.write(0, 1)
     sequence.golomb(COLUMNS - 1, FIELD_ROWS - 1)
-    sequence.write(0b001_00, 5)  # not frames only, not adaptive, direct 8 x 8, no cropping, no usability information
+    # not frames only, not adaptive, direct 8 x 8, no cropping, no usability information
+    sequence.write(0b001_00, 5)
     pictures = BitWriter()
     pictures.golomb(0, 0)
     pictures.write(0, 2)
@@ -67,7 +70,8 @@ def parameters() -> bytes:
 
 
 def field(number: int, *, bottom: bool) -> bytes:
-    """Every GOP frames an IDR picture; every third frame repeats the one before (P-slices of skipped macroblocks)."""
+    """Every GOP frames an IDR picture; every third frame repeats the one before (P-slices of
+    skipped macroblocks)."""
     place = number % GOP
     is_idr, is_repeat = place == 0 and not bottom, place % 3 == 2
     slice_ = BitWriter()
@@ -127,7 +131,8 @@ def test_two_fields_are_one_frame(fields, tmp_path, name):
 
 
 def test_fields_come_woven(fields, tmp_path):
-    """The even rows are the top field, the odd ones the bottom field: each of its own noise around its own level."""
+    """The even rows are the top field, the odd ones the bottom field: each of its own noise around
+    its own level."""
     path = pack(fields, tmp_path / "a.ts")
     [picture] = decode_frames(str(path), np.array([4]))
     for bottom in (0, 1):

@@ -1,4 +1,5 @@
-"""`mats_ds.read_frames` and `mats_ds.video_facts`: what notebooks and checks from outside see of a video."""
+"""`mats_ds.read_frames` and `mats_ds.video_facts`: what notebooks and checks from outside see of a
+video."""
 
 from __future__ import annotations
 

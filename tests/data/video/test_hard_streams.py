@@ -1,7 +1,9 @@
-"""Streams whose containers mislead: every frame by number is that of a decoding from the start, however it is asked for.
+"""Streams whose containers mislead: every frame by number is that of a decoding from the start,
+however it is asked for.
 
-Wrong key marks, beginnings in the middle of a group of pictures, open groups, recovery points that never recover, program and
-transport streams, fields, spliced and torn files. All are written here, with PyAV and by changing bytes.
+Wrong key marks, beginnings in the middle of a group of pictures, open groups, recovery points that
+never recover, program and transport streams, fields, spliced and torn files. All are written here,
+with PyAV and by changing bytes.
 """
 
 from __future__ import annotations
@@ -61,7 +63,8 @@ NUM_FRAMES = 75
 
 
 def texture(number: int, height: int, width: int) -> np.ndarray:
-    """uint8 [H, W, 3]: moving stripes and noise, so that a picture decoded from wrong references differs."""
+    """uint8 [H, W, 3]: moving stripes and noise, so that a picture decoded from wrong references
+    differs."""
     rows, columns = np.mgrid[:height, :width]
     moving = 90 * np.sin((columns + 3 * number) / 5) + 90 * np.sin((rows - 2 * number) / 7)
     noise = np.random.default_rng(number).integers(-12, 12, (height, width))
@@ -71,7 +74,8 @@ def texture(number: int, height: int, width: int) -> np.ndarray:
 
 @pytest.fixture(scope="module")
 def stream_file(tmp_path_factory):
-    """`stream_file(name)`: one of STREAMS, written once; skips where this PyAV lacks the encoder."""
+    """`stream_file(name)`: one of STREAMS, written once; skips where this PyAV lacks the
+    encoder."""
     written: dict[str, Path] = {}
 
     def get(name: str) -> Path:
@@ -159,7 +163,8 @@ def rewrite(source: Path, target: Path, *, keep=lambda number: True, change=lamb
 
 
 def cut_front(source: Path, target: Path, *, share: float, unit: int, head: int) -> Path:
-    """A recording that starts when it starts: a share of the file is missing behind its first `head` units."""
+    """A recording that starts when it starts: a share of the file is missing behind its first
+    `head` units."""
     data = source.read_bytes()
     first = max(head + 1, int(len(data) * share) // unit)
     target.write_bytes(data[: head * unit] + data[first * unit :])
@@ -195,12 +200,14 @@ def test_a_sound_stream_is_indexed_without_decoding_it(stream_file, monkeypatch,
 
 
 def test_key_pictures_are_those_of_the_headers(stream_file, tmp_path):
-    """Every fourth picture of one encoder is a key picture; intra refresh has one, though its container marks more."""
+    """Every fourth picture of one encoder is a key picture; intra refresh has one, though its
+    container marks more."""
     marked = rewrite(stream_file("closed.mp4"), tmp_path / "a.mkv", change=lambda packet: setattr(packet, "is_keyframe", True))
     index = index_video(str(marked))
     assert np.searchsorted(index.pts_F, index.keyframe_pts_K).tolist() == [0, 20, 40, 60]
     assert len(index_video(str(stream_file("refresh.mp4"))).keyframe_pts_K) == 1
-    assert len(index_video(str(stream_file("open.mp4"))).keyframe_pts_K) >= 3  # these recovery points promise exact pictures
+    # these recovery points promise exact pictures
+    assert len(index_video(str(stream_file("open.mp4"))).keyframe_pts_K) >= 3
 
 
 @pytest.mark.parametrize("name", ["closed.mp4", "open.mp4", "refresh.mp4", "hevc.mp4", "mpeg4.mp4", "h263.3gp"])
@@ -288,7 +295,8 @@ def test_other_streams_that_begin_in_a_group_of_pictures(stream_file, tmp_path, 
 )
 @pytest.mark.parametrize("lost", [7, "to the second key"])
 def test_first_packets_that_are_missing(stream_file, tmp_path, name, target, lost):
-    """From the middle of a group, and from a key picture whose leading pictures need the group before."""
+    """From the middle of a group, and from a key picture whose leading pictures need the group
+    before."""
     with av.open(str(stream_file(name))) as container:
         marks = [packet.is_keyframe for packet in container.demux(video=0) if packet.size]
     first = 7 if lost == 7 else next(number for number, mark in enumerate(marks) if mark and number > 0)
@@ -333,7 +341,8 @@ def test_packets_that_are_missing_on_the_way(stream_file, tmp_path, name):
 
 @pytest.mark.parametrize("name", ["closed.ts", "mpeg2.ts", "hevc.ts"])
 def test_a_hole_in_a_transport_stream(stream_file, tmp_path, name):
-    """Damaged frames keep their number and are refused; all others are those of a decoding from the start."""
+    """Damaged frames keep their number and are refused; all others are those of a decoding from the
+    start."""
     data = stream_file(name).read_bytes()
     first = len(data) // TS_PACKET * 2 // 5
     path = tmp_path / name
@@ -368,7 +377,8 @@ def test_the_frames_before_a_torn_end(stream_file, tmp_path, name, share):
 
 @pytest.mark.parametrize("name", ["closed.mp4", "mpeg4.mp4", "hevc.mp4"])
 def test_times_that_do_not_follow_the_pictures(stream_file, tmp_path, name):
-    """Without composition times a file says that pictures are shown in the order of decoding; decoders know better."""
+    """Without composition times a file says that pictures are shown in the order of decoding;
+    decoders know better."""
     data = stream_file(name).read_bytes()
     assert b"ctts" in data
     path = tmp_path / name
@@ -430,7 +440,8 @@ def test_real_and_hard_files_read_as_decoded(real_videos):
     paths = sorted((real_videos.parent / "hard_inputs").glob("*.*"))
     paths += sorted(path for path in (real_videos / "real").rglob("*.*") if path.is_file())
     kinds = (".mp4", ".ts", ".mpg", ".mkv", ".avi", ".mov", ".MOV", ".webm", ".3gp")
-    paths = [path for path in paths if path.suffix in kinds and path.name != "corrupted_tail.mp4"]  # see below
+    # see below
+    paths = [path for path in paths if path.suffix in kinds and path.name != "corrupted_tail.mp4"]
     wrong, num_read = [], 0
     for path in paths:
         try:

@@ -1,4 +1,5 @@
-"""Pictures stand as the display matrix says: the eight orientations that matrices of phones, cameras and editors mean."""
+"""Pictures stand as the display matrix says: the eight orientations that matrices of phones,
+cameras and editors mean."""
 
 from __future__ import annotations
 
@@ -23,7 +24,8 @@ from mats_ds.data.video.orientation import Orientation, orientation_of, read_mat
 from tests.data.clip_files import KINDS, decode_in_order, write_clip
 from tests.video_files import SHARED
 
-# a, b, c, d of x' = a x + c y, y' = b x + d y, where y points down. Source: ISO/IEC 14496-12, 8.3.2.
+# a, b, c, d of x' = a x + c y, y' = b x + d y, where y points down. Source: ISO/IEC 14496-12,
+# 8.3.2.
 MATRICES = {
     "as it is": (1, 0, 0, 1),
     "left to right": (-1, 0, 0, 1),
@@ -34,7 +36,9 @@ MATRICES = {
     "transposed": (0, 1, 1, 0),
     "transposed the other way": (0, -1, -1, 0),
 }
-TKHD_MATRIX = 44  # bytes from the name of the box to its matrix. Source: ISO/IEC 14496-12, track header box, version 0
+# bytes from the name of the box to its matrix. Source: ISO/IEC 14496-12, track header box, version
+# 0
+TKHD_MATRIX = 44
 ONE, LAST = 1 << 16, 1 << 30
 NUM_FRAMES = 9
 

@@ -1,4 +1,5 @@
-"""Small models with nothing at its usual start, and files in the layouts of other programs, written from them by hand."""
+"""Small models with nothing at its usual start, and files in the layouts of other programs, written
+from them by hand."""
 
 from __future__ import annotations
 
@@ -43,7 +44,8 @@ def outputs(model):
 
 
 def videomae_names(model):
-    """The weights of a model under VideoMAE's names, written out by hand: an independent copy of what interop must do."""
+    """The weights of a model under VideoMAE's names, written out by hand: an independent copy of
+    what interop must do."""
     is_classifier = isinstance(model, VideoClassifier)
     stem = "" if is_classifier else "encoder."
     state = {}

@@ -1,4 +1,5 @@
-"""A Hugging Face folder is written whole or is none, replaces only an older export, and keeps it where there is no room."""
+"""A Hugging Face folder is written whole or is none, replaces only an older export, and keeps it
+where there is no room."""
 
 from __future__ import annotations
 
@@ -110,7 +111,8 @@ def test_without_room_the_older_export_stays_and_no_new_one_seems_to_be_there(tm
 
 
 def run_until(moment, work):
-    """Do the work in a child that dies before its change number `moment` of what a name leads to; returns its exit status."""
+    """Do the work in a child that dies before its change number `moment` of what a name leads to;
+    returns its exit status."""
     if os.fork():
         return os.waitstatus_to_exitcode(os.wait()[1])
     num_changes = itertools.count()

@@ -1,4 +1,5 @@
-"""What lies where weights should: each kind is refused in words of its own, and never with the advice to load it otherwise."""
+"""What lies where weights should: each kind is refused in words of its own, and never with the
+advice to load it otherwise."""
 
 from __future__ import annotations
 

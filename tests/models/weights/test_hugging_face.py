@@ -1,4 +1,5 @@
-"""Hugging Face folders: written and read, with both versions' names, and loaded by transformers itself."""
+"""Hugging Face folders: written and read, with both versions' names, and loaded by transformers
+itself."""
 
 from __future__ import annotations
 
@@ -68,7 +69,8 @@ def test_transformers_own_folder_comes_back(write, tmp_path, name):
 def test_version_5s_names_are_read_too(write, name):
     model, folder, _ = write(name)
     state = load_file(folder / "model.safetensors")
-    assert any(key.endswith("attention.attention.q_bias") for key in state)  # written are version 4's
+    # written are version 4's
+    assert any(key.endswith("attention.attention.q_bias") for key in state)
     renamed = {key.replace(".q_bias", ".query.bias").replace(".v_bias", ".value.bias"): tensor for key, tensor in state.items()}
     save_file(renamed, folder / "model.safetensors", metadata={"format": "pt"})
     assert torch.equal(outputs(load_model(folder)), outputs(model))

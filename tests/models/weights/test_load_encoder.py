@@ -1,4 +1,5 @@
-"""The encoder of any weights: the features of a classifier, the normed tokens of pre-training, those of transformers."""
+"""The encoder of any weights: the features of a classifier, the normed tokens of pre-training,
+those of transformers."""
 
 from __future__ import annotations
 

@@ -44,7 +44,8 @@ def test_a_recipe_that_is_none_is_an_error(tmp_path):
 
 @pytest.mark.parametrize("kind", ["link", "pipe", "long"])
 def test_a_recipe_that_is_no_file_of_the_run_is_refused(tmp_path, kind):
-    """A link could lead to any file, whose content an error message then shows; a pipe would be waited for."""
+    """A link could lead to any file, whose content an error message then shows; a pipe would be
+    waited for."""
     private, path = tmp_path / "private", tmp_path / "run" / "recipe.yaml"
     path.parent.mkdir()
     private.write_text(dump_recipe(load_recipe("tiny")))

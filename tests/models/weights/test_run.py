@@ -1,4 +1,5 @@
-"""Checkpoints of our runs, as DeepSpeed writes their weights: the newest whole one is read, whatever lies beside it."""
+"""Checkpoints of our runs, as DeepSpeed writes their weights: the newest whole one is read,
+whatever lies beside it."""
 
 from __future__ import annotations
 
@@ -109,7 +110,8 @@ def test_zero_3_and_recipes_of_another_version_are_refused(tmp_path):
 
 
 class TestWhichWeightsOfARun:
-    """Three sets of weights: those of the newest checkpoint (seed 2), their average (3), the best of the tests (4)."""
+    """Three sets of weights: those of the newest checkpoint (seed 2), their average (3), the best
+    of the tests (4)."""
 
     @pytest.fixture
     def run(self, tmp_path):

@@ -1,4 +1,5 @@
-"""Checkpoints of VideoMAE's relatives give the outputs that their own model gives, which is written out here a second time."""
+"""Checkpoints of VideoMAE's relatives give the outputs that their own model gives, which is written
+out here a second time."""
 
 from __future__ import annotations
 
@@ -25,7 +26,8 @@ def table(num_tokens, width):
 
 
 def reference(state, frames_BTHWC):
-    """Logits of a fine-tuned model, with whatever a relative may have: a full qkv.bias, layer scale, positions of its own."""
+    """Logits of a fine-tuned model, with whatever a relative may have: a full qkv.bias, layer
+    scale, positions of its own."""
     kernel = state["patch_embed.proj.weight"]
     pixels = ((frames_BTHWC / 255 - MEAN) / STD).permute(0, 4, 1, 2, 3)
     x = F.conv3d(pixels, kernel, state["patch_embed.proj.bias"], stride=kernel.shape[2:]).flatten(2).transpose(1, 2)
@@ -55,7 +57,8 @@ def random(*shape, seed):
 
 
 def full_bias(state):
-    """qkv.bias in the place of q_bias and v_bias, with a part for the keys that is anything but zero."""
+    """qkv.bias in the place of q_bias and v_bias, with a part for the keys that is anything but
+    zero."""
     for block in range(SIZES["depth"]):
         stem = f"blocks.{block}.attn."
         parts = [state.pop(f"{stem}q_bias"), random(24, seed=block), state.pop(f"{stem}v_bias")]
@@ -103,7 +106,8 @@ def test_what_videomae_has_not_is_folded_into_what_it_has(tmp_path, state, chang
     torch.save({"model": theirs}, tmp_path / "c.pth")
     expected = reference(theirs, clips())
     assert_equal(logits(tmp_path / "c.pth"), expected)
-    if change in (no_bias, layer_scale):  # these change outputs: the reference does not agree by chance
+    # these change outputs: the reference does not agree by chance
+    if change in (no_bias, layer_scale):
         assert float((expected - reference(state, clips())).abs().max()) > 1e-3
 
 

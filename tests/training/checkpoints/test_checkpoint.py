@@ -114,7 +114,8 @@ def publish_again(folder, step=7):
 
 @pytest.mark.parametrize("before", ["none", "older", "torn"])
 def test_latest_never_dangles_and_half_a_checkpoint_never_has_a_name(tmp_path, monkeypatch, before):
-    """A kill between any two calls that change the disk; the one of step 7 is there as a whole or not at all."""
+    """A kill between any two calls that change the disk; the one of step 7 is there as a whole or
+    not at all."""
     at, is_over = 0, False
     while not is_over:
         at, folder = at + 1, tmp_path / str(at)

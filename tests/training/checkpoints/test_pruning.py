@@ -1,4 +1,5 @@
-"""What may go: never a whole checkpoint without a newer whole one, nothing of the user's, and nothing for nothing."""
+"""What may go: never a whole checkpoint without a newer whole one, nothing of the user's, and
+nothing for nothing."""
 
 from __future__ import annotations
 
@@ -45,7 +46,8 @@ def test_every_so_many_steps_one_stays(tmp_path):
 
 @pytest.mark.parametrize("how", ["truncate", "flip", "remove", "unseal"])
 def test_torn_ones_do_not_count_as_kept(tmp_path, how):
-    """The newest is torn and one is to be kept: that is the newest whole one, and the new one when it comes."""
+    """The newest is torn and one is to be kept: that is the newest whole one, and the new one when
+    it comes."""
     for step in (3, 5):
         write_checkpoint(tmp_path, step)
     tear(write_checkpoint(tmp_path, 10), how)
@@ -135,7 +137,8 @@ def test_files_are_hashed_once_and_only_if_it_matters(tmp_path, monkeypatch):
     monkeypatch.setattr(checkpoint_files, "hash_stream", lambda stream: (hashed.append(stream.name), plain(stream))[1])
     on_disk = CheckpointFolder(tmp_path, keep=2)
     on_disk.prune()
-    assert len(hashed) == 6 and steps(tmp_path) == [3, 4]  # three files of each of the two that stay
+    # three files of each of the two that stay
+    assert len(hashed) == 6 and steps(tmp_path) == [3, 4]
     save(on_disk, 5)
     save(on_disk, 6)
     assert len(hashed) == 6 and steps(tmp_path) == [5, 6]
@@ -179,7 +182,8 @@ def test_nothing_goes_for_nothing(tmp_path, disk):
 
 
 def test_little_room_and_a_torn_newest(tmp_path, disk):
-    """Resumed from 3, as 4 is torn: neither the one resumed from nor the torn one goes, and 1 and 2 do."""
+    """Resumed from 3, as 4 is torn: neither the one resumed from nor the torn one goes, and 1 and 2
+    do."""
     tear(tmp_path / "step-00000004")
     on_disk = CheckpointFolder(tmp_path, keep=4, protected=frozenset(["step-00000003"]))
     room = sum(removable_bytes(tmp_path / f"step-0000000{step}") for step in (1, 2))
@@ -244,7 +248,8 @@ def test_a_disk_without_names_for_files_is_told_apart_from_a_full_one(small_disk
 
 
 def test_a_disk_that_became_read_only_keeps_all(small_disk, caplog):
-    """The checkpoint cannot be published, and the old ones are there; where only pruning fails, the run goes on."""
+    """The checkpoint cannot be published, and the old ones are there; where only pruning fails, the
+    run goes on."""
     folder = small_disk("size=4m")
     for step in (1, 2):
         write_checkpoint(folder, step)

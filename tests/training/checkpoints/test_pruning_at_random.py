@@ -1,5 +1,6 @@
-"""Random folders, and a kill between any two calls that change the disk: a whole checkpoint, once published, is followed by a
-newer whole one before it goes, and what is not ours stays byte for byte."""
+"""Random folders, and a kill between any two calls that change the disk: a whole checkpoint, once
+published, is followed by a newer whole one before it goes, and what is not ours stays byte for
+byte."""
 
 from __future__ import annotations
 
@@ -25,7 +26,8 @@ FOREIGN = [
 
 
 def make_folder(folder, chance):
-    """Whole and torn checkpoints, and what is not ours. Returns (names that are not ours, the one resumed from)."""
+    """Whole and torn checkpoints, and what is not ours. Returns (names that are not ours, the one
+    resumed from)."""
     folder.mkdir()
     numbers = sorted(chance.sample(range(1, 30), chance.randint(1, 7)))
     for step in numbers:
@@ -102,7 +104,8 @@ def live(folder, chance, *, resumed):
 
 @pytest.mark.parametrize("seed", [1, *(pytest.param(seed, marks=pytest.mark.slow) for seed in (0, *range(2, 7)))])
 def test_a_whole_checkpoint_is_followed_by_a_newer_one_before_it_goes(tmp_path, monkeypatch, seed):
-    """Random folders, and a kill between any two calls that change the disk; then the next start."""
+    """Random folders, and a kill between any two calls that change the disk; then the next
+    start."""
     chance = random.Random(seed)
     template = tmp_path / "template"
     names_of_others, resumed = make_folder(template, chance)

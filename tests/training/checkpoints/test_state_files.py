@@ -1,4 +1,5 @@
-"""Going on from a checkpoint runs no code that is in its files, and writes nothing where their names lead."""
+"""Going on from a checkpoint runs no code that is in its files, and writes nothing where their
+names lead."""
 
 from __future__ import annotations
 
@@ -162,7 +163,8 @@ def poison(file: Path, marker: Path) -> None:
 
 
 def try_all_ways(folder, marker):
-    """What the check before, the converter and the engine itself say to a poisoned file of each kind."""
+    """What the check before, the converter and the engine itself say to a poisoned file of each
+    kind."""
     import shutil
 
     from mats_ds import MaskedAutoencoder
@@ -203,7 +205,8 @@ def try_all_ways(folder, marker):
 
 
 def test_neither_the_check_nor_deepspeed_itself_runs_what_is_in_a_checkpoint(ranks, tmp_path):
-    """DeepSpeed alone reads these files with weights_only=False: the check is not the only thing that stands in the way."""
+    """DeepSpeed alone reads these files with weights_only=False: the check is not the only thing
+    that stands in the way."""
     [(steps, said)] = ranks(try_all_ways, 1, tmp_path, tmp_path / "was_run")
     assert steps == [1] and not (tmp_path / "was_run").exists()
     for (name, way), words in said.items():

@@ -2,14 +2,17 @@
 
 Bad (UnreadableVideo, with a reason) is a file
 - from which no frame decodes, or that cannot be opened;
-- whose longest unbroken stretch of sound frames is shorter than a clip of MIN_FRAMES, though the file was meant to be longer;
+- whose longest unbroken stretch of sound frames is shorter than a clip of MIN_FRAMES, though the
+  file was meant to be longer;
 - from whose middle the loader cannot read a clip.
-Readable, with a warning, is one that breaks off late or has a hole: `start_seconds` and `end_seconds` then limit it to its
-longest stretch of sound frames, so that the loader is never sent beyond, and `transcode` copies no further. So it is with one
-that ends long before the length in its header. Short files are readable: the loader repeats frames.
+Readable, with a warning, is one that breaks off late or has a hole: `start_seconds` and
+`end_seconds` then limit it to its longest stretch of sound frames, so that the loader is never sent
+beyond, and `transcode` copies no further. So it is with one that ends long before the length in its
+header. Short files are readable: the loader repeats frames.
 
-A frame is sound if it decodes, is not marked corrupt, and no packet since its key picture failed. Packets before the first frame
-that show nothing (a recording that starts in the middle of a group of pictures) are no fault.
+A frame is sound if it decodes, is not marked corrupt, and no packet since its key picture failed.
+Packets before the first frame that show nothing (a recording that starts in the middle of a group
+of pictures) are no fault.
 """
 
 from __future__ import annotations
@@ -32,25 +35,32 @@ from mats_ds.data.video.recording import Recording, record
 
 MIN_FRAMES = 16
 CLIP_FRAMES, CLIP_STRIDE = 16, 4  # the clip that is decoded to time the loader
-# A frame rate varies if more than this fraction of the gaps between frames is off the median gap ...
+# A frame rate varies if more than this fraction of the gaps between frames is off the median gap
+# ...
 VFR_FRACTION = 0.02
 # ... by more than this fraction of it; rounding of time stamps by up to one tick does not count.
 VFR_TOLERANCE = 0.1
-RATE_RATIO = 1.2  # between the header's frame rate and the mean one; the first and last frame weigh much in short files
-GAP_SECONDS, GAP_RATIO = 1.0, 10  # frames further apart than both this and so many usual gaps are reported
+# between the header's frame rate and the mean one; the first and last frame weigh much in short
+# files
+RATE_RATIO = 1.2
+# frames further apart than both this and so many usual gaps are reported
+GAP_SECONDS, GAP_RATIO = 1.0, 10
 
 
 @dataclass(frozen=True)
 class FileFacts:
     """Measured properties of a readable file.
 
-    num_frames, duration_seconds, fps are of the frames that may be used, those in [start_seconds, end_seconds) (None: all).
-    first_frame_seconds: when the first of them is shown on the file's clock, which also start_seconds and end_seconds refer to.
-    fps is of the usual gap between frames, whatever the header says; vfr: more than 2% of the gaps differ from it by 10%.
-    gop, gop_max: frames from one key picture to the next, as decoded, median and longest. mirrored, rotation: to stand
-    upright the coded picture is mirrored left to right, then turned by so many degrees counter-clockwise; width and height
-    are those of the upright picture. decode_seconds: CPU seconds of decoding the whole file once; clip_seconds: of decoding
-    one clip of 16 frames at stride 4 from its middle, as the loader does before it scales. cpu_reason: why NVDEC is not
+    num_frames, duration_seconds, fps are of the frames that may be used, those in [start_seconds,
+    end_seconds) (None: all).
+    first_frame_seconds: when the first of them is shown on the file's clock, which also
+    start_seconds and end_seconds refer to. fps is of the usual gap between frames, whatever the
+    header says; vfr: more than 2% of the gaps differ from it by 10%.
+    gop, gop_max: frames from one key picture to the next, as decoded, median and longest. mirrored,
+    rotation: to stand upright the coded picture is mirrored left to right, then turned by so many
+    degrees counter-clockwise; width and height are those of the upright picture. decode_seconds:
+    CPU seconds of decoding the whole file once; clip_seconds: of decoding one clip of 16 frames at
+    stride 4 from its middle, as the loader does before it scales. cpu_reason: why NVDEC is not
     asked; "" if it is.
     """
 
@@ -80,7 +90,8 @@ class FileFacts:
 
 @dataclass(frozen=True)
 class Outcome:
-    """Facts, or the problem. again: the machine may be to blame (a crash, a time limit), so a later check tries the file anew."""
+    """Facts, or the problem. again: the machine may be to blame (a crash, a time limit), so a later
+    check tries the file anew."""
 
     path: str
     facts: FileFacts | None
@@ -90,7 +101,8 @@ class Outcome:
 
 @dataclass
 class _Decoded:
-    """Result of decoding a file from start to end. torn: how far it is from the length in its header; "" if it is not."""
+    """Result of decoding a file from start to end. torn: how far it is from the length in its
+    header; "" if it is not."""
 
     recorded: Recording
     torn: str
@@ -101,7 +113,8 @@ class _Decoded:
 
 
 def check_file(path: str, *, on_heartbeat: Callable[[], None] = lambda: None) -> FileFacts:
-    """Decode a file once and say what it holds. `on_heartbeat` is called about once a second while frames come.
+    """Decode a file once and say what it holds. `on_heartbeat` is called about once a second while
+    frames come.
 
     Raises UnreadableVideo with the reason when the file is bad.
     """
@@ -193,7 +206,8 @@ def _sound_frames(index: VideoIndex, recorded: Recording) -> np.ndarray:
     """True for the frames of the index that the loader gets, bool [F]."""
     if index.is_sound_F is not None:
         return index.is_sound_F
-    if not recorded.problem:  # packets without a picture (MPEG-4) shift the numbers: the loader then counts from the start
+    # packets without a picture (MPEG-4) shift the numbers: the loader then counts from the start
+    if not recorded.problem:
         return np.arange(index.num_frames) < recorded.num_frames
     if not index.trusts_pts:  # read from the start, up to the first error
         return np.arange(index.num_frames) < recorded.problem_at
@@ -212,7 +226,8 @@ def _longest_run(sound_F: np.ndarray) -> tuple[int, int]:
 
 
 def _frame_rate(index: VideoIndex, seconds_F: np.ndarray) -> float:
-    """Frames a second: of the mean of the gaps that are near the median gap, which rounded time stamps do not disturb."""
+    """Frames a second: of the mean of the gaps that are near the median gap, which rounded time
+    stamps do not disturb."""
     gaps = np.diff(seconds_F)
     if not index.trusts_pts or not len(gaps):
         return index.frame_rate
@@ -222,7 +237,8 @@ def _frame_rate(index: VideoIndex, seconds_F: np.ndarray) -> float:
 
 
 def varies(seconds_F: np.ndarray, *, tick_seconds: float) -> bool:
-    """Whether the frame rate varies: more than 2% of the gaps differ by over 10%, and over one tick, from the median gap."""
+    """Whether the frame rate varies: more than 2% of the gaps differ by over 10%, and over one
+    tick, from the median gap."""
     gaps = np.diff(seconds_F)
     if not len(gaps):
         return False
@@ -232,7 +248,8 @@ def varies(seconds_F: np.ndarray, *, tick_seconds: float) -> bool:
 
 
 def _time_clip(index: VideoIndex, start_seconds: float | None, end_seconds: float | None) -> float:
-    """CPU seconds of one clip, decoded as the loader does it. Raises UnreadableVideo if it cannot be read."""
+    """CPU seconds of one clip, decoded as the loader does it. Raises UnreadableVideo if it cannot
+    be read."""
     spec = ClipSpec(
         path=index.path,
         sample=0,

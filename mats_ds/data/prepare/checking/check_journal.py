@@ -1,4 +1,5 @@
-"""The journal of a check, `m.csv.journal` beside `m.csv`: a line of JSON for each file checked and for each table written.
+"""The journal of a check, `m.csv.journal` beside `m.csv`: a line of JSON for each file checked and
+for each table written.
 
 Of a file, the last line counts; lines of an older version are passed over.
 """
@@ -38,7 +39,8 @@ def journal_path(out: str | os.PathLike[str]) -> Path:
 
 
 class CheckJournal:
-    """known: the outcome of each file that can be used again, and the identity the file had. own: the tables written before.
+    """known: the outcome of each file that can be used again, and the identity the file had. own:
+    the tables written before.
 
     is_old: it was written by version 0.1, which did not note its tables.
     """
@@ -57,7 +59,8 @@ class CheckJournal:
         self._journal.add(json.dumps(entry | dataclasses.asdict(outcome)))
 
     def add_table(self, path: Path, checksum: str) -> None:
-        """Note that a table is about to be written, so that it is known as ours whatever happens next."""
+        """Note that a table is about to be written, so that it is known as ours whatever happens
+        next."""
         if line := self.own.note(path, checksum):
             self._journal.add(line)
         self._journal.sync()

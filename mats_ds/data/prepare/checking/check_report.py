@@ -1,4 +1,5 @@
-"""CheckResult -> text: codecs, frame rates, keyframes, sizes, speed and bad files, and the files written."""
+"""CheckResult -> text: codecs, frame rates, keyframes, sizes, speed and bad files, and the files
+written."""
 
 from __future__ import annotations
 
@@ -39,7 +40,8 @@ def summarize(result: CheckResult) -> str:
 def describe_outputs(result: CheckResult, out: Path, *, root: str | None = None, chose_quarantine: bool = True) -> list[str]:
     """Lines about the files written, and how to train with them.
 
-    root: the folder that their paths start from. chose_quarantine: whether the check chose the name of the quarantine.
+    root: the folder that their paths start from. chose_quarantine: whether the check chose the name
+    of the quarantine.
     """
     use = quote_word(f"data.manifest={out}") + (f" {quote_word(f'data.root={root}')}" if root else "")
     lines = [f"Written: {out} (train with {use})" + (f", {result.quarantine}" if result.bad else "")]
@@ -160,7 +162,8 @@ def _describe_bad(result: CheckResult) -> str:
 
 
 def _group(reasons: Iterable[tuple[str, str]]) -> str:
-    """One entry for all (path, reason) that differ only in numbers: how many, the first reason, its file."""
+    """One entry for all (path, reason) that differ only in numbers: how many, the first reason, its
+    file."""
     groups: dict[str, list[tuple[str, str]]] = {}
     for path, reason in reasons:
         groups.setdefault(re.sub(r"\d+(\.\d+)?", "#", reason), []).append((path, reason))

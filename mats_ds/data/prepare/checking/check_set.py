@@ -1,8 +1,10 @@
-"""Manifest -> CheckResult, a manifest of the readable files with their measured properties, and the list of the bad ones.
+"""Manifest -> CheckResult, a manifest of the readable files with their measured properties, and the
+list of the bad ones.
 
-Every file is decoded once, however many rows name it. Outcomes are appended to a journal beside `out` as they come, so that a
-check that was stopped goes on where it was, and a later one decodes only files that are new or changed (size or time of
-modification). `out` and `quarantine` appear at once, when all files are done.
+Every file is decoded once, however many rows name it. Outcomes are appended to a journal beside
+`out` as they come, so that a check that was stopped goes on where it was, and a later one decodes
+only files that are new or changed (size or time of modification). `out` and `quarantine` appear at
+once, when all files are done.
 """
 
 from __future__ import annotations
@@ -45,9 +47,11 @@ class BadRow:
 
 @dataclass(frozen=True)
 class CheckResult:
-    """facts: of the readable files, by path. bad: rows in quarantine. num_decoded: files decoded now, the rest was known.
+    """facts: of the readable files, by path. bad: rows in quarantine. num_decoded: files decoded
+    now, the rest was known.
 
-    quarantine: the table of `bad`. kept: files that were in the way of the tables, by the names that they have now.
+    quarantine: the table of `bad`. kept: files that were in the way of the tables, by the names
+    that they have now.
     """
 
     facts: dict[str, FileFacts]
@@ -73,12 +77,14 @@ def check_manifest(
 ) -> CheckResult:
     """Check all files of a manifest in `num_workers` processes and write `out` and `quarantine`.
 
-    quarantine None: `quarantine.csv` beside `out`, or, where that is of something else, `OUT.quarantine.csv`.
-    A file is given up when no frame of it comes for `timeout_seconds`. Without `resume` everything is decoded again. Paths
-    are written relative to `root` where given (and the file below it), else absolute. sources: the files that the manifest
-    was read from, which are never written, nor are its videos. `on_done` is called after each file.
-    Raises ValueError for unusable arguments and where a file that this did not write would be lost, before anything is
-    decoded; WorkersFailed when no worker can start. When it is interrupted, the journal is complete and no process is left.
+    quarantine None: `quarantine.csv` beside `out`, or, where that is of something else,
+    `OUT.quarantine.csv`. A file is given up when no frame of it comes for `timeout_seconds`.
+    Without `resume` everything is decoded again. Paths are written relative to `root` where given
+    (and the file below it), else absolute. sources: the files that the manifest was read from,
+    which are never written, nor are its videos. `on_done` is called after each file.
+    Raises ValueError for unusable arguments and where a file that this did not write would be lost,
+    before anything is decoded; WorkersFailed when no worker can start. When it is interrupted, the
+    journal is complete and no process is left.
     """
     if num_workers < 1:
         raise ValueError(f"a check needs at least 1 worker, got {num_workers}")
@@ -103,7 +109,8 @@ def check_manifest(
         num_files = len(outcomes) + len(waiting)
         num_bad = sum(outcome.facts is None for outcome in outcomes.values())
         on_done(len(outcomes), num_files, num_bad)
-        # Closed at once when we are interrupted: its workers must not wait for the garbage collector.
+        # Closed at once when we are interrupted: its workers must not wait for the garbage
+        # collector.
         with closing(run_tasks(check_one, [*waiting], num_workers=num_workers, timeout_seconds=timeout_seconds)) as results:
             for path, result in results:
                 outcome = Outcome(path, None, result.reason, again=True) if isinstance(result, Failure) else result
@@ -157,7 +164,8 @@ def _sort_rows(manifest: Manifest, outcomes: dict[str, Outcome], root: Path | No
 
 
 def _usable_part(facts: FileFacts, first: float, last: float) -> tuple[float, float]:
-    """Start and end that the row asks for, less what does not decode; nan where there is no limit."""
+    """Start and end that the row asks for, less what does not decode; nan where there is no
+    limit."""
     start, end = facts.start_seconds, facts.end_seconds
     return (
         first if start is None else start if math.isnan(first) else max(first, start),

@@ -1,8 +1,10 @@
-"""The two tables of a check, the manifest and its quarantine: where they may be written, so that no other file is lost.
+"""The two tables of a check, the manifest and its quarantine: where they may be written, so that no
+other file is lost.
 
-A file that is there already is replaced if the journal says that a check into this `out` wrote it as it is. Tables of version
-0.1, whose journal does not list them, are known by their columns (a quarantine also by its rows, which must be of this list);
-where their text changes, the old file keeps existing as NAME.old. Everything else is refused before anything is decoded.
+A file that is there already is replaced if the journal says that a check into this `out` wrote it
+as it is. Tables of version 0.1, whose journal does not list them, are known by their columns (a
+quarantine also by its rows, which must be of this list); where their text changes, the old file
+keeps existing as NAME.old. Everything else is refused before anything is decoded.
 """
 
 from __future__ import annotations
@@ -23,7 +25,8 @@ WOULD_BE_LOST = "and would be lost: rename it, or give another name"
 
 
 class CheckTables:
-    """written_quarantine: where the bad rows were written. kept: files of version 0.1 that differed, by their new names.
+    """written_quarantine: where the bad rows were written. kept: files of version 0.1 that
+    differed, by their new names.
 
     written_path: the name that a path of the list has in the tables.
     """
@@ -46,7 +49,8 @@ class CheckTables:
         self.kept: list[Path] = []
 
     def make_room(self) -> None:
-        """See to it, before hours of decoding, that the names can be written to and are none of the videos and lists.
+        """See to it, before hours of decoding, that the names can be written to and are none of the
+        videos and lists.
 
         Raises ValueError.
         """
@@ -63,18 +67,21 @@ class CheckTables:
                 refuse_sources(target, option=option, sources=self._sources, listed=self._listed)
                 _make_folder(target)
         refuse_sources(journal, option="the journal of --out,", sources=self._sources, listed=self._listed)
-        if not journal.exists():  # nothing here was ever written by a check: do not even begin a journal
+        # nothing here was ever written by a check: do not even begin a journal
+        if not journal.exists():
             for target, option in ((self.out, "--out"), (self._asked, "--quarantine")):
                 if target is not None and os.path.lexists(target):
                     raise ValueError(f"{option} {target} {_not_ours(self.out)}")
 
     def refuse_losses(self, journal: CheckJournal) -> None:
-        """Raises ValueError where one of the tables would take the place of a file that no check into this `out` wrote."""
+        """Raises ValueError where one of the tables would take the place of a file that no check
+        into this `out` wrote."""
         self._refuse_loss(self.out, "--out", journal)
         self._choose_quarantine(journal)
 
     def write(self, journal: CheckJournal, rows: Sequence[tuple], bad: Sequence[tuple]) -> None:
-        """Write both, the manifest last. Raises ValueError where something has taken a name since the check began."""
+        """Write both, the manifest last. Raises ValueError where something has taken a name since
+        the check began."""
         self._refuse_loss(self.out, "--out", journal)
         text = format_csv([BAD_COLUMNS, *bad])
         while not self._write(self._choose_quarantine(journal), text, journal):
@@ -84,7 +91,8 @@ class CheckTables:
             self._refuse_loss(self.out, "--out", journal)
 
     def _write(self, path: Path, text: str, journal: CheckJournal) -> bool:
-        """Whether the table was written: not where another check has taken the name in the last moment."""
+        """Whether the table was written: not where another check has taken the name in the last
+        moment."""
         checksum = hash_text(text)
         if path.exists() and not journal.own.holds(path) and not _is_empty(path) and hash_file(path) != checksum:
             self.kept.append(set_aside(path))
@@ -100,7 +108,8 @@ class CheckTables:
         return True
 
     def _choose_quarantine(self, journal: CheckJournal) -> Path:
-        """The name asked for; without one, of the two usual names that which is ours, else the first free one."""
+        """The name asked for; without one, of the two usual names that which is ours, else the
+        first free one."""
         if self._asked is not None:
             self._refuse_loss(self._asked, "--quarantine", journal)
             return self._asked

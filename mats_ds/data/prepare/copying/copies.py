@@ -1,11 +1,15 @@
-"""A manifest -> a folder of training copies, or segments, with its own manifest: parallel, resumable, the originals untouched.
+"""A manifest -> a folder of training copies, or segments, with its own manifest: parallel,
+resumable, the originals untouched.
 
     OUT/manifest.csv   path,label,start,end of the copies, paths relative to OUT
     OUT/failed.csv     path,reason of every original that has no copy, only if there is one
-    OUT/partial.csv    path,reason of every original that breaks off and was copied up to there, only if there is one
-    OUT/copies.jsonl   one line a finished file: what a later run need not do again (copy_journal.py)
+    OUT/partial.csv    path,reason of every original that breaks off and was copied up to there,
+                       only if there is one
+    OUT/copies.jsonl   one line a finished file: what a later run need not do again
+                       (copy_journal.py)
 
-A file is done again only if it (file_identity.py) or the settings differ from that line, or a copy is gone.
+A file is done again only if it (file_identity.py) or the settings differ from that line, or a copy
+is gone.
 """
 
 from __future__ import annotations
@@ -44,7 +48,8 @@ MIN_TIMEOUT_SECONDS = 1.0
 
 @dataclass(frozen=True)
 class CopySummary:
-    """Result of a run. source_bytes, copied_bytes: of the files that have a copy. speed None: not measured."""
+    """Result of a run. source_bytes, copied_bytes: of the files that have a copy. speed None: not
+    measured."""
 
     num_files: int
     num_copied: int
@@ -94,13 +99,14 @@ def make_copies(
 ) -> CopySummary:
     """Copy every file of the manifest into `out`, in the same folders as below `base`.
 
-    `scanned`: the folder that the manifest was read from, if it was one; `sources`: the files, which are never written.
-    With `segment_seconds` the files are cut instead, without re-encoding; `reencode` transcodes those that cannot be cut as they
-    are. A file that breaks off is copied up to there if no row of the manifest goes beyond (a check of the videos writes such
-    rows), or in any case with `keep_partial`.
-    One whose frames do not come for `timeout_seconds` is given up. `on_done` is called after each file.
-    Raises ValueError, with no copy written, when `out` or the disk's room is not fit for it, and where a file that this did
-    not write would be lost.
+    `scanned`: the folder that the manifest was read from, if it was one; `sources`: the files,
+    which are never written. With `segment_seconds` the files are cut instead, without re-encoding;
+    `reencode` transcodes those that cannot be cut as they are. A file that breaks off is copied up
+    to there if no row of the manifest goes beyond (a check of the videos writes such rows), or in
+    any case with `keep_partial`. One whose frames do not come for `timeout_seconds` is given up.
+    `on_done` is called after each file.
+    Raises ValueError, with no copy written, when `out` or the disk's room is not fit for it, and
+    where a file that this did not write would be lost.
     """
     out, settings = Path(out), settings or CopySettings()
     if num_workers < 1:
@@ -151,7 +157,8 @@ def make_copies(
         num_failed = sum(not outcome.pieces for outcome in outcomes.values())
         on_done(len(outcomes), len(planned), num_failed)
         try:
-            # Closed at once when we are interrupted: its workers must not wait for the garbage collector.
+            # Closed at once when we are interrupted: its workers must not wait for the garbage
+            # collector.
             with closing(run_tasks(copy_one, tasks, num_workers=num_workers, timeout_seconds=timeout_seconds)) as results:
                 for task, result in results:
                     if isinstance(result, Failure):
@@ -188,7 +195,8 @@ def make_copies(
 
 
 def _needed_seconds(manifest: Manifest) -> dict[str, float]:
-    """For every file the time beyond which no row of the manifest uses it, infinity where one uses it to its end."""
+    """For every file the time beyond which no row of the manifest uses it, infinity where one uses
+    it to its end."""
     needed: dict[str, float] = {}
     for path, last in zip(manifest.paths, manifest.last_seconds_S.tolist(), strict=True):
         source = os.path.abspath(path)
@@ -205,7 +213,8 @@ def _needed_bytes(planned: Sequence[PlannedCopy], settings: CopySettings, segmen
 def _carry_rows(
     manifest: Manifest, outcomes: dict[str, CopyOutcome], out: Path, *, is_cut: bool
 ) -> tuple[list[tuple], list[tuple[str, str]]]:
-    """The rows of the new manifest, on the clocks of the copies, and (path, reason) of rows that hold no frame of any."""
+    """The rows of the new manifest, on the clocks of the copies, and (path, reason) of rows that
+    hold no frame of any."""
     rows, lost = [], []
     for path, label, start, end in zip(
         manifest.paths, manifest.label_S, manifest.first_seconds_S, manifest.last_seconds_S, strict=True

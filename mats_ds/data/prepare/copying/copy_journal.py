@@ -1,10 +1,12 @@
-"""Record of a folder of copies: the originals that are finished, and the files in it that `prepare.py transcode` wrote.
+"""Record of a folder of copies: the originals that are finished, and the files in it that
+`prepare.py transcode` wrote.
 
     OUT/copies.jsonl     one line a finished original, with its copy or its segments
     OUT/.written.jsonl   one line a file that got its name in OUT, with its SHA-256 (own_files.py)
 
-A copy or a table that is there already is replaced or removed only if OUT/.written.jsonl has its very content. Of a folder
-that version 0.1 made, which has no such record, copies are known by their sizes and tables by their columns.
+A copy or a table that is there already is replaced or removed only if OUT/.written.jsonl has its
+very content. Of a folder that version 0.1 made, which has no such record, copies are known by their
+sizes and tables by their columns.
 """
 
 from __future__ import annotations
@@ -82,7 +84,8 @@ class CopyJournal:
         return CopyOutcome(copy.source, pieces, entry["problem"])
 
     def add(self, outcome: CopyOutcome, identity: FileIdentity, *, needed_seconds: float) -> None:
-        """Note a finished file; pieces that an earlier run made of it and this one did not are removed.
+        """Note a finished file; pieces that an earlier run made of it and this one did not are
+        removed.
 
         identity: of the original before it was read.
         """
@@ -120,7 +123,8 @@ class CopyJournal:
             folder, stem = os.path.dirname(copy.target), os.path.splitext(copy.target)[0]
             if is_cut:
                 known = [os.path.join(folder, os.path.basename(name)) for name in pieces[self._own.name(stem)]]
-                first = [f"{stem}_0000.mp4", f"{stem}_0000.mkv"]  # the others are met when it is known how many there are
+                # the others are met when it is known how many there are
+                first = [f"{stem}_0000.mp4", f"{stem}_0000.mkv"]
             else:
                 known = first = [copy.target]
             ours = frozenset(path for path in known if self._is_ours(path))
@@ -143,16 +147,19 @@ class CopyJournal:
                     remove_parts(Path(folder), name)
 
     def check_table(self, path: Path, header: Sequence[str], *, sources: Sequence[str | os.PathLike[str]] = ()) -> None:
-        """Raises ValueError where a table would take the place of a source or of a file that this command did not write."""
+        """Raises ValueError where a table would take the place of a source or of a file that this
+        command did not write."""
         refuse_sources(path, option="the table", sources=sources)
         if path.exists() and not self._own.holds(path) and not self._is_old_table(path, header):
             what = "was changed after this command wrote it" if self._own.knows(path) else "was not written by this command"
             raise ValueError(f"{path} {what}, and would be lost: rename it, or give another --out")
 
     def write_table(self, path: Path, header: Sequence[str], rows: Sequence[tuple], *, even_empty: bool = False) -> None:
-        """A CSV that appears at once; without rows an earlier one is removed, unless it is to be written `even_empty`.
+        """A CSV that appears at once; without rows an earlier one is removed, unless it is to be
+        written `even_empty`.
 
-        One of version 0.1 that differs is kept as NAME.old. Raises ValueError as `check_table` does.
+        One of version 0.1 that differs is kept as NAME.old. Raises ValueError as `check_table`
+        does.
         """
         self.check_table(path, header)
         text = format_csv([header, *rows])
@@ -167,7 +174,8 @@ class CopyJournal:
         write_text(path, text, durable=True, errors="backslashreplace")
 
     def _is_planned(self, path: str, copy: PlannedCopy) -> bool:
-        """Whether this is where the original's copy, or a segment, belongs, and nobody else's has been put there since."""
+        """Whether this is where the original's copy, or a segment, belongs, and nobody else's has
+        been put there since."""
         name, planned = self._own.name(path), self._own.name(copy.target)
         if self._kind["segment_seconds"] is not None:
             match, planned = PIECE_NAME.fullmatch(name), os.path.splitext(planned)[0]

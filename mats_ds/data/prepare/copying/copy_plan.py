@@ -1,4 +1,5 @@
-"""Paths and estimated sizes of the copies of a manifest, decided from paths, sizes and headers before a byte is written."""
+"""Paths and estimated sizes of the copies of a manifest, decided from paths, sizes and headers
+before a byte is written."""
 
 from __future__ import annotations
 
@@ -24,8 +25,8 @@ from mats_ds.data.video.indexing import READ_ERRORS, UnreadableVideo, open_video
 COMMAND = "prepare transcode"
 JOURNAL = "copies.jsonl"
 JOURNAL_BYTES = 1 << 20  # so many show whether it is one of ours
-# Bits a pixel at the default quality, upper end of 60 real clips of K400, UCF101 and the like (0.05 to 0.3); own measurement.
-# Six steps of crf halve the bytes of H.264, about nine those of VP9.
+# Bits a pixel at the default quality, upper end of 60 real clips of K400, UCF101 and the like (0.05
+# to 0.3); own measurement. Six steps of crf halve the bytes of H.264, about nine those of VP9.
 BITS_PER_PIXEL = {"h264": 0.2, "vp9": 0.2}
 HALVING_CRF = {"h264": 6, "vp9": 9}
 SPARE_BYTES = 64 << 20
@@ -35,7 +36,8 @@ NUM_SHOWN, NUM_TRIED = 10, 4
 
 @dataclass(frozen=True)
 class PlannedCopy:
-    """A source, its size (0 if it is missing), the .mp4 that it becomes; segments take that name's stem and a number."""
+    """A source, its size (0 if it is missing), the .mp4 that it becomes; segments take that name's
+    stem and a number."""
 
     source: str
     source_bytes: int
@@ -43,11 +45,12 @@ class PlannedCopy:
 
 
 def plan_copies(manifest: Manifest, out: Path, *, base: Path | None = None) -> list[PlannedCopy]:
-    """One copy for each file of the manifest, in its order, in the same folders below `out` as the originals below `base`.
+    """One copy for each file of the manifest, in its order, in the same folders below `out` as the
+    originals below `base`.
 
-    Without `base`, or where a file lies outside it, the originals' common folder is the base. Two files of one folder whose names
-    differ only in their ending keep it (a.avi.mp4). Raises ValueError when a copy would take the place of an original or of
-    another copy.
+    Without `base`, or where a file lies outside it, the originals' common folder is the base. Two
+    files of one folder whose names differ only in their ending keep it (a.avi.mp4). Raises
+    ValueError when a copy would take the place of an original or of another copy.
     """
     sources = list(dict.fromkeys(os.path.abspath(path) for path in manifest.paths))
     start = os.path.abspath(base) if base else None
@@ -73,7 +76,8 @@ def plan_copies(manifest: Manifest, out: Path, *, base: Path | None = None) -> l
 
 
 def _refuse_twins(planned: Sequence[PlannedCopy], out: Path) -> None:
-    """Raises ValueError where two originals would get one copy, also where the disk takes A.mp4 and a.mp4 for one name."""
+    """Raises ValueError where two originals would get one copy, also where the disk takes A.mp4 and
+    a.mp4 for one name."""
     spell = str.casefold if ignores_case(out) else str
     taken: dict[str, PlannedCopy] = {}
     for copy in planned:
@@ -86,7 +90,8 @@ def _refuse_twins(planned: Sequence[PlannedCopy], out: Path) -> None:
 
 
 def ignores_case(folder: Path) -> bool:
-    """Whether files whose names differ in case only are one file there. Of a folder that is not there yet, its parent decides."""
+    """Whether files whose names differ in case only are one file there. Of a folder that is not
+    there yet, its parent decides."""
     existing = _nearest_existing(folder)
     twin = existing.with_name(existing.name.swapcase())
     return twin != existing and twin.exists() and os.path.samefile(twin, existing)
@@ -104,7 +109,8 @@ def is_inside(path: str, folder: Path) -> bool:
 
 
 def check_out_folder(out: Path, *, scanned: Path | None = None) -> None:
-    """Raises ValueError when `out` holds other files, or lies in the folder `scanned` whose videos are the originals."""
+    """Raises ValueError when `out` holds other files, or lies in the folder `scanned` whose videos
+    are the originals."""
     resolved = out.resolve()
     if scanned is not None and (resolved == scanned.resolve() or scanned.resolve() in resolved.parents):
         raise ValueError(
@@ -119,7 +125,8 @@ def check_out_folder(out: Path, *, scanned: Path | None = None) -> None:
 
 
 def holds_copies(folder: Path) -> bool:
-    """Whether version 0.1 has made copies there: its journal names some, or is empty and nothing else is there."""
+    """Whether version 0.1 has made copies there: its journal names some, or is empty and nothing
+    else is there."""
     try:
         with open_regular(folder / JOURNAL) as journal:
             lines = [line for line in journal.read(JOURNAL_BYTES).split(b"\n") if line]
@@ -135,7 +142,8 @@ def _is_empty(folder: Path) -> bool:
 
 
 def estimate_bytes(planned: Sequence[PlannedCopy], settings: CopySettings) -> int:
-    """About how many bytes the copies take, from the headers of a few files and the sizes of all."""
+    """About how many bytes the copies take, from the headers of a few files and the sizes of
+    all."""
     present = [copy for copy in planned if copy.source_bytes]
     if not present:
         return 0

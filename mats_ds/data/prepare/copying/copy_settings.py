@@ -1,4 +1,5 @@
-"""Settings of training copies: size, distance of keyframes, codec, quality; and the options of the encoder that follow."""
+"""Settings of training copies: size, distance of keyframes, codec, quality; and the options of the
+encoder that follow."""
 
 from __future__ import annotations
 
@@ -16,7 +17,8 @@ MIN_SIDE, MAX_SIDE, MAX_GOP = 16, 4320, 600
 
 @dataclass(frozen=True)
 class CopySettings:
-    """Encoding of training copies. crf None: 23 for H.264, 32 for VP9. fast_decode: H.264 without CABAC and loop filter.
+    """Encoding of training copies. crf None: 23 for H.264, 32 for VP9. fast_decode: H.264 without
+    CABAC and loop filter.
 
     Raises ValueError for what no encoder could do.
     """
@@ -47,7 +49,8 @@ class CopySettings:
     def encoder_options(self) -> dict[str, str]:
         """Options of libx264 or libvpx."""
         if self.codec == "vp9":
-            # No frames that are never shown: every packet is one picture, so that any decoder numbers them alike.
+            # No frames that are never shown: every packet is one picture, so that any decoder
+            # numbers them alike.
             quiet = {"lag-in-frames": "0", "auto-alt-ref": "0"}
             return {"crf": str(self.used_crf), "b:v": "0", "deadline": "good", "cpu-used": self.preset or "5", **quiet}
         options = {

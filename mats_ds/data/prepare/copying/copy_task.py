@@ -16,9 +16,11 @@ from mats_ds.data.video.indexing import UnreadableVideo
 
 @dataclass(frozen=True)
 class CopyTask:
-    """One file to copy: transcoded into `target`, or cut into segments named after it where `segment_seconds` is given.
+    """One file to copy: transcoded into `target`, or cut into segments named after it where
+    `segment_seconds` is given.
 
-    `needed_seconds`: beyond it nobody wants a frame, so a file that breaks off there is copied as far as it goes.
+    `needed_seconds`: beyond it nobody wants a frame, so a file that breaks off there is copied as
+    far as it goes.
     `publisher`: which files that are there already may be replaced.
     """
 
@@ -45,7 +47,8 @@ class CopyOutcome:
 
 
 def copy_one(task: CopyTask, *, on_heartbeat: Callable[[], None] = lambda: None) -> CopyOutcome:
-    """Do one task. Faults of the file are part of the outcome. `on_heartbeat` is called for every frame."""
+    """Do one task. Faults of the file are part of the outcome. `on_heartbeat` is called for every
+    frame."""
     try:
         if task.segment_seconds is not None:
             target = Path(task.target)

@@ -1,4 +1,5 @@
-"""Speed-up of decoding a training copy instead of its original, in CPU time, measured on a few files."""
+"""Speed-up of decoding a training copy instead of its original, in CPU time, measured on a few
+files."""
 
 from __future__ import annotations
 
@@ -19,7 +20,8 @@ MAX_FILES = 8
 
 @dataclass(frozen=True)
 class DecodeSpeed:
-    """Median over `num_files` files of the CPU milliseconds for one clip, and of the ratio original / copy."""
+    """Median over `num_files` files of the CPU milliseconds for one clip, and of the ratio original
+    / copy."""
 
     num_files: int
     original_ms: float
@@ -28,7 +30,8 @@ class DecodeSpeed:
 
 
 def measure_decode_speed(pairs: Sequence[tuple[str, str]]) -> DecodeSpeed | None:
-    """Decode clips of (original, copy) pairs as training does, at most MAX_FILES spread over the list. None without any."""
+    """Decode clips of (original, copy) pairs as training does, at most MAX_FILES spread over the
+    list. None without any."""
     step = max(1, -(-len(pairs) // MAX_FILES))
     times = []
     for original, copy in pairs[::step]:
@@ -47,7 +50,8 @@ def measure_decode_speed(pairs: Sequence[tuple[str, str]]) -> DecodeSpeed | None
 
 
 def _clip_ms(path: str) -> float:
-    """CPU milliseconds for a clip, the best of a few tries, averaged over clips from several offsets. Raises UnreadableVideo."""
+    """CPU milliseconds for a clip, the best of a few tries, averaged over clips from several
+    offsets. Raises UnreadableVideo."""
     index_video(path)  # a trainer reads it once and remembers it
     total_seconds = 0.0
     for start in STARTS:

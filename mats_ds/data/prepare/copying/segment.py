@@ -1,8 +1,10 @@
-"""A long video file -> segments cut at keyframes: the packets are copied, nothing is re-encoded, no picture changes.
+"""A long video file -> segments cut at keyframes: the packets are copied, nothing is re-encoded, no
+picture changes.
 
-Each segment begins with the first keyframe at or after a multiple of `seconds` that nothing refers across, decodes alone, and
-counts its time from 0. Packets stream through one by one: of an hour of video, only their time stamps are held (8 bytes a frame).
-Sound is left out. All segments appear at once, after each has been read back.
+Each segment begins with the first keyframe at or after a multiple of `seconds` that nothing refers
+across, decodes alone, and counts its time from 0. Packets stream through one by one: of an hour of
+video, only their time stamps are held (8 bytes a frame). Sound is left out. All segments appear at
+once, after each has been read back.
 """
 
 from __future__ import annotations
@@ -25,13 +27,15 @@ from mats_ds.data.video.index import VideoIndex
 from mats_ds.data.video.indexing import READ_ERRORS, UnreadableVideo, describe_read_error, index_video, open_video
 
 MP4_CODECS = frozenset(("h264", "hevc", "mpeg4", "av1", "vp9"))
-MAX_OVERSHOOT = 2.0  # a segment longer than this many times `seconds` means that the keyframes lie too far apart
+# a segment longer than this many times `seconds` means that the keyframes lie too far apart
+MAX_OVERSHOOT = 2.0
 SAME_TIME_SECONDS = 2e-3  # Matroska rounds time stamps to milliseconds
 
 
 @dataclass(frozen=True)
 class Segment:
-    """One piece: frames [first_frame, first_frame + num_frames) of the source, [first_seconds, last_seconds) on its clock."""
+    """One piece: frames [first_frame, first_frame + num_frames) of the source, [first_seconds,
+    last_seconds) on its clock."""
 
     path: str
     first_frame: int
@@ -41,7 +45,8 @@ class Segment:
     num_bytes: int
 
     def time_range(self, start_seconds: float, end_seconds: float) -> tuple[float, float] | None:
-        """A range of the source (nan: open) in this segment's own time, nan where it covers that end; None: not in here."""
+        """A range of the source (nan: open) in this segment's own time, nan where it covers that
+        end; None: not in here."""
         start = 0.0 if math.isnan(start_seconds) else start_seconds
         end = math.inf if math.isnan(end_seconds) else end_seconds
         frame_seconds = (self.last_seconds - self.first_seconds) / self.num_frames
@@ -53,7 +58,8 @@ class Segment:
         return first, last
 
     def moved_range(self, start_seconds: float, end_seconds: float) -> tuple[float, float] | None:
-        """The same for a piece that is the whole source: only counted from its first frame. None: it ends before that."""
+        """The same for a piece that is the whole source: only counted from its first frame. None:
+        it ends before that."""
         if end_seconds <= self.first_seconds:
             return None
         first = round(start_seconds - self.first_seconds, 6)
@@ -64,7 +70,8 @@ class Segment:
 class _Cuts:
     """Cuts of a file. P packets in decoding order, G segments.
 
-    first_packet_G, first_frame_G, num_frames_G: of each segment; first_pts_G: time stamp of its first frame.
+    first_packet_G, first_frame_G, num_frames_G: of each segment; first_pts_G: time stamp of its
+    first frame.
     """
 
     first_packet_G: list[int]
@@ -83,12 +90,16 @@ def segment_file(
     publisher: Publisher | None = None,
     on_heartbeat: Callable[[], None] = lambda: None,
 ) -> list[Segment]:
-    """Cut `source` into `folder`/NAME_0000.mp4, ... (.mkv where MP4 cannot hold the codec or its times); NAME: the source's.
+    """Cut `source` into `folder`/NAME_0000.mp4, ... (.mkv where MP4 cannot hold the codec or its
+    times); NAME: the source's.
 
-    With `reencode`, a file that cannot be cut as it is gets transcoded with these settings first and its copy is cut.
-    `on_heartbeat` is called for every packet that is read and every segment that is read back.
-    publisher: which files of the segments' names may be replaced; without one, any but the original.
-    Raises UnreadableVideo for a broken source and CopyFailed where it cannot be cut, both with nothing written.
+    With `reencode`, a file that cannot be cut as it is gets transcoded with these settings first
+    and its copy is cut. `on_heartbeat` is called for every packet that is read and every segment
+    that is read back.
+    publisher: which files of the segments' names may be replaced; without one, any but the
+    original.
+    Raises UnreadableVideo for a broken source and CopyFailed where it cannot be cut, both with
+    nothing written.
     """
     check_seconds(seconds)
     source, folder = os.fspath(source), Path(folder)
@@ -166,7 +177,8 @@ def _cut(
 
 
 def _plan_cuts(index: VideoIndex, *, seconds: float, on_heartbeat: Callable[[], None] = lambda: None) -> _Cuts:
-    """The first sound keyframe at or after each multiple of `seconds`. Raises CopyFailed where there is none in time."""
+    """The first sound keyframe at or after each multiple of `seconds`. Raises CopyFailed where
+    there is none in time."""
     if not index.trusts_pts:
         raise CopyFailed(f"its time stamps cannot be trusted ({index.container} stores none for B-frames)")
     if index.doubt:
@@ -175,7 +187,8 @@ def _plan_cuts(index: VideoIndex, *, seconds: float, on_heartbeat: Callable[[], 
     if len(pts_P) != index.num_frames:
         raise CopyFailed("not every packet of it is one frame")
     key_P = np.isin(pts_P, index.keyframe_pts_K)  # by their headers, whatever the container marks
-    # A keyframe is sound if all earlier packets are shown before it and all later ones after it (no open group of pictures).
+    # A keyframe is sound if all earlier packets are shown before it and all later ones after it (no
+    # open group of pictures).
     latest_before_P = np.concatenate([[np.iinfo(np.int64).min], np.maximum.accumulate(pts_P)[:-1]])
     earliest_from_P = np.minimum.accumulate(pts_P[::-1])[::-1]
     sound = np.flatnonzero(key_P & (latest_before_P < pts_P) & (earliest_from_P == pts_P))
@@ -206,7 +219,8 @@ def _scan_packets(index: VideoIndex, on_heartbeat: Callable[[], None]) -> np.nda
 
 
 def _packets(index: VideoIndex) -> Iterator[av.Packet]:
-    """The packets of a file that hold something, in decoding order. Raises UnreadableVideo where one is torn or has no time."""
+    """The packets of a file that hold something, in decoding order. Raises UnreadableVideo where
+    one is torn or has no time."""
     try:
         container, stream = open_video(index.path, stream_index=index.stream_index)
         with container:
@@ -255,7 +269,8 @@ def _open_part(part: Path, kind: str, template: av.VideoStream, index: VideoInde
 
 
 def _verify(part: Path, index: VideoIndex, *, name: str, first: int, num_frames: int) -> None:
-    """Read back the segment `name`: its packets and times are the source's, and its first group of pictures decodes alone."""
+    """Read back the segment `name`: its packets and times are the source's, and its first group of
+    pictures decodes alone."""
     try:
         written = index_video(str(part))
         num_alone = (

@@ -1,17 +1,22 @@
-"""A video file -> its training copy: small, upright, quick to seek in, with the original's time stamps.
+"""A video file -> its training copy: small, upright, quick to seek in, with the original's time
+stamps.
 
-The copy has 8-bit 4:2:0 pictures with even sides whose shorter one is `short_side` (never more than the original's), a keyframe
-at least every `gop` frames with nothing referring across it, no audio, and the same frames at the same distances in time. Its
-clock shows 0 at its first frame; an original whose sound begins earlier counts from there, and `first_seconds` says the
-difference, by which `start` and `end` in a manifest must be moved. Frames stream through one by one. The file appears at once: it
-is written aside, decoded again, compared with what was put in, flushed to the disk and renamed. The original is only read.
+The copy has 8-bit 4:2:0 pictures with even sides whose shorter one is `short_side` (never more than
+the original's), a keyframe at least every `gop` frames with nothing referring across it, no audio,
+and the same frames at the same distances in time. Its clock shows 0 at its first frame; an original
+whose sound begins earlier counts from there, and `first_seconds` says the difference, by which
+`start` and `end` in a manifest must be moved. Frames stream through one by one. The file appears at
+once: it is written aside, decoded again, compared with what was put in, flushed to the disk and
+renamed. The original is only read.
 
-Why these H.264 options (all with tune fastdecode: no CABAC, no loop filter; crf 23; B-frames always, none of them referred to, so
-that the reader skips those that it does not want). Six real clips at 340 x 256, CPU ms to decode 16 frames at stride 4, bytes
-divided by those of x264's defaults at GOP 250, PSNR against these, CPU seconds to encode all six:
-veryfast, GOP 12, three B-frames 6.3 ms, 1.48, 39.2 dB, 4.3 s; the same with GOP 16 5.7 ms, 1.31, 39.0 dB, 4.5 s;
-fast, GOP 16, four B-frames, one reference, no psychovisual noise (the default here) 5.1 ms, 1.43, 39.8 dB, 7.1 s;
-the same with seven B-frames 5.2 ms, 1.50, 39.7 dB, 7.3 s. A GOP of 16 is an I-frame and three times four B-frames and a P-frame.
+Why these H.264 options (all with tune fastdecode: no CABAC, no loop filter; crf 23; B-frames
+always, none of them referred to, so that the reader skips those that it does not want). Six real
+clips at 340 x 256, CPU ms to decode 16 frames at stride 4, bytes divided by those of x264's
+defaults at GOP 250, PSNR against these, CPU seconds to encode all six: veryfast, GOP 12, three
+B-frames 6.3 ms, 1.48, 39.2 dB, 4.3 s; the same with GOP 16 5.7 ms, 1.31, 39.0 dB, 4.5 s; fast, GOP
+16, four B-frames, one reference, no psychovisual noise (the default here) 5.1 ms, 1.43, 39.8 dB,
+7.1 s; the same with seven B-frames 5.2 ms, 1.50, 39.7 dB, 7.3 s. A GOP of 16 is an I-frame and
+three times four B-frames and a P-frame.
 """
 
 from __future__ import annotations
@@ -39,7 +44,8 @@ from mats_ds.data.video.faults import in_words
 from mats_ds.data.video.index import VideoIndex
 from mats_ds.data.video.indexing import READ_ERRORS, UnreadableVideo, describe_read_error, index_video, open_video
 
-# MP4 keeps exact times for both codecs (WebM rounds to milliseconds); a time base finer than this does not fit its header.
+# MP4 keeps exact times for both codecs (WebM rounds to milliseconds); a time base finer than this
+# does not fit its header.
 MAX_TIME_SCALE = 1_000_000
 SAME_TIME_SECONDS = 1e-6
 
@@ -54,7 +60,8 @@ class CopyFailed(Exception):
 
 @dataclass(frozen=True)
 class Transcoded:
-    """A finished copy. first_seconds: when its first frame is shown on the original's clock; on its own, at 0.
+    """A finished copy. first_seconds: when its first frame is shown on the original's clock; on its
+    own, at 0.
 
     `problem`: where the original breaks off, if only its readable part was kept.
     """
@@ -81,13 +88,15 @@ def transcode_file(
     publisher: Publisher | None = None,
     on_heartbeat: Callable[[], None] = lambda: None,
 ) -> Transcoded:
-    """Write the training copy of `source` as the .mp4 file `target`, whole and verified or not at all.
+    """Write the training copy of `source` as the .mp4 file `target`, whole and verified or not at
+    all.
 
-    Of a source that breaks off, the readable part is kept if it reaches up to `needed_seconds` (beyond which nobody wants a
-    frame), or in any case with `keep_partial`. `on_heartbeat` is called for every frame that is encoded and verified.
+    Of a source that breaks off, the readable part is kept if it reaches up to `needed_seconds`
+    (beyond which nobody wants a frame), or in any case with `keep_partial`. `on_heartbeat` is
+    called for every frame that is encoded and verified.
     publisher: which file of the target's name may be replaced; without one, any but the original.
-    Raises UnreadableVideo when less of the source decodes than that, and CopyFailed when the copy cannot be encoded or does
-    not hold what was put into it.
+    Raises UnreadableVideo when less of the source decodes than that, and CopyFailed when the copy
+    cannot be encoded or does not hold what was put into it.
     """
     source, target = os.fspath(source), Path(target)
     settings, publisher = settings or CopySettings(), publisher or Publisher()
@@ -123,7 +132,8 @@ def transcode_file(
 
 @dataclass(eq=False)
 class _Written:
-    """Frames handed to the encoder: ascending time stamps from 0 on, in `time_base`, and why it ended early, if it did."""
+    """Frames handed to the encoder: ascending time stamps from 0 on, in `time_base`, and why it
+    ended early, if it did."""
 
     width: int
     height: int
@@ -180,7 +190,8 @@ def _copy_time_base(time_base: Fraction) -> Fraction:
 
 
 def _pictures(container, stream: av.VideoStream, index: VideoIndex, written: _Written) -> Iterator[av.VideoFrame]:
-    """Upright pictures of the copy's size, timed from 0 on. Stops at the first fault and notes it in `written.problem`."""
+    """Upright pictures of the copy's size, timed from 0 on. Stops at the first fault and notes it
+    in `written.problem`."""
     upright = UprightScaler(written.height, written.width, orientation=index.orientation)
     for number, frame in enumerate(_decoded(container, stream, index, written)):
         pts = _copied_time(frame, number, index, time_base=written.time_base)
@@ -199,7 +210,8 @@ def _pictures(container, stream: av.VideoStream, index: VideoIndex, written: _Wr
 
 
 def _copied_time(frame: av.VideoFrame, number: int, index: VideoIndex, *, time_base: Fraction) -> int | None:
-    """The time stamp of a frame in the copy, counted from the first one; None where the original has none for it."""
+    """The time stamp of a frame in the copy, counted from the first one; None where the original
+    has none for it."""
     times_F = index.pts_F if index.trusts_pts else index.slot_F
     if times_F is None:
         return number
@@ -236,7 +248,8 @@ def _what_is_missing(container, stream: av.VideoStream, index: VideoIndex, writt
 
 
 def verify_copy(path: Path, written: _Written, *, gop: int, on_heartbeat: Callable[[], None] = lambda: None) -> None:
-    """Decode a copy and compare it with what was put in. Raises CopyFailed with the first difference."""
+    """Decode a copy and compare it with what was put in. Raises CopyFailed with the first
+    difference."""
     since_key, number = gop, 0
     try:
         container, stream = open_video(str(path))

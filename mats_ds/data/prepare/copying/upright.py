@@ -1,4 +1,5 @@
-"""A decoded frame -> the upright picture that is encoded: even sides, 8-bit 4:2:0 in video range, colours tagged as they were."""
+"""A decoded frame -> the upright picture that is encoded: even sides, 8-bit 4:2:0 in video range,
+colours tagged as they were."""
 
 from __future__ import annotations
 
@@ -14,7 +15,8 @@ from mats_ds.data.video.orientation import Orientation
 
 
 def copy_size(index: VideoIndex, short_side: int) -> tuple[int, int]:
-    """(height, width) of the upright copy: even, as close to the original's shape as that allows, not larger."""
+    """(height, width) of the upright copy: even, as close to the original's shape as that allows,
+    not larger."""
     height, width = index.upright_size
     scale = min(1.0, short_side / min(height, width))
     return _even(height * scale, height), _even(width * scale, width)
@@ -25,7 +27,8 @@ def _even(side: float, limit: int) -> int:
 
 
 class UprightScaler:
-    """Makes frames of `height` x `width` upright pixels from decoded ones of any size, format and range."""
+    """Makes frames of `height` x `width` upright pixels from decoded ones of any size, format and
+    range."""
 
     def __init__(self, height: int, width: int, *, orientation: Orientation) -> None:
         self._orientation = orientation
@@ -66,7 +69,8 @@ class UprightScaler:
 
 @functools.cache
 def _on_one_thread() -> dict[str, int]:
-    """The argument that keeps libswscale to one thread, where the installed PyAV has it: the files are what runs in parallel."""
+    """The argument that keeps libswscale to one thread, where the installed PyAV has it: the files
+    are what runs in parallel."""
     try:
         VideoReformatter().reformat(av.VideoFrame(16, 16, "yuv420p"), width=32, threads=1)
     except TypeError:

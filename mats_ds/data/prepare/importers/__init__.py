@@ -1,9 +1,10 @@
-"""Annotations as data sets ship them -> rows of a manifest (path, label, start, end), class names and all mistakes at once.
+"""Annotations as data sets ship them -> rows of a manifest (path, label, start, end), class names
+and all mistakes at once.
 
     imported = import_annotations("trainlist01.txt", root="/data/ucf101")
 
-One module a family of formats; each offers `fits_<name>(source) -> why, or None` and `read_<name>(request) -> Rows`. No video
-is opened. Importing this needs neither torch nor a GPU.
+One module a family of formats; each offers `fits_<name>(source) -> why, or None` and
+`read_<name>(request) -> Rows`. No video is opened. Importing this needs neither torch nor a GPU.
 """
 
 from __future__ import annotations
@@ -40,8 +41,10 @@ from mats_ds.data.prepare.importers.ssv2 import fits_ssv2, read_ssv2
 __all__ = ["FORMATS", "Imported", "Mistake", "Row", "Source", "import_annotations", "open_source", "recognise"]
 
 SUBSETS = ("train", "val", "test")
-SAME_COLUMNS = ("videomae", "videomaev2", "mmaction2")  # where two of them fit a list, both read it alike
-NAMED = {  # by the names of the files, or of the columns: what else fits such a source reads less of it
+# where two of them fit a list, both read it alike
+SAME_COLUMNS = ("videomae", "videomaev2", "mmaction2")
+# by the names of the files, or of the columns: what else fits such a source reads less of it
+NAMED = {
     "ucf101": (*SAME_COLUMNS, "class-folders"),
     "hmdb51": (*SAME_COLUMNS, "class-folders"),
     "kinetics": (*SAME_COLUMNS, "ssv2"),
@@ -50,7 +53,8 @@ PROBED_ROWS = 100
 
 
 class Format(NamedTuple):
-    """takes: which of `number` (the numbered split) and `subset` mean something to it. takes_folders: as the source."""
+    """takes: which of `number` (the numbered split) and `subset` mean something to it.
+    takes_folders: as the source."""
 
     fits: Callable[[Source], str | None]
     read: Callable[[Request], Rows]
@@ -88,13 +92,15 @@ def recognise(source: str | os.PathLike[str] | Source) -> str:
 def weigh_formats(source: Source) -> Recognised:
     """The format that fits, and others that read the source alike or less of it.
 
-    Raises ValueError where none fits, and says what the source is instead, or where two fit that read it differently.
+    Raises ValueError where none fits, and says what the source is instead, or where two fit that
+    read it differently.
     """
     if source.lines and "path" in column_names(source.lines[0][1]):
         raise ValueError(f"{source.path} is a manifest already: train with {quote_word(f'data.manifest={source.path}')}")
     reasons = {name: why for name, form in FORMATS.items() if (why := form.fits(source))}
     columns = judge_columns(source)
-    if "mmaction2" in reasons and columns.meaning not in ("label", "start total"):  # frame folders are its own format first
+    # frame folders are its own format first
+    if "mmaction2" in reasons and columns.meaning not in ("label", "start total"):
         reasons = {name: reasons[name] for name in sorted(reasons, key=lambda name: name in SAME_COLUMNS[:2])}
     if not reasons:
         raise ValueError(_explain_stranger(source))
@@ -119,11 +125,15 @@ def import_annotations(
     subset: str | None = None,
     labels: str | os.PathLike[str] | None = None,
 ) -> Imported:
-    """Read annotations. Row paths are relative to `root`, the folder of the videos; rows whose file is missing are mistakes.
+    """Read annotations. Row paths are relative to `root`, the folder of the videos; rows whose file
+    is missing are mistakes.
 
-    Without `root` the folder of the source is used if videos of the list lie there, else no file is looked for.
-    split: the number of a numbered split, or a subset; subset: train, val or test; labels: a class list.
-    Raises ValueError for a source or arguments that cannot be used; mistakes in single lines are in the result.
+    Without `root` the folder of the source is used if videos of the list lie there, else no file is
+    looked for.
+    split: the number of a numbered split, or a subset; subset: train, val or test; labels: a class
+    list.
+    Raises ValueError for a source or arguments that cannot be used; mistakes in single lines are in
+    the result.
     """
     with note_files_read() as files:
         imported = _import(source, format=format, root=root, split=split, subset=subset, labels=labels)
@@ -206,7 +216,8 @@ def _lie_in(folder: Path, rows: Rows) -> bool:
 
 
 def _refuse_conflicts(rows: Rows) -> None:
-    """Of rows that give the same part of the same video different labels, the first is kept; the same label twice is noted."""
+    """Of rows that give the same part of the same video different labels, the first is kept; the
+    same label twice is noted."""
     first: dict[tuple[str, str, str], Row] = {}
     kept, num_repeated = [], 0
     for row in rows.rows:

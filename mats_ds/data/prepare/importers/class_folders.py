@@ -1,4 +1,5 @@
-"""A folder with a folder of videos for each class: CLASS/video.mp4, or train/CLASS/video.mp4 with --subset train.
+"""A folder with a folder of videos for each class: CLASS/video.mp4, or train/CLASS/video.mp4 with
+--subset train.
 
 Classes are numbered in the order of their names, over all subsets, unless a class list is given.
 """

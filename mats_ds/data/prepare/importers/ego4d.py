@@ -1,8 +1,10 @@
-"""Ego4D state changes (fho_oscc-pnr_*.json, a list or under `clips`) -> 0 no state change, 1 state change, -1 unannotated.
+"""Ego4D state changes (fho_oscc-pnr_*.json, a list or under `clips`) -> 0 no state change, 1 state
+change, -1 unannotated.
 
-The first of these that lies below the root is taken: UNIQUEID (the part itself, cut out), CLIPUID with clip_start_sec and
-clip_end_sec, VIDEOUID with parent_start_sec and parent_end_sec; any video extension. Without a root: the clip where its uid
-is there, else the video. The time of the point of no return (PNR) has no place in a manifest and is left out.
+The first of these that lies below the root is taken: UNIQUEID (the part itself, cut out), CLIPUID
+with clip_start_sec and clip_end_sec, VIDEOUID with parent_start_sec and parent_end_sec; any video
+extension. Without a root: the clip where its uid is there, else the video. The time of the point of
+no return (PNR) has no place in a manifest and is left out.
 """
 
 from __future__ import annotations

@@ -1,8 +1,10 @@
-"""Kinetics CSV (label,youtube_id,time_start,time_end,split) -> files as the usual downloaders name them.
+"""Kinetics CSV (label,youtube_id,time_start,time_end,split) -> files as the usual downloaders name
+them.
 
-Looked for below the root, in any folder: YOUTUBEID_000017_000027.mp4 (cut by the downloader), else YOUTUBEID.mp4 (the whole
-video, of which the manifest then names start and end); .mkv, .webm and the other extensions too. Of several, the one in a
-folder of its class (with spaces or underscores), then of its split, is taken. Test lists have no label column: label -1.
+Looked for below the root, in any folder: YOUTUBEID_000017_000027.mp4 (cut by the downloader), else
+YOUTUBEID.mp4 (the whole video, of which the manifest then names start and end); .mkv, .webm and the
+other extensions too. Of several, the one in a folder of its class (with spaces or underscores),
+then of its split, is taken. Test lists have no label column: label -1.
 """
 
 from __future__ import annotations

@@ -1,6 +1,8 @@
-"""Class lists -> class names by number: one name a line, `number name` from 0 or 1, CSV `number,name`, or JSON.
+"""Class lists -> class names by number: one name a line, `number name` from 0 or 1, CSV
+`number,name`, or JSON.
 
-UCF101's classInd.txt counts from 1, PaddleVideo's lists from 0; Something-Something's labels.json maps a name to its number.
+UCF101's classInd.txt counts from 1, PaddleVideo's lists from 0; Something-Something's labels.json
+maps a name to its number.
 """
 
 from __future__ import annotations
@@ -45,7 +47,8 @@ def read_class_list(path: Path) -> ClassList:
 
 
 def name_classes(names: Iterable[str]) -> ClassList:
-    """Classes numbered in the order of their names; give a name as often as it occurs, for the usual spelling to stand."""
+    """Classes numbered in the order of their names; give a name as often as it occurs, for the
+    usual spelling to stand."""
     merged = merge_names(names)
     return ClassList(merged.names, tuple(merged.describe()))
 

@@ -1,11 +1,14 @@
-"""Lists with one video or frame folder a line and whole numbers behind it, space or comma separated.
+"""Lists with one video or frame folder a line and whole numbers behind it, space or comma
+separated.
 
     path label                   VideoMAE (.csv), mmaction2 and PaddleVideo video lists
-    path start total [label]     VideoMAEv2; `path 0 -1` is a whole video, `path 0 -1 0` in pre-training lists has no real label
+    path start total [label]     VideoMAEv2; `path 0 -1` is a whole video, `path 0 -1 0` in pre-
+                                 training lists has no real label
     folder [offset] total label  mmaction2 rawframe lists; VideoMAEv2 fine-tuning on frames
-Where total is not -1 the line means a folder of frames (img_00001.jpg), which a manifest cannot hold: the video of the same
-name is taken if there is one below the root, else the line is a mistake. So is a line with several labels, and one that means a
-part of a video by numbers of frames. A list whose numbers can be read in two ways is read in none, unless its format is given.
+Where total is not -1 the line means a folder of frames (img_00001.jpg), which a manifest cannot
+hold: the video of the same name is taken if there is one below the root, else the line is a
+mistake. So is a line with several labels, and one that means a part of a video by numbers of
+frames. A list whose numbers can be read in two ways is read in none, unless its format is given.
 """
 
 from __future__ import annotations
@@ -33,9 +36,11 @@ PART_ADVICE = "write the part in seconds into a CSV path,label,start,end"
 
 @dataclass(frozen=True)
 class Columns:
-    """Meaning of the numbers behind the paths of a list. meaning: `label`, `labels`, `start total`, `total label`, ...
+    """Meaning of the numbers behind the paths of a list. meaning: `label`, `labels`, `start total`,
+    `total label`, ...
 
-    only_videomaev2: no other code reads it so. doubt: the other way in which the list can be read, if there is one.
+    only_videomaev2: no other code reads it so. doubt: the other way in which the list can be read,
+    if there is one.
     """
 
     meaning: str
@@ -45,7 +50,8 @@ class Columns:
 
 
 def judge_columns(source: Source) -> Columns | None:
-    """Meaning of the columns of a list, judged by all of its lines; None if most lines are not `path number...`."""
+    """Meaning of the columns of a list, judged by all of its lines; None if most lines are not
+    `path number...`."""
     if source.text is None or source.text.lstrip()[0] in "[{":
         return None
     step = -(-len(source.lines) // JUDGED_LINES)
@@ -63,7 +69,8 @@ def judge_columns(source: Source) -> Columns | None:
     most = "every line is" if every else "most lines are"
     if usual == 1:
         return Columns("label", f"{most} `path label`")
-    varied = counts[usual] < 0.9 * sum(counts.values())  # a few odd lines are mistakes, not another format
+    # a few odd lines are mistakes, not another format
+    varied = counts[usual] < 0.9 * sum(counts.values())
     named_as_videos = sum(line.is_video for line in filled) * 2 > len(filled)
     judge = {2: _judge_two, 3: _judge_three}.get(usual, _judge_many)
     return judge(filled, most=most, named_as_videos=named_as_videos, varied=varied)
@@ -127,7 +134,8 @@ def read_videomaev2(request: Request) -> Rows:
     return _read(request, columns.meaning if columns else "start total label")
 
 
-read_mmaction2 = read_videomaev2  # the columns distinguish the two, and where both fit they mean the same
+# the columns distinguish the two, and where both fit they mean the same
+read_mmaction2 = read_videomaev2
 
 
 def _read(request: Request, meaning: str) -> Rows:

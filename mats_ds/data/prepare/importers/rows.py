@@ -1,7 +1,9 @@
-"""Request and result of every importer (rows, classes, mistakes), and the files that are written from it.
+"""Request and result of every importer (rows, classes, mistakes), and the files that are written
+from it.
 
-A manifest.csv gets two companions, the class names (.classes.txt) and all mistakes (.mistakes.txt). All are written aside and
-renamed, the manifest last: whoever finds a manifest finds it complete, with its classes. What was there before is never lost.
+A manifest.csv gets two companions, the class names (.classes.txt) and all mistakes (.mistakes.txt).
+All are written aside and renamed, the manifest last: whoever finds a manifest finds it complete,
+with its classes. What was there before is never lost.
 """
 
 from __future__ import annotations
@@ -34,7 +36,8 @@ MAX_MISTAKES_SHOWN = 50
 
 @dataclass(frozen=True)
 class Request:
-    """number: the numbered split, subset: train, val or test, labels: a class list of the user's; None where not given."""
+    """number: the numbered split, subset: train, val or test, labels: a class list of the user's;
+    None where not given."""
 
     source: Source
     videos: VideoFiles
@@ -45,7 +48,8 @@ class Request:
 
 @dataclass(frozen=True)
 class Row:
-    """One manifest row. label -1: unknown; start, end in seconds, nan: the whole file; where: `file:line` it came from."""
+    """One manifest row. label -1: unknown; start, end in seconds, nan: the whole file; where:
+    `file:line` it came from."""
 
     path: str
     label: int
@@ -105,7 +109,8 @@ def _fits_manifest(path: str) -> bool:
 
 @dataclass(frozen=True)
 class Imported:
-    """A read annotation source. root: the folder that relative row paths start from, None if no file was looked for.
+    """A read annotation source. root: the folder that relative row paths start from, None if no
+    file was looked for.
 
     files: all that was read.
     """
@@ -129,7 +134,8 @@ def companions(out: Path) -> tuple[Path, Path]:
 
 
 def refuse_to_overwrite(out: Path, *, force: bool, keep: Iterable[str | Path | None]) -> None:
-    """Raises ValueError where a file would be lost or there is no folder to write into; those of `keep` even with force."""
+    """Raises ValueError where a file would be lost or there is no folder to write into; those of
+    `keep` even with force."""
     existing = [str(path) for path in (out, *companions(out)) if os.path.lexists(path)]
     if out.is_dir():
         raise ValueError(f"{out} is a folder: --out takes the manifest file to write, for example {out / 'manifest.csv'}")
@@ -152,10 +158,12 @@ def refuse_videos(imported: Imported, out: Path) -> None:
 
 
 def write_imported(imported: Imported, out: Path, *, force: bool = False) -> tuple[list[Path], list[Path]]:
-    """Write the files that there is something to write into; return them, and the names of those that were in their place.
+    """Write the files that there is something to write into; return them, and the names of those
+    that were in their place.
 
-    With `force`, files that are there and would change are kept as NAME.old; nothing is overwritten or deleted. Raises
-    ValueError where they cannot be written, and without `force` where they have come into being since.
+    With `force`, files that are there and would change are kept as NAME.old; nothing is overwritten
+    or deleted. Raises ValueError where they cannot be written, and without `force` where they have
+    come into being since.
     """
     classes_file, mistakes_file = companions(out)
     texts = {
@@ -166,7 +174,8 @@ def write_imported(imported: Imported, out: Path, *, force: bool = False) -> tup
     refuse_videos(imported, out)
     claimed: list[Path] = []
     try:
-        with contextlib.ExitStack() as stack:  # they get their names in the reverse order, the manifest last
+        # they get their names in the reverse order, the manifest last
+        with contextlib.ExitStack() as stack:
             for path, text in texts.items():
                 if text:
                     stack.enter_context(replace_file(path)).write_bytes(text.encode("utf-8", "backslashreplace"))
@@ -203,7 +212,8 @@ def describe_imported(imported: Imported) -> list[str]:
     if mistakes:
         lines.append(f"{len(mistakes)} {'mistake' if len(mistakes) == 1 else 'mistakes'}: {imported.count_mistakes()}")
         kinds = Counter(mistake.kind for mistake in mistakes)
-        rare_first = sorted(mistakes, key=lambda mistake: kinds[mistake.kind])  # else 5000 lost videos hide the one bad label
+        # else 5000 lost videos hide the one bad label
+        rare_first = sorted(mistakes, key=lambda mistake: kinds[mistake.kind])
         lines += [f"  - {mistake}" for mistake in rare_first[:MAX_MISTAKES_SHOWN]]
         if len(mistakes) > MAX_MISTAKES_SHOWN:
             lines.append(f"  and {len(mistakes) - MAX_MISTAKES_SHOWN} more")

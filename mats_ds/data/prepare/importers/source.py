@@ -1,7 +1,9 @@
-"""Inputs of an import: annotations (a file or a folder) with their line numbers, and the videos that they name.
+"""Inputs of an import: annotations (a file or a folder) with their line numbers, and the videos
+that they name.
 
-A list made elsewhere rarely fits to the letter: it may carry folders of another machine, or the videos may since have been
-transcoded to another extension. Such a file is found by the rest of its path, and the import reports it.
+A list made elsewhere rarely fits to the letter: it may carry folders of another machine, or the
+videos may since have been transcoded to another extension. Such a file is found by the rest of its
+path, and the import reports it.
 """
 
 from __future__ import annotations
@@ -46,7 +48,8 @@ class Source:
 
     @cached_property
     def entries(self) -> list[tuple[int, object]] | None:
-        """Line number and value of each entry of a JSON list, or of the list under `clips`; None where there is no such list."""
+        """Line number and value of each entry of a JSON list, or of the list under `clips`; None
+        where there is no such list."""
         return None if self.text is None else _read_json_entries(self.text, self.path)
 
     def where(self, number: int) -> str:
@@ -65,7 +68,8 @@ def note_files_read() -> Iterator[list[Path]]:
 
 
 def open_source(path: str | os.PathLike[str]) -> Source:
-    """Read an annotation file, or take a folder. Raises ValueError where there is neither or the file is no text."""
+    """Read an annotation file, or take a folder. Raises ValueError where there is neither or the
+    file is no text."""
     path = Path(path)
     if path.is_dir():
         return Source(path, None)
@@ -116,14 +120,18 @@ def _read_json_entries(text: str, path: Path) -> list[tuple[int, object]] | None
 
 
 class VideoFiles:
-    """Relative paths of the videos below `root`; with root=None nothing is known, and every name is taken as it stands."""
+    """Relative paths of the videos below `root`; with root=None nothing is known, and every name is
+    taken as it stands."""
 
     def __init__(self, root: Path | None) -> None:
         self.root = root
         self.paths: set[str] = set()
-        self.looser: dict[str, list[tuple[str, str]]] = defaultdict(list)  # how -> (asked, found), for the report
-        self._by_stem: dict[str, list[str]] = defaultdict(list)  # file name without folder and extension
-        self._by_stem_path: dict[str, list[str]] = defaultdict(list)  # relative path without extension
+        # how -> (asked, found), for the report
+        self.looser: dict[str, list[tuple[str, str]]] = defaultdict(list)
+        # file name without folder and extension
+        self._by_stem: dict[str, list[str]] = defaultdict(list)
+        # relative path without extension
+        self._by_stem_path: dict[str, list[str]] = defaultdict(list)
         for path in list_videos(root) if root is not None else ():
             self.paths.add(path)
             self._by_stem_path[os.path.splitext(path)[0]].append(path)
@@ -134,8 +142,8 @@ class VideoFiles:
         return self.root is not None
 
     def find(self, path: str) -> str | None:
-        """The file that a list calls `path`: as it stands, else without leading folders or with spaces for underscores in
-        them (or the reverse), else with another extension."""
+        """The file that a list calls `path`: as it stands, else without leading folders or with
+        spaces for underscores in them (or the reverse), else with another extension."""
         if not self.known:
             return path
         tidy = os.path.normpath(path.replace("\\", "/"))
@@ -164,7 +172,8 @@ class VideoFiles:
         return self._first(path, sorted(found))
 
     def find_named(self, stem: str, *, folders: Iterable[str] = ()) -> str | None:
-        """The video called `stem` in any folder; of several, one below a folder of `folders`, tried in their order."""
+        """The video called `stem` in any folder; of several, one below a folder of `folders`, tried
+        in their order."""
         found = sorted(self._by_stem.get(stem, []))
         if len(found) > 1:
             for folder in map(normalise_name, folders):

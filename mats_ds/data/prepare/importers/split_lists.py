@@ -1,6 +1,8 @@
-"""UCF101's lists: classInd.txt (`1 ApplyEyeMakeup`), trainlistNN.txt (`Class/video.avi 1`), testlistNN.txt (`Class/video.avi`).
+"""UCF101's lists: classInd.txt (`1 ApplyEyeMakeup`), trainlistNN.txt (`Class/video.avi 1`),
+testlistNN.txt (`Class/video.avi`).
 
-Labels count from 1 in the lists and from 0 in the manifest. A test list has none: the folder names the class.
+Labels count from 1 in the lists and from 0 in the manifest. A test list has none: the folder names
+the class.
 Source: the folder that holds them with --split 1|2|3 and --subset train|test, or one of the lists.
 """
 

@@ -1,7 +1,9 @@
-"""Something-Something V2: JSON entries {id, template} (+ labels.json) -> ID.webm with the number of the template.
+"""Something-Something V2: JSON entries {id, template} (+ labels.json) -> ID.webm with the number of
+the template.
 
-The template's brackets are no part of its name in labels.json. test.json holds ids alone: its labels come from
-test-answers.csv (`id;template`), given as --labels or lying beside; without it they are -1. The answers can be the source too.
+The template's brackets are no part of its name in labels.json. test.json holds ids alone: its
+labels come from test-answers.csv (`id;template`), given as --labels or lying beside; without it
+they are -1. The answers can be the source too.
 """
 
 from __future__ import annotations
@@ -74,7 +76,8 @@ def _find_label(template: str | None, classes: ClassList | None) -> int | None:
 
 
 def _find_companions(request: Request) -> tuple[Path | None, Path | None]:
-    """The answers for a source without templates, and the class list: as given, else beside the source."""
+    """The answers for a source without templates, and the class list: as given, else beside the
+    source."""
     folder, given = request.source.folder, request.labels
     given_answers = given if given and fits_ssv2(open_source(given)) else None
     answers = given_answers

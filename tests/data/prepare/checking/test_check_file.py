@@ -1,4 +1,5 @@
-"""What a file really holds is found by decoding it; where it breaks, the part that decodes is told, or why none can be used."""
+"""What a file really holds is found by decoding it; where it breaks, the part that decodes is told,
+or why none can be used."""
 
 import csv
 import itertools
@@ -18,9 +19,13 @@ from mats_ds.data.video.indexing import UnreadableVideo, index_video
 from mats_ds.data.video.nvdec_support import device_can_decode
 
 NOBODY = 65534
-TKHD_MATRIX = 44  # bytes from the name of the box to its matrix. Source: ISO/IEC 14496-12, track header box, version 0
+# bytes from the name of the box to its matrix. Source: ISO/IEC 14496-12, track header box, version
+# 0
+TKHD_MATRIX = 44
 QUARTER_TURN = (0, 1 << 16, 0, -(1 << 16), 0, 0, 0, 0, 1 << 30)
-STRH_LENGTH = 40  # bytes from the name of the chunk to the number of frames. Source: AVISTREAMHEADER of the AVI format
+# bytes from the name of the chunk to the number of frames. Source: AVISTREAMHEADER of the AVI
+# format
+STRH_LENGTH = 40
 
 
 @pytest.fixture

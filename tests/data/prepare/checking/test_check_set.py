@@ -1,4 +1,5 @@
-"""A check of many files: every row ends in one of the two tables, and nothing that is known is decoded again."""
+"""A check of many files: every row ends in one of the two tables, and nothing that is known is
+decoded again."""
 
 from __future__ import annotations
 
@@ -41,7 +42,8 @@ def evil_workers(tmp_path, monkeypatch):
 
 @pytest.fixture
 def check(tmp_path):
-    """`check(source)`: with small files, one worker (it takes half a second to start), everything written into out/."""
+    """`check(source)`: with small files, one worker (it takes half a second to start), everything
+    written into out/."""
 
     def run(source, **options):
         options = {"num_workers": 1, "timeout_seconds": 60.0} | options

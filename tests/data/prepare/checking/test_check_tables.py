@@ -24,7 +24,8 @@ def check_here(function, paths, **_):
 
 @pytest.fixture
 def home(write_video, tmp_path, monkeypatch):
-    """A folder with two videos, one of them bad, two lists of them, and the working directory in it."""
+    """A folder with two videos, one of them bad, two lists of them, and the working directory in
+    it."""
     write_video(tmp_path / "videos" / "a.mp4", num_frames=17)
     (tmp_path / "videos" / "bad.mp4").write_text("<html>")
     (tmp_path / "one.csv").write_text("path,label\nvideos/a.mp4,3\nvideos/bad.mp4,4\n")
@@ -166,13 +167,15 @@ def test_tables_of_version_0_1_are_known_and_kept_where_they_differ(home, capsys
     assert [path.name for path in home.glob("*.old*")] == ["m.csv.old"]
 
     forget_tables(home / "m.csv.journal")
-    (home / "quarantine.csv").write_text(HEADER + "/elsewhere/b.mp4,1,torn\n")  # of another list, by version 0.1
+    # of another list, by version 0.1
+    (home / "quarantine.csv").write_text(HEADER + "/elsewhere/b.mp4,1,torn\n")
     assert check("one.csv", "--out", "m.csv") == 1
     assert "elsewhere" in (home / "quarantine.csv").read_text() and (home / "m.quarantine.csv").exists()
 
 
 def test_a_check_that_was_killed_does_not_take_the_tables_of_another(home, monkeypatch):
-    """Its journal tells of no table yet, as that of version 0.1; one of version 0.1 that goes on still knows its own."""
+    """Its journal tells of no table yet, as that of version 0.1; one of version 0.1 that goes on
+    still knows its own."""
     (home / "good.csv").write_text("path,label\nvideos/a.mp4,3\n")
     assert check("good.csv", "--out", "good1.csv") == 0
     assert (home / "quarantine.csv").read_text() == HEADER
@@ -211,7 +214,8 @@ def test_a_file_that_appears_during_the_check_is_not_overwritten(home, monkeypat
 
 
 def test_of_two_checks_that_end_together_each_writes_its_own(home, monkeypatch):
-    """A second check takes the name of the quarantine, with the same content even, between the look and the write."""
+    """A second check takes the name of the quarantine, with the same content even, between the look
+    and the write."""
     from mats_ds.data.prepare.checking import check_tables
 
     claim, theirs = check_tables.claim_name, []

@@ -1,4 +1,5 @@
-"""A folder of copies: the same tree, the same labels and times, failures named, nothing done twice, originals untouched."""
+"""A folder of copies: the same tree, the same labels and times, failures named, nothing done twice,
+originals untouched."""
 
 import csv
 import hashlib
@@ -130,7 +131,8 @@ def test_a_killed_worker_costs_one_file_which_is_named_and_tried_again(videos, m
         if getattr(message, "source", "").endswith("b.avi"):
             os.kill(self.process.pid, signal.SIGKILL)
             Path(message.target).parent.mkdir(exist_ok=True)
-            message.publisher.open_part(Path(message.target).parent)  # as it may have begun to write
+            # as it may have begun to write
+            message.publisher.open_part(Path(message.target).parent)
         return sent
 
     with monkeypatch.context() as patch:

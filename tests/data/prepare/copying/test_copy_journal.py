@@ -1,4 +1,5 @@
-"""What transcoding may replace and remove in its folder: its own copies and tables, as it wrote them, and nothing else."""
+"""What transcoding may replace and remove in its folder: its own copies and tables, as it wrote
+them, and nothing else."""
 
 import json
 import os
@@ -106,7 +107,8 @@ def test_segments_are_replaced_and_removed_only_as_they_were_written(home, out, 
     assert pieces == {"a_0000.mp4", "a_0001.mp4", "b_0000.mp4"}  # the whole copies are gone
     (out / "x" / "a_0001.mp4").write_bytes(b"mine")
     assert again("--segment", 2.0) == 0
-    assert (out / "x" / "a_0001.mp4").read_bytes() == b"mine"  # no segment any more, and not removed
+    # no segment any more, and not removed
+    assert (out / "x" / "a_0001.mp4").read_bytes() == b"mine"
     assert "x/a_0001.mp4" not in (out / "manifest.csv").read_text()
     assert again("--segment", 1.0) == 1  # it is met when the number of the segments is known
     assert (out / "x" / "a_0001.mp4").read_bytes() == b"mine"
@@ -187,7 +189,8 @@ def test_a_copy_belongs_to_the_original_that_had_it_last(home, write_video):
         return [index_video(path).num_frames for path in read_manifest("out/manifest.csv").paths]
 
     assert frames_of("x/b.mp4", "y/c.avi") == [17, 18]
-    assert frames_of("x/b.avi", "y/c.avi") == [25, 18]  # out/videos/x/b.mp4 is now the copy of b.avi
+    # out/videos/x/b.mp4 is now the copy of b.avi
+    assert frames_of("x/b.avi", "y/c.avi") == [25, 18]
     assert frames_of("x/b.mp4", "y/c.avi") == [17, 18]
     assert frames_of("x/b.mp4", "x/b.avi") == [17, 25]
     assert frames_of("x/b.avi", "x/b.mp4") == [25, 17]

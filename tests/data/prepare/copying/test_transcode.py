@@ -1,4 +1,5 @@
-"""A training copy shows the original's frames at the original's times, upright and small; it is written whole or not at all."""
+"""A training copy shows the original's frames at the original's times, upright and small; it is
+written whole or not at all."""
 
 import hashlib
 import subprocess
@@ -146,7 +147,8 @@ def test_the_readable_part_is_enough_where_nothing_beyond_is_needed(name, write_
     source.write_bytes(source.read_bytes()[: source.stat().st_size // 2])
     last_seconds = float(index_video(str(source)).seconds()[-1])
     with pytest.raises(UnreadableVideo):
-        transcode_file(source, tmp_path / "a.mp4", needed_seconds=last_seconds + 0.1)  # two frames of 1/20 s
+        # two frames of 1/20 s
+        transcode_file(source, tmp_path / "a.mp4", needed_seconds=last_seconds + 0.1)
     done = transcode_file(source, tmp_path / "a.mp4", needed_seconds=last_seconds + 0.025)
     assert done.problem and numbers_of(done.target, read_numbers) == list(range(done.num_frames))
     assert done.num_frames >= 50
@@ -222,7 +224,8 @@ def test_refuses_settings_that_no_encoder_takes(wrong, words):
 
 def test_memory_does_not_grow_with_the_length_of_the_file(write_video, tmp_path):
     short = write_video(tmp_path / "short.mp4", num_frames=50, height=480, width=640)
-    long = write_video(tmp_path / "long.mp4", num_frames=500, height=480, width=640)  # 230 MB of decoded pictures
+    # 230 MB of decoded pictures
+    long = write_video(tmp_path / "long.mp4", num_frames=500, height=480, width=640)
     code = (
         "import resource, sys\nfrom mats_ds.data.prepare.copying.transcode import transcode_file\n"
         "for path in sys.argv[1:]:\n"

@@ -1,4 +1,5 @@
-"""Importers on small lists of our own: one for each format, layout of the videos, and kind of mistake."""
+"""Importers on small lists of our own: one for each format, layout of the videos, and kind of
+mistake."""
 
 import json
 import math

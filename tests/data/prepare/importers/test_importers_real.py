@@ -1,4 +1,5 @@
-"""Importers on the lists as data sets ship them: every one is recognised, and rows agree with a plain reading of the list."""
+"""Importers on the lists as data sets ship them: every one is recognised, and rows agree with a
+plain reading of the list."""
 
 import csv
 import json
