@@ -130,6 +130,16 @@ def test_no_folder_holds_more_modules_than_a_person_can_survey():
     assert {folder: number for folder, number in count.items() if number > MAX_MODULES} == {}
 
 
+def test_tests_mirror_the_rooms():
+    """Folders of tests are folders of the package, but for those that test it as one."""
+    whole = {"benchmarks", "faults", "golden", "gpu", "security"}
+    folders = {path.parent.relative_to(ROOT / "tests") for path in (ROOT / "tests").rglob("test_*.py")}
+    strange = {str(folder) for folder in folders if folder.parts and folder.parts[0] not in whole} - {
+        str(path.parent.relative_to(PACKAGE)) for path in PACKAGE_FILES
+    }
+    assert strange == set()
+
+
 def test_only_one_module_imports_dali():
     assert importers_of("nvidia") == {DALI_HOME}
 

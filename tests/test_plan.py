@@ -22,7 +22,7 @@ from mats_ds.training import dry_run_sweep
 from mats_ds.training.dry_run_sweep import format_judged, judge_sweep, read_exact_sweep
 from mats_ds.training.optim import make_schedule
 
-ROOT = Path(__file__).resolve().parents[2]
+ROOT = Path(__file__).resolve().parents[1]
 ZERO2 = str(ROOT / "ds_configs" / "zero2.json")
 BOUND = 0.05  # of the closed form against the real engine
 

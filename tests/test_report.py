@@ -24,7 +24,7 @@ from tests.reporting.fake_runs import (
     write_records,
 )
 
-SCRIPT = Path(__file__).resolve().parents[2] / "profiling" / "report.py"
+SCRIPT = Path(__file__).resolve().parents[1] / "profiling" / "report.py"
 
 
 def test_a_finished_run_within_the_budget_passes_and_says_what_was_judged(tmp_path, capsys):
