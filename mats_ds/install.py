@@ -109,7 +109,7 @@ def list_missing(extras: list[str]) -> str:
 
 
 def find_missing(requirement: str) -> str | None:
-    """What of `name>=version` is not installed, or None."""
+    """The requirement `name>=version` if it is not installed, else None."""
     name, lowest = re.match(r"([\w.-]+)[^;>]*(?:>=([\d.]+))?", requirement).groups()
     try:
         version = metadata.version(name)
@@ -131,7 +131,7 @@ def ask_missing(python: str, extras: list[str]) -> str:
 
 
 def _ask(words: list[str]) -> str | None:
-    """What a command prints, without its last new line; None where it fails."""
+    """The output of a command, without its last new line; None where it fails."""
     try:
         done = subprocess.run(words, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, stdin=subprocess.DEVNULL)
     except OSError:
@@ -173,7 +173,7 @@ def is_current() -> bool:
 
 
 def stamp_text(build: str) -> str:
-    """What an installation was made from, as one line."""
+    """The inputs of an installation, as one line."""
     content = b"".join((ROOT / name).read_bytes() for name in ("setup.py", "pyproject.toml"))
     return f"{build} {hashlib.sha256(content).hexdigest()}\n"
 

@@ -51,8 +51,8 @@ CHOOSE_SLOTS = {"--hostfile", "--include", "--exclude", "--num_nodes"}  # these 
 
 @dataclass(frozen=True)
 class Command:
-    """What starts the ranks: the words, the variables that are set for it, and those that are
-    unset."""
+    """The command that starts the ranks: its words, the variables that are set for it, and those
+    that are unset."""
 
     words: list[str]
     variables: dict[str, str] = field(default_factory=dict)

@@ -97,7 +97,7 @@ def few_clips(batch: ClipBatch) -> ClipBatch:
 
 
 def draw(engine, batch: ClipBatch, recipe: Recipe, folder: Path, *, rank: int) -> None:
-    """What the trained model makes of the liveliest of a few clips; every rank takes part, rank 0
+    """Draw the reconstruction of the clip with the most motion; every rank takes part, rank 0
     draws."""
     engine.eval()
     with full_parameters(engine):

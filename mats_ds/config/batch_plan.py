@@ -1,5 +1,5 @@
-"""How a global batch is spread over ranks: recipe, DeepSpeed JSON and number of ranks -> BatchPlan.
-Pure arithmetic."""
+"""The division of a global batch among ranks: recipe, DeepSpeed JSON and number of ranks ->
+BatchPlan. Pure arithmetic."""
 
 from __future__ import annotations
 

@@ -105,9 +105,9 @@ def notes_on(ds_config: Mapping[str, Any]) -> list[str]:
 
 
 def hand_over(ds_config: Mapping[str, Any], *, accumulation: int, micro_batch: int) -> dict[str, Any]:
-    """What `deepspeed.initialize` is given: the JSON without comments (keys that begin with _) and
-    what the recipe decides, with the batch of this run and every default stated that would change
-    weights.
+    """The dictionary for `deepspeed.initialize`: the JSON without comments (keys that begin with _)
+    and what the recipe decides, with the batch of this run and every default stated that would
+    change weights.
     """
     config = {**STATED, **_without_comments(ds_config)}
     for key in (*IGNORED, "fp16", "torch_autocast", "train_batch_size"):
@@ -124,7 +124,7 @@ def _judge_keys(config: Mapping[str, Any]) -> Iterator[str]:
 
 
 def _judge_section(section: Mapping[str, Any], table: Mapping[str, Any], refused: Mapping[str, str], path: str) -> Iterator[str]:
-    """What is wrong with the keys and kinds of a section, and of those inside it."""
+    """The faults of the keys and values of a section, and of those inside it."""
     for key, value in section.items():
         name = f"{path}{key}"
         if key.startswith("_") or (not path and key in IGNORED):
@@ -154,7 +154,7 @@ def _equals(value: Any, wanted: Any) -> bool:
 
 
 def _find_auto(tree: Any, path: str = "") -> Iterator[str]:
-    """Where "auto" stands, which only Hugging Face's Trainer fills in."""
+    """The keys whose value is "auto", which only Hugging Face's Trainer fills in."""
     if tree == "auto":
         yield f'{path} is "auto", which only Hugging Face\'s Trainer fills in: write the value, or leave the key out'
     items = tree.items() if isinstance(tree, dict) else enumerate(tree) if isinstance(tree, list) else ()
@@ -164,7 +164,7 @@ def _find_auto(tree: Any, path: str = "") -> Iterator[str]:
 
 
 def _judge_together(config: Mapping[str, Any]) -> Iterator[str]:
-    """What does not go together, of keys that are right alone."""
+    """The faults of keys that are right alone and exclude each other."""
     yield from _judge_optimizer(config)
     yield from _judge_zero(config)
 
@@ -203,8 +203,8 @@ def _judge_zero(config: Mapping[str, Any]) -> Iterator[str]:
 
 
 def _ask_deepspeed(config: Mapping[str, Any]) -> Iterator[str]:
-    """What DeepSpeed's own reader says against the JSON. It only reads: whatever it raises is a
-    fault of the JSON."""
+    """The complaint of DeepSpeed's own reader about the JSON. It only reads: whatever it raises is
+    a fault of the JSON."""
     from deepspeed.runtime.config import DeepSpeedConfig, DeepSpeedConfigError
 
     handed = hand_over(config, accumulation=1, micro_batch=1)

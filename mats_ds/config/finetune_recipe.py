@@ -22,8 +22,8 @@ class FinetuneClip(ClipSection):
 
 
 class FinetuneSelection(SelectionSection):
-    """Which frames and tokens the encoder sees: int(keep_ratio N) of them, 1 for all.
-    `visible_ratio` has no meaning here."""
+    """Selection of the frames and tokens that the encoder sees: int(keep_ratio N) of them, 1 for
+    all. `visible_ratio` has no meaning here."""
 
     strategy: Literal[KEEPING_STRATEGIES] = "mats"
     keep_ratio: float = Field(FINETUNE_KEEP_RATIO, gt=0, le=1)
@@ -34,7 +34,7 @@ class FinetuneSelection(SelectionSection):
 
 
 class FinetuneSection(_Section):
-    """What the training starts from, and its loss.
+    """The weights that training starts from, and its loss.
 
     `weights`: a run, a checkpoint, a .safetensors or .pth file, a Hugging Face folder; none: from
     scratch. `weights_from`: which weights of a run, as `--weights_from` of the other scripts (None:

@@ -89,7 +89,7 @@ class ClipSection(_Section):
 
 
 class SelectionSection(_Section):
-    """Which frames and tokens are kept (ratios are fractions of all tokens of the clip).
+    """Selection of frames and tokens (ratios are fractions of all tokens of the clip).
 
     Beyond the paper, off by default: `compensate_camera` subtracts each tubelet's median change;
     the strategy run_length ranks by the change since a patch's run began, a run ending where the
@@ -118,7 +118,7 @@ class SelectionSection(_Section):
 
 
 class DataSection(_Section):
-    """Where the videos come from. `manifest` is a .csv, a list of `path label` lines, or a folder;
+    """The source of the videos. `manifest` is a .csv, a list of `path label` lines, or a folder;
     none: the synthetic set.
 
     `repeats` clips of every video are taken one after the other, decoded in one pass: an epoch

@@ -1,4 +1,4 @@
-"""How a program of ours takes arguments and how it ends: exit statuses, and one line of text for
+"""Arguments and ending of a program: exit statuses, and one line of text for
 what went wrong.
 
 def main(arguments: list[str] | None = None) -> int:

@@ -105,7 +105,7 @@ class ImageOperation(NamedTuple):
 
 @dataclass(frozen=True)
 class ClipSpec:
-    """What to read of which video, decided before any byte of it is read.
+    """One clip to read: video, frames, crop and seed, decided before any byte is read.
 
     `sample` is the video's row in the manifest. `first_seconds`/`last_seconds` limit the part of
     the file that may be used (None: all of it). `num_frames` frames are taken `stride` frames apart

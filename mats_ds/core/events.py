@@ -68,7 +68,7 @@ class PhaseClock:
 
 @dataclass(frozen=True)
 class RunInfo:
-    """What is fixed throughout a run, the same on all ranks but for `rank` and `device_name`.
+    """The facts of a run that never change, the same on all ranks but for `rank` and `device_name`.
 
     `first_step` steps were done before (0 unless resumed): the first StepEvent has step
     `first_step` + 1. `learning_rate` is the peak one; `kept`, `visible`, `targets` are tokens of

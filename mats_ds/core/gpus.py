@@ -43,7 +43,7 @@ class Teraflops(NamedTuple):
 
 
 class GpuModel(NamedTuple):
-    """What is common to all GPUs whose reported name contains `pattern`, with a word's end on both
+    """The facts of all GPUs whose reported name contains `pattern`, with a word's end on both
     sides.
 
     `num_decoders`: NVDEC engines, None where they are two or not known. `gpus`: those with a known

@@ -66,7 +66,7 @@ class RunFile:
 
 @dataclass(frozen=True)
 class Outcome:
-    """How a run ended on `rank`: "finished", or the reason why it stopped early. `last_step` is
+    """The end of a run on `rank`: "finished", or the reason why it stopped early. `last_step` is
     None where no step was done. Where memory ran out, `advice` says what to lower, and `snapshot`
     is the file with the allocator's state ("" without one).
     """
@@ -116,7 +116,7 @@ def write_outcome(run_dir: str | Path, outcome: Outcome) -> None:
 
 
 def read_outcome(run_dir: str | Path) -> Outcome | None:
-    """How the run ended; of several ranks that failed, the first, which took the others down. None
+    """The end of the run; of several ranks that failed, the first, which took the others down. None
     while it goes on, or where it was killed.
 
     Raises ValueError where a file cannot be read.

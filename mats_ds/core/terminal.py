@@ -84,7 +84,7 @@ def _format_warning(message: Warning | str, category: type[Warning], filename: s
 
 
 def why_not_utf8(path: str) -> str | None:
-    """Why a name cannot be written into a table, which is UTF-8: the locale, or the name itself;
+    """The reason that a name does not fit into a table in UTF-8: the locale, or the name itself;
     None where it can."""
     try:
         path.encode()

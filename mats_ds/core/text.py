@@ -56,8 +56,8 @@ def clean_page(text: str) -> str:
 
 
 def clean_output(text: str) -> str:
-    r"""What somebody's code writes to a terminal: escapes for all but new lines and what a progress
-    bar moves its line with.
+    r"""Output of other people's code, made safe for a terminal: escapes for all but new lines and
+    what a progress bar moves its line with.
 
     Colours are left out. This is the net below `clean_line`: for it the new lines of a name are
     like all others.

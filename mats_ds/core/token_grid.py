@@ -1,5 +1,5 @@
-"""How a clip is cut into tokens, which of them are computed, and how many: TokenGrid, TokenPruning,
-TokenSelection, TokenCounts.
+"""The division of a clip into tokens, the options of the method, and token counts: TokenGrid,
+TokenPruning, TokenSelection, TokenCounts.
 
 Tensor names carry the suffixes of core/clips.py. Source: arXiv 2211.10636, section 3.
 """
@@ -46,8 +46,8 @@ def count_tokens(ratio: float, num_tokens: int) -> int:
 
 @dataclass(frozen=True)
 class TokenGrid:
-    """How a clip is cut into tubelets: `tubelet` = (frames, height, width) of one token, in frames
-    and pixels.
+    """The division of a clip into tubelets: `tubelet` = (frames, height, width) of one token, in
+    frames and pixels.
 
     Tokens are numbered time first, then row, then column: token = (i * rows + row) * columns +
     column.
@@ -159,7 +159,7 @@ class TokenPruning:
         return self.strategy == "mats" and not self.keeps_all
 
     def counts(self, grid: TokenGrid) -> TokenCounts:
-        """How many tokens of a clip are visible and targets."""
+        """The number of visible and of target tokens of a clip."""
         return count_selection(grid, strategy=self.strategy, keep_ratio=self.keep_ratio, visible_ratio=self.visible_ratio)
 
     def check_pretraining(self, grid: TokenGrid) -> None:
@@ -200,7 +200,7 @@ class TokenSelection:
 
 @dataclass(frozen=True)
 class TokenCounts:
-    """How many of a clip's tokens are kept = visible + targets; the same for every clip."""
+    """Token counts of a clip, kept = visible + targets; the same for every clip."""
 
     visible: int
     targets: int

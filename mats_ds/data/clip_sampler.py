@@ -40,8 +40,7 @@ CROP_TRIES = 10
 
 @dataclass(frozen=True)
 class BatchSplit:
-    """How the global batch of a step is divided among ranks and micro-steps, and which part is this
-    rank's."""
+    """The division of a step's global batch among ranks and micro-steps, and this rank's part."""
 
     rank: int
     world_size: int

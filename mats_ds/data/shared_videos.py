@@ -43,7 +43,7 @@ class SharedVideos:
     other_times: list[tuple[int, int]]
 
     def describe(self, pairs: list[tuple[int, int]], what: str) -> list[str]:
-        """How many of these pairs there are, and the first few."""
+        """The number of these pairs, and the first few."""
         lines = [f"  - {self.test.paths[row]}{self._alias(row, other)}" for row, other in pairs[:SHOWN]]
         more = [f"  and {len(pairs) - SHOWN} more"] if len(pairs) > SHOWN else []
         return [f"{len(pairs)} of {len(self.test)} videos of {self.test.name} {what}:", *lines, *more]

@@ -26,7 +26,7 @@ PADDING = -1  # sample (and label) of a position at which there is no view
 
 @dataclass(frozen=True)
 class View:
-    """Which clip and which crop of which video: numbers from 0; `sample` is the video's row in the
+    """One view: video, clip and crop, numbered from 0; `sample` is the video's row in the
     manifest."""
 
     sample: int
@@ -96,7 +96,7 @@ class ViewSampler:
         return position // (self.steps_per_epoch * self.global_batch)
 
     def view(self, position: int) -> View | None:
-        """What is shown at a position; None where it only fills up the last step of a pass."""
+        """The view at a position; None where it only fills up the last step of a pass."""
         index = position % (self.steps_per_epoch * self.global_batch)
         if index >= self.num_positions:
             return None
@@ -145,10 +145,10 @@ def fit_micro_batch(num_views: int, *, at_most: int) -> int:
 
 
 def _phase(number: int, count: int) -> float:
-    """Where in each segment the `number`-th of `count` uniform clips takes its frame: at the
-    beginning of the `number`-th of `count` equal parts, so that two clips take the first and the
-    middle frames, as VideoMAE tests SSv2 (arXiv 2203.12602 and its code). One clip takes the middle
-    ones.
+    """The part of each segment at which the `number`-th of `count` uniform clips takes its frame:
+    at the beginning of the `number`-th of `count` equal parts, so that two clips take the first and
+    the middle frames, as VideoMAE tests SSv2 (arXiv 2203.12602 and its code). One clip takes the
+    middle ones.
     """
     return number / count if count > 1 else 0.5
 

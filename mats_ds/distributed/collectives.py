@@ -44,8 +44,8 @@ def gather_on_all(value: T, ranks: Ranks) -> list[T]:
 
 
 def ask_first(work: Callable[[], T], ranks: Ranks) -> T:
-    """What `work` returns on rank 0, which alone does it, on every rank; or the ValueError, OSError
-    or TrainingStopped that it raises there.
+    """The value of `work` on rank 0, which alone does it, given to every rank; or the ValueError,
+    OSError or TrainingStopped that it raises there.
     """
     answer: list[Any] = [None, None]
     if ranks.rank == 0:
@@ -63,15 +63,15 @@ def ask_first(work: Callable[[], T], ranks: Ranks) -> T:
 
 @dataclass(frozen=True)
 class Problem:
-    """What kept a rank from ending its work. `is_input`: input or arguments of the user's, not a
-    fault of the machine."""
+    """The fault that kept a rank from ending its work. `is_input`: input or arguments of the
+    user's, not a fault of the machine."""
 
     text: str
     is_input: bool
 
 
 def do_on_first(work: Callable[[], Any], ranks: Ranks, *, advice: str) -> Any:
-    """What `work` returns on rank 0, which alone does it; None on the others. Where it fails, all
+    """The value of `work` on rank 0, which alone does it; None on the others. Where it fails, all
     ranks end alike.
 
     Raises ValueError on every rank where it raises one on rank 0, and TrainingStopped with the
@@ -81,7 +81,7 @@ def do_on_first(work: Callable[[], Any], ranks: Ranks, *, advice: str) -> Any:
 
 
 def do_on_all(work: Callable[[], Any], ranks: Ranks, *, advice: str) -> Any:
-    """What `work` returns on this rank. Every rank does its work to the end; then, where one has
+    """The value of `work` on this rank. Every rank does its work to the end; then, where one has
     failed, all end alike.
 
     Raises as `do_on_first` does, with the problem of the first rank that has one.

@@ -40,7 +40,7 @@ MAX_LINES = 20
 
 
 class Videos(Protocol):
-    """What a manifest holds, S videos."""
+    """The fields of a manifest of S videos."""
 
     paths: list[str]
     label_S: np.ndarray
@@ -89,7 +89,7 @@ def check_consistent(
 
 
 def describe_inputs(videos: Videos | None, *, recipe: Recipe | None, ds_config: Mapping[str, Any] | None) -> dict[str, str]:
-    """What must be the same on all ranks: name -> a version, or a count and a hash."""
+    """The facts that must be the same on all ranks: name -> a version, or a count and a hash."""
     facts = {} if videos is None else {VIDEOS: f"{len(videos.paths)} ({hash_videos(videos)})"}
     if recipe is None:
         return facts
@@ -194,7 +194,7 @@ def _describe_failures(reports: Sequence[_Report], failed: Sequence[int]) -> str
 
 
 def _details(recipe: Recipe, ds_config: Mapping[str, Any] | None) -> dict[str, dict[str, Any]]:
-    """What is sent only when something differs: the values behind the hashes."""
+    """The details, sent only when something differs: the values behind the hashes."""
     code = {"commit": collect_versions().get("commit", "unknown"), "hash": hash_code()}
     return {RECIPE: shared_keys(recipe), DS_CONFIG: flatten(ds_config or {}), CODE: code}
 

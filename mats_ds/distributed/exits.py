@@ -1,4 +1,4 @@
-"""Why a run ends before its last step, as exceptions that every rank raises alike."""
+"""The reasons that a run ends before its last step, as exceptions that every rank raises alike."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ class TrainingStopped(ProgramEnd):
 
 
 class FolderLost(TrainingStopped):
-    """What the run writes is lost, on one rank at least. `why`: FileWatch's sentence."""
+    """The files that the run writes are lost, on one rank at least. `why`: FileWatch's sentence."""
 
     def __init__(self, why: str, *, step: int) -> None:
         super().__init__(

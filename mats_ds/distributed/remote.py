@@ -1,4 +1,4 @@
-"""What must hold before DeepSpeed starts ranks on other hosts: programs, ssh, equal paths, and
+"""The checks before DeepSpeed starts ranks on other hosts: programs, ssh, equal paths, and
 nothing that a shell expands.
 
 DeepSpeed writes paths and variables without quotes into a line that pdsh hands to a shell over

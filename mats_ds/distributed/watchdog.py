@@ -122,7 +122,7 @@ class Watchdog:
                 return
 
     def _find_problem(self) -> str | None:
-        """Why this process must end at once; None while it may go on."""
+        """The reason to end this process at once; None while it may go on."""
         now = time.monotonic()
         phase, waited = self._phase, now - self._since
         on_cuda = self._run.device.startswith("cuda")

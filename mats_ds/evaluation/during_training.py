@@ -38,7 +38,7 @@ def open_test_set(recipe: FinetuneRecipe, classes: Classes) -> Manifest | None:
 
 
 def check_unseen(test_set: Manifest | None, manifest: Manifest, recipe: FinetuneRecipe) -> int:
-    """How many videos of the test are trained on as well. Raises ValueError for them unless the
+    """The number of test videos that are trained on as well. Raises ValueError for them unless the
     recipe allows it."""
     if test_set is None:
         return 0

@@ -44,7 +44,7 @@ ADVICE = "make room or mend that, then start the same command again: finished sh
 
 @dataclass(frozen=True)
 class ShardOptions:
-    """What a shard holds. `pool`: "mean", "tubelet" or "none". `store`: type. `format`: of
+    """The contents of a shard. `pool`: "mean", "tubelet" or "none". `store`: type. `format`: of
     SUFFIXES.
     """
 

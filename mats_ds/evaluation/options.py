@@ -40,7 +40,7 @@ CLIPS_AT_ONCE = {"cpu": 8, "cuda": 32}
 
 @dataclass(frozen=True)
 class ModelRequest:
-    """What the command line asks for; None: not given.
+    """The model and views that the command line asks for; None: not given.
 
     hints: sizes for a .pth that does not hold them. sampling: those of CLIP_KEYS that were given.
     clips, crops: views per video.
@@ -59,7 +59,8 @@ class ModelRequest:
 
 @dataclass(frozen=True)
 class ViewPlan:
-    """How videos are shown to a model: `num_clips` x `num_crops` views, `micro_batch` at a time.
+    """The plan of showing videos to a model: `num_clips` x `num_crops` views, `micro_batch` at a
+    time.
 
     num_frames: read per view, more than the section's with adaptive frames. views_from, clips_from:
     which option, recipe or default the numbers are from.
@@ -196,7 +197,7 @@ def describe_weights(path: str | Path, weights: Weights) -> list[str]:
 
 
 def plan_views(request: ModelRequest, weights: Weights, *, grid: TokenGrid, num_frames: int, device: torch.device) -> ViewPlan:
-    """How videos are shown to a model of `grid` that reads `num_frames` frames per view.
+    """The plan of showing videos to a model of `grid` that reads `num_frames` frames per view.
 
     Each number is the command line's, else the recipe's, else the default. Raises ValueError for
     sampling that cannot be.
@@ -231,7 +232,7 @@ def choose_views(request: ModelRequest, weights: Weights) -> tuple[dict[str, int
 
 
 def choose_clip_section(request: ModelRequest, weights: Weights, grid: TokenGrid) -> tuple[ClipSection, str]:
-    """How clips of `grid` are sampled, and its source. Raises ValueError for impossible
+    """The sampling of clips of `grid`, and its source. Raises ValueError for impossible
     sampling."""
     in_recipe = dict(weights.origin.clip) or read_run_clip(Path(request.path))
     spacing = {key: value for key, value in in_recipe.items() if key != "stride_seconds" or "stride" not in request.sampling}

@@ -39,7 +39,7 @@ def time_forwards(forwards: Sequence[Callable[[], object]], device: torch.device
 
 
 def describe_speed(device: torch.device, dtype: torch.dtype, *, num_views: int) -> str:
-    """How speed is measured: batch, type and device."""
+    """The conditions of a speed measurement: batch, type and device."""
     name = torch.cuda.get_device_name(device) if device.type == "cuda" else f"CPU, {torch.get_num_threads()} thread(s)"
     return f"model alone, {num_views} views at a time, {str(dtype).removeprefix('torch.')}, one {name}"
 

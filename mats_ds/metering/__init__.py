@@ -1,1 +1,2 @@
-"""What a step used, while a run is going on: records, memory, energy, peak arithmetic, traces."""
+"""The resources that a step used, while a run is going on: records, memory, energy, peak
+arithmetic, traces."""

@@ -1,5 +1,5 @@
-"""What to lower when memory runs out: a run's settings and its memory by kind -> one line. Pure
-text, no device."""
+"""Advice for a run that ran out of memory: a run's settings and its memory by kind -> one line.
+Pure text, no device."""
 
 from __future__ import annotations
 

@@ -43,8 +43,8 @@ class Peak:
 
 
 def arithmetic_of(precision: str, device: torch.device) -> str | None:
-    """How a run of this precision multiplies matrices on this device: "bf16", "tf32" or "fp32";
-    None for another precision.
+    """The arithmetic of matrix products in a run of this precision on this device: "bf16", "tf32"
+    or "fp32"; None for another precision.
 
     Float32 tensors go through TF32 only where torch allows it (not by default; containers may set
     TORCH_ALLOW_TF32_CUBLAS_OVERRIDE=1), the GPU has it, and NVIDIA_TF32_OVERRIDE does not forbid

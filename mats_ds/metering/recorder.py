@@ -75,8 +75,8 @@ class Recorder:
         return (self.latest.memory_bytes, self.latest.memory_name) if self.latest else None
 
     def what_is_lost(self) -> str | None:
-        """Why records no longer reach the run folder (it was deleted or moved away); None while
-        they do."""
+        """The reason that records no longer reach the run folder (it was deleted or moved away);
+        None while they do."""
         return None if self._writer is None else self._writer.what_is_lost()
 
     def on_start(self, run: RunInfo) -> None:

@@ -1,4 +1,4 @@
-"""Where a file of records was begun again: a first look at a file for its step numbers alone."""
+"""The restarts in a file of records: a first look at a file for its step numbers alone."""
 
 from __future__ import annotations
 

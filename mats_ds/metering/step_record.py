@@ -26,7 +26,7 @@ RECORDS_FOLDER = "records"
 
 @dataclass(slots=True)
 class StepRecord:
-    """What one rank did in one optimizer step. None: not measured, for example every GPU figure of
+    """The record of one rank's optimizer step. None: not measured, for example every GPU figure of
     a run on a CPU.
 
     Peaks of torch's allocator (`peak_*`) are of this step alone; `peak_rss_bytes` is since the
@@ -91,14 +91,14 @@ class StepRecord:
 
     @property
     def memory_name(self) -> str:
-        """What `memory_bytes` is."""
+        """The meaning of `memory_bytes`, in words."""
         return "host RSS" if self.peak_reserved_bytes is None else "GPU reserved peak"
 
     @property
     def device_peak_bytes(self) -> int:
-        """What a memory budget is judged by: on a GPU the larger of torch's reserved peak and
-        NVML's used bytes (which adds the CUDA context and NCCL's buffers), on a CPU the process's
-        peak resident memory."""
+        """The peak that a memory budget is judged by: on a GPU the larger of torch's reserved peak
+        and NVML's used bytes (which adds the CUDA context and NCCL's buffers), on a CPU the
+        process's peak resident memory."""
         if self.peak_reserved_bytes is None:
             return self.peak_rss_bytes or self.rss_bytes or 0
         return max(self.peak_reserved_bytes, self.nvml_used_bytes or 0)
@@ -200,7 +200,8 @@ class RecordWriter:
         append_text(self._file, dump_record(record) + "\n")
 
     def what_is_lost(self) -> str | None:
-        """Why records no longer reach the disk; None while they do, and once the file is closed."""
+        """The reason that records no longer reach the disk; None while they do, and once the file
+        is closed."""
         return None if self._file.closed else self._watch.what_is_lost()
 
     def close(self) -> None:

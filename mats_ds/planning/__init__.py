@@ -1,1 +1,1 @@
-"""What a run will need, before it runs."""
+"""The needs of a run, before it runs."""

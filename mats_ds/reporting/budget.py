@@ -24,7 +24,7 @@ SHOWN_CHARACTERS, SHOWN_MISTAKES = 500, 10
 
 @dataclass(frozen=True)
 class Budget:
-    """What a run may use. None: no limit."""
+    """The limits of a run. None: no limit."""
 
     name: str
     gpus: int

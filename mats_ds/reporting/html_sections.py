@@ -17,7 +17,7 @@ STATIC_COLOURS = (0, 5, 2, 3, 4)
 
 
 def build_memory(figures: Figures, budget: Budget) -> str:
-    """Where the worst rank's peak went, kind by kind: a bar as wide as the budget, and a table."""
+    """The worst rank's peak memory, kind by kind: a bar as wide as the budget, and a table."""
     kinds = list_kinds(figures)
     if not kinds:
         return ""

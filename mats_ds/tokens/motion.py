@@ -1,4 +1,4 @@
-"""How much each token changed since the tubelet before: embedding [B, N, D] -> motion [B, N].
+"""The change of each token since the tubelet before: embedding [B, N, D] -> motion [B, N].
 
 Source: arXiv 2211.10636, "motion-aware token selection"; METHOD section 1. Nothing is learned for
 it: the embedding is the patch embedding that the model computes anyway, without positions and

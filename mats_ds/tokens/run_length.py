@@ -1,4 +1,4 @@
-"""How much each patch has changed since its run began: patches [B, N, P] uint8 -> score [B, N].
+"""The change of each patch since its run began: patches [B, N, P] uint8 -> score [B, N].
 
 Source: run-length tokenization, "Don't Look Twice: Faster Video Transformers with Run-Length
 Tokenization" (arXiv 2411.05222): a patch that repeats the one before it belongs to its run, and

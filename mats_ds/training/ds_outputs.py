@@ -66,12 +66,12 @@ def check_outputs(ds_config: Mapping[str, Any]) -> None:
 
 
 def monitor_folder(section: Mapping[str, Any]) -> Path:
-    """Where a monitor writes, as DeepSpeed puts it together: output_path, then job_name."""
+    """The folder of a monitor, as DeepSpeed puts it together: output_path, then job_name."""
     return _resolve(os.path.join(section.get("output_path", ""), section.get("job_name", JOB_NAME)))
 
 
 def flops_file(ds_config: Mapping[str, Any]) -> Path | None:
-    """Where the FLOP profiler writes; None where it is off or prints to the terminal."""
+    """The file of the FLOP profiler; None where it is off or prints to the terminal."""
     name = ds_config["flops_profiler"].get("output_file") if _is_on(ds_config, "flops_profiler") else None
     if not name:
         return None
@@ -81,8 +81,8 @@ def flops_file(ds_config: Mapping[str, Any]) -> Path | None:
 
 
 def _resolve(folder: str, leaf: str = "") -> Path:
-    """What the system opens: `link/..` is above the folder that the link leads to, and not where
-    the link is."""
+    """The path that the system opens: `link/..` is above the folder that the link leads to, and not
+    where the link is."""
     return Path(os.path.realpath(_refuse_no_name(folder)), leaf)
 
 

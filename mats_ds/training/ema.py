@@ -28,7 +28,7 @@ class WeightAverage:
         self._trained = model
 
     def state(self) -> dict[str, Any]:
-        """What a checkpoint keeps of it."""
+        """The state for a checkpoint."""
         return {AVERAGE_KEY: self.model.state_dict()}
 
     def load(self, state: Mapping[str, Any]) -> None:

@@ -35,7 +35,7 @@ STEPS_BETWEEN_SKIPS = 100  # a second step that is not finite within so many sto
 
 @dataclass
 class _Agreement:
-    """What all ranks know about one step, possibly still on its way from the device."""
+    """The agreement of all ranks on one step, possibly still on its way from the device."""
 
     step: int
     # [sum of losses, ranks with a loss that is not finite, newly found bad videos, ranks asked to

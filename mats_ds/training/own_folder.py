@@ -42,7 +42,8 @@ SLACK_SECONDS = 300.0  # by how much the clocks of two hosts may differ
 
 @dataclass(frozen=True)
 class PastRun:
-    """What a start reads from run.json. `started`: of its newest part, seconds since 1970."""
+    """The facts that a start reads from run.json. `started`: of its newest part, seconds since
+    1970."""
 
     folder: Path
     task: str

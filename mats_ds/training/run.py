@@ -60,7 +60,7 @@ V = TypeVar("V")
 
 @dataclass(frozen=True)
 class RunOptions:
-    """What the command line says beside the recipe.
+    """The command line's options beside the recipe.
 
     ds_config: path of the DeepSpeed JSON. out: the run folder, None for a new one. resume: go on
     from the newest checkpoint of the run folder. trace, memory_snapshot: of `trace_steps` steps.
@@ -142,7 +142,7 @@ class TrainingRun:
         return self.engine
 
     def loader_for(self, sampler: ClipSampler) -> ClipLoader:
-        """What brings this rank its micro-batches."""
+        """The loader of this rank's micro-batches."""
         return open_loader(
             sampler,
             self.recipe,
@@ -159,7 +159,7 @@ class TrainingRun:
         return make_schedule(self.recipe.optim, steps_per_epoch=steps_per_epoch, learning_rate_scale=scale)
 
     def describe(self, workload: Workload, *, steps_per_epoch: int, data_name: str) -> RunInfo:
-        """What is known of the run before its first step. Raises AlreadyFinished when all steps
+        """The facts of the run before its first step. Raises AlreadyFinished when all steps
         have been done before."""
         recipe, ranks, schedule = self.recipe, self.ranks, self.schedule(steps_per_epoch)
         total_steps = min(schedule.total_steps, recipe.run.max_steps or schedule.total_steps)
@@ -252,7 +252,7 @@ class TrainingRun:
         ]
 
     def make_saver(self) -> CheckpointSaver:
-        """What saves the engine, as often and as many as the recipe keeps."""
+        """The saver of the engine; it keeps as many checkpoints as the recipe says."""
         return CheckpointSaver(
             self.engine,
             self.folder / CHECKPOINTS,
@@ -265,7 +265,8 @@ class TrainingRun:
         )
 
     def what_is_lost(self) -> str | None:
-        """Why nothing that is written into the run folder is kept any more; None while it is."""
+        """The reason that nothing written into the run folder is kept any more; None while it
+        is."""
         return None if self.recorder is None else self.recorder.what_is_lost()
 
     def fit(

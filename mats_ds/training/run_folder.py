@@ -113,7 +113,7 @@ def write_inputs(folder: Path, *, recipe: str, ds_config: Mapping[str, Any]) -> 
 
 
 def name_changes(before: Any, after: Any, *, path: str = "") -> list[str]:
-    """What differs between two resolved recipes, as "optim.base_lr 0.001 -> 0.002"; all keys count,
+    """The differences of two resolved recipes, as "optim.base_lr 0.001 -> 0.002"; all keys count,
     also those of one alone."""
     if not (isinstance(before, dict) and isinstance(after, dict)):
         return [] if before == after else [f"{path} {before} -> {after}"]

@@ -42,7 +42,8 @@ class Strip:
 
 @dataclass(frozen=True)
 class Page:
-    """What is drawn of a clip of T frames. tubelet_T: the candidate tubelet of each frame.
+    """The content of a page about a clip of T frames. tubelet_T: the candidate tubelet of each
+    frame.
     seconds_T: the time of each frame in its video, None where it is not known.
     """
 

@@ -47,7 +47,7 @@ class WrongKindOfFile(ValueError):
 
 
 def describe_wrong_kind(path: Path) -> str | None:
-    """What stands at `path` instead of a regular file, or None for a regular file and for
+    """The kind of anything at `path` but a regular file; None for a regular file and for
     nothing."""
     try:
         mode = path.lstat().st_mode
@@ -215,7 +215,7 @@ def is_same_file(one: str | os.PathLike[str], other: str | os.PathLike[str]) -> 
 
 
 def why_no_file_name(name: str) -> str | None:
-    """Why a text is not taken for the name of a file or folder, None where it is one."""
+    """The reason to refuse a text as the name of a file or folder; None for a good name."""
     if not name or name != name.strip():
         return "it should not be empty, and not begin or end with a space"
     if bad := next((letter for letter in name if letter in FORBIDDEN), None):

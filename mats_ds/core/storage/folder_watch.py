@@ -22,8 +22,8 @@ class FileWatch:
         self._has_numbers = self._is_same() is True
 
     def what_is_lost(self) -> str | None:
-        """Why nothing that is written arrives any more, in a sentence; None while all is well or
-        cannot be known."""
+        """The reason, in a sentence, that nothing written arrives any more; None while all is well
+        or cannot be known."""
         is_same = self._is_same()
         if is_same or is_same is None:
             return None

@@ -25,7 +25,7 @@ CLAIM_SECONDS = 0.5  # how long two that come at once may take to write their na
 
 @dataclass(frozen=True)
 class Holder:
-    """Who holds the folder, for what, and (for a reader) since when."""
+    """The holder of a folder: process, command, and (for a reader) since when."""
 
     command: str
     since: str

@@ -58,7 +58,7 @@ def check_parent(path: Path) -> None:
 
 
 def describe_leftovers(path: Path) -> list[str]:
-    """What killed writes of this file have left beside it, as lines: nobody sees hidden files, and
+    """Leftovers of killed writes beside this file, as lines: nobody sees hidden files, and
     they may be large."""
     parts = find_parts(path.parent, of=lambda name: name == path.name[:NAME_CHARACTERS])
     return [f"{part} was left by a write that was killed, unless it still runs: remove it" for part in parts]

@@ -132,7 +132,7 @@ def make_subfolder(folder: Path, name: str) -> Path:
 
 
 def find_parts(folder: Path, *, of: Callable[[str], bool]) -> list[Path]:
-    """What killed or running writes have left beside the files in `folder` whose names `of`
+    """Leftovers of killed or running writes beside the files in `folder` whose names `of`
     accepts."""
     if not folder.is_dir():
         return []

@@ -177,14 +177,14 @@ class AugmentedCrop:
         return torch.cat(parts).permute(0, 2, 3, 1).contiguous()
 
     def _grid(self) -> np.ndarray:
-        """Where in the region the samples lie, as torch counts: from -1 at its first edge to 1 at
-        its last, [1, H, W, 2]."""
+        """Positions of the samples in the region, as torch counts: from -1 at its first edge to 1
+        at its last, [1, H, W, 2]."""
         top, left, bottom, right = self.region
         origin, sides = np.float32([left, top]), np.float32([right - left, bottom - top])
         return (2 * (self._warp.points_HW2 - origin) / sides - 1)[None].astype(np.float32)
 
     def _weights(self) -> dict[str, object]:
-        """What `_mix` needs to know; no weights where the crop shows no fill."""
+        """The weights for `_mix`; no weights where the crop shows no fill."""
         warp = self._warp
         is_filled = bool((warp.content_HW < 1).any())
         return {
@@ -203,8 +203,8 @@ class AugmentedCrop:
         return counts_T3V
 
     def _see(self, number: int) -> tuple[np.ndarray | None, list[float]]:
-        """Which pixels the movements before this operation leave in the frame, and what fraction of
-        it each has filled."""
+        """The pixels that the movements before this operation leave in the frame, and what fraction
+        of it each has filled."""
         if number not in self._seen:
             num_moved = sum(one.name in MOVEMENTS for one in self.operations[:number])
             moved = self._matrices[:num_moved]

@@ -49,7 +49,7 @@ def movement_matrix(operation: ImageOperation, frame: Size) -> np.ndarray:
 
 @dataclass(frozen=True, eq=False)
 class Warp:
-    """Where the samples of a crop lie in the frame (points_HW2), how much of each is frame
+    """Positions of a crop's samples in the frame (points_HW2), how much of each is frame
     (content_HW), the rest being fill, and how much of each pixel is which fill (fills_JHW).
 
     `samples` are taken of each pixel of the crop along (height, width), more than one where the

@@ -39,7 +39,7 @@ class Box(NamedTuple):
 
 @dataclass(frozen=True)
 class Mixture:
-    """How the clips of a micro-batch are mixed.
+    """The mixing of the clips of a micro-batch.
 
     fraction: how much of the own clip stays. box: what cutmix replaces, None for mixup.
     """

@@ -1,4 +1,4 @@
-"""What RandAugment's operations do to colours, as tables of 256 values: uint8 [T, 3, 256], one for
+"""RandAugment's operations on colours, as tables of 256 values: uint8 [T, 3, 256], one for
 each frame and colour.
 
 Source: the operations of Pillow that timm uses (ImageOps and ImageEnhance), to the byte. As there,

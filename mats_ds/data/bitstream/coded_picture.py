@@ -1,4 +1,4 @@
-"""What the header of a coded picture says of it, for every codec alike."""
+"""The facts in the header of a coded picture, for every codec alike."""
 
 from __future__ import annotations
 

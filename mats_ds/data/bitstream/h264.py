@@ -23,8 +23,8 @@ SLICE_HEADER_BYTES = 24  # more than the fields that are read here take
 
 @dataclass(frozen=True)
 class _Sequence:
-    """What a sequence parameter set says. num_reorder: pictures that wait at most, None where it
-    does not say."""
+    """The fields of a sequence parameter set. num_reorder: pictures that wait at most, None where
+    it does not say."""
 
     has_colour_planes: bool
     frame_num_bits: int
@@ -36,7 +36,7 @@ class _Sequence:
 
 @dataclass(frozen=True)
 class _Pictures:
-    """What a picture parameter set says."""
+    """The fields of a picture parameter set."""
 
     sequence: int
     has_bottom_order: bool
@@ -64,7 +64,7 @@ class H264Reader:
 
     @property
     def num_reorder(self) -> int | None:
-        """How many pictures the stream says that wait at most; None where it does not say."""
+        """The most pictures that wait, as the stream states; None where it does not."""
         known = [sequence.num_reorder for sequence in self._sequences.values()]
         return None if not known or None in known else min(known)
 

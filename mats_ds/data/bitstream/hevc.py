@@ -54,7 +54,7 @@ class HevcReader:
 
     @property
     def num_reorder(self) -> int | None:
-        """How many pictures wait at most."""
+        """The most pictures that wait."""
         return min((sequence.num_reorder for sequence in self._sequences.values()), default=None)
 
     def read(self, data: bytes) -> CodedPicture:

@@ -48,7 +48,7 @@ class Vp9Reader:
 
 
 def _vp9_frames(data: bytes) -> list[int]:
-    """Where the frames of a packet begin: a superframe ends in an index of their sizes."""
+    """Offsets of the frames of a packet: a superframe ends in an index of their sizes."""
     marker = data[-1]
     if marker >> 5 != 0b110:
         return [0]

@@ -42,7 +42,7 @@ def default_workers() -> int:
 
 @dataclass(frozen=True)
 class ReadOptions:
-    """How clips are read ahead; no clip depends on it.
+    """Settings of reading ahead; no clip depends on them.
 
     num_workers: reading threads, None for as many as this process has cores to itself, 0 to read in
     the calling thread without reading ahead or time limits, for debugging. prefetch: micro-batches

@@ -134,8 +134,8 @@ class RgbConverter:
 
 @functools.lru_cache(maxsize=2)
 def _reformat_options(*, shrinks: bool) -> dict[str, object]:
-    """How colours are converted, on one thread, as far as the installed PyAV knows how to ask for
-    it.
+    """Options of the colour conversion, on one thread, as far as the installed PyAV knows how to
+    ask for it.
 
     At full size by libswscale's quick way, one level of 255 too dark on average, as decord does it:
     exact rounding and full chroma cost 7 ms for a clip of 340 x 256, as much as a fifth of its

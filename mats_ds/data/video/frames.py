@@ -28,7 +28,7 @@ NO_GPU = "there is no GPU here; NVDEC where there is one"
 
 @dataclass(frozen=True, eq=False)
 class VideoFacts:
-    """What a video file holds, from its packets and not from its header.
+    """The contents of a video file, from its packets and not from its header.
 
     num_frames: F, those that decoding from the start to the end shows. height, width: of the
     upright picture. seconds: float64 [F], when each frame is shown on the file's clock, on which
@@ -87,8 +87,8 @@ def read_frames(path: str | os.PathLike[str], numbers: Iterable[int]) -> np.ndar
 
 
 def video_facts(path: str | os.PathLike[str]) -> VideoFacts:
-    """What a video file holds; reads its packets and decodes one picture. Raises ValueError for a
-    file that cannot be read."""
+    """The contents of a video file; reads its packets and decodes one picture. Raises ValueError
+    for a file that cannot be read."""
     name, index = _index(path)
     height, width = index.upright_size
     seconds_F = index.seconds()

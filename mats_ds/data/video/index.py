@@ -1,5 +1,5 @@
-"""What a video file holds: its frames with their times, its key pictures, and how its pictures
-stand; and a cache of it."""
+"""The index of a video file: frames with their times, key pictures, orientation; and a cache of
+it."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from mats_ds.data.video.packets import PacketTable
 
 @dataclass(frozen=True, eq=False)
 class VideoIndex:
-    """What a file holds. F frames in presentation order, K keyframes in file order.
+    """The index of a file: F frames in presentation order, K keyframes in file order.
 
     pts_F: int64 time stamps in `time_base`, ascending; the frames' numbers where `trusts_pts` is
     false (frame numbers are then found by counting from the start: AVI stores no presentation
@@ -83,7 +83,7 @@ class VideoIndex:
         return times_F * float(self.time_base) - float(self.clock_start)
 
     def frame_seconds(self) -> float:
-        """How long a frame usually lasts: the median of the times between frames."""
+        """The usual duration of a frame: the median of the times between frames."""
         steps = np.diff(self.seconds())
         return float(np.median(steps)) if len(steps) else 1.0 / self.frame_rate
 

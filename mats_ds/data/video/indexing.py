@@ -70,7 +70,8 @@ def _read_index(path: str, num_bytes: int) -> VideoIndex:
 
 @dataclass(eq=False)
 class _Scan:
-    """What the packets of a file say. P pieces: packets, or parts of them that hold one picture.
+    """The facts in the packets of a file. P pieces: packets, or parts of them that hold one
+    picture.
 
     pts_P: None where it has no time. is_key_P: by its header. keys: of packets. problem: the first
     error.

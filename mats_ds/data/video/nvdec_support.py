@@ -1,4 +1,4 @@
-"""Which files NVDEC may decode, and why the others are decoded on the CPU."""
+"""The files that NVDEC may decode, and the reasons to decode the others on the CPU."""
 
 from __future__ import annotations
 
@@ -38,8 +38,8 @@ def device_can_decode(index: VideoIndex) -> bool:
 
 
 def why_on_cpu(index: VideoIndex, *, num_video_streams: int, num_bytes: int) -> str:
-    """Why PyAV decodes this file even where there is a GPU; "" where NVDEC may take it
-    (`device_can_decode`)."""
+    """The reason that PyAV decodes this file even on a machine with a GPU; "" where NVDEC may take
+    it (`device_can_decode`)."""
     smallest, largest = NVDEC_SIDES.get(index.codec, (1, 0))
     if device_can_decode(index):
         return "" if num_bytes <= MAX_ENCODED_BYTES else f"larger than {MAX_ENCODED_BYTES >> 20} MiB"

@@ -56,7 +56,7 @@ class SeekTable:
 
 @dataclass(frozen=True)
 class KeyPacket:
-    """What a packet is known by. seek: a time stamp of it, None where it has none."""
+    """The marks that identify a packet. seek: a time stamp of it, None where it has none."""
 
     packet: int
     number: int

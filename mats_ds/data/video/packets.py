@@ -1,4 +1,4 @@
-"""Where the packets of a video lie in its file: with it, a clip is decoded without opening and
+"""Offsets of a video's packets in its file: with it, a clip is decoded without opening and
 demuxing the container.
 
 Only MP4/MOV and AVI keep packets in one piece, and only the headers of H.264 and MPEG-4 are read

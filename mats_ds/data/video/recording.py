@@ -200,7 +200,7 @@ class KeyLog:
 
 
 def key_packet(number: int, packet: av.Packet, data: bytes) -> KeyPacket:
-    """What a packet is known by; its frame is not known yet."""
+    """The marks that identify a packet; its frame is not known yet."""
     seek = packet.pts if packet.dts is None else packet.dts
     offset = packet.pos if packet.pos is not None and packet.pos >= 0 else None
     return KeyPacket(number, -1, offset, seek, len(data), checksum_of(data))

@@ -210,7 +210,7 @@ def _make_number(dtype: np.dtype, content: bytes) -> Any:
 
 
 def _encode(text: str, encoding: str) -> bytes:
-    """How pickles of protocol 2 hold bytes: as latin-1 text, and in no other encoding."""
+    """Bytes as pickles of protocol 2 hold them: as latin-1 text, and in no other encoding."""
     if encoding != "latin1":
         raise pickle.UnpicklingError(f"bytes encoded as {encoding!r}")
     return text.encode("latin1")

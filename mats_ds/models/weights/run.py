@@ -99,8 +99,8 @@ def read_best(path: Path) -> Weights:
 
 
 def what_is_wrong(step: Path) -> str | None:
-    """Why the weights of a checkpoint cannot be read, or None when they are there with the bytes
-    that were written. Its other files may be missing."""
+    """The reason that the weights of a checkpoint cannot be read, or None when they are there with
+    the bytes that were written. Its other files may be missing."""
     try:
         files = read_complete(step).files
     except (OSError, ValueError) as error:

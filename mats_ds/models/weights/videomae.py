@@ -106,7 +106,7 @@ def read_videomae(
 
 
 def read_content(path: Path) -> Mapping[str, Any]:
-    """What the file holds: of a pickle the dictionary, of a safetensors file the tensors."""
+    """The contents of the file: of a pickle the dictionary, of a safetensors file the tensors."""
     if check_content(path) != "safetensors":
         return unpickle(path)
     try:

@@ -98,11 +98,11 @@ class CheckpointFolder:
             raise OSError(f"it needs {num_bytes / GIBIBYTE:.2f} GiB and {free / GIBIBYTE:.2f} GiB are free")
 
     def count(self) -> int:
-        """How many checkpoints are there, by their names."""
+        """The number of checkpoints, by their names."""
         return len(list_checkpoints(self.path))
 
     def _find_unneeded(self, newest: str | None) -> list[Path]:
-        """What `prune` removes, oldest first."""
+        """The checkpoints that `prune` removes, oldest first."""
         needed = self._needed() | {newest}
         num_complete, unneeded = 0, []
         for checkpoint in list_checkpoints(self.path):
@@ -118,8 +118,8 @@ class CheckpointFolder:
         return unneeded[::-1]
 
     def _find_expendable(self, replaced: str | None) -> list[Path]:
-        """What `make_room` may remove, in this order: nothing that is needed, and not the newest
-        complete one."""
+        """The checkpoints that `make_room` may remove, in this order: nothing that is needed, and
+        not the newest complete one."""
         needed, older, first = self._needed(), [], []
         has_newer = False
         for checkpoint in list_checkpoints(self.path):

@@ -34,7 +34,7 @@ def new_part_name(tag: str) -> str:
 
 
 def foreign_names(folder: Path) -> list[str]:
-    """What a folder of a checkpoint holds beside what a save writes: relative names, also of what
+    """Entries of a checkpoint's folder that no save writes: relative names, also of what
     cannot be looked into."""
     try:
         listed = set(read_complete(folder).files)

@@ -46,8 +46,8 @@ GROUP_SETTINGS = ("lr_scale", "weight_decay", "betas", "eps")
 
 @dataclass(frozen=True)
 class Resumed:
-    """Where a run goes on: `step` steps are finished, `state` is what was stored beside the
-    engine."""
+    """The point from which a run goes on: `step` steps are finished, `state` is what was stored
+    beside the engine."""
 
     step: int = 0
     state: Mapping[str, Any] = field(default_factory=dict)

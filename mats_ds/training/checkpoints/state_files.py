@@ -88,7 +88,7 @@ def check_state_files(checkpoint: Path) -> None:
 
 
 def _read_description(path: Path) -> Mapping[str, Any]:
-    """What a file holds, with the shapes of its tensors and none of their numbers."""
+    """The structure of a file, with the shapes of its tensors and none of their numbers."""
     with open_regular(path) as stream:
         if stream.read(len(ZIP_MARK)) == ZIP_MARK:
             try:

@@ -110,7 +110,7 @@ class CopyJournal:
         self._source_of |= dict.fromkeys(present, outcome.source)
 
     def make_publishers(self, copies: Sequence[PlannedCopy], *, is_cut: bool) -> dict[str, Publisher]:
-        """How the files of each original get their names, by source.
+        """The publisher of each original's files, by source.
 
         Raises ValueError where one would take the place of a file that this command did not write.
         """

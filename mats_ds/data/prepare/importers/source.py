@@ -37,7 +37,7 @@ class Source:
 
     @property
     def folder(self) -> Path:
-        """Where relative paths start and companions (class lists) lie."""
+        """The folder that relative paths start from, with the companions (class lists)."""
         return self.path if self.text is None else self.path.parent
 
     @cached_property
