@@ -182,7 +182,7 @@ def test_force_overwrites(tmp_path, classifier_file):
 @pytest.mark.parametrize("command", [["mats_ds/convert.py"], ["-m", "mats_ds.convert"]])
 def test_it_runs_as_a_file_and_as_a_module(command):
     done = subprocess.run([sys.executable, *command, "--help"], cwd=ROOT, capture_output=True, text=True)
-    assert done.returncode == 0 and "say what a file holds" in " ".join(done.stdout.split()), done.stderr
+    assert done.returncode == 0 and "or describe a file" in " ".join(done.stdout.split()), done.stderr
 
 
 def pretrain(arguments):

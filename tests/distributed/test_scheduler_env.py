@@ -118,7 +118,7 @@ def test_ranks_of_a_real_mpirun_join_each_other(tmp_path):
     """The process group of DeepSpeed itself. Without the translation each would be rank 0 of 1."""
     script = tmp_path / "join.py"
     script.write_text(
-        "from mats_ds.training.engine import start_distributed\n"
+        "from mats_ds.distributed.ranks import start_distributed\n"
         "import torch, torch.distributed as dist\n"
         "info = start_distributed()\n"
         "ranks = torch.tensor([float(info.rank)])\n"

@@ -33,7 +33,7 @@ def test_three_thousand_batches_do_not_grow_the_process(tmp_path):
         """
         import itertools, torch
         torch.set_num_threads(1)
-        from mats_ds.config.recipe import load_recipe
+        from mats_ds.config.load import load_recipe
         from mats_ds.data.manifest import read_manifest
         from mats_ds.data.loading.loader import ClipLoader
         from mats_ds.data.loading.prefetch import ReadOptions
