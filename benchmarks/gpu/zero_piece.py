@@ -22,6 +22,7 @@ import torch.distributed as dist  # noqa: E402
 from mats_ds import TokenGrid  # noqa: E402
 from mats_ds.config.batch_plan import MICRO_BATCH_KEY, plan_batch  # noqa: E402
 from mats_ds.config.recipe import OptimSection  # noqa: E402
+from mats_ds.distributed.ranks import RankInfo  # noqa: E402
 from mats_ds.models.classifier import VideoClassifier  # noqa: E402
 from mats_ds.models.mae import MaskedAutoencoder  # noqa: E402
 from mats_ds.planning.memory import ZeroSettings, plan_memory, plan_static  # noqa: E402
@@ -123,12 +124,13 @@ def check_resume(question: dict) -> None:
     losses, seconds, fraction = train(straight, question, range(2 * HALF))
     first = fresh(0)
     begun, *_ = train(first, question, range(HALF))
-    saver = CheckpointSaver(first, folder, recipe="", global_batch=question["batch"], keep=1)
+    ranks = RankInfo(0, 0, 1, 1, torch.device(question["device"]))
+    saver = CheckpointSaver(first, folder, ranks, recipe="", global_batch=question["batch"], keep=1)
     saver.begin(HALF, {})
     saver.finish()
     second = fresh(1)  # other weights, which must be replaced
-    point = find_resume_point(folder, world_size=1, global_batch=question["batch"], zero_stage=2)
-    resumed = resume(second, point)
+    point = find_resume_point(folder, ranks, global_batch=question["batch"], zero_stage=2)
+    resumed = resume(second, point, ranks)
     ended, *_ = train(second, question, range(resumed.step, 2 * HALF))
     pairs = zip(straight.module.parameters(), second.module.parameters(), strict=True)
     answer(
