@@ -75,7 +75,8 @@ def make_tolerant() -> None:
         for logger in (logging.root, *logging.root.manager.loggerDict.values()):
             for handler in getattr(logger, "handlers", ()):
                 if getattr(handler, "stream", None) is stream:
-                    handler.stream = tolerant
+                    with contextlib.suppress(AttributeError):  # of those that look sys.stderr up themselves
+                        handler.stream = tolerant
     warnings.formatwarning = _format_warning
 
 

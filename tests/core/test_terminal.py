@@ -6,6 +6,7 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+import textwrap
 from pathlib import Path
 
 import pytest
@@ -70,6 +71,22 @@ def test_a_full_disk_behind_the_output_ends_nothing(videos):
         command = [*PREPARE, "import", "list.txt", "--root", ".", "--out", "out.csv"]
         assert subprocess.run(command, cwd=videos, stdout=full, stderr=full).returncode == 1
     assert (videos / "out.csv").is_file()
+
+
+def test_a_log_handler_that_chooses_its_own_stream_is_left_alone():
+    code = """
+        import logging, sys
+        from mats_ds.core.terminal import make_tolerant
+
+        class Own(logging.Handler):
+            stream = property(lambda self, first=sys.stderr: first)
+
+        logging.getLogger("theirs").addHandler(Own())
+        make_tolerant()
+        print("went on")
+    """
+    done = subprocess.run([sys.executable, "-c", textwrap.dedent(code)], cwd=ROOT, capture_output=True, text=True)
+    assert done.stdout == "went on\n", done.stderr
 
 
 @pytest.mark.parametrize(
