@@ -26,7 +26,6 @@ from mats_ds.config.recipe import Recipe
 from mats_ds.core.checkpoint_files import SPEC_KEY
 from mats_ds.core.cli import ArgumentParser, leave
 from mats_ds.core.clips import ClipBatch
-from mats_ds.core.drawing import try_to_draw
 from mats_ds.core.text import clean_line, quote_word
 from mats_ds.data.clip_sampler import ClipSampler
 from mats_ds.data.loading.build import open_videos
@@ -39,6 +38,7 @@ from mats_ds.training.losses import reconstruction_loss_of
 from mats_ds.training.optim import parameter_groups
 from mats_ds.training.options import add_run_options, run_training
 from mats_ds.training.run import RunOptions, start_run
+from mats_ds.visualization.drawing import try_to_draw
 from mats_ds.visualization.render import draw_reconstruction
 
 logger = logging.getLogger("mats_ds")

@@ -9,10 +9,10 @@ from typing import Any
 
 import numpy as np
 
-from mats_ds.core.drawing import fit_label, fit_title, plain_drawing
 from mats_ds.core.storage.files import replace_file
 from mats_ds.evaluation.accuracy import Accuracy
 from mats_ds.planning.flops import FLOPS_PER_MAC
+from mats_ds.visualization.drawing import fit_label, fit_title, plain_drawing
 
 MAX_NAMED = 60  # classes whose names can be read on the axes
 MAX_NUMBERED = 25  # classes for which every cell shows its number

@@ -12,7 +12,6 @@ from pathlib import Path
 import numpy as np
 
 from mats_ds.core.clips import BadClip
-from mats_ds.core.drawing import try_to_draw
 from mats_ds.core.proportion import Proportion
 from mats_ds.core.storage.documents import parse_json
 from mats_ds.core.storage.files import describe_wrong_kind, format_csv, read_bytes, write_json, write_text
@@ -21,6 +20,7 @@ from mats_ds.data.manifest import Manifest
 from mats_ds.evaluation.accuracy import TOP, Accuracy, rank_labels, summarize_accuracy, top_classes
 from mats_ds.evaluation.plots import SweepPoint, draw_confusion, draw_sweep
 from mats_ds.evaluation.scoring import ScoredVideos, VideoScore
+from mats_ds.visualization.drawing import try_to_draw
 
 DIGITS = 6
 SHOWN_BAD = 5

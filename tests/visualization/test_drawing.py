@@ -2,7 +2,7 @@
 
 import pytest
 
-from mats_ds.core.drawing import fit_label, fit_title, plain_drawing, try_to_draw
+from mats_ds.visualization.drawing import fit_label, fit_title, plain_drawing, try_to_draw
 
 
 @pytest.mark.parametrize(
