@@ -5,6 +5,8 @@ over to it.
     ANY_PYTHON mats_ds/install.py --lacks [EXTRA ...]   prints what that Python lacks
 
 Any Python from 3.8 on runs this file, with no package of others.
+
+(Over 300 lines: it must run before anything of ours but text and the command line can be imported.)
 """
 
 from __future__ import annotations

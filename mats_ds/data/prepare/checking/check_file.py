@@ -13,6 +13,8 @@ header. Short files are readable: the loader repeats frames.
 A frame is sound if it decodes, is not marked corrupt, and no packet since its key picture failed.
 Packets before the first frame that show nothing (a recording that starts in the middle of a group
 of pictures) are no fault.
+
+(Over 300 lines: the facts of a file and the warnings drawn from them change together.)
 """
 
 from __future__ import annotations
