@@ -20,6 +20,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Sequence
 from importlib import metadata
 from pathlib import Path
 
@@ -38,6 +39,7 @@ VENV_PYTHON = VENV / "bin" / "python"
 STAMP = VENV / ".mats_ds-installed"  # the build, and what the installation was made from
 OF_VENV = {"bin", "lib", "lib64", "include", "share", "pyvenv.cfg", ".gitignore", ".lock", "CACHEDIR.TAG", STAMP.name}
 BUILDS = ("cuda13", "cuda12")  # extras whose first package is DALI; one of the two is enough
+EXTRAS = ("test", "export", "examples", "docs")  # what the tests and the site need beside
 NAMES = ("python3", "python", "python3.12", "python3.11", "python3.13", "python3.10", "python3.14")
 SHOWN_PACKAGES = 4
 
@@ -51,7 +53,7 @@ def main() -> int:
         return 0
     try:
         check_command(command, rest)
-        python = find_environment([] if command in VERBS else ["test"], is_locked=[command, *rest] == ["setup", "--locked"])
+        python = find_environment([] if command in VERBS else EXTRAS, is_locked=[command, *rest] == ["setup", "--locked"])
         words = [python, str(ROOT / "mats_ds" / "__main__.py"), command, *rest]
         if command == "test":  # without arguments, what is quick and needs no GPU that is not there
             quick = "not slow" if rest or choose_gpus(list_gpus(), os.environ) else "not slow and not gpu"
@@ -93,11 +95,12 @@ def read_requirements(text: str) -> dict[str, list[str]]:
 
     Python 3.10 has no TOML parser, but a TOML list of strings is also a Python list.
     """
-    lists = re.findall(r"^(dependencies|cuda12|cuda13|test) = (\[.*?\])$", text, re.MULTILINE | re.DOTALL)
+    names = "|".join(("dependencies", *BUILDS, *EXTRAS))
+    lists = re.findall(rf"^({names}) = (\[.*?\])$", text, re.MULTILINE | re.DOTALL)
     return {name: ast.literal_eval(value) for name, value in lists}
 
 
-def list_missing(extras: list[str]) -> str:
+def list_missing(extras: Sequence[str]) -> str:
     """The packages of pyproject.toml, with these extras, that the running Python lacks; "" for
     none. Imports none of them."""
     requirements = read_requirements((ROOT / "pyproject.toml").read_text(encoding="utf-8"))
@@ -124,7 +127,7 @@ def _numbers(version: str) -> list[int]:
     return [int(number) for number in re.findall(r"\d+", version.split("+")[0])[:3]]
 
 
-def ask_missing(python: str, extras: list[str]) -> str:
+def ask_missing(python: str, extras: Sequence[str]) -> str:
     """`list_missing` of that Python."""
     if python == sys.executable:
         return list_missing(extras)
@@ -141,7 +144,7 @@ def _ask(words: list[str]) -> str | None:
     return None if done.returncode else done.stdout.decode(errors="replace").rstrip("\n")
 
 
-def find_environment(extras: list[str], *, is_locked: bool) -> str:
+def find_environment(extras: Sequence[str], *, is_locked: bool) -> str:
     """The interpreter to use: MATS_PYTHON or an active environment that holds the packages as it
     is, else .venv, made or brought up to date where it has to be. Raises ValueError for a wrong
     setting, OSError where nothing can be installed.
@@ -171,7 +174,7 @@ def is_current() -> bool:
     stamped = STAMP.read_text(encoding="utf-8")
     build = stamped.partition(" ")[0]
     # CUDA 12 builds also run on a CUDA 13 driver; the other way round they do not
-    return stamped == stamp_text(build) and choose_build() in (build, "cuda13") and not ask_missing(str(VENV_PYTHON), ["test"])
+    return stamped == stamp_text(build) and choose_build() in (build, "cuda13") and not ask_missing(str(VENV_PYTHON), EXTRAS)
 
 
 def stamp_text(build: str) -> str:
@@ -290,9 +293,11 @@ def install_packages(uv: str, build: str, *, pins: str | None) -> None:
     where = ["--directory", str(ROOT), "--python", str(VENV_PYTHON)]
     fault = "the installation failed (see above). A network that needs a mirror: uv reads UV_DEFAULT_INDEX, not pip's settings"
     if pins is None:
-        _run([uv, "pip", "install", *where, "--compile-bytecode", "--editable", f".[{build},test]"], or_else=fault)
+        _run(
+            [uv, "pip", "install", *where, "--compile-bytecode", "--editable", f".[{','.join((build, *EXTRAS))}]"], or_else=fault
+        )
         return
-    extras = ["--extra", build, "--extra", "test"]
+    extras = [word for extra in (build, *EXTRAS) for word in ("--extra", extra)]
     _run([uv, "export", "--quiet", "--frozen", "--no-emit-project", *extras, *where, "--output-file", pins], or_else=fault)
     _run([uv, "pip", "install", *where, "--compile-bytecode", "--require-hashes", "-r", pins], or_else=fault)
     _run([uv, "pip", "install", *where, "--no-deps", "--no-build-isolation", "--editable", "."], or_else=fault)

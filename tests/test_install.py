@@ -122,7 +122,7 @@ class TestWhichEnvironment:
 
     def test_what_is_missing_is_read_from_pyproject(self):
         requirements = install.read_requirements((ROOT / "pyproject.toml").read_text(encoding="utf-8"))
-        assert set(requirements) == {"dependencies", "cuda12", "cuda13", "test"}
+        assert set(requirements) == {"dependencies", "cuda12", "cuda13", *install.EXTRAS}
         assert "torch>=2.9" in requirements["dependencies"] and "torch>=2.9,<2.11" in requirements["cuda12"]
         assert install.find_missing("no-such-package>=1") == "no-such-package" and install.find_missing("pytest>=1") is None
 
@@ -176,7 +176,7 @@ class TestInstalling:
         project.put_driver(cuda, 1)
         write_program(project.tools / "uv", "echo uv")
         *_, export, versions, package = project.plan("setup", "--locked", MATS_PYTHON="")
-        assert {"export", "--frozen", "--no-emit-project", extra, "test"} <= set(export)
+        assert {"export", "--frozen", "--no-emit-project", extra, *install.EXTRAS} <= set(export)
         assert versions[-3:] == ["--require-hashes", "-r", export[-1]]
         assert package[-4:] == ["--no-deps", "--no-build-isolation", "--editable", "."]
 

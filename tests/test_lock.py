@@ -11,22 +11,21 @@ import pytest
 from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 
-from mats_ds.install import read_requirements
+from mats_ds.install import BUILDS, EXTRAS, read_requirements
 
 tomllib = pytest.importorskip("tomllib" if sys.version_info >= (3, 11) else "tomli")
 
 ROOT = Path(__file__).resolve().parents[1]
-EXTRAS = ("cuda13", "cuda12")
 PYTHONS = ("3.10", "3.11", "3.12", "3.13", "3.14")
 OFFLINE = re.compile(r"error sending request|dns error|failed to connect|network connectivity|timed out|no route", re.IGNORECASE)
 
 
-def export(extra, *options):
+def export(build, *options):
     """The list of packages that `launch.sh setup --locked` installs."""
     beside = Path(sys.prefix, "bin", "uv")
     uv = shutil.which("uv") or (beside if beside.exists() else pytest.skip("no uv here"))
     command = [uv, "export", "--frozen", "--offline", "--no-emit-project", "--no-annotate", "--no-header", "--directory", ROOT]
-    command += ["--python", sys.executable, "--extra", extra, "--extra", "test", *options]
+    command += ["--python", sys.executable, *(word for extra in (build, *EXTRAS) for word in ("--extra", extra)), *options]
     return uv, subprocess.run(command, capture_output=True, text=True, check=True).stdout
 
 
@@ -44,9 +43,9 @@ def test_it_names_the_public_index_alone_and_every_file_has_its_hash():
     assert all(file["hash"].startswith("sha256:") for file in files)
 
 
-@pytest.mark.parametrize("extra", EXTRAS)
-def test_every_range_of_pyproject_is_met_on_every_python(extra):
-    _, text = export(extra)
+@pytest.mark.parametrize("build", BUILDS)
+def test_every_range_of_pyproject_is_met_on_every_python(build):
+    _, text = export(build)
     entries = re.split(r"\n(?=\S)", text.strip())
     pins = [Requirement(entry.split("\\")[0].strip()) for entry in entries]
     assert all("--hash=sha256:" in entry for entry in entries) and not re.search(r"https?:|file:|@ |--index", text)
@@ -60,16 +59,16 @@ def test_every_range_of_pyproject_is_met_on_every_python(extra):
                 [specifier] = pin.specifier
                 assert specifier.operator == "==", pin
                 pinned[name] = specifier.version
-        for wanted in map(Requirement, ranges["dependencies"] + ranges[extra] + ranges["test"]):
+        for wanted in map(Requirement, sum((ranges[extra] for extra in (build, *EXTRAS)), ranges["dependencies"])):
             name = canonicalize_name(wanted.name)
             assert name in pinned, f"uv.lock lacks {name}: type  uv lock"
             assert wanted.specifier.contains(pinned[name], prereleases=True), f"{wanted} is not met by {pinned[name]}"
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("extra", EXTRAS)
-def test_uv_would_install_it(extra, tmp_path):
-    uv, text = export(extra)
+@pytest.mark.parametrize("build", BUILDS)
+def test_uv_would_install_it(build, tmp_path):
+    uv, text = export(build)
     (tmp_path / "pins.txt").write_text(text)
     subprocess.run([uv, "venv", "--quiet", "--python", sys.executable, tmp_path / "venv"], check=True)
     command = [uv, "pip", "install", "--dry-run", "--require-hashes", "-r", tmp_path / "pins.txt"]

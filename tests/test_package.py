@@ -13,8 +13,10 @@ from email.parser import Parser
 from pathlib import Path
 
 import pytest
+import yaml
 
 import mats_ds
+from mats_ds.install import BUILDS, EXTRAS
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -157,7 +159,24 @@ def test_the_metadata_says_what_it_needs(installed):
     assert metadata["Name"] == "mats-ds"
     assert metadata["Version"] == mats_ds.__version__
     assert set(metadata["Requires-Python"].split(",")) == {">=3.10", "<3.15"}
-    assert set(metadata.get_all("Provides-Extra")) == {"cuda12", "cuda13", "test"}
+    assert set(metadata.get_all("Provides-Extra")) == {*BUILDS, *EXTRAS}
     plain = {re.match(r"[\w.-]+", line).group() for line in metadata.get_all("Requires-Dist") if "extra ==" not in line}
     assert {"torch", "deepspeed", "av", "pydantic", "nvidia-ml-py"} <= plain
     assert not any(name.startswith("nvidia-dali") for name in plain), "which DALI depends on the driver"
+
+
+def test_the_citation_names_this_version_and_the_paper_of_the_method():
+    citation = yaml.safe_load((ROOT / "CITATION.cff").read_text(encoding="utf-8"))
+    assert citation["version"] == mats_ds.__version__ and citation["license"] == "Apache-2.0"
+    assert citation["cff-version"] == "1.2.0" and {"title", "message", "authors"} <= set(citation)
+    assert "2211.10636" in citation["preferred-citation"]["url"]
+
+
+def test_the_image_installs_the_lock_and_leaves_out_nothing_that_the_package_needs():
+    dockerfile = (ROOT / "Dockerfile").read_text(encoding="utf-8")
+    assert re.search(r"^ARG CUDA=(\w+)$", dockerfile, re.MULTILINE).group(1) in BUILDS
+    assert "--frozen" in dockerfile and "--require-hashes" in dockerfile
+    ignored = set((ROOT / ".dockerignore").read_text(encoding="utf-8").splitlines())
+    assert not ignored & {"mats_ds", "ds_configs", "profiling", "pyproject.toml", "setup.py", "uv.lock", "LICENSE", "README.md"}
+    capabilities = re.search(r"NVIDIA_DRIVER_CAPABILITIES=(\S+)", dockerfile).group(1).split(",")
+    assert {"compute", "utility", "video"} <= set(capabilities), "video is NVDEC, utility is NVML"
