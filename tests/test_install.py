@@ -86,9 +86,9 @@ class TestCommands:
         assert f"data.manifest={project.caller}/my videos" in training and report[1] == f"{project.root}/mats_ds/report.py"
 
     def test_the_default_tests_leave_out_what_is_slow_or_needs_a_gpu(self, project):
-        assert project.plan("test")[0][1:] == ["-m", "pytest", "-m", "not slow and not gpu"]
+        assert project.plan("test")[0][1:] == ["-m", "pytest", "-m", "not slow and not gpu", *install.SIDE_BY_SIDE]
         project.put_driver("13.0", 1)
-        assert project.plan("test")[0][1:] == ["-m", "pytest", "-m", "not slow"]
+        assert project.plan("test")[0][1:] == ["-m", "pytest", "-m", "not slow", *install.SIDE_BY_SIDE]
         assert project.plan("test", "-k", "a or b")[0][1:] == ["-m", "pytest", "-k", "a or b"]
 
     def test_it_may_be_called_through_a_link(self, project):
