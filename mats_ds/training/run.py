@@ -26,7 +26,7 @@ import torch
 from torch import nn
 
 from mats_ds.config.batch_plan import BatchPlan, plan_batch
-from mats_ds.config.ds_config import notes_on, read_ds_config, state_clipping, zero_stage_of
+from mats_ds.config.ds_config import notes_on, precision_of, read_ds_config, state_clipping, zero_stage_of
 from mats_ds.config.load import dump_recipe
 from mats_ds.config.recipe import Recipe
 from mats_ds.core.checkpoint_files import CHECKPOINTS
@@ -44,6 +44,7 @@ from mats_ds.metering.recorder import Recorder
 from mats_ds.planning.forecast import LoaderMemory
 from mats_ds.planning.plan_observer import PlanRecorder
 from mats_ds.planning.workload import Workload
+from mats_ds.training.checkpoints.match import refuse_other_model
 from mats_ds.training.checkpoints.resume import Resumed, ResumePoint, find_resume_point, resume
 from mats_ds.training.checkpoints.saver import CheckpointSaver
 from mats_ds.training.ds_outputs import check_outputs, name_outputs
@@ -91,8 +92,8 @@ def start_run(recipe: Recipe, options: RunOptions, *, task: str) -> TrainingRun:
     check_shared_folder(folder, ranks)
     point = None
     if options.resume:
-        settings = dict(global_batch=plan.global_batch, zero_stage=zero_stage_of(ds_config))
-        point = find_resume_point(folder / CHECKPOINTS, ranks, **settings)
+        settings = dict(global_batch=plan.global_batch, zero_stage=zero_stage_of(ds_config), precision=precision_of(ds_config))
+        point = find_resume_point(folder / CHECKPOINTS, ranks, recipe=recipe, **settings)
     return TrainingRun(task, recipe, options, ranks, plan, folder, ds_config, point)
 
 
@@ -130,6 +131,8 @@ class TrainingRun:
         """The DeepSpeed engine of a model and its parameter groups, loaded from the checkpoint to
         go on from."""
         is_converted = self.point is not None and self.point.is_converted
+        if self.point is not None:
+            refuse_other_model(self.point.checkpoint, self.point.stored, model, groups)
         self.engine = make_engine(
             model,
             groups,

@@ -21,11 +21,12 @@ from typing import Any
 import torch
 import torch.distributed as dist
 
+from mats_ds.config.recipe import Recipe
 from mats_ds.core.checkpoint_files import CHECKPOINTS
-from mats_ds.core.text import Lines
 from mats_ds.distributed.collectives import Ranks, ask_first
 from mats_ds.training.checkpoints.checkpoint import Checkpoint, find_checkpoint
 from mats_ds.training.checkpoints.converted import make_converted, remove_converted, remove_left_converted
+from mats_ds.training.checkpoints.match import FIX, Stored, read_stored, refuse_other_recipe
 from mats_ds.training.checkpoints.removal import remove_unfinished
 from mats_ds.training.checkpoints.state_files import (
     MALFORMED,
@@ -38,7 +39,6 @@ from mats_ds.training.checkpoints.state_files import (
 
 logger = logging.getLogger(__name__)
 
-NAMED_MISMATCHES = 2
 REASON_CHARACTERS = 300
 MISMATCH_TEXTS = ("state_dict", "full param numel")
 GROUP_SETTINGS = ("lr_scale", "weight_decay", "betas", "eps")
@@ -56,22 +56,33 @@ class Resumed:
 @dataclass(frozen=True)
 class ResumePoint:
     """A complete checkpoint to go on from. `converted`: the folder that holds it re-sharded; the
-    engine must then be made with `load_universal`."""
+    engine must then be made with `load_universal`. `stored`: what its files say of the run that
+    saved it."""
 
     checkpoint: Checkpoint
     converted: Path | None = None
+    stored: Stored = field(default=Stored())
 
     @property
     def is_converted(self) -> bool:
         return self.converted is not None
 
 
-def find_resume_point(folder: Path, ranks: Ranks, *, global_batch: int, zero_stage: int) -> ResumePoint | None:
+def find_resume_point(
+    folder: Path,
+    ranks: Ranks,
+    *,
+    global_batch: int,
+    zero_stage: int,
+    recipe: Recipe | None = None,
+    precision: str = "fp32",
+) -> ResumePoint | None:
     """The newest complete checkpoint below `folder`, converted where another number of ranks saved
     it; None if there is none yet.
 
-    Called by all ranks: rank 0 looks and converts. Raises ValueError on all of them for another
-    ZeRO stage or another global batch, and when all checkpoints are damaged.
+    recipe, precision: of this start, to be compared with those of the checkpoint (no recipe: they
+    are not). Called by all ranks: rank 0 looks and converts. Raises ValueError on all of them for
+    another model, ZeRO stage or global batch, and when all checkpoints are damaged.
     """
 
     def find() -> ResumePoint | None:
@@ -81,14 +92,16 @@ def find_resume_point(folder: Path, ranks: Ranks, *, global_batch: int, zero_sta
         if checkpoint is None:
             logger.warning("no checkpoint in %s yet: starting from the first step", folder)
             return None
+        stored = read_stored(check_state_files(checkpoint.path))
+        if recipe is not None:
+            refuse_other_recipe(checkpoint, stored, recipe, precision=precision)
         check_fit(checkpoint, world_size=ranks.world_size, global_batch=global_batch, zero_stage=zero_stage)
         warn_of_other_owners(checkpoint)
-        check_state_files(checkpoint.path)
         if checkpoint.world_size == ranks.world_size or zero_stage == 0:
-            return ResumePoint(checkpoint)
+            return ResumePoint(checkpoint, stored=stored)
         text = "step %d was saved by %d ranks, this run has %d: re-sharding the optimizer state"
         logger.info(text, checkpoint.step, checkpoint.world_size, ranks.world_size)
-        return ResumePoint(checkpoint, convert(checkpoint))
+        return ResumePoint(checkpoint, convert(checkpoint), stored)
 
     return ask_first(find, ranks)
 
@@ -104,8 +117,8 @@ def check_fit(checkpoint: Checkpoint, *, world_size: int, global_batch: int, zer
         raise ValueError(
             f"{checkpoint.path} was trained with {checkpoint.global_batch} clips a step and {world_size} ranks make "
             f"{global_batch}: "
-            f"resume on a number of GPUs that divides {checkpoint.global_batch} into micro-batches, or lower "
-            f'"train_micro_batch_size_per_gpu" in the DeepSpeed JSON'
+            f"go on with optim.global_batch={checkpoint.global_batch}, on a number of GPUs that divides it into micro-batches "
+            f'("train_micro_batch_size_per_gpu" in the DeepSpeed JSON may have to be lower)'
         )
 
 
@@ -179,14 +192,9 @@ def resume(engine: Any, point: ResumePoint | None, ranks: Ranks) -> Resumed:
             if not isinstance(error, MALFORMED):
                 raise
             raise ValueError(_describe_malformed(point.checkpoint, error)) from error
-        lines = [line.strip() for line in str(error).splitlines()[1:]] or [str(error)]
-        more = f" and {len(lines) - NAMED_MISMATCHES} more" if len(lines) > NAMED_MISMATCHES else ""
-        raise ValueError(
-            Lines(
-                f"{point.checkpoint.path} is of another model than the recipe's: {' '.join(lines[:NAMED_MISMATCHES])}{more}",
-                "go on with the recipe that it was saved with (recipe.yaml in the run folder), or use another --out",
-            )
-        ) from None
+        # what refuse_other_model could not see
+        first = " ".join(str(error).split())[:SHOWN]
+        raise ValueError(f"{point.checkpoint.path} is of another model than the recipe's: {first} ...: {FIX}") from None
     if path is None:
         raise ValueError(f"DeepSpeed could not load {point.checkpoint.path}")
     if (held := state.get("step")) != point.checkpoint.step:

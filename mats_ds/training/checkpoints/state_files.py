@@ -74,17 +74,22 @@ def without_code() -> Iterator[None]:
         os.environ.update({name: value for name, value in before.items() if value is not None})
 
 
-def check_state_files(checkpoint: Path) -> None:
-    """Raises ValueError, before any tensor is read, for a checkpoint with a file that would run
+def check_state_files(checkpoint: Path) -> dict[str, Mapping[str, Any]]:
+    """The structure of every file of a checkpoint by its name, with the shapes of tensors.
+
+    Raises ValueError, before any tensor is read, for a checkpoint with a file that would run
     code, that unfolds to more than its bytes, or whose names would lead the converter out of its
     folder.
     """
+    descriptions: dict[str, Mapping[str, Any]] = {}
     for path in sorted(checkpoint.iterdir()):
         if not path.name.startswith(PREFIXES):
             continue
         if not EXPECTED.fullmatch(path.name):
             raise ValueError(f"{path} is no file of a checkpoint of ours, and DeepSpeed would read it: move it elsewhere")
-        _check_names(_read_description(path), path)
+        description = descriptions[path.name] = _read_description(path)
+        _check_names(description, path)
+    return descriptions
 
 
 def _read_description(path: Path) -> Mapping[str, Any]:
