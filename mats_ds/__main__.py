@@ -7,7 +7,6 @@ package.
 
 from __future__ import annotations
 
-import difflib
 import importlib
 import sys
 from pathlib import Path
@@ -17,7 +16,7 @@ if __name__ == "__main__":  # run as a file, Python would look for modules in ma
 
 import mats_ds
 from mats_ds.core.cli import USAGE_ERROR, run_script
-from mats_ds.core.text import say, tell_error
+from mats_ds.core.text import find_nearest, say, tell_error
 from mats_ds.distributed.process_group import is_dry_run, show_words
 
 PACKAGE = Path(__file__).resolve().parent
@@ -70,8 +69,8 @@ def describe_unknown(verb: str) -> str:
     """The message for an unknown verb, with the nearest known one."""
     known = (*VERBS, *OF_LAUNCH_SH)
     shown = verb if len(verb) <= SHOWN_CHARACTERS else f"{verb[:SHOWN_CHARACTERS]}..."
-    close = difflib.get_close_matches(verb[:SHOWN_CHARACTERS], known, n=1)
-    hint = f"; did you mean {close[0]!r}?" if close else "."
+    close = find_nearest(verb, known)
+    hint = f"; did you mean {close!r}?" if close else "."
     return f"there is no command {shown!r}{hint} Commands: {' '.join(VERBS)}, and with bash launch.sh: {' '.join(OF_LAUNCH_SH)}"
 
 

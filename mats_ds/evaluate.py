@@ -18,7 +18,7 @@ from pathlib import Path
 if __name__ == "__main__":  # run as a file, Python would look for modules in mats_ds/ itself
     sys.path[0] = str(Path(__file__).resolve().parents[1])
 
-from mats_ds.core.cli import ArgumentParser, leave, run_script
+from mats_ds.core.cli import LAUNCHER_OPTIONS, ArgumentParser, leave, run_script
 from mats_ds.distributed.ranks import join_ranks
 from mats_ds.evaluation.classification import ADVICE, check_test_folder, classify_video, evaluate_manifest, open_classifier
 from mats_ds.evaluation.options import add_model_options, read_request
@@ -26,6 +26,7 @@ from mats_ds.evaluation.options import add_model_options, read_request
 
 def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
     parser = ArgumentParser(
+        launcher=LAUNCHER_OPTIONS,
         description="Test a classifier on labelled videos, or classify one video.",
         epilog="Example: bash launch.sh evaluate --model runs/ucf101 --manifest test.csv --keep_ratio 0.3 0.6 1.0",
     )

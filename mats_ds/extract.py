@@ -16,7 +16,7 @@ from pathlib import Path
 if __name__ == "__main__":  # run as a file, Python would look for modules in mats_ds/ itself
     sys.path[0] = str(Path(__file__).resolve().parents[1])
 
-from mats_ds.core.cli import ArgumentParser, leave, run_script
+from mats_ds.core.cli import LAUNCHER_OPTIONS, ArgumentParser, leave, run_script
 from mats_ds.distributed.ranks import join_ranks
 from mats_ds.evaluation.feature_folder import ADVICE, ShardOptions, extract
 from mats_ds.evaluation.feature_store import SUFFIXES
@@ -27,6 +27,7 @@ SHARD_VIDEOS = {"mean": 1000, "tubelet": 1000, "none": 32}  # all tokens of a Vi
 
 def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
     parser = ArgumentParser(
+        launcher=LAUNCHER_OPTIONS,
         description="Extract the features of every video of a manifest into shards with an index; call it again to continue.",
         epilog="Example: bash launch.sh extract --model runs/k400 --manifest videos.csv --out features --pool tubelet",
     )

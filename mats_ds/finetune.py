@@ -22,8 +22,9 @@ if __name__ == "__main__":  # run as a file, Python would look for modules in ma
 import torch
 
 from mats_ds.config.finetune_recipe import FinetuneRecipe
+from mats_ds.config.load import list_keys
 from mats_ds.core.checkpoint_files import SPEC_KEY
-from mats_ds.core.cli import ArgumentParser, leave
+from mats_ds.core.cli import LAUNCHER_OPTIONS, ArgumentParser, leave
 from mats_ds.core.text import quote_word
 from mats_ds.data.augment.augmenter import Augmenter
 from mats_ds.data.classes import resolve_classes
@@ -52,6 +53,8 @@ logger = logging.getLogger("mats_ds")
 def main(arguments: list[str] | None = None) -> int:
     """The exit status of a fine-tuning."""
     parser = ArgumentParser(
+        recipe_keys=list_keys(FinetuneRecipe),
+        launcher=LAUNCHER_OPTIONS,
         description="Fine-tune a video classifier with motion-aware token selection, from pre-trained weights or from scratch.",
         epilog="Example: deepspeed --num_gpus 8 mats_ds/finetune.py --recipe finetune_ucf101 --ds_config "
         "ds_configs/zero2_finetune.json finetune.weights=runs/ucf101 data.manifest=train.csv evaluation.manifest=val.csv. "

@@ -19,7 +19,7 @@ from pathlib import Path
 if __name__ == "__main__":  # run as a file, Python would look for modules in mats_ds/ itself
     sys.path[0] = str(Path(__file__).resolve().parents[1])
 
-from mats_ds.core.cli import RUN_ERROR, USAGE_ERROR, run_script
+from mats_ds.core.cli import LAUNCHER_SWITCHES, LAUNCHER_WITH_VALUE, RUN_ERROR, USAGE_ERROR, run_script
 from mats_ds.core.storage.package_files import find_folder
 from mats_ds.core.text import say, tell_error
 from mats_ds.distributed.hosts import choose_hosts, is_address, is_port, read_hostfile
@@ -40,11 +40,8 @@ PROGRAMS = ("pretrain", "finetune", "evaluate", "extract")
 DEFAULT_JSON = {"pretrain": "zero2.json", "finetune": "zero2_finetune.json"}
 CPU_RANKS = 2
 DEFAULT_PORT = 29500  # torch's and DeepSpeed's
-WITH_VALUE = {
-    "--num_gpus", "--num_nodes", "--hostfile", "--include", "--exclude", "--master_addr", "--master_port", "--launcher",
-    "--launcher_args", "--ssh_port", "--node_rank",
-}  # fmt: skip
-WITHOUT_VALUE = {"--no_ssh", "--force_multi", "--no_ssh_check", "--bind_cores_to_rank"}
+WITH_VALUE, WITHOUT_VALUE = set(LAUNCHER_WITH_VALUE), set(LAUNCHER_SWITCHES)
+EXAMPLES = {"--num_gpus": "4", "--hostfile": "hosts.txt", "--master_port": "29501", "--launcher": "slurm"}
 ON_SEVERAL_MACHINES = {"--no_ssh", "--num_nodes", "--force_multi", "--launcher"}
 CHOOSE_SLOTS = {"--hostfile", "--include", "--exclude", "--num_nodes"}  # these choose the ranks
 
@@ -134,11 +131,14 @@ def split_arguments(arguments: Sequence[str]) -> tuple[dict[str, str], list[str]
     rest = iter(arguments)
     for word in rest:
         option, equals, value = word.partition("=")
-        if word in WITHOUT_VALUE:
-            options[word] = ""
+        # hyphens and underscores are one, as in the programs' own options
+        same = f"--{option[2:].replace('-', '_')}" if option.startswith("--") else option
+        option = same if same in WITH_VALUE | WITHOUT_VALUE else option
+        if option in WITHOUT_VALUE and not equals:
+            options[option] = ""
         elif option in WITH_VALUE:
             if not equals and (value := next(rest, None)) is None:
-                raise ValueError(f"{option} needs a value")
+                raise ValueError(f"{option} needs a value, as in mats pretrain {option} {EXAMPLES.get(option, 'VALUE')}")
             options[option] = value.lower() if option == "--launcher" else value
         else:
             script.append(word)

@@ -18,6 +18,9 @@ import sys
 from dataclasses import fields
 from pathlib import Path
 
+from mats_ds.config.ds_config import list_json_names
+from mats_ds.config.finetune_recipe import FinetuneRecipe
+from mats_ds.config.load import list_keys, list_recipes
 from mats_ds.core.cli import ArgumentParser, leave, run_script
 from mats_ds.core.gpus import GPUS
 from mats_ds.core.storage.package_files import find_folder
@@ -88,9 +91,13 @@ def _sweep(question: Question, *, exact: bool, as_json: bool) -> int:
 
 
 def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
-    parser = ArgumentParser(prog="plan.py", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--recipe", default="default", help="YAML file, or a name in mats_ds/recipes (default: %(default)s)")
-    parser.add_argument("--ds_config", default=str(DEFAULT_JSON), help="DeepSpeed JSON (default: ds_configs/zero2.json)")
+    parser = ArgumentParser(
+        recipe_keys=list_keys(FinetuneRecipe), description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--recipe", default="default", help=f"YAML file, or one of {', '.join(list_recipes())} (%(default)s)")
+    parser.add_argument(
+        "--ds_config", default=str(DEFAULT_JSON), help=f"DeepSpeed JSON, or one of {', '.join(list_json_names())} (zero2)"
+    )
     parser.add_argument("--gpus", type=int, default=8, metavar="N", help="GPUs of the run (default: %(default)s)")
     parser.add_argument("--gpu", default="a100-80g", metavar="GPU", help=f"one of {', '.join(GPUS)} (default: %(default)s)")
     parser.add_argument("--finetune", action="store_true", help="plan fine-tuning on a pre-training recipe's model and clips")
@@ -106,7 +113,7 @@ def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--sweep", action="store_true", help="all sizes on five nodes, MATS beside VideoMAE")
     parser.add_argument("--json", action="store_true", help="print JSON instead of the text")
     parser.add_argument("overrides", nargs="*", metavar="section.key=value", help="changes to the recipe")
-    return parser.parse_args(arguments)
+    return parser.parse_intermixed_args(arguments)
 
 
 if __name__ == "__main__":

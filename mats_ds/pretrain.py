@@ -22,9 +22,10 @@ if __name__ == "__main__":  # run as a file, Python would look for modules in ma
 
 import torch
 
+from mats_ds.config.load import list_keys
 from mats_ds.config.recipe import Recipe
 from mats_ds.core.checkpoint_files import SPEC_KEY
-from mats_ds.core.cli import ArgumentParser, leave
+from mats_ds.core.cli import LAUNCHER_OPTIONS, ArgumentParser, leave
 from mats_ds.core.clips import ClipBatch
 from mats_ds.core.text import clean_line, quote_word
 from mats_ds.data.clip_sampler import ClipSampler
@@ -50,6 +51,8 @@ SHOWN_CLIPS = 4
 def main(arguments: list[str] | None = None) -> int:
     """The exit status of a pre-training."""
     parser = ArgumentParser(
+        recipe_keys=list_keys(Recipe),
+        launcher=LAUNCHER_OPTIONS,
         description="Pre-train a video model with motion-aware token selection.",
         epilog="Example: deepspeed --num_gpus 8 mats_ds/pretrain.py --ds_config ds_configs/zero2.json data.manifest=videos.csv",
     )

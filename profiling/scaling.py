@@ -19,7 +19,7 @@ from pathlib import Path
 
 sys.path[0] = str(Path(__file__).resolve().parents[1])
 
-from mats_ds.config.ds_config import read_ds_config  # noqa: E402
+from mats_ds.config.ds_config import list_json_names, read_ds_config  # noqa: E402
 from mats_ds.core.cli import ArgumentParser, leave, run_script  # noqa: E402
 from mats_ds.core.format import MIB  # noqa: E402
 from mats_ds.core.gpus import find_gpu, num_engines  # noqa: E402
@@ -145,12 +145,14 @@ def run(options: argparse.Namespace) -> None:
 
 
 def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
-    parser = ArgumentParser(prog="scaling.py", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     default_json = Path(__file__).resolve().parents[1] / "ds_configs" / "zero2.json"
     parser.add_argument("--gpus", type=_at_least_two, nargs="+", default=[8, 64, 1024], help="numbers of GPUs (8 64 1024)")
     parser.add_argument("--models", nargs="+", choices=list(MODEL_SIZES), default=["base", "large"], help="(base large)")
     parser.add_argument("--gpu", default="a100-80g", metavar="GPU", help="kind of GPU (default: %(default)s)")
-    parser.add_argument("--ds_config", default=str(default_json), help="DeepSpeed JSON (default: ds_configs/zero2.json)")
+    parser.add_argument(
+        "--ds_config", default=str(default_json), help=f"DeepSpeed JSON, or one of {', '.join(list_json_names())} (zero2)"
+    )
     parser.add_argument("--mfu", type=float, default=ASSUMED_MFU, help="fraction of the peak (default: %(default)s, assumed)")
     return parser.parse_args(arguments)
 

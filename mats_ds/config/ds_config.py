@@ -9,7 +9,6 @@ leaves out is stated.
 
 from __future__ import annotations
 
-import difflib
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -19,6 +18,7 @@ from mats_ds.config.ds_keys import IGNORED, RECIPE_KEYS, REFUSED, REFUSED_OF_PAR
 from mats_ds.core.storage.documents import parse_strict_json
 from mats_ds.core.storage.files import read_text
 from mats_ds.core.storage.package_files import find_file, list_names
+from mats_ds.core.text import did_you_mean, find_nearest
 
 CLIPPING_KEY = "gradient_clipping"
 NO_CLIPPING = 0.0  # EVEREST and VideoMAE clip nowhere (METHOD section 5)
@@ -42,8 +42,9 @@ def read_ds_config(path: str | Path) -> dict[str, Any]:
     """
     source, path = path, find_file(path, "ds_configs", suffix=".json")
     if path is None:
-        names = ", ".join(list_names("ds_configs", suffix=".json"))
-        raise ValueError(f"no DeepSpeed JSON at {source}: try ds_configs/zero2.json, or a name: {names}")
+        names = list_json_names()
+        hint = did_you_mean(Path(source).stem, names)
+        raise ValueError(f"no DeepSpeed JSON at {source}: give a JSON file or one of {', '.join(names)}{hint}")
     text = read_text(path, max_bytes=MAX_BYTES, follows_links=True)
     try:
         config = parse_strict_json(text)
@@ -55,6 +56,11 @@ def read_ds_config(path: str | Path) -> dict[str, Any]:
         if faults := list(judge(config)):
             raise ValueError(f"{path}: {'; '.join(faults)}")
     return config
+
+
+def list_json_names() -> list[str]:
+    """The names of the DeepSpeed JSON files that come with the package."""
+    return list_names("ds_configs", suffix=".json")
 
 
 def precision_of(ds_config: Mapping[str, Any]) -> str:
@@ -133,8 +139,8 @@ def _judge_section(section: Mapping[str, Any], table: Mapping[str, Any], refused
             yield f"{name} is not supported: {refused[key]}"
         elif key not in table:
             known = [*table, *refused, *([] if path else IGNORED)]
-            close = difflib.get_close_matches(key[:100], known, n=1, cutoff=0.6)
-            yield f"{name!r} is no known key" + (f" (did you mean {close[0]!r}?)" if close else ": leave it out")
+            close = find_nearest(key, known)
+            yield f"{name!r} is no known key" + (f" (did you mean {close!r}?)" if close else ": leave it out")
         elif isinstance(table[key], Only):
             if not _equals(value, table[key].value):
                 yield f"{name} can only be {to_json(table[key].value)}, got {to_json(value)}: {table[key].why}"

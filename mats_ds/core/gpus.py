@@ -17,12 +17,12 @@ was measured by this project.
 
 from __future__ import annotations
 
-import difflib
 import re
 from dataclasses import dataclass
 from typing import NamedTuple
 
 from mats_ds.core.format import MIB
+from mats_ds.core.text import did_you_mean
 
 
 @dataclass(frozen=True)
@@ -134,6 +134,5 @@ def find_gpu(name: str) -> Gpu:
         return fits[0]
     if fits:
         raise ValueError(f"{name!r} is the name of several GPUs: choose {', '.join(gpu.name for gpu in fits)}")
-    close = difflib.get_close_matches(asked, GPUS, n=1, cutoff=0.5)
-    hint = f"; did you mean {close[0]}?" if close else "."
+    hint = did_you_mean(asked, GPUS) or "."
     raise ValueError(f"no GPU {name!r} in the table{hint} Known: {', '.join(GPUS)}")

@@ -12,16 +12,19 @@ script. What is written into files for programs (CSV, JSON) keeps names exactly 
 
 from __future__ import annotations
 
+import difflib
 import logging
 import re
 import shlex
 import sys
 import traceback
+from collections.abc import Iterable
 from typing import TextIO
 
 MAX_CHARACTERS = 4000  # of a line: a path has 4096 bytes at most on Linux
 MAX_LINES = 64  # of one message, and MAX_MESSAGE characters in all
 MAX_MESSAGE = 16_000
+COMPARED_CHARACTERS = 100  # of a wrong name: longer ones take memory and time to compare
 # Control characters (C0, DEL, C1), line and paragraph separators, surrogates, which stand for bytes
 # that are no UTF-8, and of Unicode's format characters (category Cf) those that turn the direction
 # of a text (annex 9, as in CVE-2021-42574) or are never seen: two names that look the same would be
@@ -139,6 +142,24 @@ def quote_word(text: object) -> str:
     # cannot be shown.
     plain = text.replace("\\", "\\\\").replace("'", "\\'")
     return f"$'{_UNSAFE.sub(_escape_bytes, plain)}'"
+
+
+def find_nearest(name: str, known: Iterable[str], *, cutoff: float = 0.6) -> str | None:
+    """The known name that a wrong one was meant to be, whatever its capitals, hyphens and
+    underscores; None where none is near."""
+    plain = {_plain_name(other): other for other in known}
+    close = difflib.get_close_matches(_plain_name(name[:COMPARED_CHARACTERS]), plain, n=1, cutoff=cutoff)
+    return plain[close[0]] if close else None
+
+
+def did_you_mean(name: str, known: Iterable[str], *, cutoff: float = 0.5) -> str:
+    """ "; did you mean NAME?" with the nearest known name; empty where none is near."""
+    nearest = find_nearest(name, known, cutoff=cutoff)
+    return f"; did you mean {nearest}?" if nearest else ""
+
+
+def _plain_name(name: str) -> str:
+    return name.strip().casefold().replace("-", "_")
 
 
 class LineFormatter(logging.Formatter):

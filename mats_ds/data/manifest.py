@@ -16,7 +16,6 @@ No video is opened here. A file that is missing becomes a bad clip when its turn
 from __future__ import annotations
 
 import csv
-import difflib
 import io
 import logging
 import math
@@ -26,8 +25,9 @@ from pathlib import Path
 
 import numpy as np
 
+from mats_ds.core.format import format_count
 from mats_ds.core.terminal import explain_locale
-from mats_ds.core.text import Lines
+from mats_ds.core.text import Lines, find_nearest
 from mats_ds.data.class_names import merge_names, normalise_name
 from mats_ds.data.list_text import VIDEO_EXTENSIONS, column_names, decode_text, find_delimiter, split_line
 
@@ -162,8 +162,7 @@ def _read_file(path: Path, base: Path) -> _Rows:
         shown = [f"  - {mistake}" for mistake in rows.mistakes[:MAX_MISTAKES_SHOWN]]
         hidden = len(rows.mistakes) - MAX_MISTAKES_SHOWN
         more = [f"  and {hidden} more"] if hidden > 0 else []
-        count = f"{len(rows.mistakes)} mistake{'s' if len(rows.mistakes) > 1 else ''}"
-        raise ValueError(Lines(f"{path}: {count}", *shown, *more))
+        raise ValueError(Lines(f"{path}: {format_count(len(rows.mistakes), 'mistake')}", *shown, *more))
     return rows
 
 
@@ -174,9 +173,9 @@ def _read_table(text: str, rows: _Rows) -> None:
     while not any(header):
         header = [name.strip().lower() for name in next(reader)]
     for name in header:
-        close = difflib.get_close_matches(name, COLUMNS, n=1, cutoff=0.7)
-        if name not in COLUMNS and close and close[0] not in header:
-            rows.mistakes.append(f"line {reader.line_num}: column {name!r} is unknown; did you mean {close[0]!r}?")
+        close = find_nearest(name, COLUMNS, cutoff=0.7)
+        if name not in COLUMNS and close and close not in header:
+            rows.mistakes.append(f"line {reader.line_num}: column {name!r} is unknown; did you mean {close!r}?")
     for name in COLUMNS:
         if header.count(name) > 1:
             rows.mistakes.append(f"line {reader.line_num}: {header.count(name)} columns are called {name!r}: keep one")

@@ -6,7 +6,6 @@ joules_per_clip and a note.
 
 from __future__ import annotations
 
-import difflib
 from dataclasses import dataclass, fields
 from pathlib import Path
 
@@ -15,6 +14,7 @@ from mats_ds.core.limits import MAX_INTEGER, MAX_NAME, MAX_RANKS, show
 from mats_ds.core.run_dir import FINISHED
 from mats_ds.core.storage.documents import parse_strict_json
 from mats_ds.core.storage.files import read_bytes
+from mats_ds.core.text import did_you_mean
 
 SILENCE_SECONDS, SILENT_STEPS = 600, 20  # a checkpoint or an evaluation may take that long
 MAX_BUDGET_BYTES = 2**16
@@ -197,9 +197,8 @@ def _find(source: str | Path, folder: Path | None) -> Path:
     names = sorted(file.stem for file in folder.glob("*.json")) if folder is not None else []
     if str(source) in names:
         return folder / f"{source}.json"
-    close = difflib.get_close_matches(path.stem, names, n=1)
-    hint = f"; did you mean {close[0]}?" if close else f"; known names: {', '.join(names)}" if names else ""
-    raise ValueError(f"no budget at {source}: give a JSON file{hint}")
+    known = f" or one of {', '.join(names)}" if names else ""
+    raise ValueError(f"no budget at {source}: give a JSON file{known}{did_you_mean(path.stem, names)}")
 
 
 def _find_mistakes(tree: dict) -> list[str]:
@@ -207,8 +206,7 @@ def _find_mistakes(tree: dict) -> list[str]:
     mistakes = []
     for key in tree:
         if key not in names:
-            close = difflib.get_close_matches(key[:MAX_NAME], names, n=1, cutoff=0.5)
-            hint = f"; did you mean {close[0]}?" if close else f"; keys: {names}"
+            hint = did_you_mean(key, names) or f"; keys: {', '.join(names)}"
             name = key if key.isprintable() and len(key) < SHOWN_CHARACTERS else show(key)
             mistakes.append(f"{name} is not a key of a budget{hint}")
     for key, greatest in (("gpus", MAX_RANKS), ("memory_per_gpu_bytes", MAX_INTEGER)):

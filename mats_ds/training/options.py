@@ -7,7 +7,8 @@ import argparse
 from collections.abc import Callable
 from typing import TypeVar
 
-from mats_ds.config.load import load_recipe
+from mats_ds.config.ds_config import list_json_names
+from mats_ds.config.load import list_recipes, load_recipe
 from mats_ds.config.recipe import Recipe
 from mats_ds.core.cli import run_script
 from mats_ds.distributed.ranks import begin_rank
@@ -20,13 +21,14 @@ R = TypeVar("R", bound=Recipe)
 def add_run_options(parser: argparse.ArgumentParser, *, default_recipe: str | None) -> None:
     """The options of a training run; without `default_recipe` a recipe must be named."""
     default = f" (default: {default_recipe})" if default_recipe else ""
+    names = [name for name in list_recipes() if name.startswith("finetune") == (default_recipe is None)]
     parser.add_argument(
         "--recipe",
         default=default_recipe,
         required=default_recipe is None,
-        help=f"YAML file, or a name in mats_ds/recipes{default}",
+        help=f"YAML file, or one of {', '.join(names)}{default}",
     )
-    parser.add_argument("--ds_config", required=True, help="DeepSpeed JSON, for example ds_configs/zero2.json")
+    parser.add_argument("--ds_config", required=True, help=f"DeepSpeed JSON, or one of {', '.join(list_json_names())}")
     parser.add_argument("--out", help="run folder (default: runs/RECIPE-DATE-TIME)")
     parser.add_argument("--resume", choices=["auto"], help="go on from the newest complete checkpoint of the run folder")
     # the deepspeed launcher passes it
