@@ -5,7 +5,14 @@ import resource
 
 import pytest
 
-from tests.video_files import read_numbers, real_videos, when_opened, write_broken, write_video  # noqa: F401 (fixtures)
+from tests.video_files import (  # noqa: F401 (fixtures)
+    break_packet,
+    read_numbers,
+    real_videos,
+    when_opened,
+    write_broken,
+    write_video,
+)
 
 
 def pytest_collection_modifyitems(items):

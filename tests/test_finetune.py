@@ -305,7 +305,7 @@ def test_unreadable_videos_are_replaced_in_training_and_counted_in_the_test(rank
     (line,) = [line for line in results[0][1].splitlines() if line.startswith("on 3 x 2 views")]
     assert line.endswith(f"mats_ds/evaluate.py --model {tmp_path / 'run'} --manifest {manifest}")
     for name in ("synthetic_000_horizontal.mp4", "synthetic_003_vertical.webm"):
-        assert results[0][1].count(f"unreadable in the test: {manifest.parent / name}: ") == 1, results[0][1]
+        assert results[0][1].count(f"in the test, unreadable: {manifest.parent / name}: ") == 1, results[0][1]
 
 
 @pytest.fixture

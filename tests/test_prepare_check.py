@@ -46,11 +46,14 @@ def test_some_files_are_bad(videos, tmp_path, capsys):
     (tmp_path / "list.txt").write_text(
         f"{videos}/{next(videos.glob('**/*.mp4')).relative_to(videos)} 0\npage.mp4 1\ngone.mp4 2\n"
     )
-    assert check(tmp_path / "list.txt", "--out", tmp_path / "m.csv", "--quarantine", tmp_path / "bad.csv") == 1
+    asked = tmp_path / "list.txt", "--out", tmp_path / "m.csv", "--quarantine", tmp_path / "bad.csv"
+    assert check(*asked) == 0, "it has done its work"
     printed = capsys.readouterr().out
-    assert "Quarantine: 2 of 3 rows." in printed
+    assert "2 of 3 rows." in printed
     assert "1  an HTML page, not a video: the download was answered with a page\n" in printed
     assert len((tmp_path / "bad.csv").read_text().splitlines()) == 3
+    assert check(*asked, "--strict") == 1
+    assert check(videos, "--out", tmp_path / "good.csv", "--strict") == 0
 
 
 def test_a_second_run_decodes_nothing_unless_told_to(videos, tmp_path, capsys):

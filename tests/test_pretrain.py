@@ -211,7 +211,8 @@ def test_too_many_broken_files_stop_all_ranks_with_the_list(ranks, videos_with_b
     arguments = [*ARGUMENTS, "--out", str(tmp_path / "run"), f"data.manifest={videos_with_broken_ones}", *SMALL]
     results = ranks(pretrain, 2, arguments)
     assert [status for status, _ in results] == [1, 1], results
-    assert "2 of 8 videos are unreadable, more than data.max_bad_fraction=0.1" in results[0][1]
+    assert "2 of 8 videos are unreadable or damaged, more than data.max_bad_fraction=0.1" in results[0][1]
+    assert f"prepare check {videos_with_broken_ones} --out checked.csv" in results[0][1]
     assert "TrainingStopped" in json.loads((tmp_path / "run" / "outcome.json").read_text())["outcome"]
 
 

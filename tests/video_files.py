@@ -3,6 +3,7 @@ columns."""
 
 from __future__ import annotations
 
+import itertools
 import os
 from collections.abc import Callable
 from fractions import Fraction
@@ -140,3 +141,18 @@ def real_videos() -> Path:
     if not (folder / "real").is_dir():
         pytest.skip("no folder of real clips beside this checkout")
     return folder
+
+
+@pytest.fixture
+def break_packet() -> Callable[[Path, int], None]:
+    """`break_packet(path, number)`: fills a packet of an .mp4 with ones."""
+
+    def break_it(path: Path, number: int) -> None:
+        with av.open(str(path)) as container:
+            packet = next(itertools.islice(container.demux(video=0), number, None))
+            place, size = packet.pos, packet.size
+        data = bytearray(path.read_bytes())
+        data[place : place + size] = b"\xff" * size
+        path.write_bytes(data)
+
+    return break_it

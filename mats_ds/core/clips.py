@@ -140,6 +140,11 @@ class ClipSpec:
     operations: tuple[ImageOperation, ...] = ()
 
 
+# Begins the reason of a file of which a part can be used (data/video/judgement.py); every other
+# reason is of an unreadable one.
+DAMAGED = "damaged in part: "
+
+
 @dataclass(frozen=True)
 class BadClip:
     """A video that could not be read, with the reason in one line."""
@@ -147,6 +152,18 @@ class BadClip:
     path: str
     sample: int
     reason: str
+
+    @property
+    def verdict(self) -> str:
+        """ "unreadable: PATH: REASON", or "damaged in part: PATH: REASON"."""
+        return describe_bad(self.path, self.reason)
+
+
+def describe_bad(path: str, reason: str) -> str:
+    """The verdict on a file in one line, its kind first."""
+    if reason.startswith(DAMAGED):
+        return f"{DAMAGED}{path}: {reason.removeprefix(DAMAGED)}"
+    return f"unreadable: {path}: {reason}"
 
 
 @dataclass

@@ -173,7 +173,7 @@ def count_videos(videos: Sequence[VideoScore], *, num_views: int) -> dict[str, i
 
 def describe_bad(bad: Sequence[BadClip]) -> list[str]:
     """Lines that name the first unreadable videos and count the others."""
-    lines = [f"  unreadable: {clip.path}: {clip.reason}" for clip in bad[:SHOWN_BAD]]
+    lines = [f"  {clip.verdict}" for clip in bad[:SHOWN_BAD]]
     return lines if len(bad) <= SHOWN_BAD else [*lines, f"  and {len(bad) - SHOWN_BAD} more, in unreadable.csv"]
 
 

@@ -155,7 +155,7 @@ class Evaluator:
         """Write and log an evaluation; each unreadable video is logged once per run."""
         for clip in bad:
             if clip.path not in self._logged_paths:
-                logger.warning("unreadable in the test: %s: %s (it is left out)", clip.path, clip.reason)
+                logger.warning("in the test, %s (it is left out)", clip.verdict)
                 self._logged_paths.add(clip.path)
         append_evaluation(self.run_dir, evaluation)
         logger.info("%s", describe_evaluation(evaluation, best=self.best))

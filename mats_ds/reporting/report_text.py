@@ -5,6 +5,7 @@ from __future__ import annotations
 import textwrap
 from typing import NamedTuple
 
+from mats_ds.core.clips import DAMAGED
 from mats_ds.core.format import format_bytes, format_count, format_flops, format_hours, shorten
 from mats_ds.core.text import clean_line
 from mats_ds.metering.peak_flops import MEASURED
@@ -122,8 +123,10 @@ def describe_bad_videos(figures: Figures) -> str:
         return "none"
     named = [f"{shorten(video.path)} ({shorten(video.reason)})" for video in figures.bad_videos[:NUM_LISTED_VIDEOS]]
     more = len(figures.bad_videos) - len(named)
-    text = f"{format_count(len(figures.bad_videos), 'video')} unreadable, "
-    text += f"{format_count(figures.num_substitutes, 'clip')} replaced by a substitute"
+    num_damaged = sum(video.reason.startswith(DAMAGED) for video in figures.bad_videos)
+    counts = {"unreadable": len(figures.bad_videos) - num_damaged, DAMAGED.rstrip(": "): num_damaged}
+    text = ", ".join(f"{format_count(number, 'video')} {kind}" for kind, number in counts.items() if number or not num_damaged)
+    text += f"; {format_count(figures.num_substitutes, 'clip')} replaced by a substitute"
     return f"{text}: {'; '.join(named)}" + (f"; and {more} more in bad_clips.csv" if more > 0 else "")
 
 

@@ -63,6 +63,7 @@ def fit(
     max_bad_fraction: float,
     hang_seconds: float = 1800.0,
     what_is_lost: Callable[[], str | None] = lambda: None,
+    mending: str = "mend or remove them",
 ) -> None:
     """Train from `run.first_step` to `run.total_steps`.
 
@@ -71,7 +72,8 @@ def fit(
     counted from 0; parameter groups multiply it by their "lr_scale". Observers' `on_end` is called
     on every rank however it ends. A step whose gradients are not finite is skipped; a second one
     within STEPS_BETWEEN_SKIPS, or one that the engine could not skip, stops the run.
-    what_is_lost(): asked after every step, why what this rank writes is lost, or None.
+    what_is_lost(): asked after every step, why what this rank writes is lost, or None. mending:
+    advice to whom too many videos are unreadable.
     Raises TrainingStopped on all ranks for these, and when more than `max_bad_fraction` of the
     `num_videos` videos are unreadable; TrainingInterrupted on all ranks when a signal asked to
     stop; RanksLost where other ranks do not answer. A rank whose clips do not come within
@@ -86,7 +88,7 @@ def fit(
                 observer.on_start(run)
                 started.append(observer)
             with Watchdog(run, hang_seconds=hang_seconds) as watchdog:
-                watched = (num_videos, max_bad_fraction, watchdog, what_is_lost)
+                watched = (num_videos, max_bad_fraction, watchdog, what_is_lost, mending)
                 _Loop(engine, batches, run, learning_rate, loss_of, observers, *watched).train()
         except (TrainingStopped, TrainingInterrupted):
             raise
@@ -136,6 +138,7 @@ class _Loop:
     max_bad_fraction: float
     watchdog: Watchdog
     what_is_lost: Callable[[], str | None]
+    mending: str
     known_bad: dict[int, BadClip] = field(default_factory=dict)
     last_skip: int | None = None
 
@@ -236,13 +239,13 @@ class _Loop:
             # every epoch finds it again; once is enough for a reader
             if bad.sample not in self.known_bad:
                 self.known_bad[bad.sample] = bad
-                logger.warning("unreadable: %s: %s (another video is its substitute)", bad.path, bad.reason)
+                logger.warning("%s (another video is its substitute)", bad.verdict)
         if len(self.known_bad) > self.max_bad_fraction * self.num_videos:
             raise TrainingStopped(
                 Lines(
-                    f"{len(self.known_bad)} of {self.num_videos} videos are unreadable, more than "
-                    f"data.max_bad_fraction={self.max_bad_fraction} allows: mend or remove them, or raise data.max_bad_fraction",
-                    *(f"  {bad.path}: {bad.reason}" for bad in self.known_bad.values()),
+                    f"{len(self.known_bad)} of {self.num_videos} videos are unreadable or damaged, more than "
+                    f"data.max_bad_fraction={self.max_bad_fraction} allows: {self.mending}, or raise data.max_bad_fraction",
+                    *(f"  {bad.verdict}" for bad in self.known_bad.values()),
                 )
             )
 

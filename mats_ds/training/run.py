@@ -34,7 +34,7 @@ from mats_ds.core.clips import ClipBatch
 from mats_ds.core.events import Observer, RunInfo
 from mats_ds.core.run_dir import collect_versions
 from mats_ds.data.clip_sampler import ClipSampler
-from mats_ds.data.loading.build import open_loader
+from mats_ds.data.loading.build import how_to_mend, open_loader
 from mats_ds.data.loading.loader import ClipLoader
 from mats_ds.distributed.consistency import check_consistent, check_shared_folder
 from mats_ds.distributed.exits import AlreadyFinished
@@ -294,4 +294,5 @@ class TrainingRun:
             max_bad_fraction=self.recipe.data.max_bad_fraction,
             hang_seconds=self.recipe.run.hang_seconds,
             what_is_lost=self.what_is_lost,
+            mending=how_to_mend(self.recipe.data),
         )

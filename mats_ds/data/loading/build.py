@@ -15,6 +15,7 @@ from tqdm import tqdm
 
 from mats_ds.config.recipe import ClipSection, DataSection, Recipe
 from mats_ds.core.clips import ClipBatch
+from mats_ds.core.storage.package_files import own_command
 from mats_ds.data.clip_sampler import BatchSplit, ClipSampler
 from mats_ds.data.loading.loader import ClipLoader
 from mats_ds.data.loading.prefetch import ReadOptions
@@ -45,6 +46,15 @@ def open_videos(data: DataSection) -> Manifest:
         source = write_synthetic_set(SYNTHETIC_FOLDER)
         logger.info("data: no data.manifest given, training on the synthetic set in %s (a test, not a data set)", source.parent)
     return read_manifest(source, root=data.root)
+
+
+def how_to_mend(data: DataSection) -> str:
+    """Advice to whom too many videos are unreadable."""
+    if data.manifest is None:
+        return "mend or remove them"
+    root = ("--root", data.root) if data.root else ()
+    command = own_command("prepare", "check", data.manifest, *root, "--out", "checked.csv")
+    return f"train on what `{command}` finds usable (data.manifest=checked.csv)"
 
 
 def open_loader(

@@ -15,5 +15,6 @@ recording      a file decoded once from its start, where its headers do not prov
 clock          where the file's clock shows 0 s
 orientation    how decoded pictures are mirrored and turned
 nvdec_support  which files NVDEC may decode
+judgement      usable, damaged in part or unreadable: the one verdict on a file
 faults         FFmpeg's errors -> reasons that a person understands
 """

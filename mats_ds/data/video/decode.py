@@ -32,6 +32,7 @@ from mats_ds.data.video.clip_frames import RgbConverter
 from mats_ds.data.video.containers import READ_ERRORS, UnreadableVideo, describe_read_error, open_video
 from mats_ds.data.video.index import VideoIndex
 from mats_ds.data.video.indexing import index_video
+from mats_ds.data.video.judgement import describe_empty_range, judge_failure
 from mats_ds.data.video.packet_seek import read_by_key_packets
 from mats_ds.data.video.packets import PacketTable
 
@@ -106,8 +107,17 @@ def decode_frames(path: str, numbers: np.ndarray, *, index: VideoIndex | None = 
 def visit_frames(path: str, numbers: np.ndarray, *, index: VideoIndex, take: Take) -> None:
     """Decode the frames of these numbers and hand each to `take`, as it is coded: not made upright.
 
-    Raises UnreadableVideo when one of them is missing, corrupt or cannot be decoded.
+    Raises UnreadableVideo when one of them is missing, corrupt or cannot be decoded, with what a
+    check of the file would say of it.
     """
+    try:
+        _visit(path, numbers, index=index, take=take)
+    except UnreadableVideo as unreadable:
+        wanted = np.asarray(numbers).tolist()
+        raise UnreadableVideo(judge_failure(path, wanted, unreadable.reason)) from None
+
+
+def _visit(path: str, numbers: np.ndarray, *, index: VideoIndex, take: Take) -> None:
     wanted = np.array(sorted(set(np.asarray(numbers).tolist())), np.int64)
     if len(wanted) == 0 or wanted[0] < 0 or wanted[-1] >= index.num_frames:
         raise UnreadableVideo(f"frames {np.asarray(numbers).tolist()} asked for, it has {index.num_frames}")
@@ -139,7 +149,7 @@ def visit_shown_frames(path: str, numbers: np.ndarray, *, index: VideoIndex, tak
     Raises UnreadableVideo when one of them does not come at all.
     """
     try:
-        return visit_frames(path, numbers, index=index, take=take)
+        return _visit(path, numbers, index=index, take=take)
     except UnreadableVideo:
         remaining = set(np.asarray(numbers).tolist())
     try:
@@ -242,9 +252,8 @@ def _allowed_range(spec: ClipSpec, index: VideoIndex) -> tuple[int, int]:
         if spec.last_seconds is not None:
             last = int(np.searchsorted(seconds_F, spec.last_seconds - 1e-6))
         if last <= first:
-            end = "its end" if spec.last_seconds is None else f"{spec.last_seconds:g} s"
-            nearest = f"the last one is at {seconds_F[-1]:.3f} s" if last else f"the first one is at {seconds_F[0]:.3f} s"
-            raise UnreadableVideo(f"no frame between {spec.first_seconds or 0:g} s and {end}; {nearest}")
+            shown = dict(first=float(seconds_F[0]), last=float(seconds_F[-1]), is_before=last == 0)
+            raise UnreadableVideo(describe_empty_range(begins=spec.first_seconds or 0.0, ends=spec.last_seconds, **shown))
     return first, last
 
 

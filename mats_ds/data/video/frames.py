@@ -18,7 +18,6 @@ import numpy as np
 
 from mats_ds.data.video.containers import READ_ERRORS, UnreadableVideo, open_video
 from mats_ds.data.video.decode import visit_shown_frames
-from mats_ds.data.video.faults import explain
 from mats_ds.data.video.index import VideoIndex
 from mats_ds.data.video.indexing import index_video
 from mats_ds.data.video.nvdec_support import why_on_cpu
@@ -124,7 +123,7 @@ def _index(path: str | os.PathLike[str]) -> tuple[str, VideoIndex]:
     try:
         return name, index_video(os.path.abspath(name))
     except UnreadableVideo as unreadable:
-        raise ValueError(f"{name}: {explain(name, unreadable.reason)}") from None
+        raise ValueError(f"{name}: {unreadable.reason}") from None
 
 
 def _check_numbers(numbers: Iterable[int], *, name: str, num_frames: int) -> np.ndarray:

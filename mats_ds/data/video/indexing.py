@@ -22,6 +22,7 @@ from mats_ds.data.bitstream.palette import PaletteLog
 from mats_ds.data.bitstream.stream_proof import StreamProof
 from mats_ds.data.video.clock import clock_start, clock_start_of_counted, guessed_delay, slot_times
 from mats_ds.data.video.containers import READ_ERRORS, UnreadableVideo, describe_read_error, open_video
+from mats_ds.data.video.faults import explain
 from mats_ds.data.video.index import IndexCache, VideoIndex
 from mats_ds.data.video.orientation import orientation_of
 from mats_ds.data.video.packet_seek import SOUGHT_BY_BYTE, KeyPacket, make_seek_table
@@ -48,7 +49,7 @@ def index_video(path: str) -> VideoIndex:
         try:
             known = _read_index(path, status.st_size)
         except UnreadableVideo as unreadable:
-            known = unreadable.reason
+            known = explain(path, unreadable.reason)
         _CACHE.put(identity, known)
     if isinstance(known, str):
         raise UnreadableVideo(known)

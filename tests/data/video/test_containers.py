@@ -39,7 +39,7 @@ def secret(write_video, tmp_path):
 def test_a_playlist_or_script_is_refused_and_what_it_names_is_not_opened(secret, tmp_path, name, content):
     path = tmp_path / name
     path.write_text(content.format(folder=tmp_path))
-    with pytest.raises(UnreadableVideo, match="never opened|Invalid data"):
+    with pytest.raises(UnreadableVideo, match="never opened|not a video"):
         index_video(str(path))
 
 

@@ -65,9 +65,9 @@ def test_a_codec_that_nothing_decodes_is_one_reason(write_video, tmp_path):
     ("kind", "reason"),
     [
         ("empty", "empty"),
-        ("text", "Invalid data"),
-        ("garbage", "Invalid data"),
-        ("truncated", "Invalid data|no picture"),
+        ("text", "a text file, not a video"),
+        ("garbage", "no video that FFmpeg knows"),
+        ("truncated", "cut off"),
         ("audio", "no video stream in it, only audio"),
         ("vanished", "No such file"),
         ("folder", "directory"),

@@ -1,20 +1,14 @@
 """A video file -> FileFacts, its properties as measured by decoding all of it once, on one thread.
 
-Bad (UnreadableVideo, with a reason) is a file
-- from which no frame decodes, or that cannot be opened;
-- whose longest unbroken stretch of sound frames is shorter than a clip of MIN_FRAMES, though the
-  file was meant to be longer;
-- from whose middle the loader cannot read a clip.
-Readable, with a warning, is one that breaks off late or has a hole: `start_seconds` and
+Usable, damaged in part or unreadable: data/video/judgement.py says which. Unreadable too
+(UnreadableVideo, with the reason) is a file from whose middle the loader cannot read a clip. One
+that is damaged in part is readable, with that verdict as its first warning: `start_seconds` and
 `end_seconds` then limit it to its longest stretch of sound frames, so that the loader is never sent
 beyond, and `transcode` copies no further. So it is with one that ends long before the length in its
-header. Short files are readable: the loader repeats frames.
+header.
 
-A frame is sound if it decodes, is not marked corrupt, and no packet since its key picture failed.
 Packets before the first frame that show nothing (a recording that starts in the middle of a group
 of pictures) are no fault.
-
-(Over 300 lines: the facts of a file and the warnings drawn from them change together.)
 """
 
 from __future__ import annotations
@@ -26,16 +20,15 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from mats_ds.core.clips import ClipSpec
+from mats_ds.core.clips import DAMAGED, ClipSpec
 from mats_ds.data.prepare.header_length import describe_torn_end
 from mats_ds.data.video.decode import decode_frames, frame_numbers
-from mats_ds.data.video.faults import explain, in_words
 from mats_ds.data.video.index import VideoIndex
 from mats_ds.data.video.indexing import READ_ERRORS, UnreadableVideo, describe_read_error, index_video, open_video
+from mats_ds.data.video.judgement import MIN_FRAMES, SoundPart, judge
 from mats_ds.data.video.nvdec_support import why_on_cpu
 from mats_ds.data.video.recording import Recording, record
 
-MIN_FRAMES = 16
 CLIP_FRAMES, CLIP_STRIDE = 16, 4  # the clip that is decoded to time the loader
 # A frame rate varies if more than this fraction of the gaps between frames is off the median gap
 # ...
@@ -89,6 +82,11 @@ class FileFacts:
     end_seconds: float | None = None
     warnings: tuple[str, ...] = ()
 
+    @property
+    def damage(self) -> str:
+        """The verdict on a file that is damaged in part, "" for one that is whole."""
+        return next((warning for warning in self.warnings if warning.startswith(DAMAGED)), "")
+
 
 @dataclass(frozen=True)
 class Outcome:
@@ -120,33 +118,14 @@ def check_file(path: str, *, on_heartbeat: Callable[[], None] = lambda: None) ->
 
     Raises UnreadableVideo with the reason when the file is bad.
     """
-    try:
-        return _check(path, on_heartbeat)
-    except UnreadableVideo as unreadable:
-        raise UnreadableVideo(explain(path, unreadable.reason)) from None
-
-
-def check_one(path: str, *, on_heartbeat: Callable[[], None] = lambda: None) -> Outcome:
-    """`check_file`, where a bad file is an outcome like any other."""
-    try:
-        return Outcome(path, check_file(path, on_heartbeat=on_heartbeat))
-    except UnreadableVideo as unreadable:
-        return Outcome(path, None, unreadable.reason)
-
-
-def _check(path: str, on_heartbeat: Callable[[], None]) -> FileFacts:
     index = index_video(path)
     started_seconds = time.process_time()
     decoded = _decode_all(path, index, on_heartbeat)
     decode_seconds = time.process_time() - started_seconds
     recorded = decoded.recorded
-    if not any(recorded.is_sound_F):
-        raise UnreadableVideo(recorded.first_error or "not one frame of it decodes")
-    first, last = _longest_run(_sound_frames(index, recorded))
+    part = judge(index, recorded)
+    first, last = part.first, part.last
     num_frames = last - first
-    if num_frames < min(MIN_FRAMES, index.num_stored):
-        because = f": {in_words(recorded.problem)}" if recorded.problem else ""
-        raise UnreadableVideo(f"only {num_frames} of {index.num_stored} frames in a row decode{because}")
     seconds_F = index.seconds()
     fps = _frame_rate(index, seconds_F[first:last])
     # Between two frames, half a usual gap from the sound one: the next one that comes may be far.
@@ -184,8 +163,16 @@ def _check(path: str, on_heartbeat: Callable[[], None]) -> FileFacts:
         cpu_reason=why_on_cpu(index, num_video_streams=decoded.num_video_streams, num_bytes=num_bytes),
         start_seconds=start_seconds,
         end_seconds=end_seconds,
-        warnings=tuple(_warnings(index, decoded, (first, last), seconds_F)),
+        warnings=tuple(_warnings(index, decoded, part, seconds_F)),
     )
+
+
+def check_one(path: str, *, on_heartbeat: Callable[[], None] = lambda: None) -> Outcome:
+    """`check_file`, where a bad file is an outcome like any other."""
+    try:
+        return Outcome(path, check_file(path, on_heartbeat=on_heartbeat))
+    except UnreadableVideo as unreadable:
+        return Outcome(path, None, unreadable.reason)
 
 
 def _decode_all(path: str, index: VideoIndex, on_heartbeat: Callable[[], None]) -> _Decoded:
@@ -202,29 +189,6 @@ def _decode_all(path: str, index: VideoIndex, on_heartbeat: Callable[[], None]) 
             profile=stream.profile or "",
             num_video_streams=len(container.streams.video),
         )
-
-
-def _sound_frames(index: VideoIndex, recorded: Recording) -> np.ndarray:
-    """True for the frames of the index that the loader gets, bool [F]."""
-    if index.is_sound_F is not None:
-        return index.is_sound_F
-    # packets without a picture (MPEG-4) shift the numbers: the loader then counts from the start
-    if not recorded.problem:
-        return np.arange(index.num_frames) < recorded.num_frames
-    if not index.trusts_pts:  # read from the start, up to the first error
-        return np.arange(index.num_frames) < recorded.problem_at
-    sound_pts = [pts for pts, is_sound in zip(recorded.pts_F, recorded.is_sound_F, strict=True) if is_sound and pts is not None]
-    return np.isin(index.pts_F, sound_pts)
-
-
-def _longest_run(sound_F: np.ndarray) -> tuple[int, int]:
-    """Beginning and end of the longest stretch of true values; (0, 0) if there is none."""
-    edges = np.flatnonzero(np.diff(np.concatenate(([False], sound_F, [False])).astype(np.int8)))
-    if not len(edges):
-        return 0, 0
-    begins, ends = edges[::2], edges[1::2]
-    longest = int(np.argmax(ends - begins))
-    return int(begins[longest]), int(ends[longest])
 
 
 def _frame_rate(index: VideoIndex, seconds_F: np.ndarray) -> float:
@@ -262,30 +226,19 @@ def _time_clip(index: VideoIndex, start_seconds: float | None, end_seconds: floa
         last_seconds=end_seconds,
     )
     started_seconds = time.process_time()
-    try:
-        decode_frames(index.path, frame_numbers(spec, index=index), index=index)
-    except UnreadableVideo as unreadable:
-        raise UnreadableVideo(f"no clip can be read from its middle: {unreadable.reason}") from None
+    decode_frames(index.path, frame_numbers(spec, index=index), index=index)
     return time.process_time() - started_seconds
 
 
-def _warnings(index: VideoIndex, decoded: _Decoded, part: tuple[int, int], seconds_F: np.ndarray) -> list[str]:
-    warnings = []
-    first, last = part
-    recorded = decoded.recorded
+def _warnings(index: VideoIndex, decoded: _Decoded, part: SoundPart, seconds_F: np.ndarray) -> list[str]:
+    warnings = [part.damage] if part.damage else []
+    first, last, recorded = part.first, part.last, decoded.recorded
     if index.num_silent:
         warnings.append(
             f"{index.num_silent} packets before the first frame show nothing: it begins in the middle of a group of pictures"
         )
-    if recorded.problem:
-        problem = in_words(recorded.problem)
-        warnings.append(f"decodes up to frame {recorded.problem_at} of {index.num_stored}, then: {problem}")
-    elif recorded.num_frames < index.num_frames:
-        warnings.append(f"{index.num_frames} frames are stored, {recorded.num_frames} decode")
-    elif decoded.header_frames and decoded.header_frames != recorded.num_frames:
+    if not part.damage and decoded.header_frames and decoded.header_frames != recorded.num_frames:
         warnings.append(f"header says {decoded.header_frames} frames, {recorded.num_frames} decode")
-    if (first, last) != (0, index.num_frames):
-        warnings[-1] += f" (only frames {first} to {last - 1} are used)"
     if decoded.torn:
         warnings.append(decoded.torn)
     gaps = np.diff(seconds_F[first:last])

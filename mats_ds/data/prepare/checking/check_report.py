@@ -9,6 +9,7 @@ from collections import Counter
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
+from mats_ds.core.clips import DAMAGED
 from mats_ds.core.format import format_bytes, format_count
 from mats_ds.core.text import clean_line, quote_word
 from mats_ds.data.prepare.checking.check_file import CLIP_FRAMES, CLIP_STRIDE, FileFacts
@@ -148,10 +149,13 @@ def _describe_speed(facts: dict[str, FileFacts]) -> str:
 
 
 def _describe_warnings(facts: dict[str, FileFacts]) -> str:
-    warned = [(path, warning) for path, fact in facts.items() for warning in fact.warnings]
-    if not warned:
-        return ""
-    return "Warnings (readable all the same; column `warnings`):\n" + _group(warned)
+    damaged = [(path, fact.damage.removeprefix(DAMAGED)) for path, fact in facts.items() if fact.damage]
+    warned = [(path, warning) for path, fact in facts.items() for warning in fact.warnings if warning != fact.damage]
+    heads = {
+        "Damaged in part (their rows are limited to what can be used; column `warnings`):": damaged,
+        "Warnings (readable all the same; column `warnings`):": warned,
+    }
+    return "\n".join(f"{head}\n{_group(reasons)}" for head, reasons in heads.items() if reasons)
 
 
 def _describe_bad(result: CheckResult) -> str:

@@ -26,6 +26,7 @@ from mats_ds.data.prepare.checking.check_tables import BAD_COLUMNS, CheckTables
 from mats_ds.data.prepare.file_identity import FileIdentity, identify, is_same_file, with_sample
 from mats_ds.data.prepare.worker_pool import Failure, run_tasks
 from mats_ds.data.video.indexing import describe_read_error
+from mats_ds.data.video.judgement import describe_empty_range
 
 __all__ = ["BAD_COLUMNS", "COLUMNS", "BadRow", "CheckResult", "check_manifest", "journal_path"]
 
@@ -154,7 +155,7 @@ def _sort_rows(manifest: Manifest, outcomes: dict[str, Outcome], root: Path | No
         reason = outcome.problem or _name_problem(written)
         if facts is not None and not reason:
             start, end = _usable_part(facts, float(first), float(last))
-            reason = _part_problem(facts, start, end)
+            reason = "" if _holds_frames(facts, start, end) else _why_empty(facts, float(first), float(last))
         if facts is None or reason:
             bad.append(BadRow(written, int(label), reason))
             continue
@@ -173,16 +174,28 @@ def _usable_part(facts: FileFacts, first: float, last: float) -> tuple[float, fl
     )
 
 
-def _part_problem(facts: FileFacts, start: float, end: float) -> str:
+def _holds_frames(facts: FileFacts, start: float, end: float) -> bool:
+    """Whether a frame that can be used is shown between two moments; nan: no limit."""
     begins = 0.0 if math.isnan(start) else start
-    first_frame = facts.first_frame_seconds
-    last_frame = first_frame + facts.duration_seconds - 1 / facts.fps
-    if begins > last_frame + SAME_TIME_SECONDS or end <= first_frame + SAME_TIME_SECONDS or end <= begins:
-        until = "the end" if math.isnan(end) else f"{end:g} s"
-        is_early = end <= first_frame + SAME_TIME_SECONDS
-        nearest = f"the first one is at {first_frame:.3f} s" if is_early else f"the last one is at {last_frame:.3f} s"
-        return f"no frame decodes between {begins:g} s and {until}; {nearest}"
-    return ""
+    is_late = begins > _last_frame_seconds(facts) + SAME_TIME_SECONDS
+    return not (is_late or end <= facts.first_frame_seconds + SAME_TIME_SECONDS or end <= begins)
+
+
+def _why_empty(facts: FileFacts, first: float, last: float) -> str:
+    """The reason why no frame of the part that a row asks for can be used, as the loader has it."""
+    if facts.damage:
+        return facts.damage
+    return describe_empty_range(
+        begins=0.0 if math.isnan(first) else first,
+        ends=None if math.isnan(last) else last,
+        first=facts.first_frame_seconds,
+        last=_last_frame_seconds(facts),
+        is_before=last <= facts.first_frame_seconds + SAME_TIME_SECONDS,
+    )
+
+
+def _last_frame_seconds(facts: FileFacts) -> float:
+    return facts.first_frame_seconds + facts.duration_seconds - 1 / facts.fps
 
 
 def _written_path(path: str, root: Path | None) -> str:

@@ -86,7 +86,7 @@ def test_writes_the_good_and_the_bad(write_video, write_broken, tmp_path, check)
     reasons = {
         (os.path.basename(row["path"]), row["label"]): row["reason"] for row in read_rows(tmp_path / "out" / "quarantine.csv")
     }
-    assert reasons["a.mp4", "6"] == "no frame decodes between 7 s and 9 s; the last one is at 0.950 s"
+    assert reasons["a.mp4", "6"] == "no frame between 7 s and 9 s; the last one is at 0.950 s"
     assert reasons["text.mp4", "7"] == "a text file, not a video"
     assert "cut off" in reasons["truncated.mp4", "7"] and "No such file" in reasons["vanished.mp4", "7"]
 
@@ -108,7 +108,7 @@ def test_a_break_limits_the_rows_of_its_file(write_video, tmp_path, check):
     assert [(row["start"], row["end"]) for row in rows] == [("", "1.975"), ("0.5", "1"), ("1.5", "1.975")]
     assert "then: the data there is damaged" in rows[0]["warnings"]
     assert [(row.label, row.reason) for row in result.bad] == [
-        (3, "no frame decodes between 2.2 s and 1.975 s; the last one is at 1.950 s")
+        (3, "damaged in part: decodes up to frame 40 of 60, then: the data there is damaged; frames 0 to 39 can be used")
     ]
 
 

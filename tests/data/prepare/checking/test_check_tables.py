@@ -92,23 +92,23 @@ def test_what_is_not_its_own_is_refused_before_the_work(home, monkeypatch, capsy
 
 
 def test_every_list_of_a_folder_has_its_own_quarantine(home, capsys):
-    assert check("one.csv", "--out", "m1.csv") == 1
+    assert check("one.csv", "--out", "m1.csv") == 0
     first = (home / "quarantine.csv").read_text()
-    assert check("two.csv", "--out", "m2.csv") == 1
+    assert check("two.csv", "--out", "m2.csv") == 0
     assert "m2.quarantine.csv" in capsys.readouterr().out
     assert (home / "quarantine.csv").read_text() == first and ",4," in first
     assert ",5," in (home / "m2.quarantine.csv").read_text()
     for source, out in (("one.csv", "m1.csv"), ("two.csv", "m2.csv")):  # each finds its own again
-        assert check(source, "--out", out) == 1
+        assert check(source, "--out", out) == 0
     (home / "quarantine.csv").unlink()
-    assert check("two.csv", "--out", "m2.csv") == 1
+    assert check("two.csv", "--out", "m2.csv") == 0
     assert not (home / "quarantine.csv").exists() and not list(home.glob("*.old"))
 
 
 def test_the_quarantine_itself_can_be_checked(home):
-    assert check("one.csv", "--out", "m.csv") == 1
+    assert check("one.csv", "--out", "m.csv") == 0
     before = (home / "quarantine.csv").read_text()
-    assert check("quarantine.csv", "--out", "again.csv") == 1
+    assert check("quarantine.csv", "--out", "again.csv") == 0
     assert (home / "quarantine.csv").read_text() == before
     assert "bad.mp4" in (home / "again.quarantine.csv").read_text()
 
@@ -119,25 +119,25 @@ def test_a_quarantine_that_is_nobodys_is_left_alone(home, capsys):
     assert check("one.csv", "--out", "m.csv") == 2
     assert "--quarantine" in capsys.readouterr().err and not (home / "m.csv").exists()
     (home / "m.quarantine.csv").unlink()
-    assert check("one.csv", "--out", "m.csv") == 1
+    assert check("one.csv", "--out", "m.csv") == 0
     assert (home / "quarantine.csv").read_text() == HEADER
 
 
 @pytest.mark.parametrize("name", ["m.csv", "bad.csv"])
 def test_a_table_that_was_edited_is_the_users(home, capsys, name):
     arguments = ("one.csv", "--out", "m.csv", "--quarantine", "bad.csv")
-    assert check(*arguments) == 1
+    assert check(*arguments) == 0
     (home / name).write_text((home / name).read_text().replace(",3,", ",30,") + "# mine\n")
     before = contents(home)
     assert check(*arguments) == 2
     assert name in capsys.readouterr().err and contents(home) == before
     (home / name).rename(home / "kept.csv")
-    assert check(*arguments) == 1 and (home / name).exists()
+    assert check(*arguments) == 0 and (home / name).exists()
 
 
 def test_the_same_command_again_goes_on_also_with_restart(home, capsys):
     for more in ((), (), ("--restart",), ("--restart",), ()):
-        assert check("one.csv", "--out", "m.csv", *more) == 1
+        assert check("one.csv", "--out", "m.csv", *more) == 0
         assert ("2 files decoded" in capsys.readouterr().out) == (more == ("--restart",) or not (home / "seen").exists())
         (home / "seen").touch()
     assert not list(home.glob("*.old*"))
@@ -147,21 +147,21 @@ def test_a_copy_of_the_folder_goes_on(home, tmp_path):
     import shutil
 
     (home / "out").mkdir()
-    assert check("one.csv", "--out", "out/m.csv") == 1
+    assert check("one.csv", "--out", "out/m.csv") == 0
     shutil.copytree("out", "moved")
-    assert check("one.csv", "--out", "moved/m.csv") == 1
+    assert check("one.csv", "--out", "moved/m.csv") == 0
 
 
 def test_tables_of_version_0_1_are_known_and_kept_where_they_differ(home, capsys):
-    assert check("one.csv", "--out", "m.csv") == 1
+    assert check("one.csv", "--out", "m.csv") == 0
     forget_tables(home / "m.csv.journal")
-    assert check("one.csv", "--out", "m.csv") == 1  # nothing has changed: nothing is kept
+    assert check("one.csv", "--out", "m.csv") == 0  # nothing has changed: nothing is kept
     assert not list(home.glob("*.old"))
 
     forget_tables(home / "m.csv.journal")
     edited = (home / "m.csv").read_text().replace(",3,", ",30,")
     (home / "m.csv").write_text(edited)
-    assert check("one.csv", "--out", "m.csv") == 1
+    assert check("one.csv", "--out", "m.csv") == 0
     assert (home / "m.csv.old").read_text() == edited and "m.csv.old" in capsys.readouterr().out
     assert read_manifest("m.csv").label_S.tolist() == [3]
     assert [path.name for path in home.glob("*.old*")] == ["m.csv.old"]
@@ -169,7 +169,7 @@ def test_tables_of_version_0_1_are_known_and_kept_where_they_differ(home, capsys
     forget_tables(home / "m.csv.journal")
     # of another list, by version 0.1
     (home / "quarantine.csv").write_text(HEADER + "/elsewhere/b.mp4,1,torn\n")
-    assert check("one.csv", "--out", "m.csv") == 1
+    assert check("one.csv", "--out", "m.csv") == 0
     assert "elsewhere" in (home / "quarantine.csv").read_text() and (home / "m.quarantine.csv").exists()
 
 
@@ -187,7 +187,7 @@ def test_a_check_that_was_killed_does_not_take_the_tables_of_another(home, monke
     with monkeypatch.context() as patch:
         patch.setattr(check_set, "run_tasks", die_after_one)
         assert check("one.csv", "--out", "m.csv") == 130
-    assert check("one.csv", "--out", "m.csv") == 1
+    assert check("one.csv", "--out", "m.csv") == 0
     assert (home / "quarantine.csv").read_text() == HEADER and (home / "m.quarantine.csv").exists()
 
     forget_tables(home / "m.csv.journal")
@@ -197,7 +197,7 @@ def test_a_check_that_was_killed_does_not_take_the_tables_of_another(home, monke
         patch.setattr(check_set, "run_tasks", die_after_one)
         os.utime("videos/a.mp4")
         assert check("one.csv", "--out", "m.csv") == 130
-    assert check("one.csv", "--out", "m.csv") == 1
+    assert check("one.csv", "--out", "m.csv") == 0
 
 
 def test_a_file_that_appears_during_the_check_is_not_overwritten(home, monkeypatch, capsys):
@@ -210,7 +210,7 @@ def test_a_file_that_appears_during_the_check_is_not_overwritten(home, monkeypat
     assert (home / "m.csv").read_text() == "mine" and "m.csv" in capsys.readouterr().err
     (home / "m.csv").unlink()
     monkeypatch.setattr(check_set, "run_tasks", lambda _, paths, **__: (1 / 0 for _ in paths))
-    assert check("one.csv", "--out", "m.csv") == 1  # nothing is decoded again
+    assert check("one.csv", "--out", "m.csv") == 0  # nothing is decoded again
 
 
 def test_of_two_checks_that_end_together_each_writes_its_own(home, monkeypatch):
@@ -228,10 +228,10 @@ def test_of_two_checks_that_end_together_each_writes_its_own(home, monkeypatch):
         claim(path)
 
     monkeypatch.setattr(check_tables, "claim_name", claim_late)
-    assert check("one.csv", "--out", "m.csv") == 1
+    assert check("one.csv", "--out", "m.csv") == 0
     assert (home / "m.quarantine.csv").read_text() == theirs[0]
     (home / "one.csv").write_text("path,label\nvideos/bad.mp4,40\nvideos/a.mp4,2\n")
-    assert check("one.csv", "--out", "m.csv") == 1
+    assert check("one.csv", "--out", "m.csv") == 0
     assert (home / "quarantine.csv").read_text() == theirs[0] and ",40," in (home / "m.quarantine.csv").read_text()
 
 
@@ -255,13 +255,13 @@ def test_a_kill_while_a_table_is_written_leaves_nothing_unknown(home, monkeypatc
         with monkeypatch.context() as patch, pytest.raises(Killed):
             patch.setattr(check_tables, "write_text", write)
             check("one.csv", "--out", "m.csv")
-    assert check("one.csv", "--out", "m.csv") == 1
+    assert check("one.csv", "--out", "m.csv") == 0
     assert {path.name for path in home.iterdir()} == {"videos", "one.csv", "two.csv", "m.csv", "m.csv.journal", "quarantine.csv"}
 
 
 def test_a_manifest_that_somebody_reads_stays_whole(home):
     """A training has opened it, or reads it just now: it sees the old rows or the new ones."""
-    assert check("one.csv", "--out", "m.csv") == 1
+    assert check("one.csv", "--out", "m.csv") == 0
     with open("m.csv", "rb", buffering=0) as reading:
         first = reading.read(10)
         (home / "one.csv").write_text("path,label\nvideos/a.mp4,77\n")
@@ -271,17 +271,17 @@ def test_a_manifest_that_somebody_reads_stays_whole(home):
 
 
 def test_content_is_looked_at_where_times_cannot_be_trusted(home, write_video, capsys):
-    assert check("one.csv", "--out", "m.csv") == 1
+    assert check("one.csv", "--out", "m.csv") == 0
     path = home / "videos" / "a.mp4"
     stamp, size = path.stat().st_mtime_ns, path.stat().st_size
     data = write_video(path, num_frames=16).read_bytes()
     assert len(data) <= size
     path.write_bytes(data.ljust(size, b"\0"))
     os.utime(path, ns=(stamp, stamp))
-    assert check("one.csv", "--out", "m.csv") == 1
+    assert check("one.csv", "--out", "m.csv") == 0
     assert "1 file decoded" in capsys.readouterr().out
     os.chmod(path, 0o600)
-    assert check("one.csv", "--out", "m.csv") == 1
+    assert check("one.csv", "--out", "m.csv") == 0
     assert "0 files decoded" in capsys.readouterr().out
 
 
@@ -316,7 +316,7 @@ def test_a_disk_that_fails_ends_in_one_line_and_keeps_the_outcomes(home, monkeyp
         assert check("one.csv", "--out", "m.csv") == 2
     told = capsys.readouterr().err
     assert os.strerror(number) in told and "goes on" in told and told.startswith("error: ") and not (home / "m.csv").exists()
-    assert check("one.csv", "--out", "m.csv") == 1
+    assert check("one.csv", "--out", "m.csv") == 0
     assert "0 files decoded" in capsys.readouterr().out
 
 
@@ -336,7 +336,7 @@ def test_a_disk_that_fails_ends_in_one_line_and_keeps_the_outcomes(home, monkeyp
     ],
 )
 def test_facts_of_a_journal_that_no_check_wrote_are_not_believed(home, capsys, wrong):
-    assert check("one.csv", "--out", "m.csv") == 1
+    assert check("one.csv", "--out", "m.csv") == 0
     journal = home / "m.csv.journal"
     lines = []
     for line in journal.read_text().splitlines():
@@ -346,5 +346,5 @@ def test_facts_of_a_journal_that_no_check_wrote_are_not_believed(home, capsys, w
         lines.append(json.dumps(entry))
     journal.write_text("\n".join([*lines, "{}", "[1]", "null", '{"version": 3, "facts": null, "path": 1}', ""]))
     capsys.readouterr()
-    assert check("one.csv", "--out", "m.csv") == 1
+    assert check("one.csv", "--out", "m.csv") == 0
     assert "1 file decoded" in capsys.readouterr().out
