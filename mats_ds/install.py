@@ -40,7 +40,7 @@ STAMP = VENV / ".mats_ds-installed"  # the build, and what the installation was 
 OF_VENV = {"bin", "lib", "lib64", "include", "share", "pyvenv.cfg", ".gitignore", ".lock", "CACHEDIR.TAG", STAMP.name}
 BUILDS = ("cuda13", "cuda12")  # extras whose first package is DALI; one of the two is enough
 EXTRAS = ("test", "export", "examples", "docs")  # what the tests and the site need beside
-# Quick tests run on all cores, up to 4 processes of 2 GB; those of one file share what they prepare.
+# Quick tests run on all cores, up to 4 processes of 2 GB; those of one file share a process.
 SIDE_BY_SIDE = ("--numprocesses", "logical", "--maxprocesses", "4", "--dist", "loadfile")
 NAMES = ("python3", "python", "python3.12", "python3.11", "python3.13", "python3.10", "python3.14")
 SHOWN_PACKAGES = 4

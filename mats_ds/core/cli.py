@@ -123,7 +123,8 @@ class ArgumentParser(argparse.ArgumentParser):
         if option := find_nearest(f"--{name}", self._options(), cutoff=0.7):
             return f"; did you mean {option}{'=' if equals else ''}{value}?"
         if option := find_nearest(f"--{name}", self.launcher, cutoff=0.8):
-            return f": {option} is an option of DeepSpeed's launcher, which stands before the program's file: deepspeed {option} ... {os.path.basename(sys.argv[0])}"
+            before = f"deepspeed {option} ... {os.path.basename(sys.argv[0])}"
+            return f": {option} is an option of DeepSpeed's launcher, which stands before the program's file: {before}"
         if key := next((key for key in self.recipe_keys if key.rpartition(".")[2] == name.replace("-", "_")), None):
             return f"; did you mean {key}={value or 'VALUE'}?"
         return ""
