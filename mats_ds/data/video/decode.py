@@ -19,7 +19,6 @@ filter would save more, but changes the pictures.
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable, Iterator
 
 import av
@@ -27,6 +26,7 @@ import numpy as np
 from av.error import FFmpegError
 
 from mats_ds.core.clips import ClipSpec
+from mats_ds.core.shards.members import FileBytes, open_file
 from mats_ds.data.bitstream.palette import is_palette
 from mats_ds.data.video.clip_frames import RgbConverter
 from mats_ds.data.video.containers import READ_ERRORS, UnreadableVideo, describe_read_error, open_video
@@ -162,15 +162,12 @@ def _decode_packets(path: str, index: VideoIndex, wanted: np.ndarray, take: Take
     table = index.packets
     decoder = _open_decoder(table)
     missing = set(wanted.tolist())
-    file = os.open(path, os.O_RDONLY)
-    try:
+    with open_file(path) as file:
         for first, last in _packet_ranges(table, wanted):
             for packet in _needed_packets(file, table, first, last, missing):
                 _take_wanted(decoder.decode(packet), missing, take)
             _take_wanted(decoder.decode(None), missing, take)
             decoder.flush_buffers()
-    finally:
-        os.close(file)
     if missing:
         raise UnreadableVideo(f"frame {min(missing)} did not come")
 
@@ -198,14 +195,14 @@ def _packet_ranges(table: PacketTable, wanted: np.ndarray) -> list[tuple[int, in
     return list(zip(table.keyframe_packet_K[keyframe_of[beginnings]].tolist(), last.tolist(), strict=True))
 
 
-def _needed_packets(file: int, table: PacketTable, first: int, last: int, wanted: set[int]) -> Iterator[av.Packet]:
+def _needed_packets(file: FileBytes, table: PacketTable, first: int, last: int, wanted: set[int]) -> Iterator[av.Packet]:
     here = slice(first, last + 1)
     columns = (table.number_P, table.is_reference_P, table.offset_P, table.size_P)
     for number, is_reference, offset, size in zip(*(column[here].tolist() for column in columns), strict=True):
         if is_reference or number in wanted:
             # with the zeros behind it that decoders read; bytes handed over have none
             packet = av.Packet(size)
-            packet.update(os.pread(file, size, offset))
+            packet.update(file.pread(size, offset))
             packet.pts = number
             packet.is_keyframe = offset == table.offset_P[first]
             yield packet
