@@ -18,8 +18,8 @@ if __name__ == "__main__":  # run as a file, Python would look for modules in ma
 
 from mats_ds.core.cli import ArgumentParser, leave, run_script
 from mats_ds.distributed.ranks import join_ranks
-from mats_ds.evaluation.feature_folder import ADVICE, ShardOptions, extract
-from mats_ds.evaluation.feature_store import SUFFIXES
+from mats_ds.evaluation.features.feature_folder import ADVICE, ShardOptions, extract
+from mats_ds.evaluation.features.feature_store import SUFFIXES
 from mats_ds.evaluation.options import add_model_options, read_request
 
 SHARD_VIDEOS = {"mean": 1000, "tubelet": 1000, "none": 32}  # all tokens of a ViT-B clip are 5 MB

@@ -25,8 +25,16 @@ from mats_ds.core.token_grid import TokenGrid
 from mats_ds.data.manifest import Manifest, read_manifest
 from mats_ds.distributed.collectives import do_on_all, do_on_first, gather_on_all
 from mats_ds.distributed.ranks import RankInfo
-from mats_ds.evaluation.feature_store import SUFFIXES, Shard, digest, digest_weights, is_finished, read_shard, write_shard
-from mats_ds.evaluation.features import VERSION, extract_shard, open_encoder
+from mats_ds.evaluation.features.feature_store import (
+    SUFFIXES,
+    Shard,
+    digest,
+    digest_weights,
+    is_finished,
+    read_shard,
+    write_shard,
+)
+from mats_ds.evaluation.features.features import VERSION, extract_shard, open_encoder
 from mats_ds.evaluation.options import ModelRequest, ViewPlan, describe_weights, plan_views, read_model_weights
 from mats_ds.evaluation.results import UNREADABLE_COLUMNS, write_table, write_unreadable
 from mats_ds.models.feature_extractor import VideoEncoder
