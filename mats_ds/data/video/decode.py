@@ -57,7 +57,7 @@ def frame_numbers(spec: ClipSpec, *, index: VideoIndex) -> np.ndarray:
     not fall on frames; `segment_starts` (or `start` for all) says which frame of each.
     Raises UnreadableVideo when no frame lies in the range.
     """
-    first, last = _allowed_range(spec, index)
+    first, last = allowed_range(spec, index)
     num_allowed = last - first
     steps_T = np.arange(spec.num_frames)
     if spec.sampling == "uniform":
@@ -82,8 +82,14 @@ def _shown_at(seconds_F: np.ndarray, spec: ClipSpec, *, last_seconds: float) -> 
     duration = seconds_F[-1] + last_seconds - seconds_F[0]
     span = min(spec.span_seconds, duration)
     moments_T = seconds_F[0] + spec.start * (duration - span) + np.arange(spec.num_frames) * span / spec.num_frames
+    return shown_at(seconds_F, moments_T)
+
+
+def shown_at(seconds_F: np.ndarray, moments: np.ndarray) -> np.ndarray:
+    """The number of the frame that is shown at each of these moments, int64; the first one before
+    it."""
     # a moment that rounding puts just before a frame belongs to that frame
-    return np.maximum(np.searchsorted(seconds_F, moments_T + 1e-6, side="right") - 1, 0)
+    return np.maximum(np.searchsorted(seconds_F, moments + 1e-6, side="right") - 1, 0)
 
 
 def decode_frames(path: str, numbers: np.ndarray, *, index: VideoIndex | None = None) -> np.ndarray:
@@ -230,7 +236,9 @@ def _take_sound(number: int, frame: av.VideoFrame, take: Take) -> None:
     take(number, frame)
 
 
-def _allowed_range(spec: ClipSpec, index: VideoIndex) -> tuple[int, int]:
+def allowed_range(spec: ClipSpec, index: VideoIndex) -> tuple[int, int]:
+    """(first, end) of the numbers of the frames that a clip may use. Raises UnreadableVideo where
+    there is none."""
     first, last = 0, index.num_frames
     if spec.first_seconds is not None or spec.last_seconds is not None:
         seconds_F = index.seconds()
