@@ -1,7 +1,9 @@
-"""Extract the features of every video of a manifest: shards of arrays and an index.
+"""Extract the features of every video of a manifest: shards of arrays and an index, or one array of
+sliding windows a video.
 
     bash launch.sh extract --model runs/k400 --manifest videos.csv --out features   # all GPUs
     python mats_ds/extract.py --model MODEL --manifest videos.csv --out features --pool none
+    bash launch.sh extract --model runs/k400 --manifest videos.csv --out out --window 2 --hop 0.5
 
 The same command continues an earlier extraction; shards are equal on any number of ranks. Labels
 are not needed. Exit status: 0 done, 1 stopped by a fault (no room), 2 unusable input or arguments.
@@ -18,8 +20,10 @@ if __name__ == "__main__":  # run as a file, Python would look for modules in ma
 
 from mats_ds.core.cli import LAUNCHER_OPTIONS, ArgumentParser, leave, run_script
 from mats_ds.distributed.ranks import join_ranks
-from mats_ds.evaluation.feature_folder import ADVICE, ShardOptions, extract
-from mats_ds.evaluation.feature_store import SUFFIXES
+from mats_ds.evaluation.features.feature_folder import ADVICE, ShardOptions, extract
+from mats_ds.evaluation.features.feature_store import SUFFIXES
+from mats_ds.evaluation.features.window_folder import extract_windows
+from mats_ds.evaluation.features.windows import WindowTimes
 from mats_ds.evaluation.options import add_model_options, read_request
 
 SHARD_VIDEOS = {"mean": 1000, "tubelet": 1000, "none": 32}  # all tokens of a ViT-B clip are 5 MB
@@ -43,12 +47,44 @@ def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--keep_ratio", type=float, metavar="R", help="fraction of tokens to keep (a classifier's own; else all)")
     parser.add_argument("--format", choices=tuple(SUFFIXES), default="safetensors", help="of the shards (default: %(default)s)")
     parser.add_argument("--store", choices=("float32", "float16"), default="float32", help="type of the features (%(default)s)")
+    windows = parser.add_argument_group("sliding windows, for temporal action detection (ActionFormer, OpenTAD)")
+    windows.add_argument("--window", type=float, metavar="SECONDS", help="one VIDEO.npy a video: a feature for each window")
+    windows.add_argument("--hop", type=float, metavar="SECONDS", help="from the start of a window to that of the next")
     parser.add_argument("--shard_videos", type=int, metavar="N", help="videos of a shard (1000; 32 with --pool none)")
     return parser.parse_args(arguments)
 
 
+def read_times(options: argparse.Namespace) -> WindowTimes | None:
+    """The windows that are asked for, None for features of whole videos. Raises ValueError for
+    options that do not go with them."""
+    if options.window is None and options.hop is None:
+        return None
+    if options.window is None or options.hop is None:
+        given, other = ("--hop", "--window") if options.window is None else ("--window", "--hop")
+        raise ValueError(f"{given} goes with {other}: give both, such as --window 2 --hop 0.5")
+    defaults = {"pool": "mean", "format": "safetensors", "store": "float32", "clips": 1, "crops": 1}
+    others = ("stride", "stride_seconds", "sampling", "shard_videos")
+    if wrong := [f"--{name}" for name in (*defaults, *others) if getattr(options, name) != defaults.get(name)]:
+        raise ValueError(
+            f"{', '.join(wrong)} does not go with --window: a window has one float32 vector of one clip, whose frames are "
+            "spread evenly over it: leave that out"
+        )
+    return WindowTimes(options.window, options.hop)
+
+
 def run(options: argparse.Namespace) -> None:
     """Extract on this rank, together with the others."""
+    if (times := read_times(options)) is not None:
+        extract_windows(
+            read_request(options),
+            options.manifest,
+            root=options.root,
+            out=Path(options.out),
+            keep_ratio=options.keep_ratio,
+            times=times,
+            ranks=join_ranks(options.device),
+        )
+        return
     num_videos = SHARD_VIDEOS[options.pool] if options.shard_videos is None else options.shard_videos
     extract(
         read_request(options),

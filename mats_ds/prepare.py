@@ -3,6 +3,7 @@
     python mats_ds/prepare.py import SOURCE --out manifest.csv [--root VIDEO_DIR]
     python mats_ds/prepare.py check SOURCE --out checked.csv [--root VIDEO_DIR]
     python mats_ds/prepare.py transcode SOURCE --out DIR [--segment SECONDS]
+    python mats_ds/prepare.py pack SOURCE --out DIR [--shard_size 1GB]
 
 Each subcommand is an `add_<name>` that declares its arguments and names the function that runs it;
 `SUBCOMMANDS` lists them. `import` loads no video library. Exit status: 0 done, 1 done with
@@ -183,7 +184,60 @@ def run_transcode(options: argparse.Namespace) -> int:
     return LEFT_OUT if summary.failed else FINISHED
 
 
-SUBCOMMANDS = (add_import, add_check, add_transcode)
+def add_pack(commands) -> None:
+    """Arguments of `pack`."""
+    parser = commands.add_parser(
+        "pack",
+        help="files of a manifest -> tar shards that are read without unpacking, and a manifest of shard.tar#file",
+        epilog="Example: mats prepare pack train.csv --out /data/shards --shard_size 1GB; `tar xf` gives the files back",
+    )
+    parser.add_argument("source", help="manifest, or folder of videos")
+    parser.add_argument("out_dir", nargs="?", metavar="OUT", help="the folder of --out")
+    parser.add_argument("--out", metavar="DIR", help="folder of the shards and their manifest.csv")
+    parser.add_argument("--root", metavar="DIR", help="folder that relative paths start from (default: that of SOURCE)")
+    parser.add_argument(
+        "--shard_size", default="1GB", metavar="SIZE", help="of a shard at most: 1GB, 500MB, 512MiB (%(default)s)"
+    )
+    parser.add_argument("--workers", type=int, metavar="N", help="shards that are written at once (default: 2)")
+    parser.add_argument("--dry_run", action="store_true", help="only show what would be done, write nothing")
+    parser.set_defaults(run=run_pack)
+
+
+def run_pack(options: argparse.Namespace) -> int:
+    """Write the shards, or show what would be written."""
+    from mats_ds.data.classes import read_class_names
+    from mats_ds.data.prepare.packing.pack_plan import JOURNAL, check_out_folder, describe_plan, parse_bytes, plan_shards
+    from mats_ds.data.prepare.packing.packs import make_shards
+
+    if (options.out is None) == (options.out_dir is None):
+        raise ValueError("give the folder of the shards once: `mats prepare pack SOURCE --out DIR`")
+    source, out = Path(options.source), Path(options.out or options.out_dir)
+    shard_bytes = parse_bytes(options.shard_size)
+    manifest = read_manifest(source, root=options.root)
+    scanned = source if source.is_dir() else None
+    base = Path(options.root) if options.root and not scanned else scanned or source.parent
+    if options.dry_run:
+        check_out_folder(out, scanned=scanned)
+        say(*describe_plan(plan_shards(manifest, out, shard_bytes=shard_bytes, base=base)))
+        return FINISHED
+    log_to_stderr(logging.INFO)
+    with resumable("packed", journal=out / JOURNAL), Progress("pack") as progress:
+        summary = make_shards(
+            manifest,
+            out,
+            shard_bytes=shard_bytes,
+            base=base,
+            scanned=scanned,
+            sources=[] if scanned else [source],
+            class_names=read_class_names(manifest, source),
+            num_workers=min(2, count_cores()) if options.workers is None else options.workers,
+            on_done=progress,
+        )
+    say(*summary.lines())
+    return LEFT_OUT if summary.failed else FINISHED
+
+
+SUBCOMMANDS = (add_import, add_check, add_transcode, add_pack)
 
 
 def main(arguments: list[str] | None = None) -> int:

@@ -23,8 +23,8 @@ import mats_ds
 from mats_ds import extract
 from mats_ds.data.loading.build import read_views
 from mats_ds.data.manifest import read_manifest
-from mats_ds.evaluation import feature_folder
-from mats_ds.evaluation.feature_store import read_shard
+from mats_ds.evaluation.features import feature_folder
+from mats_ds.evaluation.features.feature_store import read_shard
 from mats_ds.models.weights.origin import Origin
 from tests.trained_models import GRID, save_autoencoder, save_classifier, write_manifest, write_videos
 

@@ -26,10 +26,12 @@ from pathlib import Path
 import numpy as np
 
 from mats_ds.core.format import format_count
+from mats_ds.core.shards.members import file_exists, list_members
+from mats_ds.core.shards.table import index_path
 from mats_ds.core.terminal import explain_locale
 from mats_ds.core.text import Lines, find_nearest
 from mats_ds.data.class_names import merge_names, normalise_name
-from mats_ds.data.list_text import VIDEO_EXTENSIONS, column_names, decode_text, find_delimiter, split_line
+from mats_ds.data.list_text import VIDEO_EXTENSIONS, column_names, decode_text, find_delimiter, has_video_extension, split_line
 
 logger = logging.getLogger(__name__)
 
@@ -88,7 +90,10 @@ def read_manifest(source: str | os.PathLike[str], *, root: str | os.PathLike[str
     if path.is_dir():
         rows = _read_folder(path)
         if not rows.paths:
-            raise ValueError(f"no video below {path}: expected files ending in {' '.join(sorted(VIDEO_EXTENSIONS))}")
+            fix = f"expected files ending in {' '.join(sorted(VIDEO_EXTENSIONS))}"
+            if next(path.glob("*.tar"), None) is not None:
+                fix = f"of the tar shards there, give the manifest that lists their files: {path / 'manifest.csv'}"
+            raise ValueError(f"no video below {path}: {fix}")
     else:
         rows = _read_file(path, Path(root) if root is not None else path.parent)
     manifest = Manifest(
@@ -98,13 +103,13 @@ def read_manifest(source: str | os.PathLike[str], *, root: str | os.PathLike[str
         np.asarray(rows.lasts, np.float64),
         name=path.resolve().name if path.is_dir() else f"{path.resolve().parent.name}/{path.name}",
     )
-    if not any(os.path.exists(path) for path in manifest.paths):
+    if not any(map(file_exists, manifest.paths)):
         why = next(filter(None, map(explain_locale, manifest.paths)), "")
         raise ValueError(
             f"{path}: not one of its {len(manifest)} files exists; the first would be {manifest.paths[0]}{why}. "
             "Set data.root to the folder that the paths start from"
         )
-    if unnamed := [why for path in manifest.paths if (why := explain_locale(path)) and not os.path.exists(path)]:
+    if unnamed := [why for path in manifest.paths if (why := explain_locale(path)) and not file_exists(path)]:
         raise ValueError(f"{path}: {len(unnamed)} files are not found{unnamed[0]}")
     return manifest
 
@@ -127,6 +132,19 @@ def list_videos(root: Path) -> list[str]:
     return sorted(videos)
 
 
+def list_packed(root: Path) -> list[tuple[str, str]]:
+    """(path `shard.tar#file` below `root`, file) of the videos in shards of `prepare pack` there,
+    which have an index beside them; sorted by shard."""
+    paths = []
+    for here, folders, files in os.walk(root):
+        folders[:] = sorted(name for name in folders if not name.startswith("."))
+        for shard in sorted(name for name in files if name.endswith(".tar") and index_path(name) in files):
+            below = os.path.relpath(os.path.join(here, shard), root).replace(os.sep, "/")
+            members = list_members(os.path.join(here, shard))
+            paths += [(f"{below}#{member.name}", member.name) for member in members if has_video_extension(member.name)]
+    return paths
+
+
 def _read_folder(folder: Path) -> _Rows:
     rows = _Rows(folder)
     videos = sorted((Path(path) for path in list_videos(folder)), key=lambda path: path.parts)
@@ -141,6 +159,9 @@ def _read_folder(folder: Path) -> _Rows:
 
 
 def _read_file(path: Path, base: Path) -> _Rows:
+    if path.suffix.lower() == ".tar":
+        listed = f"a manifest that lists its files as `{path.name}#file`"
+        raise ValueError(f"{path} is a tar archive: give {listed}, as `mats prepare pack` writes it")
     try:
         text = decode_text(path.read_bytes())
     except UnicodeDecodeError as error:
@@ -191,7 +212,7 @@ def _read_table(text: str, rows: _Rows) -> None:
             rows.mistakes.append(f"{where}: {len(fields)} fields, the header has {len(header)}: {','.join(fields)!r}")
             continue
         values = {name: fields[index].strip() for name, index in columns.items()}
-        if fields[columns["path"]] != values["path"] and os.path.exists(os.path.join(rows.base, fields[columns["path"]])):
+        if fields[columns["path"]] != values["path"] and file_exists(os.path.join(rows.base, fields[columns["path"]])):
             values["path"] = fields[columns["path"]]  # blanks that belong to the name
         if not values["path"]:
             rows.mistakes.append(f"{where}: the path is empty")

@@ -16,6 +16,7 @@ from collections.abc import Iterable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 
+from mats_ds.core.shards.members import open_file, stat_file
 from mats_ds.core.text import Lines
 from mats_ds.data.manifest import Manifest, read_manifest
 
@@ -28,7 +29,7 @@ PIECE_BYTES = 1 << 16  # what is read first, of files of equal size: their begin
 MOST_COMPARED_BYTES = 1 << 32
 MOST_LIST_BYTES = 1 << 28
 CHUNK_BYTES = 1 << 20
-Key = tuple[int | str, ...]
+Key = tuple[int | str | tuple[int, int], ...]
 
 
 @dataclass(frozen=True)
@@ -130,11 +131,12 @@ def identify(paths: Iterable[str], pool: ThreadPoolExecutor) -> dict[str, Key]:
 
     def look(path: str) -> Key:
         try:
-            status = os.stat(path)
+            status = stat_file(path)
         except (OSError, ValueError):
             return (os.path.realpath(path),)
-        # some network disks number no files
-        return status.st_dev, status.st_ino or os.path.realpath(path), status.st_size
+        device, inode, offset = status.place
+        # some network disks number no files; the members of a shard have its number
+        return device, inode and (inode, offset) or os.path.realpath(path), status.num_bytes
 
     unique = list(dict.fromkeys(paths))
     return dict(zip(unique, pool.map(look, unique), strict=True))
@@ -171,11 +173,10 @@ def read_pieces(path: str) -> bytes:
     it cannot be read."""
     digest = hashlib.sha256()
     try:
-        with open(path, "rb") as stream:
-            size = os.fstat(stream.fileno()).st_size
+        with open_file(path) as stream:
+            size = stream.size
             for start in (0, max(PIECE_BYTES, size // 2 - PIECE_BYTES // 2), max(2 * PIECE_BYTES, size - PIECE_BYTES)):
-                stream.seek(start)
-                digest.update(stream.read(PIECE_BYTES))
+                digest.update(stream.pread(PIECE_BYTES, start))
     except OSError:
         return b""
     return digest.digest()
@@ -184,7 +185,7 @@ def read_pieces(path: str) -> bytes:
 def has_same_bytes(path: str, other: str) -> bool:
     """Whether two files of one size are equal throughout."""
     try:
-        with open(path, "rb") as left, open(other, "rb") as right:
+        with open_file(path) as left, open_file(other) as right:
             while chunk := left.read(CHUNK_BYTES):
                 if chunk != right.read(CHUNK_BYTES):
                     return False

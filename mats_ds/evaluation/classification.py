@@ -20,6 +20,7 @@ import torch
 
 from mats_ds.core.clips import ClipBatch
 from mats_ds.core.run_dir import collect_versions
+from mats_ds.core.shards.members import is_file
 from mats_ds.core.storage.folder_lock import release_folder
 from mats_ds.core.storage.output_file import begin_writing, end_writing, refuse_losses
 from mats_ds.core.storage.output_folder import check_output_folder, hold_output_folder, make_new_folder
@@ -242,7 +243,7 @@ def classify_video(test: ClassifierTest, path: str, *, ranks: RankInfo) -> None:
 
     Raises ValueError for a file that is not there or cannot be read.
     """
-    if not Path(path).is_file():
+    if not is_file(path):
         raise ValueError(f"there is no video {path}")
     manifest = Manifest([path], np.array([-1]), np.array([np.nan]), np.array([np.nan]), Path(path).name)
     scored = score_manifest(test, manifest, test.views.read(manifest, rank=ranks.rank, world_size=ranks.world_size), ranks)

@@ -27,7 +27,7 @@ from mats_ds.data.classes import count_shared_classes
 from mats_ds.data.manifest import Manifest, read_manifest
 from mats_ds.data.shared_videos import refuse_shared
 from mats_ds.evaluation.accuracy import measure_accuracy
-from mats_ds.evaluation.feature_store import (
+from mats_ds.evaluation.features.feature_store import (
     FEATURES,
     RESULTS,
     FrozenSet,
@@ -37,7 +37,7 @@ from mats_ds.evaluation.feature_store import (
     refuse_foreign_features,
     save_features,
 )
-from mats_ds.evaluation.features import VERSION, extract_set, open_encoder
+from mats_ds.evaluation.features.features import VERSION, extract_set, open_encoder
 from mats_ds.evaluation.options import ModelRequest, ViewPlan, describe_weights, plan_views, read_model_weights
 from mats_ds.evaluation.probes import (
     TEMPERATURE,

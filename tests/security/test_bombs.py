@@ -23,7 +23,7 @@ import torch
 from safetensors.torch import save_file
 
 from mats_ds import TokenGrid, VideoClassifier
-from mats_ds.evaluation.feature_store import load_features, read_shard
+from mats_ds.evaluation.features.feature_store import load_features, read_shard
 from mats_ds.models.model_spec import dump_spec
 from mats_ds.models.weights.hugging_face import write_hugging_face
 from mats_ds.models.weights.load import load_encoder, load_model, read_weights, weights_of
@@ -363,7 +363,7 @@ def test_what_is_hardly_compressed_is_read_as_before(tmp_path, make):
     """Packed again by a zip program: floats do not shrink, and labels shrink little."""
     generator = torch.Generator().manual_seed(0)
     if make is npz_of_zeros:
-        from mats_ds.evaluation.feature_store import Shard, write_shard
+        from mats_ds.evaluation.features.feature_store import Shard, write_shard
 
         arrays = {"features": torch.rand(20, 8, generator=generator).numpy(), "sample": np.arange(20)}
         write_shard(tmp_path / "a.npz", Shard(arrays, "s", ()))

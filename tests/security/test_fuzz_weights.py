@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 from safetensors.torch import save_file
 
 from mats_ds import MaskedAutoencoder, TokenGrid
-from mats_ds.evaluation.feature_store import load_features, read_shard
+from mats_ds.evaluation.features.feature_store import load_features, read_shard
 from mats_ds.models.model_spec import dump_spec
 from mats_ds.models.weights.load import load_model, read_weights, weights_of
 from mats_ds.models.weights.native import save_weights

@@ -12,7 +12,6 @@ the upright picture.
 from __future__ import annotations
 
 import functools
-import os
 import threading
 from collections import OrderedDict
 from collections.abc import Callable, Sequence
@@ -23,6 +22,7 @@ import av
 import numpy as np
 
 from mats_ds.core.clips import ClipSpec
+from mats_ds.core.shards.members import open_file, stat_file
 from mats_ds.data.video.containers import READ_ERRORS, UnreadableVideo, describe_read_error
 from mats_ds.data.video.decode import frame_numbers, visit_frames
 from mats_ds.data.video.index import VideoIndex
@@ -141,9 +141,9 @@ def read_for_device(
         return read_decoded(spec, size=size)
     numbers_T = frame_numbers(spec, index=index)
     try:
-        if os.path.getsize(spec.path) > MAX_ENCODED_BYTES:
+        if stat_file(spec.path).num_bytes > MAX_ENCODED_BYTES:
             return read_decoded(spec, size=size)
-        encoded = np.fromfile(spec.path, np.uint8)
+        encoded = read_encoded(spec.path)
     except READ_ERRORS as error:
         raise UnreadableVideo(describe_read_error(error)) from None
     augmentation = None
@@ -241,6 +241,13 @@ def _make_cropper(
     from mats_ds.data.video.clip_frames import ClipCropper
 
     return ClipCropper(numbers_T, spec.crop, index=index, size=size)
+
+
+def read_encoded(path: str) -> np.ndarray:
+    """All bytes of a file, or of a member of a shard, uint8 [bytes]."""
+    with open_file(path) as file:
+        encoded = np.empty(file.size, np.uint8)
+        return encoded[: file.readinto(encoded)]
 
 
 def _region(spec: ClipSpec, picture: tuple[int, int]) -> Region:

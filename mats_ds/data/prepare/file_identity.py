@@ -10,8 +10,9 @@ from __future__ import annotations
 
 import hashlib
 import os
-import stat
 from dataclasses import dataclass, replace
+
+from mats_ds.core.shards.members import open_file, stat_file
 
 SAMPLED_BYTES = 1 << 12
 NUM_SAMPLES = 16
@@ -30,8 +31,8 @@ class FileIdentity:
 
 def identify(path: str | os.PathLike[str]) -> FileIdentity:
     """Without a sample. Raises OSError and ValueError where there is no such file."""
-    status = os.stat(path)
-    return FileIdentity(status.st_size, status.st_mtime_ns, status.st_ctime_ns)
+    status = stat_file(path)
+    return FileIdentity(status.num_bytes, status.modified_ns, status.changed_ns)
 
 
 def with_sample(path: str | os.PathLike[str], identity: FileIdentity) -> FileIdentity:
@@ -62,12 +63,11 @@ def sample_content(path: str | os.PathLike[str], num_bytes: int) -> str:
 
     Raises OSError where it cannot be read, and ValueError where it is no regular file.
     """
-    if not stat.S_ISREG(os.stat(path).st_mode):  # a pipe would be waited for
+    if not stat_file(path).is_regular:  # a pipe would be waited for
         raise ValueError(f"{path} is no regular file")
     digest = hashlib.sha256()
     last = max(0, num_bytes - SAMPLED_BYTES)
-    with open(path, "rb", buffering=0) as file:
+    with open_file(path) as file:
         for offset in sorted({last * number // (NUM_SAMPLES - 1) for number in range(NUM_SAMPLES)}):
-            file.seek(offset)
-            digest.update(file.read(SAMPLED_BYTES))
+            digest.update(file.pread(SAMPLED_BYTES, offset))
     return digest.hexdigest()

@@ -16,6 +16,8 @@ import os
 import av
 from av.error import ArgumentError, FFmpegError
 
+from mats_ds.core.shards.members import open_file, split_member
+
 # FFmpeg's names of demuxers that read one file. A name per demuxer is enough: "mov" stands for
 # mov,mp4,m4a,3gp,3g2,mj2.
 FORMATS = (
@@ -74,16 +76,19 @@ def open_video(path: str, *, stream_index: int | None = None) -> tuple[av.contai
 
 
 def open_container(path: str) -> av.container.InputContainer:
-    """The container of a local file. Raises what PyAV raises, and NotAVideoFormat.
+    """The container of a local file, or of a member of a tar shard. Raises what PyAV raises, and
+    NotAVideoFormat.
 
     Metadata that is no text is tolerated: up to PyAV 18 this must be asked for, PyAV 19 has no such
     argument any more.
     """
+    # A member of a shard is read through Python and has no address, so that none can be made of it.
+    source = file_url(path) if split_member(path) is None else open_file(path)
     try:
         try:
-            return av.open(file_url(path), options=dict(ONLY_THE_FILE), metadata_errors="replace")
+            return av.open(source, options=dict(ONLY_THE_FILE), metadata_errors="replace")
         except TypeError:
-            return av.open(file_url(path), options=dict(ONLY_THE_FILE))
+            return av.open(source, options=dict(ONLY_THE_FILE))
     except ArgumentError:  # the answer of FFmpeg to a format or protocol that is not in the lists
         raise NotAVideoFormat(UNSUPPORTED) from None
 

@@ -19,7 +19,6 @@ filter would save more, but changes the pictures.
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable, Iterator
 
 import av
@@ -27,6 +26,7 @@ import numpy as np
 from av.error import FFmpegError
 
 from mats_ds.core.clips import ClipSpec
+from mats_ds.core.shards.members import FileBytes, open_file
 from mats_ds.data.bitstream.palette import is_palette
 from mats_ds.data.video.clip_frames import RgbConverter
 from mats_ds.data.video.containers import READ_ERRORS, UnreadableVideo, describe_read_error, open_video
@@ -58,7 +58,7 @@ def frame_numbers(spec: ClipSpec, *, index: VideoIndex) -> np.ndarray:
     not fall on frames; `segment_starts` (or `start` for all) says which frame of each.
     Raises UnreadableVideo when no frame lies in the range.
     """
-    first, last = _allowed_range(spec, index)
+    first, last = allowed_range(spec, index)
     num_allowed = last - first
     steps_T = np.arange(spec.num_frames)
     if spec.sampling == "uniform":
@@ -83,8 +83,14 @@ def _shown_at(seconds_F: np.ndarray, spec: ClipSpec, *, last_seconds: float) -> 
     duration = seconds_F[-1] + last_seconds - seconds_F[0]
     span = min(spec.span_seconds, duration)
     moments_T = seconds_F[0] + spec.start * (duration - span) + np.arange(spec.num_frames) * span / spec.num_frames
+    return shown_at(seconds_F, moments_T)
+
+
+def shown_at(seconds_F: np.ndarray, moments: np.ndarray) -> np.ndarray:
+    """The number of the frame that is shown at each of these moments, int64; the first one before
+    it."""
     # a moment that rounding puts just before a frame belongs to that frame
-    return np.maximum(np.searchsorted(seconds_F, moments_T + 1e-6, side="right") - 1, 0)
+    return np.maximum(np.searchsorted(seconds_F, moments + 1e-6, side="right") - 1, 0)
 
 
 def decode_frames(path: str, numbers: np.ndarray, *, index: VideoIndex | None = None) -> np.ndarray:
@@ -172,15 +178,12 @@ def _decode_packets(path: str, index: VideoIndex, wanted: np.ndarray, take: Take
     table = index.packets
     decoder = _open_decoder(table)
     missing = set(wanted.tolist())
-    file = os.open(path, os.O_RDONLY)
-    try:
+    with open_file(path) as file:
         for first, last in _packet_ranges(table, wanted):
             for packet in _needed_packets(file, table, first, last, missing):
                 _take_wanted(decoder.decode(packet), missing, take)
             _take_wanted(decoder.decode(None), missing, take)
             decoder.flush_buffers()
-    finally:
-        os.close(file)
     if missing:
         raise UnreadableVideo(f"frame {min(missing)} did not come")
 
@@ -208,14 +211,14 @@ def _packet_ranges(table: PacketTable, wanted: np.ndarray) -> list[tuple[int, in
     return list(zip(table.keyframe_packet_K[keyframe_of[beginnings]].tolist(), last.tolist(), strict=True))
 
 
-def _needed_packets(file: int, table: PacketTable, first: int, last: int, wanted: set[int]) -> Iterator[av.Packet]:
+def _needed_packets(file: FileBytes, table: PacketTable, first: int, last: int, wanted: set[int]) -> Iterator[av.Packet]:
     here = slice(first, last + 1)
     columns = (table.number_P, table.is_reference_P, table.offset_P, table.size_P)
     for number, is_reference, offset, size in zip(*(column[here].tolist() for column in columns), strict=True):
         if is_reference or number in wanted:
             # with the zeros behind it that decoders read; bytes handed over have none
             packet = av.Packet(size)
-            packet.update(os.pread(file, size, offset))
+            packet.update(file.pread(size, offset))
             packet.pts = number
             packet.is_keyframe = offset == table.offset_P[first]
             yield packet
@@ -243,7 +246,9 @@ def _take_sound(number: int, frame: av.VideoFrame, take: Take) -> None:
     take(number, frame)
 
 
-def _allowed_range(spec: ClipSpec, index: VideoIndex) -> tuple[int, int]:
+def allowed_range(spec: ClipSpec, index: VideoIndex) -> tuple[int, int]:
+    """(first, end) of the numbers of the frames that a clip may use. Raises UnreadableVideo where
+    there is none."""
     first, last = 0, index.num_frames
     if spec.first_seconds is not None or spec.last_seconds is not None:
         seconds_F = index.seconds()

@@ -7,8 +7,7 @@ an encrypted stream.
 
 from __future__ import annotations
 
-import os
-
+from mats_ds.core.shards.members import FileBytes, open_file
 from mats_ds.data.video.containers import READ_ERRORS, UnreadableVideo, open_video
 
 VAGUE = "Invalid data found"  # FFmpeg's answer to most broken data
@@ -34,8 +33,8 @@ def explain(path: str, reason: str) -> str:
     if not reason.startswith(VAGUE):
         return reason
     try:
-        with open(path, "rb") as file:
-            num_bytes = os.fstat(file.fileno()).st_size
+        with open_file(path) as file:
+            num_bytes = file.size
             head = file.read(LOOK_BYTES)
             file.seek(max(0, num_bytes - LOOK_BYTES))
             tail = file.read(LOOK_BYTES)
@@ -91,7 +90,7 @@ def _has_invalid_utf8(head: bytes) -> bool:
     return False
 
 
-def _read_boxes(file, num_bytes: int) -> list[bytes]:
+def _read_boxes(file: FileBytes, num_bytes: int) -> list[bytes]:
     """The kinds of the top-level boxes of an MP4 file, as far as it reaches."""
     kinds, offset = [], 0
     while offset + BOX_HEADER_BYTES <= num_bytes and len(kinds) < 10_000:

@@ -16,6 +16,7 @@ from dataclasses import dataclass
 import av
 import numpy as np
 
+from mats_ds.core.shards.members import stat_file
 from mats_ds.data.video.containers import READ_ERRORS, UnreadableVideo, open_video
 from mats_ds.data.video.decode import visit_shown_frames
 from mats_ds.data.video.index import VideoIndex
@@ -93,7 +94,7 @@ def video_facts(path: str | os.PathLike[str]) -> VideoFacts:
     seconds_F = index.seconds()
     lasts = float(seconds_F[-1] - seconds_F[0])
     try:
-        num_bytes, num_streams = os.path.getsize(index.path), _count_video_streams(index.path)
+        num_bytes, num_streams = stat_file(index.path).num_bytes, _count_video_streams(index.path)
     except READ_ERRORS as error:  # it has vanished meanwhile
         raise ValueError(f"{name}: {error}") from None
     reason = why_on_cpu(index, num_video_streams=num_streams, num_bytes=num_bytes)

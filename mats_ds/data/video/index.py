@@ -95,16 +95,16 @@ class IndexCache:
     def __init__(self, max_bytes: int) -> None:
         self._max_bytes = max_bytes
         self._num_bytes = 0
-        self._entries: OrderedDict[tuple[str, int, int], VideoIndex | str] = OrderedDict()
+        self._entries: OrderedDict[tuple[str, int, int, int], VideoIndex | str] = OrderedDict()
         self._lock = threading.Lock()
 
-    def get(self, identity: tuple[str, int, int]) -> VideoIndex | str | None:
+    def get(self, identity: tuple[str, int, int, int]) -> VideoIndex | str | None:
         with self._lock:
             if identity in self._entries:
                 self._entries.move_to_end(identity)
             return self._entries.get(identity)
 
-    def put(self, identity: tuple[str, int, int], entry: VideoIndex | str) -> None:
+    def put(self, identity: tuple[str, int, int, int], entry: VideoIndex | str) -> None:
         with self._lock:
             if identity in self._entries:
                 return

@@ -10,7 +10,6 @@ decoded once (`recording`).
 from __future__ import annotations
 
 import os
-import stat
 from dataclasses import dataclass, replace
 from fractions import Fraction
 
@@ -18,6 +17,7 @@ import av
 import numpy as np
 from av.format import Flags
 
+from mats_ds.core.shards.members import stat_file
 from mats_ds.data.bitstream.palette import PaletteLog
 from mats_ds.data.bitstream.stream_proof import StreamProof
 from mats_ds.data.video.clock import clock_start, clock_start_of_counted, guessed_delay, slot_times
@@ -38,16 +38,16 @@ def index_video(path: str) -> VideoIndex:
     Raises UnreadableVideo for everything that is wrong with the file; that too is remembered.
     """
     try:
-        status = os.stat(path)
+        status = stat_file(path)
     except (OSError, ValueError) as error:
         raise UnreadableVideo(describe_read_error(error)) from None
-    if not stat.S_ISREG(status.st_mode):  # a pipe would be waited for without end
-        raise UnreadableVideo("a directory" if stat.S_ISDIR(status.st_mode) else "not a regular file")
-    identity = (path, status.st_size, status.st_mtime_ns)
+    if not status.is_regular:  # a pipe would be waited for without end
+        raise UnreadableVideo("a directory" if os.path.isdir(path) else "not a regular file")
+    identity = (path, status.num_bytes, status.modified_ns, status.place[2])
     known = _CACHE.get(identity)
     if known is None:
         try:
-            known = _read_index(path, status.st_size)
+            known = _read_index(path, status.num_bytes)
         except UnreadableVideo as unreadable:
             known = explain(path, unreadable.reason)
         _CACHE.put(identity, known)

@@ -15,6 +15,7 @@ from dataclasses import dataclass
 import av
 import numpy as np
 
+from mats_ds.core.shards.members import open_file
 from mats_ds.data.bitstream.pictures import Piece
 
 CONTAINERS = ("mov,mp4", "avi")
@@ -61,7 +62,7 @@ class PacketLog:
         if self._codec == "h264":
             self.suits = self.suits and self._extradata[:1] == b"\x01"
             self._length_size = (self._extradata[4] & 3) + 1 if len(self._extradata) > 4 else 0
-        self._file = open(path, "rb") if self.suits else None  # noqa: SIM115 - closed by __exit__
+        self._file = open_file(path) if self.suits else None
         self._offsets: list[int] = []
         self._sizes: list[int] = []
         self._references: list[bool] = []
@@ -83,8 +84,7 @@ class PacketLog:
         if packet.pos is None or packet.pos < 0 or packet.is_corrupt or packet.has_sidedata("new_extradata"):
             self.suits = False
             return
-        self._file.seek(packet.pos)
-        if self._file.read(len(data)) != data:
+        if self._file.pread(len(data), packet.pos) != data:
             self.suits = False
             return
         for number, (piece, is_key) in enumerate(pieces):

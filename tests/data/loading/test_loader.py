@@ -327,11 +327,11 @@ def test_whole_frames_that_dali_decodes_are_augmented_as_those_that_pyav_decodes
 
 def test_a_chunk_that_the_device_refuses_goes_through_pyav(vp9_videos, device_decodes_vp9, monkeypatch, caplog):
     by_dali = take(loader_of(vp9_videos, global_batch=4), 5)
-    read = reader.np.fromfile
+    read = reader.read_encoded
     # DALI gets rubbish while PyAV reads the sound file; with chunks of one clip, many are in flight
     # when the first fails.
     monkeypatch.setattr(batching, "MAX_CHUNK_CLIPS", 1)
-    monkeypatch.setattr(reader.np, "fromfile", lambda path, dtype: read(path, dtype)[::-1].copy())
+    monkeypatch.setattr(reader, "read_encoded", lambda path: read(path)[::-1].copy())
     by_pyav = take(loader_of(vp9_videos, global_batch=4), 5)
     for one, other in zip(by_dali, by_pyav, strict=True):
         assert_alike(one, other)
@@ -347,11 +347,9 @@ def test_a_file_that_neither_can_decode_is_named(vp9_videos, device_decodes_vp9,
             raise reader.UnreadableVideo("no decoder can do it")
         return real(path, numbers, **options)
 
-    read = reader.np.fromfile
+    read = reader.read_encoded
     monkeypatch.setattr(reader, "visit_frames", fail)
-    monkeypatch.setattr(
-        reader.np, "fromfile", lambda path, dtype: read(path, dtype)[:: -1 if path == vp9_videos[1] else 1].copy()
-    )
+    monkeypatch.setattr(reader, "read_encoded", lambda path: read(path)[:: -1 if path == vp9_videos[1] else 1].copy())
     (batch,) = take(loader_of(vp9_videos, global_batch=4), 1)
     assert [(bad.path, bad.reason) for bad in batch.bad] == [(vp9_videos[1], "no decoder can do it")]
     assert int((~batch.valid_B).sum()) == 1 and vp9_videos[1] not in batch.paths

@@ -37,7 +37,7 @@ def test_a_file_too_long_for_the_device_is_not_read_whole(large_video, monkeypat
     spec = spec_of(large_video)
     assert isinstance(read_for_device(spec, codecs=codecs, size=(32, 48)), EncodedClip)
     monkeypatch.setattr(reader, "MAX_ENCODED_BYTES", 100)
-    monkeypatch.setattr(reader.np, "fromfile", lambda *_: pytest.fail("read whole"))
+    monkeypatch.setattr(reader, "read_encoded", lambda *_: pytest.fail("read whole"))
     assert isinstance(read_for_device(spec, codecs=codecs, size=(32, 48)), DecodedClip)
 
 

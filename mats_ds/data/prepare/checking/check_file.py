@@ -13,7 +13,6 @@ of pictures) are no fault.
 
 from __future__ import annotations
 
-import os
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -21,6 +20,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from mats_ds.core.clips import DAMAGED, ClipSpec
+from mats_ds.core.shards.members import stat_file
 from mats_ds.data.prepare.header_length import describe_torn_end
 from mats_ds.data.video.decode import decode_frames, frame_numbers
 from mats_ds.data.video.index import VideoIndex
@@ -139,7 +139,7 @@ def check_file(path: str, *, on_heartbeat: Callable[[], None] = lambda: None) ->
     vfr = index.trusts_pts and varies(seconds_F[first:last], tick_seconds=float(index.time_base))
     key_numbers = np.flatnonzero(recorded.is_key_F)
     distances = np.diff([*key_numbers, recorded.num_frames]) if len(key_numbers) else [recorded.num_frames]
-    num_bytes = os.stat(path).st_size
+    num_bytes = stat_file(path).num_bytes
     height, width = index.upright_size
     return FileFacts(
         num_frames=num_frames,

@@ -14,32 +14,26 @@ from __future__ import annotations
 import contextlib
 import csv
 import json
-import logging
 import math
 import os
 import re
-import secrets
 from collections import defaultdict
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from mats_ds.core.storage.files import format_csv, hash_file, hash_text, open_to_append, refuse_wrong_kind, write_text
+from mats_ds.core.storage.files import hash_text, refuse_wrong_kind
 from mats_ds.core.storage.folder_lock import hold_folder, release_folder
 from mats_ds.core.storage.output_folder import open_output_folder
-from mats_ds.core.storage.own_files import OwnFiles, refuse_sources, set_aside
 from mats_ds.data.prepare.copying.copy_plan import COMMAND, JOURNAL, PlannedCopy, holds_copies, is_inside
 from mats_ds.data.prepare.copying.copy_task import CopyOutcome
 from mats_ds.data.prepare.copying.segment import Segment
 from mats_ds.data.prepare.file_identity import FileIdentity, identify, is_same_file, with_sample
 from mats_ds.data.prepare.journal import Journal, open_journal, read_entries
 from mats_ds.data.prepare.publishing import Publisher, remove_parts
+from mats_ds.data.prepare.written_files import RECORD, WrittenFiles
 
-logger = logging.getLogger(__name__)
-
-RECORD = ".written.jsonl"
-TOKEN_LINE = re.compile(r'\{"token": "([0-9a-f]{16})"\}')
 PIECE_NAME = re.compile(r"(.+)_\d{4,}\.(mp4|mkv)", re.DOTALL)
 NUM_SHOWN = 3
 
@@ -49,10 +43,9 @@ class CopyJournal:
 
     def __init__(self, journal: Journal, kind: dict[str, Any], out: Path) -> None:
         self._journal, self._kind = journal, kind
-        self._record = out.absolute() / RECORD
+        self._files = WrittenFiles(out, is_old=self._is_old_table)
+        self._own = self._files.own
         self._entries = _read_finished(journal.lines, out)
-        lines = self._record.read_text(encoding="utf-8", errors="replace").split("\n") if self._record.exists() else []
-        self._own = OwnFiles(out, lines)
         self._old_bytes = {  # of the copies of version 0.1, by name
             self._own.name(piece["path"]): piece["num_bytes"]
             for entry in self._entries.values()
@@ -61,10 +54,6 @@ class CopyJournal:
         }
         # Of two originals that had the same copy one after the other, it is that of the later one.
         self._source_of = {self._own.name(path): source for source, entry in self._entries.items() for path in _paths(entry)}
-        tokens = [match[1] for line in lines if (match := TOKEN_LINE.fullmatch(line))]
-        self._token = tokens[0] if tokens else secrets.token_hex(8)
-        if not tokens:
-            self._note(json.dumps({"token": self._token}))
 
     def find(self, copy: PlannedCopy, *, keep_partial: bool, needed_seconds: float) -> CopyOutcome | None:
         """The outcome of an earlier run, if it still holds."""
@@ -129,7 +118,9 @@ class CopyJournal:
                 known = first = [copy.target]
             ours = frozenset(path for path in known if self._is_ours(path))
             foreign += [path for path in first if os.path.lexists(path) and path not in ours]
-            publishers[copy.source] = Publisher(f"{hash_text(copy.target)[:16]}.{self._token}", str(self._record), ours)
+            publishers[copy.source] = Publisher(
+                f"{hash_text(copy.target)[:16]}.{self._files.token}", str(self._files.record), ours
+            )
         if foreign:
             more = f" and {len(foreign) - NUM_SHOWN} more" if len(foreign) > NUM_SHOWN else ""
             raise ValueError(
@@ -140,38 +131,19 @@ class CopyJournal:
 
     def remove_leftovers(self, copies: Sequence[PlannedCopy]) -> None:
         """Remove the unfinished files of runs that were killed."""
-        unfinished = re.compile(rf"\.[0-9a-f]{{16}}\.{self._token}\..*")
+        unfinished = re.compile(rf"\.[0-9a-f]{{16}}\.{self._files.token}\..*")
         for folder in {os.path.dirname(copy.target) for copy in copies}:
             for name in os.listdir(folder) if os.path.isdir(folder) else ():
                 if unfinished.fullmatch(name):
                     remove_parts(Path(folder), name)
 
     def check_table(self, path: Path, header: Sequence[str], *, sources: Sequence[str | os.PathLike[str]] = ()) -> None:
-        """Raises ValueError where a table would take the place of a source or of a file that this
-        command did not write."""
-        refuse_sources(path, option="the table", sources=sources)
-        if path.exists() and not self._own.holds(path) and not self._is_old_table(path, header):
-            what = "was changed after this command wrote it" if self._own.knows(path) else "was not written by this command"
-            raise ValueError(f"{path} {what}, and would be lost: rename it, or give another --out")
+        """As WrittenFiles has it."""
+        self._files.check_table(path, header, sources=sources)
 
     def write_table(self, path: Path, header: Sequence[str], rows: Sequence[tuple], *, even_empty: bool = False) -> None:
-        """A CSV that appears at once; without rows an earlier one is removed, unless it is to be
-        written `even_empty`.
-
-        One of version 0.1 that differs is kept as NAME.old. Raises ValueError as `check_table`
-        does.
-        """
-        self.check_table(path, header)
-        text = format_csv([header, *rows])
-        is_wanted, checksum = bool(rows) or even_empty, hash_text(text)
-        if path.exists() and not self._own.holds(path) and not (is_wanted and hash_file(path) == checksum):
-            logger.info("%s, of version 0.1, is kept as %s", path, set_aside(path))
-        if not is_wanted:
-            path.unlink(missing_ok=True)
-            return
-        if line := self._own.note(path, checksum):
-            self._note(line)
-        write_text(path, text, durable=True, errors="backslashreplace")
+        """As WrittenFiles has it."""
+        self._files.write_table(path, header, rows, even_empty=even_empty)
 
     def _is_planned(self, path: str, copy: PlannedCopy) -> bool:
         """Whether this is where the original's copy, or a segment, belongs, and nobody else's has
@@ -196,10 +168,6 @@ class CopyJournal:
                 return next(csv.reader(file), []) == [*header]
         except (OSError, ValueError, csv.Error):
             return False
-
-    def _note(self, line: str) -> None:
-        with open_to_append(self._record) as record:
-            record.write("\n" + line)
 
 
 @contextlib.contextmanager

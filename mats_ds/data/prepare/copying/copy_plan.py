@@ -14,6 +14,7 @@ import av
 import numpy as np
 
 from mats_ds.core.format import format_bytes
+from mats_ds.core.shards.members import is_file, member_name, stat_file
 from mats_ds.core.storage.files import open_regular
 from mats_ds.core.storage.output_folder import NOT_COUNTED, check_output_folder, read_marker
 from mats_ds.data.manifest import Manifest
@@ -32,6 +33,7 @@ HALVING_CRF = {"h264": 6, "vp9": 9}
 SPARE_BYTES = 64 << 20
 NUM_SAMPLED = 16
 NUM_SHOWN, NUM_TRIED = 10, 4
+SMALLER_COPIES = "give --out another disk, or take a smaller --short_side or a higher --crf"
 
 
 @dataclass(frozen=True)
@@ -56,12 +58,14 @@ def plan_copies(manifest: Manifest, out: Path, *, base: Path | None = None) -> l
     start = os.path.abspath(base) if base else None
     if start is None or any(os.path.commonpath([start, source]) != start for source in sources):
         start = os.path.commonpath([os.path.dirname(source) for source in sources])
-    stems = [os.path.splitext(os.path.relpath(source, start))[0] for source in sources]
+    # of a member of a shard the copy lies in a folder that bears the shard's name
+    names = [os.path.relpath(member_name(source), start) for source in sources]
+    stems = [os.path.splitext(name)[0] for name in names]
     uses = Counter(stems)
     planned = []
-    for source, stem in zip(sources, stems, strict=True):
-        name = stem if uses[stem] == 1 else os.path.relpath(source, start)
-        num_bytes = os.path.getsize(source) if os.path.isfile(source) else 0
+    for source, stem, whole in zip(sources, stems, names, strict=True):
+        name = stem if uses[stem] == 1 else whole
+        num_bytes = stat_file(source).num_bytes if is_file(source) else 0
         planned.append(PlannedCopy(source, num_bytes, str(out.absolute() / f"{name}.mp4")))
     _refuse_twins(planned, out)
     originals = {os.path.realpath(source) for source in sources}
@@ -176,14 +180,14 @@ def _pixels_by_header(path: str, short_side: int) -> float:
     return width * height * scale**2 * num_frames
 
 
-def check_space(out: Path, needed_bytes: int) -> None:
+def check_space(out: Path, needed_bytes: int, *, what: str = "copies", fix: str = SMALLER_COPIES) -> None:
     """Raises ValueError when the disk of `out` has not that much room."""
     existing = _nearest_existing(out)
     free_bytes = shutil.disk_usage(existing).free
     if needed_bytes + SPARE_BYTES > free_bytes:
         raise ValueError(
-            f"the copies need about {format_bytes(needed_bytes)}, but {existing} has {format_bytes(free_bytes)} free: make room, "
-            "give --out another disk, or take a smaller --short_side or a higher --crf"
+            f"the {what} need about {format_bytes(needed_bytes)}, but {existing} has {format_bytes(free_bytes)} free: make room, "
+            f"{fix}"
         )
 
 

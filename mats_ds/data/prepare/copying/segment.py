@@ -19,6 +19,7 @@ from pathlib import Path
 import av
 import numpy as np
 
+from mats_ds.core.storage.files import is_same_file
 from mats_ds.data.prepare.copying.copy_settings import CopySettings
 from mats_ds.data.prepare.copying.transcode import CopyFailed, transcode_file
 from mats_ds.data.prepare.publishing import Publisher, publish
@@ -149,7 +150,7 @@ def _cut(
     suffix = ".mkv" if index.codec not in MP4_CODECS or index.container.startswith("matroska") else ".mp4"
     targets = [folder / f"{name}_{number:04d}{suffix}" for number in range(len(cuts.first_packet_G))]
     for target in targets:
-        if target.exists() and os.path.samefile(target, index.path):
+        if is_same_file(target, index.path):
             raise ValueError(f"{target} is the original itself: give another folder")
         publisher.check_target(target)
     parts: list[Path] = []

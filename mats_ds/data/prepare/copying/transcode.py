@@ -35,6 +35,8 @@ import numpy as np
 from av.error import FFmpegError
 from av.video.reformatter import ColorRange
 
+from mats_ds.core.shards.members import stat_file
+from mats_ds.core.storage.files import is_same_file
 from mats_ds.data.prepare.copying.copy_settings import ENCODERS, CopySettings
 from mats_ds.data.prepare.copying.upright import UprightScaler, copy_size
 from mats_ds.data.prepare.header_length import describe_torn_end
@@ -101,7 +103,7 @@ def transcode_file(
     source, target = os.fspath(source), Path(target)
     settings, publisher = settings or CopySettings(), publisher or Publisher()
     index = index_video(source)
-    if target.exists() and os.path.samefile(source, target):
+    if is_same_file(source, target):
         raise ValueError(f"{target} is the original itself: give another target")
     publisher.check_target(target)
     target.parent.mkdir(parents=True, exist_ok=True)
@@ -124,7 +126,7 @@ def transcode_file(
         height=written.height,
         first_seconds=float(index.seconds()[0]),
         duration_seconds=written.last_seconds() + index.frame_seconds(),
-        source_bytes=os.path.getsize(source),
+        source_bytes=stat_file(source).num_bytes,
         num_bytes=os.path.getsize(target),
         problem=written.problem,
     )

@@ -191,6 +191,10 @@ def _import(
     _refuse_conflicts(rows)
     rows.mistakes.sort(key=_line_of)
     _name_by_folders(rows)
+    located = [videos.locate(row.path) for row in rows.rows]
+    if num_packed := sum(path != row.path for path, row in zip(located, rows.rows, strict=True)):
+        rows.notes.append(f"{num_packed} of {len(rows.rows)} rows name a file in a tar shard below {videos.root}")
+        rows.rows = [replace(row, path=path) for path, row in zip(located, rows.rows, strict=True)]
     return Imported(name, rows.rows, rows.classes, rows.mistakes, notes + rows.notes + videos.describe_looser(), videos.root)
 
 

@@ -22,7 +22,7 @@ from pathlib import Path
 from mats_ds.core.storage.documents import parse_json
 from mats_ds.data.class_names import normalise_name
 from mats_ds.data.list_text import decode_text, has_video_extension
-from mats_ds.data.manifest import list_videos
+from mats_ds.data.manifest import list_packed, list_videos
 
 OTHER_FOLDERS, OTHER_EXTENSION, SEVERAL_FOLDERS = "other folders", "other extension", "several folders"
 _files_read: ContextVar[list[Path] | None] = ContextVar("files_read", default=None)
@@ -126,6 +126,8 @@ class VideoFiles:
     def __init__(self, root: Path | None) -> None:
         self.root = root
         self.paths: set[str] = set()
+        # name of a file in a shard -> its path below root
+        self._packed: dict[str, str] = {}
         # how -> (asked, found), for the report
         self.looser: dict[str, list[tuple[str, str]]] = defaultdict(list)
         # file name without folder and extension
@@ -134,6 +136,12 @@ class VideoFiles:
         self._by_stem_path: dict[str, list[str]] = defaultdict(list)
         for path in list_videos(root) if root is not None else ():
             self.paths.add(path)
+        # Files in shards are found by their own names; what lies unpacked comes first.
+        for path, name in list_packed(root) if root is not None else ():
+            if name not in self.paths:
+                self.paths.add(name)
+                self._packed[name] = path
+        for path in sorted(self.paths):
             self._by_stem_path[os.path.splitext(path)[0]].append(path)
             self._by_stem[os.path.splitext(os.path.basename(path))[0]].append(path)
 
@@ -185,6 +193,10 @@ class VideoFiles:
         if len(found) > 1:
             self.looser[SEVERAL_FOLDERS].append((asked, " and ".join(found[:3])))
         return found[0] if found else None
+
+    def locate(self, path: str) -> str:
+        """The path below `root` of a file that was found, `shard.tar#file` for one in a shard."""
+        return self._packed.get(path, path)
 
     def describe_looser(self) -> list[str]:
         """One sentence for each way in which names did not fit to the letter."""

@@ -272,14 +272,14 @@ def test_a_second_transcode_is_told_who_the_first_is(home, out):
 @pytest.mark.parametrize("number", [28, 30, 122])
 def test_a_disk_that_fails_ends_in_one_line_and_keeps_the_copies(home, out, monkeypatch, capsys, number):
     """ENOSPC, EROFS, EDQUOT while the manifest is written; the same command goes on."""
-    from mats_ds.data.prepare.copying import copy_journal
+    from mats_ds.data.prepare import written_files
 
     def fail(*_, **__):
         raise OSError(number, os.strerror(number))
 
     manifest = (out / "manifest.csv").read_bytes()
     with monkeypatch.context() as patch:
-        patch.setattr(copy_journal, "write_text", fail)
+        patch.setattr(written_files, "write_text", fail)
         assert again("--gop", 5) == 2
     told = capsys.readouterr().err
     assert os.strerror(number) in told and "goes on" in told and "Traceback" not in told

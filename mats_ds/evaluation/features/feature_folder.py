@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import logging
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -25,8 +25,16 @@ from mats_ds.core.token_grid import TokenGrid
 from mats_ds.data.manifest import Manifest, read_manifest
 from mats_ds.distributed.collectives import do_on_all, do_on_first, gather_on_all
 from mats_ds.distributed.ranks import RankInfo
-from mats_ds.evaluation.feature_store import SUFFIXES, Shard, digest, digest_weights, is_finished, read_shard, write_shard
-from mats_ds.evaluation.features import VERSION, extract_shard, open_encoder
+from mats_ds.evaluation.features.feature_store import (
+    SUFFIXES,
+    Shard,
+    digest,
+    digest_weights,
+    is_finished,
+    read_shard,
+    write_shard,
+)
+from mats_ds.evaluation.features.features import VERSION, extract_shard, open_encoder
 from mats_ds.evaluation.options import ModelRequest, ViewPlan, describe_weights, plan_views, read_model_weights
 from mats_ds.evaluation.results import UNREADABLE_COLUMNS, write_table, write_unreadable
 from mats_ds.models.feature_extractor import VideoEncoder
@@ -89,6 +97,8 @@ def extract(
     do_on_first(check, ranks, advice=advice)  # before the weights are read
     manifest = read_manifest(source, root=root)
     extraction = plan_extraction(request, manifest, keep_ratio=keep_ratio, shards=shards, ranks=ranks)
+    views = extraction.views
+    logger.info("%d x %d views of a video; %s", views.num_clips, views.num_crops, views.describe_clips())
     try:
         begin = partial(begin_folder, out, extraction, inputs=(source, request.path))
         do_on_first(begin, ranks, advice=advice)
@@ -120,7 +130,6 @@ def plan_extraction(
     views = plan_views(request, weights, grid=grid, num_frames=encoder.num_frames, device=ranks.device)
     if shards.num_videos < 1:
         raise ValueError(f"--shard_videos is at least 1, got {shards.num_videos}")
-    logger.info("%d x %d views of a video; %s", views.num_clips, views.num_crops, views.describe_clips())
     listed = [
         [os.path.abspath(path) for path in manifest.paths],
         manifest.first_seconds_S.tolist(),
@@ -152,23 +161,32 @@ def plan_extraction(
     return Extraction(encoder.to(views.device, views.dtype), views, shards, settings, details)
 
 
-def begin_folder(out: Path, extraction: Extraction, *, inputs: Sequence[str | Path | None] = ()) -> None:
+def begin_folder(
+    out: Path,
+    extraction: Extraction,
+    *,
+    inputs: Sequence[str | Path | None] = (),
+    tables: Mapping[str, Sequence[str]] = TABLES,
+    is_part: Callable[[str], bool] = lambda name: name.startswith(SHARD),
+) -> None:
     """Hold the folder, write the settings and remove unfinished files of a killed start.
 
-    inputs: files that are read. Raises ValueError, and changes nothing, if `out` holds something
-    else or features of other settings, is in use, or a file of the user's would be lost in it.
+    inputs: files that are read. tables: their columns, by name. is_part: of what else an unfinished
+    file may be left, by the beginning of its name. Raises ValueError, and changes nothing, if `out`
+    holds something else or features of other settings, is in use, or a file of the user's would be
+    lost in it.
     """
-    written = (SETTINGS, *TABLES)
+    written = (SETTINGS, *tables)
     # before the folder is held, so that a foreign one stays as it is, and after, when nobody else
     # writes
     for _ in range(2):
         refuse_other_settings(out / SETTINGS, extraction.settings)
-        refuse_other_tables(out)
+        refuse_other_tables(out, tables)
         refuse_losses(out, written, inputs=inputs)
         hold_output_folder(out, command=COMMAND, is_ours=is_features_folder)
     begin_writing(out, written)
     write_json(out / SETTINGS, {**extraction.settings, **extraction.details}, indent=2)
-    if num_removed := remove_parts(out, of=lambda name: name in written or name.startswith(SHARD)):
+    if num_removed := remove_parts(out, of=lambda name: name in written or is_part(name)):
         logger.info("removed %d unfinished files of an earlier start", num_removed)
 
 
@@ -188,9 +206,9 @@ def refuse_other_settings(path: Path, settings: Mapping[str, object]) -> None:
         raise ValueError(f"{path.parent} holds features of other settings ({'; '.join(other)}): use another --out")
 
 
-def refuse_other_tables(out: Path) -> None:
+def refuse_other_tables(out: Path, tables: Mapping[str, Sequence[str]] = TABLES) -> None:
     """Raise ValueError if a file with the name of one of our tables has another header."""
-    for name, columns in TABLES.items():
+    for name, columns in tables.items():
         if not os.path.lexists(out / name):
             continue
         with open_regular(out / name) as stream:

@@ -7,7 +7,7 @@ import os
 import pytest
 import torch
 
-from mats_ds.evaluation.feature_store import FrozenSet, load_features, make_key, save_features
+from mats_ds.evaluation.features.feature_store import FrozenSet, load_features, make_key, save_features
 
 
 def make_features(*, with_tokens: bool = True) -> FrozenSet:

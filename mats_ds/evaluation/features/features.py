@@ -17,7 +17,7 @@ from mats_ds.core.clips import BadClip
 from mats_ds.core.token_grid import count_tokens
 from mats_ds.data.manifest import Manifest
 from mats_ds.data.view_sampler import View
-from mats_ds.evaluation.feature_store import FrozenSet
+from mats_ds.evaluation.features.feature_store import FrozenSet
 from mats_ds.evaluation.options import ViewPlan
 from mats_ds.evaluation.probes import normalise_tokens
 from mats_ds.evaluation.results import SHOWN_BAD

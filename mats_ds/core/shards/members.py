@@ -1,0 +1,283 @@
+"""A path -> the bytes of the file that it names: an ordinary file, or `shard.tar#member`, a member
+of an uncompressed tar archive.
+
+A path is a member's only if it has `.tar#` in it and no ordinary file has that very name. The part
+up to the first such `#` that follows an existing archive is the shard; all behind it is the
+member's name, which may hold further `#`.
+
+A process opens each shard once and keeps up to MAX_OPEN_SHARDS of them, the least recently used
+closed first once nobody reads from it. All reads are `pread`, so threads share a descriptor. A
+shard whose size, time or inode has changed is opened anew.
+"""
+
+from __future__ import annotations
+
+import errno
+import logging
+import os
+import re
+import stat
+import threading
+import zlib
+from collections import OrderedDict
+from dataclasses import dataclass
+
+import numpy as np
+
+from mats_ds.core.shards.table import (
+    BLOCK,
+    NOT_COMPRESSED,
+    BadShard,
+    Member,
+    MemberTable,
+    index_path,
+    make_table,
+    read_index,
+    walk_headers,
+)
+
+logger = logging.getLogger("mats_ds")
+
+MAX_OPEN_SHARDS = 64
+SHARD_END = re.compile(r"\.tar#", re.IGNORECASE)
+COMPRESSED_END = re.compile(r"\.(?:tar\.\w{1,4}|tgz|tbz2|txz)#", re.IGNORECASE)
+
+
+class NoMember(OSError):
+    """The shard is there and the member is not, or cannot be read; `strerror` says why."""
+
+    def __init__(self, reason: str, path: str) -> None:
+        super().__init__(errno.ENOENT, reason, path)
+
+
+@dataclass(frozen=True)
+class FileStatus:
+    """num_bytes: of the file or member. modified_ns, changed_ns: of the file or shard. place: which
+    bytes of which file: device, inode, offset."""
+
+    num_bytes: int
+    modified_ns: int
+    changed_ns: int
+    place: tuple[int, int, int]
+    is_regular: bool = True
+
+
+class FileBytes:
+    """An open file, or a member of a shard as if it were one: `pread`, and `read`, `seek`, `tell`
+    as FFmpeg needs them.
+
+    name: of the file or the member, whose extension FFmpeg looks at.
+    """
+
+    def __init__(self, name: str, opened: _Descriptor, offset: int, size: int) -> None:
+        self.name, self.size = name, size
+        self._opened, self._offset, self._position = opened, offset, 0
+
+    def pread(self, size: int, offset: int) -> bytes:
+        """Up to `size` bytes from `offset` on."""
+        return os.pread(self._opened.number, max(0, min(size, self.size - offset)), self._offset + offset)
+
+    def readinto(self, buffer: np.ndarray) -> int:
+        """Fill an array of bytes from here on; how many came."""
+        view = memoryview(buffer)[: max(0, self.size - self._position)]
+        count = 0
+        while count < len(view) and (more := os.preadv(self._opened.number, [view[count:]], self._offset + self._position)):
+            count, self._position = count + more, self._position + more
+        return count
+
+    def read(self, size: int = -1) -> bytes:
+        data = self.pread(self.size if size < 0 else size, self._position)
+        self._position += len(data)
+        return data
+
+    def seek(self, offset: int, whence: int = os.SEEK_SET) -> int:
+        start = {os.SEEK_SET: 0, os.SEEK_CUR: self._position, os.SEEK_END: self.size}[whence]
+        if start + offset < 0:
+            raise OSError(errno.EINVAL, os.strerror(errno.EINVAL))
+        self._position = start + offset
+        return self._position
+
+    def tell(self) -> int:
+        return self._position
+
+    def close(self) -> None:
+        """Let go of the file; a shard's descriptor stays for the next member."""
+        self._opened = None
+
+    def __enter__(self) -> FileBytes:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+
+def split_member(path: str | os.PathLike[str]) -> tuple[str, str] | None:
+    """(shard, member) of a path that names a member, None of any other. Ordinary paths cost no
+    system call."""
+    path = os.fspath(path)
+    ends = [match.end() for match in SHARD_END.finditer(path)] if isinstance(path, str) else []
+    if not ends or _is_there(path):
+        return None
+    end = next((end for end in ends if os.path.isfile(path[: end - 1])), ends[0])
+    return path[: end - 1], path[end:]
+
+
+def member_name(path: str | os.PathLike[str]) -> str:
+    """The path in which a member's shard is a folder, for names of what is made from it; any other
+    as it is."""
+    split = split_member(path)
+    return os.fspath(path) if split is None else os.path.join(os.path.splitext(split[0])[0], split[1])
+
+
+def stat_file(path: str | os.PathLike[str]) -> FileStatus:
+    """Size and times. Raises OSError where there is none, and ValueError for a NUL in the path."""
+    split = split_member(path)
+    if split is None:
+        try:
+            status = os.stat(path)
+        except (FileNotFoundError, NotADirectoryError):
+            if COMPRESSED_END.search(os.fspath(path)):
+                raise NoMember(f"a member of a compressed archive: {NOT_COMPRESSED}", os.fspath(path)) from None
+            raise
+        place = status.st_dev, status.st_ino, 0
+        return FileStatus(status.st_size, status.st_mtime_ns, status.st_ctime_ns, place, stat.S_ISREG(status.st_mode))
+    shard, member = _SHARDS.find(*split)
+    device, inode, _, modified_ns, changed_ns = shard.identity
+    return FileStatus(member.size, modified_ns, changed_ns, (device, inode, member.offset))
+
+
+def is_file(path: str | os.PathLike[str]) -> bool:
+    """Whether there is such a regular file or member."""
+    if split_member(path) is None:
+        return os.path.isfile(path)
+    return file_exists(path)
+
+
+def file_exists(path: str | os.PathLike[str]) -> bool:
+    """Whether the path leads to anything: a file, a folder, a member."""
+    if split_member(path) is None:
+        return os.path.exists(path)
+    try:
+        stat_file(path)
+    except (OSError, ValueError):
+        return False
+    return True
+
+
+def open_file(path: str | os.PathLike[str]) -> FileBytes:
+    """The bytes of a file or member. Raises OSError, and ValueError for a NUL in the path."""
+    split = split_member(path)
+    if split is None:
+        opened = _Descriptor(os.open(path, os.O_RDONLY))
+        return FileBytes(os.fspath(path), opened, 0, os.fstat(opened.number).st_size)
+    shard, member = _SHARDS.find(*split)
+    return FileBytes(member.name, shard.opened, member.offset, member.size)
+
+
+def list_members(shard: str | os.PathLike[str]) -> list[Member]:
+    """The members of a shard in its order, those of one name once. Raises OSError and BadShard."""
+    opened = _Descriptor(os.open(shard, os.O_RDONLY))
+    num_bytes = os.fstat(opened.number).st_size
+    try:
+        members = read_index(shard, num_bytes=num_bytes)
+    except BadShard:
+        members = None
+    if members is None:
+        members, _ = walk_headers(opened.number, num_bytes=num_bytes)
+    return list({member.name: member for member in members}.values())
+
+
+class _Descriptor:
+    """A file descriptor that is closed when the last one that refers to it is gone."""
+
+    def __init__(self, number: int) -> None:
+        self.number = number
+
+    def __del__(self) -> None:
+        os.close(self.number)
+
+
+@dataclass(frozen=True, eq=False)
+class _Shard:
+    """An open shard. identity: device, inode, size, times of modification and change. checked:
+    offsets of members whose headers are as the table says."""
+
+    opened: _Descriptor
+    identity: tuple[int, int, int, int, int]
+    table: MemberTable
+    checked: set[int]
+
+
+class _OpenShards:
+    """The shards that this process reads from, at most MAX_OPEN_SHARDS open; safe among threads."""
+
+    def __init__(self) -> None:
+        self._shards: OrderedDict[str, _Shard] = OrderedDict()
+        self._lock = threading.Lock()
+
+    def find(self, path: str, name: str) -> tuple[_Shard, Member]:
+        """A shard and its member. Raises NoMember, and OSError where there is no shard."""
+        identity = _identity(os.stat(path))
+        with self._lock:
+            shard = self._shards.get(path)
+            if shard is None or shard.identity != identity:
+                shard = self._shards[path] = _open_shard(path)
+            self._shards.move_to_end(path)
+            while len(self._shards) > MAX_OPEN_SHARDS:
+                self._shards.popitem(last=False)
+            member = shard.table.find(name)
+            # a name that the index has not is probed with one that it has
+            if shard.table.from_index and not _is_at(shard, member or shard.table.first()):
+                logger.warning("%s does not fit its shard, whose headers are read instead", index_path(path))
+                shard = self._shards[path] = _open_shard(path, by_index=False)
+                member = shard.table.find(name)
+        if member is None:
+            more = "; the shard breaks off" if shard.table.is_cut_off else ""
+            raise NoMember(f"no regular file {name!r} in this shard{more}", f"{path}#{name}")
+        if member.offset + member.size > shard.identity[2]:
+            raise NoMember("the shard breaks off in the middle of this file: copy the shard again", f"{path}#{name}")
+        return shard, member
+
+
+def _open_shard(path: str, *, by_index: bool = True) -> _Shard:
+    opened = _Descriptor(os.open(path, os.O_RDONLY | getattr(os, "O_NONBLOCK", 0)))
+    status = os.fstat(opened.number)
+    if not stat.S_ISREG(status.st_mode):
+        raise OSError(errno.EINVAL, "not a regular file", path)
+    members = None
+    if by_index:
+        try:
+            members = read_index(path, num_bytes=status.st_size)
+        except BadShard as bad:
+            logger.warning("%s: the headers of the shard are read instead", bad)
+    is_cut_off, from_index = False, members is not None
+    if members is None:
+        try:
+            members, is_cut_off = walk_headers(opened.number, num_bytes=status.st_size)
+        except BadShard as bad:
+            raise OSError(errno.EINVAL, str(bad), path) from None
+    table = make_table(members, from_index=from_index, is_cut_off=is_cut_off)
+    return _Shard(opened, _identity(status), table, set())
+
+
+def _is_at(shard: _Shard, member: Member | None) -> bool:
+    """Whether the header before a member is the one that the index was made from; True of none."""
+    if member is not None and member.offset not in shard.checked:
+        if zlib.crc32(os.pread(shard.opened.number, BLOCK, member.offset - BLOCK)) != member.header:
+            return False
+        shard.checked.add(member.offset)
+    return True
+
+
+def _identity(status: os.stat_result) -> tuple[int, int, int, int, int]:
+    return status.st_dev, status.st_ino, status.st_size, status.st_mtime_ns, status.st_ctime_ns
+
+
+def _is_there(path: str) -> bool:
+    try:
+        return os.path.lexists(path)
+    except ValueError:  # a NUL in it
+        return False
+
+
+_SHARDS = _OpenShards()
