@@ -27,9 +27,10 @@ from mats_ds.distributed.collectives import do_on_all, do_on_first, gather_on_al
 from mats_ds.distributed.ranks import RankInfo
 from mats_ds.evaluation.feature_store import SUFFIXES, Shard, digest, digest_weights, is_finished, read_shard, write_shard
 from mats_ds.evaluation.features import VERSION, extract_shard, open_encoder
-from mats_ds.evaluation.options import ModelRequest, ViewPlan, describe_weights, plan_views, read_model_weights
+from mats_ds.evaluation.options import ModelRequest, ViewPlan, plan_views, read_model_weights
 from mats_ds.evaluation.results import UNREADABLE_COLUMNS, write_table, write_unreadable
 from mats_ds.models.feature_extractor import VideoEncoder
+from mats_ds.models.weights.load import describe_weights
 
 logger = logging.getLogger("mats_ds")
 
@@ -146,6 +147,7 @@ def plan_extraction(
     details = {
         "weights": request.path,
         "source": weights.source,
+        "weights_used": weights.used(),
         "origin": weights.origin.as_json(),
         "manifest": manifest.name,
     }
