@@ -29,7 +29,15 @@ from mats_ds.core.token_grid import STRATEGIES
 from mats_ds.evaluation.options import add_weights_from
 from mats_ds.models.weights.export_folder import CONFIG, EXPORTED, check_export_folder
 from mats_ds.models.weights.hugging_face import write_hugging_face
-from mats_ds.models.weights.load import FORMATS, check_complete, identify, load_classifier, read_weights, weights_of
+from mats_ds.models.weights.load import (
+    FORMATS,
+    check_complete,
+    describe_weights,
+    identify,
+    load_classifier,
+    read_weights,
+    weights_of,
+)
 from mats_ds.models.weights.model_weights import Weights, name_nonfinite
 from mats_ds.models.weights.native import SUFFIX, save_weights
 from mats_ds.models.weights.origin import Origin
@@ -85,7 +93,7 @@ def run(options: argparse.Namespace) -> int:
 
 def inspect(options: argparse.Namespace) -> int:
     weights = read_source(options)
-    say(f"{options.source}: {weights.source}")
+    say(describe_weights(options.source, weights)[0])
     num_values = sum(tensor.numel() for tensor in weights.state.values())
     say(*weights.spec.describe(), f"{len(weights.state)} tensors, {num_values / 1e6:.1f} M values")
     print_notes(weights.notes)
@@ -108,7 +116,7 @@ def convert(options: argparse.Namespace) -> int:
         save_weights(dest, weights.spec, weights.state, note=f"from {weights.source}", **known)
     else:
         print_notes((write_hugging_face if target == "hf" else write_videomae)(dest, weights))
-    say(f"wrote {dest}: {FORMATS[target]}", f"from {options.source}: {weights.source}", *weights.spec.describe())
+    say(f"wrote {dest}: {FORMATS[target]}", describe_weights(options.source, weights)[0], *weights.spec.describe())
     if name_nonfinite(weights.state):
         return DIFFERENT  # noted above; outputs that are NaN cannot be compared
     return verify(weights, options, dest) if options.verify else FINISHED

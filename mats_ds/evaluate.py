@@ -4,9 +4,9 @@
     python mats_ds/evaluate.py --model MODEL --manifest test.csv --keep_ratio 0.3 0.6 1.0
     python mats_ds/evaluate.py --model MODEL --video clip.mp4
 
-Views and frames are those of the training's recipe; the weights of a run are its last ones,
-averaged if it keeps an average. Exit status: 0 done, 1 stopped by a fault (no room), 2 unusable
-input or arguments.
+Views and frames are those of the training's recipe; the weights of a run are the best of its tests
+where it has them, else its last ones, averaged if it keeps an average. Exit status: 0 done, 1
+stopped by a fault (no room), 2 unusable input or arguments.
 """
 
 from __future__ import annotations

@@ -24,8 +24,8 @@ from mats_ds.core.storage.output_file import check_output_file, describe_fault, 
 from mats_ds.core.text import log_to_stderr, say
 from mats_ds.core.token_grid import STRATEGIES
 from mats_ds.data.video.indexing import UnreadableVideo
-from mats_ds.evaluation.options import add_weights_from, describe_weights
-from mats_ds.models.weights.load import read_weights
+from mats_ds.evaluation.options import add_weights_from
+from mats_ds.models.weights.load import describe_weights, read_weights
 from mats_ds.visualization.render import RenderOptions, render
 from mats_ds.visualization.video_writer import check_suffix, is_our_picture
 

@@ -57,7 +57,10 @@ def test_written_files_can_be_read_by_whom_the_umask_lets(tmp_path, source):
     assert {file.stat().st_mode for file in (tmp_path / "copy.safetensors", *(tmp_path / "hf").iterdir())} == {usual}
 
 
-@pytest.mark.parametrize(("option", "seed"), [((), 3), (("--weights_from", "unaveraged"), 2), (("--weights-from", "best"), 4)])
+@pytest.mark.parametrize(
+    ("option", "seed"),
+    [((), 4), (("--weights_from", "last"), 3), (("--weights_from", "unaveraged"), 2), (("--weights-from", "best"), 4)],
+)
 def test_any_of_the_weights_of_a_run_can_be_written(tmp_path, option, seed, capsys):
     models = {seed: make_model("classifier", seed=seed) for seed in (2, 3, 4)}
     spec = json.dumps(dump_spec(weights_of(models[2], "").spec))

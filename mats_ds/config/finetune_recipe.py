@@ -38,11 +38,11 @@ class FinetuneSection(_Section):
 
     `weights`: a run, a checkpoint, a .safetensors or .pth file, a Hugging Face folder; none: from
     scratch. `weights_from`: which weights of a run, as `--weights_from` of the other scripts (None:
-    the last ones, averaged where the run keeps an average). A classifier's head is kept unless
-    `new_head`. `num_classes` None: the number in the labels (or in the manifest's .classes.txt).
-    `layer_decay` is the factor on the learning rate from one block to the one below it (1: none).
-    `ema_decay` None keeps no average of the weights; where there is one, it is what is tested and
-    what other scripts take of the run.
+    the best of its tests where it has them, else the last ones, averaged where the run keeps an
+    average). A classifier's head is kept unless `new_head`. `num_classes` None: the number in the
+    labels (or in the manifest's .classes.txt). `layer_decay` is the factor on the learning rate
+    from one block to the one below it (1: none). `ema_decay` None keeps no average of the weights;
+    where there is one, it is what is tested and what other scripts take of the run.
     """
 
     weights: str | None = None

@@ -32,29 +32,32 @@ from mats_ds.data.shared_videos import count_known, is_list
 from mats_ds.distributed.collectives import do_on_first
 from mats_ds.distributed.ranks import RankInfo
 from mats_ds.evaluation.accuracy import TOP, measure_accuracy, top_classes
-from mats_ds.evaluation.options import ModelRequest, ViewPlan, describe_weights, plan_views, read_model_weights
+from mats_ds.evaluation.options import ModelRequest, ViewPlan, plan_views, read_model_weights
 from mats_ds.evaluation.plots import SweepPoint
 from mats_ds.evaluation.results import describe_bad, describe_points, draw_results, is_test_folder, result_names, write_results
 from mats_ds.evaluation.scoring import ScoredVideos, score_videos, softmax_scores
 from mats_ds.evaluation.speed import describe_speed, forward_macs, time_forwards
 from mats_ds.models.classifier import VideoClassifier
 from mats_ds.models.model_spec import describe_model
-from mats_ds.models.weights.load import load_model
+from mats_ds.models.weights.load import describe_weights, load_model
 from mats_ds.models.weights.origin import Origin
 
 logger = logging.getLogger("mats_ds")
 
 COMMAND = "evaluate"
+CHOSE = "chose these weights"
 ADVICE = "make room or mend that, then start the same command again"
 
 
 @dataclass(frozen=True)
 class ClassifierTest:
-    """A classifier to test. `models`: one per fraction of kept tokens, with shared weights."""
+    """A classifier to test. `models`: one per fraction of kept tokens, with shared weights. `used`:
+    which file and weights they are, for results.json."""
 
     path: str
     source: str
     origin: Origin
+    used: Mapping[str, object]
     models: tuple[VideoClassifier, ...]
     names: tuple[str, ...]
     views: ViewPlan
@@ -89,7 +92,7 @@ def open_classifier(
     model = model.to(device, views.dtype).eval()
     models = tuple(model.with_keep_ratio(ratio) for ratio in dict.fromkeys(keep_ratios or (model.keep_ratio,)))
     names = names or tuple(str(label) for label in range(model.num_classes))
-    return ClassifierTest(request.path, weights.source, weights.origin, models, names, views)
+    return ClassifierTest(request.path, weights.source, weights.origin, weights.used(), models, names, views)
 
 
 def check_test_folder(out: Path, ranks: RankInfo) -> None:
@@ -185,6 +188,8 @@ def write_test(
     shown = f"{views.num_clips} x {views.num_crops} views"
     say(f"{len(readable_R)} of {len(manifest)} videos of {manifest.name} scored on {shown}; accuracy is over these")
     known_lines = [f"  {number} of them {name}: no accuracy on unseen videos" for name, number in known.items() if number]
+    if known.get(CHOSE) and test.used["which"] == "best":
+        known_lines.append("  the run's last weights are chosen on nothing: test them with --weights_from last")
     say(*known_lines, *describe_bad(scored.bad), *describe_points(points), f"written: {out}")
     described = test.origin.describe()
     model_name, videos = clean_line(Path(test.path).resolve().name), clean_line(manifest.name)
@@ -221,7 +226,7 @@ def training_manifests(test: ClassifierTest) -> dict[str, tuple[str, str | None]
     """
     origin, may_be_folder = test.origin, Path(test.path).is_dir()
     trained, chosen = (origin.trained_on, origin.trained_root), (origin.chosen_on, origin.chosen_root)
-    named = {"were trained on": trained, "chose these weights": chosen}
+    named = {"were trained on": trained, CHOSE: chosen}
     return {name: pair for name, pair in named.items() if is_list(pair[0] or "", may_be_folder=may_be_folder)}
 
 
@@ -230,6 +235,7 @@ def describe_test(test: ClassifierTest, manifest: Manifest) -> dict[str, object]
     return {
         "weights": test.path,
         "source": test.source,
+        "weights_used": test.used,
         "origin": test.origin.as_json(),
         "precision": test.views.precision,
         "model": describe_model(test.models[-1]).describe()[:-1],

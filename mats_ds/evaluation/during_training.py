@@ -80,5 +80,6 @@ def write_result(folder: Path, recipe: FinetuneRecipe, *, num_trained_on: int) -
     test = recipe.evaluation
     views = test.clips or 1, test.crops or 1
     if (test.clips or test.crops) and test.training_views != views:
-        command = f"mats_ds/evaluate.py --model {quote_word(folder)} --manifest {quote_word(test.manifest)}"
+        # the best ones were chosen with these very videos
+        command = f"mats_ds/evaluate.py --model {quote_word(folder)} --weights_from last --manifest {quote_word(test.manifest)}"
         logger.info("on %d x %d views, as the recipe tests: python %s", *views, command)

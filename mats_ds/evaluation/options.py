@@ -156,8 +156,9 @@ def add_weights_from(parser: argparse.ArgumentParser) -> None:
         "--weights_from",
         "--weights-from",
         choices=WEIGHTS_FROM,
-        help="which weights of a run: last (default; averaged where the run keeps an average, finetune.ema_decay), average, "
-        f"unaveraged, or best ({BEST_FILE}: chosen with the videos of evaluation.manifest, so no result on them)",
+        help=f"which weights of a run: best ({BEST_FILE}; the default where the run has it: chosen with the videos of "
+        "evaluation.manifest, so no result on them), last (else; averaged where the run keeps an average, finetune.ema_decay), "
+        "average, or unaveraged",
     )
 
 
@@ -189,11 +190,6 @@ def read_request(options: argparse.Namespace) -> ModelRequest:
 def read_model_weights(request: ModelRequest) -> Weights:
     """The weights of --model. Raises ValueError for a wrong path or file."""
     return read_weights(request.path, weights_from=request.weights_from, **request.hints)
-
-
-def describe_weights(path: str | Path, weights: Weights) -> list[str]:
-    """Lines that name the file and the weights in it, with notes on their reading."""
-    return [f"weights: {path}: {weights.source}", *(f"note: {note}" for note in weights.notes)]
 
 
 def plan_views(request: ModelRequest, weights: Weights, *, grid: TokenGrid, num_frames: int, device: torch.device) -> ViewPlan:

@@ -38,7 +38,7 @@ from mats_ds.evaluation.features.feature_store import (
     save_features,
 )
 from mats_ds.evaluation.features.features import VERSION, extract_set, open_encoder
-from mats_ds.evaluation.options import ModelRequest, ViewPlan, describe_weights, plan_views, read_model_weights
+from mats_ds.evaluation.options import ModelRequest, ViewPlan, plan_views, read_model_weights
 from mats_ds.evaluation.probes import (
     TEMPERATURE,
     apply_attentive_probe,
@@ -49,6 +49,7 @@ from mats_ds.evaluation.probes import (
 from mats_ds.evaluation.results import ChanceLevel, ProbeResult
 from mats_ds.models.feature_extractor import VideoEncoder
 from mats_ds.models.model_spec import as_classifier, build_model
+from mats_ds.models.weights.load import describe_weights
 from mats_ds.models.weights.model_weights import Weights
 
 logger = logging.getLogger("mats_ds")
@@ -132,6 +133,7 @@ def probe(
         tree = {
             "model": request.path,
             "weights": weights.source,
+            "weights_used": weights.used(),
             "origin": weights.origin.as_json(),
             "train": train,
             "val": val,

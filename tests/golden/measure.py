@@ -114,10 +114,11 @@ def measure_finetuning(folder: Path) -> dict[str, Any]:
 
 def measure_evaluation(folder: Path) -> dict[str, Any]:
     """results.json without its account of the run, and predictions.csv, on two ranks."""
-    options = ["--model", "tuned", "--manifest", "val/list.csv", "--clips", 2, "--crops", 3]
+    options = ["--model", "tuned", "--weights_from", "last", "--manifest", "val/list.csv", "--clips", 2, "--crops", 3]
     run("evaluate", *options, "--keep_ratio", 0.3, 1, "--out", "tested", folder=folder, num_ranks=2)
     results = keep_results(json.loads((folder / "tested" / "results.json").read_text()))
-    results.pop("run", None)
+    for name in ("run", "weights_used"):  # the second names a file
+        results.pop(name, None)
     predictions = read_table(folder / "tested" / "keep-1" / "predictions.csv")
     return {"results": results, "predictions": [[cell.rpartition("/")[2] for cell in row] for row in predictions]}
 

@@ -35,9 +35,10 @@ from mats_ds.evaluation.features.feature_store import (
     write_shard,
 )
 from mats_ds.evaluation.features.features import VERSION, extract_shard, open_encoder
-from mats_ds.evaluation.options import ModelRequest, ViewPlan, describe_weights, plan_views, read_model_weights
+from mats_ds.evaluation.options import ModelRequest, ViewPlan, plan_views, read_model_weights
 from mats_ds.evaluation.results import UNREADABLE_COLUMNS, write_table, write_unreadable
 from mats_ds.models.feature_extractor import VideoEncoder
+from mats_ds.models.weights.load import describe_weights
 
 logger = logging.getLogger("mats_ds")
 
@@ -155,6 +156,7 @@ def plan_extraction(
     details = {
         "weights": request.path,
         "source": weights.source,
+        "weights_used": weights.used(),
         "origin": weights.origin.as_json(),
         "manifest": manifest.name,
     }

@@ -5,8 +5,8 @@ model = load_model("runs/k400")  # or a file of ours, a .pth, a Hugging Face fol
 started = load_classifier("videomae.pth", num_classes=101)  # starts from pre-trained weights
 encoder = load_encoder("videomae.pth")  # for features
 
-Of a run, `weights_from` chooses the weights: last (the default; their average where the run keeps
-one), average, unaveraged, best.
+Of a run, `weights_from` chooses the weights: best (the default where a run folder has them), last
+(the default otherwise; their average where the run keeps one), average, unaveraged.
 """
 
 from __future__ import annotations
@@ -77,10 +77,10 @@ def identify(path: str | Path) -> str:
 def read_weights(path: str | Path, *, weights_from: str | None = None, **hints: Any) -> Weights:
     """The weights and the model they are of, from any format.
 
-    `weights_from` chooses the weights of a run (see `read_run`; None: the last). `hints`
-    (num_frames, height, width, heads, decoder_heads) are for `.pth` files, which may not hold them.
-    Raises ValueError for anything that cannot be read, and for hints or a `weights_from` that the
-    format has no use for.
+    `weights_from` chooses the weights of a run (see `read_run`; None: the best, else the last).
+    `hints` (num_frames, height, width, heads, decoder_heads) are for `.pth` files, which may not
+    hold them. Raises ValueError for anything that cannot be read, and for hints or a `weights_from`
+    that the format has no use for.
     """
     format = identify(path)
     if weights_from is not None and format != "run":
@@ -96,7 +96,7 @@ def read_weights(path: str | Path, *, weights_from: str | None = None, **hints: 
         weights = check_description(readers[format](path, **hints))
     except FAULTS as error:  # the description in a file may be anything
         raise ValueError(f"{path} cannot be read as {FORMATS[format]}: {type(error).__name__}: {error}") from error
-    return replace(weights, notes=(*weights.notes, *name_nonfinite(weights.state)))
+    return replace(weights, notes=(*weights.notes, *name_nonfinite(weights.state)), file=weights.file or str(path))
 
 
 def open_weights(source: str | Path | Weights, weights_from: str | None) -> Weights:
@@ -104,10 +104,15 @@ def open_weights(source: str | Path | Weights, weights_from: str | None) -> Weig
     if isinstance(source, Weights):
         return source
     weights = read_weights(source, weights_from=weights_from)
-    logger.info("weights: %s (%s)", source, weights.source)
-    for note in weights.notes:
-        logger.info("weights: note: %s", note)
+    for line in describe_weights(source, weights):
+        logger.info("%s", line)
     return weights
+
+
+def describe_weights(path: str | Path, weights: Weights) -> list[str]:
+    """Lines that name the file and the weights in it, with notes on their reading: what every
+    command prints that loads weights."""
+    return [f"weights: {path}: {weights.source}", *(f"note: {note}" for note in weights.notes)]
 
 
 def load_model(
@@ -250,9 +255,9 @@ def build_classifier(recipe: FinetuneRecipe, *, num_classes: int, class_names: S
         num_candidate_frames=recipe.candidate_grid().num_frames,
         **shared,
     )
-    logger.info("weights: %s (%s); %s", section.weights, weights.source, started.report.describe())
-    for note in started.notes:
-        logger.info("weights: %s", note)
+    first, *notes = describe_weights(section.weights, weights)
+    for line in (f"{first}; {started.report.describe()}", *notes):
+        logger.info("%s", line)
     return started.model
 
 

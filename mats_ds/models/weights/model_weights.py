@@ -34,7 +34,7 @@ SPEC_TYPES = {"int": int, "float": (int, float), "str": str, "bool": bool, "tupl
 class Weights:
     """`state`: tensors under our names. `source`: the format, as text. `notes`: for the user, such
     as what was assumed where the file is silent. `origin`: the training and step that they are
-    from.
+    from. `file`: the one that was read; `which`: of a run, one of WEIGHTS_FROM, else "".
     """
 
     spec: ModelSpec
@@ -42,6 +42,19 @@ class Weights:
     source: str
     notes: tuple[str, ...] = field(default=())
     origin: Origin = field(default=Origin())
+    file: str = ""
+    which: str = ""
+
+    def used(self) -> dict[str, Any]:
+        """For the JSON of a result: which file, and of a run which of its weights."""
+        origin = self.origin
+        return {
+            "file": self.file,
+            "which": self.which or None,
+            "step": origin.step,
+            "averaged": origin.averaged,
+            "chosen_on": origin.chosen_on,
+        }
 
 
 def measure(state: Mapping[str, torch.Tensor], *, heads: int | None = None, decoder_heads: int | None = None) -> dict:

@@ -1,11 +1,12 @@
 """The weights of one of our runs: those that DeepSpeed wrote into its checkpoints (ZeRO-1 and -2),
-their running average, or best.safetensors.
+their running average, or best.safetensors, which is what is read of a run folder that has it,
+unless one asks for another.
 
 Layout, as `core/checkpoint_files.py` has it:
 RUN/checkpoints/step-00001000/{mp_rank_00_model_states.pt, ..., complete.json}. The weights are
 those that the model computes with, in the run's precision; the optimizer's float32 copies are not
 read. The average (`finetune.ema_decay`) is float32; where a run keeps one, it is what the run
-tests, and what is read unless one asks for another.
+tests, and what is read of a checkpoint unless one asks for another.
 """
 
 from __future__ import annotations
@@ -52,9 +53,10 @@ def find_steps(path: str | Path) -> list[Path]:
 
 
 def read_run(path: str | Path, *, weights_from: str | None = None) -> Weights:
-    """The weights of the newest complete checkpoint: `last` (the default) are their average where
-    the run keeps one, else the weights themselves; `average` and `unaveraged` require one of the
-    two; `best` are those of best.safetensors. A damaged checkpoint is skipped and noted.
+    """The weights of a run. None: `best`, those of best.safetensors, where `path` is a run folder
+    that has them (it was tested during the training), else `last`. `last` are those of the newest
+    complete checkpoint: their average where the run keeps one, else the weights themselves;
+    `average` and `unaveraged` require one of the two. A damaged checkpoint is skipped and noted.
 
     Raises ValueError when there is no complete one, when its recipe is of another version, when it
     is of ZeRO-3, which leaves no rank with all weights, and when the run has no such weights.
@@ -64,6 +66,14 @@ def read_run(path: str | Path, *, weights_from: str | None = None) -> Weights:
     if weights_from == "best":
         return read_best(Path(path))
     steps, notes = find_steps(path), []
+    if weights_from is None and (Path(path) / BEST_FILE).is_file():
+        try:
+            weights = read_best(Path(path))
+        except ValueError as error:
+            notes.append(f"{BEST_FILE} is skipped: {error}")
+        else:
+            others = ["the last weights are there, too: weights_from last"] if steps else []
+            return replace(weights, notes=(*weights.notes, *others))
     for step in steps:
         problem = what_is_wrong(step)
         if problem is None:
@@ -95,7 +105,9 @@ def read_best(path: Path) -> Weights:
     if is_checkpoint(path):
         raise ValueError(f"{path} is one checkpoint, and {BEST_FILE} belongs to the run: name {best.parent}")
     weights = load_weights(best)
-    return replace(weights, source=f"{BEST_FILE} of one of our runs, {weights.origin.describe() or 'of no known step'} ({best})")
+    described = weights.origin.describe() or "of no known step"
+    source = f"the best weights of one of our runs, {described} ({best})"
+    return replace(weights, source=source, file=str(best), which="best")
 
 
 def what_is_wrong(step: Path) -> str | None:
@@ -129,7 +141,9 @@ def read_step(step: Path, notes: list[str], weights_from: str) -> Weights:
         spec = spec_of_recipe(content["recipe"], state, step)
     origin = read_origin(content, averaged=averaged)
     kind = "the average of its weights" if averaged else "weights without averaging" if has_average else "its last weights"
-    return Weights(spec, as_float32(state), f"step {content['step']} of one of our runs, {kind} ({step})", tuple(notes), origin)
+    source = f"step {content['step']} of one of our runs, {kind} ({step})"
+    chosen = dict(file=str(step / WEIGHT_FILE), which=weights_from)
+    return Weights(spec, as_float32(state), source, tuple(notes), origin, **chosen)
 
 
 def read_origin(content: Mapping[str, Any], *, averaged: bool) -> Origin:

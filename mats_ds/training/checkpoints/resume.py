@@ -97,6 +97,8 @@ def find_resume_point(
             refuse_other_recipe(checkpoint, stored, recipe, precision=precision)
         check_fit(checkpoint, world_size=ranks.world_size, global_batch=global_batch, zero_stage=zero_stage)
         warn_of_other_owners(checkpoint)
+        average = "; the average of the weights goes on, too" if stored.has_average else ""
+        logger.info("going on from step %d: weights and optimizer of %s%s", checkpoint.step, checkpoint.path, average)
         if checkpoint.world_size == ranks.world_size or zero_stage == 0:
             return ResumePoint(checkpoint, stored=stored)
         text = "step %d was saved by %d ranks, this run has %d: re-sharding the optimizer state"

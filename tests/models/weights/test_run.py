@@ -14,7 +14,7 @@ import torch
 from mats_ds import MaskedAutoencoder, VideoClassifier, load_model, load_recipe
 from mats_ds.config.load import dump_recipe
 from mats_ds.models.model_spec import dump_spec
-from mats_ds.models.weights.load import identify, read_weights, weights_of
+from mats_ds.models.weights.load import describe_weights, identify, read_weights, weights_of
 from mats_ds.models.weights.native import save_weights
 from mats_ds.models.weights.origin import Origin
 from tests.models.weights.conftest import outputs, shake
@@ -129,12 +129,16 @@ class TestWhichWeightsOfARun:
     def test_every_name_gives_its_own_weights_and_source(self, run, name):
         folder, states = run
         weights = read_weights(folder, weights_from=name)
-        wanted = states[name or "last"]
+        name = name or "best"
+        wanted = states[name]
         assert weights.state.keys() == wanted.keys()
         assert all(torch.equal(tensor, wanted[key]) for key, tensor in weights.state.items())
         assert weights.origin.step == (7 if name == "best" else 10)
         assert weights.origin.averaged == (name != "unaveraged")
         assert weights.origin.chosen_on == ("val.csv" if name == "best" else "")
+        used, file = weights.used(), "best.safetensors" if name == "best" else "step-00000010/mp_rank_00_model_states.pt"
+        assert used["file"].endswith(file) and (used["which"], used["step"]) == (name, weights.origin.step)
+        assert used["averaged"] == weights.origin.averaged and used["chosen_on"] == weights.origin.chosen_on
         words = {
             "best": ["best.safetensors", "step 7", "average", "chosen", "val.csv"],
             "unaveraged": ["step 10", "without averag"],
@@ -171,7 +175,10 @@ class TestWhichWeightsOfARun:
         shutil.rmtree(folder / "checkpoints")
         assert identify(folder) == "run"
         with pytest.raises(ValueError, match=r"checkpoint; .*best\.safetensors is there: weights_from best"):
-            read_weights(folder)
+            read_weights(folder, weights_from="last")
+        assert read_weights(folder).which == "best" and not any(
+            "weights_from last" in note for note in read_weights(folder).notes
+        )
         state = read_weights(folder, weights_from="best").state
         assert all(torch.equal(tensor, states["best"][key]) for key, tensor in state.items())
 
@@ -181,8 +188,29 @@ class TestWhichWeightsOfARun:
         with pytest.raises(ValueError, match=r"no best\.safetensors"):
             read_weights(inner, weights_from="best")
 
+    def test_best_weights_that_cannot_be_read_are_passed_over_with_a_note(self, run):
+        folder, states = run
+        (folder / "best.safetensors").write_bytes(b"torn")
+        weights = read_weights(folder)
+        assert weights.which == "last" and any("best.safetensors is skipped" in note for note in weights.notes)
+        assert all(torch.equal(tensor, states["last"][key]) for key, tensor in weights.state.items())
+
+    def test_who_names_a_checkpoint_gets_it(self, run):
+        folder, _ = run
+        for place, step in ((folder / "checkpoints", 10), (folder / "checkpoints" / "step-00000005", 5)):
+            weights = read_weights(place)
+            assert (weights.which, weights.origin.step) == ("last", step)
+
+    def test_the_choice_is_said_with_the_other_one(self, run):
+        weights = read_weights(run[0])
+        (line, *notes) = describe_weights(run[0], weights)
+        assert (
+            all(fact in line for fact in (str(run[0]), "best", "step 7", "val.csv", "average"))
+            and "weights_from last" in notes[-1]
+        )
+
     def test_the_checkpoint_holds_how_the_training_took_its_clips(self, run):
-        origin = read_weights(run[0]).origin
+        origin = read_weights(run[0], weights_from="last").origin
         assert origin.clip == {"stride": 7, "sampling": "uniform"} and origin.views == {"clips": 10, "crops": 3}
         assert (origin.trained_on, origin.trained_root) == ("train.csv", "/videos")
 
