@@ -84,7 +84,13 @@ def test_all_mistakes_are_reported_at_once_with_the_nearest_name():
     ]
     with pytest.raises(ValueError, match="6 mistakes") as caught:
         load("finetune_tiny", overrides)
-    for words in ("did you mean finetune.weights?", "did you mean augment?", "did you mean augment.mixup?", "no 'x3'", "'random_drop'"):
+    for words in (
+        "did you mean finetune.weights?",
+        "did you mean augment?",
+        "did you mean augment.mixup?",
+        "no 'x3'",
+        "'random_drop'",
+    ):
         assert words in str(caught.value)
 
 

@@ -1,5 +1,5 @@
 """Files that come with the project: recipes, DeepSpeed's JSON, budgets, in a checkout or in a
-wheel.
+wheel; and how its commands are typed there.
 
 In a checkout two of the folders lie where users type their names; setup.py puts them into the
 wheel.
@@ -7,7 +7,12 @@ wheel.
 
 from __future__ import annotations
 
+import os
+import shutil
+import sys
 from pathlib import Path
+
+from mats_ds.core.text import quote_word
 
 PACKAGE = Path(__file__).resolve().parents[2]
 IN_CHECKOUT = {"ds_configs": "ds_configs", "budgets": "profiling/budgets"}
@@ -38,3 +43,29 @@ def find_file(source: str | Path, folder: str, *, suffix: str) -> Path | None:
 def list_names(folder: str, *, suffix: str) -> list[str]:
     """The names that `find_file` knows in that folder, sorted."""
     return sorted(path.stem for path in find_folder(folder).glob(f"*{suffix}"))
+
+
+def own_command(verb: str, *words: object) -> str:
+    """A command of this project to paste into a shell, such as `mats report runs/k400`: one that
+    works in the current folder with the Python that runs now.
+
+    `mats` where that is what the shell finds; in a checkout `bash launch.sh`, by its path from
+    here; else that Python's module.
+    """
+    launcher = PACKAGE.parent / "launch.sh"
+    found = shutil.which("mats")
+    if found and Path(found).parent.resolve() == Path(sys.executable).parent.resolve():
+        start = ["mats"]
+    elif launcher.is_file():
+        start = ["bash", _path_from_here(launcher)]
+    else:
+        start = [sys.executable, "-m", PACKAGE.name]
+    return " ".join(map(quote_word, [*start, verb, *words]))
+
+
+def _path_from_here(path: Path) -> str:
+    """The shorter of the relative and the absolute path."""
+    try:
+        return min(os.path.relpath(path), str(path), key=len)
+    except OSError:  # the current folder is gone
+        return str(path)
