@@ -24,6 +24,7 @@ if __name__ == "__main__":  # run as a file, Python would look for modules in ma
 from mats_ds.core.cli import FINISHED, ArgumentParser, leave, run_script
 from mats_ds.core.storage.files import is_same_file
 from mats_ds.core.storage.output_file import check_output_file, check_parent, describe_fault, describe_leftovers
+from mats_ds.core.storage.package_files import own_command
 from mats_ds.core.text import log_to_stderr, say
 from mats_ds.core.token_grid import STRATEGIES
 from mats_ds.evaluation.options import add_weights_from
@@ -51,7 +52,7 @@ TARGETS = ("mats", "hf", "videomae")
 def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
     parser = ArgumentParser(
         description="Convert weights between mats_ds, VideoMAE / EVEREST and Hugging Face, or describe a file.",
-        epilog="Example: python mats_ds/convert.py runs/k400 k400.safetensors --verify",
+        epilog=f"Example: {own_command('convert')} runs/k400 k400.safetensors --verify",
     )
     add_weights_from(parser)
     parser.add_argument("source", help="run folder or checkpoint of ours, .safetensors of ours, .pth, or Hugging Face folder")

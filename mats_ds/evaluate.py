@@ -19,6 +19,7 @@ if __name__ == "__main__":  # run as a file, Python would look for modules in ma
     sys.path[0] = str(Path(__file__).resolve().parents[1])
 
 from mats_ds.core.cli import LAUNCHER_OPTIONS, ArgumentParser, leave, run_script
+from mats_ds.core.storage.package_files import own_command
 from mats_ds.distributed.ranks import join_ranks
 from mats_ds.evaluation.classification import ADVICE, check_test_folder, classify_video, evaluate_manifest, open_classifier
 from mats_ds.evaluation.options import add_model_options, read_request
@@ -28,7 +29,7 @@ def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
     parser = ArgumentParser(
         launcher=LAUNCHER_OPTIONS,
         description="Test a classifier on labelled videos, or classify one video.",
-        epilog="Example: bash launch.sh evaluate --model runs/ucf101 --manifest test.csv --keep_ratio 0.3 0.6 1.0",
+        epilog=f"Example: {own_command('evaluate')} --model runs/ucf101 --manifest test.csv --keep_ratio 0.3 0.6 1.0",
     )
     add_model_options(parser, num_clips=None, num_crops=None)
     source = parser.add_mutually_exclusive_group(required=True)

@@ -19,6 +19,7 @@ if __name__ == "__main__":  # run as a file, Python would look for modules in ma
     sys.path[0] = str(Path(__file__).resolve().parents[1])
 
 from mats_ds.core.cli import LAUNCHER_OPTIONS, ArgumentParser, leave, run_script
+from mats_ds.core.storage.package_files import own_command
 from mats_ds.distributed.ranks import join_ranks
 from mats_ds.evaluation.features.feature_folder import ADVICE, ShardOptions, extract
 from mats_ds.evaluation.features.feature_store import SUFFIXES
@@ -33,7 +34,7 @@ def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
     parser = ArgumentParser(
         launcher=LAUNCHER_OPTIONS,
         description="Extract the features of every video of a manifest into shards with an index; call it again to continue.",
-        epilog="Example: bash launch.sh extract --model runs/k400 --manifest videos.csv --out features --pool tubelet",
+        epilog=f"Example: {own_command('extract')} --model runs/k400 --manifest videos.csv --out features --pool tubelet",
     )
     add_model_options(parser, num_clips=1, num_crops=1)
     parser.add_argument("--manifest", required=True, help="a .csv, a list of `path label` lines, or a folder of videos")

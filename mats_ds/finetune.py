@@ -25,7 +25,7 @@ from mats_ds.config.finetune_recipe import FinetuneRecipe
 from mats_ds.config.load import list_keys
 from mats_ds.core.checkpoint_files import SPEC_KEY
 from mats_ds.core.cli import LAUNCHER_OPTIONS, ArgumentParser, leave
-from mats_ds.core.text import quote_word
+from mats_ds.core.storage.package_files import own_command
 from mats_ds.data.augment.augmenter import Augmenter
 from mats_ds.data.classes import resolve_classes
 from mats_ds.data.clip_sampler import ClipSampler
@@ -56,8 +56,8 @@ def main(arguments: list[str] | None = None) -> int:
         recipe_keys=list_keys(FinetuneRecipe),
         launcher=LAUNCHER_OPTIONS,
         description="Fine-tune a video classifier with motion-aware token selection, from pre-trained weights or from scratch.",
-        epilog="Example: deepspeed --num_gpus 8 mats_ds/finetune.py --recipe finetune_ucf101 --ds_config "
-        "ds_configs/zero2_finetune.json finetune.weights=runs/ucf101 data.manifest=train.csv evaluation.manifest=val.csv. "
+        epilog=f"Example: {own_command('finetune')} --recipe finetune_ucf101 --ds_config zero2_finetune "
+        "finetune.weights=runs/ucf101 data.manifest=train.csv evaluation.manifest=val.csv. "
         "The weights are a run or checkpoint of ours, a .safetensors or .pth file (VideoMAE, EVEREST), or a Hugging Face folder. "
         "The run folder gets evaluation.jsonl, result.json (the accuracy of the last weights) and best.safetensors (the weights "
         "with the best top-1, chosen on evaluation.manifest).",
@@ -144,7 +144,7 @@ def finetune(recipe: FinetuneRecipe, options: RunOptions) -> None:
         run.fit(info, loss_of, loader.micro_batches(run.first_step), observers=observers, num_videos=len(manifest))
     if ranks.rank == 0:
         write_result(folder, recipe, num_trained_on=num_trained_on)
-    logger.info("run folder: %s  (report: python profiling/report.py %s)", folder, quote_word(folder))
+    logger.info("run folder: %s  (report: %s)", folder, own_command("report", folder))
 
 
 def describe_compute(workload: Workload, recipe: FinetuneRecipe) -> str:

@@ -23,7 +23,7 @@ from mats_ds.config.finetune_recipe import FinetuneRecipe
 from mats_ds.config.load import list_keys, list_recipes
 from mats_ds.core.cli import ArgumentParser, leave, run_script
 from mats_ds.core.gpus import GPUS
-from mats_ds.core.storage.package_files import find_folder
+from mats_ds.core.storage.package_files import find_folder, own_command
 from mats_ds.core.text import log_to_stderr
 from mats_ds.planning.forecast import ASSUMED_MFU, forecast, largest_micro_batch
 from mats_ds.planning.plan_text import format_plan, plan_to_json
@@ -92,7 +92,9 @@ def _sweep(question: Question, *, exact: bool, as_json: bool) -> int:
 
 def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
     parser = ArgumentParser(
-        recipe_keys=list_keys(FinetuneRecipe), description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+        recipe_keys=list_keys(FinetuneRecipe),
+        description=(__doc__ or "").replace("python profiling/plan.py", own_command("plan")),
+        formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("--recipe", default="default", help=f"YAML file, or one of {', '.join(list_recipes())} (%(default)s)")
     parser.add_argument(

@@ -23,6 +23,7 @@ if __name__ == "__main__":  # run as a file, Python would look for modules in ma
 
 from mats_ds.core.cli import FINISHED, ArgumentParser, leave, run_script
 from mats_ds.core.storage.own_files import refuse_sources
+from mats_ds.core.storage.package_files import own_command
 from mats_ds.core.text import log_to_stderr, say
 from mats_ds.data.manifest import read_manifest
 from mats_ds.data.prepare.importers import FORMATS, import_annotations
@@ -39,7 +40,7 @@ def add_import(commands) -> None:
     parser = commands.add_parser(
         "import",
         help="annotations as a data set ships them -> manifest.csv",
-        epilog="Example: python mats_ds/prepare.py import trainlist01.txt --root /data/ucf101 --out train.csv",
+        epilog=f"Example: {own_command('prepare', 'import')} trainlist01.txt --root /data/ucf101 --out train.csv",
     )
     parser.add_argument("source", help="annotation file, or folder of class folders or of split files")
     parser.add_argument("--out", required=True, metavar="CSV", help="manifest to write; OUT.classes.txt holds the class names")
@@ -77,7 +78,11 @@ def run_import(options: argparse.Namespace) -> int:
 
 def add_check(commands) -> None:
     """Arguments of `check`."""
-    parser = commands.add_parser("check", help="decode every file once -> manifest of what each holds, and quarantine.csv")
+    parser = commands.add_parser(
+        "check",
+        help="decode every file once -> manifest of what each holds, and quarantine.csv",
+        epilog=f"Example: {own_command('prepare', 'check', 'train.csv', '--out', 'checked.csv')}",
+    )
     parser.add_argument("source", help="manifest, or folder of videos")
     parser.add_argument("--out", required=True, metavar="CSV", help="manifest of the readable files to write")
     parser.add_argument("--root", metavar="DIR", help="folder that relative paths start from (default: that of SOURCE)")
@@ -121,7 +126,11 @@ def run_check(options: argparse.Namespace) -> int:
 
 def add_transcode(commands) -> None:
     """Arguments of `transcode`."""
-    parser = commands.add_parser("transcode", help="videos -> small copies that are quick to decode, or segments of long files")
+    parser = commands.add_parser(
+        "transcode",
+        help="videos -> small copies that are quick to decode, or segments of long files",
+        epilog=f"Example: {own_command('prepare', 'transcode', 'train.csv', '--out', 'copies')}",
+    )
     parser.add_argument("source", help="manifest, or folder of videos")
     parser.add_argument("--out", required=True, metavar="DIR", help="folder of the copies and their manifest.csv")
     parser.add_argument("--root", metavar="DIR", help="folder that relative paths start from (default: that of SOURCE)")
@@ -241,7 +250,10 @@ SUBCOMMANDS = (add_import, add_check, add_transcode, add_pack)
 
 
 def main(arguments: list[str] | None = None) -> int:
-    parser = ArgumentParser(description="Prepare videos and annotations for training.")
+    parser = ArgumentParser(
+        description="Prepare videos and annotations for training.",
+        epilog=f"Example: {own_command('prepare', 'check', 'videos', '--out', 'checked.csv')}",
+    )
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
     for add in SUBCOMMANDS:
         add(commands)

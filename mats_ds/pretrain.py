@@ -27,7 +27,8 @@ from mats_ds.config.recipe import Recipe
 from mats_ds.core.checkpoint_files import SPEC_KEY
 from mats_ds.core.cli import LAUNCHER_OPTIONS, ArgumentParser, leave
 from mats_ds.core.clips import ClipBatch
-from mats_ds.core.text import clean_line, quote_word
+from mats_ds.core.storage.package_files import own_command
+from mats_ds.core.text import clean_line
 from mats_ds.data.clip_sampler import ClipSampler
 from mats_ds.data.loading.build import open_videos
 from mats_ds.models.mae import MaskedAutoencoder
@@ -54,7 +55,7 @@ def main(arguments: list[str] | None = None) -> int:
         recipe_keys=list_keys(Recipe),
         launcher=LAUNCHER_OPTIONS,
         description="Pre-train a video model with motion-aware token selection.",
-        epilog="Example: deepspeed --num_gpus 8 mats_ds/pretrain.py --ds_config ds_configs/zero2.json data.manifest=videos.csv",
+        epilog=f"Example: {own_command('pretrain')} --recipe k400 --ds_config zero2 data.manifest=videos.csv",
     )
     add_run_options(parser, default_recipe="default")
     return run_training(pretrain, parser.parse_intermixed_args(arguments))
@@ -90,7 +91,7 @@ def pretrain(recipe: Recipe, options: RunOptions) -> None:
         del first_batch
         run.fit(info, reconstruction_loss_of, batches, observers=observers, num_videos=len(manifest))
         try_to_draw(partial(draw, engine, shown, recipe, run.folder, rank=run.ranks.rank), run.folder / PICTURE)
-    logger.info("run folder: %s  (report: python profiling/report.py %s)", run.folder, quote_word(run.folder))
+    logger.info("run folder: %s  (report: %s)", run.folder, own_command("report", run.folder))
 
 
 def few_clips(batch: ClipBatch) -> ClipBatch:

@@ -20,6 +20,7 @@ if __name__ == "__main__":  # run as a file, Python would look for modules in ma
 
 from mats_ds.core.cli import ArgumentParser, leave, run_script
 from mats_ds.core.storage.output_file import describe_fault
+from mats_ds.core.storage.package_files import own_command
 from mats_ds.core.text import log_to_stderr
 from mats_ds.distributed.ranks import find_device
 from mats_ds.evaluation.options import add_model_options, read_request
@@ -32,7 +33,7 @@ logger = logging.getLogger("mats_ds")
 def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
     parser = ArgumentParser(
         description="Probe frozen features of an encoder: k nearest neighbours, a linear and an attentive classifier.",
-        epilog="Example: python mats_ds/probe.py --model runs/k400 --train train.csv --val val.csv --out probes/k400 --baseline",
+        epilog=f"Example: {own_command('probe')} --model runs/k400 --train train.csv --val val.csv --out probes/k400 --baseline",
     )
     parser.add_argument("--train", required=True, metavar="CSV", help="labelled videos to fit to: manifest or class folders")
     parser.add_argument("--val", required=True, metavar="CSV", help="labelled videos to test on")

@@ -16,7 +16,7 @@ import sys
 from pathlib import Path
 
 from mats_ds.core.cli import ArgumentParser, leave, run_script
-from mats_ds.core.storage.package_files import find_folder
+from mats_ds.core.storage.package_files import find_folder, own_command
 from mats_ds.core.text import log_to_stderr, say
 from mats_ds.reporting.budget import load_budget
 from mats_ds.reporting.compare import compare_runs, format_comparison
@@ -43,8 +43,8 @@ def _run(options: argparse.Namespace) -> int:
 
 
 def _report(options: argparse.Namespace) -> int:
-    run_dir = options.run_dir or find_newest_run(RUNS)
     budget = load_budget(options.budget, folder=BUDGETS)
+    run_dir = options.run_dir or find_newest_run(RUNS)
     figures = read_figures(run_dir)
     verdict = figures.judge(budget)
     tree = to_json(figures, budget, verdict)
@@ -87,7 +87,12 @@ def _last_change(run_dir: Path) -> float:
 
 
 def _parse(arguments: list[str] | None) -> argparse.Namespace:
-    parser = ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = ArgumentParser(
+        description=(__doc__ or "")
+        .replace("python profiling/report.py", own_command("report"))
+        .removesuffix(" See README.md beside this file.\n"),
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
     names = ", ".join(sorted(path.stem for path in BUDGETS.glob("*.json")))
     parser.add_argument("run_dir", nargs="?", type=Path, metavar="RUN_DIR", help="folder of a run (default: newest below runs/)")
     parser.add_argument("--budget", default=DEFAULT_BUDGET, metavar="FILE_OR_NAME", help=f"a JSON file, or one of {names}")

@@ -20,7 +20,9 @@ if __name__ == "__main__":  # run as a file, Python would look for modules in ma
 from av.error import FFmpegError
 
 from mats_ds.core.cli import ArgumentParser, leave, run_script
+from mats_ds.core.storage.file_kind import why_no_video
 from mats_ds.core.storage.output_file import check_output_file, describe_fault, describe_leftovers
+from mats_ds.core.storage.package_files import own_command
 from mats_ds.core.text import log_to_stderr, say
 from mats_ds.core.token_grid import STRATEGIES
 from mats_ds.data.video.indexing import UnreadableVideo
@@ -37,7 +39,7 @@ def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
     parser = ArgumentParser(
         description="Show what a model sees of a video: original, motion scores, kept tokens, visible tokens, reconstruction. "
         "With adaptive frames also which of the candidate frames were taken.",
-        epilog="Example: python mats_ds/visualize.py video.mp4 --weights runs/k400 --out video.gif --start 2.5 --clips 3",
+        epilog=f"Example: {own_command('visualize')} video.mp4 --weights runs/k400 --out video.gif --start 2.5 --clips 3",
     )
     parser.add_argument("video", help="any video file")
     parser.add_argument(
@@ -83,7 +85,7 @@ def run(options: argparse.Namespace) -> None:
     try:
         visualize(options)
     except UnreadableVideo as error:
-        raise ValueError(f"{options.video}: {error.reason}") from error
+        raise ValueError(why_no_video(options.video, error.reason)) from error
     except FAULTS as error:
         raise ValueError(describe_fault(error, options.out)) from error
 
@@ -94,6 +96,8 @@ def visualize(options: argparse.Namespace) -> None:
     inputs = (options.video, options.weights, options.recipe)
     check_output_file(Path(options.out), inputs=inputs, is_ours=is_our_picture, force=options.force)
     say(*(f"note: {line}" for line in describe_leftovers(Path(options.out))))
+    if not Path(options.video).is_file():
+        raise ValueError(why_no_video(options.video, "no file"))
     weights = None
     if options.weights is not None:
         weights = read_weights(options.weights, weights_from=options.weights_from)

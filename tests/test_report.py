@@ -216,8 +216,8 @@ def test_without_a_folder_the_newest_run_below_runs_is_taken(tmp_path, capsys, m
     [
         ("no runs", "no folder runs/"),
         ("empty runs", "runs/ holds no run"),
-        ("not a run", "is not a run folder: it has no run.json"),
-        ("no such folder", "is not a run folder"),
+        ("not a run", "is a folder, no run folder: it has no run.json"),
+        ("no such folder", "there is no run folder"),
         ("no records", "holds no record of any step, so there is nothing to judge; the run ended with: ValueError: no video"),
         ("only torn records", "holds no record of any step"),
         ("unknown budget", "did you mean 8xh100-80g"),

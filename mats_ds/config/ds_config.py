@@ -16,6 +16,7 @@ from typing import Any
 from mats_ds.config.batch_plan import ACCUMULATION_KEY, MICRO_BATCH_KEY
 from mats_ds.config.ds_keys import IGNORED, RECIPE_KEYS, REFUSED, REFUSED_OF_PARAMS, REFUSED_OF_ZERO, TOP, Kind, Only, to_json
 from mats_ds.core.storage.documents import parse_strict_json
+from mats_ds.core.storage.file_kind import describe_file, not_a
 from mats_ds.core.storage.files import read_text
 from mats_ds.core.storage.package_files import find_file, list_names
 from mats_ds.core.text import did_you_mean, find_nearest
@@ -43,8 +44,13 @@ def read_ds_config(path: str | Path) -> dict[str, Any]:
     source, path = path, find_file(path, "ds_configs", suffix=".json")
     if path is None:
         names = list_json_names()
+        if Path(source).exists():
+            raise ValueError(f"{not_a('DeepSpeed JSON', source)}: give a JSON file or one of {', '.join(names)}")
         hint = did_you_mean(Path(source).stem, names)
         raise ValueError(f"no DeepSpeed JSON at {source}: give a JSON file or one of {', '.join(names)}{hint}")
+    kind = describe_file(path)
+    if kind not in (None, "a text file", "a JSON file", "an empty file"):
+        raise ValueError(f"{not_a('DeepSpeed JSON', path)}: give a JSON file or one of {', '.join(list_json_names())}")
     text = read_text(path, max_bytes=MAX_BYTES, follows_links=True)
     try:
         config = parse_strict_json(text)

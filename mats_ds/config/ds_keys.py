@@ -244,7 +244,7 @@ REFUSED = {
     "curriculum_learning": "the recipe decides which clips come when",
     "data_efficiency": "the recipe decides which clips and tokens come when",
     "elasticity": "it has been removed from DeepSpeed: --resume auto goes on with any number of ranks",
-    "autotuning": "python profiling/plan.py finds the largest micro-batch",
+    "autotuning": "the plan (plan --help) finds the largest micro-batch",
     "graph_harvesting": "it has been removed from DeepSpeed",
     "nebula": "it has been removed from DeepSpeed: checkpoints are the recipe's run.checkpoint_steps",
     "datastates": "checkpoints are the recipe's run.checkpoint_steps",

@@ -11,11 +11,13 @@ from typing import Any, TypeVar
 import yaml
 from pydantic import BaseModel, ValidationError
 
+from mats_ds.config.batch_plan import MICRO_BATCH_KEY
 from mats_ds.config.recipe import Recipe
 from mats_ds.core.format import format_count
 from mats_ds.core.storage.documents import MAX_YAML_BYTES, parse_yaml
+from mats_ds.core.storage.file_kind import describe_file, not_a
 from mats_ds.core.storage.files import read_text
-from mats_ds.core.storage.package_files import find_file, find_folder, list_names
+from mats_ds.core.storage.package_files import find_file, find_folder, list_names, own_command
 from mats_ds.core.text import Lines, did_you_mean, find_nearest, quote_word
 
 RECIPE_FOLDER = find_folder("recipes")
@@ -33,6 +35,9 @@ def load_recipe(source: str | Path = "default", overrides: Sequence[str] = (), *
     with the nearest valid name, and for a recipe of another trainer than the schema's.
     """
     path = _find_recipe(source)
+    kind = describe_file(path)
+    if kind not in (None, "a text file", "a recipe (YAML)", "an empty file", "a JSON file"):
+        raise ValueError(f"{not_a('recipe', path)}: give a YAML file or one of {', '.join(list_recipes())}")
     text = read_text(path, max_bytes=MAX_YAML_BYTES, follows_links=True)
     try:
         tree = parse_yaml(text)
@@ -42,10 +47,18 @@ def load_recipe(source: str | Path = "default", overrides: Sequence[str] = (), *
         tree = {}
     if not isinstance(tree, dict):
         raise ValueError(f"{path}: a recipe is a mapping of sections, got {type(tree).__name__}")
+    if not set(tree) & {*schema.model_fields, *OF_FINETUNING, "name"} and tree:
+        given = ": a DeepSpeed JSON is given as --ds_config" if MICRO_BATCH_KEY in tree else ""
+        first = ", ".join(map(str, list(tree)[:3]))
+        hint = did_you_mean(str(next(iter(tree))), schema.model_fields)
+        known = ", ".join(schema.model_fields)
+        raise ValueError(f"{path} is no recipe{given or f': its keys are {first}, and a recipe has {known}{hint}'}")
     if ("finetune" in tree) != ("finetune" in schema.model_fields):
-        trainers = ("fine-tuning", "mats_ds/finetune.py"), ("pre-training", "mats_ds/pretrain.py")
-        (what, script), (other, _) = trainers if "finetune" in tree else trainers[::-1]
-        raise ValueError(f"{path} is a recipe for {what} (it is {script}'s), and this is {other}: choose another --recipe")
+        trainers = ("fine-tuning", "finetune"), ("pre-training", "pretrain")
+        (what, verb), (other, _) = trainers if "finetune" in tree else trainers[::-1]
+        raise ValueError(
+            f"{path} is a recipe for {what} ({own_command(verb)} takes it), and this is {other}: choose another --recipe"
+        )
     tree.setdefault("name", path.stem)
     mistakes = _apply_overrides(tree, overrides, list_keys(schema))
     try:
@@ -67,6 +80,8 @@ def _find_recipe(source: str | Path) -> Path:
     if path := find_file(source, "recipes", suffix=".yaml"):
         return path
     names = list_recipes()
+    if Path(source).exists():
+        raise ValueError(f"{not_a('recipe', source)}: give a YAML file or one of {', '.join(names)}")
     raise ValueError(
         f"no recipe at {source}: give a YAML file or one of {', '.join(names)}{did_you_mean(Path(source).stem, names)}"
     )

@@ -76,7 +76,7 @@ class ArgumentParser(argparse.ArgumentParser):
     def error(self, message: str) -> NoReturn:
         """End the process with the message, or with the unknown option that has led to it."""
         unknown = [word for word in self._given if _is_dashed(word) and self._is_unknown(word)]
-        if unknown and message.startswith(("the following arguments are required", "ignored explicit argument", "one of the")):
+        if unknown and ("ignored explicit argument" in message or message.startswith(("the following arg", "one of the arg"))):
             message = self._describe_unknown(unknown)
         elif lacking := re.match(r"argument (\S+?)(?:/\S+)?: expected (?:one|at least one|\d+) arguments?$", message):
             message = f"{lacking[1]} needs a value{self._show_value(lacking[1])}"
@@ -89,8 +89,10 @@ class ArgumentParser(argparse.ArgumentParser):
         without its dashes."""
         changes = getattr(options, "overrides", [])
         wrong = [word for word in changes if _is_dashed(word) or f"--{word.partition('=')[0]}" in self._options()]
-        if left or wrong:
-            self._end(self._describe_unknown(left or wrong))
+        typed = [word for word in self._given if _is_dashed(word) and not word.startswith("-")]
+        wrong += [word for word in typed if word not in wrong and find_nearest(f"--{word.lstrip(DASHES)}", self._options())]
+        if wrong or left:
+            self._end(self._describe_unknown(wrong or left))
         return options
 
     def _end(self, message: str) -> NoReturn:
@@ -123,8 +125,7 @@ class ArgumentParser(argparse.ArgumentParser):
         if option := find_nearest(f"--{name}", self._options(), cutoff=0.7):
             return f"; did you mean {option}{'=' if equals else ''}{value}?"
         if option := find_nearest(f"--{name}", self.launcher, cutoff=0.8):
-            before = f"deepspeed {option} ... {os.path.basename(sys.argv[0])}"
-            return f": {option} is an option of DeepSpeed's launcher, which stands before the program's file: {before}"
+            return f": {option} is of DeepSpeed's launcher and stands before the program's file; mats takes it anywhere"
         if key := next((key for key in self.recipe_keys if key.rpartition(".")[2] == name.replace("-", "_")), None):
             return f"; did you mean {key}={value or 'VALUE'}?"
         return ""
@@ -150,7 +151,7 @@ class ArgumentParser(argparse.ArgumentParser):
         action = self._option_string_actions.get(option)
         if action is None:
             return ""
-        metavar = action.metavar if isinstance(action.metavar, str) else option[2:].upper()
+        metavar = " ".join(action.metavar) if isinstance(action.metavar, tuple) else action.metavar or option[2:].upper()
         return f": {option} {'|'.join(map(str, action.choices)) if action.choices else metavar}"
 
     def _check_value(self, action: argparse.Action, value: Any) -> None:

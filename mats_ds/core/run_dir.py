@@ -22,6 +22,7 @@ from mats_ds import __version__
 from mats_ds.core.events import RunInfo
 from mats_ds.core.limits import MAX_RANKS, find_fault, show
 from mats_ds.core.storage.documents import parse_json
+from mats_ds.core.storage.file_kind import not_a
 from mats_ds.core.storage.files import read_bytes, write_json
 
 RUN_FILE = "run.json"
@@ -142,7 +143,7 @@ def read_object(path: Path) -> dict[str, Any]:
     try:
         content = read_bytes(path, max_bytes=MAX_FILE_BYTES)
     except (FileNotFoundError, NotADirectoryError):
-        raise ValueError(f"{path.parent} is not a run folder: it has no {path.name}") from None
+        raise ValueError(f"{not_a('run folder', path.parent)}: it has no {path.name}") from None
     try:
         tree = parse_json(content.decode("utf-8-sig"))
     except ValueError as error:

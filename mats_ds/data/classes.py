@@ -8,6 +8,7 @@ from pathlib import Path
 
 import numpy as np
 
+from mats_ds.core.format import format_count
 from mats_ds.data.class_names import merge_names, normalise_name
 from mats_ds.data.manifest import Manifest
 
@@ -17,7 +18,8 @@ logger = logging.getLogger("mats_ds")
 NAMES_SUFFIX = ".classes.txt"
 
 
-TRAINING_ADVICE = "mend the manifest, or set finetune.num_classes"
+TRAINING_ADVICE = "mend the manifest, or set finetune.num_classes={needed}"
+UNLABELLED_ADVICE = "number the classes from 0 in its label column, or leave these videos out"
 NUM_SHOWN = 5
 
 
@@ -75,17 +77,23 @@ def check_test_set(manifest: Manifest, source: str | Path, classes: Classes) -> 
 
 def check_labels(manifest: Manifest, num_classes: int, *, advice: str) -> None:
     """Raises ValueError where a video has no label, or one that is not in 0 to `num_classes` - 1;
-    names the first."""
-    for wrong_S, problem in (
-        (manifest.label_S < 0, "no label"),
-        (manifest.label_S >= num_classes, f"a label that is none of the {num_classes} classes 0 to {num_classes - 1}"),
+    names the first.
+
+    advice: what to do about a label that is too large; `{needed}` in it is the number of classes
+    that the labels ask for.
+    """
+    needed = int(manifest.label_S.max(initial=0)) + 1
+    for wrong_S, problem, fix in (
+        (manifest.label_S < 0, "no label (-1 is none)", UNLABELLED_ADVICE),
+        (manifest.label_S >= num_classes, f"a label that is none of the {num_classes} classes 0 to {num_classes - 1}", advice),
     ):
         if wrong_S.any():
-            first = int(np.argmax(wrong_S))
+            first, count = int(np.argmax(wrong_S)), int(wrong_S.sum())
             label = f" ({manifest.label_S[first]})" if manifest.label_S[first] >= 0 else ""
+            fix = fix.replace("{needed}", str(needed))
             raise ValueError(
-                f"{int(wrong_S.sum())} of {len(manifest)} videos of {manifest.name} have {problem}; the first is "
-                f"{manifest.paths[first]}{label}: {advice}"
+                f"{count} of {format_count(len(manifest), 'video')} of {manifest.name} {'has' if count == 1 else 'have'} "
+                f"{problem}; the first is {manifest.paths[first]}{label}: {fix}"
             )
 
 

@@ -28,6 +28,8 @@ import numpy as np
 from mats_ds.core.format import format_count
 from mats_ds.core.shards.members import file_exists, list_members
 from mats_ds.core.shards.table import index_path
+from mats_ds.core.storage.file_kind import describe_file, not_a
+from mats_ds.core.storage.package_files import own_command
 from mats_ds.core.terminal import explain_locale
 from mats_ds.core.text import Lines, find_nearest
 from mats_ds.data.class_names import merge_names, normalise_name
@@ -37,6 +39,7 @@ logger = logging.getLogger(__name__)
 
 COLUMNS = ("path", "label", "start", "end")
 MAX_MISTAKES_SHOWN = 20
+SOURCES = "a .csv with a column `path`, a list of `path label` lines, or a folder of videos"
 
 
 @dataclass(frozen=True)
@@ -75,18 +78,21 @@ class _Rows:
         self.lasts.append(last)
 
 
-def read_manifest(source: str | os.PathLike[str], *, root: str | os.PathLike[str] | None = None) -> Manifest:
+def read_manifest(
+    source: str | os.PathLike[str], *, root: str | os.PathLike[str] | None = None, root_name: str = "--root"
+) -> Manifest:
     """The videos that `source` lists. Relative paths start at `root` if given, else at the folder
     of `source`.
 
+    root_name: the option or the key of a recipe that gives `root`, for errors.
     Raises ValueError with every mistake and its line number, and when not one of the listed files
     exists.
     """
     path = Path(source)
     if not path.exists():
-        raise ValueError(f"no manifest at {path}: give a .csv, a list of `path label` lines, or a folder of videos")
+        raise ValueError(f"no manifest at {path}: give {SOURCES}")
     if root is not None and not Path(root).is_dir():
-        raise ValueError(f"data.root {root} is not a folder: give the folder that the manifest's relative paths start from")
+        raise ValueError(f"{root_name} {root} is no folder: give the folder that the manifest's relative paths start from")
     if path.is_dir():
         rows = _read_folder(path)
         if not rows.paths:
@@ -106,11 +112,11 @@ def read_manifest(source: str | os.PathLike[str], *, root: str | os.PathLike[str
     if not any(map(file_exists, manifest.paths)):
         why = next(filter(None, map(explain_locale, manifest.paths)), "")
         raise ValueError(
-            f"{path}: not one of its {len(manifest)} files exists; the first would be {manifest.paths[0]}{why}. "
-            "Set data.root to the folder that the paths start from"
+            f"{path}: of {format_count(len(manifest), 'file')} none exists; the first would be {manifest.paths[0]}{why}. "
+            f"Give the folder that the paths start from: {root_name}{' ' if root_name.startswith('--') else '='}FOLDER"
         )
     if unnamed := [why for path in manifest.paths if (why := explain_locale(path)) and not file_exists(path)]:
-        raise ValueError(f"{path}: {len(unnamed)} files are not found{unnamed[0]}")
+        raise ValueError(f"{path}: not found: {format_count(len(unnamed), 'file')}{unnamed[0]}")
     return manifest
 
 
@@ -164,10 +170,12 @@ def _read_file(path: Path, base: Path) -> _Rows:
         raise ValueError(f"{path} is a tar archive: give {listed}, as `mats prepare pack` writes it")
     try:
         text = decode_text(path.read_bytes())
-    except UnicodeDecodeError as error:
-        raise ValueError(f"{path} is not UTF-8 text (byte {error.start}): save it as UTF-8, or give a video folder") from None
-    except ValueError as error:
-        raise ValueError(f"{path} {error}: give a .csv, a list of `path label` lines, or a folder of videos") from None
+    except (UnicodeDecodeError, ValueError) as error:
+        kind = describe_file(path)
+        if kind in (None, "a text file", "a table (CSV)") and isinstance(error, UnicodeDecodeError):
+            raise ValueError(f"{path} is not UTF-8 text (byte {error.start}): save it as UTF-8") from None
+        what = f"{path} {error}" if kind is None else not_a("list of videos", path)
+        raise ValueError(f"{what}: give {SOURCES}") from None
     rows = _Rows(base)
     first = text.lstrip().partition("\n")[0]
     if "path" in column_names(first):
@@ -179,6 +187,9 @@ def _read_file(path: Path, base: Path) -> _Rows:
         _read_list(text, rows)
     if not rows.paths and not rows.mistakes:
         rows.mistakes.append("it lists no video")
+    if rows.mistakes and (kind := describe_file(path)) in ("a JSON file", "a recipe (YAML)"):
+        ways = f"; {own_command('prepare', 'import')} reads annotations in JSON" if kind == "a JSON file" else ""
+        raise ValueError(f"{not_a('list of videos', path)}: give {SOURCES}{ways}")
     if rows.mistakes:
         shown = [f"  - {mistake}" for mistake in rows.mistakes[:MAX_MISTAKES_SHOWN]]
         hidden = len(rows.mistakes) - MAX_MISTAKES_SHOWN
@@ -237,7 +248,8 @@ def _read_list(text: str, rows: _Rows) -> None:
         elif len(line.numbers) > 1:
             rows.mistakes.append(
                 f"{where}: {len(line.numbers)} numbers stand behind {line.path[:120]!r}, and which is the label is not known: "
-                "`prepare.py import` reads the lists of VideoMAEv2 and mmaction2, or name the columns: path,label,start,end"
+                f"{own_command('prepare', 'import')} reads the lists of VideoMAEv2 and mmaction2, or name the columns: "
+                "path,label,start,end"
             )
         else:
             rows.mistakes.append(

@@ -21,9 +21,11 @@ import torch
 from mats_ds.core.clips import ClipBatch
 from mats_ds.core.run_dir import collect_versions
 from mats_ds.core.shards.members import is_file
+from mats_ds.core.storage.file_kind import why_no_video
 from mats_ds.core.storage.folder_lock import release_folder
 from mats_ds.core.storage.output_file import begin_writing, end_writing, refuse_losses
 from mats_ds.core.storage.output_folder import check_output_folder, hold_output_folder, make_new_folder
+from mats_ds.core.storage.package_files import own_command
 from mats_ds.core.text import clean_line, say
 from mats_ds.data.classes import Classes, check_labels, warn_of_names
 from mats_ds.data.manifest import Manifest, read_manifest
@@ -79,7 +81,7 @@ def open_classifier(
     if weights.spec.kind != "classifier":
         raise ValueError(
             f"{request.path} is {weights.source} without a classification head: fine-tune it first, "
-            "or take its features with mats_ds/extract.py"
+            f"or take its features with {own_command('extract')}"
         )
     for line in describe_weights(request.path, weights):
         logger.info("%s", line)
@@ -112,7 +114,7 @@ def evaluate_manifest(
     began = time.monotonic()
     manifest = read_manifest(source, root=root)
     model = test.models[0]
-    check_labels(manifest, model.num_classes, advice="a test needs a label of the model's (mats_ds/extract.py needs none)")
+    check_labels(manifest, model.num_classes, advice=f"a test needs a label of the model's ({own_command('extract')} needs none)")
     warn_of_names(manifest, source, Classes(model.num_classes, model.class_names))
     begin = partial(begin_test_folder, out, test.keep_ratios, inputs=(source, test.path, *inputs))
     out = do_on_first(begin, ranks, advice=ADVICE)
@@ -250,14 +252,14 @@ def classify_video(test: ClassifierTest, path: str, *, ranks: RankInfo) -> None:
     Raises ValueError for a file that is not there or cannot be read.
     """
     if not is_file(path):
-        raise ValueError(f"there is no video {path}")
+        raise ValueError(why_no_video(path, "no file"))
     manifest = Manifest([path], np.array([-1]), np.array([np.nan]), np.array([np.nan]), Path(path).name)
     scored = score_manifest(test, manifest, test.views.read(manifest, rank=ranks.rank, world_size=ranks.world_size), ranks)
     if scored is None:
         return
     (video,) = scored.videos
     if video.mean is None:
-        raise ValueError(f"{path} cannot be read: {scored.bad[0].reason}")
+        raise ValueError(why_no_video(path, f"cannot be read: {scored.bad[0].reason}"))
     say(f"{path}: {video.num_read} views")
     for ratio, scores_C in zip(test.keep_ratios, video.mean, strict=True):
         if len(test.keep_ratios) > 1:

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from mats_ds.config.finetune_recipe import FinetuneRecipe
 from mats_ds.core.storage.files import write_json
-from mats_ds.core.text import quote_word
+from mats_ds.core.storage.package_files import own_command
 from mats_ds.data.classes import Classes, check_test_set
 from mats_ds.data.loading.build import open_loader
 from mats_ds.data.loading.loader import ClipLoader
@@ -32,7 +32,7 @@ def open_test_set(recipe: FinetuneRecipe, classes: Classes) -> Manifest | None:
     if section.manifest is None:
         logger.info("test: no evaluation.manifest given, so nothing is tested, there is no result and no best weights are kept")
         return None
-    manifest = read_manifest(section.manifest, root=section.root or recipe.data.root)
+    manifest = read_manifest(section.manifest, root=section.root or recipe.data.root, root_name="evaluation.root")
     check_test_set(manifest, section.manifest, classes)
     return manifest
 
@@ -81,5 +81,5 @@ def write_result(folder: Path, recipe: FinetuneRecipe, *, num_trained_on: int) -
     views = test.clips or 1, test.crops or 1
     if (test.clips or test.crops) and test.training_views != views:
         # the best ones were chosen with these very videos
-        command = f"mats_ds/evaluate.py --model {quote_word(folder)} --weights_from last --manifest {quote_word(test.manifest)}"
-        logger.info("on %d x %d views, as the recipe tests: python %s", *views, command)
+        command = own_command("evaluate", "--model", folder, "--weights_from", "last", "--manifest", test.manifest)
+        logger.info("on %d x %d views, as the recipe tests: %s", *views, command)

@@ -18,6 +18,7 @@ from typing import Any
 from mats_ds.core.format import MIB
 from mats_ds.core.gpus import Gpu
 from mats_ds.core.run_dir import RUN_FILE, read_run
+from mats_ds.core.storage.file_kind import not_a
 from mats_ds.core.storage.files import refuse_wrong_kind
 from mats_ds.metering.device_memory import ACTIVATIONS, CACHE, OUTSIDE
 from mats_ds.metering.peak_flops import BF16, find_peak
@@ -220,7 +221,7 @@ def measured_mfu(run_dir: str | Path) -> float:
     path = Path(run_dir) / RECORDS_FOLDER / "rank-00000.jsonl"
     refuse_wrong_kind(path, below=Path(run_dir))
     if not path.is_file():
-        raise ValueError(f"{run_dir} is not a run folder: it has no {RECORDS_FOLDER}/rank-00000.jsonl")
+        raise ValueError(f"{not_a('run folder with records', run_dir)}: it has no {RECORDS_FOLDER}/rank-00000.jsonl")
     info = read_run(run_dir).info if os.path.lexists(Path(run_dir) / RUN_FILE) else None
     if info is not None and info.precision != BF16 and not info.peak_arithmetic:
         raise ValueError(

@@ -123,7 +123,7 @@ def _count_clips(recipe: Recipe, stated: int | None) -> tuple[int, list[str]]:
     if recipe.data.manifest is not None and Path(recipe.data.manifest).exists():
         from mats_ds.data.manifest import read_manifest
 
-        return len(read_manifest(recipe.data.manifest, root=recipe.data.root)) * repeats, []
+        return len(read_manifest(recipe.data.manifest, root=recipe.data.root, root_name="data.root")) * repeats, []
     known = next((name for name in KNOWN_CLIPS if name in recipe.name), None)
     if known:
         return KNOWN_CLIPS[known] * repeats, [f"an epoch of {KNOWN_CLIPS[known]} videos, as {known} is published"]

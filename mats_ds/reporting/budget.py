@@ -13,6 +13,7 @@ from mats_ds.core.format import format_bytes
 from mats_ds.core.limits import MAX_INTEGER, MAX_NAME, MAX_RANKS, show
 from mats_ds.core.run_dir import FINISHED
 from mats_ds.core.storage.documents import parse_strict_json
+from mats_ds.core.storage.file_kind import describe_file, not_a
 from mats_ds.core.storage.files import read_bytes
 from mats_ds.core.text import did_you_mean
 
@@ -89,6 +90,8 @@ def load_budget(source: str | Path, *, folder: str | Path | None = None) -> Budg
     Raises ValueError with what is wrong and how to fix it.
     """
     path = _find(source, None if folder is None else Path(folder))
+    if describe_file(path) not in (None, "a JSON file", "a text file", "an empty file"):
+        raise ValueError(f"{not_a('budget', path)}: give a JSON file with name, gpus, memory_per_gpu_bytes, or a known name")
     content = read_bytes(path, max_bytes=MAX_BUDGET_BYTES, follows_links=True)
     try:
         tree = parse_strict_json(content.decode("utf-8-sig"))
@@ -197,6 +200,8 @@ def _find(source: str | Path, folder: Path | None) -> Path:
     names = sorted(file.stem for file in folder.glob("*.json")) if folder is not None else []
     if str(source) in names:
         return folder / f"{source}.json"
+    if path.exists():
+        raise ValueError(f"{not_a('budget', path)}: give a JSON file or one of {', '.join(names)}")
     known = f" or one of {', '.join(names)}" if names else ""
     raise ValueError(f"no budget at {source}: give a JSON file{known}{did_you_mean(path.stem, names)}")
 

@@ -80,7 +80,7 @@ def test_all_mistakes_are_reported_at_once_with_the_nearest_name():
     text = str(caught.value)
     assert "6 mistakes" in text
     for part in (
-        "did you mean base_lr?",
+        "did you mean optim.base_lr?",
         "did you mean model?",
         "did you mean mats?",
         "height=65",

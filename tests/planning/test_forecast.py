@@ -92,5 +92,5 @@ def test_an_mfu_of_another_precisions_peak_is_not_taken(tmp_path):
 
 
 def test_an_mfu_that_nobody_recorded_says_so(tmp_path):
-    with pytest.raises(ValueError, match="is not a run folder"):
+    with pytest.raises(ValueError, match="no run folder"):
         measured_mfu(tmp_path)

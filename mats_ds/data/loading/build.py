@@ -45,7 +45,7 @@ def open_videos(data: DataSection) -> Manifest:
     if source is None:
         source = write_synthetic_set(SYNTHETIC_FOLDER)
         logger.info("data: no data.manifest given, training on the synthetic set in %s (a test, not a data set)", source.parent)
-    return read_manifest(source, root=data.root)
+    return read_manifest(source, root=data.root, root_name="data.root")
 
 
 def how_to_mend(data: DataSection) -> str:

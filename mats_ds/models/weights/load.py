@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING, Any
 
 from torch import nn
 
+from mats_ds.core.storage.file_kind import describe_file, not_a
 from mats_ds.core.token_grid import TokenGrid
 from mats_ds.models.classifier import VideoClassifier
 from mats_ds.models.feature_extractor import VideoEncoder
@@ -82,6 +83,8 @@ def read_weights(path: str | Path, *, weights_from: str | None = None, **hints: 
     hold them. Raises ValueError for anything that cannot be read, and for hints or a `weights_from`
     that the format has no use for.
     """
+    if describe_file(path) in ("a video", "an image", "a table (CSV)", "a recipe (YAML)"):
+        raise ValueError(f"{not_a('file of weights', path)}: give a run folder, a .safetensors or .pth, or a Hugging Face folder")
     format = identify(path)
     if weights_from is not None and format != "run":
         raise ValueError(

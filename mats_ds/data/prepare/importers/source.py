@@ -20,6 +20,7 @@ from functools import cached_property
 from pathlib import Path
 
 from mats_ds.core.storage.documents import parse_json
+from mats_ds.core.storage.file_kind import describe_file, not_a
 from mats_ds.data.class_names import normalise_name
 from mats_ds.data.list_text import decode_text, has_video_extension
 from mats_ds.data.manifest import list_packed, list_videos
@@ -81,10 +82,11 @@ def open_source(path: str | os.PathLike[str]) -> Source:
         text = decode_text(path.read_bytes())
     except OSError as error:
         raise ValueError(f"cannot read {path}: {error.strerror}") from None
-    except UnicodeDecodeError as error:
-        raise ValueError(f"{path} is not UTF-8 text (byte {error.start}): give an annotation file, saved as UTF-8") from None
-    except ValueError as error:
-        raise ValueError(f"{path} {error}: give an annotation file (.csv, .txt, .json) or a folder") from None
+    except (UnicodeDecodeError, ValueError) as error:
+        if (kind := describe_file(path)) in (None, "a text file", "a table (CSV)") and isinstance(error, UnicodeDecodeError):
+            raise ValueError(f"{path} is not UTF-8 text (byte {error.start}): give an annotation file, saved as UTF-8") from None
+        what = f"{path} {error}" if kind is None else not_a("annotation file", path)
+        raise ValueError(f"{what}: give a .csv, .txt or .json that lists videos, or a folder") from None
     if not text.strip():
         raise ValueError(f"{path} is empty: give an annotation file that lists videos")
     return Source(path, text)
