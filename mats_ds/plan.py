@@ -57,6 +57,7 @@ def _plan(question: Question, *, exact: bool, as_json: bool) -> int:
     if exact:
         from mats_ds.training.dry_run import measure_cached
 
+        logger.info("--exact: running the real engine on fake tensors, up to a minute; the answer is kept for the next time")
         measured = measure_cached(
             question.workload,
             question.ds_config,

@@ -14,6 +14,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
+from mats_ds.core.progress import Ticker, show_progress
 from mats_ds.models.layers import NORM_EPS, Mlp
 from mats_ds.models.sizes import MLP_RATIO
 
@@ -111,18 +112,27 @@ def fit_decays(
     weight_CD = torch.zeros(num_classes, features_SD.shape[1], device=features_SD.device, requires_grad=True)
     bias_C = torch.zeros(num_classes, device=features_SD.device, requires_grad=True)
     probes = []
-    for decay in decays:
+    # a fit needs far fewer as a rule, so the time left is a bound
+    ticker, num_done = Ticker("linear probe", len(decays) * MAX_STEPS, unit="evaluation", at_most=True), 0
+    for number, decay in enumerate(decays):
         optimizer = torch.optim.LBFGS([weight_CD, bias_C], max_iter=MAX_STEPS, line_search_fn="strong_wolfe")
 
-        def loss(decay: float = decay, optimizer: torch.optim.Optimizer = optimizer) -> torch.Tensor:
+        most = (number + 1) * MAX_STEPS
+
+        def loss(decay: float = decay, optimizer: torch.optim.Optimizer = optimizer, most: int = most) -> torch.Tensor:
             optimizer.zero_grad()
             value = F.cross_entropy(F.linear(scaled_SD, weight_CD, bias_C), label_S) + decay / 2 * weight_CD.square().sum()
             value.backward()
+            nonlocal num_done
+            num_done += 1
+            ticker(min(num_done, most))
             return value
 
+        num_done = number * MAX_STEPS
         with torch.enable_grad():
             optimizer.step(loss)
         probes.append(LinearProbe(mean_D, spread_D, weight_CD.detach().clone(), bias_C.detach().clone(), decay))
+    ticker.close()
     return probes
 
 
@@ -217,7 +227,7 @@ def fit_attentive_probe(
     optimizer = torch.optim.AdamW(probe.parameters(), lr=LEARNING_RATE, weight_decay=WEIGHT_DECAY)
     schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: rate_at(step, num_steps))
     order = torch.empty(0, dtype=torch.int64)
-    for _ in range(num_steps):
+    for _ in show_progress(range(num_steps), total=num_steps, label="attentive probe", unit="step"):
         if len(order) < batch:
             order = torch.randperm(num_clips, generator=generator)
         rows, order = order[:batch], order[batch:]

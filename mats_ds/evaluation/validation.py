@@ -18,10 +18,10 @@ from typing import Any
 import numpy as np
 import torch
 from torch import nn
-from tqdm import tqdm
 
 from mats_ds.core.clips import BadClip
 from mats_ds.core.events import RunInfo, StepEvent
+from mats_ds.core.progress import show_progress
 from mats_ds.core.storage.documents import parse_json
 from mats_ds.core.storage.files import open_regular, open_to_append, write_text
 from mats_ds.data.loading.build import ViewBatch
@@ -127,7 +127,7 @@ class Evaluator:
         self.model.eval()
         batches = self.batches()
         if self.ranks.rank == 0:
-            batches = tqdm(batches, total=self.num_batches, desc="test", unit="batch", leave=False, disable=None)
+            batches = show_progress(batches, total=self.num_batches, label="test", unit="batch")
         scored = score_videos(
             batches,
             partial(softmax_scores, self.model),

@@ -15,6 +15,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from mats_ds.core.progress import TimeLeft
 from mats_ds.core.storage.files import write_json
 from mats_ds.planning.memory import plan_memory
 from mats_ds.planning.sweep import SIZES, TASKS, Cell, work_of
@@ -53,13 +54,15 @@ def measure_sweep(cells: list[Cell], base: Workload, ds_config: Mapping[str, Any
 
     wanted = {(cell.task, cell.size, cell.method, micro) for cell in cells for micro in (cell.asked.micro_batch, cell.largest)}
     rows = []
+    left = TimeLeft(len(wanted))
     for index, (task, size, method, micro) in enumerate(sorted(wanted)):
         if not micro:
             continue
         work = work_of(base, size=size, method=method, task=task)
         exact = measure_cached(work, ds_config, world_size=world_size, micro_batch=micro, accumulation=1)
         rows.append({"size": size, "method": method, "task": task, "micro_batch": micro, "bytes": asdict(exact)})
-        _log.info("%d of %d: ViT-%s %s %s, micro-batch %d", index + 1, len(wanted), SIZES[size], method, task, micro)
+        done = index + 1, len(wanted), SIZES[size], method, task, micro, left.describe(index + 1, unit="cell")
+        _log.info("%d of %d: ViT-%s %s %s, micro-batch %d; %s", *done)
     return {
         "torch": torch.__version__,
         "deepspeed": deepspeed.__version__,

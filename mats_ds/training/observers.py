@@ -1,5 +1,5 @@
-"""Observers of a run that need no metering: the console's progress bar, checkpoints, and
-DeepSpeed's monitors."""
+"""Observers of a run that need no metering: the console's progress, checkpoints, and DeepSpeed's
+monitors."""
 
 from __future__ import annotations
 
@@ -7,15 +7,17 @@ import logging
 import math
 import os
 import sys
+import threading
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from tqdm import tqdm
 from tqdm.contrib.logging import logging_redirect_tqdm
 
 from mats_ds.core.events import RunInfo, StepEvent
+from mats_ds.core.progress import BAR_FORMAT, TimeLeft, format_duration
 from mats_ds.distributed.collectives import gather_on_all
 from mats_ds.distributed.exits import FolderLost, TrainingStopped
 from mats_ds.training.checkpoints.saver import CheckpointSaver
@@ -30,8 +32,9 @@ REFRESH_SECONDS = 1.0
 
 @dataclass
 class Console:
-    """A progress bar on rank 0 with loss, clips/s, kept tokens and memory; plain lines every
-    `log_steps` where there is no terminal.
+    """Progress on rank 0: loss, clips/s, kept tokens, memory, and how long the run still takes. A
+    bar on a terminal, elsewhere a line every `log_steps`; and one every `quiet_seconds` in which
+    nothing was said, so that a long step is seen to be one.
 
     memory_bytes: asks the recorder for the newest memory figure, (bytes, name), or None before
     there is one.
@@ -40,6 +43,9 @@ class Console:
     log_steps: int
     memory_bytes: Callable[[], tuple[int, str] | None]
     stream: Any = None
+    quiet_seconds: float = 60.0
+    done: int = field(default=0, init=False)
+    _ended: threading.Event = field(default_factory=threading.Event, init=False)
 
     def on_start(self, run: RunInfo) -> None:
         self.run = run
@@ -48,17 +54,25 @@ class Console:
         self.bar = None
         if run.rank == 0 and self.is_terminal:
             width = {"dynamic_ncols": True} if _columns(self.stream) else {"ncols": FALLBACK_COLUMNS}
-            self.bar = tqdm(total=run.total_steps, initial=run.first_step, unit="step", file=self.stream, **width)
+            shown = dict(unit="step", file=self.stream, bar_format=BAR_FORMAT, **width)
+            self.bar = tqdm(total=run.total_steps, initial=run.first_step, **shown)
             # log lines scroll above the bar instead of tearing it
             self.above_bar = logging_redirect_tqdm()
             self.above_bar.__enter__()
         self.since_time, self.since_clips, self.clips = time.perf_counter(), 0, 0
+        self.done, self.left = run.first_step, TimeLeft(run.total_steps, done=run.first_step)
+        self.step_began = self.spoke = time.monotonic()
+        if run.rank == 0:
+            threading.Thread(target=self._break_silence, name="mats-console", daemon=True).start()
 
     def on_step(self, event: StepEvent) -> None:
         self.clips += event.num_clips * self.run.world_size
+        self.done, self.step_began = event.step, time.monotonic()
+        self.left.seconds(event.step)  # notes the first step, which counts for nothing
         last = event.is_last
         if self.run.rank != 0 or (event.step % self.log_steps and not last and self.bar is None):
             return
+        self.spoke = time.monotonic()
         if self.bar is None:
             print(f"step {event.step}/{self.run.total_steps}  {self._state(event)}", file=self.stream, flush=True)
         else:  # reading the loss waits for the device: once a second is enough for a reader
@@ -67,6 +81,7 @@ class Console:
             self.bar.update(1)
 
     def on_end(self, outcome: str) -> None:
+        self._ended.set()
         if self.bar is not None:
             self.above_bar.__exit__(None, None, None)
             self.bar.close()
@@ -79,8 +94,27 @@ class Console:
         memory_text = f"  {memory[1]} {memory[0] / GIBIBYTE:.2f} GiB" if memory else ""
         return (
             f"loss {float(event.loss):.4f}  {rate:.1f} clips/s  kept {self.run.kept}/{self.run.num_tokens} tokens"
-            f"{memory_text}  lr {event.learning_rate:.2e}"
+            f"{memory_text}  lr {event.learning_rate:.2e}  {self.left.describe(event.step)}"
         )
+
+    def _break_silence(self) -> None:
+        """Say about once in `quiet_seconds` which step is running, for as long as nothing else is
+        said. It reads no figure of the device, which is busy."""
+        while not self._ended.wait(max(0.01, self.spoke + self.quiet_seconds - time.monotonic())):
+            now = time.monotonic()
+            if now - self.spoke < self.quiet_seconds:
+                continue
+            self.spoke = now
+            if self.done >= self.run.total_steps:  # what comes after the last step says so itself
+                continue
+            since = format_duration(now - self.step_began)
+            # between two steps may lie a test or a checkpoint
+            state = f"still running, for {since}" if self.done == self.run.first_step else f"not done yet, {since} after the last"
+            text = f"step {self.done + 1}/{self.run.total_steps}  {state}; {self.left.describe(self.done)}"
+            if self.bar is None:
+                print(text, file=self.stream, flush=True)
+            else:
+                self.bar.set_postfix_str(text)
 
 
 def _columns(stream: Any) -> int:

@@ -34,13 +34,14 @@ from mats_ds.core.clips import ClipBatch
 from mats_ds.core.events import Observer, RunInfo
 from mats_ds.core.run_dir import collect_versions
 from mats_ds.data.clip_sampler import ClipSampler
-from mats_ds.data.loading.build import how_to_mend, open_loader
+from mats_ds.data.loading.build import how_to_mend, name_data, open_loader
 from mats_ds.data.loading.loader import ClipLoader
 from mats_ds.distributed.consistency import check_consistent, check_shared_folder
 from mats_ds.distributed.exits import AlreadyFinished
 from mats_ds.distributed.ranks import RankInfo, start_distributed
 from mats_ds.metering.profiler import make_deep_dives
 from mats_ds.metering.recorder import Recorder
+from mats_ds.planning.cpu_steps import CpuSteps
 from mats_ds.planning.forecast import LoaderMemory
 from mats_ds.planning.plan_observer import PlanRecorder
 from mats_ds.planning.workload import Workload
@@ -248,6 +249,7 @@ class TrainingRun:
             self.recorder,
             PlanRecorder(workload, self.ds_config, self.engine.module, memory, measures=not recipe.model.compile),
             *make_deep_dives(self.folder, device, **deep_dives),
+            CpuSteps(workload, data=name_data(recipe.data)),
             Console(log_steps=recipe.run.log_steps, **shown),
             Monitor(self.engine, every_steps=recipe.run.log_steps, **shown),
             *others,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import logging
+import time
 from dataclasses import replace
 
 import pytest
@@ -58,6 +59,38 @@ def test_elsewhere_a_line_now_and_then_and_at_the_end():
     lines = watch(io.StringIO()).splitlines()
     assert [line.split("  ")[0] for line in lines] == ["step 2/4", "step 4/4"]
     assert "loss 0.2000" in lines[0] and "kept 153/512 tokens" in lines[0]
+
+
+@pytest.mark.parametrize("stream", [Terminal, io.StringIO])
+def test_every_line_says_how_long_the_run_still_takes(stream):
+    console = Console(log_steps=1, memory_bytes=lambda: None, stream=stream())
+    console.on_start(make_run(total_steps=8))
+    assert "measured after a few steps" in console.left.describe(0)
+    for step in range(1, 9):
+        console.on_step(replace(make_event(step), is_last=step == 8))
+        if stream is io.StringIO:
+            last = console.stream.getvalue().splitlines()[-1]
+            assert last.endswith("measured after a few steps" if step < 4 else "done" if step == 8 else " left"), last
+    console.on_end("finished")
+    assert "done" in console.stream.getvalue()
+
+
+@pytest.mark.parametrize("stream", [Terminal, io.StringIO])
+def test_a_long_step_is_seen_to_be_one(stream):
+    """Nothing is said of a step before it ends: the console's own clock does."""
+    console = Console(log_steps=1, memory_bytes=lambda: None, stream=stream(), quiet_seconds=0.02)
+    console.on_start(make_run(total_steps=8, first_step=2))
+    wait_for(lambda: "step 3/8  still running, for" in console.stream.getvalue())
+    console.on_step(make_event(3))
+    wait_for(lambda: "step 4/8  not done yet" in console.stream.getvalue())
+    console.on_end("finished")
+
+
+def wait_for(condition, *, most_seconds=30.0):
+    began = time.monotonic()
+    while not condition():
+        assert time.monotonic() - began < most_seconds
+        time.sleep(0.01)
 
 
 @pytest.mark.parametrize("stream", [Terminal, io.StringIO])

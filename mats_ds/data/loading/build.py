@@ -3,18 +3,16 @@
 from __future__ import annotations
 
 import logging
-import sys
-import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
 
 import torch
-from tqdm import tqdm
 
 from mats_ds.config.recipe import ClipSection, DataSection, Recipe
 from mats_ds.core.clips import ClipBatch
+from mats_ds.core.progress import show_progress
 from mats_ds.core.storage.package_files import own_command
 from mats_ds.data.clip_sampler import BatchSplit, ClipSampler
 from mats_ds.data.loading.loader import ClipLoader
@@ -26,7 +24,6 @@ from mats_ds.data.view_sampler import View, ViewSampler
 logger = logging.getLogger(__name__)
 
 SYNTHETIC_FOLDER = Path("data/synthetic")
-LINE_SECONDS = 20.0  # from one line of progress to the next, where there is no terminal
 
 
 @dataclass(frozen=True)
@@ -46,6 +43,11 @@ def open_videos(data: DataSection) -> Manifest:
         source = write_synthetic_set(SYNTHETIC_FOLDER)
         logger.info("data: no data.manifest given, training on the synthetic set in %s (a test, not a data set)", source.parent)
     return read_manifest(source, root=data.root, root_name="data.root")
+
+
+def name_data(data: DataSection) -> list[str]:
+    """The overrides that name the recipe's videos, for a command that shall read the same ones."""
+    return [f"data.{key}={value}" for key in ("manifest", "root") if (value := getattr(data, key))]
 
 
 def how_to_mend(data: DataSection) -> str:
@@ -115,7 +117,7 @@ def read_views(
         device=device,
         options=ReadOptions(num_workers),
     ) as loader:
-        yield from show_progress(read_pass(loader), num_batches=sampler.steps_per_epoch, label=label)
+        yield from show_progress(read_pass(loader), total=sampler.steps_per_epoch, label=label, unit="batch")
 
 
 def read_pass(loader: ClipLoader) -> Iterator[ViewBatch]:
@@ -127,14 +129,3 @@ def read_pass(loader: ClipLoader) -> Iterator[ViewBatch]:
             assert view is None or view.sample == sample, "a clip is not the view that was asked for"
         yield ViewBatch(batch, views, tuple(batch.valid_B.tolist()))
     batches.close()
-
-
-def show_progress(batches: Iterator[ViewBatch], *, num_batches: int, label: str) -> Iterator[ViewBatch]:
-    """The batches as they come; without a label nothing is shown."""
-    shown_seconds = time.monotonic()
-    bar = tqdm(batches, desc=label, total=num_batches, unit="batch", disable=None if label else True)
-    for number, batch in enumerate(bar, start=1):
-        yield batch
-        if label and not sys.stderr.isatty() and time.monotonic() - shown_seconds > LINE_SECONDS:
-            shown_seconds = time.monotonic()
-            logger.info("%s: %d of %d batches", label, number, num_batches)

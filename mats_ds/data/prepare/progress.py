@@ -10,6 +10,8 @@ from typing import TextIO
 
 from tqdm import tqdm
 
+from mats_ds.core.progress import BAR_FORMAT, TimeLeft
+
 PRINT_SECONDS = 10.0
 FALLBACK_COLUMNS = 100  # for terminals whose width is not known
 
@@ -28,25 +30,27 @@ class Progress:
         self._bar: tqdm | None = None
         self._began_seconds = self._printed_seconds = time.monotonic()
         self._num_known: int | None = None
+        self._left: TimeLeft | None = None
 
     def __call__(self, num_done: int, num_files: int, num_bad: int) -> None:
         if self._num_known is None:
             self._num_known = num_done
+            self._left = TimeLeft(num_files, done=num_done)
             if num_done:
                 self._print(f"{num_done} of {num_files} files need no work: an earlier run did it, or they do not exist")
+        left = self._left.describe(num_done, unit="file")
         if self._stream.isatty():
             if self._bar is None:
-                self._bar = tqdm(
-                    total=num_files, initial=num_done, desc=self._verb, unit="file", file=self._stream, **_width(self._stream)
-                )
-            self._bar.set_postfix_str(f"{num_bad} bad", refresh=False)
+                shown = dict(desc=f"{self._verb}: ", unit="file", bar_format=BAR_FORMAT, **_width(self._stream))
+                self._bar = tqdm(total=num_files, initial=num_done, file=self._stream, **shown)
+            self._bar.set_postfix_str(f"{num_bad} bad, {left}", refresh=False)
             self._bar.update(num_done - self._bar.n)
             return
         now_seconds = time.monotonic()
         if now_seconds - self._printed_seconds >= PRINT_SECONDS:
             self._printed_seconds = now_seconds
             speed = (num_done - self._num_known) / (now_seconds - self._began_seconds)
-            self._print(f"{num_done} of {num_files} files, {num_bad} bad, {speed:.1f} files/s")
+            self._print(f"{num_done} of {num_files} files, {num_bad} bad, {speed:.1f} files/s; {left}")
 
     def __enter__(self) -> Progress:
         return self
