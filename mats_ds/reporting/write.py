@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from mats_ds.core.storage.files import open_regular, write_text
-from mats_ds.reporting.report_html import GENERATOR, KICKER
+from mats_ds.reporting.page.markup import GENERATOR, KICKER
 
 PAGE, TREE = "report.html", "report.json"
 HEAD_BYTES = 2**16
