@@ -49,6 +49,12 @@ def is_our_page(head: bytes) -> bool:
     return head.startswith(b"<!DOCTYPE html>") and (GENERATOR.encode() in head or KICKER.encode() in head)
 
 
+def is_our_page_file(path: Path) -> bool:
+    """As `is_our_page`, of a file."""
+    with open_regular(path) as file:
+        return is_our_page(file.read(HEAD_BYTES))
+
+
 def is_our_tree(head: bytes) -> bool:
     """Whether a file begins as our report.json does."""
     return _OUR_TREE.match(head) is not None

@@ -14,7 +14,9 @@ from tests.reporting.test_report_html import PNG
 
 playwright = pytest.importorskip("playwright.sync_api", reason="playwright is not installed")
 BROWSERS = ("chromium", "chromium-browser", "google-chrome-stable", "google-chrome", "chrome")
-WIDTHS = (320, 400, 768, 1280)
+PAPER = 700  # pixels between the margins of A4
+WIDTHS = (320, 400, PAPER, 768, 1280)
+FORMS = (("light", "screen"), ("dark", "screen"), ("light", "print"), ("dark", "print"))
 LONG = "a-very-long-name-without-any-space-" * 5
 EVIL = "<script>alert('x')</script>\"&'` --> </style>"
 A100 = dict(device="cuda:0", device_name="NVIDIA A100-SXM4-80GB", precision="bf16", device_memory_bytes=84_987_084_800)
@@ -141,8 +143,8 @@ def look_at(browser, path):
     page.on("request", lambda request: loaded.append(request.url))
     page.goto(path.absolute().as_uri())
     for width in WIDTHS:
-        for scheme, media in (("light", "screen"), ("dark", "screen"), ("light", "print")):
-            if media == "print" and width < 600:  # paper is wider
+        for scheme, media in FORMS:
+            if (media == "print") is not (width == PAPER):
                 continue
             page.set_viewport_size({"width": width, "height": 900})
             page.emulate_media(color_scheme=scheme, media=media)
@@ -171,6 +173,14 @@ def test_a_report_fits_every_screen_and_loads_nothing(tmp_path, capsys, browser,
     run_dir = RUNS[name](tmp_path / "run")
     run_report(capsys, run_dir)
     faults = look_at(browser, run_dir / "report.html")
+    assert faults == [], "\n".join(faults[:20])
+
+
+@pytest.mark.parametrize("pair", [("cpu", "small"), ("long", "evil")])
+def test_a_comparison_fits_every_screen_and_loads_nothing(tmp_path, capsys, browser, pair):
+    runs = [RUNS[name](tmp_path / name) for name in pair]
+    assert run_report(capsys, "--compare", *runs, "--html", tmp_path / "both.html")[0] == 0
+    faults = look_at(browser, tmp_path / "both.html")
     assert faults == [], "\n".join(faults[:20])
 
 

@@ -16,8 +16,10 @@ from mats_ds.core.format import SMALLEST
 
 WIDTH, HEIGHT = 520, 254
 LEFT, RIGHT, TOP, BOTTOM = 72, 12, 12, 44
+NUM_COLOURS = 9  # CSS variables --s0 ... --s8
 MOST_DOTS = 24  # values of a line that are marked one by one
 MOST_DESCRIBED = 8
+HEADROOM = 1.15  # above the data, for that note
 FAR = 2.5  # times the data: a limit beyond is named at the edge, as it would flatten them
 SAME = 1e-9  # relative difference below which two values are drawn as equal
 Values = Sequence["float | None"]
@@ -25,7 +27,7 @@ Values = Sequence["float | None"]
 
 @dataclass(frozen=True)
 class Series:
-    """One line of a chart; `colour` is the number of a CSS variable --s0 ... --s7. `low` and `high`
+    """One line of a chart; `colour` is the number of a CSS variable --s0 ... --s8. `low` and `high`
     draw a band behind it. `steps`: its own, where they are not the chart's. `is_faint`: drawn thin
     and pale, behind the others. `has_dots`: each value is marked, if they are few."""
 
@@ -88,8 +90,8 @@ def draw_lines(
         return None
     highest, lowest = max(known), min(known)
     is_far = limit is not None and limit.value > FAR * highest
-    if limit is not None and not is_far:
-        highest = max(highest, limit.value)
+    if limit is not None:
+        highest = HEADROOM * highest if is_far else max(highest, limit.value)
     every = [step for line in series for step in (line.steps or steps)]
     frame, ticks = _make_frame((min(every), max(every)), 0.0 if from_zero else lowest, highest, width)
     parts = [_draw_axes(frame, ticks, label)]
@@ -191,13 +193,13 @@ def _name_step(step: int) -> str:
 
 
 def _draw_line(frame: _Frame, steps: Sequence[float], line: Series) -> str:
-    colour, kind = f'style="stroke:var(--s{line.colour % 8})"', "line faint" if line.is_faint else "line"
+    colour, kind = f'style="stroke:var(--s{line.colour % NUM_COLOURS})"', "line faint" if line.is_faint else "line"
     runs = _runs(steps, line.values)
     num_values = sum(map(len, runs))
     marks_all = line.has_dots and num_values <= MOST_DOTS
     path = "".join("M" + "L".join(f"{frame.x(x):.1f} {frame.y(y):.1f}" for x, y in run) for run in runs if len(run) > 1)
     dots = "".join(
-        f'<circle cx="{frame.x(x):.1f}" cy="{frame.y(y):.1f}" r="3.5" style="fill:var(--s{line.colour % 8})"/>'
+        f'<circle cx="{frame.x(x):.1f}" cy="{frame.y(y):.1f}" r="3.5" style="fill:var(--s{line.colour % NUM_COLOURS})"/>'
         for run in runs
         if len(run) == 1 or marks_all
         for x, y in run
@@ -216,7 +218,7 @@ def _draw_band(frame: _Frame, steps: Sequence[float], low: Values, high: Values,
             upper = [(frame.x(x), frame.y(top)) for x, (_, top) in run]
             corners = upper + [(frame.x(x), frame.y(bottom)) for x, (bottom, _) in reversed(run)]
         outline = "L".join(f"{x:.1f} {y:.1f}" for x, y in corners)
-        parts.append(f'<path class="{kind}" style="fill:var(--s{colour % 8})" d="M{outline}Z"/>')
+        parts.append(f'<path class="{kind}" style="fill:var(--s{colour % NUM_COLOURS})" d="M{outline}Z"/>')
     return "".join(parts)
 
 

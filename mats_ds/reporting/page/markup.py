@@ -9,7 +9,7 @@ from pathlib import Path
 
 from mats_ds.core.format import GIB, MIB, format_bytes
 from mats_ds.core.text import clean_page
-from mats_ds.reporting.page.charts import Series
+from mats_ds.reporting.page.charts import NUM_COLOURS, Series
 
 STYLE = Path(__file__).with_name("report.css")
 GENERATOR = '<meta name="generator" content="mats_ds report">'
@@ -61,11 +61,17 @@ def chart(name: str, note: str, svg: str | None, keys: Sequence[Series] = (), *,
     """A chart with its legend; `latest` is its newest value. None where nothing is drawn."""
     if svg is None:
         return None
-    legend = "".join(f'<span><i style="background:var(--s{key.colour % 8})"></i>{escape(key.name)}</span>' for key in keys)
+    legend = "".join(
+        f'<span><i style="background:var(--s{key.colour % NUM_COLOURS})"></i>{escape(key.name)}</span>' for key in keys
+    )
     legend = f'<div class="legend">{legend}</div>' if len(keys) > 1 else ""
     value = f'<span class="latest">{escape(latest)}</span>' if latest else ""
     caption = f"<figcaption><b>{escape(name)}</b> <span>{escape(note)}</span>{value}</figcaption>"
     return f"<figure>{caption}{svg}{legend}</figure>"
+
+
+def _key(series: Series) -> str:
+    return f'<i style="background:var(--s{series.colour % NUM_COLOURS})"></i>'
 
 
 def charts(*drawn: str | None) -> str:

@@ -14,7 +14,7 @@ from mats_ds.reporting.page.charts import Limit, Series, draw_lines, draw_stack
 from mats_ds.reporting.page.markup import chart, charts, choose_unit, scale, section, tick
 from mats_ds.reporting.ranks import RankFigures
 
-KIND_COLOURS = {"clips": 4, "activations": 1, "cache": 7, "outside": 6}
+KIND_COLOURS = {"clips": 8, "activations": 1, "cache": 7, "outside": 6}
 STATIC_COLOURS = (0, 5, 2, 3, 4)
 NUM_DRAWN_RANKS = 64
 NEAR = 0.4  # of the budget: with less in use, a bar to scale would hide the kinds
