@@ -1,11 +1,11 @@
 """Judge a run against a hardware budget and report it as text, report.json and report.html.
 
     python profiling/report.py [RUN_DIR] [--budget FILE_OR_NAME] [--json]
-    python profiling/report.py --compare RUN_A RUN_B [--json]
+    python profiling/report.py --compare RUN_A RUN_B [--json] [--html FILE]
 
 Without RUN_DIR: the newest run below runs/. Exit status: 0 the run is within the budget; 1 it is
 over it, or did not finish, or lacks records, or diverged; 2 there is nothing to judge. A comparison
-judges nothing: 0, or 2. See README.md beside this file.
+judges nothing: 0, or 2; with --html it is also written as a page. See README.md beside this file.
 """
 
 from __future__ import annotations
@@ -16,15 +16,18 @@ import sys
 from pathlib import Path
 
 from mats_ds.core.cli import ArgumentParser, leave, run_script
+from mats_ds.core.storage.files import write_text
+from mats_ds.core.storage.output_file import check_output_file, describe_fault
 from mats_ds.core.storage.package_files import find_folder, own_command
 from mats_ds.core.text import log_to_stderr, say
 from mats_ds.reporting.budget import load_budget
 from mats_ds.reporting.compare import compare_runs, format_comparison
 from mats_ds.reporting.figures import Figures, read_figures
+from mats_ds.reporting.page.comparison import build_comparison
 from mats_ds.reporting.report_html import write_html
 from mats_ds.reporting.report_json import to_json
 from mats_ds.reporting.report_text import format_report
-from mats_ds.reporting.write import dump_tree, write_reports
+from mats_ds.reporting.write import dump_tree, is_our_page_file, write_reports
 
 BUDGETS = find_folder("budgets")
 DEFAULT_BUDGET = "8xa100-80g"
@@ -39,7 +42,7 @@ def main(arguments: list[str] | None = None) -> int:
 
 def _run(options: argparse.Namespace) -> int:
     log_to_stderr(logging.WARNING)
-    return _compare(*options.compare, as_json=options.json) if options.compare else _report(options)
+    return _compare(*options.compare, as_json=options.json, page=options.html) if options.compare else _report(options)
 
 
 def _report(options: argparse.Namespace) -> int:
@@ -55,9 +58,18 @@ def _report(options: argparse.Namespace) -> int:
     return WITHIN if verdict.passed else OVER
 
 
-def _compare(dir_a: Path, dir_b: Path, *, as_json: bool) -> int:
+def _compare(dir_a: Path, dir_b: Path, *, as_json: bool, page: Path | None) -> int:
+    if page is not None:
+        check_output_file(page, is_ours=is_our_page_file)
     a, b = (_read_named(folder) for folder in (dir_a, dir_b))
     print(dump_tree(compare_runs(a, b)) if as_json else format_comparison(a, b))
+    if page is not None:
+        try:
+            page.parent.mkdir(parents=True, exist_ok=True)
+            write_text(page, build_comparison(a, b), errors="backslashreplace")
+        except OSError as error:
+            raise ValueError(describe_fault(error, page)) from None
+        say(f"comparison: wrote {page}", stream=sys.stderr)
     return WITHIN
 
 
@@ -97,10 +109,13 @@ def _parse(arguments: list[str] | None) -> argparse.Namespace:
     parser.add_argument("run_dir", nargs="?", type=Path, metavar="RUN_DIR", help="folder of a run (default: newest below runs/)")
     parser.add_argument("--budget", default=DEFAULT_BUDGET, metavar="FILE_OR_NAME", help=f"a JSON file, or one of {names}")
     parser.add_argument("--compare", nargs=2, type=Path, metavar=("RUN_A", "RUN_B"), help="two runs side by side, with ratios")
+    parser.add_argument("--html", type=Path, metavar="FILE", help="write the comparison as a page, too")
     parser.add_argument("--json", action="store_true", help="print JSON instead of the text")
     options = parser.parse_args(arguments)
     if options.compare and options.run_dir:
         parser.error("--compare takes two run folders and nothing beside them")
+    if options.html and not options.compare:
+        parser.error("--html FILE is for --compare: a report of one run writes report.html into the run folder by itself")
     return options
 
 

@@ -55,7 +55,7 @@ def test_a_budget_of_ones_own_limits_the_ranks(tmp_path, capsys):
     budget.write_text(json.dumps({"gpus": 1, "memory_per_gpu_bytes": 80 * GIB}))
     status, text, _ = run_report(capsys, write_fake_run(tmp_path / "run"), "--budget", budget)
     assert status == 1
-    assert "2 ranks for 1 GPUs" in text.splitlines()[0]
+    assert "2 ranks on a CPU, where the budget has 1 GPU" in text.splitlines()[0]
 
 
 def test_a_missing_rank_and_missing_steps_are_named(tmp_path, capsys):

@@ -9,13 +9,14 @@ from __future__ import annotations
 from dataclasses import dataclass, fields
 from pathlib import Path
 
-from mats_ds.core.format import format_bytes
+from mats_ds.core.format import format_bytes, format_count
 from mats_ds.core.limits import MAX_INTEGER, MAX_NAME, MAX_RANKS, show
 from mats_ds.core.run_dir import FINISHED
 from mats_ds.core.storage.documents import parse_strict_json
 from mats_ds.core.storage.file_kind import describe_file, not_a
 from mats_ds.core.storage.files import read_bytes
 from mats_ds.core.text import did_you_mean
+from mats_ds.reporting.scope import KILLED, RUNNING, STOPPED, find_scope
 
 SILENCE_SECONDS, SILENT_STEPS = 600, 20  # a checkpoint or an evaluation may take that long
 MAX_BUDGET_BYTES = 2**16
@@ -57,6 +58,20 @@ class Measured:
     last_step: int | None = None
     silent_seconds: float | None = None
     step_seconds: float | None = None
+    device_name: str = ""
+    device_memory_bytes: int | None = None
+
+    @property
+    def ran_out_of_memory(self) -> bool:
+        return "outofmemory" in first_line(self.outcome or "").lower().replace(" ", "")
+
+    @property
+    def state(self) -> str:
+        """ "finished", "running", "killed" (or it hangs), or "stopped" early."""
+        if self.outcome is not None:
+            return FINISHED if self.outcome == FINISHED else STOPPED
+        patience = SILENCE_SECONDS + SILENT_STEPS * (self.step_seconds or 0)
+        return KILLED if self.silent_seconds is not None and self.silent_seconds > patience else RUNNING
 
 
 @dataclass(frozen=True)
@@ -72,16 +87,31 @@ class Check:
 @dataclass(frozen=True)
 class Verdict:
     """Passed if no check failed. `headline` is one sentence with the result of every check, or of
-    the failed ones."""
+    the failed ones. `qualifier` and `caveats`: how the run's hardware differs from the budget's
+    (scope.py). `state`: whether the run has ended, and how."""
 
     passed: bool
     headline: str
     checks: tuple[Check, ...]
+    qualifier: str = ""
+    caveats: tuple[str, ...] = ()
+    state: str = FINISHED
+
+    @property
+    def is_about_the_budget(self) -> bool:
+        """Whether the run used the hardware that the budget describes."""
+        return not self.caveats
+
+    @property
+    def is_waiting(self) -> bool:
+        """Whether nothing is wrong but that the run still goes on."""
+        return self.state == RUNNING and all(check.passed is not False or check.name == "outcome" for check in self.checks)
 
     @property
     def lines(self) -> tuple[str, ...]:
         marks = {True: "ok", False: "FAIL", None: "not judged"}
-        return tuple(f"{marks[check.passed]:10} {check.name}: {check.text}" for check in self.checks)
+        checks = (f"{marks[check.passed]:10} {check.name}: {check.text}" for check in self.checks)
+        return (*checks, *(f"{'but':10} {caveat}" for caveat in self.caveats))
 
 
 def load_budget(source: str | Path, *, folder: str | Path | None = None) -> Budget:
@@ -122,31 +152,45 @@ def judge(measured: Measured, budget: Budget) -> Verdict:
     if budget.joules_per_clip is not None:
         checks.append(_judge_limit("joules per clip", measured.joules_per_clip, budget.joules_per_clip, "no power was measured"))
     passed = all(check.passed is not False for check in checks)
+    scope = find_scope(
+        budget_name=budget.name,
+        gpus=budget.gpus,
+        memory_per_gpu_bytes=budget.memory_per_gpu_bytes,
+        num_ranks=measured.num_ranks,
+        on_gpu=measured.on_gpu,
+        device_name=measured.device_name,
+        device_memory_bytes=measured.device_memory_bytes,
+    )
     if passed:
-        text = "; ".join(check.text for check in checks)
-        headline = f"the run is within the budget {budget.name}: {text}"
+        start = f"the run is within the budget {budget.name}" + (f", but measured {scope.qualifier}" if scope.qualifier else "")
+        if not measured.on_gpu:
+            start = f"on a CPU, which says nothing about the GPUs of {budget.name}"
+        headline = f"{start}: {'; '.join(check.text for check in checks)}"
     else:
         headline = "; ".join(f"{check.name}: {check.text}" for check in checks if check.passed is False)
         memory = checks[0]
-        if memory.passed:
-            headline += f"; memory was within the budget {budget.name}: {memory.text}"
-    return Verdict(passed, headline, tuple(checks))
+        if memory.passed and measured.on_gpu and not measured.ran_out_of_memory:
+            where = f" (measured {scope.qualifier})" if scope.qualifier else ""
+            headline += f"; memory was within the budget {budget.name}{where}: {memory.text}"
+    return Verdict(passed, headline, tuple(checks), scope.qualifier, scope.caveats, measured.state)
 
 
 def _judge_memory(measured: Measured, budget: Budget) -> Check:
     fraction = measured.memory_bytes / budget.memory_per_gpu_bytes
-    text = (
-        f"the worst rank ({measured.memory_rank}) peaked at {format_bytes(measured.memory_bytes)}, {100 * fraction:.1f}% of the "
-        f"{format_bytes(budget.memory_per_gpu_bytes)} of a GPU"
-    )
+    peak = f"the worst rank ({measured.memory_rank}) peaked at {format_bytes(measured.memory_bytes)}"
+    limit = format_bytes(budget.memory_per_gpu_bytes)
+    text = f"{peak}, {100 * fraction:.1f}% of the {limit} of a GPU"
+    text += ", before the allocation that failed" if measured.ran_out_of_memory else ""
     if not measured.on_gpu:
-        text += " (no GPU was used: this is host memory, the RSS of each rank's process with its libraries)"
+        beyond = "" if fraction <= 1 else f", more than the {limit} that the budget allows a rank"
+        text = f"{peak}{beyond}; this is host memory, the RSS of each rank's process with its libraries, as no GPU was used"
     return Check("memory", fraction <= 1, text)
 
 
 def _judge_ranks(measured: Measured, budget: Budget) -> Check:
-    ranks = f"{measured.num_ranks} rank{'s' if measured.num_ranks != 1 else ''}"
-    return Check("ranks", measured.num_ranks <= budget.gpus, f"{ranks} for {budget.gpus} GPUs")
+    ranks, gpus = format_count(measured.num_ranks, "rank"), format_count(budget.gpus, "GPU")
+    text = f"{ranks} for {gpus}" if measured.on_gpu else f"{ranks} on a CPU, where the budget has {gpus}"
+    return Check("ranks", measured.num_ranks <= budget.gpus, text)
 
 
 def _judge_records(measured: Measured) -> Check:
@@ -182,7 +226,7 @@ def _describe_silence(measured: Measured) -> str:
     age = f"{silent_seconds:.0f} s" if silent_seconds < 120 else f"{silent_seconds / 60:.0f} min"
     age = age if silent_seconds < 7200 else f"{silent_seconds / 3600:.1f} h"
     record = "its last record" + ("" if measured.last_step is None else f", of step {measured.last_step},") + f" is {age} old"
-    if silent_seconds > SILENCE_SECONDS + SILENT_STEPS * (measured.step_seconds or 0):
+    if measured.state == KILLED:
         return f"the run did not end by itself: it was killed or hangs; {record}"
     return f"the run has not ended: it is still going on, or was killed; {record}"
 

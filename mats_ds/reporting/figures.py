@@ -113,6 +113,16 @@ class Figures:
         return max((rank for rank in self.ranks if rank.last_step is not None), key=lambda rank: rank.last_step)
 
     @property
+    def begin_unix_seconds(self) -> float | None:
+        """When the first recorded step began."""
+        return min((rank.first_unix_seconds for rank in self.ranks if rank.first_unix_seconds is not None), default=None)
+
+    @property
+    def end_unix_seconds(self) -> float | None:
+        """When the last recorded step ended."""
+        return max((rank.last_unix_seconds for rank in self.ranks if rank.last_unix_seconds is not None), default=None)
+
+    @property
     def memory_kinds(self) -> dict[str, int]:
         """The worst rank's memory by kind in the step of its peak; static kinds are those of rank
         0, which differ by padding. Empty on a CPU."""
@@ -213,6 +223,8 @@ class Figures:
             last_loss_is_finite=self.newest_rank.last_loss_is_finite,
             hours=self.hours,
             joules_per_clip=self.joules_per_clip,
+            device_name=self.run.info.device_name,
+            device_memory_bytes=self.run.info.device_memory_bytes,
         )
         return judge(measured, budget)
 

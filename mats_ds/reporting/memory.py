@@ -6,7 +6,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from mats_ds.core.format import format_bytes, format_flops, format_hours, ratio_of
-from mats_ds.metering.device_memory import KIND_NAMES, name_kind, on_device
+from mats_ds.metering.device_memory import ACTIVATIONS, KIND_NAMES, OUTSIDE, name_kind, on_device
 from mats_ds.planning.plan_file import Plan, read_measured_saved_bytes
 from mats_ds.reporting.figures import Figures
 
@@ -37,6 +37,24 @@ def list_kinds(figures: Figures) -> list[tuple[str, str, int]]:
     static kinds alone."""
     kinds = figures.memory_kinds or on_device(figures.run.info.static_bytes)
     return [(kind, name_kind(kind), kinds[kind]) for kind in _in_order(kinds)]
+
+
+def list_peak_kinds(figures: Figures) -> list[tuple[str, str, int]]:
+    """As `list_kinds`, of everything that was in use: on a CPU also what the process holds beside
+    the static kinds. Activations there are what a micro-batch was measured to keep for its backward
+    pass, where it was."""
+    kinds = list_kinds(figures)
+    if figures.on_gpu or not kinds:
+        return kinds
+    left = figures.worst_rank.peak_bytes - sum(size for _, _, size in kinds)
+    try:
+        kept = min(left, read_measured_saved_bytes(figures.run_dir) or 0)
+    except ValueError:
+        kept = 0
+    if kept > 0:
+        kinds.append((ACTIVATIONS, "activations kept for backward", kept))
+    rest = left - max(0, kept)
+    return [*kinds, (OUTSIDE, "other: Python, libraries, temporaries", rest)] if rest > 0 else kinds
 
 
 def compare_with_plan(figures: Figures) -> list[Pair]:

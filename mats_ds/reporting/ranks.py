@@ -129,6 +129,7 @@ class RankFigures:
     got: list[tuple[int, int]] = field(default_factory=list)
     last_step: int | None = None
     last_epoch: int = 0
+    first_unix_seconds: float | None = None  # the begin of the first step
     last_unix_seconds: float | None = None
     last_loss_is_finite: bool = True
     on_gpu: bool = False
@@ -224,6 +225,8 @@ def _add_steps(figures: RankFigures, part: Columns) -> None:
         figures.got.append((first, last))
     figures.last_step = lasts[-1]
     figures.last_epoch = int(part["epoch"][-1])
+    if figures.first_unix_seconds is None:
+        figures.first_unix_seconds = float(part["unix_seconds"][0] - np.nan_to_num(part["total_seconds"][0]))
     figures.last_unix_seconds = float(part["unix_seconds"][-1])
     figures.last_loss_is_finite = not part.lost[-1]
 

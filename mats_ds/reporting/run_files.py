@@ -1,5 +1,5 @@
-"""Files beside the records of a run folder: recipe, DeepSpeed JSON, picture and list of unreadable
-videos -> RunFiles.
+"""Files beside the records of a run folder: recipe, DeepSpeed JSON, picture, tests of a fine-tuning
+and list of unreadable videos -> RunFiles.
 
 The folder may be somebody else's, and its content is put into a page that is passed on: so only
 regular files of a bounded size are read, not through a link, and a picture only if it can be
@@ -10,23 +10,27 @@ from __future__ import annotations
 
 import csv
 import io
+import math
 import warnings
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import IO
 
-from mats_ds.core.limits import MAX_NAME
+from mats_ds.core.limits import MAX_INTEGER, MAX_NAME
+from mats_ds.core.storage.documents import parse_json
 from mats_ds.core.storage.files import open_regular, read_bytes
 from mats_ds.metering.restarts import read_lines
 
 INPUTS = {"recipe.yaml": "Recipe, as resolved", "ds_config.json": "DeepSpeed JSON"}
 RECONSTRUCTION = "reconstruction.png"
 BAD_VIDEOS = "bad_clips.csv"
+TESTS = "evaluation.jsonl"
 NUM_COLUMNS = 5  # rank, step, path, sample, reason
 MAX_INPUT_BYTES = 2**18
 MAX_PICTURE_BYTES, MAX_PIXELS = 2**25, 2**25  # ours have less than a megabyte
 MAX_TABLE_BYTES, MAX_BAD_VIDEOS = 2**26, 100_000
+MAX_TESTS = 10_000
 
 
 @dataclass(frozen=True)
@@ -39,14 +43,27 @@ class BadVideo:
 
 
 @dataclass(frozen=True)
+class TestPoint:
+    """A test of the classifier after `step`; fractions of the readable videos."""
+
+    __test__ = False  # it is no test of pytest's
+
+    step: int
+    top1: float
+    top5: float
+    loss: float
+
+
+@dataclass(frozen=True)
 class RunFiles:
     """`inputs`: texts by name of the file. `left_out`: one line for each file that exists and is
-    not shown in full."""
+    not shown in full. `tests`: in ascending steps."""
 
     inputs: dict[str, str]
     picture: bytes | None
     bad_videos: list[BadVideo]
     left_out: tuple[str, ...]
+    tests: tuple[TestPoint, ...] = ()
 
 
 def read_run_files(run_dir: Path) -> RunFiles:
@@ -65,7 +82,9 @@ def read_run_files(run_dir: Path) -> RunFiles:
     texts = {name: attempt(name, _read_input) for name in INPUTS}
     bad_videos = attempt(BAD_VIDEOS, lambda path: _read_bad_videos(path, left_out))
     picture = attempt(RECONSTRUCTION, read_picture)
-    return RunFiles({name: text for name, text in texts.items() if text is not None}, picture, bad_videos or [], tuple(left_out))
+    tests = attempt(TESTS, _read_tests) or ()
+    inputs = {name: text for name, text in texts.items() if text is not None}
+    return RunFiles(inputs, picture, bad_videos or [], tuple(left_out), tests)
 
 
 def read_picture(path: Path) -> bytes:
@@ -107,6 +126,33 @@ def _read_bad_videos(path: Path, left_out: list[str]) -> list[BadVideo]:
         except (csv.Error, ValueError) as error:
             left_out.append(f"{path.name} is left out from line {reader.line_num + 1} on: {error}")
     return [BadVideo(video, reason, num) for (video, reason), num in times.items()]
+
+
+def _read_tests(path: Path) -> tuple[TestPoint, ...]:
+    """The tests of evaluation.jsonl; lines that are none, as the last one of a killed run, are
+    skipped."""
+    tests: dict[int, TestPoint] = {}
+    for line in read_bytes(path, max_bytes=MAX_TABLE_BYTES).decode("utf-8", "replace").splitlines():
+        try:
+            tree = parse_json(line)
+        except ValueError:
+            continue
+        test = _build_test(tree) if isinstance(tree, dict) else None
+        if test is not None:
+            tests[test.step] = test
+    if len(tests) > MAX_TESTS:
+        raise ValueError(f"it holds more than {MAX_TESTS:,} tests")
+    return tuple(tests[step] for step in sorted(tests))
+
+
+def _build_test(tree: dict) -> TestPoint | None:
+    step, *values = (tree.get(name) for name in ("step", "top1", "top5", "loss"))
+    if type(step) is not int or not 0 <= step <= MAX_INTEGER:
+        return None
+    if not all(type(value) in (int, float) and math.isfinite(value) and value >= 0 for value in values):
+        return None
+    top1, top5, loss = map(float, values)
+    return TestPoint(step, top1, top5, loss) if top1 <= 1 and top5 <= 1 else None
 
 
 def _decode_lines(file: IO[bytes]) -> Iterator[str]:

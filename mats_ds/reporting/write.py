@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from mats_ds.core.storage.files import open_regular, write_text
-from mats_ds.reporting.report_html import GENERATOR, KICKER
+from mats_ds.reporting.page.markup import GENERATOR, KICKER
 
 PAGE, TREE = "report.html", "report.json"
 HEAD_BYTES = 2**16
@@ -47,6 +47,12 @@ def dump_tree(tree: dict[str, Any]) -> str:
 def is_our_page(head: bytes) -> bool:
     """Whether a file begins as our pages do; those of version 0.1 have no generator."""
     return head.startswith(b"<!DOCTYPE html>") and (GENERATOR.encode() in head or KICKER.encode() in head)
+
+
+def is_our_page_file(path: Path) -> bool:
+    """As `is_our_page`, of a file."""
+    with open_regular(path) as file:
+        return is_our_page(file.read(HEAD_BYTES))
 
 
 def is_our_tree(head: bytes) -> bool:

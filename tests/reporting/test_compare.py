@@ -2,6 +2,8 @@
 
 import json
 
+import pytest
+
 from tests.reporting.fake_runs import GIB, gpu_record, make_record, run_report, write_fake_run
 
 
@@ -26,6 +28,33 @@ def test_two_runs_are_compared_with_ratios_and_settings(tmp_path, capsys):
     tree = json.loads(run_report(capsys, "--compare", a, b, "--json")[1])
     assert {"name": "step, s", "a": 1.0, "b": 0.5, "ratio": 0.5} in tree["figures"]
     assert not (a / "report.html").exists()
+
+
+def test_a_comparison_as_a_page_says_what_does_not_compare_and_overwrites_nothing_foreign(tmp_path, capsys):
+    a = write_fake_run(tmp_path / "a", recipe_name="<b>one</b>", num_steps=40)
+    b = write_fake_run(tmp_path / "b", record=gpu_record, device_name="NVIDIA A100-SXM4-80GB", data_name="other.csv")
+    (a / "recipe.yaml").write_text("keep: <0.3>\n")
+    (b / "recipe.yaml").write_text("keep: 0.15\n")
+    path = tmp_path / "pages" / "both.html"
+    status, text, errors = run_report(capsys, "--compare", a, b, "--html", path)
+    page = path.read_text()
+    assert status == 0 and text.startswith("A: ") and f"wrote {path}" in errors
+    for words in (
+        "different hardware",
+        "different data",
+        "<del>- keep: &lt;0.3&gt;</del>",
+        "<ins>+ keep: 0.15</ins>",
+        "&lt;b&gt;one",
+    ):
+        assert words in page
+    assert "<b>one" not in page
+    assert page.count("<svg") == 2 and page.count('class="line faint"') == 4  # wide and narrow, A and B
+    assert run_report(capsys, "--compare", a, b, "--html", path)[0] == 0  # its own page is renewed
+    path.write_text("mine")
+    status, _, errors = run_report(capsys, "--compare", a, b, "--html", path)
+    assert (status, path.read_text()) == (2, "mine") and "was not written by this command" in errors
+    with pytest.raises(SystemExit, match="2"):
+        run_report(capsys, a, "--html", path)
 
 
 def test_a_comparison_with_something_that_is_no_run_is_status_2(tmp_path, capsys):

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.reporting.fake_runs import make_record, run_report, write_fake_run
+from tests.reporting.fake_runs import gpu_record, make_record, run_report, write_fake_run
 
 
 @pytest.mark.parametrize(
@@ -22,7 +22,14 @@ def test_a_run_that_did_not_finish_is_not_a_pass(tmp_path, capsys, outcome, word
     status, text, _ = run_report(capsys, write_fake_run(tmp_path / "run", outcome=outcome))
     assert status == 1
     assert words in text.splitlines()[0]
-    assert "memory was within the budget" in text.splitlines()[0]
+    assert "memory was within the budget" not in text.splitlines()[0]  # of GPUs: none was used
+
+
+def test_memory_of_a_run_that_stopped_is_judged_unless_it_ran_out(tmp_path, capsys):
+    for outcome, words in (("RuntimeError: torn", True), ("torch.OutOfMemoryError: CUDA out of memory", False)):
+        run_dir = write_fake_run(tmp_path / outcome[:5], record=gpu_record, outcome=outcome)
+        first_line = run_report(capsys, run_dir)[1].splitlines()[0]
+        assert ("memory was within the budget 8xa100-80g" in first_line) is words
 
 
 def test_a_run_that_still_writes_records_may_be_going_on(tmp_path, capsys):

@@ -13,6 +13,7 @@ import pytest
 from PIL import Image, PngImagePlugin
 
 from mats_ds.reporting import report_html, write
+from mats_ds.reporting.page import markup
 from tests.reporting.fake_runs import run_report, write_fake_run
 
 SECRET = "ssh-ed25519 AAAA very-private"
@@ -97,8 +98,8 @@ def test_a_report_is_renewed_also_one_of_version_01(tmp_path, capsys):
     run_dir = write_fake_run(tmp_path / "run")
     run_report(capsys, run_dir)
     page, tree = ((run_dir / name).read_text() for name in ("report.html", "report.json"))
-    assert report_html.GENERATOR in page[:200]
-    old = page.replace(report_html.GENERATOR + "\n", "") + "<!-- old -->"  # as version 0.1 wrote it
+    assert markup.GENERATOR in page[:200]
+    old = page.replace(markup.GENERATOR + "\n", "") + "<!-- old -->"  # as version 0.1 wrote it
     (run_dir / "report.html").write_text(old)
     (run_dir / "report.json").write_text(tree + " ")
     assert "could not" not in run_report(capsys, run_dir)[2]

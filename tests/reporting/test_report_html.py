@@ -9,9 +9,9 @@ import pytest
 
 from mats_ds.core.run_dir import Outcome, write_outcome
 from mats_ds.planning.plan_file import write_plan
-from mats_ds.reporting import charts
 from mats_ds.reporting.budget import Budget
 from mats_ds.reporting.figures import read_figures
+from mats_ds.reporting.page import charts
 from mats_ds.reporting.ranks import Span
 from mats_ds.reporting.report_html import build_page
 from tests.reporting.fake_runs import GIB, make_plan, make_record, write_fake_run
@@ -54,13 +54,13 @@ def check_tags(page):
 @pytest.mark.parametrize("num_steps", [1, 2, 9, 500])
 def test_every_tag_is_closed_and_every_plot_is_there(tmp_path, num_steps):
     tags = check_tags(build(write_fake_run(tmp_path / "cpu", num_steps=num_steps)))
-    assert tags.count("svg") == 6
+    assert tags.count("svg") == 7  # the loss twice, for wide and narrow screens
 
     def record(step, rank):
         return make_record(step, rank, peak_reserved_bytes=9 * GIB)
 
     tags = check_tags(build(write_fake_run(tmp_path / "gpu", num_steps=num_steps, record=record)))
-    assert tags.count("svg") == 8  # MFU and memory by kind
+    assert tags.count("svg") == 9  # MFU and memory by kind
 
 
 def test_it_needs_no_network_and_no_script(tmp_path):
@@ -105,11 +105,14 @@ def test_the_reconstruction_is_embedded_where_there_is_one(tmp_path):
 
 
 @pytest.mark.parametrize(("reserved", "drawn"), [(20, True), (30, True), (2, False)])
-def test_the_budget_line_is_drawn_where_it_is_in_range(tmp_path, reserved, drawn):
+def test_the_budget_is_a_line_where_it_is_in_range_and_a_note_where_it_is_far_off(tmp_path, reserved, drawn):
     def record(step, rank):
         return make_record(step, rank, peak_reserved_bytes=reserved * GIB)
 
-    assert ("budget 24.0 GiB" in build(write_fake_run(tmp_path / "run", record=record))) is drawn
+    page = build(write_fake_run(tmp_path / "run", record=record))
+    assert ('<line class="limit"' in page) is drawn
+    assert ("budget 24.00 GiB, above this scale" in page) is not drawn
+    assert ("not to scale // budget 24.00 GiB" in page) is not drawn
 
 
 def test_missing_values_cut_a_line_and_lonely_ones_are_dots():
@@ -142,7 +145,8 @@ def test_planned_figures_stand_beside_the_measured_ones_where_there_is_a_plan(tm
     write_plan(run_dir, make_plan(assumptions=("<b>no</b> stalls",), memory_error=0.07))
     page = build(run_dir)
     check_tags(page)
-    assert "<td>activations and temporaries</td><td>6.00 GiB</td><td>5.44 GiB</td><td>0.91</td>" in page
+    row = re.search(r"<tr[^>]*><td[^>]*>activations and temporaries</td>(.*?)</tr>", page)
+    assert re.findall(r">([^<]*)</td>", row[1]) == ["6.00 GiB", "5.44 GiB", "0.91"]
     assert "within 7%; &lt;b&gt;no&lt;/b&gt; stalls" in page
 
 

@@ -1,8 +1,8 @@
 """Small charts as SVG text, coloured by the page's CSS variables, so that they follow dark mode and
 print.
 
-A chart is 520 x 254 units: text stays readable when a phone shows it at 340 pixels. None in a
-series is a gap.
+A chart is 520 x 254 units, or as wide as it is asked to be: text stays readable when a phone shows
+520 of them at 340 pixels. None in a series is a gap.
 """
 
 from __future__ import annotations
@@ -15,26 +15,35 @@ from html import escape
 from mats_ds.core.format import SMALLEST
 
 WIDTH, HEIGHT = 520, 254
-LEFT, RIGHT, TOP, BOTTOM = 56, 10, 10, 40
+LEFT, RIGHT, TOP, BOTTOM = 72, 12, 12, 44
+NUM_COLOURS = 9  # CSS variables --s0 ... --s8
+MOST_DOTS = 24  # values of a line that are marked one by one
+MOST_DESCRIBED = 8
+HEADROOM = 1.15  # above the data, for that note
+FAR = 2.5  # times the data: a limit beyond is named at the edge, as it would flatten them
 SAME = 1e-9  # relative difference below which two values are drawn as equal
 Values = Sequence["float | None"]
 
 
 @dataclass(frozen=True)
 class Series:
-    """One line of a chart; `colour` is the number of a CSS variable --s0 ... --s7. `low` and `high`
-    draw a band behind it."""
+    """One line of a chart; `colour` is the number of a CSS variable --s0 ... --s8. `low` and `high`
+    draw a band behind it. `steps`: its own, where they are not the chart's. `is_faint`: drawn thin
+    and pale, behind the others. `has_dots`: each value is marked, if they are few."""
 
     name: str
     values: Values
     colour: int = 0
     low: Values | None = None
     high: Values | None = None
+    steps: Sequence[float] | None = None
+    is_faint: bool = False
+    has_dots: bool = False
 
 
 @dataclass(frozen=True)
 class Limit:
-    """A dashed line across the chart, drawn only where the data come near it."""
+    """A dashed line across the chart; where the data are far below it, a note at the upper edge."""
 
     name: str
     value: float
@@ -48,11 +57,16 @@ class _Frame:
     last_x: float
     low: float
     high: float
+    width: int = WIDTH
+
+    @property
+    def right(self) -> int:
+        return self.width - RIGHT
 
     def x(self, value: float) -> float:
         span = self.last_x - self.first_x
         part = (value - self.first_x) / span if span > 0 else 0.5
-        return LEFT + part * (WIDTH - LEFT - RIGHT)
+        return LEFT + part * (self.right - LEFT)
 
     def y(self, value: float) -> float:
         return TOP + (self.high - value) / (self.high - self.low) * (HEIGHT - TOP - BOTTOM)
@@ -66,6 +80,7 @@ def draw_lines(
     label: Callable[[float], str],
     from_zero: bool = True,
     limit: Limit | None = None,
+    width: int = WIDTH,
 ) -> str | None:
     """A line chart over steps; `label` writes a value of the y axis. None where there is nothing to
     draw."""
@@ -74,22 +89,47 @@ def draw_lines(
     if not known:
         return None
     highest, lowest = max(known), min(known)
-    if limit is not None and limit.value > 2.5 * highest:
-        limit = None
+    is_far = limit is not None and limit.value > FAR * highest
     if limit is not None:
-        highest = max(highest, limit.value)
-    frame, ticks = _make_frame(steps, 0.0 if from_zero else lowest, highest)
+        highest = HEADROOM * highest if is_far else max(highest, limit.value)
+    every = [step for line in series for step in (line.steps or steps)]
+    frame, ticks = _make_frame((min(every), max(every)), 0.0 if from_zero else lowest, highest, width)
     parts = [_draw_axes(frame, ticks, label)]
     for line in series:
         if line.low is not None and line.high is not None:
-            parts.append(_draw_band(frame, steps, line.low, line.high, line.colour, "band"))
-    parts += [_draw_line(frame, steps, line) for line in series]
+            parts.append(_draw_band(frame, line.steps or steps, line.low, line.high, line.colour, "band"))
+    parts += [_draw_line(frame, line.steps or steps, line) for line in sorted(series, key=lambda line: not line.is_faint)]
     if limit is not None:
-        y = frame.y(limit.value)
-        text_y = y + 15 if y < TOP + 15 else y - 5
-        parts.append(f'<line class="limit" x1="{LEFT}" x2="{WIDTH - RIGHT}" y1="{y:.1f}" y2="{y:.1f}"/>')
-        parts.append(f'<text class="limit" x="{WIDTH - RIGHT}" y="{text_y:.1f}" text-anchor="end">{escape(limit.name)}</text>')
-    return _wrap(title, parts)
+        parts.append(_draw_limit(frame, limit, is_far))
+    return _wrap(_describe(title, steps, series, label), parts, width)
+
+
+def _draw_limit(frame: _Frame, limit: Limit, is_far: bool) -> str:
+    if is_far:
+        text = f"&#8593; {escape(limit.name)}, above this scale"
+        return f'<text class="limit" x="{frame.right}" y="{TOP + 13}" text-anchor="end">{text}</text>'
+    y = frame.y(limit.value)
+    text_y = y + 16 if y < TOP + 16 else y - 6
+    return (
+        f'<line class="limit" x1="{LEFT}" x2="{frame.right}" y1="{y:.1f}" y2="{y:.1f}"/>'
+        f'<text class="limit" x="{frame.right}" y="{text_y:.1f}" text-anchor="end">{escape(limit.name)}</text>'
+    )
+
+
+def _describe(title: str, steps: Sequence[float], series: Sequence[Series], label: Callable[[float], str]) -> str:
+    """The chart in words, for those who do not see it: ends and range of its first lines."""
+    texts = []
+    for line in series[:MOST_DESCRIBED]:
+        known = [(step, value) for step, value in zip(line.steps or steps, line.values, strict=True) if value is not None]
+        if known:
+            (first, begin), (last, end) = known[0], known[-1]
+            values = [value for _, value in known]
+            least, most = label(min(values)), label(max(values))
+            texts.append(
+                f"{line.name} {label(begin)} at step {first:.0f}, {label(end)} at step {last:.0f}, between {least} and {most}"
+            )
+    more = f"; and {len(series) - MOST_DESCRIBED} more lines" if len(series) > MOST_DESCRIBED else ""
+    return f"{title}: {'; '.join(texts)}{more}"
 
 
 def draw_stack(steps: Sequence[float], layers: Sequence[Series], *, title: str, label: Callable[[float], str]) -> str | None:
@@ -102,12 +142,12 @@ def draw_stack(steps: Sequence[float], layers: Sequence[Series], *, title: str, 
         base = top
     if not base or max(base) <= 0:
         return None
-    frame, ticks = _make_frame(steps, 0.0, max(base))
+    frame, ticks = _make_frame(steps, 0.0, max(base), WIDTH)
     parts = [_draw_band(frame, steps, low, high, colour, "area") for low, high, colour in areas]
-    return _wrap(title, [_draw_axes(frame, ticks, label), *parts])
+    return _wrap(_describe(title, steps, layers, label), [_draw_axes(frame, ticks, label), *parts], WIDTH)
 
 
-def _make_frame(steps: Sequence[float], low: float, high: float) -> tuple[_Frame, list[float]]:
+def _make_frame(steps: Sequence[float], low: float, high: float, width: int) -> tuple[_Frame, list[float]]:
     """The frame with round numbers at its ends, and those round numbers."""
     # all values are equal, or as good as that
     if high - low <= max(SMALLEST, SAME * max(abs(low), abs(high))):
@@ -115,7 +155,7 @@ def _make_frame(steps: Sequence[float], low: float, high: float) -> tuple[_Frame
     spacing = _round_up((high - low) / 4)
     first, last = math.floor(low / spacing + 1e-9), math.ceil(high / spacing - 1e-9)
     ticks = [number * spacing for number in range(first, last + 1)]
-    return _Frame(steps[0], steps[-1], ticks[0], ticks[-1]), ticks
+    return _Frame(steps[0], steps[-1], ticks[0], ticks[-1], width), ticks
 
 
 def _round_up(value: float) -> float:
@@ -128,13 +168,13 @@ def _draw_axes(frame: _Frame, ticks: Sequence[float], label: Callable[[float], s
     parts = []
     for tick in ticks:
         y = frame.y(tick)
-        parts.append(f'<line class="grid" x1="{LEFT}" x2="{WIDTH - RIGHT}" y1="{y:.1f}" y2="{y:.1f}"/>')
-        parts.append(f'<text x="{LEFT - 7}" y="{y + 4:.1f}" text-anchor="end">{escape(label(tick))}</text>')
+        parts.append(f'<line class="grid" x1="{LEFT}" x2="{frame.right}" y1="{y:.1f}" y2="{y:.1f}"/>')
+        parts.append(f'<text x="{LEFT - 8}" y="{y + 4:.1f}" text-anchor="end">{escape(label(tick))}</text>')
     for step in _step_ticks(frame.first_x, frame.last_x):
         x = frame.x(step)
-        anchor = "end" if x > WIDTH - RIGHT - 14 else "middle"
-        parts.append(f'<text x="{x:.1f}" y="{HEIGHT - BOTTOM + 17}" text-anchor="{anchor}">{_name_step(step)}</text>')
-    parts.append(f'<text class="axis" x="{(LEFT + WIDTH - RIGHT) / 2}" y="{HEIGHT - 6}" text-anchor="middle">step</text>')
+        anchor = "end" if x > frame.right - 14 else "middle"
+        parts.append(f'<text x="{x:.1f}" y="{HEIGHT - BOTTOM + 18}" text-anchor="{anchor}">{_name_step(step)}</text>')
+    parts.append(f'<text class="axis" x="{(LEFT + frame.right) / 2}" y="{HEIGHT - 7}" text-anchor="middle">step</text>')
     return "".join(parts)
 
 
@@ -153,15 +193,18 @@ def _name_step(step: int) -> str:
 
 
 def _draw_line(frame: _Frame, steps: Sequence[float], line: Series) -> str:
-    colour = f'style="stroke:var(--s{line.colour % 8})"'
+    colour, kind = f'style="stroke:var(--s{line.colour % NUM_COLOURS})"', "line faint" if line.is_faint else "line"
     runs = _runs(steps, line.values)
+    num_values = sum(map(len, runs))
+    marks_all = line.has_dots and num_values <= MOST_DOTS
     path = "".join("M" + "L".join(f"{frame.x(x):.1f} {frame.y(y):.1f}" for x, y in run) for run in runs if len(run) > 1)
     dots = "".join(
-        f'<circle cx="{frame.x(run[0][0]):.1f}" cy="{frame.y(run[0][1]):.1f}" r="3" style="fill:var(--s{line.colour % 8})"/>'
+        f'<circle cx="{frame.x(x):.1f}" cy="{frame.y(y):.1f}" r="3.5" style="fill:var(--s{line.colour % NUM_COLOURS})"/>'
         for run in runs
-        if len(run) == 1
+        if len(run) == 1 or marks_all
+        for x, y in run
     )
-    return (f'<path class="line" {colour} d="{path}"/>' if path else "") + dots
+    return (f'<path class="{kind}" {colour} d="{path}"/>' if path else "") + dots
 
 
 def _draw_band(frame: _Frame, steps: Sequence[float], low: Values, high: Values, colour: int, kind: str) -> str:
@@ -175,7 +218,7 @@ def _draw_band(frame: _Frame, steps: Sequence[float], low: Values, high: Values,
             upper = [(frame.x(x), frame.y(top)) for x, (_, top) in run]
             corners = upper + [(frame.x(x), frame.y(bottom)) for x, (bottom, _) in reversed(run)]
         outline = "L".join(f"{x:.1f} {y:.1f}" for x, y in corners)
-        parts.append(f'<path class="{kind}" style="fill:var(--s{colour % 8})" d="M{outline}Z"/>')
+        parts.append(f'<path class="{kind}" style="fill:var(--s{colour % NUM_COLOURS})" d="M{outline}Z"/>')
     return "".join(parts)
 
 
@@ -190,5 +233,5 @@ def _runs(steps: Sequence[float], values: Sequence) -> list[list[tuple]]:
     return [run for run in runs if run]
 
 
-def _wrap(title: str, parts: Sequence[str]) -> str:
-    return f'<svg viewBox="0 0 {WIDTH} {HEIGHT}" role="img" aria-label="{escape(title)}">{"".join(parts)}</svg>'
+def _wrap(text: str, parts: Sequence[str], width: int) -> str:
+    return f'<svg viewBox="0 0 {width} {HEIGHT}" role="img" aria-label="{escape(text)}">{"".join(parts)}</svg>'

@@ -1,0 +1,1 @@
+"""Sections, charts and style of the HTML pages."""
