@@ -17,6 +17,7 @@ _HOMES = {
     "load_recipe": "mats_ds.config.load",
     "read_frames": "mats_ds.data.video.frames",
     "video_facts": "mats_ds.data.video.frames",
+    "ClipLoader": "mats_ds.data.loading.loader",
     "score_motion": "mats_ds.tokens.motion",
     "select_tokens": "mats_ds.tokens.selection",
     "select_frames": "mats_ds.tokens.frames",

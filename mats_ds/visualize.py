@@ -20,6 +20,7 @@ if __name__ == "__main__":  # run as a file, Python would look for modules in ma
 from av.error import FFmpegError
 
 from mats_ds.core.cli import ArgumentParser, leave, run_script
+from mats_ds.core.shards.members import is_file
 from mats_ds.core.storage.file_kind import why_no_video
 from mats_ds.core.storage.output_file import check_output_file, describe_fault, describe_leftovers
 from mats_ds.core.storage.package_files import own_command
@@ -28,6 +29,7 @@ from mats_ds.core.token_grid import STRATEGIES
 from mats_ds.data.video.indexing import UnreadableVideo
 from mats_ds.evaluation.options import add_weights_from
 from mats_ds.models.weights.load import describe_weights, read_weights
+from mats_ds.visualization.panels import PANELS
 from mats_ds.visualization.render import RenderOptions, render
 from mats_ds.visualization.video_writer import check_suffix, is_our_picture
 
@@ -41,7 +43,7 @@ def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
         "With adaptive frames also which of the candidate frames were taken.",
         epilog=f"Example: {own_command('visualize')} video.mp4 --weights runs/k400 --out video.gif --start 2.5 --clips 3",
     )
-    parser.add_argument("video", help="any video file")
+    parser.add_argument("video", nargs="+", help="any video file; several are shown one after the other")
     parser.add_argument(
         "--out", required=True, metavar="FILE", help="what to write: .mp4, .gif, or .png (a few frames of each clip)"
     )
@@ -61,6 +63,13 @@ def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
     where.add_argument("--start", type=float, metavar="SECONDS", help="where the first clip begins; the others follow it")
     where.add_argument("--clips", type=int, default=1, metavar="N", help="number of clips; without --start spread evenly (1)")
     where.add_argument("--stride", type=int, metavar="N", help="video frames from one frame to the next (default: the recipe's)")
+    parser.add_argument(
+        "--panels",
+        nargs="+",
+        choices=PANELS,
+        metavar="NAME",
+        help=f"which pictures stand side by side (all): {', '.join(PANELS)}",
+    )
     choice = parser.add_argument_group("which tokens and frames (default: those of the weights or the recipe)")
     choice.add_argument("--strategy", choices=STRATEGIES, help="how tokens are chosen")
     choice.add_argument("--keep_ratio", type=float, metavar="R", help="fraction of the tokens that is kept")
@@ -85,7 +94,7 @@ def run(options: argparse.Namespace) -> None:
     try:
         visualize(options)
     except UnreadableVideo as error:
-        raise ValueError(why_no_video(options.video, error.reason)) from error
+        raise ValueError(error.reason) from error
     except FAULTS as error:
         raise ValueError(describe_fault(error, options.out)) from error
 
@@ -93,17 +102,18 @@ def run(options: argparse.Namespace) -> None:
 def visualize(options: argparse.Namespace) -> None:
     """Check the output, read the weights, render."""
     check_suffix(options.out)
-    inputs = (options.video, options.weights, options.recipe)
+    inputs = (*options.video, options.weights, options.recipe)
     check_output_file(Path(options.out), inputs=inputs, is_ours=is_our_picture, force=options.force)
     say(*(f"note: {line}" for line in describe_leftovers(Path(options.out))))
-    if not Path(options.video).is_file():
-        raise ValueError(why_no_video(options.video, "no file"))
+    for video in options.video:
+        if not is_file(video):
+            raise ValueError(why_no_video(video, "no file"))
     weights = None
     if options.weights is not None:
         weights = read_weights(options.weights, weights_from=options.weights_from)
         say(*describe_weights(options.weights, weights))
     wanted = RenderOptions(
-        video=options.video,
+        videos=options.video,
         out=options.out,
         weights=options.weights,
         recipe=options.recipe,
@@ -114,6 +124,7 @@ def visualize(options: argparse.Namespace) -> None:
         frames_per_second=options.fps,
         seed=options.seed,
         device=options.device,
+        panels=options.panels,
     )
     say(render(wanted, weights))
 

@@ -16,16 +16,15 @@ import os
 import shutil
 import tempfile
 from dataclasses import asdict, dataclass, fields
-from fractions import Fraction
 from pathlib import Path
 
-import av
 import numpy as np
 
 from mats_ds.core.storage.files import hash_file, hash_text, open_to_append, write_text
 from mats_ds.core.storage.folder_lock import lock_until_closed
 from mats_ds.data.scenes import NAMES, Box, SceneSize, make_scene
-from mats_ds.data.video.containers import file_url, find_mp4_encoder
+from mats_ds.data.video.containers import find_mp4_encoder
+from mats_ds.data.video.encode import encode_frames
 
 logger = logging.getLogger(__name__)
 
@@ -219,17 +218,7 @@ def _write_video(folder: Path, number: int, settings: SyntheticSettings, h264_en
     size = SceneSize(settings.num_frames, settings.height, settings.width, settings.num_classes)
     scene = make_scene(rng, name, size=size, pans=_pans(number, settings))
     path = f"synthetic_{number:03d}_{name}.{suffix}"
-    # Without random identifiers and versions in the headers: the same settings give the same bytes.
-    with av.open(file_url(folder / path), "w", options={"fflags": "+bitexact"}) as container:
-        stream = container.add_stream(encoder, rate=Fraction(25), options=options)
-        stream.width, stream.height, stream.pix_fmt = settings.width, settings.height, "yuv420p"
-        stream.codec_context.gop_size = GOP_FRAMES
-        stream.codec_context.thread_count = 1
-        if encoder not in ("libx264", "libvpx-vp9"):
-            stream.codec_context.bit_rate = 2_000_000
-        for frame_HWC in scene.frames_THWC:
-            container.mux(stream.encode(av.VideoFrame.from_ndarray(frame_HWC, format="rgb24")))
-        container.mux(stream.encode())
+    encode_frames(folder / path, scene.frames_THWC, encoder=encoder, options=options, gop_frames=GOP_FRAMES)
     return VideoMotion(path, label, name, encoder, scene.boxes, scene.distractor_boxes, scene.background_shifts)
 
 

@@ -7,6 +7,7 @@ last one is missing, for a classifier, which sees all that is kept, the last two
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -17,6 +18,7 @@ from mats_ds.visualization.clip_view import ClipView
 DROPPED_BRIGHTNESS = 0.15
 COLOUR_MAP = "magma"
 UNSEEN = (46, 48, 54)  # dropped tokens of the reconstruction
+PANELS = ("original", "motion", "kept", "visible", "reconstruction")
 
 
 @dataclass(frozen=True)
@@ -27,22 +29,28 @@ class Panel:
     frames_THWC: np.ndarray
 
 
-def draw_panels(view: ClipView) -> list[Panel]:
-    """The panels of a clip, from left to right."""
+def draw_panels(view: ClipView, wanted: Sequence[str] | None = None) -> list[Panel]:
+    """The panels of a clip, from left to right: all that there are, or those of PANELS that are
+    wanted. Raises ValueError for one that this clip does not have."""
     grid = view.grid
-    panels = [
-        Panel("original", view.frames_THWC),
-        Panel(f"motion score, 0 to {view.motion_N.max():.3g}", draw_heat(view.motion_N, grid)),
-        Panel(f"kept: {view.kept_N.sum()} of {grid.num_tokens} tokens", darken(view.frames_THWC, view.kept_N, grid)),
-    ]
+    panels = {
+        "original": Panel("original", view.frames_THWC),
+        "motion": Panel(f"motion score, 0 to {view.motion_N.max():.3g}", draw_heat(view.motion_N, grid)),
+        "kept": Panel(f"kept: {view.kept_N.sum()} of {grid.num_tokens} tokens", darken(view.frames_THWC, view.kept_N, grid)),
+    }
     if (view.visible_N != view.kept_N).any():
         visible_THWC = darken(view.frames_THWC, view.visible_N, grid)
-        panels.append(Panel(f"visible to the encoder: {view.visible_N.sum()}", visible_THWC))
+        panels["visible"] = Panel(f"visible to the encoder: {view.visible_N.sum()}", visible_THWC)
     if view.predicted_THWC is not None:
         rebuilt_THWC = np.where(spread(view.kept_N, grid)[..., None], view.predicted_THWC, np.uint8(UNSEEN))
         name = "reconstruction" if view.loss is None else f"reconstruction, loss {view.loss:.3f}"
-        panels.append(Panel(name, rebuilt_THWC))
-    return panels
+        panels["reconstruction"] = Panel(name, rebuilt_THWC)
+    if missing := [name for name in wanted or () if name not in panels]:
+        raise ValueError(
+            f"there is no panel {' or '.join(missing)} of these weights, only {', '.join(panels)}: leave it out, or, for "
+            "a reconstruction, give the weights of a pre-training with its decoder"
+        )
+    return [panels[name] for name in wanted or panels]
 
 
 def draw_heat(values_N: np.ndarray, grid: TokenGrid) -> np.ndarray:

@@ -7,6 +7,7 @@ Also the picture at the end of a pre-training, with the same panels.
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from itertools import chain
 from pathlib import Path
@@ -16,9 +17,11 @@ import numpy as np
 import torch
 from torch import nn
 
+from mats_ds.core.storage.file_kind import why_no_video
 from mats_ds.core.clips import ClipSpec
 from mats_ds.core.token_grid import TokenGrid
-from mats_ds.data.video.indexing import index_video
+from mats_ds.data.video.index import VideoIndex
+from mats_ds.data.video.indexing import UnreadableVideo, index_video
 from mats_ds.distributed.ranks import find_device
 from mats_ds.models.mae import Reconstruction
 from mats_ds.models.weights.model_weights import Weights
@@ -37,13 +40,14 @@ RUN_COMMENT = "drawn at the end of a pre-training of mats_ds"
 
 @dataclass(frozen=True)
 class RenderOptions:
-    """A video, and what to draw of it. None: as the weights, the recipe or the video have it.
+    """Videos, one after the other, and what to draw of each. None: as the weights, the recipe or
+    the video have it.
 
     weights: the path that they were read from. selection: changes of strategy, keep_ratio,
-    visible_ratio and frame_candidates.
+    visible_ratio and frame_candidates. panels: which of PANELS, None for all.
     """
 
-    video: str
+    videos: Sequence[str]
     out: str
     weights: str | None = None
     recipe: str | None = None
@@ -54,6 +58,7 @@ class RenderOptions:
     frames_per_second: float | None = None
     seed: int = 0
     device: str | None = None
+    panels: Sequence[str] | None = None
 
 
 def render(options: RenderOptions, weights: Weights | None) -> str:
@@ -65,39 +70,63 @@ def render(options: RenderOptions, weights: Weights | None) -> str:
     if options.frames_per_second is not None and options.frames_per_second <= 0:
         raise ValueError(f"--fps is above 0, got {options.frames_per_second:g}")
     suffix = check_suffix(options.out)
-    index = index_video(options.video)
+    indices = [_index(video) for video in options.videos]
     device = find_device(options.device)
     viewer = open_viewer(options.weights, weights, named=options.recipe, selection=options.selection, seed=options.seed)
     viewer.model.to(device).eval()
-    specs = plan_excerpts(
-        index,
-        section=viewer.clip_section(options.stride),
-        num_frames=viewer.model.candidate_grid.num_frames,
-        num_clips=options.num_clips,
-        start_seconds=options.start_seconds,
+    specs = {
+        video: plan_excerpts(
+            index,
+            section=viewer.clip_section(options.stride),
+            num_frames=viewer.model.candidate_grid.num_frames,
+            num_clips=options.num_clips,
+            start_seconds=options.start_seconds,
+        )
+        for video, index in zip(options.videos, indices, strict=True)
+    }
+    pages = chain.from_iterable(
+        make_pages(viewer, specs[video], video=video, seed=options.seed, panels=options.panels) for video in options.videos
     )
-    pages = make_pages(viewer, specs, video=options.video, seed=options.seed)
     write_pages(options.out, suffix, pages, frames_per_second=options.frames_per_second)
-    fewer = len(specs) < options.num_clips
-    clips = f" ({len(specs)} clips: the video is too short for {options.num_clips})" if fewer else ""
+    fewest = min(map(len, specs.values()))
+    clips = f" ({fewest} clips: the video is too short for {options.num_clips})" if fewest < options.num_clips else ""
     return f"wrote {options.out}{clips}: {viewer.note}"
 
 
-def make_pages(viewer: Viewer, specs: Sequence[ClipSpec], *, video: str, seed: int) -> Iterator[Page]:
+@contextmanager
+def _naming(video: str) -> Iterator[None]:
+    """An UnreadableVideo of this block begins with the video's name."""
+    try:
+        yield
+    except UnreadableVideo as error:
+        raise UnreadableVideo(why_no_video(video, error.reason)) from error
+
+
+def _index(video: str) -> VideoIndex:
+    with _naming(video):
+        return index_video(video)
+
+
+def make_pages(
+    viewer: Viewer, specs: Sequence[ClipSpec], *, video: str, seed: int, panels: Sequence[str] | None = None
+) -> Iterator[Page]:
     """One page a clip, decoded and computed when it is asked for: hours of video need no more
     memory than one clip."""
     model, candidates = viewer.model, viewer.model.candidate_grid
     look = look_with_decoder if viewer.decodes else look_without_decoder
     for number, spec in enumerate(specs):
-        excerpt = read_excerpt(video, spec, height=candidates.height, width=candidates.width)
+        with _naming(video):
+            excerpt = read_excerpt(video, spec, height=candidates.height, width=candidates.width)
         frames_CHWC = torch.from_numpy(excerpt.frames_THWC).to(model.positions_ND.device)
         view = look(model, frames_CHWC, seed=seed + number)
         count = f", clip {number + 1} of {len(specs)}" if len(specs) > 1 else ""
         note = viewer.note + (f"; prediction: {classify(model, frames_CHWC)}" if viewer.names_classes else "")
-        yield make_page(view, excerpt, model, title=f"{Path(video).name}{count}", note=note)
+        yield make_page(view, excerpt, model, title=f"{Path(video).name}{count}", note=note, panels=panels)
 
 
-def make_page(view: ClipView, excerpt: Excerpt, model: nn.Module, *, title: str, note: str) -> Page:
+def make_page(
+    view: ClipView, excerpt: Excerpt, model: nn.Module, *, title: str, note: str, panels: Sequence[str] | None = None
+) -> Page:
     """The page of one clip; with adaptive frames it has a strip of the candidates."""
     step = model.grid.tubelet[0]
     tubelet_T = view.frame_T // step
@@ -107,7 +136,7 @@ def make_page(view: ClipView, excerpt: Excerpt, model: nn.Module, *, title: str,
         taken_K[tubelet_T] = True
         strip = Strip(excerpt.frames_THWC[::step], taken_K)
     seconds_T = excerpt.seconds_T[view.frame_T]
-    return Page(title, draw_panels(view), tubelet_T=tubelet_T, seconds_T=seconds_T, strip=strip, note=note)
+    return Page(title, draw_panels(view, panels), tubelet_T=tubelet_T, seconds_T=seconds_T, strip=strip, note=note)
 
 
 def write_pages(out: str, suffix: str, pages: Iterator[Page], *, frames_per_second: float | None) -> None:

@@ -8,6 +8,8 @@ from __future__ import annotations
 import re
 from pathlib import Path
 
+from mats_ds.core.shards.members import file_exists, is_file, open_file
+
 HEAD_BYTES = 1024
 # Magic numbers at the beginning: of ISO/IEC 14496-12, RFC 9559, RFC 2083 and the like.
 VIDEO = re.compile(
@@ -26,9 +28,9 @@ def describe_file(path: str | Path) -> str | None:
     if path.is_dir():
         return "a run folder" if (path / "run.json").is_file() else "a folder"
     try:
-        if not path.is_file():
+        if not is_file(path):
             return None
-        with path.open("rb") as stream:
+        with open_file(path) as stream:
             head = stream.read(HEAD_BYTES)
     except OSError:
         return None
@@ -69,7 +71,7 @@ def _name_text(head: bytes, suffix: str) -> str | None:
 def why_no_video(path: str | Path, reason: str) -> str:
     """The sentence for a video that cannot be read: what the file is instead of one, or else the
     decoder's reason."""
-    if describe_file(path) in ("a video", None) and Path(path).exists():
+    if describe_file(path) in ("a video", None) and file_exists(path):
         return f"{path}: {reason}"
     return f"{not_a('video', path)}: give a video file, such as an .mp4"
 
@@ -77,7 +79,7 @@ def why_no_video(path: str | Path, reason: str) -> str:
 def not_a(expected: str, path: str | Path) -> str:
     """ "PATH is a video, no recipe", "there is no recipe PATH", or "PATH is no recipe" where its
     kind cannot be told."""
-    if not Path(path).exists():
+    if not file_exists(path):
         return f"there is no {expected} {path}"
     kind = describe_file(path)
     return f"{path} is {kind}, no {expected}" if kind else f"{path} is no {expected}"

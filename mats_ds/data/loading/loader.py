@@ -11,19 +11,24 @@ batches together.
 from __future__ import annotations
 
 import atexit
+import os
 import queue
 import threading
 import time
 from collections.abc import Iterator
 from dataclasses import replace
+from itertools import islice
 
 import torch
+from pydantic import ValidationError
 
+from mats_ds.config.recipe import ClipSection
 from mats_ds.core.clips import ClipBatch
 from mats_ds.data.clip_sampler import BatchSplit, ClipSampler
 from mats_ds.data.loading.batching import BatchBuilder
 from mats_ds.data.loading.dali import MAX_GRAPH_THREADS, GpuDecoder, choose_num_graphs, device_codecs, pinned_bytes_bound
 from mats_ds.data.loading.prefetch import Closed, ReadOptions, default_workers
+from mats_ds.data.manifest import Manifest, read_manifest
 
 STALL_SECONDS = 300.0
 JOIN_SECONDS = 3.0
@@ -63,6 +68,75 @@ class ClipLoader:
                 "video would be decoded by several ranks; change data.repeats or the micro-batch"
             )
         self._session: _Session | None = None
+        self._next_epoch = 0
+
+    @classmethod
+    def from_manifest(
+        cls,
+        manifest: str | os.PathLike[str] | Manifest,
+        *,
+        batch_size: int,
+        num_frames: int = 16,
+        stride: int = 4,
+        size: int | tuple[int, int] = 224,
+        crop_scales: tuple[float, ...] = (1.0,),
+        flip: bool = False,
+        root: str | None = None,
+        seed: int = 0,
+        device: str | torch.device = "cpu",
+        rank: int = 0,
+        world_size: int = 1,
+        num_workers: int | None = None,
+    ) -> ClipLoader:
+        """A loader for a training loop of your own: each epoch, a clip of every video in another
+        order.
+
+        manifest: a .csv with columns path and label, a list of `path label` lines, or a folder of
+        videos; paths are relative to `root`, or to the manifest. batch_size: clips of this rank.
+        stride: video frames from one frame of a clip to the next. size: a side in pixels, or
+        (height, width). crop_scales: fractions of the shorter side that crops show, one chosen for
+        each clip. flip: mirror half of the clips. num_workers: reading threads, None for as many
+        as there are cores, 0 for none.
+
+            with ClipLoader.from_manifest("videos.csv", batch_size=8) as loader:
+                for batch in loader:                 # one epoch; the next loop is the next one
+                    batch.frames_BTHWC, batch.label_B, batch.valid_B
+
+        A video that cannot be read raises nothing: `valid_B` is false where another clip stands in
+        for it. Raises ValueError for a manifest that cannot be read and for numbers that do not go
+        together.
+        """
+        height, width = (size, size) if isinstance(size, int) else size
+        try:
+            section = ClipSection(
+                num_frames=num_frames,
+                stride=stride,
+                height=height,
+                width=width,
+                tubelet=(1, max(1, height), max(1, width)),  # no tokens here: any size divides
+                crop_scales=crop_scales,
+                flip=flip,
+            )
+        except ValidationError as error:
+            problems = ((problem["loc"], problem["msg"].removeprefix("Value error, ")) for problem in error.errors())
+            raise ValueError("; ".join(": ".join([*map(str, where[:1]), message]) for where, message in problems)) from None
+        videos = manifest if isinstance(manifest, Manifest) else read_manifest(manifest, root=root)
+        sampler = ClipSampler(videos, recipe_clip=section, num_frames=num_frames, global_batch=batch_size * world_size, seed=seed)
+        split = BatchSplit(rank, world_size, batch_size)
+        return cls(sampler, split, size=(height, width), device=torch.device(device), options=ReadOptions(num_workers))
+
+    def __len__(self) -> int:
+        """Micro-batches of an epoch."""
+        return self.sampler.steps_per_epoch * self.split.accumulation
+
+    def __iter__(self) -> Iterator[ClipBatch]:
+        """The micro-batches of one epoch: of the first, then of the next with every new loop."""
+        epoch, self._next_epoch = self._next_epoch, self._next_epoch + 1
+        return self.epoch(epoch)
+
+    def epoch(self, number: int) -> Iterator[ClipBatch]:
+        """The micro-batches of that epoch, from 0 on, to resume a training with."""
+        return islice(self.micro_batches(number * self.sampler.steps_per_epoch), len(self))
 
     @property
     def num_graphs(self) -> int:

@@ -1,0 +1,65 @@
+"""What lies in examples/ runs, from any folder, and shows what it says."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[1]
+EXAMPLES = ROOT / "examples"
+
+
+def run_example(name, *arguments, cwd):
+    environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
+    command = [sys.executable, str(EXAMPLES / name), *map(str, arguments)]
+    return subprocess.run(command, cwd=cwd, env=environment, capture_output=True, text=True, timeout=500)
+
+
+def test_every_example_is_explained():
+    page = (EXAMPLES / "README.md").read_text()
+    assert [path.name for path in EXAMPLES.iterdir() if path.suffix in (".py", ".ipynb") and path.name not in page] == []
+
+
+def test_the_loop_in_plain_pytorch_is_short():
+    lines = (EXAMPLES / "plain_pytorch.py").read_text().splitlines()
+    begin = next(number for number, line in enumerate(lines) if line.startswith("def train"))
+    end = next(number for number, line in enumerate(lines) if line.startswith("if __name__"))
+    code = [line for line in lines[begin:end] if line.strip()]
+    assert len(code) <= 30 and "deepspeed" not in "".join(code)
+
+
+@pytest.mark.slow
+def test_the_loop_in_plain_pytorch_learns(tmp_path):
+    done = run_example("plain_pytorch.py", cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    losses = [float(line.rsplit(" ", 1)[1]) for line in done.stdout.splitlines() if line.startswith("epoch")]
+    assert len(losses) == 20 and min(losses[-3:]) < 0.97 * losses[0]
+
+
+def test_photo_videos_are_written_by_a_command(tmp_path):
+    pytest.importorskip("skimage")
+    size = ("--frames", 4, "--height", 48, "--width", 64)
+    done = run_example("photo_videos.py", "clips", "--videos", 2, *size, cwd=tmp_path)
+    assert done.returncode == 0 and "manifest.csv" in done.stdout, done.stderr
+    assert len(list((tmp_path / "clips").glob("*.mp4"))) == 2
+    again = run_example("photo_videos.py", "clips", "--videos", 3, *size, cwd=tmp_path)
+    assert again.returncode == 2 and "empty or new folder" in again.stderr and "Traceback" not in again.stderr
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["look_at_motion.ipynb", "probe_a_folder.ipynb"])
+def test_a_notebook_runs_from_top_to_bottom(tmp_path, name):
+    """With the package, in an empty folder; as it lies there it holds no outputs."""
+    nbclient, nbformat = pytest.importorskip("nbclient"), pytest.importorskip("nbformat")
+    for needed in ("ipykernel", "skimage"):
+        pytest.importorskip(needed)
+    notebook = nbformat.read(EXAMPLES / name, as_version=4)
+    code = [cell for cell in notebook.cells if cell.cell_type == "code"]
+    assert all(not cell.outputs and cell.execution_count is None for cell in code)
+    environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
+    client = nbclient.NotebookClient(notebook, timeout=500, resources={"metadata": {"path": str(tmp_path)}})
+    client.execute(env=environment)
+    pictures = [output for cell in code for output in cell.outputs if "image/png" in output.get("data", {})]
+    assert len(pictures) >= 2
