@@ -13,7 +13,7 @@ import torch
 from torch import nn
 
 from mats_ds.exporting.hub.remote_code.token_selection_mats import SelectionOptions, gather_rows, select_tokens
-from mats_ds.models.classifier import EncodedClip
+from mats_ds.models.classifier import EncodedClip, VideoClassifier
 from mats_ds.models.feature_extractor import VideoEncoder
 from mats_ds.models.vit import split_patches
 
@@ -29,18 +29,7 @@ class NetworkProgram(nn.Module):
         """head: of a classifier, None for features."""
         super().__init__()
         self.trunk, self.head = network.trunk, head
-        pruning, grid = self.trunk.pruning, self.trunk.grid
-        self.options = SelectionOptions(
-            keep_ratio=pruning.keep_ratio,
-            num_tubelets=grid.tau,
-            tubelet_frames=grid.tubelet[0],
-            strategy=pruning.strategy,
-            distance=pruning.distance,
-            feature=pruning.feature,
-            compensate_camera=pruning.compensate_camera,
-            run_threshold=pruning.run_threshold,
-            merge_dropped=pruning.merge_dropped,
-        )
+        self.options = selection_options(self.trunk)
 
     def forward(self, frames_BTHWC: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         trunk = self.trunk
@@ -60,6 +49,22 @@ class NetworkProgram(nn.Module):
         # a copy: where all are kept, the numbers are a constant, which no program may give back
         kept_BK = chosen.index_BK + torch.zeros_like(chosen.index_BK)
         return (feature_BD if self.head is None else self.head(feature_BD)), kept_BK
+
+
+def selection_options(trunk: VideoClassifier) -> SelectionOptions:
+    """The selection of a classifier, or of an encoder's trunk."""
+    pruning, grid = trunk.pruning, trunk.grid
+    return SelectionOptions(
+        keep_ratio=pruning.keep_ratio,
+        num_tubelets=grid.tau,
+        tubelet_frames=grid.tubelet[0],
+        strategy=pruning.strategy,
+        distance=pruning.distance,
+        feature=pruning.feature,
+        compensate_camera=pruning.compensate_camera,
+        run_threshold=pruning.run_threshold,
+        merge_dropped=pruning.merge_dropped,
+    )
 
 
 def example_frames(network: VideoEncoder, *, batch: int) -> torch.Tensor:
