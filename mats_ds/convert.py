@@ -2,6 +2,8 @@
 
     python mats_ds/convert.py SOURCE                          # describe it
     python mats_ds/convert.py SOURCE DEST [--verify]          # write it in DEST's format
+    python mats_ds/convert.py RUN DIR --to hub                # for AutoModel, selects tokens
+    python mats_ds/convert.py RUN FILE --to onnx              # or export: a program of fixed shapes
 
 Reads top to bottom: read the source, apply the changes, write, compare outputs. Exit status: 0
 done, 1 done but the weights hold NaN or the outputs differ, 2 unusable input or arguments, nothing
@@ -28,6 +30,12 @@ from mats_ds.core.storage.package_files import own_command
 from mats_ds.core.text import log_to_stderr, say
 from mats_ds.core.token_grid import STRATEGIES
 from mats_ds.evaluation.options import add_weights_from
+from mats_ds.exporting.hub.card import CARD, check_card, find_run
+from mats_ds.exporting.hub.folder import CODE_FILES
+from mats_ds.exporting.hub.write import export_hub
+from mats_ds.exporting.network import describe_network, open_network
+from mats_ds.exporting.programs.write import check_target, export_program
+from mats_ds.exporting.verify import RUNNERS, compare_export
 from mats_ds.models.weights.export_folder import CONFIG, EXPORTED, check_export_folder
 from mats_ds.models.weights.hugging_face import write_hugging_face
 from mats_ds.models.weights.load import (
@@ -46,7 +54,14 @@ from mats_ds.models.weights.verify import compare, compare_with_transformers
 from mats_ds.models.weights.videomae import write_videomae
 
 DIFFERENT = 1
-TARGETS = ("mats", "hf", "videomae")
+TARGETS = ("mats", "hf", "videomae", "hub", "onnx", "export")
+EXPORTS = {  # what others run, with its token selection
+    "hub": "a Hugging Face folder with token selection",
+    "onnx": "an ONNX program of fixed shapes",
+    "export": "a torch.export program of fixed shapes",
+}
+SUFFIXES = {SUFFIX: "mats", ".pth": "videomae", ".pt": "videomae", ".onnx": "onnx", ".pt2": "export"}
+FOLDERS = ("hf", "hub")
 
 
 def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
@@ -58,7 +73,10 @@ def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("source", help="run folder or checkpoint of ours, .safetensors of ours, .pth, or Hugging Face folder")
     parser.add_argument("dest", nargs="?", help="file or folder to write; without it, only describe SOURCE")
     parser.add_argument(
-        "--to", choices=TARGETS, help="format of DEST (default: mats for .safetensors, videomae for .pth, hf for a folder)"
+        "--to",
+        choices=TARGETS,
+        help="format of DEST (default: mats for .safetensors, videomae for .pth, onnx "
+        "for .onnx, export for .pt2, hf for a folder); hub: a folder with code that selects tokens and a model card",
     )
     parser.add_argument("--verify", action="store_true", help="run both models on random clips and compare their outputs")
     parser.add_argument("--force", action="store_true", help="overwrite DEST (of folders, only an export of this command)")
@@ -69,9 +87,16 @@ def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
     trained.add_argument("--decoder-heads", type=int, metavar="N", help="the decoder's")
     changed = parser.add_argument_group("the description of the model in DEST (weights do not change)")
     changed.add_argument("--strategy", choices=STRATEGIES, help="which tokens are kept")
-    changed.add_argument("--keep-ratio", type=float, metavar="R", help="fraction of the tokens that is kept")
+    changed.add_argument("--keep-ratio", "--keep_ratio", type=float, metavar="R", help="fraction of the tokens that is kept")
     changed.add_argument("--visible-ratio", type=float, metavar="R", help="fraction that the encoder sees in pre-training")
     changed.add_argument("--class-names", metavar="FILE", help="names of the classes, one a line, in the order of the labels")
+    exported = parser.add_argument_group("exports with token selection")
+    exported.add_argument("--batch", type=int, metavar="N", help="clips at a time, of onnx and export (1)")
+    exported.add_argument(
+        "--results", nargs="+", metavar="DIR", help="folders of evaluate and probe for the card (the run's own)"
+    )
+    exported.add_argument("--license", metavar="ID", help="licence of the weights for the card, as the Hub calls it: apache-2.0")
+    exported.add_argument("--data-name", "--data_name", metavar="TEXT", help="what the card calls the training data")
     head = parser.add_argument_group("another head")
     head.add_argument("--num-classes", type=int, metavar="N", help="make a classifier of N classes of pre-trained weights")
     head.add_argument("--new-head", action="store_true", help="replace the head that SOURCE has by a fresh one")
@@ -105,13 +130,16 @@ def inspect(options: argparse.Namespace) -> int:
 def convert(options: argparse.Namespace) -> int:
     dest, target = Path(options.dest), options.to or guess_target(Path(options.dest))
     refuse_to_overwrite(options, dest, target=target)
-    if target != "hf":
+    check_export_options(options, target)
+    if target not in FOLDERS:
         print_notes(describe_leftovers(dest))
     weights = read_source(options)
     print_notes(weights.notes)
     weights = change_head(weights, options)
-    weights = change_description(weights, options)
+    weights = change_description(weights, options, target=target)
     check_complete(weights)
+    if target in EXPORTS:
+        return export(weights, options, dest, target=target)
     if target == "mats":
         known = {} if weights.origin == Origin() else {"origin": weights.origin}
         save_weights(dest, weights.spec, weights.state, note=f"from {weights.source}", **known)
@@ -123,6 +151,48 @@ def convert(options: argparse.Namespace) -> int:
     return verify(weights, options, dest) if options.verify else FINISHED
 
 
+def check_export_options(options: argparse.Namespace, target: str) -> None:
+    """Raise ValueError for options that the format has no use for, and for packages that it
+    lacks."""
+    used = {"hub": {"results", "license", "data_name"}, "onnx": {"batch"}, "export": {"batch"}}.get(target, set())
+    for name in ("batch", "results", "license", "data_name"):
+        if getattr(options, name) and name not in used:
+            homes = "hub" if name != "batch" else "onnx or export"
+            raise ValueError(f"--{name.replace('_', '-')} is for --to {homes}, and this writes --to {target}: leave it out")
+    if target in ("onnx", "export"):
+        check_target(target, batch=1 if options.batch is None else options.batch)
+
+
+def export(weights: Weights, options: argparse.Namespace, dest: Path, *, target: str) -> int:
+    """Write a folder or program that others run, and compare it with ours where that is asked
+    for."""
+    source, batch = Path(options.source), options.batch or 1
+    if target == "hub":
+        lines = []
+        hub = {"results": [Path(folder) for folder in options.results or ()], "license": options.license}
+        notes = export_hub(dest, weights, source=source, keep_ratio=options.keep_ratio, data=options.data_name, **hub)
+        print_notes(notes)
+    else:
+        _, run_info = find_run(source)
+        chosen = {"target": target, "keep_ratio": options.keep_ratio, "batch": batch}
+        lines = export_program(dest, weights, run=run_info, **chosen)
+    spec = describe_network(open_network(weights, keep_ratio=options.keep_ratio), weights.spec)
+    kept = f"selection: {spec.pruning.strategy}, keep {spec.pruning.keep_ratio:g}"
+    say(
+        f"wrote {dest}: {EXPORTS[target]}", f"from {options.source}: {weights.source}", *weights.spec.describe()[:2], kept, *lines
+    )
+    if name_nonfinite(weights.state):
+        return DIFFERENT
+    if not options.verify:
+        return FINISHED
+    difference = compare_export(dest, weights, target=target, keep_ratio=options.keep_ratio, batch=batch)
+    if difference is None:
+        print(f"verify: {RUNNERS[target]} is not installed, the export was not run")
+        return FINISHED
+    say(f"verify: {dest}: {difference.describe()}: {'equal' if difference.is_rounding else 'DIFFERENT'}")
+    return FINISHED if difference.is_rounding else DIFFERENT
+
+
 def read_source(options: argparse.Namespace) -> Weights:
     names = ("num_frames", "height", "width", "heads", "decoder_heads")
     hints = {name: getattr(options, name) for name in names if getattr(options, name)}
@@ -131,9 +201,7 @@ def read_source(options: argparse.Namespace) -> Weights:
 
 def guess_target(dest: Path) -> str:
     """The format that a name asks for."""
-    if dest.suffix == SUFFIX:
-        return "mats"
-    return "videomae" if dest.suffix in (".pth", ".pt") else "hf"
+    return SUFFIXES.get(dest.suffix, "hf")
 
 
 def refuse_to_overwrite(options: argparse.Namespace, dest: Path, *, target: str) -> None:
@@ -141,17 +209,20 @@ def refuse_to_overwrite(options: argparse.Namespace, dest: Path, *, target: str)
     --force replaces one file, or an export of ours.
     """
     source = Path(options.source)
-    files = [dest / name for name in EXPORTED] if target == "hf" else [dest]
+    names = (*EXPORTED, CARD, *CODE_FILES) if target == "hub" else EXPORTED
+    files = [dest / name for name in names] if target in FOLDERS else [dest]
     if any(is_same_file(path, source) for path in (dest, *files)):
         raise ValueError(f"{dest} is the source itself")
     for file in files:
         if os.path.lexists(file) and source.is_dir() and source.resolve() in file.resolve().parents:
             raise ValueError(f"{file} is a part of the source {source}: give another name")
-    if target != "hf":
+    if target not in FOLDERS:
         check_output_file(dest, inputs=[options.class_names], force=options.force)
         return
     check_export_folder(dest)
     check_parent(dest)
+    if target == "hub":
+        check_card(dest)
     if not options.force and (dest / CONFIG).exists():
         raise ValueError(f"{dest} exists: give another name, or --force")
 
@@ -167,12 +238,14 @@ def change_head(weights: Weights, options: argparse.Namespace) -> Weights:
     return replace(weights_of(started.model, weights.source), origin=weights.origin)
 
 
-def change_description(weights: Weights, options: argparse.Namespace) -> Weights:
+def change_description(weights: Weights, options: argparse.Namespace, *, target: str) -> Weights:
     """The same weights with the selection and class names of the options."""
     names = ("strategy", "keep_ratio", "visible_ratio")
     changes = {name: getattr(options, name) for name in names if getattr(options, name) is not None}
     if weights.spec.kind == "classifier" and "keep_ratio" in changes:
         changes["visible_ratio"] = changes["keep_ratio"]
+    elif target in EXPORTS:  # of the exported encoder, not of pre-training
+        changes.pop("keep_ratio", None)
     if options.class_names:
         changes["class_names"] = read_names(Path(options.class_names))
     return replace(weights, spec=weights.spec.with_options(**changes))

@@ -17,7 +17,7 @@ FLOORS = (
     {"config", "tokens", "metering"},
     {"data", "models", "distributed"},
     {"planning", "visualization"},
-    {"training", "evaluation", "reporting"},
+    {"training", "evaluation", "reporting", "exporting"},
     {"programs"},
 )
 # Inside data: what is on one line imports the lines above it.

@@ -70,8 +70,8 @@ def is_our_export(folder: Path) -> bool:
 def write_export(folder: Path, *, texts: Mapping[str, str], save: Callable[[Path, Mapping[str, str]], None]) -> None:
     """Write all files under temporary names, then rename them.
 
-    texts: of CONFIG and PREPROCESSOR. save: writes the weights to a path, with the metadata that it
-    is given.
+    texts: of CONFIG, PREPROCESSOR and any others, by their names. save: writes the weights to a
+    path, with the metadata that it is given.
     Raises ValueError as `check_export_folder` does and where another process is writing there, and
     OSError where it cannot be written: then an older export is as it was.
     """
@@ -81,11 +81,14 @@ def write_export(folder: Path, *, texts: Mapping[str, str], save: Callable[[Path
         hold_folder(folder, command="convert")
         try:
             check_export_folder(folder)
-            remove_parts(folder, of={name[:NAME_CHARACTERS] for name in EXPORTED}.__contains__)
+            names = (*(name for name in texts if name not in EXPORTED), *EXPORTED)
+            for name in names:
+                refuse_wrong_kind(folder / name)
+            remove_parts(folder, of={name[:NAME_CHARACTERS] for name in names}.__contains__)
             with contextlib.ExitStack() as unfinished:  # what is entered last is renamed first
-                aside = {name: unfinished.enter_context(replace_file(folder / name)) for name in reversed(EXPORTED)}
-                for name in (CONFIG, PREPROCESSOR):
-                    aside[name].write_text(texts[name], encoding="utf-8")
+                aside = {name: unfinished.enter_context(replace_file(folder / name)) for name in reversed(names)}
+                for name, text in texts.items():
+                    aside[name].write_text(text, encoding="utf-8")
                 save_tensors(aside[WEIGHTS], lambda path: save(path, MADE_BY))
                 (folder / CONFIG).unlink(missing_ok=True)
         finally:

@@ -167,6 +167,23 @@ def write_hugging_face(folder: str | Path, weights: Weights) -> list[str]:
     something else than an export of ours.
     """
     spec, folder = weights.spec, Path(folder)
+    theirs = rename_tensors(weights)
+    trees = {CONFIG: make_config(spec), PREPROCESSOR: make_preprocessor(spec.grid)}
+    texts = {name: json.dumps(tree, indent=2) + "\n" for name, tree in trees.items()}
+    write_export(folder, texts=texts, save=lambda path, metadata: save_file(copy_tensors(theirs), path, metadata=metadata))
+    notes = []
+    if spec.kind == "classifier" and spec.pruning.keep_ratio < 1:
+        keep = spec.pruning.keep_ratio
+        notes.append(f"transformers encodes all {spec.grid.num_tokens} tokens, not {keep:g} of them: it has no selection")
+    if spec.last_norm_eps != LAST_NORM_EPS and spec.kind != "encoder":
+        notes.append(f"the last LayerNorm's eps is {spec.last_norm_eps:g} here and always {LAST_NORM_EPS:g} in transformers")
+    return notes
+
+
+def rename_tensors(weights: Weights) -> dict[str, torch.Tensor]:
+    """The tensors under transformers' names. Raises ValueError for a model that transformers'
+    VideoMAE cannot be."""
+    spec = weights.spec
     check_exportable(spec, "transformers")
     _, rows, columns = spec.grid.tubelet
     if spec.kind == "pretrain" and rows != columns:
@@ -178,16 +195,7 @@ def write_hugging_face(folder: str | Path, weights: Weights) -> list[str]:
     theirs = split_projections(renamed.state)
     if spec.kind == "encoder":
         theirs = {name.removeprefix("videomae."): tensor for name, tensor in theirs.items()}
-    trees = {CONFIG: make_config(spec), PREPROCESSOR: make_preprocessor(spec.grid)}
-    texts = {name: json.dumps(tree, indent=2) + "\n" for name, tree in trees.items()}
-    write_export(folder, texts=texts, save=lambda path, metadata: save_file(copy_tensors(theirs), path, metadata=metadata))
-    notes = []
-    if spec.kind == "classifier" and spec.pruning.keep_ratio < 1:
-        keep = spec.pruning.keep_ratio
-        notes.append(f"transformers encodes all {spec.grid.num_tokens} tokens, not {keep:g} of them: it has no selection")
-    if spec.last_norm_eps != LAST_NORM_EPS and spec.kind != "encoder":
-        notes.append(f"the last LayerNorm's eps is {spec.last_norm_eps:g} here and always {LAST_NORM_EPS:g} in transformers")
-    return notes
+    return theirs
 
 
 def split_projections(state: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:

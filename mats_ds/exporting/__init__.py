@@ -1,0 +1,2 @@
+"""Models for others to run: Hugging Face folders with token selection, torch.export and ONNX
+programs."""

@@ -1,0 +1,126 @@
+"""Decoded frames -> pixel_values [B, T, 3, H, W], as mats_ds tests a model: one centre clip, one
+centre crop, scaled by torch's antialiased bilinear filter on 8-bit pixels, ImageNet's
+normalisation.
+
+Written by `mats convert --to hub`; needs torch, numpy and transformers. Serves AutoImageProcessor
+and AutoVideoProcessor.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from transformers import BatchFeature
+from transformers.image_processing_utils import BaseImageProcessor
+
+MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
+
+
+class MatsImageProcessor(BaseImageProcessor):
+    """num_frames: frames of a clip. span: the video frames that they are spread over, where a video
+    of more frames is given; span_seconds: the same in seconds, which needs `fps`. sampling: "dense"
+    or "uniform" (over all of the video). crop_size: {"height", "width"} of the result."""
+
+    model_input_names = ["pixel_values"]
+
+    def __init__(
+        self,
+        num_frames: int = 16,
+        span: int = 64,
+        span_seconds: float | None = None,
+        sampling: str = "dense",
+        crop_size: dict[str, int] | None = None,
+        **kwargs: Any,
+    ) -> None:
+        super().__init__(**kwargs)
+        self.num_frames, self.span, self.span_seconds, self.sampling = num_frames, span, span_seconds, sampling
+        self.crop_size = crop_size or {"height": 224, "width": 224}
+
+    def __call__(self, images: Any = None, videos: Any = None, **kwargs: Any) -> BatchFeature:
+        return self.preprocess(images if videos is None else videos, **kwargs)
+
+    def preprocess(
+        self,
+        images: Any = None,
+        videos: Any = None,
+        fps: float | None = None,
+        return_tensors: str | None = "pt",
+        **_: Any,
+    ) -> BatchFeature:
+        """pixel_values float32 [B, num_frames, 3, height, width].
+
+        images, videos: one clip or a list of clips; a clip is uint8 RGB frames [T, H, W, 3] or
+        [T, 3, H, W] (an array, a tensor, or a list of frames: arrays or PIL images). `num_frames`
+        frames are taken as they are; of another number the clip in the middle is taken, as mats_ds
+        takes it of a video. fps: frames a second, for a span in seconds. Raises ValueError for what
+        is no 8-bit RGB clip.
+        """
+        clips = [self.process_clip(clip, fps=fps) for clip in split_clips(images if videos is None else videos)]
+        return BatchFeature({"pixel_values": torch.stack(clips)}, tensor_type=return_tensors)
+
+    def process_clip(self, clip: Any, *, fps: float | None = None) -> torch.Tensor:
+        """[num_frames, 3, height, width] of one clip."""
+        frames_THWC = read_clip(clip)
+        if len(frames_THWC) != self.num_frames:
+            frames_THWC = frames_THWC[self.choose_frames(len(frames_THWC), fps)]
+        frames_TCHW = scale(crop_square(frames_THWC), (self.crop_size["height"], self.crop_size["width"]))
+        mean, std = torch.tensor(MEAN).view(3, 1, 1), torch.tensor(STD).view(3, 1, 1)
+        return (frames_TCHW / 255.0 - mean) / std
+
+    def choose_frames(self, num_given: int, fps: float | None) -> list[int]:
+        """Frame numbers of the one clip of a test: spread over `span` frames in the middle of the
+        video, or, uniform, the middle frame of each of `num_frames` equal parts of it."""
+        if self.sampling == "uniform":
+            return [(2 * part + 1) * num_given // (2 * self.num_frames) for part in range(self.num_frames)]
+        span = self.span
+        if self.span_seconds is not None:
+            if fps is None:
+                raise ValueError(
+                    f"{num_given} frames of a video, and a clip of {self.num_frames} frames lasts {self.span_seconds:g} s: "
+                    f"give fps=, or the {self.num_frames} frames"
+                )
+            span = max(1, round(self.span_seconds * fps))
+        span = min(span, num_given)
+        start = min((num_given - span + 1) // 2, num_given - span)
+        return [start + part * span // self.num_frames for part in range(self.num_frames)]
+
+
+def split_clips(given: Any) -> list[Any]:
+    """One clip a list item."""
+    if isinstance(given, (np.ndarray, torch.Tensor)):
+        return list(given) if given.ndim == 5 else [given]
+    first = given[0] if isinstance(given, Sequence) and len(given) else None
+    is_frame = first is not None and not isinstance(first, (list, tuple)) and np.ndim(first) in (0, 2, 3)
+    return [given] if is_frame else list(given)
+
+
+def read_clip(clip: Any) -> torch.Tensor:
+    """uint8 [T, H, W, 3]."""
+    if not isinstance(clip, (np.ndarray, torch.Tensor)):
+        clip = torch.stack([torch.as_tensor(np.asarray(frame)) for frame in clip])
+    clip = torch.as_tensor(clip)
+    if clip.ndim == 4 and clip.shape[-1] != 3 and clip.shape[1] == 3:
+        clip = clip.movedim(1, -1)
+    if clip.ndim != 4 or clip.shape[-1] != 3 or clip.dtype != torch.uint8 or len(clip) == 0:
+        raise ValueError(f"a clip is uint8 RGB frames [T, H, W, 3], got {list(clip.shape)} {clip.dtype}")
+    return clip
+
+
+def crop_square(frames_THWC: torch.Tensor) -> torch.Tensor:
+    """The square in the middle, as large as the shorter side."""
+    height, width = frames_THWC.shape[1:3]
+    short = min(height, width)
+    top, left = round((height - short) / 2), round((width - short) / 2)
+    return frames_THWC[:, top : top + short, left : left + short]
+
+
+def scale(frames_THWC: torch.Tensor, size: tuple[int, int]) -> torch.Tensor:
+    """uint8 [T, 3, height, width]."""
+    frames_TCHW = frames_THWC.contiguous().permute(0, 3, 1, 2)
+    if tuple(frames_TCHW.shape[2:]) == size:
+        return frames_TCHW
+    return F.interpolate(frames_TCHW, size=size, mode="bilinear", antialias=True)
