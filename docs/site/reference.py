@@ -191,7 +191,9 @@ def describe_action(parser: argparse.ArgumentParser, action: argparse.Action) ->
         name = f"`{action.metavar or action.dest}`"
         value = ""
     else:
-        name = f"`{max(action.option_strings, key=len)}`"
+        # `--weights-from` is `--weights_from` spelled otherwise, `--model` is another name
+        spelled = {option.lstrip("-").replace("-", "_"): option for option in reversed(action.option_strings)}
+        name = ", ".join(f"`{option}`" for option in reversed(spelled.values()))
     needed = " **needed**" if action.required and action.option_strings else ""
     text = (action.help or "") % {**vars(action), "prog": parser.prog}
     several = " ..." if action.nargs in ("+", "*") else ""
