@@ -16,6 +16,7 @@ from mkdocs.structure.files import File, Files, InclusionLevel
 ROOT = Path(__file__).resolve().parents[2]
 LINK = re.compile(r"(?P<before>!?\[(?P<text>[^\]]*)\]\()(?P<target>[^)#\s]*)(?P<anchor>#[^)\s]*)?\)")
 FENCE = re.compile(r"^(```.*?^```)", re.DOTALL | re.MULTILINE)
+ALONE = ("index.md", "troubleshooting.md")  # sections of one page, which need no list of pages
 PICTURES = (".png", ".svg", ".gif", ".jpg")
 
 
@@ -66,6 +67,8 @@ def on_files(files: Files, *, config) -> Files:
 def on_page_markdown(markdown: str, *, page, config, files) -> str:
     """Turn the links of a page to where the files are on the site."""
     here = path_of(page.file.src_uri)
+    if page.file.src_uri in ALONE:
+        page.meta["hide"] = ["navigation"]
 
     def turn(match: re.Match[str]) -> str:
         path = target_of(here, match["target"])
