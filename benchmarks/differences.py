@@ -1,5 +1,5 @@
 """How far frames, crops and scaling are from VideoMAE's and EVEREST's, on one's own videos: the
-figures of docs/differences.md.
+figures of docs/explanation/differences.md.
 
     python benchmarks/differences.py LENGTHS_FOLDER [CLIPS_FOLDER ...] [--every 6]
         [--max_pixels 450000]

@@ -21,7 +21,7 @@ from mats_ds.distributed.process_group import is_dry_run, show_words
 
 PACKAGE = Path(__file__).resolve().parent
 ON_RANKS = ("pretrain", "finetune", "evaluate", "extract")
-IN_ONE_PROCESS = ("prepare", "convert", "probe", "visualize", "plan", "report")
+IN_ONE_PROCESS = ("prepare", "convert", "probe", "visualize", "plan", "report", "docs")
 VERBS = (*ON_RANKS, *IN_ONE_PROCESS, "launch", "demo")
 OF_LAUNCH_SH = ("test", "setup")
 SHOWN_CHARACTERS = 40

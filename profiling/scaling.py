@@ -4,9 +4,9 @@ Planner's figures -> Markdown tables.
     python profiling/scaling.py [--gpus 8 64 1024] [--models base large] [--gpu a100-80g]
         [--mfu 0.35]
 
-The tables of docs/scaling.md are this program's output; a test compares them. Everything is
-computed: nothing was measured on several machines, and link and disk speeds are assumptions
-(mats_ds/planning/scaling.py).
+The tables of docs/explanation/scaling.md are this program's output; a test compares them.
+Everything is computed: nothing was measured on several machines, and link and disk speeds are
+assumptions (mats_ds/planning/scaling.py).
 """
 
 from __future__ import annotations

@@ -2,9 +2,9 @@
 train something else.
 
 Read off DeepSpeed 0.19's sources (runtime/config.py, precision_config.py, zero/config.py,
-zero/offload_config.py, engine.py); docs/deepspeed.md says what it does where the JSON is silent. A
-key that is in none of the tables is refused: DeepSpeed silently ignores unknown keys of the top
-level.
+zero/offload_config.py, engine.py); docs/reference/deepspeed.md says what it does where the JSON is
+silent. A key that is in none of the tables is refused: DeepSpeed silently ignores unknown keys of
+the top level.
 """
 
 from __future__ import annotations

@@ -18,15 +18,22 @@ from mats_ds.core.token_grid import FINETUNE_KEEP_RATIO, KEEPING_STRATEGIES, Tok
 class FinetuneClip(ClipSection):
     """A clip as in pre-training, except that half of the training clips are mirrored by default."""
 
-    flip: bool = True
+    flip: bool = Field(True, description="mirror half of the training clips")
 
 
 class FinetuneSelection(SelectionSection):
     """Selection of the frames and tokens that the encoder sees: int(keep_ratio N) of them, 1 for
     all. `visible_ratio` has no meaning here."""
 
-    strategy: Literal[KEEPING_STRATEGIES] = "mats"
-    keep_ratio: float = Field(FINETUNE_KEEP_RATIO, gt=0, le=1)
+    strategy: Literal[KEEPING_STRATEGIES] = Field(
+        "mats", description="how tokens are chosen: by motion (mats), or as other methods choose them (arXiv 2211.10636)"
+    )
+    keep_ratio: float = Field(
+        FINETUNE_KEEP_RATIO,
+        gt=0,
+        le=1,
+        description="fraction of the clip's tokens that the encoder sees; 1: all (arXiv 2211.10636)",
+    )
 
     def pruning(self) -> TokenPruning:
         """As in pre-training, but all kept tokens are visible."""
@@ -36,23 +43,34 @@ class FinetuneSelection(SelectionSection):
 class FinetuneSection(_Section):
     """The weights that training starts from, and its loss.
 
-    `weights`: a run, a checkpoint, a .safetensors or .pth file, a Hugging Face folder; none: from
-    scratch. `weights_from`: which weights of a run, as `--weights_from` of the other scripts (None:
-    the best of its tests where it has them, else the last ones, averaged where the run keeps an
-    average). A classifier's head is kept unless `new_head`. `num_classes` None: the number in the
-    labels (or in the manifest's .classes.txt). `layer_decay` is the factor on the learning rate
-    from one block to the one below it (1: none). `ema_decay` None keeps no average of the weights;
-    where there is one, it is what is tested and what other scripts take of the run.
+    `weights_from` None takes the best ones of a run's tests, else the last ones, averaged where the
+    run keeps an average.
     """
 
-    weights: str | None = None
-    weights_from: Literal["last", "average", "unaveraged", "best"] | None = None
-    new_head: bool = False
-    num_classes: int | None = Field(None, ge=2, le=1_000_000)
-    label_smoothing: float = Field(0.1, ge=0, lt=1)
-    layer_decay: float = Field(0.75, gt=0, le=1)
-    head_dropout: float = Field(0.0, ge=0, lt=1)
-    ema_decay: float | None = Field(None, gt=0, lt=1)
+    weights: str | None = Field(
+        None, description="a run, a checkpoint, a .safetensors or .pth file, a Hugging Face folder; null: from scratch"
+    )
+    weights_from: Literal["last", "average", "unaveraged", "best"] | None = Field(
+        None,
+        description="which weights of a run, as --weights_from of the programs; null: the best of its tests, else the last",
+    )
+    new_head: bool = Field(False, description="replace the head of a classifier by a fresh one")
+    num_classes: int | None = Field(
+        None, ge=2, le=1_000_000, description="classes; null: the number in the labels, or in the manifest's .classes.txt"
+    )
+    label_smoothing: float = Field(
+        0.1, ge=0, lt=1, description="probability that is spread over the other classes (arXiv 1512.00567)"
+    )
+    layer_decay: float = Field(
+        0.75, gt=0, le=1, description="factor on the learning rate from one block to the one below it; 1: none (arXiv 2106.08254)"
+    )
+    head_dropout: float = Field(0.0, ge=0, lt=1, description="dropout before the head")
+    ema_decay: float | None = Field(
+        None,
+        gt=0,
+        lt=1,
+        description="decay of an average of the weights, which is then tested and taken by other programs; null: none",
+    )
 
 
 class RandAugmentPlan(NamedTuple):
@@ -69,21 +87,24 @@ class AugmentSection(_Section):
     """Augmentation of training clips beyond `clip.crop_scales` and `clip.flip`; the same for all
     frames of a clip.
 
-    `random_resized_crop` is the smallest and the largest fraction of the frame's area that a crop
-    shows, which is 3/4 to 4/3 as wide as high before it is scaled; it replaces `clip.crop_scales`.
-    VideoMAE fine-tunes with [0.08, 1.0]; none: not used. `rand_augment` is written as in timm, for
-    example rand-m7-n4-mstd0.5-inc1, and applied to full frames, before the crop; none: not used.
-    `random_erasing` is the fraction of clips with an erased box. `mixup` and `cutmix` are the
-    parameters of their beta distributions (0: off); where both are on, a micro-batch takes one of
-    the two, cutmix with the probability `cutmix_share`.
+    VideoMAE fine-tunes with a `random_resized_crop` of [0.08, 1.0]. Where mixup and cutmix are both
+    on, a micro-batch takes one of the two.
     """
 
-    random_resized_crop: tuple[float, float] | None = None
-    rand_augment: str | None = None
-    random_erasing: float = Field(0.0, ge=0, le=1)
-    mixup: float = Field(0.0, ge=0)
-    cutmix: float = Field(0.0, ge=0)
-    cutmix_share: float = Field(0.5, ge=0, le=1)
+    random_resized_crop: tuple[float, float] | None = Field(
+        None,
+        description="smallest and largest fraction of the frame's area that a crop shows, 3/4 to 4/3 as wide as high; "
+        "replaces clip.crop_scales; null: not used (arXiv 1409.4842)",
+    )
+    rand_augment: str | None = Field(
+        None,
+        description="in timm's notation, for example rand-m7-n4-mstd0.5-inc1; on whole frames, before the crop; null: not "
+        "used (arXiv 1909.13719)",
+    )
+    random_erasing: float = Field(0.0, ge=0, le=1, description="fraction of the clips with an erased box (arXiv 1708.04896)")
+    mixup: float = Field(0.0, ge=0, description="parameter of its beta distribution; 0: off (arXiv 1710.09412)")
+    cutmix: float = Field(0.0, ge=0, description="parameter of its beta distribution; 0: off (arXiv 1905.04899)")
+    cutmix_share: float = Field(0.5, ge=0, le=1, description="probability of cutmix in a micro-batch where both are on")
 
     @field_validator("random_resized_crop")
     @classmethod
@@ -123,14 +144,14 @@ class EvaluationSection(_Section):
     with `allow_overlap`.
     """
 
-    manifest: str | None = None
-    root: str | None = None
-    clips: int | None = Field(None, ge=1, le=64)
-    crops: int | None = Field(None, ge=1, le=16)
-    training_clips: int | None = Field(None, ge=1, le=64)
-    training_crops: int | None = Field(None, ge=1, le=16)
-    every_epochs: float = Field(1.0, gt=0)
-    allow_overlap: bool = False
+    manifest: str | None = Field(None, description="labelled videos to test on; null: no test, and no best weights are kept")
+    root: str | None = Field(None, description="folder that its relative paths start from")
+    clips: int | None = Field(None, ge=1, le=64, description="views along time of the final test, and of `evaluate`; null: 5")
+    crops: int | None = Field(None, ge=1, le=16, description="views along the longer side; null: 3 (1 where only clips is given)")
+    training_clips: int | None = Field(None, ge=1, le=64, description="of the tests during training; null: as clips")
+    training_crops: int | None = Field(None, ge=1, le=16, description="of the tests during training; null: as crops")
+    every_epochs: float = Field(1.0, gt=0, description="epochs from one test to the next")
+    allow_overlap: bool = Field(False, description="only warn of videos that are trained on as well")
 
     @property
     def training_views(self) -> tuple[int, int]:

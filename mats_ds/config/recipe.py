@@ -31,20 +31,30 @@ class _Section(BaseModel):
 
 
 class ModelSection(_Section):
-    """The network. `decoder_depth` None takes the size's own.
+    """The network, and what its blocks keep in memory."""
 
-    Two keys trade computation for memory and change no result: `recompute` is what every block
-    computes again in backward instead of keeping it (nothing; LayerNorm and GELU; the first layer
-    of the MLP too), and `checkpoint_blocks` are the blocks that keep nothing but their input.
-    `compile` has torch compile the model.
-    """
-
-    name: Literal["tiny", "small", "base", "large", "huge"] = "base"
-    decoder_depth: int | None = Field(None, ge=1, le=64)
-    drop_path: float = Field(0.0, ge=0, lt=1)
-    recompute: Literal["none", "pointwise", "mlp"] = "none"
-    checkpoint_blocks: Literal["none", "all"] | int = "none"
-    compile: bool = False
+    name: Literal["tiny", "small", "base", "large", "huge"] = Field(
+        "base", description="the size of the vision transformer (arXiv 2203.12602)"
+    )
+    decoder_depth: int | None = Field(
+        None,
+        ge=1,
+        le=64,
+        description="blocks of the decoder; null: 2 of tiny, 4 of small and base, 12 of large and huge (arXiv 2203.12602)",
+    )
+    drop_path: float = Field(
+        0.0, ge=0, lt=1, description="probability of leaving a block out for a clip, growing with depth (arXiv 1603.09382)"
+    )
+    recompute: Literal["none", "pointwise", "mlp"] = Field(
+        "none",
+        description="what a block computes again in backward instead of keeping it: nothing, LayerNorm and GELU, or the first "
+        "layer of the MLP too; changes no result",
+    )
+    checkpoint_blocks: Literal["none", "all"] | int = Field(
+        "none",
+        description="blocks that keep nothing but their input: none, all, or every n-th; changes no result (arXiv 1604.06174)",
+    )
+    compile: bool = Field(False, description="have torch compile the model")
 
     @field_validator("checkpoint_blocks")
     @classmethod
@@ -55,20 +65,28 @@ class ModelSection(_Section):
 
 
 class ClipSection(_Section):
-    """A training clip in frames and pixels. `stride_seconds`, where given, replaces `stride`:
-    frames are then that far apart in time, whatever the frame rate. `flip` mirrors half of the
-    clips, which pre-training does not do (METHOD section 5).
-    """
+    """A training clip in frames and pixels."""
 
-    num_frames: int = Field(16, ge=1, le=4096)
-    stride: int = Field(4, ge=1, le=1_000_000)
-    stride_seconds: float | None = Field(None, gt=0, le=86_400)
-    sampling: Literal["dense", "uniform"] = "dense"
-    height: int = Field(224, ge=1, le=16_384)
-    width: int = Field(224, ge=1, le=16_384)
-    tubelet: tuple[int, int, int] = (2, 16, 16)
-    crop_scales: tuple[float, ...] = (1.0, 0.875, 0.75, 0.66)
-    flip: bool = False
+    num_frames: int = Field(16, ge=1, le=4096, description="frames of a clip")
+    stride: int = Field(4, ge=1, le=1_000_000, description="video frames from one frame of the clip to the next")
+    stride_seconds: float | None = Field(
+        None, gt=0, le=86_400, description="the same in seconds, whatever the frame rate; replaces stride"
+    )
+    sampling: Literal["dense", "uniform"] = Field(
+        "dense",
+        description="dense: neighbouring frames from a random place; uniform: one out of each of num_frames equal parts of "
+        "the video (arXiv 1608.00859)",
+    )
+    height: int = Field(224, ge=1, le=16_384, description="pixels of a frame, as the model sees it")
+    width: int = Field(224, ge=1, le=16_384, description="pixels of a frame, as the model sees it")
+    tubelet: tuple[int, int, int] = Field(
+        (2, 16, 16), description="frames, rows and columns of pixels that make one token (arXiv 2203.12602)"
+    )
+    crop_scales: tuple[float, ...] = Field(
+        (1.0, 0.875, 0.75, 0.66),
+        description="multi-scale crops: fractions of the shorter side, one chosen for each clip (arXiv 1507.02159)",
+    )
+    flip: bool = Field(False, description="mirror half of the clips; pre-training does not")
 
     @field_validator("crop_scales")
     @classmethod
@@ -89,23 +107,45 @@ class ClipSection(_Section):
 
 
 class SelectionSection(_Section):
-    """Selection of frames and tokens (ratios are fractions of all tokens of the clip).
-
-    Beyond the paper, off by default: `compensate_camera` subtracts each tubelet's median change;
-    the strategy run_length ranks by the change since a patch's run began, a run ending where the
-    change passes `run_threshold` (of the range from black to white; arXiv 2411.05222);
-    `merge_dropped` averages dropped tokens into kept ones, in fine-tuning only (arXiv 2210.09461).
+    """Selection of frames and tokens; ratios are fractions of all tokens of the clip. Beyond the
+    paper, and off by default: `compensate_camera`, `merge_dropped`, and the strategy run_length,
+    which ranks by the change since a patch's run began.
     """
 
-    strategy: Literal[STRATEGIES] = "mats"
-    keep_ratio: float = Field(0.3, gt=0, le=1)
-    visible_ratio: float = Field(0.1, gt=0, lt=1)
-    distance: Literal[DISTANCES] = "l2"
-    feature: Literal[FEATURES] = "embedding"
-    frame_candidates: float = Field(1.0, ge=1, le=8)
-    compensate_camera: bool = False
-    run_threshold: float = Field(RUN_THRESHOLD, gt=0, lt=1)
-    merge_dropped: bool = False
+    strategy: Literal[STRATEGIES] = Field(
+        "mats", description="how tokens are chosen: by motion (mats), or as other methods choose them (arXiv 2211.10636)"
+    )
+    keep_ratio: float = Field(0.3, gt=0, le=1, description="fraction of the clip's tokens that is kept (arXiv 2211.10636)")
+    visible_ratio: float = Field(
+        0.1,
+        gt=0,
+        lt=1,
+        description="fraction of the clip's tokens that the encoder sees in pre-training; no meaning in fine-tuning (arXiv "
+        "2211.10636)",
+    )
+    distance: Literal[DISTANCES] = Field("l2", description="distance between a token and the one before it (arXiv 2211.10636)")
+    feature: Literal[FEATURES] = Field(
+        "embedding", description="what the distance is of: the patch embedding, or the pixels (arXiv 2211.10636)"
+    )
+    frame_candidates: float = Field(
+        1.0,
+        ge=1,
+        le=8,
+        description="frames that are read for each one that is used; above 1, those with the most change are taken (arXiv "
+        "2211.10636)",
+    )
+    compensate_camera: bool = Field(
+        False, description="subtract each tubelet's median change, so that a moving camera does not score everywhere"
+    )
+    run_threshold: float = Field(
+        RUN_THRESHOLD,
+        gt=0,
+        lt=1,
+        description="of run_length: the change, of the range from black to white, that ends a run (arXiv 2411.05222)",
+    )
+    merge_dropped: bool = Field(
+        False, description="average dropped tokens into kept ones, in fine-tuning only (arXiv 2210.09461)"
+    )
 
     @model_validator(mode="after")
     def _options_go_together(self) -> SelectionSection:
@@ -118,22 +158,21 @@ class SelectionSection(_Section):
 
 
 class DataSection(_Section):
-    """The source of the videos. `manifest` is a .csv, a list of `path label` lines, or a folder;
-    none: the synthetic set.
+    """The source of the videos, and how they are read."""
 
-    `repeats` clips of every video are taken one after the other, decoded in one pass: an epoch
-    shows every video that often (repeated augmentation, Hoffer et al., arXiv 1901.09335).
-    `max_bad_fraction` of the data set may be unreadable before all ranks stop. `num_workers` None:
-    as many as the cores allow.
-    """
-
-    manifest: str | None = None
-    root: str | None = None
-    repeats: int = Field(1, ge=1, le=32)
-    max_bad_fraction: float = Field(0.01, ge=0, le=1)
-    num_workers: int | None = Field(None, ge=0, le=4096)
-    prefetch: int = Field(2, ge=1, le=4096)
-    clip_timeout_seconds: float = Field(60.0, gt=0, le=YEAR_SECONDS)
+    manifest: str | None = Field(None, description="a .csv, a list of `path label` lines, or a folder; null: the synthetic set")
+    root: str | None = Field(None, description="folder that relative paths start from; null: the manifest's")
+    repeats: int = Field(1, ge=1, le=32, description="clips of a video in an epoch, decoded in one pass (arXiv 1901.09335)")
+    max_bad_fraction: float = Field(
+        0.01, ge=0, le=1, description="fraction of the set that may be unreadable before all ranks stop"
+    )
+    num_workers: int | None = Field(
+        None, ge=0, le=4096, description="threads that decode on a rank; null: as many as the cores allow"
+    )
+    prefetch: int = Field(2, ge=1, le=4096, description="micro-batches that are read ahead")
+    clip_timeout_seconds: float = Field(
+        60.0, gt=0, le=YEAR_SECONDS, description="a clip that takes longer to read counts as unreadable"
+    )
 
 
 class OptimSection(_Section):
@@ -146,17 +185,17 @@ class OptimSection(_Section):
     `steps` and `warmup_steps`.
     """
 
-    base_lr: float = Field(1.5e-4, gt=0)
-    min_lr: float = Field(1e-5, ge=0)
-    warmup_lr: float = Field(1e-6, ge=0)
-    warmup_epochs: float = Field(40, ge=0)
-    epochs: float = Field(800, gt=0, le=1_000_000)
-    steps: int | None = Field(None, ge=1, le=MOST_STEPS)
-    warmup_steps: int = Field(0, ge=0)
-    global_batch: int = Field(192, ge=1, le=1 << 24)
-    betas: tuple[float, float] = (0.9, 0.95)
-    weight_decay: float = Field(0.05, ge=0)
-    eps: float = Field(1e-8, gt=0)
+    base_lr: float = Field(1.5e-4, gt=0, description="peak learning rate for 256 videos of the global batch (arXiv 1706.02677)")
+    min_lr: float = Field(1e-5, ge=0, description="learning rate at the end, for 256 videos")
+    warmup_lr: float = Field(1e-6, ge=0, description="learning rate of the first step, for 256 videos")
+    warmup_epochs: float = Field(40, ge=0, description="epochs in which the rate rises, of `epochs`")
+    epochs: float = Field(800, gt=0, le=1_000_000, description="passes over the videos (arXiv 2211.10636)")
+    steps: int | None = Field(None, ge=1, le=MOST_STEPS, description="length of the run in steps; replaces epochs")
+    warmup_steps: int = Field(0, ge=0, description="steps in which the rate rises, of `steps`")
+    global_batch: int = Field(192, ge=1, le=1 << 24, description="clips of a step on all ranks; `data.repeats` of each video")
+    betas: tuple[float, float] = Field((0.9, 0.95), description="AdamW's (arXiv 1711.05101)")
+    weight_decay: float = Field(0.05, ge=0, description="AdamW's; none on biases, norms and positions (arXiv 1711.05101)")
+    eps: float = Field(1e-8, gt=0, description="AdamW's (arXiv 1711.05101)")
 
     @model_validator(mode="after")
     def _warmup_fits(self) -> OptimSection:
@@ -168,25 +207,23 @@ class OptimSection(_Section):
 
 
 class RunSection(_Section):
-    """Seeds, checkpoints and logs, and time limits. `max_steps` ends a run early, on an unchanged
-    schedule; `checkpoint_steps` 0 saves only at the end; the last `keep_checkpoints` stay, and
-    those at multiples of `keep_every_steps` (0: none) for good. A rank that waits `hang_seconds`
-    for its clips or for the other ranks ends the run.
-    """
+    """Seeds, checkpoints, logs and time limits."""
 
-    seed: int = Field(0, ge=0, lt=1 << 63)
-    max_steps: int | None = Field(None, ge=1, le=MOST_STEPS)
-    checkpoint_steps: int = Field(1000, ge=0)
-    keep_checkpoints: int = Field(3, ge=1)
-    keep_every_steps: int = Field(0, ge=0)
-    hang_seconds: float = Field(1800.0, gt=0, le=YEAR_SECONDS)
-    log_steps: int = Field(10, ge=1)
+    seed: int = Field(0, ge=0, lt=1 << 63, description="of weights, clips, crops, masks and augmentation")
+    max_steps: int | None = Field(None, ge=1, le=MOST_STEPS, description="end early, on an unchanged schedule")
+    checkpoint_steps: int = Field(1000, ge=0, description="save every so many steps; 0: only at the end")
+    keep_checkpoints: int = Field(3, ge=1, description="newest whole checkpoints that stay")
+    keep_every_steps: int = Field(0, ge=0, description="checkpoints at multiples of it stay for good; 0: none")
+    hang_seconds: float = Field(
+        1800.0, gt=0, le=YEAR_SECONDS, description="a rank that waits so long for clips or for other ranks ends the run"
+    )
+    log_steps: int = Field(10, ge=1, description="steps from one line on the console to the next")
 
 
 class Recipe(_Section):
-    """One experiment. `name` begins the names of its run folders below `runs/`."""
+    """One experiment."""
 
-    name: str = "unnamed"
+    name: str = Field("unnamed", description="begins the names of its run folders below `runs/`; null: the file's")
     model: ModelSection = ModelSection()
     clip: ClipSection = ClipSection()
     selection: SelectionSection = SelectionSection()

@@ -42,8 +42,8 @@ class LoaderMemory:
     """Loader settings that take GPU memory: prefetched micro-batches, DALI's pipelines, and the
     size of the videos.
 
-    The default size is that of training copies with a shorter side of 256 (docs/data.md); a chunk
-    of a pipeline is 8 clips.
+    The default size is that of training copies with a shorter side of 256
+    (docs/guides/prepare.md); a chunk of a pipeline is 8 clips.
     """
 
     prefetch: int = 2

@@ -24,7 +24,7 @@ from mats_ds.planning.workload import Workload
 GB = 1e9
 # of an element in the optimizer's part of a checkpoint: float32 master weight and two moments
 STATE_BYTES = 12
-KEYFRAME_DISTANCE = 16  # of training copies that `prepare transcode` writes (docs/data.md)
+KEYFRAME_DISTANCE = 16  # of training copies that `prepare transcode` writes (docs/guides/prepare.md)
 
 
 @dataclass(frozen=True)

@@ -2,9 +2,9 @@
 refused where another program's file would be overwritten.
 
 DeepSpeed opens these files itself, with the user's rights and without asking: a JSON of other
-people is to be trusted like a script. docs/deepspeed.md lists every key that reaches beyond the
-process. Relative paths start from the folder that the run is started in, also where the run folder
-is another one.
+people is to be trusted like a script. docs/reference/deepspeed.md lists every key that reaches
+beyond the process. Relative paths start from the folder that the run is started in, also where the
+run folder is another one.
 """
 
 from __future__ import annotations

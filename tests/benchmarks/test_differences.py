@@ -1,5 +1,5 @@
-"""The other projects' rules, as docs/differences.md states them, and the figures that are taken
-from them."""
+"""The other projects' rules, as docs/explanation/differences.md states them, and the figures that
+are taken from them."""
 
 from __future__ import annotations
 

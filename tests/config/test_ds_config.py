@@ -264,8 +264,8 @@ def test_what_is_handed_over_has_this_runs_batch_and_no_comments(tmp_path):
 
 
 def test_deepspeeds_own_defaults_are_those_that_are_stated():
-    """Where a version of DeepSpeed has other defaults, docs/deepspeed.md and the table of keys have
-    to be read again."""
+    """Where a version of DeepSpeed has other defaults, docs/reference/deepspeed.md and the table of
+    keys have to be read again."""
     from deepspeed.runtime.config import DeepSpeedConfig
 
     silent = DeepSpeedConfig({"train_micro_batch_size_per_gpu": 1})

@@ -1,5 +1,5 @@
-"""Hurt real training runs in every way that `docs/reliability.md` promises to survive, and print
-what each lost.
+"""Hurt real training runs in every way that `docs/explanation/reliability.md` promises to survive,
+and print what each lost.
 
     bash tests/faults/run.sh [--short] [--out FOLDER] [--seed N]
 

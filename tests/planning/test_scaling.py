@@ -25,7 +25,7 @@ def make_scale(world_size, model="base", ds_config=ZERO2):
 def test_the_page_shows_what_the_program_prints(capsys):
     assert main([]) == 0
     printed = capsys.readouterr().out
-    page = (ROOT / "docs" / "scaling.md").read_text(encoding="utf-8")
+    page = (ROOT / "docs" / "explanation" / "scaling.md").read_text(encoding="utf-8")
     tables = printed.strip().split("\n\n### ")
     assert len(tables) == 6
     for table in tables:
