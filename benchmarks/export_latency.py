@@ -142,7 +142,8 @@ def main() -> None:
     lines = [
         f"# Latency of exported classifiers, {time.strftime('%Y-%m-%d')}",
         "",
-        f"`python benchmarks/export_latency.py --sizes {' '.join(options.sizes)} --threads {' '.join(map(str, options.threads))} "
+        f"`python benchmarks/export_latency.py --sizes {' '.join(options.sizes)} "
+        f"--threads {' '.join(map(str, options.threads))} "
         f"--rounds {options.rounds}`; {platform.machine()}, CPU, float32, batch 1, 16 x 224 x 224, Python "
         f"{platform.python_version()}, {versions}. Programs take turns; the last column is the median over {options.rounds} rounds "
         "of the time over that of all tokens in the same kind of program. One thread: CPU time; more: the clock's. "

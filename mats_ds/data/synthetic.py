@@ -22,9 +22,9 @@ import numpy as np
 
 from mats_ds.core.storage.files import hash_file, hash_text, open_to_append, write_text
 from mats_ds.core.storage.folder_lock import lock_until_closed
+from mats_ds.data.encode import encode_frames
 from mats_ds.data.scenes import NAMES, Box, SceneSize, make_scene
 from mats_ds.data.video.containers import find_mp4_encoder
-from mats_ds.data.video.encode import encode_frames
 
 logger = logging.getLogger(__name__)
 

@@ -17,8 +17,8 @@ import numpy as np
 import torch
 from torch import nn
 
-from mats_ds.core.storage.file_kind import why_no_video
 from mats_ds.core.clips import ClipSpec
+from mats_ds.core.storage.file_kind import why_no_video
 from mats_ds.core.token_grid import TokenGrid
 from mats_ds.data.video.index import VideoIndex
 from mats_ds.data.video.indexing import UnreadableVideo, index_video

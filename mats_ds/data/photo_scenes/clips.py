@@ -21,11 +21,11 @@ import numpy as np
 
 from mats_ds.core.storage.files import write_text
 from mats_ds.data.classes import NAMES_SUFFIX
+from mats_ds.data.encode import encode_frames
 from mats_ds.data.photo_scenes.filming import CASTS, film_scene
 from mats_ds.data.photo_scenes.motion import ACTIONS, CAMERAS
 from mats_ds.data.photo_scenes.photographs import SOURCES
 from mats_ds.data.video.containers import find_mp4_encoder
-from mats_ds.data.video.encode import encode_frames
 
 MANIFEST_NAME, SETTINGS_NAME, SOURCES_NAME = "manifest.csv", "photo_clips.json", "SOURCES.txt"
 QUALITY = {"crf": "20", "preset": "veryfast"}
