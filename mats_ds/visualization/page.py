@@ -27,7 +27,7 @@ TAKEN, NOW = (30, 160, 90), (240, 130, 20)  # borders of the strip
 MARGIN, GAP, GUTTER = 12, 8, 76
 LINE, FONT_SIZE = 22, 14
 PANEL_SIDE = 224  # small panels are enlarged to about this
-COLUMN = 200  # of a panel at least: its longest heading fits, beside a tall video too
+COLUMN = 216  # of a panel at least: its longest heading fits, beside a tall video too
 THUMBNAIL_SIDE, BORDER = 64, 3
 DIMMED = 0.35
 
