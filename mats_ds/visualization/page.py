@@ -27,6 +27,7 @@ TAKEN, NOW = (30, 160, 90), (240, 130, 20)  # borders of the strip
 MARGIN, GAP, GUTTER = 12, 8, 76
 LINE, FONT_SIZE = 22, 14
 PANEL_SIDE = 224  # small panels are enlarged to about this
+COLUMN = 216  # of a panel at least: its longest heading fits, beside a tall video too
 THUMBNAIL_SIDE, BORDER = 64, 3
 DIMMED = 0.35
 
@@ -73,8 +74,9 @@ def draw_page(page: Page, frames: Sequence[int]) -> np.ndarray:
 
     height, width = page.panels[0].frames_THWC.shape[1:3]
     scale = choose_scale(height, width)
-    lefts = [MARGIN + GUTTER + number * (width * scale + GAP) for number in range(len(page.panels))]
-    total_width = lefts[-1] + width * scale + MARGIN
+    column = max(COLUMN, width * scale)
+    lefts = [MARGIN + GUTTER + number * (column + GAP) for number in range(len(page.panels))]
+    total_width = lefts[-1] + column + MARGIN
     line_width = total_width - 2 * MARGIN - GUTTER
     top_of_rows = MARGIN + 2 * LINE
     row_height = height * scale + GAP
@@ -89,7 +91,7 @@ def draw_page(page: Page, frames: Sequence[int]) -> np.ndarray:
 
     write(MARGIN, MARGIN, page.title, INK, room=total_width - 2 * MARGIN)
     for left, panel in zip(lefts, page.panels, strict=True):
-        write(left, MARGIN + LINE, panel.name, room=width * scale)
+        write(left, MARGIN + LINE, panel.name, room=column)
     for row, frame in enumerate(frames):
         top = top_of_rows + row * row_height
         write(MARGIN, top, page.name_frame(frame), room=GUTTER)

@@ -10,7 +10,7 @@ import torch
 from mats_ds import MaskedAutoencoder, TokenGrid, VideoClassifier
 from mats_ds.models.vit import split_patches
 from mats_ds.visualization.clip_view import look_with_decoder, look_without_decoder
-from mats_ds.visualization.page import GUTTER, MARGIN, NOW, TAKEN, Page, Strip, choose_scale, draw_page, fit_text, load_font
+from mats_ds.visualization.page import GAP, GUTTER, MARGIN, NOW, TAKEN, Page, Strip, choose_scale, draw_page, fit_text, load_font
 from mats_ds.visualization.panels import UNSEEN, Panel, darken, draw_heat, draw_panels, spread
 
 # 3 tubelets of 4 x 5 tokens, 60 tokens
@@ -136,6 +136,15 @@ class TestPage:
 
     def test_all_pages_of_a_video_have_one_size(self):
         assert len({draw_page(self.page(), [frame]).shape for frame in range(6)}) == 1
+
+    def test_headings_are_whole_beside_a_tall_video(self):
+        """Of 160 x 90 pixels they were cut off: "kept: 470 ..."."""
+        frames = np.zeros((2, 160, 96, 3), np.uint8)
+        names = ("motion score, 0 to 1.23e+03", "kept: 1568 of 1568 tokens", "visible to the encoder: 1568")
+        page = Page("", [Panel(name, frames) for name in names], tubelet_T=np.zeros(2, int))
+        column = (draw_page(page, [0]).shape[1] - 2 * MARGIN - GUTTER - 2 * GAP) // 3
+        assert column > 96
+        assert [fit_text(name, column) for name in names] == list(names)
 
     def test_a_text_that_is_too_long_ends_in_dots(self):
         short = fit_text("a video with a very long name indeed", 100)

@@ -36,10 +36,8 @@ def _cards_of_speed(figures: Figures) -> list[str]:
     ]
     if figures.balance is not None:
         fraction = figures.balance.lost_fraction
-        # only where the sentence on the balance finds it worth naming
-        is_late = f"rank {figures.balance.worst_rank} " in figures.balance.text
-        note = f"of a step; rank {figures.balance.worst_rank} arrives last" if is_late else "of a step"
-        cards.append(card("Waiting for the last rank", f"{100 * fraction:.1f}%", note, fraction))
+        # which rank that is, and whether by more than chance, is said below the table of ranks
+        cards.append(card("Waiting for the last rank", f"{100 * fraction:.1f}%", "of a step, on average", fraction))
     return cards
 
 

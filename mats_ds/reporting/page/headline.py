@@ -52,14 +52,16 @@ def build_banner(figures: Figures, budget: Budget, verdict: Verdict) -> str:
     kind = "pass" if verdict.passed else "open" if verdict.is_waiting else "fail"
     kind += "" if verdict.is_about_the_budget else " limited"
     qualifier = f'<span class="qualifier">{escape(verdict.qualifier)}</span>' if verdict.qualifier else ""
-    caveats = "".join(f'<p class="caveat"><b>But:</b> {escape(caveat)}.</p>' for caveat in verdict.caveats)
+    start = "But" if verdict.passed else "Note"
+    caveats = "".join(f'<p class="caveat"><b>{start}:</b> {escape(caveat)}.</p>' for caveat in verdict.caveats)
+    before, after = (caveats, "") if verdict.passed else ("", caveats)
     checks = "".join(map(_check, verdict.checks))
     advice = "" if figures.outcome is None else shorten(figures.outcome.advice)
     advice = f'<p class="advice"><b>What would help:</b> {escape(advice)}</p>' if advice else ""
     return f"""<section class="verdict {kind}" aria-label="verdict">
 <p class="word">{_word(verdict)}{qualifier}</p>
 <div><p class="question">{escape(_question(budget))}</p>
-{caveats}<ul>{checks}</ul>{advice}</div>
+{before}<ul>{checks}</ul>{after}{advice}</div>
 </section>
 """
 
