@@ -189,7 +189,7 @@ def test_the_advice_follows_the_time_spent_waiting(tmp_path, capsys, data_second
     def record(step, rank):
         return make_record(step, rank, data_seconds=data_seconds, total_seconds=data_seconds + 0.9)
 
-    assert words in " ".join(run_report(capsys, write_fake_run(tmp_path / "run", record=record))[1].split())
+    assert words in " ".join(run_report(capsys, write_fake_run(tmp_path / "run", num_steps=40, record=record))[1].split())
 
 
 def test_bad_videos_are_named_once_each(tmp_path, capsys):

@@ -160,8 +160,8 @@ def _cards_of_some_runs(figures: Figures) -> list[str]:
         cards.append(card("Energy of a clip", small_unit(figure), note))
     if figures.balance is not None:
         fraction = figures.balance.lost_fraction
-        late = fraction >= NOTABLE_FRACTION
-        note = f"of a step; rank {figures.balance.worst_rank} arrives last" if late else "of a step: well balanced"
+        late = "no single rank is to blame" if figures.balance.late_rank is None else f"rank {figures.balance.late_rank} is late"
+        note = f"of a step; {late}" if fraction >= NOTABLE_FRACTION else "of a step: well balanced"
         cards.append(card("Waiting for the last rank", f"{100 * fraction:.1f}%", note, fraction))
     return cards
 
