@@ -87,3 +87,11 @@ def test_the_bad_are_grouped_by_reason():
 @pytest.mark.parametrize("gop", [1, 32])
 def test_close_keyframes_need_no_copies(gop):
     assert "transcode" not in summary_of({"gop": gop})
+
+
+def test_what_is_damaged_in_part_is_told_from_what_is_odd():
+    damage = "damaged in part: decodes up to frame 28 of 50, then: the data there is damaged; frames 0 to 27 can be used"
+    lines = summary_of({"warnings": (damage, "2 video streams, number 3 is used")}, {}).splitlines()
+    at = next(number for number, line in enumerate(lines) if line.startswith("Damaged in part"))
+    assert lines[at + 1].split(maxsplit=1) == ["1", damage.removeprefix("damaged in part: ")]
+    assert lines[at + 3].startswith("Warnings") and "2 video streams" in lines[at + 4]
