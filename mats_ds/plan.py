@@ -107,7 +107,7 @@ def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--sweep", action="store_true", help="all sizes on five nodes, MATS beside VideoMAE")
     parser.add_argument("--json", action="store_true", help="print JSON instead of the text")
     parser.add_argument("overrides", nargs="*", metavar="section.key=value", help="changes to the recipe")
-    return parser.parse_args(arguments)
+    return parser.parse_intermixed_args(arguments)
 
 
 if __name__ == "__main__":
