@@ -119,7 +119,7 @@ def run_check(options: argparse.Namespace) -> int:
             sources=[options.source],
             on_done=progress,
         )
-    print(summarize(result))
+    print(summarize(result, out=out, root=options.root))
     say(*describe_outputs(result, out, root=options.root, chose_quarantine=not options.quarantine))
     return LEFT_OUT if options.strict and result.bad else FINISHED
 

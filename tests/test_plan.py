@@ -158,3 +158,15 @@ def test_the_closed_form_is_within_bounds_of_the_real_engine_on_every_cell():
         assert abs(each.deviation) < BOUND, each
         assert each.planned_saved_bytes == pytest.approx(each.exact_saved_bytes, rel=BOUND), each
     assert "ViT-L pretrain" in format_judged(judged)
+
+
+def test_what_does_not_fit_is_told_what_does_with_numbers_that_the_planner_accepts(capsys):
+    asked = ["--gpu", "3090-24g", "--gpus", "2", "model.name=huge"]
+    status, out, _ = run(capsys, *asked, "--micro_batch", "96")
+    assert status == plan_script.TOO_LARGE
+    [line] = [line for line in out.splitlines() if line.startswith("to fit: ")]
+    micro = line.split("train_micro_batch_size_per_gpu ")[1].split()[0]
+    assert run(capsys, *asked, "--micro_batch", micro)[0] == plan_script.FITS
+    assert line.endswith("model.checkpoint_blocks=all with train_micro_batch_size_per_gpu 96")
+    assert run(capsys, *asked, "--micro_batch", "96", "model.checkpoint_blocks=all")[0] == plan_script.FITS
+    assert "to fit" not in run(capsys, *asked, "--micro_batch", micro)[1]

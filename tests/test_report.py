@@ -189,7 +189,7 @@ def test_the_advice_follows_the_time_spent_waiting(tmp_path, capsys, data_second
     def record(step, rank):
         return make_record(step, rank, data_seconds=data_seconds, total_seconds=data_seconds + 0.9)
 
-    assert words in " ".join(run_report(capsys, write_fake_run(tmp_path / "run", record=record))[1].split())
+    assert words in " ".join(run_report(capsys, write_fake_run(tmp_path / "run", num_steps=40, record=record))[1].split())
 
 
 def test_bad_videos_are_named_once_each(tmp_path, capsys):
@@ -199,6 +199,10 @@ def test_bad_videos_are_named_once_each(tmp_path, capsys):
     text = " ".join(run_report(capsys, run_dir)[1].split())
     assert "2 videos unreadable" in text
     assert "a, b.mp4 (torn); c.mp4 (empty)" in text
+    rows[1:3] = ["0,1,d.mp4,3,damaged in part: decodes up to frame 28 of 50; frames 0 to 27 can be used"]
+    (run_dir / "bad_clips.csv").write_text("\n".join(rows))
+    text = " ".join(run_report(capsys, run_dir)[1].split())
+    assert "1 video unreadable, 1 video damaged in part" in text and "frames 0 to 27 can be used" in text
 
 
 def test_without_a_folder_the_newest_run_below_runs_is_taken(tmp_path, capsys, monkeypatch):

@@ -20,6 +20,7 @@ from pathlib import Path
 
 import numpy as np
 
+from mats_ds.core.progress import show_progress
 from mats_ds.core.storage.files import hash_file, hash_text, open_to_append, write_text
 from mats_ds.core.storage.folder_lock import lock_until_closed
 from mats_ds.data.encode import encode_frames
@@ -121,8 +122,6 @@ def _is_complete(target: Path, settings: SyntheticSettings) -> bool:
 def _write_aside(target: Path, settings: SyntheticSettings) -> None:
     """Write the set beside its folder, then rename it; of a set that was there before, only its own
     files are removed."""
-    from tqdm import tqdm
-
     check_own_files(target)
     aside = Path(tempfile.mkdtemp(prefix=f".{target.name}.", dir=target.parent))
     new, old = aside / "new", aside / "old"
@@ -131,7 +130,8 @@ def _write_aside(target: Path, settings: SyntheticSettings) -> None:
         encoder = find_mp4_encoder()
         if encoder == "mpeg4":
             logger.warning("this PyAV has no H.264 encoder: the .mp4 files of the synthetic set hold MPEG-4 part 2 instead")
-        numbers = tqdm(range(settings.num_videos), desc=f"writing synthetic videos to {target}", unit="video", delay=2.0)
+        label, number = f"writing synthetic videos to {target}", settings.num_videos
+        numbers = show_progress(range(number), total=number, label=label, unit="video")
         videos = [_write_video(new, number, settings, encoder) for number in numbers]
         write_text(new / MANIFEST_NAME, _format_manifest([(video.path, video.label) for video in videos]))
         motion = {

@@ -4,8 +4,11 @@ Pure text, no device."""
 from __future__ import annotations
 
 from collections.abc import Mapping
+from pathlib import Path
 
 from mats_ds.core.events import RunInfo
+from mats_ds.core.gpus import GPUS
+from mats_ds.core.storage.package_files import own_command
 from mats_ds.metering.device_memory import ACTIVATIONS, CACHE, CLIPS
 
 LARGE_FRACTION = 0.15  # of the GPU's memory in use: worth an advice of its own
@@ -37,4 +40,13 @@ def advise_on_memory(run: RunInfo, kinds: Mapping[str, int]) -> str:
     text = "lower " + ", or ".join(lower) if lower else "use a smaller model, more ranks, or ds_configs/zero2_offload.json"
     if fractions.get(CACHE, 0) > LARGE_FRACTION:
         text = f"set {EXPANDABLE} ({100 * fractions[CACHE]:.0f}% of the memory is reserved but free), or {text}"
-    return text
+    return f"{text}; what fits says `{plan_command(run)}`"
+
+
+def plan_command(run: RunInfo) -> str:
+    """The command that plans this very run, recipe, JSON, ranks and GPU, and names the largest
+    micro-batch that fits."""
+    folder = Path(run.run_dir)
+    known = next((gpu.name for gpu in GPUS.values() if gpu.device_name == run.device_name), None)
+    words = ["--recipe", folder / "recipe.yaml", "--ds_config", folder / "ds_config.json", "--gpus", run.world_size]
+    return own_command("plan", *words, *(("--gpu", known) if known else ()))

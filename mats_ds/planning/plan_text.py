@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from typing import TYPE_CHECKING, Any
 
 from mats_ds.core.format import format_bytes, format_flops, format_hours
 from mats_ds.metering.device_memory import name_kind
 from mats_ds.models.sizes import MODEL_SIZES
-from mats_ds.planning.forecast import Forecast, Overheads
+from mats_ds.planning.forecast import Forecast, Overheads, forecast
 from mats_ds.planning.question import Question
+from mats_ds.planning.workload import Workload
 
 if TYPE_CHECKING:
     from mats_ds.planning.memory import ExactMemory
@@ -25,7 +26,7 @@ KIND_NAMES = {
 
 def format_plan(question: Question, planned: Forecast, *, largest: int, exact: ExactMemory | None) -> str:
     """The verdict first, then memory, computation and time, then what was assumed."""
-    lines = [_verdict(question, planned, largest), "", *_memory(planned), ""]
+    lines = [_verdict(question, planned, largest), *_how_to_fit(question, planned), "", *_memory(planned), ""]
     if exact is not None:
         lines += [*_compare_exact(planned, exact), ""]
     lines += [*_blocks(planned), "", *_compute(question), "", "assumed:"]
@@ -75,6 +76,33 @@ def _verdict(question: Question, planned: Forecast, largest: int) -> str:
     verdict = "FITS" if planned.fits else "DOES NOT FIT"
     most = f"the largest micro-batch that fits is {largest}" if largest else "not even a micro-batch of one clip fits"
     return f"{verdict}: {what} on {planned.world_size} x {planned.gpu.name}: {need} a GPU; {most}"
+
+
+def _how_to_fit(question: Question, planned: Forecast) -> list[str]:
+    """What to set for a run that does not fit, with the numbers that do; no line for one that
+    fits."""
+    if planned.fits:
+        return []
+    recomputing = replace(planned.workload, checkpoint_blocks="all")
+    micro, checkpointed = (_fitting(question, workload) for workload in (planned.workload, recomputing))
+    ways = []
+    if micro:
+        ways.append(f"train_micro_batch_size_per_gpu {micro} in the DeepSpeed JSON (accumulation keeps the global batch)")
+    if checkpointed > micro and planned.workload != recomputing:
+        ways.append(f"model.checkpoint_blocks=all with train_micro_batch_size_per_gpu {checkpointed}")
+    return [f"to fit: {'; or '.join(ways) or 'more GPUs, larger ones or a smaller model.name'}"]
+
+
+def _fitting(question: Question, workload: Workload) -> int:
+    """The largest micro-batch, up to the one asked for, that fits and that accumulates to the
+    global batch (which takes memory itself); 0 if there is none."""
+    batch, world_size = question.batch, question.world_size
+    for micro in range(batch.micro_batch, 0, -1):
+        accumulation, rest = divmod(batch.global_batch, micro * world_size)
+        how = dict(world_size=world_size, micro_batch=micro, accumulation=accumulation, loader=question.loader)
+        if not rest and forecast(workload, question.ds_config, gpu=question.gpu, **how).fits:
+            return micro
+    return 0
 
 
 def _memory(planned: Forecast) -> list[str]:

@@ -4,12 +4,14 @@ differ."""
 from __future__ import annotations
 
 import difflib
+import math
 from dataclasses import dataclass
 from typing import Any
 
 from mats_ds.core.events import PHASES
 from mats_ds.core.format import format_bytes, format_flops, format_hours, ratio_of, shorten
 from mats_ds.core.text import clean_line
+from mats_ds.metering.chance import MIN_STEPS, differ_beyond_chance
 from mats_ds.reporting.figures import Figures
 from mats_ds.reporting.memory import list_kinds
 from mats_ds.reporting.run_files import INPUTS
@@ -21,13 +23,15 @@ MAX_LINES = 2_000
 
 @dataclass(frozen=True)
 class Compared:
-    """One figure of both runs, as numbers and as text. None: not measured."""
+    """One figure of both runs, as numbers and as text. None: not measured. note: on a difference
+    that may be chance."""
 
     name: str
     a: float | None
     b: float | None
     a_text: str
     b_text: str
+    note: str = ""
 
     @property
     def ratio(self) -> float | None:
@@ -37,20 +41,23 @@ class Compared:
 
 def list_compared(a: Figures, b: Figures) -> list[Compared]:
     """Every figure that one of the two runs has."""
+    of_a_step = _doubt(a, b, "total_seconds")
     rows = [
         _compare("peak memory of the worst rank", a.worst_rank.peak_bytes, b.worst_rank.peak_bytes, format_bytes),
         *_compare_kinds(a, b),
-        _compare("clips a second", a.clips_per_second, b.clips_per_second),
-        _compare("step, s", a.step_seconds, b.step_seconds),
-        *(_compare(f"  {name}, s", _mean(a, name), _mean(b, name)) for name in PHASES),
-        _compare("waiting for data, fraction", a.phase_fractions["data"], b.phase_fractions["data"]),
+        _compare("clips a second", a.clips_per_second, b.clips_per_second, note=of_a_step),
+        _compare("step, s", a.step_seconds, b.step_seconds, note=of_a_step),
+        *(_compare(f"  {name}, s", _mean(a, name), _mean(b, name), note=_doubt(a, b, f"{name}_seconds")) for name in PHASES),
+        _compare(
+            "waiting for data, fraction", a.phase_fractions["data"], b.phase_fractions["data"], note=_doubt(a, b, "data_seconds")
+        ),
         _compare(
             "waiting for the last rank, fraction", a.balance and a.balance.lost_fraction, b.balance and b.balance.lost_fraction
         ),
-        _compare("MFU", a.model_flops_utilization, b.model_flops_utilization),
-        _compare("model FLOP/s a rank", a.model_flops_per_second, b.model_flops_per_second, format_flops),
+        _compare("MFU", a.model_flops_utilization, b.model_flops_utilization, note=of_a_step),
+        _compare("model FLOP/s a rank", a.model_flops_per_second, b.model_flops_per_second, format_flops, note=of_a_step),
         _compare("joules a clip", a.joules_per_clip, b.joules_per_clip),
-        _compare("the whole run", a.hours, b.hours, format_hours),
+        _compare("the whole run", a.hours, b.hours, format_hours, note=of_a_step),
         _compare("last loss", a.losses[1], b.losses[1]),
         *(_compare(name, getattr(a.run.info, key), getattr(b.run.info, key)) for name, key in _COUNTS.items()),
         _compare("unreadable videos", len(a.bad_videos), len(b.bad_videos)),
@@ -68,7 +75,9 @@ def list_differences(a: Figures, b: Figures) -> list[str]:
 
 def compare_runs(a: Figures, b: Figures) -> dict[str, Any]:
     """The comparison for programs."""
-    rows = [{"name": row.name.strip(), "a": row.a, "b": row.b, "ratio": row.ratio} for row in list_compared(a, b)]
+    rows = [
+        {"name": row.name.strip(), "a": row.a, "b": row.b, "ratio": row.ratio, "note": row.note} for row in list_compared(a, b)
+    ]
     return {"a": str(a.run_dir), "b": str(b.run_dir), "figures": rows, "differences": list_differences(a, b)}
 
 
@@ -80,7 +89,8 @@ def format_comparison(a: Figures, b: Figures) -> str:
     lines.append(f"{'':{NAME_WIDTH}}{'A':>{VALUE_WIDTH}}{'B':>{VALUE_WIDTH}}   B / A")
     for row in list_compared(a, b):
         ratio = "" if row.ratio is None else f"{row.ratio:.3f}"
-        lines.append(f"{row.name:{NAME_WIDTH}}{row.a_text:>{VALUE_WIDTH}}{row.b_text:>{VALUE_WIDTH}}   {ratio}")
+        columns = f"{row.name:{NAME_WIDTH}}{row.a_text:>{VALUE_WIDTH}}{row.b_text:>{VALUE_WIDTH}}"
+        lines.append(f"{columns}   {ratio} {row.note}".rstrip())
     differences = list_differences(a, b)
     shown = [f"  {line}" for line in differences[:MAX_DIFFERENCES]]
     if len(differences) > MAX_DIFFERENCES:
@@ -105,8 +115,24 @@ def _compare_kinds(a: Figures, b: Figures) -> list[Compared]:
     return [_compare(f"  {name}", of_a.get(name), of_b.get(name), format_bytes) for name in dict.fromkeys((*of_a, *of_b))]
 
 
-def _compare(name: str, a: float | None, b: float | None, show=lambda value: f"{value:.4g}") -> Compared:
-    return Compared(name, a, b, *("-" if value is None else show(value) for value in (a, b)))
+def _compare(name: str, a: float | None, b: float | None, show=lambda value: f"{value:.4g}", *, note: str = "") -> Compared:
+    texts = ("-" if value is None else show(value) for value in (a, b))
+    return Compared(name, a, b, *texts, note="" if a is None or b is None else note)
+
+
+def _doubt(a: Figures, b: Figures, name: str) -> str:
+    """A note where the times of two runs differ by no more than chance, or were too few."""
+    differ = differ_beyond_chance(*(_timed_curve(figures, name) for figures in (a, b)))
+    if differ is None:
+        return f"(fewer than {MIN_STEPS} steps: may be chance)"
+    return "" if differ else "(may be chance)"
+
+
+def _timed_curve(figures: Figures, name: str) -> list[float]:
+    """Means of neighbouring steps after the warm-up, in their order."""
+    curve, span = figures.curves[name].mean(), figures.span
+    first = math.ceil(span.num_warmup_steps * span.num_buckets / span.num_steps)
+    return [value for value in curve[first:] if value is not None]
 
 
 def _mean(figures: Figures, phase: str) -> float | None:

@@ -23,9 +23,9 @@ from mats_ds.metering.record_reader import read_records
 from mats_ds.metering.run_result import read_result
 from mats_ds.planning.plan_file import Plan, read_plan
 from mats_ds.reporting.budget import Budget, Measured, Verdict, first_line, judge
-from mats_ds.reporting.rank_checks import Balance, find_balance, find_missing
+from mats_ds.reporting.rank_checks import Balance, describe_waiting, find_balance, find_missing, find_waiting
 from mats_ds.reporting.ranks import CURVES, MIN_SECONDS, Curve, RankFigures, Span, summarize_ranks
-from mats_ds.reporting.run_files import BadVideo, RunFiles, read_run_files
+from mats_ds.reporting.run_files import BadVideo, RunFiles, quicker_reading, read_run_files
 
 
 @dataclass
@@ -193,18 +193,8 @@ class Figures:
     @property
     def advice(self) -> str:
         """One sentence on the time that is spent waiting for data."""
-        fraction, who = self.phase_fractions["data"], "GPU" if self.on_gpu else "model"
-        slowest = self.slowest_rank
-        most = ""
-        # the other ranks then wait for this one in the backward pass
-        if slowest.waiting_fraction > max(0.05, 2 * fraction):
-            most = f" (rank {slowest.rank} most, {100 * slowest.waiting_fraction:.0f}%)"
-        if fraction < 0.05 and not most:
-            return f"Data loading keeps up: the {who} waits for {100 * fraction:.1f}% of a step."
-        remedy = "give data.num_workers more cores, raise data.prefetch, or re-encode the videos with a keyframe every 12 frames"
-        if fraction < 0.2:
-            return f"The {who} waits for data during {100 * fraction:.0f}% of a step{most}; to avoid that, {remedy}."
-        return f"Data loading is the bottleneck: the {who} is idle for {100 * fraction:.0f}% of a step{most}; {remedy}."
+        waiting = find_waiting(self.ranks, fraction=self.phase_fractions["data"])
+        return describe_waiting(waiting, who="GPU" if self.on_gpu else "model", remedy=quicker_reading(self.files.recipe))
 
     def judge(self, budget: Budget) -> Verdict:
         """The verdict on this run."""

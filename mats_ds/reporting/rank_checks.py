@@ -1,4 +1,5 @@
-"""Checks across ranks: sentences on missing records, and the balance of the ranks' steps."""
+"""Checks across ranks: sentences on missing records, the balance of the ranks' steps, and their
+waiting for data. An advice is given only where the figures are beyond chance."""
 
 from __future__ import annotations
 
@@ -9,7 +10,9 @@ from itertools import accumulate, pairwise
 
 import numpy as np
 
+from mats_ds.core.format import format_count
 from mats_ds.core.run_dir import Outcome, RunFile
+from mats_ds.metering.chance import LEVEL, MIN_STEPS, exceeds_chance
 from mats_ds.reporting.ranks import MIN_SECONDS, RankFigures, Span
 
 # Records of step k are written when step k+1 arrives, so a run killed right after saving a
@@ -89,12 +92,20 @@ NOTABLE_FRACTION = 0.03
 class Balance:
     """`lost_fraction`: of a step, that ranks on average wait for the last one.
     `last_fractions[rank]`: of the steps, in which that rank was the last. `late_seconds[rank]`: how
-    much later than the average it arrives, on average (negative: earlier).
+    much later than the average it arrives, on average (negative: earlier). `num_steps`: steps that
+    all ranks recorded. `step_seconds`: mean of the longest rank's. `is_beyond_chance`: whether the
+    worst rank is later by more than chance gives (metering/chance.py). `late_waits`: how much of
+    the worst rank's lateness is waiting for data, in seconds.
     """
 
     lost_fraction: float
     last_fractions: dict[int, float]
     late_seconds: dict[int, float]
+    num_steps: int = 0
+    step_seconds: float = 0.0
+    is_beyond_chance: bool = False
+    late_waits: float = 0.0
+    on_gpu: bool = False
 
     @property
     def worst_rank(self) -> int:
@@ -102,15 +113,33 @@ class Balance:
         return max(self.late_seconds, key=lambda rank: self.late_seconds[rank])
 
     @property
+    def late_rank(self) -> int | None:
+        """The rank that holds the others up: later than chance gives, and by a notable part of a
+        step. None where there is no such rank."""
+        late = self.late_seconds[self.worst_rank]
+        is_notable = min(self.lost_fraction, late / self.step_seconds if self.step_seconds else 0.0) >= NOTABLE_FRACTION
+        return self.worst_rank if self.is_beyond_chance and is_notable else None
+
+    @property
     def text(self) -> str:
         """One sentence."""
-        worst = self.worst_rank
+        worst, num_ranks = self.worst_rank, len(self.late_seconds)
         start = f"Ranks wait {100 * self.lost_fraction:.1f}% of a step for the last of them"
         if self.lost_fraction < NOTABLE_FRACTION:
             return f"{start}: well balanced."
+        share = f"is the last in {100 * self.last_fractions[worst]:.0f}% of"
+        by_chance = f"(1 of {num_ranks} ranks: {100 / num_ranks:.0f}% by chance)"
+        if self.late_rank is None:
+            why = describe_doubt(self.num_steps, f"rank {worst} {share} them {by_chance}, and is no later than chance explains")
+            return f"{start}; no single rank is to blame: {why}."
+        late, waits = 1e3 * self.late_seconds[worst], 1e3 * self.late_waits
+        steps, where = format_count(self.num_steps, "step"), "what else runs on its cores"
+        if self.on_gpu:
+            where += ", and its GPU's clocks (nvidia-smi -q -d CLOCK,PERFORMANCE)"
+        if self.late_waits > self.late_seconds[worst] / 2:
+            where = f"its disk and its cores: {waits:.3g} ms of that it waits longer for its clips"
         return (
-            f"{start}; rank {worst} is the last in {100 * self.last_fractions[worst]:.0f}% of the steps, "
-            f"{1e3 * self.late_seconds[worst]:.3g} ms later than the average: look at its disk, its cores and its GPU's clocks."
+            f"{start}; rank {worst} {share} {steps} {by_chance}, {late:.3g} ms later than the average, {BEYOND}: look at {where}."
         )
 
 
@@ -123,7 +152,7 @@ def find_balance(ranks: list[RankFigures]) -> Balance | None:
     steps = reduce(np.intersect1d, [rank.steps for rank in timed])
     if len(steps) == 0:
         return None
-    latest, total = np.full(len(steps), -np.inf), np.zeros(len(steps))
+    latest, total, waits = np.full(len(steps), -np.inf), np.zeros(len(steps)), np.zeros(len(steps))
     last, longest = np.zeros(len(steps), dtype=np.int64), np.zeros(len(steps))
     arrivals: dict[int, np.ndarray] = {}
     for rank in timed:
@@ -132,11 +161,85 @@ def find_balance(ranks: list[RankFigures]) -> Balance | None:
         last[arrival > latest] = rank.rank
         latest = np.maximum(latest, arrival)
         total += arrival
+        waits += rank.waits[indices]
         longest = np.maximum(longest, rank.seconds[indices])
     mean = total / len(timed)
     total_seconds = float(longest.sum())
+    late_seconds = {rank: float((arrival - mean).mean()) for rank, arrival in arrivals.items()}
+    worst = max(timed, key=lambda rank: late_seconds[rank.rank])
+    worst_waits = worst.waits[np.searchsorted(worst.steps, steps)] - waits / len(timed)
     return Balance(
         lost_fraction=float((latest - mean).sum()) / total_seconds if total_seconds >= MIN_SECONDS else 0.0,
         last_fractions={rank: float((last == rank).mean()) for rank in arrivals},
-        late_seconds={rank: float((arrival - mean).mean()) for rank, arrival in arrivals.items()},
+        late_seconds=late_seconds,
+        num_steps=len(steps),
+        step_seconds=total_seconds / len(steps),
+        is_beyond_chance=exceeds_chance(arrivals[worst.rank] - mean, num_compared=len(timed)),
+        late_waits=float(worst_waits.mean()),
+        on_gpu=any(rank.on_gpu for rank in timed),
     )
+
+
+@dataclass(frozen=True)
+class Waiting:
+    """`fraction`: of the step time of all ranks, that they wait for data; `is_beyond_chance`:
+    whether that is more than LOW_FRACTION by more than chance gives. `slowest_rank` waits most, in
+    `slowest_fraction` of its time; None where that is chance, or no more than twice the others.
+    """
+
+    fraction: float
+    num_steps: int
+    is_beyond_chance: bool
+    slowest_rank: int | None = None
+    slowest_fraction: float = 0.0
+
+
+LOW_FRACTION, HIGH_FRACTION = 0.05, 0.2  # of a step: nothing to do below, the bottleneck above
+
+
+def find_waiting(ranks: list[RankFigures], *, fraction: float) -> Waiting:
+    """The waiting for data of the steps after the warm-up; `fraction`: of all ranks' time."""
+    timed = [rank for rank in ranks if len(rank.steps)]
+    if not timed:
+        return Waiting(fraction, 0, False)
+    steps = reduce(np.intersect1d, [rank.steps for rank in timed])
+    indices = [np.searchsorted(rank.steps, steps) for rank in timed]
+    waits = [rank.waits[index] for rank, index in zip(timed, indices, strict=True)]
+    seconds = sum(rank.seconds[index] for rank, index in zip(timed, indices, strict=True))
+    excess = sum(waits) - LOW_FRACTION * seconds
+    slowest = max(range(len(timed)), key=lambda number: timed[number].waiting_fraction)
+    # the other ranks then wait for this one in the backward pass
+    stands_out = len(timed) > 1 and timed[slowest].waiting_fraction > max(LOW_FRACTION, 2 * fraction)
+    stands_out = stands_out and exceeds_chance(waits[slowest] - sum(waits) / len(timed), num_compared=len(timed))
+    return Waiting(
+        fraction,
+        num_steps=len(steps),
+        is_beyond_chance=exceeds_chance(excess),
+        slowest_rank=timed[slowest].rank if stands_out else None,
+        slowest_fraction=timed[slowest].waiting_fraction,
+    )
+
+
+def describe_waiting(waiting: Waiting, *, who: str, remedy: str) -> str:
+    """One sentence on the time spent waiting for data. who: "GPU" or "model"; remedy: what to
+    do."""
+    percent = 100 * waiting.fraction
+    most = "" if waiting.slowest_rank is None else f" (rank {waiting.slowest_rank} most, {100 * waiting.slowest_fraction:.0f}%)"
+    if waiting.fraction < LOW_FRACTION and not most:
+        return f"Data loading keeps up: the {who} waits for {percent:.1f}% of a step."
+    if not waiting.is_beyond_chance and not most:
+        bound = f"that is not above {100 * LOW_FRACTION:.0f}% by more than chance gives"
+        return f"The {who} waits for data during {percent:.0f}% of a step: {describe_doubt(waiting.num_steps, bound)}."
+    if waiting.fraction < HIGH_FRACTION:
+        return f"The {who} waits for data during {percent:.0f}% of a step{most}, {BEYOND}; to avoid that, {remedy}."
+    return f"Data loading is the bottleneck: the {who} is idle for {percent:.0f}% of a step{most}, {BEYOND}; {remedy}."
+
+
+BEYOND = f"more than chance gives (t-test at {100 * LEVEL:g}%)"
+
+
+def describe_doubt(num_steps: int, finding: str) -> str:
+    """Why nothing is advised: too few steps, or a finding of so many that may be chance."""
+    if num_steps < MIN_STEPS:
+        return f"{format_count(num_steps, 'step')} after the warm-up are too few to judge, {MIN_STEPS} are needed"
+    return f"in {format_count(num_steps, 'step')} {finding} (t-test at {100 * LEVEL:g}%)"

@@ -119,9 +119,9 @@ class Curve:
 class RankFigures:
     """Figures of one rank's records. `got` are the stretches (first, last) of steps with a record.
     Peaks are over all steps, sums over the steps after the warm-up. None: not measured. `steps`,
-    `seconds`, `arrivals` (data and forward: when the rank comes to the backward pass, where all
-    ranks wait for each other) and `clips` hold one entry a step after the warm-up. `peak_parts` are
-    the figures of the step whose memory was largest.
+    `seconds`, `waits` (for data), `arrivals` (data and forward: when the rank comes to the backward
+    pass, where all ranks wait for each other) and `clips` hold one entry a step after the warm-up.
+    `peak_parts` are the figures of the step whose memory was largest.
     """
 
     rank: int
@@ -154,6 +154,7 @@ class RankFigures:
     num_metered_clips: int = 0
     steps: np.ndarray = field(default_factory=lambda: np.zeros(0, dtype=np.int64))
     seconds: np.ndarray = field(default_factory=lambda: np.zeros(0))
+    waits: np.ndarray = field(default_factory=lambda: np.zeros(0))
     arrivals: np.ndarray = field(default_factory=lambda: np.zeros(0))
     clips: np.ndarray = field(default_factory=lambda: np.zeros(0))
     curves: dict[str, Curve] = field(default_factory=dict)
@@ -211,7 +212,8 @@ def summarize_rank(rank: int, parts: Iterable[Columns], *, span: Span) -> RankFi
         if part.steps[-1] >= span.first_timed_step:
             timed.append(_add_times(figures, part, first_step=span.first_timed_step))
     if timed:
-        figures.steps, figures.seconds, figures.arrivals, figures.clips = map(np.concatenate, zip(*timed, strict=True))
+        columns = map(np.concatenate, zip(*timed, strict=True))
+        figures.steps, figures.seconds, figures.waits, figures.arrivals, figures.clips = columns
     return figures
 
 
@@ -268,4 +270,5 @@ def _add_times(figures: RankFigures, part: Columns, *, first_step: int) -> tuple
     metered = ~np.isnan(joules)
     figures.joules += float(joules[metered].sum())
     figures.num_metered_clips += int(part["num_clips"][metered].sum())
-    return part.steps, part["total_seconds"], part["data_seconds"] + part["forward_seconds"], part["num_clips"]
+    waits = part["data_seconds"]
+    return part.steps, part["total_seconds"], waits, waits + part["forward_seconds"], part["num_clips"]

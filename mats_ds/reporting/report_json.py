@@ -83,6 +83,9 @@ def _balance_to_json(balance: Balance) -> dict[str, Any]:
         "last_shares": balance.last_fractions,
         "late_seconds": balance.late_seconds,
         "worst_rank": balance.worst_rank,
+        "late_rank": balance.late_rank,
+        "is_beyond_chance": balance.is_beyond_chance,
+        "num_steps": balance.num_steps,
     }
 
 

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import textwrap
+from dataclasses import replace
 from typing import NamedTuple
 
 from mats_ds.core.clips import DAMAGED
 from mats_ds.core.format import format_bytes, format_count, format_flops, format_hours, shorten
 from mats_ds.core.text import clean_line
+from mats_ds.metering.out_of_memory import plan_command
 from mats_ds.metering.peak_flops import MEASURED
 from mats_ds.reporting.budget import Verdict
 from mats_ds.reporting.figures import Figures
@@ -153,7 +155,8 @@ def list_notes(figures: Figures) -> list[str]:
     if num_ooms or num_retries:
         notes.append(
             f"the allocator had to retry {num_retries} times and ran out of memory {num_ooms} times on one rank: "
-            "memory is too tight, lower the micro-batch or recompute more blocks"
+            f"memory is too tight; the largest micro-batch that fits, with other levels of recomputation, says "
+            f"`{plan_command(replace(figures.run.info, run_dir=str(figures.run_dir)))}`"
         )
     return notes
 

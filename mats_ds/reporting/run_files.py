@@ -12,16 +12,19 @@ import csv
 import io
 import math
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import IO
+from typing import IO, Any
 
+from mats_ds.core.format import shorten
 from mats_ds.core.limits import MAX_INTEGER, MAX_NAME
-from mats_ds.core.storage.documents import parse_json
+from mats_ds.core.storage.documents import parse_json, parse_yaml
 from mats_ds.core.storage.files import open_regular, read_bytes
+from mats_ds.core.storage.package_files import own_command
 from mats_ds.metering.restarts import read_lines
 
+MAX_VALUE = 40  # characters of a number that a foreign recipe gives
 INPUTS = {"recipe.yaml": "Recipe, as resolved", "ds_config.json": "DeepSpeed JSON"}
 RECONSTRUCTION = "reconstruction.png"
 BAD_VIDEOS = "bad_clips.csv"
@@ -64,6 +67,30 @@ class RunFiles:
     bad_videos: list[BadVideo]
     left_out: tuple[str, ...]
     tests: tuple[TestPoint, ...] = ()
+
+    @property
+    def recipe(self) -> dict[str, Any]:
+        """The recipe's sections as recipe.yaml has them, unchecked; empty where it cannot be
+        read."""
+        try:
+            tree = parse_yaml(self.inputs.get("recipe.yaml", ""))
+        except ValueError:
+            return {}
+        return {key: value for key, value in tree.items() if isinstance(value, dict)} if isinstance(tree, dict) else {}
+
+
+def quicker_reading(recipe: Mapping[str, Any]) -> str:
+    """What to do where a run waits for its videos, in the recipe's own numbers."""
+    data = recipe.get("data", {})
+    workers, prefetch = data.get("num_workers"), data.get("prefetch")
+    now = "as many as the cores allow" if workers is None else shorten(str(workers), MAX_VALUE)
+    ahead = shorten(str(prefetch or 2), MAX_VALUE)
+    keys = f"raise data.num_workers (now {now}) where cores are idle, or data.prefetch (now {ahead})"
+    manifest, root = (value if isinstance(value := data.get(key), str) else "" for key in ("manifest", "root"))
+    if not manifest:
+        return keys
+    command = own_command("prepare", "transcode", manifest, *(("--root", root) if root else ()), "--out", "copies")
+    return f"make copies that decode quickly, with a keyframe every 16 frames: `{command}`; or {keys}"
 
 
 def read_run_files(run_dir: Path) -> RunFiles:

@@ -271,7 +271,10 @@ class _Loop:
             logger.warning(Lines(f"{what}; the step is left out, and the weights stay as they were; its clips:", *listed))
             return
         again = f", and so was step {before + 1}" if before is not None and agreement.skipped else ""
-        advice = "resume from the last checkpoint with a lower optim.base_lr or with gradient_clipping in the DeepSpeed JSON"
+        advice = (
+            f"resume from the last checkpoint with a lower optim.base_lr (its peak is {self.run.learning_rate:.2g} at this "
+            "batch), or with gradient_clipping in the DeepSpeed JSON"
+        )
         raise TrainingStopped(Lines(f"{what}{again}; its clips:", *listed, advice))
 
     def interrupt(self, step: int) -> None:

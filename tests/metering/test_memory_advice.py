@@ -5,7 +5,7 @@ from dataclasses import replace
 import pytest
 
 from mats_ds.core.cli import is_out_of_memory
-from mats_ds.metering.out_of_memory import advise_on_memory
+from mats_ds.metering.out_of_memory import advise_on_memory, plan_command
 from tests.metering.test_recorder import make_run
 
 RUN = replace(make_run("run"), micro_batch=24, model_flops_per_clip=100, hardware_flops_per_clip=105)
@@ -40,7 +40,13 @@ def test_what_is_done_already_is_not_advised():
     text = advise_on_memory(replace(RUN, micro_batch=1, hardware_flops_per_clip=133), MOSTLY_ACTIVATIONS)
     assert text.startswith("lower selection.keep_ratio")
     text = advise_on_memory(replace(RUN, micro_batch=1, hardware_flops_per_clip=133, kept=15, visible=15), {})
-    assert text == "use a smaller model, more ranks, or ds_configs/zero2_offload.json"
+    assert text.startswith("use a smaller model, more ranks, or ds_configs/zero2_offload.json")
+
+
+def test_the_plan_of_this_very_run_is_a_command_to_paste():
+    text = advise_on_memory(replace(RUN, world_size=4, device_name="NVIDIA A100-SXM4-40GB"), MOSTLY_ACTIVATIONS)
+    assert text.endswith(" plan --recipe run/recipe.yaml --ds_config run/ds_config.json --gpus 4 --gpu a100-40g`")
+    assert "--gpu " not in plan_command(replace(RUN, device_name="NVIDIA Foo 9000"))
 
 
 @pytest.mark.parametrize(

@@ -11,6 +11,7 @@ from pathlib import Path
 
 from mats_ds.core.clips import DAMAGED
 from mats_ds.core.format import format_bytes, format_count
+from mats_ds.core.storage.package_files import own_command
 from mats_ds.core.text import clean_line, quote_word
 from mats_ds.data.prepare.checking.check_file import CLIP_FRAMES, CLIP_STRIDE, FileFacts
 from mats_ds.data.prepare.checking.check_set import CheckResult
@@ -20,16 +21,21 @@ LONG_GOP_FRAMES = 32  # below that, shorter ones were measured to save nothing m
 NUM_SHOWN = 5
 
 
-def summarize(result: CheckResult) -> str:
-    """Text of several lines about the files, the rows in quarantine included."""
+def summarize(result: CheckResult, *, out: Path, root: str | None = None) -> str:
+    """Text of several lines about the files, the rows in quarantine included.
+
+    out: the manifest of the readable ones, root: the folder that its paths start from; for the
+    commands that are advised.
+    """
+    copying = own_command("prepare", "transcode", out, *(("--root", root) if root else ()), "--out", out.with_name("copies"))
     facts = list(result.facts.values())
     parts = [_describe_total(result, facts)]
     if facts:
         parts += [
             _table_of_codecs(facts),
-            _describe_routes(facts),
+            _describe_routes(facts, copying=copying),
             _describe_frames(facts),
-            _describe_keyframes(facts),
+            _describe_keyframes(facts, copying=copying),
             _describe_sizes(facts),
             _describe_speed(result.facts),
             _describe_warnings(result.facts),
@@ -77,7 +83,7 @@ def _table_of_codecs(facts: Sequence[FileFacts]) -> str:
     return "\n".join(lines)
 
 
-def _describe_routes(facts: Sequence[FileFacts]) -> str:
+def _describe_routes(facts: Sequence[FileFacts], *, copying: str) -> str:
     reasons = Counter(fact.cpu_reason for fact in facts if fact.cpu_reason)
     text = (
         "The table is for training with a GPU: DALI decodes the files of its NVDEC column there, PyAV the others on the CPU.\n"
@@ -87,7 +93,7 @@ def _describe_routes(facts: Sequence[FileFacts]) -> str:
         listed = ", ".join(f"{reason} ({num_files})" for reason, num_files in reasons.most_common())
         text += (
             f"\n  Left to the CPU because of: {listed}.\n"
-            "  What to do, if they are many: `python mats_ds/prepare.py transcode` makes upright 8-bit copies, which NVDEC takes."
+            f"  What to do, if they are many: `{copying}` makes upright 8-bit copies, which NVDEC takes."
         )
     return text
 
@@ -112,7 +118,7 @@ def _describe_frames(facts: Sequence[FileFacts]) -> str:
     return text
 
 
-def _describe_keyframes(facts: Sequence[FileFacts]) -> str:
+def _describe_keyframes(facts: Sequence[FileFacts], *, copying: str) -> str:
     gops = [fact.gop for fact in facts]
     median = statistics.median(gops)
     text = f"Keyframes: every {median:.0f} frames (median; {min(gops)} to {max(gops)})."
@@ -120,7 +126,7 @@ def _describe_keyframes(facts: Sequence[FileFacts]) -> str:
         num_long = sum(gop > LONG_GOP_FRAMES for gop in gops)
         text += (
             f" {format_count(num_long, 'file')} are above {LONG_GOP_FRAMES}: a clip costs about twice the decoding that it would "
-            "with close keyframes.\n  What to do: `python mats_ds/prepare.py transcode`, once, before long trainings."
+            f"with close keyframes.\n  What to do: `{copying}`, once, before long trainings."
         )
     return text
 

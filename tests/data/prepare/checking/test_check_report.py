@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from pathlib import Path
 
 import pytest
 
@@ -35,7 +36,8 @@ PLAIN = FileFacts(
 
 def summary_of(*changes, bad=(), num_decoded=0):
     facts = {f"{number}.mp4": dataclasses.replace(PLAIN, **change) for number, change in enumerate(changes)}
-    return summarize(CheckResult(facts, list(bad), len(facts) + len(bad), num_decoded, wall_seconds=7.0))
+    result = CheckResult(facts, list(bad), len(facts) + len(bad), num_decoded, wall_seconds=7.0)
+    return summarize(result, out=Path("lists/my clips.csv"), root="/data")
 
 
 def test_good_files_need_few_words():
@@ -63,7 +65,8 @@ def test_says_what_to_do():
     assert "Left to the CPU because of: rotation (2)." in said
     assert "Within 1 file it varies:" in said
     assert "Short: 2 files of fewer than 64 frames" in said and "; 1, below 16 frames, repeat some" in said
-    assert "every 56 frames (median; 12 to 250). 2 files are above 32" in said and "prepare.py transcode" in said
+    assert "every 56 frames (median; 12 to 250). 2 files are above 32" in said and "every 56" in said
+    assert said.count("prepare transcode 'lists/my clips.csv' --root /data --out lists/copies`") == 2
     assert "Largest pictures: 1920x1080 (1), 340x256 (3)." in said
     assert said.split("Slowest")[1].splitlines()[1].split()[:2] == ["500", "3.mp4"]
 
@@ -84,3 +87,11 @@ def test_the_bad_are_grouped_by_reason():
 @pytest.mark.parametrize("gop", [1, 32])
 def test_close_keyframes_need_no_copies(gop):
     assert "transcode" not in summary_of({"gop": gop})
+
+
+def test_what_is_damaged_in_part_is_told_from_what_is_odd():
+    damage = "damaged in part: decodes up to frame 28 of 50, then: the data there is damaged; frames 0 to 27 can be used"
+    lines = summary_of({"warnings": (damage, "2 video streams, number 3 is used")}, {}).splitlines()
+    at = next(number for number, line in enumerate(lines) if line.startswith("Damaged in part"))
+    assert lines[at + 1].split(maxsplit=1) == ["1", damage.removeprefix("damaged in part: ")]
+    assert lines[at + 3].startswith("Warnings") and "2 video streams" in lines[at + 4]
