@@ -39,6 +39,7 @@ from mats_ds.core.shards.table import (
 logger = logging.getLogger("mats_ds")
 
 MAX_OPEN_SHARDS = 64
+MAX_SPLITS = 4096  # paths of members that are remembered
 SHARD_END = re.compile(r"\.tar#", re.IGNORECASE)
 COMPRESSED_END = re.compile(r"\.(?:tar\.\w{1,4}|tgz|tbz2|txz)#", re.IGNORECASE)
 
@@ -113,13 +114,22 @@ class FileBytes:
 
 def split_member(path: str | os.PathLike[str]) -> tuple[str, str] | None:
     """(shard, member) of a path that names a member, None of any other. Ordinary paths cost no
-    system call."""
+    system call; whether a path is a member's is asked once in a while."""
     path = os.fspath(path)
-    ends = [match.end() for match in SHARD_END.finditer(path)] if isinstance(path, str) else []
-    if not ends or _is_there(path):
+    if not isinstance(path, str) or not SHARD_END.search(path):
         return None
-    end = next((end for end in ends if os.path.isfile(path[: end - 1])), ends[0])
-    return path[: end - 1], path[end:]
+    if (known := _SPLITS.get(path)) is not None:
+        return known
+    if _is_there(path):
+        return None
+    ends = [match.end() for match in SHARD_END.finditer(path)]
+    end = next((end for end in ends if os.path.isfile(path[: end - 1])), None)
+    split = path[: (end or ends[0]) - 1], path[end or ends[0] :]
+    if end is not None:  # asked several times for each clip; on a network disk each answer is a wait
+        if len(_SPLITS) >= MAX_SPLITS:
+            _SPLITS.clear()
+        _SPLITS[path] = split
+    return split
 
 
 def member_name(path: str | os.PathLike[str]) -> str:
@@ -281,3 +291,4 @@ def _is_there(path: str) -> bool:
 
 
 _SHARDS = _OpenShards()
+_SPLITS: dict[str, tuple[str, str]] = {}

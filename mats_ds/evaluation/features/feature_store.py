@@ -9,7 +9,6 @@ from __future__ import annotations
 import hashlib
 import json
 import math
-import os
 import zipfile
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -22,6 +21,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save_file
 
 from mats_ds.core.clips import BadClip
+from mats_ds.core.shards.members import file_exists, stat_file
 from mats_ds.core.storage.archives import open_archive
 from mats_ds.core.storage.documents import parse_json
 from mats_ds.core.storage.files import read_bytes, refuse_wrong_kind, replace_file
@@ -61,8 +61,8 @@ def make_key(state: Mapping[str, torch.Tensor], paths: Sequence[str], settings: 
             yield name.encode()
             yield state[name].detach().cpu().contiguous().flatten().view(torch.uint8).numpy().data
         for path in paths:
-            status = os.stat(path) if os.path.exists(path) else None
-            yield f"{path}\0{status and (status.st_size, status.st_mtime_ns)}\0".encode()
+            status = stat_file(path) if file_exists(path) else None
+            yield f"{path}\0{status and (status.num_bytes, status.modified_ns)}\0".encode()
 
     return digest(parts())
 
