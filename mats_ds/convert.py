@@ -22,6 +22,9 @@ from pathlib import Path
 
 if __name__ == "__main__":  # run as a file, Python would look for modules in mats_ds/ itself
     sys.path[0] = str(Path(__file__).resolve().parents[1])
+    from mats_ds.core.interrupts import begin_script
+
+    begin_script()
 
 from mats_ds.core.cli import FINISHED, ArgumentParser, leave, run_script
 from mats_ds.core.storage.files import is_same_file

@@ -15,6 +15,9 @@ from pathlib import Path
 
 if __name__ == "__main__":  # run as a file, Python would look for modules in mats_ds/ itself
     sys.path[0] = str(Path(__file__).resolve().parents[1])
+    from mats_ds.core.interrupts import begin_script
+
+    begin_script()
 
 from mats_ds.core.cli import USAGE_ERROR, ArgumentParser, leave, run_script
 from mats_ds.core.storage.package_files import find_folder

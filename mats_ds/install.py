@@ -26,6 +26,9 @@ from pathlib import Path
 
 if __name__ == "__main__":  # run as a file, Python would look for modules in mats_ds/ itself
     sys.path[0] = str(Path(__file__).resolve().parents[1])
+    from mats_ds.core.interrupts import begin_script
+
+    begin_script()
 
 from mats_ds.__main__ import OF_LAUNCH_SH, VERBS, describe_unknown
 from mats_ds.core.cli import RUN_ERROR, USAGE_ERROR, run_script

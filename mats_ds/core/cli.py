@@ -13,12 +13,14 @@ from __future__ import annotations
 import argparse
 import os
 import re
+import signal
 import socket
 import sys
 import threading
 from collections.abc import Callable, Sequence
 from typing import Any, NoReturn
 
+from mats_ds.core.interrupts import AGAIN, is_first_here, leave_quietly, raise_signals
 from mats_ds.core.terminal import make_tolerant
 from mats_ds.core.text import clean_line, describe_crash, describe_error, did_you_mean, find_nearest
 
@@ -192,24 +194,37 @@ class ProgramEnd(RuntimeError):
     is_local = False
 
 
-def run_script(work: Callable[[], int | None], *, advice: str | None = None) -> int:
+def run_script(work: Callable[[], int | None], *, advice: str | None = None, standing: Callable[[], str] = lambda: AGAIN) -> int:
     """The exit status of a program that does `work`; what ends it early is one line on stderr, and
     a bug a traceback.
 
     0, or what `work` returns; 2 for a ValueError, which is wrong input or arguments; the status of
-    a ProgramEnd; 130 after Ctrl-C; 1 where memory ran out and for errors that nobody expected.
+    a ProgramEnd; 130 after Ctrl-C, and 128 + N after another signal N that asked it to end; 1 where
+    memory ran out and for errors that nobody expected.
 
     advice: what to do after a fault of the machine (OSError), whose status then is 1. Without
-    advice it counts as wrong input: an output that cannot be written, say.
+    advice it counts as wrong input: an output that cannot be written, say. standing: asked after an
+    interruption or such a fault, what is kept and how to go on.
     """
     make_tolerant()
+    try:
+        with raise_signals():
+            return _run_to_end(work, advice, standing)
+    except KeyboardInterrupt:  # another one, while the first was answered
+        return KILLED_BY_USER
+
+
+def _run_to_end(work: Callable[[], int | None], advice: str | None, standing: Callable[[], str]) -> int:
     try:
         status = work() or FINISHED
         _leave_ranks()
         return status
     except KeyboardInterrupt as error:
-        at_once = f"rank {_rank()} at once; what was saved before stands" if advice else ""
-        return _end(KILLED_BY_USER, ": ".join(filter(None, ("stopped", clean_line(str(error)) or at_once))))
+        number = getattr(error, "number", signal.SIGINT)
+        who = "stopped" if number == signal.SIGINT else f"stopped by {number.name}"
+        kept = clean_line(str(error)) or standing()  # before the folder is released
+        _release_folders()
+        return _end(128 + number, f"{_host()}{who}: {kept}") if is_first_here() else 128 + number
     except ProgramEnd as error:
         if error.is_local:
             return _end(error.status, f"{_host()}{error.label}: rank {_rank()}: {describe_error(error)}")
@@ -219,7 +234,8 @@ def run_script(work: Callable[[], int | None], *, advice: str | None = None) -> 
     except OSError as error:
         if advice is None:
             return _end_together(USAGE_ERROR, f"error: {describe_error(error)}")
-        return _end(RUN_ERROR, f"{_host()}stopped: rank {_rank()}: {describe_error(error)}; {advice}")
+        how = advice if standing() == AGAIN else f"{advice}; {standing()}"
+        return _end(RUN_ERROR, f"{_host()}stopped: rank {_rank()}: {describe_error(error)}; {how}")
     except Exception as error:
         if not (isinstance(error, (RuntimeError, MemoryError)) and is_out_of_memory(error)):
             return _end(RUN_ERROR, describe_crash(error))
@@ -233,6 +249,7 @@ def run_script(work: Callable[[], int | None], *, advice: str | None = None) -> 
 def leave(status: int) -> NoReturn:
     """End the process with this status, within EXIT_SECONDS: threads of a broken process group may
     not want to end."""
+    leave_quietly(ignore=status not in (FINISHED, USAGE_ERROR))
     if status not in (FINISHED, USAGE_ERROR):
         timer = threading.Timer(EXIT_SECONDS, os._exit, [status])
         timer.daemon = True
@@ -259,7 +276,7 @@ def _end(status: int, line: str) -> int:
 def _end_together(status: int, line: str) -> int:
     """As `_end` where all ranks do the same: the first of every host prints, and all leave the
     process group."""
-    if os.environ.get("LOCAL_RANK", _rank()) == "0":
+    if is_first_here():
         print(f"{_host()}{line}", file=sys.stderr, flush=True)
     _leave_ranks()
     return status

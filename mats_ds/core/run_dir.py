@@ -19,11 +19,13 @@ from pathlib import Path
 from typing import Any
 
 from mats_ds import __version__
+from mats_ds.core.checkpoint_files import CHECKPOINTS, is_checkpoint, list_checkpoints, step_of_name
 from mats_ds.core.events import RunInfo
 from mats_ds.core.limits import MAX_RANKS, find_fault, show
 from mats_ds.core.storage.documents import parse_json
 from mats_ds.core.storage.file_kind import not_a
 from mats_ds.core.storage.files import read_bytes, write_json
+from mats_ds.core.text import quote_word
 
 RUN_FILE = "run.json"
 OUTCOME_FILE = "outcome.json"
@@ -35,7 +37,7 @@ SHOWN_FAULTS = 5
 # 2 added the fields after peak_rss_bytes, all of which may be missing; older records still read
 SCHEMA = 2
 PACKAGES = ("torch", "deepspeed", "timm", "av", "nvidia-dali-cuda130", "nvidia-dali-cuda120", "numpy", "pydantic", "nvidia-ml-py")
-_OUTCOME_OF_RANK = re.compile(r"outcome-rank-[0-9]{5}\.json")
+OUTCOME_OF_RANK = re.compile(r"outcome-rank-[0-9]{5}\.json")
 
 
 @dataclass(frozen=True)
@@ -128,9 +130,24 @@ def read_outcome(run_dir: str | Path) -> Outcome | None:
     return finished[0] if finished else min(failed, key=lambda outcome: outcome.unix_seconds, default=None)
 
 
+def describe_standing(run_dir: str | Path) -> str:
+    """What of a run is saved, and the options that go on with it: for whatever ends it early."""
+    folder = Path(run_dir)
+    steps = [step_of_name(path.name) for path in list_checkpoints(folder / CHECKPOINTS) if is_checkpoint(path)]
+    resume = resume_options(folder)
+    if not steps:
+        return f"no step is saved, start again with {resume}, from the first step"
+    return f"step {steps[0]} is saved, go on with {resume}"
+
+
+def resume_options(run_dir: str | Path) -> str:
+    """The options that go on with this run, for a shell."""
+    return f"--resume auto --out {quote_word(run_dir)}"
+
+
 def _outcome_files(run_dir: str | Path) -> list[Path]:
     folder = Path(run_dir)
-    of_ranks = (path for path in folder.glob("outcome-rank-*.json") if _OUTCOME_OF_RANK.fullmatch(path.name))
+    of_ranks = (path for path in folder.glob("outcome-rank-*.json") if OUTCOME_OF_RANK.fullmatch(path.name))
     return [path for path in (folder / OUTCOME_FILE, *sorted(of_ranks)[:MAX_RANKS]) if path.exists() or path.is_symlink()]
 
 

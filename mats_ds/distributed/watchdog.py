@@ -25,12 +25,13 @@ import psutil
 from mats_ds.core.cli import RUN_ERROR
 from mats_ds.core.events import RunInfo
 from mats_ds.core.processes import has_ended, identify_process
+from mats_ds.core.run_dir import describe_standing
 from mats_ds.distributed.collectives import gather_on_all
 from mats_ds.distributed.launcher_watch import LaunchScript, find_launchers, is_alive
 
 logger = logging.getLogger(__name__)
 
-SIGNALS = (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT)
+SIGNALS = (signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1, signal.SIGINT)
 POLL_SECONDS = 0.5
 # The deepspeed launcher kills a rank that lives 30 s after SIGTERM; what it could not say by then
 # it never will.
@@ -64,7 +65,8 @@ class Watchdog:
         self._launchers = find_launchers()
         self._others = find_others(self._run)
         if threading.current_thread() is threading.main_thread():
-            for number in SIGNALS:
+            # one that this process was started to ignore (nohup) stays ignored
+            for number in (number for number in SIGNALS if signal.getsignal(number) != signal.SIG_IGN):
                 self._handlers[number] = signal.signal(number, self._on_signal)
         # A main thread that waits inside CUDA or NCCL runs no handler: the thread below reads
         # signals from this pipe.
@@ -131,20 +133,21 @@ class Watchdog:
         if waited > self._hang_seconds and (phase == "data" or (on_cuda and phase != "between")):
             where = "for its next clips: reading hangs" if phase == "data" else f"in {phase}: another rank hangs or is cut off"
             return (
-                f"rank {self._run.rank} has waited {waited:.0f} s {where}; look at that storage or host, then go on with "
-                "--resume auto (run.hang_seconds is the limit)"
+                f"rank {self._run.rank} has waited {waited:.0f} s {where} (limit: run.hang_seconds); look at that storage or "
+                f"host; {describe_standing(self._run.run_dir)}"
             )
         if not self._dead and (dead := _name_dead(self._others)):
             self._dead, self._dead_at = dead, now
         if self._dead and now - self._dead_at > NOTICE_SECONDS:
-            return f"{self._dead}, so rank {self._run.rank} ends too; see that rank's message, then go on with --resume auto"
+            standing = describe_standing(self._run.run_dir)
+            return f"{self._dead}, so rank {self._run.rank} ends too; see that rank's message; {standing}"
         if self._launchers and not all(is_alive(launcher) for launcher in self._launchers):
             self._ask("the launcher has died")
             self._request_at = self._request_at or now
         if self._request_at is not None and now - self._request_at > SIGTERM_SECONDS and phase != "between":
             return (
-                f"rank {self._run.rank} was asked to end and its step did not within {SIGTERM_SECONDS:.0f} s; the newest "
-                "checkpoint stands: go on with --resume auto"
+                f"rank {self._run.rank} was asked to end and its step did not within {SIGTERM_SECONDS:.0f} s; "
+                f"{describe_standing(self._run.run_dir)}"
             )
         return None
 

@@ -22,6 +22,7 @@ import torch.distributed as dist
 
 from mats_ds.core.clips import BadClip, ClipBatch
 from mats_ds.core.events import Observer, PhaseClock, RunInfo, StepEvent
+from mats_ds.core.run_dir import describe_standing, resume_options
 from mats_ds.core.text import Lines
 from mats_ds.distributed.collectives import Ranks, gather_on_all
 from mats_ds.distributed.exits import FolderLost, RanksLost, TrainingInterrupted, TrainingStopped
@@ -95,7 +96,7 @@ def fit(
         except RuntimeError as error:
             if not is_lost_contact(error):
                 raise
-            raise RanksLost(_name_lost(watchdog, error)) from error
+            raise RanksLost(f"{_name_lost(watchdog, error)}; {describe_standing(run.run_dir)}") from error
         outcome = "finished"
     except KeyboardInterrupt:
         outcome = "interrupted by the user"
@@ -271,16 +272,16 @@ class _Loop:
             logger.warning(Lines(f"{what}; the step is left out, and the weights stay as they were; its clips:", *listed))
             return
         again = f", and so was step {before + 1}" if before is not None and agreement.skipped else ""
-        advice = (
-            f"resume from the last checkpoint with a lower optim.base_lr (its peak is {self.run.learning_rate:.2g} at this "
-            "batch), or with gradient_clipping in the DeepSpeed JSON"
-        )
-        raise TrainingStopped(Lines(f"{what}{again}; its clips:", *listed, advice))
+        rate = f"its peak is {self.run.learning_rate:.2g} at this batch"
+        advice = f"lower optim.base_lr ({rate}), or set gradient_clipping in the DeepSpeed JSON"
+        raise TrainingStopped(Lines(f"{what}{again}; its clips:", *listed, f"{advice}; {describe_standing(self.run.run_dir)}"))
 
     def interrupt(self, step: int) -> None:
         """Raises TrainingInterrupted on all ranks, after `step` steps have been saved."""
         who = next((request for request in gather_on_all(self.watchdog.request, self.run) if request), "a rank was asked to stop")
-        raise TrainingInterrupted(f"{who}: step {step} of {self.run.total_steps} is saved, go on with --resume auto")
+        raise TrainingInterrupted(
+            f"{who}: step {step} of {self.run.total_steps} is saved, go on with {resume_options(self.run.run_dir)}"
+        )
 
 
 def is_lost_contact(error: RuntimeError) -> bool:
@@ -294,7 +295,7 @@ def is_lost_contact(error: RuntimeError) -> bool:
 def _name_lost(watchdog: Watchdog | None, error: RuntimeError) -> str:
     reason = str(error).strip().splitlines()[0].rpartition("] ")[2].partition(". ")[0]
     who = (watchdog and watchdog.who_died()) or "another rank has died, hangs or is cut off from the network"
-    return f"{who} ({reason[:160]}); see its message, then go on with --resume auto"
+    return f"{who} ({reason[:160]}); see its message"
 
 
 def _send(step, numbers, micro_losses, paths, new_bad, skipped, lost) -> _Agreement:

@@ -11,10 +11,13 @@ from mats_ds.config.ds_config import list_json_names
 from mats_ds.config.load import list_recipes, load_recipe
 from mats_ds.config.recipe import Recipe
 from mats_ds.core.cli import run_script
+from mats_ds.core.interrupts import AGAIN
+from mats_ds.core.run_dir import RUN_FILE, describe_standing
+from mats_ds.core.storage.folder_lock import find_held_folders
 from mats_ds.distributed.ranks import begin_rank
 from mats_ds.training.run import RunOptions
 
-ADVICE = "make room or mend that disk, then go on with --resume auto"
+ADVICE = "make room or mend that disk"
 R = TypeVar("R", bound=Recipe)
 
 
@@ -54,7 +57,13 @@ def run_training(train: Callable[[R, RunOptions], None], options: argparse.Names
         names = ("ds_config", "out", "trace", "memory_snapshot", "trace_steps")
         train(recipe, RunOptions(resume=options.resume is not None, **{name: getattr(options, name) for name in names}))
 
-    return run_script(work, advice=ADVICE)
+    return run_script(work, advice=ADVICE, standing=_describe_standing)
+
+
+def _describe_standing() -> str:
+    """What is saved of the run whose folder this process holds; without one, nothing has begun."""
+    held = find_held_folders()
+    return describe_standing(held[0]) if held and (held[0] / RUN_FILE).exists() else AGAIN
 
 
 def _positive(text: str) -> int:

@@ -53,7 +53,7 @@ from mats_ds.training.engine import in_force, make_engine, optimizer_name, stati
 from mats_ds.training.loop import fit
 from mats_ds.training.observers import Checkpointer, Console, Monitor
 from mats_ds.training.optim import Schedule, make_schedule
-from mats_ds.training.run_folder import choose_run_folder, write_inputs
+from mats_ds.training.run_folder import choose_run_folder, keep_run_folder, write_inputs
 
 logger = logging.getLogger("mats_ds")
 
@@ -169,7 +169,8 @@ class TrainingRun:
         total_steps = min(schedule.total_steps, recipe.run.max_steps or schedule.total_steps)
         if self.first_step >= total_steps:
             raise AlreadyFinished(
-                f"{self.folder} has finished all {total_steps} steps: raise optim.epochs (or run.max_steps), or use another --out"
+                f"{self.folder} has finished all {total_steps} steps: "
+                f"{self._name_length(schedule.total_steps, steps_per_epoch)}, or use another --out"
             )
         forced, flops, is_cuda = in_force(self.engine), workload.flops(), ranks.device.type == "cuda"
         parameters = self.engine.module.parameters()
@@ -208,6 +209,17 @@ class TrainingRun:
             gradient_clipping=forced.gradient_clipping,
             optimizer=optimizer_name(self.engine),
         )
+
+    def _name_length(self, scheduled_steps: int, steps_per_epoch: int) -> str:
+        """The recipe's keys to raise, and above what, for this run to go further than it is."""
+        optim, max_steps, done = self.recipe.optim, self.recipe.run.max_steps, self.first_step
+        raised = []
+        if scheduled_steps <= done:
+            by_epochs = optim.steps is None
+            raised.append(f"optim.epochs above {done / steps_per_epoch:g}" if by_epochs else f"optim.steps above {done}")
+        if max_steps is not None and max_steps <= done:
+            raised.append(f"run.max_steps above {done}")
+        return f"to go on, raise {' and '.join(raised)}"
 
     def announce(self, info: RunInfo, *, compute: str, data: str) -> None:
         """On rank 0, write recipe and JSON into the run folder and log what is about to happen, in
@@ -285,9 +297,14 @@ class TrainingRun:
     ) -> None:
         """Train to the last step. loss_of(engine, batch): the loss of a micro-batch. batches:
         endless, from the first step on."""
+
+        def begun() -> Iterator[ClipBatch]:
+            keep_run_folder(self.folder)
+            yield from batches
+
         fit(
             self.engine,
-            batches,
+            begun(),
             run=info,
             learning_rate=self.schedule(info.steps_per_epoch).learning_rate,
             loss_of=loss_of,

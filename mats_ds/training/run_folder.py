@@ -4,25 +4,31 @@ from __future__ import annotations
 
 import json
 import logging
+import os
 import tempfile
 import time
 from collections.abc import Mapping
+from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from mats_ds.core.checkpoint_files import CHECKPOINTS
-from mats_ds.core.run_dir import DS_CONFIG_FILE, RECIPE_FILE
+from mats_ds.core.run_dir import DS_CONFIG_FILE, OUTCOME_OF_RANK, RECIPE_FILE
 from mats_ds.core.storage.documents import parse_json, parse_yaml
 from mats_ds.core.storage.files import read_bytes, write_json, write_text
-from mats_ds.core.storage.folder_lock import admit_ranks, hold_folder, join_hold, release_folder
-from mats_ds.core.storage.output_folder import MARKER, make_new_folder
+from mats_ds.core.storage.folder_lock import admit_ranks, call_on_release, hold_folder, join_hold, release_folder
+from mats_ds.core.storage.output_folder import MARKER, PART, make_new_folder
+from mats_ds.core.storage.undo import FolderBefore, remember
 from mats_ds.distributed.collectives import Ranks, ask_first
-from mats_ds.training.own_folder import check_run_folder, find_newest_run
+from mats_ds.training.checkpoints.converted import remove_left_converted
+from mats_ds.training.own_folder import WRITTEN_FILES, WRITTEN_FOLDERS, check_run_folder, find_newest_run
 
 logger = logging.getLogger(__name__)
 
 RUNS = Path("runs")
 INPUT_BYTES = 1 << 20
+REWRITTEN = tuple(name for name in WRITTEN_FILES if not name.endswith((".safetensors", ".png")))
 
 
 def choose_run_folder(out: str | None, ranks: Ranks, *, recipe_name: str, task: str, resume: bool) -> Path:
@@ -31,29 +37,46 @@ def choose_run_folder(out: str | None, ranks: Ranks, *, recipe_name: str, task: 
 
     Raises ValueError when --resume finds nothing to go on with, when --out holds a run that is not
     being resumed or anything else, when another process is at work in it, and when the folder
-    cannot be written. A folder that is refused is as it was.
+    cannot be written. A folder that is refused is as it was; so is one that is let go before
+    `keep_run_folder`, and one that was made for this start goes again.
     """
 
-    def choose() -> Path:
+    def choose() -> tuple[Path, FolderBefore]:
         try:
-            return _choose(out, recipe_name, task, resume)
+            return _begin(out, recipe_name, task, resume)
         except OSError as error:
             raise ValueError(f"the run folder cannot be written: {error}: choose another --out") from None
 
-    folder = ask_first(choose, ranks)
+    folder, before = ask_first(choose, ranks)
     if ranks.rank != 0:
         join_hold(folder, rank=ranks.rank)
+        call_on_release(folder, after=before.remove_made)  # the last of the ranks finds it empty
     return folder
 
 
+def keep_run_folder(folder: Path) -> None:
+    """The first step begins: what is written from now on stays, however the run ends."""
+    call_on_release(folder)
+
+
 def _choose(out: str | None, recipe_name: str, task: str, resume: bool) -> Path:
+    return _begin(out, recipe_name, task, resume)[0]
+
+
+def _begin(out: str | None, recipe_name: str, task: str, resume: bool) -> tuple[Path, FolderBefore]:
+    made_above: tuple[Path, ...] = ()
     if out is not None:
         folder = parse_out(out)
     elif resume:
         folder = find_newest_run(RUNS, recipe_name=recipe_name, task=task)
     else:
+        made_above = remember(RUNS, rewritten=()).made
         folder = make_new_folder(RUNS, f"{recipe_name}-{time.strftime('%Y%m%d-%H%M%S')}")
+        made_above = (Path(os.path.abspath(folder)), *made_above)
     check_run_folder(folder, task=task, resume=resume)
+    outcomes = [path.name for path in folder.glob("outcome*.json")] if folder.is_dir() else []
+    before = remember(folder, rewritten=(*REWRITTEN, *outcomes))
+    before = replace(before, made=before.made or made_above)
     folder.mkdir(parents=True, exist_ok=True)
     hold_folder(folder, command=f"mats_ds/{task}.py")
     try:
@@ -69,8 +92,27 @@ def _choose(out: str | None, recipe_name: str, task: str, resume: bool) -> Path:
     except BaseException:
         release_folder(folder / CHECKPOINTS)
         release_folder(folder)
+        before.remove_made()
         raise
-    return folder
+    call_on_release(folder, before=partial(_put_back, before), after=before.remove_made)
+    return folder, before
+
+
+def _put_back(before: FolderBefore) -> None:
+    remove_left_converted(before.folder / CHECKPOINTS)
+    before.put_back(is_ours=_is_ours)
+
+
+def _is_ours(name: str) -> bool:
+    """Whether a start writes a file of this name, or has left a part of it."""
+    first, *inside = Path(name).parts
+    part = PART.fullmatch(first)
+    first = part[1] if part else first
+    return (
+        (first in (*WRITTEN_FILES, MARKER) or OUTCOME_OF_RANK.fullmatch(first) is not None)
+        if not inside
+        else first in WRITTEN_FOLDERS
+    )
 
 
 def parse_out(out: str) -> Path:

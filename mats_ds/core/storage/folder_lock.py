@@ -24,6 +24,7 @@ import itertools
 import logging
 import os
 import time
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any
@@ -61,14 +62,16 @@ POLL_SECONDS = 0.1
 
 @dataclass
 class _Hold:
-    """A lock of this process. `has_locks`: the filesystem keeps it; else the file's content
-    does."""
+    """A lock of this process. `has_locks`: the filesystem keeps it; else the file's content does.
+    `before`, `after`: called around the release."""
 
     folder: os.stat_result
     path: Path
     descriptor: int
     process: int
     has_locks: bool
+    before: Callable[[], None] | None = None
+    after: Callable[[], None] | None = None
 
 
 _holds: list[_Hold] = []
@@ -135,6 +138,13 @@ def join_hold(folder: Path, *, rank: int) -> None:
     _keep(folder, path, descriptor, has_locks=True)
 
 
+def call_on_release(folder: Path, *, before: Callable[[], None] | None = None, after: Callable[[], None] | None = None) -> None:
+    """Have these called when this process lets go of the folder, before and after its file goes, in
+    place of what was given earlier; nothing where it is not held."""
+    if (hold := _find_hold(folder)) is not None:
+        hold.before, hold.after = before, after
+
+
 def release_folder(folder: Path) -> None:
     """Let other processes into a folder again; nothing where it is not held."""
     hold = _find_hold(folder)
@@ -146,6 +156,13 @@ def release_all_folders() -> None:
     """Let other processes into every folder that this one holds."""
     for hold in list(_holds):
         _release(hold)
+
+
+def find_held_folders() -> list[Path]:
+    """The folders that this process holds, in the order in which it took them; as relative paths
+    where they lie below the current folder."""
+    held = (hold.path.parent for hold in _holds if hold.process == os.getpid())
+    return [path.relative_to(Path.cwd()) if path.is_relative_to(Path.cwd()) else path for path in held]
 
 
 def lock_until_closed(file: IO[Any], *, waits: bool = False) -> bool:
@@ -190,6 +207,8 @@ def _release(hold: _Hold) -> None:
     is nothing to do."""
     if hold.process != os.getpid() or hold not in _holds:  # in a child, or released before
         return
+    if hold.before is not None:
+        hold.before()
     _holds.remove(hold)
     with contextlib.suppress(OSError):
         is_last = True
@@ -202,6 +221,8 @@ def _release(hold: _Hold) -> None:
         if is_last and _is_at(hold.path, hold.descriptor):
             hold.path.unlink()
     os.close(hold.descriptor)
+    if hold.after is not None:
+        hold.after()
 
 
 def _take(path: Path) -> tuple[int, bool]:

@@ -256,5 +256,5 @@ class ClipPrefetcher:
         more = f" and {len(paths) - MAX_NAMED} more" if len(paths) > MAX_NAMED else ""
         return (
             f"{len(paths)} videos were not read within {self._timeout_seconds:g} s and still hang: {', '.join(paths[:MAX_NAMED])}"
-            f"{more}. Check the disk or network share that they lie on, then start the run again: it resumes"
+            f"{more}. Check the disk or network share of them, then start the run again, with --resume auto"
         )

@@ -37,7 +37,8 @@ def build_comparison(a: Figures, b: Figures) -> str:
 
 
 def _list_cells(row: Compared) -> list[str]:
-    return [row.name.strip(), row.a_text, row.b_text, "" if row.ratio is None else f"{row.ratio:.3f}"]
+    ratio = "" if row.ratio is None else f"{row.ratio:.3f}"
+    return [row.name.strip(), row.a_text, row.b_text, f"{ratio} ({row.note})" if row.note else ratio]
 
 
 def _list_facts(a: Figures, b: Figures) -> list[list[str]]:

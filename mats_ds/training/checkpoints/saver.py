@@ -21,6 +21,7 @@ import torch
 import torch.distributed as dist
 
 from mats_ds.core.checkpoint_files import FileSum, name_of_step
+from mats_ds.core.run_dir import describe_standing
 from mats_ds.distributed.collectives import ask_first, gather_on_all
 from mats_ds.distributed.exits import TrainingStopped
 from mats_ds.distributed.ranks import RankInfo
@@ -127,7 +128,7 @@ class CheckpointSaver:
         what = f"the checkpoint of step {pending.step} could not be written to {self.folder}"
         if problems:
             self._on_first(lambda: remove_part(pending.part), what)
-            raise TrainingStopped(_explain(what, "; ".join(problems)))
+            raise TrainingStopped(self._explain(what, "; ".join(problems)))
         known = [file_sum for sums, _ in parts for file_sum in sums]
         self._on_first(lambda: self._publish(pending, known), what)
 
@@ -155,9 +156,12 @@ class CheckpointSaver:
             try:
                 return work()
             except (OSError, ValueError) as error:
-                raise TrainingStopped(_explain(what, str(error))) from error
+                raise TrainingStopped(self._explain(what, str(error))) from error
 
         return ask_first(attempt, self.ranks)
+
+    def _explain(self, what: str, why: str) -> str:
+        return f"{what}: {why}; make room or mend the folder; {describe_standing(self.folder.parent)}"
 
 
 @dataclass(frozen=True)
@@ -264,10 +268,6 @@ def _copy_scripts(copy: Callable[[str], None], folder: Path) -> None:
     except OSError:  # a full disk: writing the files that matter will fail, on all ranks alike
         for file in files:
             file.unlink(missing_ok=True)
-
-
-def _explain(what: str, why: str) -> str:
-    return f"{what}: {why}; make room or mend the folder, then go on with --resume auto"
 
 
 def checkpoint_bytes(engine: Any, extra: Mapping[str, Any] | None = None) -> int:
