@@ -19,7 +19,7 @@ import threading
 from collections.abc import Callable, Sequence
 from typing import Any, NoReturn
 
-from mats_ds.core.terminal import make_tolerant
+from mats_ds.core.terminal import drop_notices, make_tolerant
 from mats_ds.core.text import clean_line, describe_crash, describe_error, did_you_mean, find_nearest
 
 FINISHED, RUN_ERROR, USAGE_ERROR = 0, 1, 2
@@ -203,6 +203,7 @@ def run_script(work: Callable[[], int | None], *, advice: str | None = None) -> 
     advice it counts as wrong input: an output that cannot be written, say.
     """
     make_tolerant()
+    drop_notices()
     try:
         status = work() or FINISHED
         _leave_ranks()
