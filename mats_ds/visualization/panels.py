@@ -11,7 +11,6 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from mats_ds.core.format import format_count
 from mats_ds.core.token_grid import TokenGrid
 from mats_ds.visualization.clip_view import ClipView
 
@@ -34,9 +33,7 @@ def draw_panels(view: ClipView) -> list[Panel]:
     panels = [
         Panel("original", view.frames_THWC),
         Panel(f"motion score, 0 to {view.motion_N.max():.3g}", draw_heat(view.motion_N, grid)),
-        Panel(
-            f"kept: {view.kept_N.sum()} of {format_count(grid.num_tokens, 'token')}", darken(view.frames_THWC, view.kept_N, grid)
-        ),
+        Panel(f"kept: {view.kept_N.sum()} of {grid.num_tokens} tokens", darken(view.frames_THWC, view.kept_N, grid)),
     ]
     if (view.visible_N != view.kept_N).any():
         visible_THWC = darken(view.frames_THWC, view.visible_N, grid)

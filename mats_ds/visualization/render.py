@@ -17,7 +17,6 @@ import torch
 from torch import nn
 
 from mats_ds.core.clips import ClipSpec
-from mats_ds.core.format import format_count
 from mats_ds.core.token_grid import TokenGrid
 from mats_ds.data.video.indexing import index_video
 from mats_ds.distributed.ranks import find_device
@@ -80,7 +79,7 @@ def render(options: RenderOptions, weights: Weights | None) -> str:
     pages = make_pages(viewer, specs, video=options.video, seed=options.seed)
     write_pages(options.out, suffix, pages, frames_per_second=options.frames_per_second)
     fewer = len(specs) < options.num_clips
-    clips = f" ({format_count(len(specs), 'clip')}: the video is too short for {options.num_clips})" if fewer else ""
+    clips = f" ({len(specs)} clips: the video is too short for {options.num_clips})" if fewer else ""
     return f"wrote {options.out}{clips}: {viewer.note}"
 
 

@@ -10,8 +10,6 @@ from typing import TextIO
 
 from tqdm import tqdm
 
-from mats_ds.core.format import format_count
-
 PRINT_SECONDS = 10.0
 FALLBACK_COLUMNS = 100  # for terminals whose width is not known
 
@@ -35,9 +33,7 @@ class Progress:
         if self._num_known is None:
             self._num_known = num_done
             if num_done:
-                self._print(
-                    f"{num_done} of {format_count(num_files, 'file')} need no work: an earlier run did it, or they do not exist"
-                )
+                self._print(f"{num_done} of {num_files} files need no work: an earlier run did it, or they do not exist")
         if self._stream.isatty():
             if self._bar is None:
                 self._bar = tqdm(
@@ -50,7 +46,7 @@ class Progress:
         if now_seconds - self._printed_seconds >= PRINT_SECONDS:
             self._printed_seconds = now_seconds
             speed = (num_done - self._num_known) / (now_seconds - self._began_seconds)
-            self._print(f"{num_done} of {format_count(num_files, 'file')}, {num_bad} bad, {speed:.1f} files/s")
+            self._print(f"{num_done} of {num_files} files, {num_bad} bad, {speed:.1f} files/s")
 
     def __enter__(self) -> Progress:
         return self

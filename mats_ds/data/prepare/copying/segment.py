@@ -19,7 +19,6 @@ from pathlib import Path
 import av
 import numpy as np
 
-from mats_ds.core.format import format_count
 from mats_ds.data.prepare.copying.copy_settings import CopySettings
 from mats_ds.data.prepare.copying.transcode import CopyFailed, transcode_file
 from mats_ds.data.prepare.publishing import Publisher, publish
@@ -281,10 +280,7 @@ def _verify(part: Path, index: VideoIndex, *, name: str, first: int, num_frames:
     except (UnreadableVideo, *READ_ERRORS) as error:
         raise CopyFailed(f"{name} cannot be read back: {describe_read_error(error)}") from None
     if written.num_frames != num_frames or num_decoded < num_alone:
-        raise CopyFailed(
-            f"{name} has {written.num_frames} of {format_count(num_frames, 'frame')}, {num_decoded} of its first "
-            f"{num_alone} decode"
-        )
+        raise CopyFailed(f"{name} has {written.num_frames} of {num_frames} frames, {num_decoded} of its first {num_alone} decode")
     expected_seconds = index.seconds()[first : first + num_frames]
     if np.abs(written.seconds() - (expected_seconds - expected_seconds[0])).max() > SAME_TIME_SECONDS:
         raise CopyFailed(f"{name} has other times than the source")

@@ -35,7 +35,6 @@ import numpy as np
 from av.error import FFmpegError
 from av.video.reformatter import ColorRange
 
-from mats_ds.core.format import format_count
 from mats_ds.data.prepare.copying.copy_settings import ENCODERS, CopySettings
 from mats_ds.data.prepare.copying.upright import UprightScaler, copy_size
 from mats_ds.data.prepare.header_length import describe_torn_end
@@ -235,16 +234,16 @@ def _decoded(container, stream: av.VideoStream, index: VideoIndex, written: _Wri
                 if number > index.num_silent or written.pts:
                     raise
     except READ_ERRORS as error:
-        written.problem = f"breaks off after {format_count(len(written.pts), 'frame')}: {in_words(describe_read_error(error))}"
+        written.problem = f"breaks off after {len(written.pts)} frames: {in_words(describe_read_error(error))}"
 
 
 def _what_is_missing(container, stream: av.VideoStream, index: VideoIndex, written: _Written) -> str:
     """The reason why the frames that came are not the complete video; empty if they are."""
     num_frames = len(written.pts)
     if num_frames < index.num_frames:
-        return f"only {num_frames} of {format_count(index.num_frames, 'frame')} decode"
+        return f"only {num_frames} of {index.num_frames} frames decode"
     if num_frames > index.num_frames:
-        return f"{format_count(num_frames, 'frame')} decode, its packets hold {index.num_frames}"
+        return f"{num_frames} frames decode, its packets hold {index.num_frames}"
     return describe_torn_end(container, stream, last_seconds=float(index.seconds()[0]) + written.last_seconds())
 
 
@@ -259,10 +258,10 @@ def verify_copy(path: Path, written: _Written, *, gop: int, on_heartbeat: Callab
                 if packet.size:
                     since_key = 1 if packet.is_keyframe else since_key + 1
                     if since_key > gop:
-                        raise CopyFailed(f"the copy has keyframes more than {format_count(gop, 'frame')} apart")
+                        raise CopyFailed(f"the copy has keyframes more than {gop} frames apart")
                 for frame in packet.decode():
                     if number >= len(written.pts):
-                        raise CopyFailed(f"the copy has more than the {format_count(len(written.pts), 'frame')} put into it")
+                        raise CopyFailed(f"the copy has more than the {len(written.pts)} frames put into it")
                     if frame.is_corrupt or (frame.width, frame.height) != (written.width, written.height):
                         raise CopyFailed(f"frame {number} of the copy is corrupt or {frame.width} x {frame.height}")
                     if frame.pts is None or frame.pts * stream.time_base != written.pts[number] * written.time_base:
@@ -272,4 +271,4 @@ def verify_copy(path: Path, written: _Written, *, gop: int, on_heartbeat: Callab
     except READ_ERRORS as error:
         raise CopyFailed(f"the copy cannot be read: {describe_read_error(error)}") from None
     if number != len(written.pts):
-        raise CopyFailed(f"the copy has {format_count(number, 'frame')}, {len(written.pts)} were put into it")
+        raise CopyFailed(f"the copy has {number} frames, {len(written.pts)} were put into it")
