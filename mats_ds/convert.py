@@ -27,6 +27,7 @@ if __name__ == "__main__":  # run as a file, Python would look for modules in ma
     begin_script()
 
 from mats_ds.core.cli import FINISHED, ArgumentParser, leave, run_script
+from mats_ds.core.format import format_count
 from mats_ds.core.storage.files import is_same_file
 from mats_ds.core.storage.output_file import check_output_file, check_parent, describe_fault, describe_leftovers
 from mats_ds.core.storage.package_files import own_command
@@ -124,7 +125,7 @@ def inspect(options: argparse.Namespace) -> int:
     weights = read_source(options)
     say(describe_weights(options.source, weights)[0])
     num_values = sum(tensor.numel() for tensor in weights.state.values())
-    say(*weights.spec.describe(), f"{len(weights.state)} tensors, {num_values / 1e6:.1f} M values")
+    say(*weights.spec.describe(), f"{format_count(len(weights.state), 'tensor')}, {num_values / 1e6:.1f} M values")
     print_notes(weights.notes)
     check_complete(weights)
     return DIFFERENT if name_nonfinite(weights.state) else FINISHED

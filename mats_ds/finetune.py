@@ -28,6 +28,7 @@ from mats_ds.config.finetune_recipe import FinetuneRecipe
 from mats_ds.config.load import list_keys
 from mats_ds.core.checkpoint_files import SPEC_KEY
 from mats_ds.core.cli import LAUNCHER_OPTIONS, ArgumentParser, leave
+from mats_ds.core.format import format_count, format_part
 from mats_ds.core.storage.package_files import own_command
 from mats_ds.data.augment.augmenter import Augmenter
 from mats_ds.data.classes import resolve_classes
@@ -119,7 +120,8 @@ def finetune(recipe: FinetuneRecipe, options: RunOptions) -> None:
         loader = loaders.enter_context(run.loader_for(sampler))
         if ranks.rank == 0:
             (folder / RESULT_FILE).unlink(missing_ok=True)  # of a run that now goes on
-        reading = f"{len(manifest)} videos of {manifest.name}, {classes.count} classes; {loader.describe()}"
+        videos, kinds = format_count(len(manifest), "video"), format_count(classes.count, "class")
+        reading = f"{videos} of {manifest.name}, {kinds}; {loader.describe()}"
         run.announce(info, compute=describe_compute(workload, recipe), data=reading)
         watching = [average] if average else []
         if test_set is not None:
@@ -156,7 +158,7 @@ def describe_compute(workload: Workload, recipe: FinetuneRecipe) -> str:
     full = workload.for_finetuning(keep_ratio=1.0, num_classes=workload.num_classes).flops().forward_macs / 1e9
     selection = recipe.selection
     return (
-        f"forward GMACs per clip: {part:.3g} with {selection.keep_ratio:g} of the tokens by {selection.strategy}, "
+        f"forward GMACs per clip: {part:.3g} with {format_part(selection.keep_ratio, 'tokens')} by {selection.strategy}, "
         f"{full:.3g} with all"
     )
 

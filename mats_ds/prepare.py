@@ -25,6 +25,7 @@ if __name__ == "__main__":  # run as a file, Python would look for modules in ma
     begin_script()
 
 from mats_ds.core.cli import FINISHED, ArgumentParser, leave, run_script
+from mats_ds.core.format import format_count
 from mats_ds.core.storage.own_files import refuse_sources
 from mats_ds.core.storage.package_files import own_command
 from mats_ds.core.text import log_to_stderr, say
@@ -73,7 +74,7 @@ def run_import(options: argparse.Namespace) -> int:
         raise ValueError(f"not one row of {options.source} can be used; nothing was written")
     written, kept = write_imported(imported, out, force=options.force)
     left = f"; {len(imported.mistakes)} left out" if imported.mistakes else ""
-    say(f"wrote {', '.join(map(str, written))} ({len(imported.rows)} rows{left})")
+    say(f"wrote {', '.join(map(str, written))} ({format_count(len(imported.rows), 'row')}{left})")
     say(*(f"what was there before is kept as {path}" for path in kept))
     say(f"train with: {train_arguments(imported, out)}")
     return LEFT_OUT if imported.mistakes else FINISHED

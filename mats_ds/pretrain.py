@@ -30,6 +30,7 @@ from mats_ds.config.recipe import Recipe
 from mats_ds.core.checkpoint_files import SPEC_KEY
 from mats_ds.core.cli import LAUNCHER_OPTIONS, ArgumentParser, leave
 from mats_ds.core.clips import ClipBatch
+from mats_ds.core.format import format_count
 from mats_ds.core.storage.package_files import own_command
 from mats_ds.core.text import clean_line
 from mats_ds.data.clip_sampler import ClipSampler
@@ -84,7 +85,9 @@ def pretrain(recipe: Recipe, options: RunOptions) -> None:
     info = run.describe(workload, steps_per_epoch=sampler.steps_per_epoch, data_name=manifest.name)
     with run.loader_for(sampler) as loader:
         run.announce(
-            info, compute=describe_compute(recipe), data=f"{len(manifest)} videos of {manifest.name}; {loader.describe()}"
+            info,
+            compute=describe_compute(recipe),
+            data=f"{format_count(len(manifest), 'video')} of {manifest.name}; {loader.describe()}",
         )
         observers = run.observers(workload, num_pipelines=loader.num_graphs, extra_state=lambda: {SPEC_KEY: spec})
         batches = loader.micro_batches(run.first_step)

@@ -116,7 +116,7 @@ def test_rank_0_says_what_happens_and_the_others_are_silent(two_rank_run):
     for words in (
         "training from scratch",
         "GMACs per clip",
-        "0.6 of the tokens by mats",
+        "60% of the tokens by mats",
         "12 videos of set/manifest.csv, 4 classes",
         "2 ranks x micro-batch 4 x accumulation 1 = 8",
         "step 6/6",

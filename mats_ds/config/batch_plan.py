@@ -7,6 +7,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from mats_ds.core.format import format_count
+
 LINEAR_RULE_BATCH = 256  # learning rates are stated per 256 videos (METHOD section 5)
 MICRO_BATCH_KEY = "train_micro_batch_size_per_gpu"
 ACCUMULATION_KEY = "gradient_accumulation_steps"
@@ -53,7 +55,8 @@ def plan_batch(ds_config: Mapping[str, Any], *, recipe_batch: int, world_size: i
         raise ValueError(f'the DeepSpeed JSON must set "{MICRO_BATCH_KEY}", the number of clips that a GPU takes at once')
     if micro % repeats:
         raise ValueError(
-            f'a micro-batch of {micro} clips ("{MICRO_BATCH_KEY}") is no multiple of data.repeats={repeats}, and the clips of a '
+            f'a micro-batch of {format_count(micro, "clip")} ("{MICRO_BATCH_KEY}") is no multiple of '
+            f"data.repeats={repeats}, and the clips of a "
             f"video stay together: make it {max(1, round(micro / repeats)) * repeats}, or change data.repeats"
         )
     stated = _positive_integer(ds_config, ACCUMULATION_KEY)
@@ -63,13 +66,15 @@ def plan_batch(ds_config: Mapping[str, Any], *, recipe_batch: int, world_size: i
     total = _positive_integer(ds_config, "train_batch_size")
     if total is not None and total != actual:
         raise ValueError(
-            f'the DeepSpeed JSON says "train_batch_size": {total}, but {world_size} ranks x micro-batch {micro} x accumulation '
+            f'the DeepSpeed JSON says "train_batch_size": {total}, but {format_count(world_size, "rank")} x '
+            f"micro-batch {micro} x accumulation "
             f'{accumulation} are {actual}: leave "train_batch_size" out'
         )
-    ranks = f"{world_size} rank{'s' if world_size > 1 else ''}"
-    sum_text = f"{ranks} x micro-batch {micro} x accumulation {accumulation} = {actual} clips a step"
+    ranks = format_count(world_size, "rank")
+    sum_text = f"{ranks} x micro-batch {micro} x accumulation {accumulation} = {format_count(actual, 'clip')} a step"
     if repeats > 1:
-        sum_text += f", {repeats} of each of {actual // repeats} videos (the learning rate counts videos, as do the epochs)"
+        videos = format_count(actual // repeats, "video")
+        sum_text += f", {repeats} of each of {videos} (the learning rate counts videos, as do the epochs)"
     if actual == recipe_batch:
         how = "gradient accumulation keeps the recipe's global batch" if accumulation > 1 else "the recipe's global batch"
         note = f"{sum_text}: {how}; learning rate as in the recipe"

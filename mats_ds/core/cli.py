@@ -21,7 +21,7 @@ from collections.abc import Callable, Sequence
 from typing import Any, NoReturn
 
 from mats_ds.core.interrupts import AGAIN, is_first_here, leave_quietly, raise_signals
-from mats_ds.core.terminal import make_tolerant
+from mats_ds.core.terminal import drop_notices, make_tolerant
 from mats_ds.core.text import clean_line, describe_crash, describe_error, did_you_mean, find_nearest
 
 FINISHED, RUN_ERROR, USAGE_ERROR = 0, 1, 2
@@ -207,6 +207,7 @@ def run_script(work: Callable[[], int | None], *, advice: str | None = None, sta
     interruption or such a fault, what is kept and how to go on.
     """
     make_tolerant()
+    drop_notices()
     try:
         with raise_signals():
             return _run_to_end(work, advice, standing)

@@ -15,8 +15,11 @@ def format_bytes(num_bytes: float) -> str:
 
 
 def format_flops(flops: float) -> str:
-    """ "120 GFLOP", "3.25 TFLOP"."""
-    return f"{flops / 1e12:.4g} TFLOP" if flops >= 1e12 else f"{flops / 1e9:.4g} GFLOP"
+    """ "120 GFLOP", "3.25 TFLOP", "179.5 EFLOP"; a rate takes "/s" behind it."""
+    for unit, prefix in ((1e18, "E"), (1e15, "P"), (1e12, "T"), (1e9, "G")):
+        if flops >= unit:
+            return f"{flops / unit:.4g} {prefix}FLOP"
+    return f"{flops / 1e6:.4g} MFLOP"
 
 
 def format_hours(hours: float) -> str:
@@ -26,9 +29,19 @@ def format_hours(hours: float) -> str:
     return f"{60 * hours:.0f} min" if hours < 1 else f"{hours:.1f} h"
 
 
+def format_part(ratio: float, noun: str) -> str:
+    """ "30% of the tokens", or "all tokens"."""
+    return f"all {noun}" if ratio == 1 else f"{100 * ratio:.3g}% of the {noun}"
+
+
 def format_count(number: int, noun: str) -> str:
-    """ "1 step", "3 steps"."""
-    return f"{number} {noun}{'' if number == 1 else 's'}"
+    """ "1 step", "3 steps", "2 classes", "0 copies"; of a noun of several words the last has the
+    plural."""
+    if number == 1:
+        return f"1 {noun}"
+    if noun.endswith("y") and noun[-2] not in "aeiou":
+        return f"{number} {noun[:-1]}ies"
+    return f"{number} {noun}{'es' if noun.endswith(('s', 'x', 'ch', 'sh')) else 's'}"
 
 
 def ratio_of(over: float | None, under: float | None) -> float | None:

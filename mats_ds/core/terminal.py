@@ -18,6 +18,9 @@ from typing import Any, TextIO
 
 from mats_ds.core.text import clean_line, clean_output
 
+# What DeepSpeed logs as a warning at every start without a GPU; errors and other warnings stay.
+NOTICES = ("Setting accelerator to CPU",)
+
 
 class TolerantStream:
     """A text stream without characters that a terminal obeys, which drops its output from the first
@@ -78,6 +81,15 @@ def make_tolerant() -> None:
                     with contextlib.suppress(AttributeError):  # of those that look sys.stderr up themselves
                         handler.stream = tolerant
     warnings.formatwarning = _format_warning
+
+
+def drop_notices() -> None:
+    """Keep the NOTICES of DeepSpeed's logger out of the output; it need not be loaded yet."""
+    logging.getLogger("DeepSpeed").addFilter(_is_no_notice)
+
+
+def _is_no_notice(record: logging.LogRecord) -> bool:
+    return record.levelno >= logging.ERROR or not record.getMessage().startswith(NOTICES)
 
 
 def _format_warning(message: Warning | str, category: type[Warning], filename: str, lineno: int, line: str | None = None) -> str:

@@ -85,7 +85,11 @@ def check_labels(manifest: Manifest, num_classes: int, *, advice: str) -> None:
     needed = int(manifest.label_S.max(initial=0)) + 1
     for wrong_S, problem, fix in (
         (manifest.label_S < 0, "no label (-1 is none)", UNLABELLED_ADVICE),
-        (manifest.label_S >= num_classes, f"a label that is none of the {num_classes} classes 0 to {num_classes - 1}", advice),
+        (
+            manifest.label_S >= num_classes,
+            f"a label that is none of the {format_count(num_classes, 'class')} 0 to {num_classes - 1}",
+            advice,
+        ),
     ):
         if wrong_S.any():
             first, count = int(np.argmax(wrong_S)), int(wrong_S.sum())

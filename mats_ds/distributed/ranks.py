@@ -11,6 +11,7 @@ from datetime import timedelta
 import torch
 import torch.distributed as dist
 
+from mats_ds.core.format import format_count
 from mats_ds.core.text import log_to_stderr
 from mats_ds.distributed.exits import RanksLost
 from mats_ds.distributed.launcher_watch import end_with_launchers
@@ -121,7 +122,8 @@ def start_distributed(*, timeout_seconds: float = 1800.0) -> RankInfo:
     if torch.cuda.is_available() and os.environ.get("DS_ACCELERATOR") != "cpu":
         if local_rank >= torch.cuda.device_count():
             raise ValueError(
-                f"{local_world_size} ranks on this machine but only {torch.cuda.device_count()} GPU(s): lower --num_gpus"
+                f"{format_count(local_world_size, 'rank')} on this machine but only "
+                f"{format_count(torch.cuda.device_count(), 'GPU')}: lower --num_gpus"
             )
         torch.cuda.set_device(local_rank)
         device = torch.device("cuda", local_rank)

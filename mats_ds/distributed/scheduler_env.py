@@ -13,6 +13,8 @@ import os
 import re
 from collections.abc import MutableMapping
 
+from mats_ds.core.format import format_count
+
 DEFAULT_PORT = "29500"  # torch's and DeepSpeed's
 # below the range that Linux gives to outgoing connections
 FIRST_JOB_PORT, NUM_JOB_PORTS = 20_000, 10_000
@@ -45,7 +47,8 @@ def _of_openmpi(variables: MutableMapping[str, str]) -> dict[str, str]:
     size, local_size = variables["OMPI_COMM_WORLD_SIZE"], variables["OMPI_COMM_WORLD_LOCAL_SIZE"]
     if size != local_size and "MASTER_ADDR" not in variables:
         raise ValueError(
-            f"mpirun has started {size} ranks, {local_size} of them here, and no MASTER_ADDR tells where they meet: "
+            f"mpirun has started {format_count(size, 'rank')}, {local_size} of them here, and no MASTER_ADDR tells "
+            f"where they meet: "
             "add -x MASTER_ADDR=HOST, the host of rank 0 (launch.sh does)"
         )
     return {

@@ -19,6 +19,7 @@ import numpy as np
 import torch
 
 from mats_ds.core.clips import ClipBatch
+from mats_ds.core.format import format_count, format_part
 from mats_ds.core.run_dir import collect_versions
 from mats_ds.core.shards.members import is_file
 from mats_ds.core.storage.file_kind import why_no_video
@@ -88,7 +89,7 @@ def open_classifier(
     model = load_model(weights)
     names = tuple(read_class_list(Path(class_names)).names) if class_names else model.class_names
     if names and len(names) != model.num_classes:
-        raise ValueError(f"{class_names} names {len(names)} classes, the model has {model.num_classes}")
+        raise ValueError(f"{class_names} names {format_count(len(names), 'class')}, the model has {model.num_classes}")
     views = plan_views(request, weights, grid=model.grid, num_frames=model.candidate_grid.num_frames, device=device)
     logger.info("%s; %s; %s", views.describe_views(), views.describe_clips(), views.precision)
     model = model.to(device, views.dtype).eval()
@@ -171,7 +172,9 @@ def write_test(
     known = count_known(manifest, training_manifests(test))
     if not len(readable_R):
         first = scored.bad[0]
-        raise ValueError(f"not one of {len(manifest)} videos can be read; the first: {first.path}: {first.reason}")
+        raise ValueError(
+            f"not one of {format_count(len(manifest), 'video')} can be read; the first: {first.path}: {first.reason}"
+        )
     points = measure_points(test, scored.stack(), manifest.label_S[readable_R], example)
     speed_note = describe_speed(views.device, views.dtype, num_views=len(example.frames_BTHWC))
     names = result_names(test.keep_ratios)
@@ -188,7 +191,10 @@ def write_test(
     )
     say(f"weights: {test.path}: {test.source}")
     shown = f"{views.num_clips} x {views.num_crops} views"
-    say(f"{len(readable_R)} of {len(manifest)} videos of {manifest.name} scored on {shown}; accuracy is over these")
+    say(
+        f"{len(readable_R)} of {format_count(len(manifest), 'video')} of {manifest.name} scored on {shown}; accuracy "
+        f"is over these"
+    )
     known_lines = [f"  {number} of them {name}: no accuracy on unseen videos" for name, number in known.items() if number]
     if known.get(CHOSE) and test.used["which"] == "best":
         known_lines.append("  the run's last weights are chosen on nothing: test them with --weights_from last")
@@ -260,8 +266,8 @@ def classify_video(test: ClassifierTest, path: str, *, ranks: RankInfo) -> None:
     (video,) = scored.videos
     if video.mean is None:
         raise ValueError(why_no_video(path, f"cannot be read: {scored.bad[0].reason}"))
-    say(f"{path}: {video.num_read} views")
+    say(f"{path}: {format_count(video.num_read, 'view')}")
     for ratio, scores_C in zip(test.keep_ratios, video.mean, strict=True):
         if len(test.keep_ratios) > 1:
-            say(f"{ratio:g} of the tokens:")
+            say(f"with {format_part(ratio, 'tokens')}:")
         say(*(f"  {scores_C[label]:.4f}  {test.names[label]}" for label in top_classes(scores_C, TOP)))

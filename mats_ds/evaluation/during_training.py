@@ -8,6 +8,7 @@ from dataclasses import asdict
 from pathlib import Path
 
 from mats_ds.config.finetune_recipe import FinetuneRecipe
+from mats_ds.core.format import format_count
 from mats_ds.core.storage.files import write_json
 from mats_ds.core.storage.package_files import own_command
 from mats_ds.data.classes import Classes, check_test_set
@@ -44,7 +45,7 @@ def check_unseen(test_set: Manifest | None, manifest: Manifest, recipe: Finetune
         return 0
     section, (clips, crops) = recipe.evaluation, recipe.evaluation.training_views
     what = "the average of the weights" if recipe.finetune.ema_decay else "the weights"
-    videos = f"{len(test_set)} videos of {test_set.name}, {clips} x {crops} views each"
+    videos = f"{format_count(len(test_set), 'video')} of {test_set.name}, {clips} x {crops} views each"
     logger.info("test: %s on %s, every %g epochs; the best is kept, the last is the result", what, videos, section.every_epochs)
     return refuse_shared(test_set, manifest, allowed=section.allow_overlap, fix="set evaluation.allow_overlap=true")
 

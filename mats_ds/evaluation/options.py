@@ -20,6 +20,7 @@ import torch
 from pydantic import ValidationError
 
 from mats_ds.config.recipe import ClipSection
+from mats_ds.core.format import format_count
 from mats_ds.core.storage.documents import MAX_YAML_BYTES, parse_yaml
 from mats_ds.core.storage.files import read_text
 from mats_ds.core.token_grid import TokenGrid
@@ -107,13 +108,14 @@ class ViewPlan:
         return {"clips": self.num_clips, "crops": self.num_crops, **self.section.model_dump(include=set(CLIP_KEYS))}
 
     def describe_views(self) -> str:
-        return f"{self.num_clips} x {self.num_crops} views of a video (clips x crops; {self.views_from})"
+        views = "view" if self.num_views == 1 else "views"
+        return f"{self.num_clips} x {self.num_crops} {views} of a video (clips x crops; {self.views_from})"
 
     def describe_clips(self) -> str:
         section = self.section
-        spacing = f"{section.stride_seconds:g} s" if section.stride_seconds is not None else f"{section.stride} frames"
+        spacing = f"{section.stride_seconds:g} s" if section.stride_seconds is not None else format_count(section.stride, "frame")
         spread = "spread evenly over the video" if section.sampling == "uniform" else f"{spacing} apart"
-        frames = f"{section.num_frames} frames of {section.height} x {section.width}"
+        frames = f"{format_count(section.num_frames, 'frame')} of {section.height} x {section.width}"
         return f"{frames}, {spread} ({section.sampling} sampling; {self.clips_from})"
 
 

@@ -16,6 +16,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
+from mats_ds.core.format import format_count
 from mats_ds.core.run_dir import collect_versions
 from mats_ds.core.storage.files import write_json
 from mats_ds.core.storage.folder_lock import release_folder
@@ -126,7 +127,7 @@ def probe(
             results += fit_probes(train_features, val_features, options, **sizes, weights_name=name, device=device)
         chance = ChanceLevel(num_classes, float(torch.bincount(val_features.label_S).max()) / num_videos)
         shown = f"{views.num_clips} x {views.num_crops} views, {views.describe_clips()}"
-        say(f"measured on {num_videos} videos of {val_set.name}: {shown}")
+        say(f"measured on {format_count(num_videos, 'video')} of {val_set.name}: {shown}")
         say(chance.describe(), *(result.describe() for result in results))
         if out is None:
             return

@@ -12,6 +12,7 @@ from pathlib import Path
 import numpy as np
 
 from mats_ds.core.clips import BadClip
+from mats_ds.core.format import format_part
 from mats_ds.core.proportion import Proportion
 from mats_ds.core.storage.documents import parse_json
 from mats_ds.core.storage.files import describe_wrong_kind, format_csv, read_bytes, write_json, write_text
@@ -135,7 +136,7 @@ def draw_results(folder: Path, points: Sequence[SweepPoint], *, names: Sequence[
     drawings = []
     for point in points:
         path = (folder / ratio_folder(point.keep_ratio) if len(points) > 1 else folder) / "confusion.png"
-        kept = f"{title}, {point.keep_ratio:g} of the tokens kept"
+        kept = f"{title}, {format_part(point.keep_ratio, 'tokens')} kept"
         drawings.append((path, partial(draw_confusion, point.accuracy, names, path, title=kept)))
     if len(points) > 1:
         path = folder / "sweep.png"
@@ -184,7 +185,7 @@ def describe_points(points: Sequence[SweepPoint]) -> list[str]:
         accuracy, gmacs = point.accuracy, point.macs / 1e9
         speed = f", {point.views_per_second:.3g} views/s" if point.views_per_second else ""
         lines += [
-            f"{point.keep_ratio:g} of the tokens: {gmacs:.3g} GMACs a view{speed}",
+            f"{format_part(point.keep_ratio, 'tokens')}: {gmacs:.3g} GMACs a view{speed}",
             f"  top-1 {accuracy.top1.describe()}",
             f"  top-{accuracy.num_top} {accuracy.top5.describe()}, mean of classes {100 * accuracy.mean_class:.2f}%",
         ]

@@ -9,6 +9,7 @@ from collections.abc import Callable, Sequence
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
+from mats_ds.core.format import format_count
 from mats_ds.models.classifier import VideoClassifier
 from mats_ds.planning.flops import FLOPS_PER_MAC, step_flops
 
@@ -41,7 +42,7 @@ def time_forwards(forwards: Sequence[Callable[[], object]], device: torch.device
 def describe_speed(device: torch.device, dtype: torch.dtype, *, num_views: int) -> str:
     """The conditions of a speed measurement: batch, type and device."""
     name = torch.cuda.get_device_name(device) if device.type == "cuda" else f"CPU, {torch.get_num_threads()} thread(s)"
-    return f"model alone, {num_views} views at a time, {str(dtype).removeprefix('torch.')}, one {name}"
+    return f"model alone, {format_count(num_views, 'view')} at a time, {str(dtype).removeprefix('torch.')}, one {name}"
 
 
 def wait_for(device: torch.device) -> None:

@@ -21,13 +21,14 @@ from torch import nn
 
 from mats_ds.core.clips import BadClip
 from mats_ds.core.events import RunInfo, StepEvent
+from mats_ds.core.format import format_count
 from mats_ds.core.progress import show_progress
 from mats_ds.core.storage.documents import parse_json
 from mats_ds.core.storage.files import open_regular, open_to_append, write_text
 from mats_ds.data.loading.build import ViewBatch
 from mats_ds.distributed.collectives import gather_on_all
 from mats_ds.distributed.ranks import RankInfo
-from mats_ds.evaluation.accuracy import measure_accuracy
+from mats_ds.evaluation.accuracy import TOP, measure_accuracy
 from mats_ds.evaluation.scoring import ScoredVideos, score_videos, softmax_scores
 
 logger = logging.getLogger("mats_ds")
@@ -143,7 +144,7 @@ class Evaluator:
             self.best = evaluation.top1
             self.keep_best(evaluation)
         if scored:
-            self._write(evaluation, scored.bad)
+            self._write(evaluation, scored.bad, num_classes=scored.stack().shape[1])
 
     def _judge(self, step: int, scored: ScoredVideos, *, seconds: float) -> Evaluation:
         evaluation = judge(scored, self.label_S, step=step, epoch=step / self.run.steps_per_epoch, seconds=seconds)
@@ -151,14 +152,14 @@ class Evaluator:
         is_best = evaluation.top1 > self.best
         return replace(evaluation, is_best=is_best, measured_on=self.measured_on, averaged=self.averaged, **views)
 
-    def _write(self, evaluation: Evaluation, bad: list[BadClip]) -> None:
+    def _write(self, evaluation: Evaluation, bad: list[BadClip], *, num_classes: int) -> None:
         """Write and log an evaluation; each unreadable video is logged once per run."""
         for clip in bad:
             if clip.path not in self._logged_paths:
                 logger.warning("in the test, %s (it is left out)", clip.verdict)
                 self._logged_paths.add(clip.path)
         append_evaluation(self.run_dir, evaluation)
-        logger.info("%s", describe_evaluation(evaluation, best=self.best))
+        logger.info("%s", describe_evaluation(evaluation, best=self.best, num_classes=num_classes))
         if self.engine.monitor.enabled:
             values = {"top1": evaluation.top1, "top5": evaluation.top5, "loss": evaluation.loss}
             clips = evaluation.step * self.run.global_batch
@@ -168,14 +169,15 @@ class Evaluator:
         """Nothing: every evaluation has been written."""
 
 
-def describe_evaluation(evaluation: Evaluation, *, best: float) -> str:
-    """One line for the console."""
-    top1, top5 = 100 * evaluation.top1, 100 * evaluation.top5
+def describe_evaluation(evaluation: Evaluation, *, best: float, num_classes: int) -> str:
+    """One line for the console; of so few classes that five are all of them, the top-1 alone."""
+    top1 = 100 * evaluation.top1
+    top5 = f"top-{TOP} {100 * evaluation.top5:.2f}%, " if num_classes > TOP else ""
     unreadable = f", {evaluation.num_unreadable} unreadable" if evaluation.num_unreadable else ""
     ending = "the best so far" if evaluation.is_best else f"best {100 * best:.2f}%"
     return (
-        f"test after step {evaluation.step} (epoch {evaluation.epoch:.1f}): top-1 {top1:.2f}%, top-5 {top5:.2f}%, "
-        f"loss {evaluation.loss:.3f} on {evaluation.num_videos} videos of {evaluation.measured_on}{unreadable}, "
+        f"test after step {evaluation.step} (epoch {evaluation.epoch:.1f}): top-1 {top1:.2f}%, {top5}"
+        f"loss {evaluation.loss:.3f} on {format_count(evaluation.num_videos, 'video')} of {evaluation.measured_on}{unreadable}, "
         f"{evaluation.seconds:.1f} s; {ending}"
     )
 

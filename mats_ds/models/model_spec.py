@@ -14,6 +14,7 @@ from typing import Any
 
 from torch import nn
 
+from mats_ds.core.format import format_count
 from mats_ds.core.token_grid import FINETUNE_KEEP_RATIO, TokenGrid, TokenPruning
 from mats_ds.models.classifier import VideoClassifier
 from mats_ds.models.layers import NORM_EPS
@@ -84,18 +85,21 @@ class ModelSpec:
         grid = self.grid
         lines = [
             f"{self.kind}: {self.size_name or 'a size of its own'}, width {self.width}, {self.depth} blocks, {self.heads} heads",
-            f"clip: {grid.num_frames} frames of {grid.height} x {grid.width}, tubelets of {' x '.join(map(str, grid.tubelet))}, "
-            f"{grid.num_tokens} tokens",
+            f"clip: {format_count(grid.num_frames, 'frame')} of {grid.height} x {grid.width}, tubelets of "
+            f"{' x '.join(map(str, grid.tubelet))}, "
+            f"{format_count(grid.num_tokens, 'token')}",
         ]
         if self.position_grid != grid:
             made = self.position_grid
-            lines.append(f"positions: made for {made.num_frames} frames of {made.height} x {made.width}, interpolated")
+            lines.append(
+                f"positions: made for {format_count(made.num_frames, 'frame')} of {made.height} x {made.width}, interpolated"
+            )
         if self.kind == "pretrain":
             lines.append(f"decoder: width {self.decoder_width}, {self.decoder_depth} blocks, {self.decoder_heads} heads")
         if self.kind == "classifier":
             more = ", ..." if len(self.class_names) > SHOWN_NAMES else ""
             names = f" ({', '.join(self.class_names[:SHOWN_NAMES])}{more})" if self.class_names else ""
-            lines.append(f"head: {self.num_classes} classes{names}")
+            lines.append(f"head: {format_count(self.num_classes, 'class')}{names}")
         if self.kind != "encoder":
             visible = f", visible {self.pruning.visible_ratio:g}" if self.kind == "pretrain" else ""
             lines.append(f"selection: {self.pruning.strategy}, keep {self.pruning.keep_ratio:g}{visible}")

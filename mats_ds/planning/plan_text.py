@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import asdict, replace
 from typing import TYPE_CHECKING, Any
 
-from mats_ds.core.format import format_bytes, format_flops, format_hours
+from mats_ds.core.format import format_bytes, format_count, format_flops, format_hours
 from mats_ds.metering.device_memory import name_kind
 from mats_ds.models.sizes import MODEL_SIZES
 from mats_ds.planning.forecast import Forecast, Overheads, forecast
@@ -139,7 +139,7 @@ def _blocks(planned: Forecast) -> list[str]:
     for name, blocks, tokens in stacks:
         sizes = sorted(set(blocks), reverse=True)
         groups = ", ".join(f"{blocks.count(size)} of {format_bytes(size)}" for size in sizes)
-        lines.append(f"  {format_bytes(sum(blocks)):>12}  {name}, {tokens} tokens: {groups}")
+        lines.append(f"  {format_bytes(sum(blocks)):>12}  {name}, {format_count(tokens, 'token')}: {groups}")
     lines.append(f"  {format_bytes(acts.other_saved_bytes):>12}  patches, last norms, loss")
     return lines
 
@@ -151,14 +151,15 @@ def _compute(question: Question) -> list[str]:
     lines = [
         f"computation of a clip: forward {forward}; forward and backward "
         f"{format_flops(flops.training_flops)} needed, {format_flops(flops.hardware_flops)} executed",
-        f"  a step: {format_flops(flops.training_flops * time.clips_per_step)}; an epoch of {time.steps_per_epoch} steps: "
+        f"  a step: {format_flops(flops.training_flops * time.clips_per_step)}; an epoch of "
+        f"{format_count(time.steps_per_epoch, 'step')}: "
         f"{format_flops(flops.training_flops * epoch_clips)}",
         f"  batch: {batch.note}; at its peak it is {_peak_learning_rate(question):.3g}",
     ]
     if time.step_seconds is not None:
         lines.append(
             f"  time at MFU {100 * time.mfu:.0f}%: {time.step_seconds:.3g} s a step, {time.clips_per_second:.0f} clips/s, "
-            f"{format_hours(time.hours)} for {time.total_steps} steps"
+            f"{format_hours(time.hours)} for {format_count(time.total_steps, 'step')}"
         )
     return lines
 

@@ -16,6 +16,7 @@ from mats_ds.config.ds_config import notes_on, precision_of, read_ds_config
 from mats_ds.config.finetune_recipe import FinetuneRecipe
 from mats_ds.config.load import load_recipe
 from mats_ds.config.recipe import Recipe
+from mats_ds.core.format import format_count
 from mats_ds.core.gpus import Gpu, find_gpu
 from mats_ds.core.token_grid import FINETUNE_KEEP_RATIO
 from mats_ds.planning.forecast import ASSUMED_MFU, KNOWN_CLIPS, LoaderMemory, TimePlan, measured_mfu, plan_time
@@ -128,7 +129,9 @@ def _count_clips(recipe: Recipe, stated: int | None) -> tuple[int, list[str]]:
     if known:
         return KNOWN_CLIPS[known] * repeats, [f"an epoch of {KNOWN_CLIPS[known]} videos, as {known} is published"]
     num_videos = KNOWN_CLIPS[FALLBACK_DATA]
-    return num_videos * repeats, [f"an epoch of {num_videos} videos, the size of {FALLBACK_DATA}: state it with --clips"]
+    return num_videos * repeats, [
+        f"an epoch of {format_count(num_videos, 'video')}, the size of {FALLBACK_DATA}: state it with --clips"
+    ]
 
 
 def _resolve_mfu(options: PlanOptions) -> tuple[float, str]:

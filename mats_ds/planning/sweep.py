@@ -100,7 +100,7 @@ def format_sweep(cells: list[Cell], *, micro_batch: int, world_size: int, mfu: f
         f"micro-batch that fits, training TFLOPs a clip, minutes for an epoch of {EPOCH_CLIPS} clips at {100 * mfu:.0f}% MFU.",
     ]
     for task in TASKS:
-        lines += ["", "pre-training" if task == "pretrain" else "fine-tuning (0.6 of the tokens with MATS, all with VideoMAE)"]
+        lines += ["", "pre-training" if task == "pretrain" else "fine-tuning (60% of the tokens with MATS, all with VideoMAE)"]
         lines.append(
             f"{'model':6}{'node':14}" + "".join(f"| {method:10}{'GB':>7}{'max':>6}{'TFLOP':>8}{'min':>7} " for method in METHODS)
         )

@@ -2,7 +2,7 @@ from __future__ import annotations
 
 import pytest
 
-from mats_ds.core.format import format_bytes
+from mats_ds.core.format import format_bytes, format_count, format_flops, format_part
 
 
 @pytest.mark.parametrize(
@@ -19,3 +19,33 @@ from mats_ds.core.format import format_bytes
 )
 def test_bytes_have_the_unit_that_fits(num_bytes, text):
     assert format_bytes(num_bytes) == text
+
+
+@pytest.mark.parametrize(
+    ("number", "noun", "text"),
+    [
+        (0, "step", "0 steps"),
+        (1, "shard", "1 shard"),
+        (2, "class", "2 classes"),
+        (1, "class", "1 class"),
+        (3, "copy", "3 copies"),
+        (2, "DALI pipeline", "2 DALI pipelines"),
+        (2, "GPU", "2 GPUs"),
+        (2, "key", "2 keys"),
+    ],
+)
+def test_a_count_has_the_noun_that_fits(number, noun, text):
+    assert format_count(number, noun) == text
+
+
+@pytest.mark.parametrize(
+    ("flops", "text"),
+    [(4.2e6, "4.2 MFLOP"), (1.2e11, "120 GFLOP"), (3.25e12, "3.25 TFLOP"), (1.795e17, "179.5 PFLOP"), (1.795e20, "179.5 EFLOP")],
+)
+def test_flops_have_the_unit_that_fits(flops, text):
+    assert format_flops(flops) == text
+
+
+@pytest.mark.parametrize(("ratio", "text"), [(1, "all tokens"), (0.3, "30% of the tokens"), (0.004, "0.4% of the tokens")])
+def test_a_part_is_a_percentage(ratio, text):
+    assert format_part(ratio, "tokens") == text

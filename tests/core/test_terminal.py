@@ -3,6 +3,7 @@ same."""
 
 from __future__ import annotations
 
+import logging
 import os
 import subprocess
 import sys
@@ -95,3 +96,18 @@ def test_a_log_handler_that_chooses_its_own_stream_is_left_alone():
 def test_every_program_runs_so(name):
     body, _, end = (ROOT / "mats_ds" / f"{name}.py").read_text(encoding="utf-8").rpartition('if __name__ == "__main__":')
     assert ("run_script(" in body + end or "run_training(" in body) and end.strip().startswith("leave(")
+
+
+def test_the_notice_that_there_is_no_gpu_is_dropped_and_other_warnings_stay(caplog):
+    from mats_ds.core.terminal import drop_notices
+
+    drop_notices()
+    logger = logging.getLogger("DeepSpeed")
+    logger.addHandler(caplog.handler)
+    try:
+        logger.warning("Setting accelerator to CPU. If you have GPU or other accelerator, we were unable to detect it.")
+        logger.warning("gradients are not finite")
+        logger.error("Setting accelerator to CPU failed")
+    finally:
+        logger.removeHandler(caplog.handler)
+    assert [*dict.fromkeys(caplog.messages)] == ["gradients are not finite", "Setting accelerator to CPU failed"]

@@ -24,6 +24,7 @@ from pydantic import ValidationError
 
 from mats_ds.config.recipe import ClipSection
 from mats_ds.core.clips import ClipBatch
+from mats_ds.core.format import format_count
 from mats_ds.data.clip_sampler import BatchSplit, ClipSampler
 from mats_ds.data.loading.batching import BatchBuilder
 from mats_ds.data.loading.dali import MAX_GRAPH_THREADS, GpuDecoder, choose_num_graphs, device_codecs, pinned_bytes_bound
@@ -64,7 +65,8 @@ class ClipLoader:
         self.positions(0, 0)  # raises for sizes that do not fit
         if split.micro_batch % sampler.repeats:
             raise ValueError(
-                f"a micro-batch of {split.micro_batch} clips is no multiple of data.repeats={sampler.repeats}: the clips of a "
+                f"a micro-batch of {format_count(split.micro_batch, 'clip')} is no multiple of "
+                f"data.repeats={sampler.repeats}: the clips of a "
                 "video would be decoded by several ranks; change data.repeats or the micro-batch"
             )
         self._session: _Session | None = None
@@ -166,15 +168,15 @@ class ClipLoader:
         """One line: what is decoded where, and the bound of page-locked host memory where there is
         any."""
         num_workers, num_graphs = self.options.num_workers, self.options.num_graphs
-        plural = "s" if num_workers > 1 else ""
-        readers = f"{num_workers} thread{plural}" if num_workers else "the calling thread"
+        readers = format_count(num_workers, "thread") if num_workers else "the calling thread"
         size = "x".join(map(str, self.size))
         codecs = device_codecs(self.device)
         if not codecs:
             return f"PyAV decodes, crops and scales to {size} on {readers}; DALI is not used on a CPU"
         pinned_gib = pinned_bytes_bound(num_graphs, micro_batch=self.split.micro_batch) / 2**30
         return (
-            f"NVDEC decodes ({num_graphs} DALI pipelines: {', '.join(sorted(codecs))}; page-locked memory at most "
+            f"NVDEC decodes ({format_count(num_graphs, 'DALI pipeline')}: {', '.join(sorted(codecs))}; "
+            "page-locked memory at most "
             f"{pinned_gib:.1f} GiB), PyAV on {readers} what it cannot; crops scaled to {size} on {self.device}"
         )
 

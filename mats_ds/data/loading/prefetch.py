@@ -20,6 +20,7 @@ from dataclasses import dataclass, field
 from typing import Protocol
 
 from mats_ds.core.clips import BadClip, ClipSpec
+from mats_ds.core.format import format_count
 from mats_ds.data.video.containers import UnreadableVideo
 
 MAX_ATTEMPTS = 4  # the clip itself and three substitutes
@@ -255,6 +256,7 @@ class ClipPrefetcher:
         paths = list(self._hanging)
         more = f" and {len(paths) - MAX_NAMED} more" if len(paths) > MAX_NAMED else ""
         return (
-            f"{len(paths)} videos were not read within {self._timeout_seconds:g} s and still hang: {', '.join(paths[:MAX_NAMED])}"
-            f"{more}. Check the disk or network share of them, then start the run again, with --resume auto"
+            f"{format_count(len(paths), 'video')} not read within {self._timeout_seconds:g} s, and still hanging: "
+            f"{', '.join(paths[:MAX_NAMED])}"
+            f"{more}. Check the disk or network share that they lie on, then start the run again, with --resume auto"
         )

@@ -15,6 +15,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+from mats_ds.core.format import format_count
 from mats_ds.core.storage.documents import parse_json
 from mats_ds.core.storage.files import open_regular, read_bytes, write_json
 from mats_ds.core.storage.folder_lock import release_folder
@@ -277,4 +278,5 @@ def write_index(out: Path, manifest: Manifest, paths: list[Path], grid: TokenGri
     end_writing(out, (SETTINGS, *TABLES))
     note = f"; {len(bad)} unreadable, at least in part: see {UNREADABLE}" if bad else ""
     num_read = len({row[2] for row in rows})
-    return f"{len(rows)} views of {num_read} videos (of {len(manifest)}) in {len(paths)} shards below {out}{note}"
+    read = f"{format_count(len(rows), 'view')} of {format_count(num_read, 'video')} (of {len(manifest)})"
+    return f"{read} in {format_count(len(paths), 'shard')} below {out}{note}"

@@ -14,6 +14,7 @@ import numpy as np
 import torch
 
 from mats_ds.core.clips import BadClip
+from mats_ds.core.format import format_count
 from mats_ds.core.token_grid import count_tokens
 from mats_ds.data.manifest import Manifest
 from mats_ds.data.view_sampler import View
@@ -50,7 +51,7 @@ def open_encoder(weights: Weights, *, keep_ratio: float | None) -> VideoEncoder:
     changes = {} if keep_ratio is None else {"keep_ratio": keep_ratio, "visible_ratio": keep_ratio}
     encoder = load_encoder(weights, **changes)
     if count_tokens(encoder.trunk.keep_ratio, encoder.grid.num_tokens) < 1:
-        raise ValueError(f"--keep_ratio {keep_ratio} of {encoder.grid.num_tokens} tokens is no token at all")
+        raise ValueError(f"--keep_ratio {keep_ratio} of {format_count(encoder.grid.num_tokens, 'token')} is no token at all")
     return encoder
 
 
@@ -128,7 +129,9 @@ def extract_set(encoder: VideoEncoder, manifest: Manifest, views: ViewPlan, *, n
         logger.warning("left out: %d more", len(bad) - SHOWN_BAD)
     sample_S = (num_read_S == views.num_views).nonzero()[:, 0]
     if len(sample_S) == 0:
-        raise ValueError(f"not one of {len(manifest)} videos of {manifest.name} can be read: {next(iter(bad.values()), '')}")
+        raise ValueError(
+            f"not one of {format_count(len(manifest), 'video')} of {manifest.name} can be read: {next(iter(bad.values()), '')}"
+        )
     return FrozenSet(
         pooled_SD[sample_S],
         torch.from_numpy(manifest.label_S)[sample_S],

@@ -233,7 +233,7 @@ def test_a_disk_that_is_gone_ends_the_run_with_the_files_that_hang(videos, monke
     monkeypatch.setattr(prefetch, "JOIN_SECONDS", 0.2)
     release = threading.Event()
     monkeypatch.setattr(reader, "visit_frames", lambda *_, **__: release.wait(30))
-    with pytest.raises(prefetch.ReadingStuck, match="3 videos were not read within 0.2 s and still hang") as caught:
+    with pytest.raises(prefetch.ReadingStuck, match="3 videos not read within 0.2 s, and still hanging") as caught:
         take(loader_of(videos, clip_timeout_seconds=0.2), 2)
     release.set()
     assert sum(path in str(caught.value) for path in videos) == 3

@@ -69,7 +69,8 @@ def _describe_total(result: CheckResult, facts: Sequence[FileFacts]) -> str:
 
 
 def _unit_of_time(facts: Sequence[FileFacts]) -> tuple[str, int]:
-    return ("hours", 3600) if sum(fact.duration_seconds for fact in facts) >= 3600 else ("minutes", 60)
+    seconds = sum(fact.duration_seconds for fact in facts)
+    return ("hours", 3600) if seconds >= 3600 else ("minutes", 60) if seconds >= 600 else ("seconds", 1)
 
 
 def _table_of_codecs(facts: Sequence[FileFacts]) -> str:

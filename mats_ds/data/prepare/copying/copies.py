@@ -21,7 +21,7 @@ from contextlib import closing
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-from mats_ds.core.format import format_bytes
+from mats_ds.core.format import format_bytes, format_count
 from mats_ds.core.terminal import why_not_utf8
 from mats_ds.data.manifest import Manifest
 from mats_ds.data.prepare.copying.copy_journal import open_copy_journal
@@ -65,14 +65,15 @@ class CopySummary:
     def lines(self) -> Iterator[str]:
         """The lines of the summary."""
         reused = f" ({self.num_reused} from an earlier run)" if self.num_reused else ""
-        pieces = f" as {self.num_pieces} segments" if self.num_pieces != self.num_copied else ""
-        yield f"{self.num_copied} of {self.num_files} files copied{reused}{pieces}"
+        pieces = f" as {format_count(self.num_pieces, 'segment')}" if self.num_pieces != self.num_copied else ""
+        yield f"{self.num_copied} of {format_count(self.num_files, 'file')} copied{reused}{pieces}"
         if self.source_bytes:
             fraction = self.copied_bytes / self.source_bytes
             yield f"bytes: {format_bytes(self.source_bytes)} -> {format_bytes(self.copied_bytes)} ({fraction:.2f} x)"
         if self.speed:
             yield (
-                f"expected speed-up of decoding on a CPU: {self.speed.ratio:.1f} x (median of {self.speed.num_files} files, "
+                f"expected speed-up of decoding on a CPU: {self.speed.ratio:.1f} x (median of "
+                f"{format_count(self.speed.num_files, 'file')}, "
                 f"a clip of 16 frames, stride 4: {self.speed.original_ms:.0f} -> {self.speed.copy_ms:.0f} CPU ms)"
             )
         for path, problem in self.partial.items():

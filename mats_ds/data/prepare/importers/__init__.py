@@ -17,6 +17,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import NamedTuple
 
+from mats_ds.core.format import format_count
 from mats_ds.core.text import quote_word
 from mats_ds.data.class_names import merge_names, normalise_name
 from mats_ds.data.list_text import column_names, split_line
@@ -233,7 +234,7 @@ def _refuse_conflicts(rows: Rows) -> None:
         kept.append(row)
     rows.rows = kept
     if num_repeated:
-        rows.notes.append(f"{num_repeated} rows repeat an earlier one; they are kept, so those videos count more than once")
+        rows.notes.append(f"{format_count(num_repeated, 'row')} of earlier videos, kept: those videos count more than once")
 
 
 def _line_of(mistake: Mistake) -> tuple[str, int]:
@@ -277,7 +278,8 @@ def _explain_stranger(source: Source) -> str:
     if problems := [(number, problem) for number, line in source.lines if (problem := split_line(line).problem)]:
         number, problem = problems[0]
         return (
-            f"{path}: no format fits: in {len(problems)} of {len(source.lines)} lines, first in line {number}, {problem}. "
+            f"{path}: no format fits: in {len(problems)} of {format_count(len(source.lines), 'line')}, first in line "
+            f"{number}, {problem}. "
             "Write a CSV with the columns path,label,start,end (labels are whole numbers from 0, start and end seconds), "
             "or import the folder of the class folders"
         )

@@ -13,6 +13,7 @@ import csv
 import io
 from collections.abc import Iterator
 
+from mats_ds.core.format import format_count
 from mats_ds.data.list_text import column_names, find_delimiter
 from mats_ds.data.prepare.importers.labels import name_classes, read_class_list
 from mats_ds.data.prepare.importers.rows import MALFORMED, UNKNOWN_LABEL, Request, Rows
@@ -58,7 +59,9 @@ def read_kinetics(request: Request) -> Rows:
     elif labelled:
         classes = name_classes(entry["label"] for _, entry in entries if entry["label"])
         rows.notes += classes.notes
-        rows.notes.append(f"{len(classes.names)} classes numbered in the order of their names; --labels FILE sets another order")
+        rows.notes.append(
+            f"{format_count(len(classes.names), 'class')} numbered in the order of their names; --labels FILE sets another order"
+        )
     else:
         rows.notes.append("there is no label column: all labels are -1 (unknown)")
     rows.classes = classes.names if classes else []

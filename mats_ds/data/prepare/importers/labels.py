@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 
+from mats_ds.core.format import format_count
 from mats_ds.core.storage.documents import parse_json
 from mats_ds.data.class_names import merge_names, normalise_name
 from mats_ds.data.prepare.importers.source import open_source
@@ -87,7 +88,10 @@ def _in_order(numbered: list[tuple[int | None, str]], path: Path) -> list[str]:
         raise ValueError(f"{path} names no class: expected one class name a line")
     mistakes = []
     if numbers not in (list(range(len(names))), list(range(1, len(names) + 1))):
-        mistakes.append(f"its numbers go from {numbers[0]} to {numbers[-1]} for {len(names)} classes: number them from 0 (or 1)")
+        mistakes.append(
+            f"its numbers go from {numbers[0]} to {numbers[-1]} for {format_count(len(names), 'class')}: number them "
+            f"from 0 (or 1)"
+        )
     seen: dict[str, str] = {}
     for name in names:
         if normalise_name(name) in seen:

@@ -17,6 +17,7 @@ from collections import Counter, defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from mats_ds.core.format import format_count
 from mats_ds.data.list_text import ListLine, has_video_extension, split_line
 from mats_ds.data.prepare.importers.labels import read_class_list
 from mats_ds.data.prepare.importers.rows import FRAME_FOLDER, MALFORMED, SEVERAL_LABELS, Request, Rows
@@ -198,7 +199,7 @@ def _note_labels(rows: Rows, meaning: str) -> None:
     if meaning == "start total label" and len(labels) > 1 and not any(labels):
         rows.notes.append("all labels are 0, which VideoMAEv2 writes where there is none: fine for pre-training alone")
     if labelled and len(labelled) < len(labels):
-        rows.notes.append(f"{len(labels) - len(labelled)} of {len(labels)} rows have no label: -1 (unknown)")
+        rows.notes.append(f"{len(labels) - len(labelled)} of {format_count(len(labels), 'row')} have no label: -1 (unknown)")
     if len(set(labelled)) > 1 and min(labelled) == 1 and sorted(set(labelled)) == list(range(1, max(labelled) + 1)):
         rows.notes.append(f"the labels run from 1 to {max(labelled)} and none is 0: if the list counts from 1, take 1 from each")
 
@@ -214,19 +215,22 @@ def _add_video(rows: Rows, request: Request, where: str, path: str, label: int) 
 def _add_frames(rows: Rows, request: Request, where: str, path: str, *, start: int, total: int, label: int) -> None:
     """The video of the frame folder's name, if there is one and the whole of it is meant."""
     if total < 1:
-        rows.refuse(where, MALFORMED, f"{path} has {total} frames: expected at least 1, or -1 for a whole video")
+        rows.refuse(where, MALFORMED, f"{path} has {format_count(total, 'frame')}: expected at least 1, or -1 for a whole video")
         return
     if request.videos.known:
         video = request.videos.find_stem(path) or request.videos.find(path)
     else:
         video = path if has_video_extension(path) else None
     if video is None:
-        rows.refuse(where, FRAME_FOLDER, f"{path} is a folder of {total} frames, and no video of that name is known")
+        rows.refuse(
+            where, FRAME_FOLDER, f"{path} is a folder of {format_count(total, 'frame')}, and no video of that name is known"
+        )
     elif start > 1:
         rows.refuse(
             where,
             FRAME_FOLDER,
-            f"{path}: {total} frames from frame {start} on are meant, a part of {video}: write its start and end in seconds "
+            f"{path}: {format_count(total, 'frame')} from frame {start} on are meant, a part of {video}: write its "
+            f"start and end in seconds "
             "into a CSV path,label,start,end",
         )
     else:

@@ -18,6 +18,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from mats_ds.core.format import format_count
 from mats_ds.core.storage.files import hash_file, hash_text, refuse_wrong_kind, replace_file
 from mats_ds.core.storage.own_files import claim_name, find_same_path, find_same_target, set_aside
 from mats_ds.core.terminal import explain_locale
@@ -199,14 +200,18 @@ def describe_imported(imported: Imported) -> list[str]:
     rows, mistakes = imported.rows, imported.mistakes
     num_labelled = sum(row.label >= 0 for row in rows)
     used = len({row.label for row in rows if row.label >= 0})
-    named = f"{used} of {len(imported.classes)} named classes" if imported.classes else f"{used} classes (names unknown)"
+    named = (
+        f"{used} of {len(imported.classes)} named classes"
+        if imported.classes
+        else f"{format_count(used, 'class')} (names unknown)"
+    )
     lines = [*imported.notes, f"rows: {len(rows)}, {num_labelled} of them labelled with {named}"]
     num_missing = sum(mistake.kind == NOT_FOUND for mistake in mistakes)
     if imported.root is None:
         lines.append("files: not looked for; no --root was given and none of them lies beside the list")
     else:
         num_found = len({row.path for row in rows})
-        lines.append(f"files: {num_found} found below {imported.root}, {num_missing} rows without their file")
+        lines.append(f"files: {num_found} found below {imported.root}, {format_count(num_missing, 'row')} without their file")
         if num_missing and not num_found:
             lines.append(f"  is {imported.root} the folder that holds these videos? --root names another")
     if mistakes:

@@ -12,6 +12,7 @@ import os
 import re
 from pathlib import Path
 
+from mats_ds.core.format import format_count
 from mats_ds.data.prepare.importers.labels import ClassList, name_classes, read_class_list
 from mats_ds.data.prepare.importers.rows import MALFORMED, UNKNOWN_LABEL, Request, Rows
 from mats_ds.data.prepare.importers.source import Source, open_source
@@ -94,7 +95,7 @@ def fits_hmdb51(source: Source) -> str | None:
     if source.text is not None:
         return f"it is called {source.path.name}" if SPLIT_NAME.fullmatch(source.path.name) else None
     lists = _find_splits(source.path)
-    return f"it holds {len(lists)} files such as {min(lists.values()).name}" if lists else None
+    return f"it holds {format_count(len(lists), 'file')} such as {min(lists.values()).name}" if lists else None
 
 
 def read_hmdb51(request: Request) -> Rows:
@@ -121,7 +122,9 @@ def read_hmdb51(request: Request) -> Rows:
     classes = read_class_list(request.labels) if request.labels else name_classes(names)
     rows = Rows(classes=classes.names, notes=list(classes.notes))
     if not request.labels:
-        rows.notes.append(f"{len(names)} classes numbered in the order of their names; --labels FILE sets another order")
+        rows.notes.append(
+            f"{format_count(len(names), 'class')} numbered in the order of their names; --labels FILE sets another order"
+        )
     for file in files:
         _read_split(request, rows, open_source(file), classes)
     return rows

@@ -42,8 +42,8 @@ def summary_of(*changes, bad=(), num_decoded=0):
 
 def test_good_files_need_few_words():
     said = summary_of({}, {}, num_decoded=2)
-    assert "2 readable files: 0.3 minutes, 2.0 MiB. 2 files decoded in 7 s." in said
-    assert said.splitlines()[2].split() == ["h264", "2", "0.3", "2", "0"]
+    assert "2 readable files: 20.0 seconds, 2.0 MiB. 2 files decoded in 7 s." in said
+    assert said.splitlines()[2].split() == ["h264", "2", "20.0", "2", "0"]
     assert "one core decodes 20.0 clips/s" in said and "Quarantine: none of 2 rows." in said
     for word in ("transcode", "varies", "Short", "Left to the CPU", "Warnings"):
         assert word not in said

@@ -138,7 +138,7 @@ def test_lists_name_every_mistake_at_once(write, videos):
     assert places_and_kinds(imported) == expected
     assert paths_and_labels(imported) == [("a.mp4", 0), ("c.mp4", 1), ("c.mp4", 1)]
     assert str(imported.mistakes[0]).endswith("list.txt:2: label 2 of b.mp4: the class list ends at 1 (sit)")
-    assert any("1 rows repeat an earlier one" in note for note in imported.notes)
+    assert any("1 row of earlier videos" in note for note in imported.notes)
 
 
 def test_videos_are_found_without_foreign_folders_and_with_another_extension(write, videos):
