@@ -87,8 +87,8 @@ class Picture:
 def film_scene(
     seed: int | tuple[int, ...], *, action: str, backdrop: str, camera: str, num_frames: int, height: int, width: int
 ) -> PhotoScene:
-    """The clip of these settings; equal seeds give the same scene, up to rounding. Raises ValueError for an unknown
-    action or camera, and without scikit-image."""
+    """The clip of these settings; equal seeds give the same scene, up to rounding.
+    Raises ValueError for an unknown action or camera, and without scikit-image."""
     rng = np.random.default_rng(seed)
     moment_M = np.arange(num_frames)[:, None] + SHUTTER * np.arange(MOMENTS) / MOMENTS
     time_M = moment_M.reshape(-1) / num_frames
