@@ -156,3 +156,10 @@ class TestPage:
         shown = fit_text(name, 100)
         assert load_font().getlength(shown) <= 100 and shown.replace("\u200d", "").isprintable()
         assert draw_page(self.page(title=name, note="n"), [2]).shape == draw_page(self.page(note="n"), [2]).shape
+
+
+def test_only_the_panels_that_are_wanted_are_drawn_and_a_missing_one_is_named():
+    view = look_without_decoder(make_autoencoder(), random_clip(), seed=0)
+    assert [panel.name.split()[0] for panel in draw_panels(view, ("kept", "original"))] == ["kept:", "original"]
+    with pytest.raises(ValueError, match="reconstruction.*original, motion, kept"):
+        draw_panels(view, ("original", "reconstruction"))

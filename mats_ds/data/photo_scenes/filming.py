@@ -87,8 +87,8 @@ class Picture:
 def film_scene(
     seed: int | tuple[int, ...], *, action: str, backdrop: str, camera: str, num_frames: int, height: int, width: int
 ) -> PhotoScene:
-    """The clip of these settings; equal seeds give equal clips. Raises ValueError for an unknown
-    action or camera, and without scikit-image."""
+    """The clip of these settings; equal seeds give the same scene, up to rounding.
+    Raises ValueError for an unknown action or camera, and without scikit-image."""
     rng = np.random.default_rng(seed)
     moment_M = np.arange(num_frames)[:, None] + SHUTTER * np.arange(MOMENTS) / MOMENTS
     time_M = moment_M.reshape(-1) / num_frames
@@ -192,9 +192,9 @@ def _project(picture: Picture, pose_M33: np.ndarray, size: tuple[int, int]) -> t
     to_view_M33 = np.tile(np.diag([1 / height, 1 / height, 1.0]), (MOMENTS, 1, 1))
     to_view_M33[:, :2, 2] = (0.5 + OFFSETS - np.array([width, height]) / 2) / height
     back_M33 = torch.from_numpy(np.diag([2 / picture.aspect, 2, 1.0]) @ np.linalg.inv(pose_M33) @ to_view_M33).float()
-    columns_W, rows_H = torch.arange(width, dtype=torch.float32), torch.arange(height, dtype=torch.float32)
-    pixel_3HW = torch.stack([columns_W.expand(height, width), rows_H[:, None].expand(height, width), torch.ones(height, width)])
-    seen_M3HW = (back_M33 @ pixel_3HW.flatten(1)).unflatten(2, (height, width))
+    column_W, row_H1 = torch.arange(width, dtype=torch.float32), torch.arange(height, dtype=torch.float32)[:, None]
+    right, down, offset = back_M33[..., None, None].unbind(dim=2)
+    seen_M3HW = right * column_W + down * row_H1 + offset
     grid_MHW2 = (seen_M3HW[:, :2] / seen_M3HW[:, 2:]).permute(0, 2, 3, 1)
     return functional.grid_sample(
         texture_1CHW.expand(len(pose_M33), -1, -1, -1),

@@ -134,7 +134,7 @@ def test_the_camera_moves_what_nobody_touches(photographs):
 
 def test_equal_seeds_film_equal_scenes_and_others_do_not(photographs):
     first, again, other = (film("walk", "grass", "handheld", seed).frames_THWC for seed in (1, 1, 2))
-    assert np.array_equal(first, again) and not np.array_equal(first, other)
+    assert np.abs(first.astype(int) - again).max() <= 1 and np.abs(first.astype(int) - other).max() > 9
 
 
 def test_edges_are_soft(photographs):
