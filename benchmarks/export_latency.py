@@ -144,8 +144,8 @@ def main() -> None:
         "",
         f"`python benchmarks/export_latency.py --sizes {' '.join(options.sizes)} --threads {' '.join(map(str, options.threads))} "
         f"--rounds {options.rounds}`; {platform.machine()}, CPU, float32, batch 1, 16 x 224 x 224, Python "
-        f"{platform.python_version()}, {versions}. Programs take turns; the last column is the median over {options.rounds} rounds "
-        "of the time over that of all tokens in the same kind of program. One thread: CPU time; more: the clock's. "
+        f"{platform.python_version()}, {versions}. Programs take turns; the last column is the median over the rounds of "
+        "the time over that of all tokens in the same kind of program. One thread: CPU time; more: the clock's. "
         "The page is written by the program.",
     ]
     found: dict[str, list[dict]] = {}
