@@ -159,11 +159,11 @@ def main() -> None:
             heading = f"## ViT-{size[0].upper()}, {threads} thread{'s' if threads > 1 else ''}"
             lines += ["", heading, "", *table_of(timings)]
             lines += ["", f"Logits differ from the eager model's by at most {worst:.1e} of the largest."]
+            if options.out:  # after every table: a run that is cut short keeps what it has
+                name = f"export-latency-{time.strftime('%Y-%m-%d')}"
+                write_text(options.out / f"{name}.md", "\n".join(lines) + "\n")
+                write_text(options.out / f"{name}.json", json.dumps(found, indent=1) + "\n")
     print("\n".join(lines))
-    if options.out:
-        name = f"export-latency-{time.strftime('%Y-%m-%d')}"
-        write_text(options.out / f"{name}.md", "\n".join(lines) + "\n")
-        write_text(options.out / f"{name}.json", json.dumps(found, indent=1) + "\n")
 
 
 if __name__ == "__main__":
