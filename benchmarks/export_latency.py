@@ -145,8 +145,8 @@ def main() -> None:
         f"`python benchmarks/export_latency.py --sizes {' '.join(options.sizes)} "
         f"--threads {' '.join(map(str, options.threads))} "
         f"--rounds {options.rounds}`; {platform.machine()}, CPU, float32, batch 1, 16 x 224 x 224, Python "
-        f"{platform.python_version()}, {versions}. Programs take turns; the last column is the median over {options.rounds} rounds "
-        "of the time over that of all tokens in the same kind of program. One thread: CPU time; more: the clock's. "
+        f"{platform.python_version()}, {versions}. Programs take turns; the last column is the median over the rounds of "
+        "the time over that of all tokens in the same kind of program. One thread: CPU time; more: the clock's. "
         "The page is written by the program.",
     ]
     found: dict[str, list[dict]] = {}
@@ -160,11 +160,11 @@ def main() -> None:
             heading = f"## ViT-{size[0].upper()}, {threads} thread{'s' if threads > 1 else ''}"
             lines += ["", heading, "", *table_of(timings)]
             lines += ["", f"Logits differ from the eager model's by at most {worst:.1e} of the largest."]
+            if options.out:  # after every table: a run that is cut short keeps what it has
+                name = f"export-latency-{time.strftime('%Y-%m-%d')}"
+                write_text(options.out / f"{name}.md", "\n".join(lines) + "\n")
+                write_text(options.out / f"{name}.json", json.dumps(found, indent=1) + "\n")
     print("\n".join(lines))
-    if options.out:
-        name = f"export-latency-{time.strftime('%Y-%m-%d')}"
-        write_text(options.out / f"{name}.md", "\n".join(lines) + "\n")
-        write_text(options.out / f"{name}.json", json.dumps(found, indent=1) + "\n")
 
 
 if __name__ == "__main__":

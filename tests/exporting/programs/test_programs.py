@@ -76,8 +76,8 @@ def test_an_onnx_file_gives_the_logits_and_keeps_the_tokens_of_the_classifier(na
         ("kept_tokens", [3, about["num_kept_tokens"]]),
     ]
     logits, kept = session.run(None, {"frames": clips.numpy()})
-    # clips 1 and 2 have equal scores; the cosine of two equal tokens is 1 but for rounding, which
-    # ranks them differently in every library
+    # clips 1 and 2 have equal scores; the cosine of two equal tokens is 1 but for its rounding,
+    # which ranks them differently in every library
     compared = slice(0, 1) if name == "cosine" else slice(None)
     assert torch.equal(torch.from_numpy(kept)[compared], ours.choose(clips).selection.visible_BV[compared])
     torch.testing.assert_close(torch.from_numpy(logits)[compared], ours(clips)[compared], rtol=RTOL, atol=ATOL)

@@ -73,20 +73,24 @@ class MatsImageProcessor(BaseImageProcessor):
 
     def choose_frames(self, num_given: int, fps: float | None) -> list[int]:
         """Frame numbers of the one clip of a test: spread over `span` frames in the middle of the
-        video, or, uniform, the middle frame of each of `num_frames` equal parts of it."""
+        video, or over `span_seconds` of it, or, uniform, the middle frame of each of `num_frames`
+        equal parts."""
         if self.sampling == "uniform":
             return [(2 * part + 1) * num_given // (2 * self.num_frames) for part in range(self.num_frames)]
-        span = self.span
-        if self.span_seconds is not None:
-            if fps is None:
-                raise ValueError(
-                    f"{num_given} frames of a video, and a clip of {self.num_frames} frames lasts {self.span_seconds:g} s: "
-                    f"give fps=, or the {self.num_frames} frames"
-                )
-            span = max(1, round(self.span_seconds * fps))
-        span = min(span, num_given)
-        start = min((num_given - span + 1) // 2, num_given - span)
-        return [start + part * span // self.num_frames for part in range(self.num_frames)]
+        if self.span_seconds is None:
+            span = min(self.span, num_given)
+            start = min((num_given - span + 1) // 2, num_given - span)
+            return [start + part * span // self.num_frames for part in range(self.num_frames)]
+        if fps is None:
+            raise ValueError(
+                f"{num_given} frames of a video, and a clip of {self.num_frames} frames lasts {self.span_seconds:g} s: "
+                f"give fps=, or the {self.num_frames} frames"
+            )
+        seconds = min(self.span_seconds, num_given / fps)
+        start_seconds = (num_given / fps - seconds) / 2
+        moments = [start_seconds + part * seconds / self.num_frames for part in range(self.num_frames)]
+        # a moment that rounding puts just before a frame belongs to that frame
+        return [min(int((moment + 1e-6) * fps), num_given - 1) for moment in moments]
 
 
 def split_clips(given: Any) -> list[Any]:
@@ -101,7 +105,7 @@ def split_clips(given: Any) -> list[Any]:
 def read_clip(clip: Any) -> torch.Tensor:
     """uint8 [T, H, W, 3]."""
     if not isinstance(clip, (np.ndarray, torch.Tensor)):
-        clip = torch.stack([torch.as_tensor(np.asarray(frame)) for frame in clip])
+        clip = torch.stack([torch.from_numpy(np.array(frame)) for frame in clip])
     clip = torch.as_tensor(clip)
     if clip.ndim == 4 and clip.shape[-1] != 3 and clip.shape[1] == 3:
         clip = clip.movedim(1, -1)
