@@ -43,16 +43,15 @@ class FinetuneSelection(SelectionSection):
 class FinetuneSection(_Section):
     """The weights that training starts from, and its loss.
 
-    `weights_from` None takes the best ones of a run's tests, else the last ones, averaged where the
-    run keeps an average.
+    `weights_from` None takes the best of the run's tests where it has them, else the last ones,
+    averaged where the run keeps an average.
     """
 
     weights: str | None = Field(
         None, description="a run, a checkpoint, a .safetensors or .pth file, a Hugging Face folder; null: from scratch"
     )
     weights_from: Literal["last", "average", "unaveraged", "best"] | None = Field(
-        None,
-        description="which weights of a run, as --weights_from of the programs; null: the best of its tests, else the last",
+        None, description="which weights of a run, as --weights_from of the programs; null: the best where it has them, else last"
     )
     new_head: bool = Field(False, description="replace the head of a classifier by a fresh one")
     num_classes: int | None = Field(
