@@ -19,8 +19,8 @@ from typing import Any
 
 import numpy as np
 
-from mats_ds.core.proportion import Proportion
 from mats_ds.core.storage.files import write_text
+from mats_ds.metering.proportion import Proportion
 
 PRETRAINED, SCRATCH = "pre-trained", "from scratch"
 NUM_RESAMPLES = 20_000

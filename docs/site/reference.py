@@ -49,7 +49,7 @@ def stopped_at_the_parser(*, reads: bool) -> Iterator[None]:
     """Within it, a program's `main` raises Parsed instead of doing anything: with its parser, or,
     where it `reads` its arguments, with the options as well."""
     names = ("parse_args", "parse_intermixed_args")
-    kept = {name: getattr(argparse.ArgumentParser, name) for name in names}
+    kept = {name: getattr(ArgumentParser, name) for name in names}
 
     def stop_in(name: str) -> Callable[..., Any]:
         def stop(self, args=None, namespace=None):
@@ -58,12 +58,12 @@ def stopped_at_the_parser(*, reads: bool) -> Iterator[None]:
         return stop
 
     for name in names:
-        setattr(argparse.ArgumentParser, name, stop_in(name))
+        setattr(ArgumentParser, name, stop_in(name))
     try:
         yield
     finally:
         for name, method in kept.items():
-            setattr(argparse.ArgumentParser, name, method)
+            setattr(ArgumentParser, name, method)
 
 
 def parser_of(program: str) -> argparse.ArgumentParser:

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from mats_ds.core.proportion import Proportion
+from mats_ds.metering.proportion import Proportion
 
 TOP = 5
 

@@ -13,7 +13,6 @@ import numpy as np
 
 from mats_ds.core.clips import BadClip
 from mats_ds.core.format import format_part
-from mats_ds.core.proportion import Proportion
 from mats_ds.core.storage.documents import parse_json
 from mats_ds.core.storage.files import describe_wrong_kind, format_csv, read_bytes, write_json, write_text
 from mats_ds.core.storage.output_folder import make_subfolder, remove_parts
@@ -21,6 +20,7 @@ from mats_ds.data.manifest import Manifest
 from mats_ds.evaluation.accuracy import TOP, Accuracy, rank_labels, summarize_accuracy, top_classes
 from mats_ds.evaluation.plots import SweepPoint, draw_confusion, draw_sweep
 from mats_ds.evaluation.scoring import ScoredVideos, VideoScore
+from mats_ds.metering.proportion import Proportion
 from mats_ds.visualization.drawing import try_to_draw
 
 DIGITS = 6

@@ -15,8 +15,8 @@ from pathlib import Path
 from typing import Any
 
 from mats_ds.core.limits import MAX_FLOAT, MAX_NAME, show
-from mats_ds.core.proportion import Proportion
 from mats_ds.core.run_dir import read_object
+from mats_ds.metering.proportion import Proportion
 
 RESULT_FILE = "result.json"
 MAX_LINES = 20  # ours has three

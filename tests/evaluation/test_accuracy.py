@@ -7,13 +7,13 @@ import math
 import numpy as np
 import pytest
 
-from mats_ds.core.proportion import Proportion, wilson_interval
 from mats_ds.evaluation.accuracy import (
     measure_accuracy,
     rank_labels,
     summarize_accuracy,
     top_classes,
 )
+from mats_ds.metering.proportion import Proportion, wilson_interval
 
 
 @pytest.mark.parametrize(("hits", "total"), [(30, 50), (1, 7), (6, 7), (0, 10), (10, 10)])

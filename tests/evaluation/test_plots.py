@@ -7,10 +7,10 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from mats_ds.core.proportion import Proportion
 from mats_ds.evaluation import plots
 from mats_ds.evaluation.accuracy import Accuracy, measure_accuracy
 from mats_ds.evaluation.plots import MAX_CELLS, SweepPoint, draw_confusion, draw_sweep, find_confused, group_classes
+from mats_ds.metering.proportion import Proportion
 
 NAMES = [r"$\frac{$", r"a$_b$c", "two\nlines", "x" * 10_000, "日本 🎬", "שלום", "\u202e\x1b[2J\x00\udcff"]
 TITLE = r"$\frac{$ on $x" + "\n" + "y" * 10_000

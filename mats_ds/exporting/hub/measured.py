@@ -14,9 +14,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from mats_ds.core.proportion import Proportion
 from mats_ds.core.run_dir import read_object
 from mats_ds.core.text import clean_line
+from mats_ds.metering.proportion import Proportion
 from mats_ds.metering.run_result import RESULT_FILE
 from mats_ds.models.weights.origin import Origin
 

@@ -11,13 +11,13 @@ import pytest
 import yaml
 
 from mats_ds.core.events import RunInfo
-from mats_ds.core.proportion import Proportion
 from mats_ds.core.run_dir import write_run
 from mats_ds.core.token_grid import TokenGrid
 from mats_ds.exporting.hub.card import MARK
 from mats_ds.exporting.hub.measured import read_measured
 from mats_ds.exporting.hub.write import export_hub
 from mats_ds.exporting.network import list_costs
+from mats_ds.metering.proportion import Proportion
 from mats_ds.models.classifier import VideoClassifier
 from mats_ds.models.weights.load import weights_of
 from mats_ds.models.weights.origin import Origin
