@@ -157,7 +157,7 @@ class TestOneVideo:
 
     def test_a_file_that_is_no_video_is_one_error(self, folder, model, manifest):
         status, told, err = run("--model", model, "--video", folder / "broken.mp4", *VIEWS)
-        assert (status, told) == (2, "") and "broken.mp4 cannot be read" in err
+        assert (status, told) == (2, "") and "broken.mp4 is a text file, no video" in err
 
 
 def test_imported_weights_give_transformers_own_logits(folder, manifest):
@@ -289,7 +289,7 @@ class TestErrors:
     def test_all_videos_unreadable(self, folder, model, manifest):
         only = write_manifest(folder / "only.csv", [(folder / "broken.mp4", 0)])
         status, _, err = run("--model", model, "--manifest", only, *VIEWS)
-        assert status == 2 and "not one of 1 videos can be read" in err
+        assert status == 2 and "of 1 video none can be read" in err
 
 
 def bytes_below(folder):

@@ -303,7 +303,7 @@ def test_unreadable_videos_are_replaced_in_training_and_counted_in_the_test(rank
     assert "2 unreadable" in results[0][1]
     assert (test["clips"], test["crops"]) == (1, 1), "few views during the training, and the command for the others at its end"
     (line,) = [line for line in results[0][1].splitlines() if line.startswith("on 3 x 2 views")]
-    assert line.endswith(f"mats_ds/evaluate.py --model {tmp_path / 'run'} --manifest {manifest}")
+    assert line.endswith(f"evaluate --model {tmp_path / 'run'} --weights_from last --manifest {manifest}")
     for name in ("synthetic_000_horizontal.mp4", "synthetic_003_vertical.webm"):
         assert results[0][1].count(f"in the test, unreadable: {manifest.parent / name}: ") == 1, results[0][1]
 
@@ -318,7 +318,7 @@ def nine_class_weights(tmp_path):
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
-        (["finetune.wieghts=1", "augmnt.mixup=1"], ["2 mistakes", "did you mean weights?", "did you mean augment?"]),
+        (["finetune.wieghts=1", "augmnt.mixup=1"], ["2 mistakes", "did you mean finetune.weights?", "did you mean augment?"]),
         (["finetune.weights=/nowhere/run"], ["there is no file or folder /nowhere/run"]),
         (["--recipe", "tiny"], ["is a recipe for pre-training"]),
         (["finetune.num_classes=3"], ["none of the 3 classes 0 to 2"]),

@@ -227,7 +227,7 @@ def test_adaptive_frames_and_a_baseline_train_on_video(ranks, videos, tmp_path):
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
-        (["optim.base_rl=1", "modle.name=base"], ["2 mistakes", "did you mean base_lr?", "did you mean model?"]),
+        (["optim.base_rl=1", "modle.name=base"], ["2 mistakes", "did you mean optim.base_lr?", "did you mean model?"]),
         (["data.manifest=/nowhere/videos.csv"], ["/nowhere/videos.csv"]),
         (["--recipe", "tinny"], ["did you mean tiny?"]),
         (["--ds_config", "none.json"], ["no DeepSpeed JSON at none.json"]),

@@ -173,7 +173,7 @@ def test_a_place_that_cannot_be_written_is_one_error(show, tmp_path):
 def test_files_that_are_no_video_or_no_weights(show, tmp_path):
     (tmp_path / "notes.mp4").write_text("not a video")
     status, _, error = show("--recipe", "tiny", source=str(tmp_path / "notes.mp4"))
-    assert status == 2 and error.startswith(f"error: {tmp_path / 'notes.mp4'}: ")
+    assert status == 2 and error.startswith(f"error: {tmp_path / 'notes.mp4'} is a text file, no video")
     status, _, error = show(source=str(tmp_path / "absent.mp4"))
     assert status == 2 and "absent.mp4" in error
     (tmp_path / "w.pth").write_text(json.dumps({"no": "weights"}))

@@ -173,7 +173,7 @@ def write_test(
     if not len(readable_R):
         first = scored.bad[0]
         raise ValueError(
-            f"not one of {format_count(len(manifest), 'video')} can be read; the first: {first.path}: {first.reason}"
+            f"of {format_count(len(manifest), 'video')} none can be read; the first: {first.path}: {first.reason}"
         )
     points = measure_points(test, scored.stack(), manifest.label_S[readable_R], example)
     speed_note = describe_speed(views.device, views.dtype, num_views=len(example.frames_BTHWC))

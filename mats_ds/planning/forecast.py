@@ -221,7 +221,7 @@ def measured_mfu(run_dir: str | Path) -> float:
     path = Path(run_dir) / RECORDS_FOLDER / "rank-00000.jsonl"
     refuse_wrong_kind(path, below=Path(run_dir))
     if not path.is_file():
-        raise ValueError(f"{not_a('run folder with records', run_dir)}: it has no {RECORDS_FOLDER}/rank-00000.jsonl")
+        raise ValueError(f"{not_a('run folder', run_dir)}: it has no {RECORDS_FOLDER}/rank-00000.jsonl")
     info = read_run(run_dir).info if os.path.lexists(Path(run_dir) / RUN_FILE) else None
     if info is not None and info.precision != BF16 and not info.peak_arithmetic:
         raise ValueError(

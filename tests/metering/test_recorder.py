@@ -179,7 +179,7 @@ def test_run_json_of_another_version_still_reads_and_a_broken_one_says_so(tmp_pa
     path.write_text("{")
     with pytest.raises(ValueError, match="not valid JSON"):
         read_run(tmp_path)
-    with pytest.raises(ValueError, match="not a run folder"):
+    with pytest.raises(ValueError, match="no run folder"):
         read_run(tmp_path / "elsewhere")
 
 

@@ -44,7 +44,7 @@ def test_a_misspelt_key_is_not_ignored(tmp_path):
 
 
 def test_other_mistakes_are_one_clear_error(tmp_path):
-    with pytest.raises(ValueError, match="try ds_configs/zero2.json"):
+    with pytest.raises(ValueError, match="none.json: give a JSON file or one of zero1, zero2"):
         read_ds_config(tmp_path / "none.json")
     (tmp_path / "broken.json").write_text("{")
     with pytest.raises(ValueError, match="not valid JSON"):

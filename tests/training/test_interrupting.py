@@ -50,6 +50,7 @@ def interrupted_run(monkeypatch, losses):
         observers=[Checkpointer(saver, every_steps=0)],
         num_videos=3,
         max_bad_fraction=0.1,
+        mending="mend them",
         what_is_lost=lambda: None,
         watchdog=SimpleNamespace(enter=lambda phase: None, request="SIGTERM came to rank 0"),
     )

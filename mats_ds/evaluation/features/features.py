@@ -130,7 +130,7 @@ def extract_set(encoder: VideoEncoder, manifest: Manifest, views: ViewPlan, *, n
     sample_S = (num_read_S == views.num_views).nonzero()[:, 0]
     if len(sample_S) == 0:
         raise ValueError(
-            f"not one of {format_count(len(manifest), 'video')} of {manifest.name} can be read: {next(iter(bad.values()), '')}"
+            f"of {format_count(len(manifest), 'video')} of {manifest.name} none can be read: {next(iter(bad.values()), '')}"
         )
     return FrozenSet(
         pooled_SD[sample_S],

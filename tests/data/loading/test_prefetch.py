@@ -102,7 +102,7 @@ def test_reads_that_never_return_are_replaced_up_to_a_bound_and_then_end_the_run
     names = [ahead.wait(request).clip.name for request in requests[:3]]
     assert names == ["0.1", "1.1", "2.1"]  # each hangs once, and a substitute takes its place
     assert threading.active_count() - before <= 3 + 2
-    with pytest.raises(ReadingStuck, match=r"4 videos were not read within 0.2 s and still hang: .*3\.0.*start the run again"):
+    with pytest.raises(ReadingStuck, match=r"4 videos not read within 0.2 s, and still hanging: .*3\.0.*start the run again"):
         for request in requests[3:]:
             ahead.wait(request)
     release.set()
