@@ -44,7 +44,7 @@ def interrupted_run(monkeypatch, losses):
     train = loop._Loop(
         engine=SimpleNamespace(train=lambda: None),
         batches=iter(()),
-        run=SimpleNamespace(device="cuda", first_step=0, total_steps=9, run_dir="run"),
+        run=SimpleNamespace(device="cuda", first_step=0, total_steps=9, run_dir="run", learning_rate=1e-3),
         learning_rate=None,
         loss_of=None,
         observers=[Checkpointer(saver, every_steps=0)],
