@@ -202,7 +202,8 @@ def add_pack(commands) -> None:
     parser = commands.add_parser(
         "pack",
         help="files of a manifest -> tar shards that are read without unpacking, and a manifest of shard.tar#file",
-        epilog="Example: mats prepare pack train.csv --out /data/shards --shard_size 1GB; `tar xf` gives the files back",
+        epilog=f"Example: {own_command('prepare', 'pack', 'train.csv', '--out', 'shards')} --shard_size 1GB; "
+        "`tar xf` gives the files back",
     )
     parser.add_argument("source", help="manifest, or folder of videos")
     parser.add_argument("out_dir", nargs="?", metavar="OUT", help="the folder of --out")
