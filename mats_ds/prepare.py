@@ -224,7 +224,7 @@ def run_pack(options: argparse.Namespace) -> int:
     from mats_ds.data.prepare.packing.packs import make_shards
 
     if (options.out is None) == (options.out_dir is None):
-        raise ValueError("give the folder of the shards once: `mats prepare pack SOURCE --out DIR`")
+        raise ValueError(f"give the folder of the shards once: {own_command('prepare', 'pack')} SOURCE --out DIR")
     source, out = Path(options.source), Path(options.out or options.out_dir)
     shard_bytes = parse_bytes(options.shard_size)
     manifest = read_manifest(source, root=options.root)

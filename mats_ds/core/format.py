@@ -30,7 +30,9 @@ def format_figure(value: float, digits: int = 4) -> str:
 
 
 def format_hours(hours: float) -> str:
-    """ "12 s", "34 min", "5.6 h"."""
+    """ "under 1 s", "12 s", "34 min", "5.6 h"."""
+    if 0 < 3600 * hours < 1:
+        return "under 1 s"
     if hours < 1 / 60:
         return f"{3600 * hours:.0f} s"
     return f"{60 * hours:.0f} min" if hours < 1 else f"{hours:.1f} h"

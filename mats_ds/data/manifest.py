@@ -167,7 +167,7 @@ def _read_folder(folder: Path) -> _Rows:
 def _read_file(path: Path, base: Path) -> _Rows:
     if path.suffix.lower() == ".tar":
         listed = f"a manifest that lists its files as `{path.name}#file`"
-        raise ValueError(f"{path} is a tar archive: give {listed}, as `mats prepare pack` writes it")
+        raise ValueError(f"{path} is a tar archive: give {listed}, as `{own_command('prepare', 'pack')}` writes it")
     try:
         text = decode_text(path.read_bytes())
     except (UnicodeDecodeError, ValueError) as error:

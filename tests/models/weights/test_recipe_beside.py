@@ -38,7 +38,7 @@ def test_weights_in_a_file_or_folder_of_others_have_none(tmp_path):
 
 def test_a_recipe_that_is_none_is_an_error(tmp_path):
     (tmp_path / "recipe.yaml").write_text("clip: {strid: 3}")
-    with pytest.raises(ValueError, match="did you mean stride"):
+    with pytest.raises(ValueError, match="did you mean clip.stride"):
         read_recipe_beside(tmp_path)
 
 
