@@ -28,7 +28,7 @@ from mats_ds.config.finetune_recipe import FinetuneRecipe
 from mats_ds.config.load import list_keys
 from mats_ds.core.checkpoint_files import SPEC_KEY
 from mats_ds.core.cli import LAUNCHER_OPTIONS, ArgumentParser, leave
-from mats_ds.core.format import format_count, format_part
+from mats_ds.core.format import format_count, format_figure, format_part
 from mats_ds.core.storage.package_files import own_command
 from mats_ds.data.augment.augmenter import Augmenter
 from mats_ds.data.classes import resolve_classes
@@ -158,8 +158,9 @@ def describe_compute(workload: Workload, recipe: FinetuneRecipe) -> str:
     full = workload.for_finetuning(keep_ratio=1.0, num_classes=workload.num_classes).flops().forward_macs / 1e9
     selection = recipe.selection
     return (
-        f"forward GMACs per clip: {part:.3g} with {format_part(selection.keep_ratio, 'tokens')} by {selection.strategy}, "
-        f"{full:.3g} with all"
+        f"forward GMACs per clip: {format_figure(part, 3)} with {format_part(selection.keep_ratio, 'tokens')} by "
+        f"{selection.strategy}, "
+        f"{format_figure(full, 3)} with all"
     )
 
 

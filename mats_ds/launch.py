@@ -141,7 +141,7 @@ def split_arguments(arguments: Sequence[str]) -> tuple[dict[str, str], list[str]
             options[option] = ""
         elif option in WITH_VALUE:
             if not equals and (value := next(rest, None)) is None:
-                raise ValueError(f"{option} needs a value, as in mats pretrain {option} {EXAMPLES.get(option, 'VALUE')}")
+                raise ValueError(f"{option} needs a value, such as {option} {EXAMPLES.get(option, 'VALUE')}")
             options[option] = value.lower() if option == "--launcher" else value
         else:
             script.append(word)

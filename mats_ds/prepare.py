@@ -202,7 +202,8 @@ def add_pack(commands) -> None:
     parser = commands.add_parser(
         "pack",
         help="files of a manifest -> tar shards that are read without unpacking, and a manifest of shard.tar#file",
-        epilog="Example: mats prepare pack train.csv --out /data/shards --shard_size 1GB; `tar xf` gives the files back",
+        epilog=f"Example: {own_command('prepare', 'pack', 'train.csv', '--out', 'shards')} --shard_size 1GB; "
+        "`tar xf` gives the files back",
     )
     parser.add_argument("source", help="manifest, or folder of videos")
     parser.add_argument("out_dir", nargs="?", metavar="OUT", help="the folder of --out")
@@ -223,7 +224,7 @@ def run_pack(options: argparse.Namespace) -> int:
     from mats_ds.data.prepare.packing.packs import make_shards
 
     if (options.out is None) == (options.out_dir is None):
-        raise ValueError("give the folder of the shards once: `mats prepare pack SOURCE --out DIR`")
+        raise ValueError(f"give the folder of the shards once: {own_command('prepare', 'pack')} SOURCE --out DIR")
     source, out = Path(options.source), Path(options.out or options.out_dir)
     shard_bytes = parse_bytes(options.shard_size)
     manifest = read_manifest(source, root=options.root)

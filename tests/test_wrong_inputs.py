@@ -90,6 +90,15 @@ def test_an_unknown_option_is_offered_one_that_the_program_has(run, options_of, 
     assert status == 2 and "unknown option" in one_error(told) and "did you mean" not in told
 
 
+@pytest.mark.parametrize("program", ["pretrain", "finetune", "evaluate", "extract"])
+@pytest.mark.parametrize("wrong", ["--optim.base_lr=3", "--no_such_option"])
+def test_the_option_that_the_launcher_adds_is_never_named(run, program, wrong):
+    status, told = run(program, "--local_rank=0", wrong)
+    assert status == 2 and wrong in one_error(told) and "local_rank" not in told
+    status, told = run(program, "--local_rank=0")
+    assert status == 2 and "required" in one_error(told) and "local_rank" not in told
+
+
 @pytest.mark.parametrize("program", PROGRAMS)
 def test_a_missing_value_is_shown_where_it_belongs(run, options_of, program):
     if "--out" not in options_of(program):

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from mats_ds.core.format import format_count
+from mats_ds.core.format import format_count, format_figure
 
 LINEAR_RULE_BATCH = 256  # learning rates are stated per 256 videos (METHOD section 5)
 MICRO_BATCH_KEY = "train_micro_batch_size_per_gpu"
@@ -82,7 +82,7 @@ def plan_batch(ds_config: Mapping[str, Any], *, recipe_batch: int, world_size: i
         why = f'the JSON sets "{ACCUMULATION_KEY}"' if stated else f"{recipe_batch} is no multiple of {at_once}"
         note = (
             f"{sum_text} instead of the recipe's {recipe_batch} ({why}): the learning rate follows the linear rule, "
-            f"x {actual / recipe_batch:.3g}"
+            f"x {format_figure(actual / recipe_batch, 3)}"
         )
     return BatchPlan(micro, accumulation, world_size, actual, note, repeats)
 

@@ -138,7 +138,8 @@ class ArgumentParser(argparse.ArgumentParser):
         is_number = re.fullmatch(r"-\.?\d.*", word)
         return not is_number and not any(
             option == name or (name.startswith("--") and option[2:].replace("-", "_").startswith(same))
-            for option in self._options()
+            # also those that the help leaves out, such as the --local_rank of DeepSpeed's launcher
+            for option in (*self._option_string_actions, *self._options())
         )
 
     def _options(self) -> list[str]:

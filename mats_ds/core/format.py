@@ -18,12 +18,21 @@ def format_flops(flops: float) -> str:
     """ "120 GFLOP", "3.25 TFLOP", "179.5 EFLOP"; a rate takes "/s" behind it."""
     for unit, prefix in ((1e18, "E"), (1e15, "P"), (1e12, "T"), (1e9, "G")):
         if flops >= unit:
-            return f"{flops / unit:.4g} {prefix}FLOP"
-    return f"{flops / 1e6:.4g} MFLOP"
+            return f"{format_figure(flops / unit)} {prefix}FLOP"
+    return f"{format_figure(flops / 1e6)} MFLOP"
+
+
+def format_figure(value: float, digits: int = 4) -> str:
+    """A number with that many significant digits and, where it is large, all before the point:
+    "0.01235", "3.142", "179,512,340"."""
+    text = f"{value:.{digits}g}"
+    return f"{value:,.0f}" if "e+" in text else text
 
 
 def format_hours(hours: float) -> str:
-    """ "12 s", "34 min", "5.6 h"."""
+    """ "under 1 s", "12 s", "34 min", "5.6 h"."""
+    if 0 < 3600 * hours < 1:
+        return "under 1 s"
     if hours < 1 / 60:
         return f"{3600 * hours:.0f} s"
     return f"{60 * hours:.0f} min" if hours < 1 else f"{hours:.1f} h"

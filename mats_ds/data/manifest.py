@@ -167,7 +167,7 @@ def _read_folder(folder: Path) -> _Rows:
 def _read_file(path: Path, base: Path) -> _Rows:
     if path.suffix.lower() == ".tar":
         listed = f"a manifest that lists its files as `{path.name}#file`"
-        raise ValueError(f"{path} is a tar archive: give {listed}, as `mats prepare pack` writes it")
+        raise ValueError(f"{path} is a tar archive: give {listed}, as `{own_command('prepare', 'pack')}` writes it")
     try:
         text = decode_text(path.read_bytes())
     except (UnicodeDecodeError, ValueError) as error:
@@ -210,7 +210,9 @@ def _read_table(text: str, rows: _Rows) -> None:
             rows.mistakes.append(f"line {reader.line_num}: column {name!r} is unknown; did you mean {close!r}?")
     for name in COLUMNS:
         if header.count(name) > 1:
-            rows.mistakes.append(f"line {reader.line_num}: {header.count(name)} columns are called {name!r}: keep one")
+            rows.mistakes.append(
+                f"line {reader.line_num}: {format_count(header.count(name), 'column')} called {name!r}: keep one"
+            )
     columns = {name: header.index(name) for name in COLUMNS if name in header}
     if "path" not in columns:
         rows.mistakes.append(f"line {reader.line_num}: no column is called 'path', got {','.join(header)[:120]!r}")
@@ -220,7 +222,9 @@ def _read_table(text: str, rows: _Rows) -> None:
             continue
         where = f"line {reader.line_num}"
         if len(fields) < len(header):
-            rows.mistakes.append(f"{where}: {len(fields)} fields, the header has {len(header)}: {','.join(fields)!r}")
+            rows.mistakes.append(
+                f"{where}: {format_count(len(fields), 'field')}, the header has {len(header)}: {','.join(fields)!r}"
+            )
             continue
         values = {name: fields[index].strip() for name, index in columns.items()}
         if fields[columns["path"]] != values["path"] and file_exists(os.path.join(rows.base, fields[columns["path"]])):
@@ -247,7 +251,8 @@ def _read_list(text: str, rows: _Rows) -> None:
             rows.mistakes.append(f"{where}: expected `path label`, but {line.problem}; name the columns: path,label,start,end")
         elif len(line.numbers) > 1:
             rows.mistakes.append(
-                f"{where}: {len(line.numbers)} numbers stand behind {line.path[:120]!r}, and which is the label is not known: "
+                f"{where}: {format_count(len(line.numbers), 'number')} behind {line.path[:120]!r}, and "
+                f"which is the label is not known: "
                 f"{own_command('prepare', 'import')} reads the lists of VideoMAEv2 and mmaction2, or name the columns: "
                 "path,label,start,end"
             )

@@ -121,7 +121,7 @@ def probe(
                 for part, manifest in (("train", train_set), ("val", val_set))
             )
             seconds, num_videos = time.monotonic() - began, len(val_features.label_S)
-            counts = f"{len(train_features.label_S)} train and {num_videos} val videos"
+            counts = f"{len(train_features.label_S)} train and {format_count(num_videos, 'val video')}"
             say(f"{name} weights: {encoder.width} features of {counts} in {seconds:.1f} s")
             sizes = dict(num_classes=num_classes, heads=subject.spec.heads)
             results += fit_probes(train_features, val_features, options, **sizes, weights_name=name, device=device)

@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 
 from mats_ds.core.clips import BadClip
-from mats_ds.core.format import format_part
+from mats_ds.core.format import format_figure, format_part
 from mats_ds.core.storage.documents import parse_json
 from mats_ds.core.storage.files import describe_wrong_kind, format_csv, read_bytes, write_json, write_text
 from mats_ds.core.storage.output_folder import make_subfolder, remove_parts
@@ -183,9 +183,9 @@ def describe_points(points: Sequence[SweepPoint]) -> list[str]:
     lines = []
     for point in points:
         accuracy, gmacs = point.accuracy, point.macs / 1e9
-        speed = f", {point.views_per_second:.3g} views/s" if point.views_per_second else ""
+        speed = f", {format_figure(point.views_per_second, 3)} views/s" if point.views_per_second else ""
         lines += [
-            f"{format_part(point.keep_ratio, 'tokens')}: {gmacs:.3g} GMACs a view{speed}",
+            f"{format_part(point.keep_ratio, 'tokens')}: {format_figure(gmacs, 3)} GMACs a view{speed}",
             f"  top-1 {accuracy.top1.describe()}",
             f"  top-{accuracy.num_top} {accuracy.top5.describe()}, mean of classes {100 * accuracy.mean_class:.2f}%",
         ]

@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from mats_ds.core.format import format_count
 from mats_ds.core.limits import MAX_FLOAT, MAX_NAME, show
 from mats_ds.core.run_dir import read_object
 from mats_ds.metering.proportion import Proportion
@@ -47,7 +48,8 @@ class RunResult:
         if self.num_trained_on:
             lines.append(f"  {self.num_trained_on} of these videos were trained on as well: this is no accuracy on unseen videos")
         lines.append(
-            f"{self.best_file}: step {best['step']}{_average(best)}, chosen as the best of {self.num_tests} tests on "
+            f"{self.best_file}: step {best['step']}{_average(best)}, chosen as the best of "
+            f"{format_count(self.num_tests, 'test')} on "
             f"{best['measured_on'] or last['measured_on']}: its top-1 of {100 * best['top1']:.2f}% there is no result"
         )
         return lines

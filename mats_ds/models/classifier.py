@@ -18,6 +18,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from mats_ds.core.format import format_count
 from mats_ds.core.token_grid import FINETUNE_KEEP_RATIO, TokenGrid, TokenPruning
 from mats_ds.models.layers import NORM_EPS, KeepsTables, init_linear, make_positions
 from mats_ds.models.sizes import MODEL_SIZES
@@ -185,4 +186,7 @@ def check_classes(num_classes: int, class_names: Sequence[str]) -> None:
     if num_classes < 1:
         raise ValueError(f"num_classes is at least 1, got {num_classes}")
     if class_names and len(class_names) != num_classes:
-        raise ValueError(f"{len(class_names)} class names for {num_classes} classes: give one name a class, or none")
+        raise ValueError(
+            f"{format_count(len(class_names), 'class name')} for {format_count(num_classes, 'class')}: give one name a "
+            "class, or none"
+        )

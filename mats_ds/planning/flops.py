@@ -20,7 +20,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from mats_ds.core.format import format_part
+from mats_ds.core.format import format_count, format_part
 from mats_ds.core.token_grid import FINETUNE_KEEP_RATIO, TokenGrid, TokenPruning, count_tokens
 from mats_ds.models.sizes import MLP_RATIO, MODEL_SIZES
 
@@ -204,7 +204,7 @@ def describe_compute(recipe: Recipe) -> str:
     pruned, full = (step_flops(size, grid, ratio, task="finetune") for ratio in (FINETUNE_KEEP_RATIO, 1.0))
     return (
         f"forward GMACs per clip: pre-training {_giga(flops)} with {selection.strategy}, {_giga(tube)} with tube masking "
-        f"({depth} decoder blocks); fine-tuning {_giga(pruned)} with "
+        f"({format_count(depth, 'decoder block')}); fine-tuning {_giga(pruned)} with "
         f"{format_part(FINETUNE_KEEP_RATIO, 'tokens')}, {_giga(full)} with all"
     )
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import asdict, replace
 from typing import TYPE_CHECKING, Any
 
-from mats_ds.core.format import format_bytes, format_count, format_flops, format_hours
+from mats_ds.core.format import format_bytes, format_count, format_figure, format_flops, format_hours
 from mats_ds.metering.device_memory import name_kind
 from mats_ds.models.sizes import MODEL_SIZES
 from mats_ds.planning.forecast import Forecast, Overheads, forecast
@@ -68,7 +68,7 @@ def plan_to_json(question: Question, planned: Forecast, *, largest: int, exact: 
 
 def _verdict(question: Question, planned: Forecast, largest: int) -> str:
     work, zero = planned.workload, question.ds_config.get("zero_optimization", {}).get("stage", 0)
-    depth = f", {work.decoder_depth} decoder blocks" if work.task == "pretrain" else ""
+    depth = f", {format_count(work.decoder_depth, 'decoder block')}" if work.task == "pretrain" else ""
     what = f"{work.model_name} {work.task} ({work.pruning.strategy}{depth}), micro-batch {planned.micro_batch}, "
     what += f"{question.precision}, ZeRO-{zero}"
     percent = 100 * planned.total_bytes / planned.gpu.memory_bytes
@@ -158,7 +158,8 @@ def _compute(question: Question) -> list[str]:
     ]
     if time.step_seconds is not None:
         lines.append(
-            f"  time at MFU {100 * time.mfu:.0f}%: {time.step_seconds:.3g} s a step, {time.clips_per_second:.0f} clips/s, "
+            f"  time at MFU {100 * time.mfu:.0f}%: {format_figure(time.step_seconds, 3)} s a step, "
+            f"{format_figure(time.clips_per_second, 3)} clips/s, "
             f"{format_hours(time.hours)} for {format_count(time.total_steps, 'step')}"
         )
     return lines

@@ -9,6 +9,7 @@ from itertools import product
 from typing import Any
 
 from mats_ds.config.ds_config import precision_of
+from mats_ds.core.format import format_count
 from mats_ds.core.gpus import GPUS, Gpu, num_engines
 from mats_ds.data.loading.dali import DEFAULT_GRAPHS
 from mats_ds.planning.forecast import KNOWN_CLIPS, Forecast, LoaderMemory, TimePlan, forecast, largest_micro_batch, plan_time
@@ -137,7 +138,7 @@ def compare_published(base: Workload, ds_config: Mapping[str, Any], *, world_siz
                 plan = plan_memory(changed, ds_config, world_size=world_size, micro_batch=PUBLISHED_BATCH // world_size)
                 name = "checkpoint_blocks=all" if blocks == "all" else f"recompute={recompute}"
                 figures.append(f"{name} {plan.peak_bytes * world_size / GB:.1f}")
-            figures[-1] += f" ({depth} decoder blocks);"
+            figures[-1] += f" ({format_count(depth, 'decoder block')});"
         lines.append(
             f"  {method:9} published {PUBLISHED_GB[method]:.1f}; ours " + ", ".join(figures).replace(";,", ";").rstrip(";")
         )

@@ -9,7 +9,7 @@ from __future__ import annotations
 from dataclasses import dataclass, fields
 from pathlib import Path
 
-from mats_ds.core.format import format_bytes, format_count
+from mats_ds.core.format import format_bytes, format_count, format_figure
 from mats_ds.core.limits import MAX_INTEGER, MAX_NAME, MAX_RANKS, show
 from mats_ds.core.run_dir import FINISHED
 from mats_ds.core.storage.documents import parse_strict_json
@@ -234,7 +234,7 @@ def _describe_silence(measured: Measured) -> str:
 def _judge_limit(name: str, figure: float | None, limit: float, why_not: str) -> Check:
     if figure is None:
         return Check(name, None, f"not judged against {limit:g}, as {why_not}")
-    return Check(name, figure <= limit, f"{figure:.4g} {name} of {limit:g} allowed")
+    return Check(name, figure <= limit, f"{format_figure(figure)} {name} of {limit:g} allowed")
 
 
 def _find(source: str | Path, folder: Path | None) -> Path:

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from mats_ds.core.events import PHASES
-from mats_ds.core.format import format_bytes, format_flops, format_hours, ratio_of, shorten
+from mats_ds.core.format import format_bytes, format_figure, format_flops, format_hours, ratio_of, shorten
 from mats_ds.core.text import clean_line
 from mats_ds.metering.chance import MIN_STEPS, differ_beyond_chance
 from mats_ds.reporting.figures import Figures
@@ -115,7 +115,7 @@ def _compare_kinds(a: Figures, b: Figures) -> list[Compared]:
     return [_compare(f"  {name}", of_a.get(name), of_b.get(name), format_bytes) for name in dict.fromkeys((*of_a, *of_b))]
 
 
-def _compare(name: str, a: float | None, b: float | None, show=lambda value: f"{value:.4g}", *, note: str = "") -> Compared:
+def _compare(name: str, a: float | None, b: float | None, show=format_figure, *, note: str = "") -> Compared:
     texts = ("-" if value is None else show(value) for value in (a, b))
     return Compared(name, a, b, *texts, note="" if a is None or b is None else note)
 

@@ -10,7 +10,7 @@ from itertools import accumulate, pairwise
 
 import numpy as np
 
-from mats_ds.core.format import format_count
+from mats_ds.core.format import format_count, format_figure
 from mats_ds.core.run_dir import Outcome, RunFile
 from mats_ds.metering.chance import LEVEL, MIN_STEPS, exceeds_chance
 from mats_ds.reporting.ranks import MIN_SECONDS, RankFigures, Span
@@ -137,9 +137,10 @@ class Balance:
         if self.on_gpu:
             where += ", and its GPU's clocks (nvidia-smi -q -d CLOCK,PERFORMANCE)"
         if self.late_waits > self.late_seconds[worst] / 2:
-            where = f"its disk and its cores: {waits:.3g} ms of that it waits longer for its clips"
+            where = f"its disk and its cores: {format_figure(waits, 3)} ms of that it waits longer for its clips"
         return (
-            f"{start}; rank {worst} {share} {steps} {by_chance}, {late:.3g} ms later than the average, {BEYOND}: look at {where}."
+            f"{start}; rank {worst} {share} {steps} {by_chance}, {format_figure(late, 3)} ms later than the average, {BEYOND}: "
+            f"look at {where}."
         )
 
 

@@ -7,7 +7,7 @@ from dataclasses import replace
 from typing import NamedTuple
 
 from mats_ds.core.clips import DAMAGED
-from mats_ds.core.format import format_bytes, format_count, format_flops, format_hours, shorten
+from mats_ds.core.format import format_bytes, format_count, format_figure, format_flops, format_hours, shorten
 from mats_ds.core.text import clean_line
 from mats_ds.metering.out_of_memory import plan_command
 from mats_ds.metering.peak_flops import MEASURED
@@ -51,7 +51,8 @@ def describe(figures: Figures) -> list[Row]:
     info = figures.run.info
     ranks, clips = format_count(info.world_size, "rank"), format_count(info.micro_batch, "clip")
     batch = f"{ranks} x {clips} x {info.accumulation} accumulated = {info.global_batch} a step"
-    length = f"step {figures.span.last_step} of {info.total_steps}, epoch {_last_epoch(figures)}; {figures.num_clips} clips"
+    length = f"step {figures.span.last_step} of {info.total_steps}, epoch {_last_epoch(figures)}"
+    length += f"; {format_count(figures.num_clips, 'clip')}"
     if figures.hours is not None:
         length += f"; {format_hours(figures.hours)} for the entire run at this speed"
     name, gpu, model = (shorten(text) for text in (info.recipe_name, info.device_name, info.model_name))
@@ -88,7 +89,9 @@ def describe_loss(figures: Figures) -> str:
     width = round(figures.span.num_steps / figures.span.num_buckets)
     text = "no finite loss was recorded"
     if first is not None and last is not None:
-        text = f"{first:.4g} -> {last:.4g}" + (f" (means of the first and last {width} steps)" if width > 1 else "")
+        text = f"{format_figure(first)} -> {format_figure(last)}" + (
+            f" (means of the first and last {width} steps)" if width > 1 else ""
+        )
     if figures.num_not_finite:
         step = min(rank.first_not_finite_step for rank in figures.ranks if rank.first_not_finite_step is not None)
         text += f"; not finite on {format_count(figures.num_not_finite, 'step')}, first at step {step}"
@@ -116,7 +119,7 @@ def describe_achieved(figures: Figures) -> str:
 
 
 def describe_energy(figures: Figures) -> str:
-    text = f"{figures.joules_per_clip:.3g} J a clip, of the GPUs alone"
+    text = f"{format_figure(figures.joules_per_clip, 3)} J a clip, of the GPUs alone"
     return text if figures.watts is None else f"{text}, {figures.watts:.0f} W a GPU on average"
 
 
@@ -154,7 +157,8 @@ def list_notes(figures: Figures) -> list[str]:
     num_retries = max((rank.num_alloc_retries or 0 for rank in figures.ranks), default=0)
     if num_ooms or num_retries:
         notes.append(
-            f"the allocator had to retry {num_retries} times and ran out of memory {num_ooms} times on one rank: "
+            f"the allocator had to retry {format_count(num_retries, 'time')} and ran out of memory "
+            f"{format_count(num_ooms, 'time')} on one rank: "
             f"memory is too tight; the largest micro-batch that fits, with other levels of recomputation, says "
             f"`{plan_command(replace(figures.run.info, run_dir=str(figures.run_dir)))}`"
         )
@@ -180,19 +184,19 @@ def _describe_throughput(figures: Figures) -> str:
         return "not known: no step was timed"
     skipped = figures.span.num_warmup_steps
     without = f", without the first {format_count(skipped, 'step')}" if skipped else ""
-    return f"{figures.clips_per_second:.4g} on all ranks together (median{without})"
+    return f"{format_figure(figures.clips_per_second)} on all ranks together (median{without})"
 
 
 def _describe_step(figures: Figures) -> str:
     if figures.step_seconds is None:
         return "not known: no step was timed"
     fractions = ", ".join(f"{phase} {100 * fraction:.1f}%" for phase, fraction in figures.phase_fractions.items())
-    return f"{figures.step_seconds:.4g} s (median of the slowest rank): {fractions}"
+    return f"{format_figure(figures.step_seconds)} s (median of the slowest rank): {fractions}"
 
 
 def _describe_forward(figures: Figures) -> str:
     macs = figures.run.info.forward_macs_per_clip
-    return f"{macs / 1e9:.4g} GMAC a clip (what papers call GFLOPs), {format_flops(2 * macs)} counting additions too"
+    return f"{format_figure(macs / 1e9)} GMAC a clip (what papers call GFLOPs), {format_flops(2 * macs)} counting additions too"
 
 
 def _describe_training(figures: Figures) -> str:

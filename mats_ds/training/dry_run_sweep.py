@@ -17,6 +17,7 @@ from typing import Any
 
 from mats_ds.core.progress import TimeLeft
 from mats_ds.core.storage.files import write_json
+from mats_ds.core.storage.package_files import own_command
 from mats_ds.planning.memory import plan_memory
 from mats_ds.planning.sweep import SIZES, TASKS, Cell, work_of
 from mats_ds.planning.workload import Workload
@@ -119,5 +120,5 @@ def write_exact_sweep(tree: Mapping[str, Any]) -> Path:
 def read_exact_sweep(path: Path = EXACT_FILE) -> dict[str, Any]:
     """Raises ValueError where the file is missing."""
     if not path.is_file():
-        raise ValueError(f"there is no {path}: make it with python profiling/plan.py --sweep --exact")
+        raise ValueError(f"there is no {path}: make it with  {own_command('plan', '--sweep', '--exact')}")
     return json.loads(path.read_text(encoding="utf-8"))

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from mats_ds.core.format import format_figure
 from mats_ds.core.token_grid import TokenGrid
 from mats_ds.visualization.clip_view import ClipView
 
@@ -35,7 +36,7 @@ def draw_panels(view: ClipView, wanted: Sequence[str] | None = None) -> list[Pan
     grid = view.grid
     panels = {
         "original": Panel("original", view.frames_THWC),
-        "motion": Panel(f"motion score, 0 to {view.motion_N.max():.3g}", draw_heat(view.motion_N, grid)),
+        "motion": Panel(f"motion score, 0 to {format_figure(view.motion_N.max(), 3)}", draw_heat(view.motion_N, grid)),
         "kept": Panel(f"kept: {view.kept_N.sum()} of {grid.num_tokens} tokens", darken(view.frames_THWC, view.kept_N, grid)),
     }
     if (view.visible_N != view.kept_N).any():

@@ -18,6 +18,7 @@ import torch
 from torch import nn
 
 from mats_ds.core.clips import ClipSpec
+from mats_ds.core.format import format_count
 from mats_ds.core.storage.file_kind import why_no_video
 from mats_ds.core.token_grid import TokenGrid
 from mats_ds.data.video.index import VideoIndex
@@ -89,7 +90,9 @@ def render(options: RenderOptions, weights: Weights | None) -> str:
     )
     write_pages(options.out, suffix, pages, frames_per_second=options.frames_per_second)
     fewest = min(map(len, specs.values()))
-    clips = f" ({fewest} clips: the video is too short for {options.num_clips})" if fewest < options.num_clips else ""
+    clips = (
+        f" ({format_count(fewest, 'clip')}: the video is too short for {options.num_clips})" if fewest < options.num_clips else ""
+    )
     return f"wrote {options.out}{clips}: {viewer.note}"
 
 

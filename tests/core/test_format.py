@@ -2,7 +2,7 @@ from __future__ import annotations
 
 import pytest
 
-from mats_ds.core.format import format_bytes, format_count, format_flops, format_part
+from mats_ds.core.format import format_bytes, format_count, format_figure, format_flops, format_hours, format_part
 
 
 @pytest.mark.parametrize(
@@ -49,3 +49,18 @@ def test_flops_have_the_unit_that_fits(flops, text):
 @pytest.mark.parametrize(("ratio", "text"), [(1, "all tokens"), (0.3, "30% of the tokens"), (0.004, "0.4% of the tokens")])
 def test_a_part_is_a_percentage(ratio, text):
     assert format_part(ratio, "tokens") == text
+
+
+def test_a_large_figure_has_no_exponent():
+    assert [format_figure(value) for value in (179_512_340.0, 9999.6, 12.346, 0.012346)] == [
+        "179,512,340",
+        "10,000",
+        "12.35",
+        "0.01235",
+    ]
+    assert format_figure(1234.5, 3) == "1,234" and format_figure(float("inf")) == "inf"
+    assert format_flops(1.2345e22) == "12,345 EFLOP"
+
+
+def test_a_short_time_is_not_nothing():
+    assert format_hours(0.03 / 3600) == "under 1 s" and format_hours(12 / 3600) == "12 s" and format_hours(0.5) == "30 min"

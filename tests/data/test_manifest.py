@@ -63,7 +63,7 @@ def test_all_mistakes_are_told_at_once_with_line_numbers(folder):
         read_manifest(write(folder / "set.csv", text))
     told = str(caught.value)
     assert "7 mistakes" in told
-    for line, word in ((2, "'dog'"), (3, "empty"), (4, "'abc'"), (5, "not after"), (6, "-7"), (7, "fields"), (8, "not after")):
+    for line, word in ((2, "'dog'"), (3, "empty"), (4, "'abc'"), (5, "not after"), (6, "-7"), (7, "1 field,"), (8, "not after")):
         assert any(f"line {line}:" in row and word in row for row in told.splitlines()), (line, told)
 
 

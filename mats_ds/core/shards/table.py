@@ -34,7 +34,7 @@ BLOCK = tarfile.BLOCKSIZE
 MAX_HEADER_BYTES = 1 << 20
 MAX_INDEX_BYTES = 1 << 30
 MAX_NAME_CHARACTERS = 1 << 16
-NOT_COMPRESSED = "its files cannot be read by offset; unpack it, then `mats prepare pack`"
+NOT_COMPRESSED = "its files cannot be read by offset; unpack it, and let the command `prepare pack` write the shards"
 
 
 class BadShard(ValueError):

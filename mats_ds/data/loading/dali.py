@@ -20,8 +20,8 @@ MAX_GRAPHS = 16
 # on the host with the first one's decoding.
 DEFAULT_GRAPHS = 2
 NO_DALI = (
-    "NVIDIA DALI cannot be imported: install nvidia-dali-cuda130 (nvidia-dali-cuda120 for a CUDA 12 driver), "
-    "or let `bash launch.sh setup` choose"
+    "NVIDIA DALI cannot be imported: install nvidia-dali-cuda130 (nvidia-dali-cuda120 for a CUDA 12 driver); "
+    "in a clone of the project `bash launch.sh setup` chooses"
 )
 
 

@@ -10,6 +10,7 @@ from typing import TextIO
 
 from tqdm import tqdm
 
+from mats_ds.core.format import format_count
 from mats_ds.core.progress import BAR_FORMAT, TimeLeft
 
 PRINT_SECONDS = 10.0
@@ -37,7 +38,9 @@ class Progress:
             self._num_known = num_done
             self._left = TimeLeft(num_files, done=num_done)
             if num_done:
-                self._print(f"{num_done} of {num_files} files need no work: an earlier run did it, or they do not exist")
+                self._print(
+                    f"{num_done} of {format_count(num_files, 'file')} need no work: an earlier run did it, or they do not exist"
+                )
         left = self._left.describe(num_done, unit="file")
         if self._stream.isatty():
             if self._bar is None:
@@ -50,7 +53,7 @@ class Progress:
         if now_seconds - self._printed_seconds >= PRINT_SECONDS:
             self._printed_seconds = now_seconds
             speed = (num_done - self._num_known) / (now_seconds - self._began_seconds)
-            self._print(f"{num_done} of {num_files} files, {num_bad} bad, {speed:.1f} files/s; {left}")
+            self._print(f"{num_done} of {format_count(num_files, 'file')}, {num_bad} bad, {speed:.1f} files/s; {left}")
 
     def __enter__(self) -> Progress:
         return self

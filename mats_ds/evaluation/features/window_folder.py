@@ -314,4 +314,5 @@ def write_tables(out: Path, manifest: Manifest, names: Sequence[str], bad: Seque
     end_writing(out, (SETTINGS, *TABLES))
     note = f"; {len(bad)} unreadable: see {UNREADABLE}" if bad else ""
     configs = f"what ActionFormer and OpenTAD need of them is in {out / SETTINGS}, under `configs`"
-    return f"{format_count(num_windows, 'window')} of {len(rows)} videos (of {len(manifest)}) below {out}{note}; {configs}"
+    windows, videos = format_count(num_windows, "window"), format_count(len(rows), "video")
+    return f"{windows} of {videos} (of {len(manifest)}) below {out}{note}; {configs}"

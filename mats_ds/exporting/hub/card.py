@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from mats_ds.core.events import RunInfo
-from mats_ds.core.format import format_count
+from mats_ds.core.format import format_count, format_figure
 from mats_ds.core.run_dir import RUN_FILE, read_run
 from mats_ds.core.storage.files import read_text, refuse_wrong_kind
 from mats_ds.core.text import clean_line
@@ -184,7 +184,7 @@ def cost_lines(facts: CardFacts) -> list[str]:
     rows = ["| tokens kept | GMACs of a clip | of all tokens |", "|---|---|---|"]
     for ratio, giga in facts.costs.items():
         here = " (this model)" if ratio == spec.pruning.keep_ratio else ""
-        rows.append(f"| {ratio:g}{here} | {giga:.3g} | {100 * giga / facts.costs[1.0]:.0f}% |")
+        rows.append(f"| {ratio:g}{here} | {format_figure(giga, 3)} | {100 * giga / facts.costs[1.0]:.0f}% |")
     return [*rows, "", "Multiply-adds of the matrix products in one forward pass, counted by mats_ds' planner; not a speed."]
 
 

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from mats_ds.core.format import format_count
 from mats_ds.core.storage.documents import parse_json
 from mats_ds.core.text import Lines
 from mats_ds.core.token_grid import RGB_CHANNELS, TokenGrid
@@ -98,7 +99,9 @@ def read_labels(config: Mapping[str, Any], num_classes: int) -> Labels:
     notes = []
     if len(named) < len(table):
         strange = next(key for key in table if not re.fullmatch(r"-?\d{1,9}", str(key).strip()))
-        notes.append(f"id2label has {len(table) - len(named)} ids that are no integers, such as {strange!r}: left out")
+        notes.append(
+            f"id2label has {format_count(len(table) - len(named), 'id')} not written as an integer, such as {strange!r}: left out"
+        )
     outside = sorted(label for label in named if not 0 <= label < num_classes)
     if outside:
         notes.append(

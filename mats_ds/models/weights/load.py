@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING, Any
 
 from torch import nn
 
+from mats_ds.core.format import format_count
 from mats_ds.core.storage.file_kind import describe_file, not_a
 from mats_ds.core.token_grid import TokenGrid
 from mats_ds.models.classifier import VideoClassifier
@@ -157,7 +158,9 @@ def load_classifier(
     spec, state = weights.spec, dict(weights.state)
     if spec.kind == "classifier" and not new_head:
         if spec.num_classes != num_classes:
-            raise ValueError(f"the head has {spec.num_classes} classes and {num_classes} are asked for: replace it (new head)")
+            raise ValueError(
+                f"the head has {format_count(spec.num_classes, 'class')} and {num_classes} are asked for: replace it (new head)"
+            )
         fresh: tuple[str, ...] = ()
     elif spec.kind == "classifier":
         state = {name: tensor for name, tensor in state.items() if not name.startswith(HEAD)}

@@ -10,6 +10,7 @@ from typing import Any
 
 import torch
 
+from mats_ds.core.format import format_count
 from mats_ds.core.storage.archives import count_stored_bytes
 from mats_ds.core.token_grid import MAX_TOKENS, TokenGrid
 from mats_ds.models.model_spec import ModelSpec
@@ -67,7 +68,7 @@ def measure(state: Mapping[str, torch.Tensor], *, heads: int | None = None, deco
     """
     for name in ("patch_embed.proj.weight", "encoder.blocks.0.mlp.fc1.weight"):
         if name not in state:
-            raise ValueError(f"there is no {name} among the {len(state)} weights: this is no VideoMAE-like model")
+            raise ValueError(f"there is no {name} among the {format_count(len(state), 'weight')}: this is no VideoMAE-like model")
     width = state["patch_embed.proj.weight"].shape[0]
     hidden = state["encoder.blocks.0.mlp.fc1.weight"].shape[0]
     if hidden != MLP_RATIO * width:
@@ -141,7 +142,10 @@ def check_tensors(state: Mapping[str, torch.Tensor]) -> None:
         check_plain(name, tensor)
     measured, stored = sum(tensor.numel() * tensor.element_size() for tensor in state.values()), count_stored_bytes(state)
     if measured > MAX_SHARED * stored:
-        raise ValueError(f"{len(state)} tensors of {measured:,} bytes share {stored:,} that are stored: copy each before saving")
+        raise ValueError(
+            f"{format_count(len(state), 'tensor')} of {measured:,} bytes share {stored:,} that are stored: copy each "
+            "before saving"
+        )
 
 
 def as_float32(state: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:

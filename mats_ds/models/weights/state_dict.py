@@ -11,6 +11,7 @@ import torch
 from einops import rearrange
 from torch import nn
 
+from mats_ds.core.format import format_count
 from mats_ds.core.text import Lines
 from mats_ds.core.token_grid import TokenGrid
 
@@ -34,7 +35,7 @@ class LoadReport:
     unused: tuple[str, ...] = ()
 
     def describe(self) -> str:
-        text = f"{len(self.loaded)} tensors loaded"
+        text = f"{format_count(len(self.loaded), 'tensor')} loaded"
         if self.fresh:
             text += f"; fresh: {', '.join(parts_of(self.fresh))}"
         if self.unused:

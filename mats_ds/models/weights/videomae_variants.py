@@ -24,6 +24,7 @@ from typing import Any
 
 import torch
 
+from mats_ds.core.format import format_count
 from mats_ds.models.layers import sine_cosine_positions
 from mats_ds.models.weights.model_weights import MAX_NAME_CHARACTERS, MAX_TENSORS, check_tensors, list_names
 
@@ -87,7 +88,7 @@ def convert_variant(content: Mapping[str, Any], path: str | Path) -> Converted:
     for pattern, reason in LEFT_OUT:
         names = [name for name in variant.tensors if re.fullmatch(pattern, name)]
         if names:
-            variant.notes.append(f"{len(names)} tensors are left out: {reason}")
+            variant.notes.append(f"{format_count(len(names), 'tensor')} left out: {reason}")
         for name in names:
             del variant.tensors[name]
     _refuse(variant.tensors, path)
@@ -167,7 +168,7 @@ def _refuse(tensors: Mapping[str, torch.Tensor], path: str | Path) -> None:
     for pattern, reason in REFUSED:
         names = [name for name in tensors if re.fullmatch(pattern, name)]
         if names:
-            problems.append(f"{reason} ({len(names)} tensors: {names[0]}{', ...' if len(names) > 1 else ''})")
+            problems.append(f"{reason} ({format_count(len(names), 'tensor')}: {names[0]}{', ...' if len(names) > 1 else ''})")
     norms = [name for name in tensors if name.endswith(".norm1.weight") and name.replace("weight", "bias") not in tensors]
     if norms:
         problems.append(f"norms without a bias, such as RMSNorm ({norms[0]})")
@@ -201,7 +202,7 @@ def _split_biases(variant: Converted) -> None:
         num_keys += bool(key_bias.count_nonzero())
     num_keys += _drop_all(variant.tensors, ".attn.k_bias")
     if num_keys:
-        variant.notes.append(f"biases of keys are left out in {num_keys} blocks: they cancel in the softmax")
+        variant.notes.append(f"biases of keys are left out in {format_count(num_keys, 'block')}: they cancel in the softmax")
     weights = [name for name in variant.tensors if name.endswith(".attn.qkv.weight") and variant.tensors[name].ndim == 2]
     if weights and not any(name.endswith((".attn.q_bias", ".attn.v_bias", ".attn.qkv.bias")) for name in variant.tensors):
         variant.notes.append("its attention has no biases: zeros are used")

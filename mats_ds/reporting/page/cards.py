@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from mats_ds.core.format import format_bytes, format_count, format_flops
+from mats_ds.core.format import format_bytes, format_count, format_figure, format_flops
 from mats_ds.reporting.budget import Budget
 from mats_ds.reporting.figures import Figures
 from mats_ds.reporting.page.markup import card, number, small_unit
@@ -58,7 +58,11 @@ def _cards_of_work(figures: Figures) -> list[str]:
     mfu = why_not if utilization is None else f"{100 * utilization:.1f}% of the peak (MFU)"
     cards = [
         card("Tokens kept", f"{info.kept} <small>of {info.num_tokens}</small>", describe_tokens(figures).partition(": ")[2]),
-        card("Forward pass", f"{info.forward_macs_per_clip / 1e9:.4g} <small>GMAC</small>", "a clip; papers call it GFLOPs"),
+        card(
+            "Forward pass",
+            f"{format_figure(info.forward_macs_per_clip / 1e9)} <small>GMAC</small>",
+            "a clip; papers call it GFLOPs",
+        ),
         card("Achieved", "?" if achieved is None else small_unit(f"{format_flops(achieved)}/s"), f"a rank; {mfu}"),
     ]
     if figures.joules_per_clip is not None:

@@ -7,7 +7,7 @@ from collections.abc import Iterable, Sequence
 from html import escape
 from pathlib import Path
 
-from mats_ds.core.format import GIB, MIB, format_bytes
+from mats_ds.core.format import GIB, MIB, format_bytes, format_figure
 from mats_ds.core.text import clean_page
 from mats_ds.reporting.page.charts import NUM_COLOURS, Series
 
@@ -120,8 +120,8 @@ def small_unit(text: str) -> str:
 
 
 def number(value: float | None) -> str:
-    """Four digits."""
-    return "?" if value is None else f"{value:.4g}"
+    """Four digits, and all before the point."""
+    return "?" if value is None else format_figure(value)
 
 
 def tick(value: float) -> str:

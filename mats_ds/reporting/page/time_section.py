@@ -6,6 +6,7 @@ from __future__ import annotations
 from html import escape
 
 from mats_ds.core.events import PHASES
+from mats_ds.core.format import format_figure
 from mats_ds.reporting.figures import Figures
 from mats_ds.reporting.page.charts import Series, draw_lines, draw_stack
 from mats_ds.reporting.page.markup import chart, charts, gib, number, scale, section, table, tick
@@ -56,7 +57,11 @@ def _rank_row(rank: RankFigures, figures: Figures) -> list[str]:
     if figures.balance is not None:
         late_seconds = figures.balance.late_seconds.get(rank.rank)
         last_fraction = figures.balance.last_fractions.get(rank.rank, 0.0)
-        row += ["?", "?"] if late_seconds is None else [f"{1e3 * late_seconds:+.3g} ms", f"{100 * last_fraction:.0f}%"]
+        row += (
+            ["?", "?"]
+            if late_seconds is None
+            else [f"{'+' * (late_seconds >= 0)}{format_figure(1e3 * late_seconds, 3)} ms", f"{100 * last_fraction:.0f}%"]
+        )
     return row
 
 

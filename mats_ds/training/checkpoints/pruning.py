@@ -16,6 +16,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from mats_ds.core.checkpoint_files import COMPLETE, LATEST, Verdict, examine, list_checkpoints, step_of_name
+from mats_ds.core.format import format_count
 from mats_ds.core.storage.files import read_bytes
 from mats_ds.training.checkpoints.checkpoint import publish
 from mats_ds.training.checkpoints.removal import removable_bytes, remove_checkpoint, remove_unfinished
@@ -181,7 +182,7 @@ def check_names(folder: Path, num_files: int) -> None:
     state = os.statvfs(folder)
     # some filesystems have as many as one likes, and say 0
     if state.f_files and state.f_favail < num_files:
-        raise OSError(f"it needs {num_files} files and the disk has room for {state.f_favail} more (df -i)")
+        raise OSError(f"it needs {format_count(num_files, 'file')} and the disk has room for {state.f_favail} more (df -i)")
 
 
 def _state_of(checkpoint: Path) -> tuple[str, int, int]:

@@ -125,7 +125,7 @@ def test_classes_keep_their_names_and_pictures_their_normalisation(write):
             r"2 classes that the head of 4 has not",
         ),
         ({"1": "a", "2": "b", "3": "c", "4": "d"}, ("LABEL_0", "a", "b", "c"), "no name for 1 of 4"),
-        ({"run": "a", "0": "b"}, ("b", "LABEL_1", "LABEL_2", "LABEL_3"), "has 1 ids .* such as 'run': left out"),
+        ({"run": "a", "0": "b"}, ("b", "LABEL_1", "LABEL_2", "LABEL_3"), "has 1 id .* such as 'run': left out"),
         ({"run": 0, "sit": 1}, (), "has 2 ids .*: left out"),
         ({"0": 5, "1": None, "2": "c", "3": "d"}, ("5", "None", "c", "d"), None),
         (["a", "b"], (), "id2label is a list"),

@@ -195,7 +195,7 @@ def test_unmasked_teachers_encoder(tmp_path):
     torch.save({"model": state}, tmp_path / "c.pth")
     weights = read_weights(tmp_path / "c.pth", heads=3)
     assert weights.spec.kind == "encoder" and weights.spec.grid == grid
-    assert any("3 tensors are left out: heads that predict CLIP" in note for note in weights.notes)
+    assert any("3 tensors left out: heads that predict CLIP" in note for note in weights.notes)
     started = load_classifier(weights, num_classes=4, keep_ratio=1.0)
     assert torch.equal(started.model.encoder.blocks[1].mlp.fc2.weight, model.encoder.blocks[1].mlp.fc2.weight)
     assert torch.equal(started.model.patch_embed.proj.weight, model.patch_embed.proj.weight)

@@ -20,6 +20,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from mats_ds.core.clips import DAMAGED, ClipSpec
+from mats_ds.core.format import format_count
 from mats_ds.core.shards.members import stat_file
 from mats_ds.data.prepare.header_length import describe_torn_end
 from mats_ds.data.video.decode import decode_frames, frame_numbers
@@ -235,7 +236,8 @@ def _warnings(index: VideoIndex, decoded: _Decoded, part: SoundPart, seconds_F: 
     first, last, recorded = part.first, part.last, decoded.recorded
     if index.num_silent:
         warnings.append(
-            f"{index.num_silent} packets before the first frame show nothing: it begins in the middle of a group of pictures"
+            f"{format_count(index.num_silent, 'packet')} before the first frame without a picture: it "
+            f"begins in the middle of a group of pictures"
         )
     if not part.damage and decoded.header_frames and decoded.header_frames != recorded.num_frames:
         warnings.append(f"header says {decoded.header_frames} frames, {recorded.num_frames} decode")
@@ -254,9 +256,9 @@ def _warnings(index: VideoIndex, decoded: _Decoded, part: SoundPart, seconds_F: 
     if odd := index.orientation.odd_degrees:
         warnings.append(f"its display matrix asks for {odd:.0f} degrees more than a quarter turn, which is not done")
     if recorded.num_interlaced:
-        warnings.append(f"interlaced: {recorded.num_interlaced} frames hold two fields, woven as they are coded")
+        warnings.append(f"interlaced: {format_count(recorded.num_interlaced, 'frame')} of two fields, woven as they are coded")
     if decoded.num_video_streams > 1:
         warnings.append(f"{decoded.num_video_streams} video streams, number {index.stream_index} is used")
     if last - first < MIN_FRAMES:
-        warnings.append(f"{last - first} frames: a clip of {MIN_FRAMES} repeats some")
+        warnings.append(f"{format_count(last - first, 'frame')}: a clip of {MIN_FRAMES} repeats some")
     return warnings

@@ -167,9 +167,9 @@ def _describe_warnings(facts: dict[str, FileFacts]) -> str:
 
 def _describe_bad(result: CheckResult) -> str:
     if not result.bad:
-        return f"Quarantine: none of {result.num_rows} rows."
+        return f"Quarantine: none of {format_count(result.num_rows, 'row')}."
     grouped = _group((row.path, row.reason) for row in result.bad)
-    return f"Quarantine: {len(result.bad)} of {result.num_rows} rows.\n{grouped}"
+    return f"Quarantine: {len(result.bad)} of {format_count(result.num_rows, 'row')}.\n{grouped}"
 
 
 def _group(reasons: Iterable[tuple[str, str]]) -> str:

@@ -13,7 +13,7 @@ from pathlib import Path
 import av
 import numpy as np
 
-from mats_ds.core.format import format_bytes
+from mats_ds.core.format import format_bytes, format_count
 from mats_ds.core.shards.members import is_file, member_name, stat_file
 from mats_ds.core.storage.files import open_regular
 from mats_ds.core.storage.output_folder import NOT_COUNTED, check_output_folder, read_marker
@@ -195,7 +195,10 @@ def describe_plan(planned: Sequence[PlannedCopy], settings: CopySettings, *, seg
     """Lines on what a run would do, from the same figures that it would check."""
     total_bytes = sum(copy.source_bytes for copy in planned)
     missing = sum(not copy.source_bytes for copy in planned)
-    lines = [f"{len(planned)} files, {format_bytes(total_bytes)}" + (f", {missing} of them missing or empty" if missing else "")]
+    lines = [
+        f"{format_count(len(planned), 'file')}, {format_bytes(total_bytes)}"
+        + (f", {missing} of them missing or empty" if missing else "")
+    ]
     for copy in planned[:NUM_SHOWN]:
         target = copy.target if segment_seconds is None else f"{os.path.splitext(copy.target)[0]}_0000, _0001, ..."
         lines.append(f"  {copy.source} ({format_bytes(copy.source_bytes)}) -> {target}")
@@ -209,6 +212,9 @@ def describe_plan(planned: Sequence[PlannedCopy], settings: CopySettings, *, seg
             lines.append(f"  {copy.source}: {can_cut(copy.source, seconds=segment_seconds) or 'can be cut'}")
         return lines
     options = " ".join(f"{name}={value}" for name, value in settings.encoder_options().items())
-    lines.append(f"short side at most {settings.short_side}, a keyframe every {settings.gop} frames, {settings.codec}: {options}")
+    lines.append(
+        f"short side at most {settings.short_side}, a keyframe every "
+        f"{format_count(settings.gop, 'frame')}, {settings.codec}: {options}"
+    )
     lines.append(f"estimated bytes: {format_bytes(estimate_bytes(planned, settings))}")
     return lines

@@ -35,6 +35,7 @@ import numpy as np
 from av.error import FFmpegError
 from av.video.reformatter import ColorRange
 
+from mats_ds.core.format import format_count
 from mats_ds.core.shards.members import stat_file
 from mats_ds.core.storage.files import is_same_file
 from mats_ds.data.prepare.copying.copy_settings import ENCODERS, CopySettings
@@ -236,7 +237,7 @@ def _decoded(container, stream: av.VideoStream, index: VideoIndex, written: _Wri
                 if number > index.num_silent or written.pts:
                     raise
     except READ_ERRORS as error:
-        written.problem = f"breaks off after {len(written.pts)} frames: {in_words(describe_read_error(error))}"
+        written.problem = f"breaks off after {format_count(len(written.pts), 'frame')}: {in_words(describe_read_error(error))}"
 
 
 def _what_is_missing(container, stream: av.VideoStream, index: VideoIndex, written: _Written) -> str:

@@ -6,6 +6,7 @@ Classes are numbered in the order of their names, over all subsets, unless a cla
 
 from __future__ import annotations
 
+from mats_ds.core.format import format_count
 from mats_ds.data.class_names import normalise_name
 from mats_ds.data.manifest import list_videos
 from mats_ds.data.prepare.importers.labels import name_classes, read_class_list
@@ -24,7 +25,7 @@ def fits_class_folders(source: Source) -> str | None:
     if len(classes) < MIN_CLASSES or any("/" not in path for path in paths):
         return None
     subsets = " in subset folders" if _has_subsets(paths) else ""
-    return f"its videos lie in {len(classes)} class folders{subsets}"
+    return f"its videos lie in {format_count(len(classes), 'class folder')}{subsets}"
 
 
 def read_class_folders(request: Request) -> Rows:

@@ -50,7 +50,11 @@ def read_kinetics(request: Request) -> Rows:
         if len(fields) >= len(header):
             entries.append((where, {name: field.strip() for name, field in zip(header, fields, strict=False)}))
         elif any(fields):
-            rows.refuse(where, MALFORMED, f"{len(fields)} fields, the first line names {len(header)}: {','.join(fields)[:120]!r}")
+            rows.refuse(
+                where,
+                MALFORMED,
+                f"{format_count(len(fields), 'field')}, the first line names {len(header)}: {','.join(fields)[:120]!r}",
+            )
     entries = _choose_subset(entries, request.subset, rows)
     labelled = "label" in header
     classes = None

@@ -201,7 +201,7 @@ def describe_imported(imported: Imported) -> list[str]:
     num_labelled = sum(row.label >= 0 for row in rows)
     used = len({row.label for row in rows if row.label >= 0})
     named = (
-        f"{used} of {len(imported.classes)} named classes"
+        f"{used} of {format_count(len(imported.classes), 'named class')}"
         if imported.classes
         else f"{format_count(used, 'class')} (names unknown)"
     )

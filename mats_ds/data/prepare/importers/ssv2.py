@@ -11,6 +11,7 @@ from __future__ import annotations
 import re
 from pathlib import Path
 
+from mats_ds.core.format import format_count
 from mats_ds.data.prepare.importers.labels import ClassList, read_class_list
 from mats_ds.data.prepare.importers.rows import MALFORMED, UNKNOWN_LABEL, Request, Rows
 from mats_ds.data.prepare.importers.source import Source, open_source
@@ -65,7 +66,9 @@ def read_ssv2(request: Request) -> Rows:
         else:
             rows.add(where, video_path, label)
     if num_unlabelled:
-        rows.notes.append(f"{num_unlabelled} entries have no template: label -1 (unknown); test-answers.csv would give theirs")
+        rows.notes.append(
+            f"{format_count(num_unlabelled, 'entry')} without a template: label -1 (unknown); test-answers.csv would give theirs"
+        )
     return rows
 
 

@@ -16,7 +16,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from mats_ds.core.format import format_bytes
+from mats_ds.core.format import format_bytes, format_count
 from mats_ds.core.shards.members import member_name
 from mats_ds.core.shards.table import normal_name
 from mats_ds.core.storage.output_folder import check_output_folder
@@ -162,8 +162,11 @@ def check_out_folder(out: Path, *, scanned: Path | None = None) -> None:
 def describe_plan(plan: PackPlan) -> list[str]:
     """Lines on what a run would write."""
     total_bytes = sum(shard.num_bytes for shard in plan.shards)
-    lines = [f"{plan.num_files} files, {format_bytes(total_bytes)} in {len(plan.shards)} shards"]
-    lines += [f"  {shard.target}: {len(shard.files)} files, {format_bytes(shard.num_bytes)}" for shard in plan.shards[:NUM_SHOWN]]
+    lines = [f"{format_count(plan.num_files, 'file')}, {format_bytes(total_bytes)} in {format_count(len(plan.shards), 'shard')}"]
+    lines += [
+        f"  {shard.target}: {format_count(len(shard.files), 'file')}, {format_bytes(shard.num_bytes)}"
+        for shard in plan.shards[:NUM_SHOWN]
+    ]
     if len(plan.shards) > NUM_SHOWN:
         lines.append(f"  and {len(plan.shards) - NUM_SHOWN} more")
     return lines + [f"left out: {path}: {reason}" for path, reason in plan.missing.items()]

@@ -59,7 +59,8 @@ class PackSummary:
         """The lines of the summary."""
         reused = f" ({self.num_reused} from an earlier run)" if self.num_reused else ""
         shards = format_count(self.num_shards, "shard")
-        yield f"{self.num_packed} of {self.num_files} files packed into {shards}{reused}, {format_bytes(self.num_bytes)}"
+        files = format_count(self.num_files, "file")
+        yield f"{self.num_packed} of {files} packed into {shards}{reused}, {format_bytes(self.num_bytes)}"
         for path, reason in self.failed.items():
             yield f"failed: {path}: {reason}"
         yield f"manifest: {self.manifest}"
