@@ -51,6 +51,7 @@ def interrupted_run(monkeypatch, losses):
         num_videos=3,
         max_bad_fraction=0.1,
         what_is_lost=lambda: None,
+        finish_saves=lambda: None,
         watchdog=SimpleNamespace(enter=lambda phase: None, request="SIGTERM came to rank 0"),
     )
     monkeypatch.setattr(train, "take_step", take_step)
