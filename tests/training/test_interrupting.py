@@ -44,7 +44,7 @@ def interrupted_run(monkeypatch, losses):
     train = loop._Loop(
         engine=SimpleNamespace(train=lambda: None),
         batches=iter(()),
-        run=SimpleNamespace(device="cuda", first_step=0, total_steps=9, run_dir="run"),
+        run=SimpleNamespace(device="cuda", first_step=0, total_steps=9, run_dir="run", learning_rate=1e-3),
         learning_rate=None,
         loss_of=None,
         observers=[Checkpointer(saver, every_steps=0)],
@@ -52,6 +52,7 @@ def interrupted_run(monkeypatch, losses):
         max_bad_fraction=0.1,
         what_is_lost=lambda: None,
         finish_saves=lambda: None,
+        mending="mend them",
         watchdog=SimpleNamespace(enter=lambda phase: None, request="SIGTERM came to rank 0"),
     )
     monkeypatch.setattr(train, "take_step", take_step)
