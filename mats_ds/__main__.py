@@ -7,7 +7,6 @@ package.
 
 from __future__ import annotations
 
-import importlib
 import sys
 from pathlib import Path
 
@@ -16,6 +15,8 @@ if __name__ == "__main__":  # run as a file, Python would look for modules in ma
     from mats_ds.core.interrupts import begin_script
 
     begin_script()
+
+import importlib
 
 import mats_ds
 from mats_ds.core.cli import USAGE_ERROR, run_script

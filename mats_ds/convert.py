@@ -12,12 +12,7 @@ written.
 
 from __future__ import annotations
 
-import argparse
-import logging
-import os
 import sys
-from dataclasses import replace
-from importlib.util import find_spec
 from pathlib import Path
 
 if __name__ == "__main__":  # run as a file, Python would look for modules in mats_ds/ itself
@@ -25,6 +20,12 @@ if __name__ == "__main__":  # run as a file, Python would look for modules in ma
     from mats_ds.core.interrupts import begin_script
 
     begin_script()
+
+import argparse
+import logging
+import os
+from dataclasses import replace
+from importlib.util import find_spec
 
 from mats_ds.core.cli import FINISHED, ArgumentParser, leave, run_script
 from mats_ds.core.format import format_count

@@ -3,14 +3,12 @@
     mats demo [VIDEO_DIR]
 
 VIDEO_DIR: a folder of videos; without one, a small synthetic set is written into data/synthetic/.
-Exit status: the report's, or that of a training that failed.
+Exit status: the report's, or that of a training that failed or was interrupted.
 """
 
 from __future__ import annotations
 
-import subprocess
 import sys
-from datetime import datetime
 from pathlib import Path
 
 if __name__ == "__main__":  # run as a file, Python would look for modules in mats_ds/ itself
@@ -19,7 +17,11 @@ if __name__ == "__main__":  # run as a file, Python would look for modules in ma
 
     begin_script()
 
-from mats_ds.core.cli import USAGE_ERROR, ArgumentParser, leave, run_script
+import subprocess
+from datetime import datetime
+
+from mats_ds.core.cli import INTERRUPTED, USAGE_ERROR, ArgumentParser, leave, run_script
+from mats_ds.core.interrupts import STOPPING
 from mats_ds.core.storage.package_files import find_folder
 from mats_ds.core.text import say, tell_error
 from mats_ds.distributed.process_group import is_dry_run, show_words
@@ -46,7 +48,11 @@ def run_demo(folder: str | None) -> int:
         script += [f"data.manifest={Path(folder).resolve()}", "data.max_bad_fraction=0.5", "optim.steps=80"]
     say(f"==> pre-training a tiny MATS into {out}", stream=sys.stderr)
     if status := launch("pretrain", script):
-        tell_error(f"the training failed (status {status}); its folder is {out}")
+        where = f"its folder is {out}" if Path(out).exists() else "no folder was made"
+        if status == INTERRUPTED or status - 128 in STOPPING:
+            say(f"demo: the training was interrupted (status {status}); {where}", stream=sys.stderr)
+        else:
+            tell_error(f"the training failed (status {status}); {where}")
         return status
     say("==> report", stream=sys.stderr)
     command = [sys.executable, str(Path(__file__).with_name("report.py")), out]

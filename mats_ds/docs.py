@@ -11,15 +11,19 @@ or pages or packages that are not there, 130 after Ctrl-C.
 
 from __future__ import annotations
 
-import os
-import socket
 import sys
-from importlib import metadata
-from importlib.util import find_spec
 from pathlib import Path
 
 if __name__ == "__main__":  # run as a file, Python would look for modules in mats_ds/ itself
     sys.path[0] = str(Path(__file__).resolve().parents[1])
+    from mats_ds.core.interrupts import begin_script
+
+    begin_script()
+
+import os
+import socket
+from importlib import metadata
+from importlib.util import find_spec
 
 from mats_ds.core.cli import ArgumentParser, leave, run_script
 from mats_ds.core.storage.output_folder import hold_output_folder

@@ -11,7 +11,6 @@ stopped by a fault (no room), 2 unusable input or arguments.
 
 from __future__ import annotations
 
-import argparse
 import sys
 from pathlib import Path
 
@@ -20,6 +19,8 @@ if __name__ == "__main__":  # run as a file, Python would look for modules in ma
     from mats_ds.core.interrupts import begin_script
 
     begin_script()
+
+import argparse
 
 from mats_ds.core.cli import LAUNCHER_OPTIONS, ArgumentParser, leave, run_script
 from mats_ds.core.storage.package_files import own_command

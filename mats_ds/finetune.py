@@ -9,11 +9,7 @@ Reads top to bottom: join the other ranks, open the videos, build model and engi
 
 from __future__ import annotations
 
-import json
-import logging
 import sys
-from contextlib import ExitStack
-from functools import partial
 from pathlib import Path
 
 if __name__ == "__main__":  # run as a file, Python would look for modules in mats_ds/ itself
@@ -21,6 +17,11 @@ if __name__ == "__main__":  # run as a file, Python would look for modules in ma
     from mats_ds.core.interrupts import begin_script
 
     begin_script()
+
+import json
+import logging
+from contextlib import ExitStack
+from functools import partial
 
 import torch
 

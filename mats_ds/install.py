@@ -11,17 +11,7 @@ Any Python from 3.8 on runs this file, with no package of others.
 
 from __future__ import annotations
 
-import ast
-import hashlib
-import os
-import re
-import shutil
-import subprocess
 import sys
-import tempfile
-import time
-from collections.abc import Sequence
-from importlib import metadata
 from pathlib import Path
 
 if __name__ == "__main__":  # run as a file, Python would look for modules in mats_ds/ itself
@@ -29,6 +19,17 @@ if __name__ == "__main__":  # run as a file, Python would look for modules in ma
     from mats_ds.core.interrupts import begin_script
 
     begin_script()
+
+import ast
+import hashlib
+import os
+import re
+import shutil
+import subprocess
+import tempfile
+import time
+from collections.abc import Sequence
+from importlib import metadata
 
 from mats_ds.__main__ import OF_LAUNCH_SH, VERBS, describe_unknown
 from mats_ds.core.cli import RUN_ERROR, USAGE_ERROR, run_script

@@ -8,12 +8,7 @@ Options of the launcher (below) go to DeepSpeed's launcher, all others to the pr
 
 from __future__ import annotations
 
-import os
-import re
-import socket
 import sys
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
 from pathlib import Path
 
 if __name__ == "__main__":  # run as a file, Python would look for modules in mats_ds/ itself
@@ -22,11 +17,18 @@ if __name__ == "__main__":  # run as a file, Python would look for modules in ma
 
     begin_script()
 
-from mats_ds.core.cli import LAUNCHER_SWITCHES, LAUNCHER_WITH_VALUE, RUN_ERROR, USAGE_ERROR, run_script
+import os
+import re
+import socket
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+
+from mats_ds.core.cli import INTERRUPTED, LAUNCHER_SWITCHES, LAUNCHER_WITH_VALUE, RUN_ERROR, USAGE_ERROR, run_script
+from mats_ds.core.interrupts import AGAIN
 from mats_ds.core.storage.package_files import find_folder
 from mats_ds.core.text import say, tell_error
 from mats_ds.distributed.hosts import choose_hosts, is_address, is_port, read_hostfile
-from mats_ds.distributed.launcher_watch import describe_launcher
+from mats_ds.distributed.launcher_watch import describe_launcher, find_ranks
 from mats_ds.distributed.process_group import Stopped, is_dry_run, run_in_group, show_words
 from mats_ds.distributed.remote import (
     check_hosts,
@@ -80,7 +82,9 @@ def main(arguments: list[str] | None = None) -> int:
 
 def launch(name: str, arguments: Sequence[str]) -> int:
     """Run mats_ds/NAME.py on all ranks: their exit status, or RUN_ERROR or USAGE_ERROR with a
-    message where none is started."""
+    message where none is started.
+
+    After a signal: INTERRUPTED where the ranks have saved and can go on, else 128 + its number."""
     try:
         command = make_command(name, arguments, os.environ, is_dry=is_dry_run())
     except (ValueError, OSError) as error:
@@ -94,10 +98,12 @@ def launch(name: str, arguments: Sequence[str]) -> int:
     for variable in command.without:
         environment.pop(variable, None)
     try:
-        return run_in_group(command.words, environment)
+        return run_in_group(command.words, environment, find_workers=find_ranks)
     except Stopped as stopped:
-        say(stopped, stream=sys.stderr)
-        return 128 + stopped.number
+        if not stopped.is_answered:
+            again = f"{AGAIN}, a training that has begun with --resume auto" if name in DEFAULT_JSON else AGAIN
+            say(f"{stopped}: {again}", stream=sys.stderr)
+        return INTERRUPTED if stopped.status == INTERRUPTED else 128 + stopped.number
 
 
 def make_command(name: str, arguments: Sequence[str], environment: Mapping[str, str], *, is_dry: bool = False) -> Command:

@@ -11,13 +11,20 @@ docs/explanation/memory.md.
 
 from __future__ import annotations
 
+import sys
+from pathlib import Path
+
+if __name__ == "__main__":  # run as a file, Python would look for modules in mats_ds/ itself
+    sys.path[0] = str(Path(__file__).resolve().parents[1])
+    from mats_ds.core.interrupts import begin_script
+
+    begin_script()
+
 import argparse
 import contextlib
 import json
 import logging
-import sys
 from dataclasses import fields
-from pathlib import Path
 
 from mats_ds.config.ds_config import list_json_names
 from mats_ds.config.finetune_recipe import FinetuneRecipe

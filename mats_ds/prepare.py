@@ -13,8 +13,6 @@ unusable input or arguments, nothing written, 130 interrupted.
 
 from __future__ import annotations
 
-import argparse
-import logging
 import sys
 from pathlib import Path
 
@@ -23,6 +21,9 @@ if __name__ == "__main__":  # run as a file, Python would look for modules in ma
     from mats_ds.core.interrupts import begin_script
 
     begin_script()
+
+import argparse
+import logging
 
 from mats_ds.core.cli import FINISHED, ArgumentParser, leave, run_script
 from mats_ds.core.format import format_count

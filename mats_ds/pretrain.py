@@ -9,12 +9,7 @@ Reads top to bottom: join the other ranks, open the videos, build model and engi
 
 from __future__ import annotations
 
-import dataclasses
-import itertools
-import json
-import logging
 import sys
-from functools import partial
 from pathlib import Path
 
 if __name__ == "__main__":  # run as a file, Python would look for modules in mats_ds/ itself
@@ -22,6 +17,12 @@ if __name__ == "__main__":  # run as a file, Python would look for modules in ma
     from mats_ds.core.interrupts import begin_script
 
     begin_script()
+
+import dataclasses
+import itertools
+import json
+import logging
+from functools import partial
 
 import torch
 

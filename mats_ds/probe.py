@@ -10,8 +10,6 @@ Exit status: 0 done, 2 unusable input or arguments.
 
 from __future__ import annotations
 
-import argparse
-import logging
 import sys
 from pathlib import Path
 
@@ -20,6 +18,9 @@ if __name__ == "__main__":  # run as a file, Python would look for modules in ma
     from mats_ds.core.interrupts import begin_script
 
     begin_script()
+
+import argparse
+import logging
 
 from mats_ds.core.cli import ArgumentParser, leave, run_script
 from mats_ds.core.storage.output_file import describe_fault

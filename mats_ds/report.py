@@ -10,10 +10,17 @@ judges nothing: 0, or 2; with --html it is also written as a page. See README.md
 
 from __future__ import annotations
 
-import argparse
-import logging
 import sys
 from pathlib import Path
+
+if __name__ == "__main__":  # run as a file, Python would look for modules in mats_ds/ itself
+    sys.path[0] = str(Path(__file__).resolve().parents[1])
+    from mats_ds.core.interrupts import begin_script
+
+    begin_script()
+
+import argparse
+import logging
 
 from mats_ds.core.cli import ArgumentParser, leave, run_script
 from mats_ds.core.storage.files import write_text

@@ -9,8 +9,6 @@ Exit status: 0 done, 2 unusable input or arguments, nothing written.
 
 from __future__ import annotations
 
-import argparse
-import logging
 import sys
 from pathlib import Path
 
@@ -19,6 +17,9 @@ if __name__ == "__main__":  # run as a file, Python would look for modules in ma
     from mats_ds.core.interrupts import begin_script
 
     begin_script()
+
+import argparse
+import logging
 
 from av.error import FFmpegError
 

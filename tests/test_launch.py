@@ -295,6 +295,13 @@ class TestRealLauncher:
         (project.root / "mats_ds" / "pretrain.py").write_text(
             "import os, subprocess, sys, time\n"
             "rank = os.environ['RANK']\n"
+            "if 'save' in sys.argv:\n"
+            "    import signal\n"
+            "    stopping = {signal.SIGINT, signal.SIGTERM, signal.SIGHUP}\n"
+            "    signal.pthread_sigmask(signal.SIG_BLOCK, stopping)\n"
+            "    open(f'ready-{rank}', 'w').close()\n"
+            "    print(signal.sigwait(stopping).name, 'came to rank', rank, flush=True)\n"
+            "    sys.exit(75)\n"
             "if 'sleep' in sys.argv:\n"
             "    child = subprocess.Popen(['sleep', '600'])\n"
             "    open(f'pids-{rank}', 'w').write(f'{os.getpid()} {child.pid}')\n"
@@ -344,6 +351,34 @@ class TestRealLauncher:
         assert job.wait(timeout=60) == status
         time.sleep(0.1)
         assert not [pid for pid in pids if is_running(pid)]
+
+    @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGHUP])
+    def test_ranks_that_save_get_the_same_signal_and_give_their_status(self, running, number):
+        said = running.caller / "said"
+        with said.open("w") as log:
+            job = subprocess.Popen(
+                ["bash", str(running.root / "launch.sh"), "pretrain", "save"],
+                cwd=running.caller,
+                env=running.environment,
+                stdout=log,
+                stderr=log,
+            )
+        wait_for(lambda: all((running.caller / f"ready-{rank}").exists() for rank in "01"), job)
+        job.send_signal(number)
+        assert job.wait(timeout=60) == 75
+        for rank in "01":
+            assert f"{number.name} came to rank {rank}" in said.read_text()
+        assert "stopped by" not in said.read_text()
+
+    @pytest.mark.parametrize(
+        ("status", "words"), [(75, "interrupted"), (130, "interrupted"), (143, "interrupted"), (1, "failed")]
+    )
+    def test_the_demo_says_whether_its_training_failed_or_was_interrupted(self, monkeypatch, capsys, tmp_path, status, words):
+        monkeypatch.chdir(tmp_path)
+        monkeypatch.setattr(demo, "launch", lambda program, arguments: status)
+        assert demo.main([]) == status
+        error = capsys.readouterr().err
+        assert f"the training {'was ' * (status != 1)}{words} (status {status}); no folder was made" in error
 
     def test_arguments_reach_two_hosts_as_they_are(self, tmp_path):
         """Two hosts that are this one, behind a stand-in for pdsh that runs a shell as pdsh

@@ -6,6 +6,7 @@ from __future__ import annotations
 import contextlib
 import io
 import json
+import re
 from pathlib import Path
 
 import pytest
@@ -160,6 +161,29 @@ def test_a_run_that_ended_early_goes_on_where_it_stopped(ranks, two_rank_run, vi
     again = ranks(pretrain, 2, [*arguments, "--resume", "auto"])
     assert [status for status, _ in again] == [0, 0]
     assert f"nothing to do: {tmp_path} has finished all 6 steps" in again[0][1] and again[1][1] == ""
+
+
+@pytest.mark.parametrize(
+    ("length", "key"),
+    [
+        (["optim.steps=3"], "optim.steps"),
+        (["optim.steps=null", "optim.epochs=2", "optim.warmup_epochs=0.5"], "optim.epochs"),
+        (["run.max_steps=2"], "run.max_steps"),
+    ],
+)
+def test_the_advice_of_a_finished_run_makes_it_go_on(ranks, videos, tmp_path, length, key):
+    """Each advice is followed to the letter: the smallest length above what it names."""
+    arguments = [*ARGUMENTS, "--out", str(tmp_path), f"data.manifest={videos}", *SMALL, *length]
+    [(status, terminal)] = ranks(pretrain, 1, arguments)
+    assert status == 0, terminal
+    done = len(read_losses(tmp_path))
+    [(status, terminal)] = ranks(pretrain, 1, [*arguments, "--resume", "auto"])
+    [(raised, above)] = re.findall(r"raise (\S+) above ([\d.]+)", terminal)
+    assert (status, raised) == (0, key) and "nothing to do" in terminal
+    more = float(above) + 0.01 if key == "optim.epochs" else int(above) + 1
+    [(status, terminal)] = ranks(pretrain, 1, [*arguments, f"{key}={more}", "--resume", "auto"])
+    assert status == 0 and f"steps: {done + 1} to {done + 1} " in terminal, terminal
+    assert len(read_losses(tmp_path)) == done + 1
 
 
 @pytest.mark.slow

@@ -22,7 +22,8 @@ import psutil
 from mats_ds.core.cli import RUN_ERROR
 from mats_ds.core.processes import identify_process, read_start_ticks
 
-LAUNCHERS = {"deepspeed", "deepspeed.launcher.launch", "torchrun", "torch.distributed.run", "torch.distributed.launch"}
+OF_THIS_MACHINE = "deepspeed.launcher.launch"  # the launcher that starts the ranks of one machine
+LAUNCHERS = {"deepspeed", OF_THIS_MACHINE, "torchrun", "torch.distributed.run", "torch.distributed.launch"}
 LAUNCH_SH_VARIABLE = "LAUNCH_SH_PROCESS"  # "BOOT NAMESPACE PID START", set by launch.sh
 POLL_SECONDS = 0.5
 
@@ -82,6 +83,18 @@ def is_alive(process: psutil.Process | LaunchScript) -> bool:
         return process.is_running() and process.status() != psutil.STATUS_ZOMBIE
     except psutil.Error:
         return False
+
+
+def find_ranks(command: int) -> list[int]:
+    """The ranks on this machine that DeepSpeed's launcher, started by that process, has started;
+    empty before it has, and where it starts them on other machines only."""
+    ranks: list[int] = []
+    with contextlib.suppress(psutil.Error):
+        for process in psutil.Process(command).children(recursive=True):
+            with contextlib.suppress(psutil.Error):
+                if OF_THIS_MACHINE in process.cmdline()[:4]:
+                    ranks += [child.pid for child in process.children()]
+    return ranks
 
 
 def end_with_launchers() -> None:

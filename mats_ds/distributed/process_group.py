@@ -9,7 +9,7 @@ import os
 import signal
 import subprocess
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 from mats_ds.core.text import quote_word
 
@@ -19,11 +19,13 @@ STOPPING = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
 
 class Stopped(Exception):
-    """This process got a signal, and has ended the command. `number` is the signal."""
+    """This process got a signal, and has ended the command. `number` is the signal, `status` what
+    the command ended with, as Popen has it; `is_answered`: workers got the signal and speak for
+    themselves."""
 
-    def __init__(self, number: int) -> None:
+    def __init__(self, number: int, status: int, *, is_answered: bool) -> None:
         super().__init__(f"stopped by {signal.Signals(number).name}")
-        self.number = signal.Signals(number)
+        self.number, self.status, self.is_answered = signal.Signals(number), status, is_answered
 
 
 def is_dry_run() -> bool:
@@ -36,16 +38,22 @@ def show_words(words: Sequence[object]) -> str:
     return "+ " + " ".join(map(quote_word, words))
 
 
-def run_in_group(command: Sequence[str], environment: Mapping[str, str]) -> int:
+def run_in_group(
+    command: Sequence[str], environment: Mapping[str, str], *, find_workers: Callable[[int], Sequence[int]] | None = None
+) -> int:
     """Run the command to its end and return its status as a shell has it: 128 + N after a signal N.
 
     All processes of its group get SIGTERM when it ends, when this process gets SIGINT, SIGTERM or
     SIGHUP, and (the command alone, on Linux) when this process is killed; those that still run
     after GRACE_SECONDS get SIGKILL. Raises Stopped.
+
+    find_workers: from the command's process to the processes that get such a signal, and a second
+    Ctrl-C, before the group does, so that the command ends with their status and not by the signal.
     """
     # a signal that this process was started to ignore (nohup, a background job of a script) stays
     # ignored
-    awaited = {number for number in STOPPING if signal.getsignal(number) != signal.SIG_IGN} | {signal.SIGCHLD}
+    stopping = {number for number in STOPPING if signal.getsignal(number) != signal.SIG_IGN}
+    awaited = stopping | {signal.SIGCHLD}
     libc = ctypes.CDLL(None)
 
     def start_group() -> None:  # in the child
@@ -54,7 +62,7 @@ def run_in_group(command: Sequence[str], environment: Mapping[str, str]) -> int:
         with contextlib.suppress(AttributeError):
             libc.prctl(PR_SET_PDEATHSIG, signal.SIGTERM)
 
-    received = None
+    received, workers = None, []
     signal.signal(signal.SIGCHLD, signal.SIG_DFL)
     signal.pthread_sigmask(signal.SIG_BLOCK, awaited)
     try:
@@ -62,15 +70,32 @@ def run_in_group(command: Sequence[str], environment: Mapping[str, str]) -> int:
         while child.poll() is None and received is None:
             number = signal.sigwait(awaited)
             received = None if number == signal.SIGCHLD else number
+        if received is not None and find_workers is not None:
+            workers = list(find_workers(child.pid))
+            _end_by_workers(child, workers, received, awaited)
         end_group(child)
     finally:
         if received is not None:
-            for number in awaited - {signal.SIGCHLD}:  # whoever presses Ctrl-C twice wants the same
+            for number in stopping:  # whoever presses Ctrl-C twice wants the same
                 signal.signal(number, signal.SIG_IGN)
         signal.pthread_sigmask(signal.SIG_UNBLOCK, awaited)
     if received is not None:
-        raise Stopped(received)
+        raise Stopped(received, child.returncode, is_answered=bool(workers))
     return child.returncode if child.returncode >= 0 else 128 - child.returncode
+
+
+def _end_by_workers(child: subprocess.Popen, workers: Sequence[int], number: int, awaited: set[int]) -> None:
+    """Pass the signal on to the workers, and wait GRACE_SECONDS for the command to end after
+    them."""
+    deadline = time.monotonic() + GRACE_SECONDS
+    send = bool(workers)
+    while workers and child.poll() is None and time.monotonic() < deadline:
+        for worker in workers if send else ():
+            with contextlib.suppress(ProcessLookupError, PermissionError):
+                os.kill(worker, number)
+        again = signal.sigtimedwait(awaited, max(0.0, min(0.5, deadline - time.monotonic())))
+        # the second Ctrl-C means at once; whatever else comes twice means the same
+        send = again is not None and again.si_signo == number == signal.SIGINT
 
 
 def end_group(child: subprocess.Popen) -> None:

@@ -81,8 +81,9 @@ def describe_steps(run: RunInfo, *, flops_per_second: float, data: Sequence[str]
     step_seconds = flops / flops_per_second
     num_steps = run.total_steps - run.first_step
     run_seconds = num_steps * step_seconds
+    a_step = format_duration(step_seconds) if step_seconds >= 2 else f"{max(1, round(step_seconds * 1000))} ms"
     line = (
-        f"time: about {format_duration(step_seconds)} a step and {format_duration(run_seconds)} for "
+        f"time: about {a_step} a step and {format_duration(run_seconds)} for "
         f"{format_count(num_steps, 'step')} on this CPU ({format_flops(flops)} a rank and step; "
         f"{format_flops(flops_per_second)}/s just measured in {run.precision}, {format_count(run.world_size, 'rank')} at work)"
     )

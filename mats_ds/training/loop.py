@@ -11,6 +11,7 @@ later, so that the host never waits.
 
 from __future__ import annotations
 
+import contextlib
 import logging
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
@@ -64,6 +65,7 @@ def fit(
     max_bad_fraction: float,
     hang_seconds: float = 1800.0,
     what_is_lost: Callable[[], str | None] = lambda: None,
+    finish_saves: Callable[[], None] = lambda: None,
     mending: str = "mend or remove them",
 ) -> None:
     """Train from `run.first_step` to `run.total_steps`.
@@ -73,7 +75,8 @@ def fit(
     counted from 0; parameter groups multiply it by their "lr_scale". Observers' `on_end` is called
     on every rank however it ends. A step whose gradients are not finite is skipped; a second one
     within STEPS_BETWEEN_SKIPS, or one that the engine could not skip, stops the run.
-    what_is_lost(): asked after every step, why what this rank writes is lost, or None. mending:
+    what_is_lost(): asked after every step, why what this rank writes is lost, or None.
+    finish_saves(): called on all ranks, waits for the checkpoint that is being written. mending:
     advice to whom too many videos are unreadable.
     Raises TrainingStopped on all ranks for these, and when more than `max_bad_fraction` of the
     `num_videos` videos are unreadable; TrainingInterrupted on all ranks when a signal asked to
@@ -89,7 +92,7 @@ def fit(
                 observer.on_start(run)
                 started.append(observer)
             with Watchdog(run, hang_seconds=hang_seconds) as watchdog:
-                watched = (num_videos, max_bad_fraction, watchdog, what_is_lost, mending)
+                watched = (num_videos, max_bad_fraction, watchdog, what_is_lost, finish_saves, mending)
                 _Loop(engine, batches, run, learning_rate, loss_of, observers, *watched).train()
         except (TrainingStopped, TrainingInterrupted):
             raise
@@ -139,6 +142,7 @@ class _Loop:
     max_bad_fraction: float
     watchdog: Watchdog
     what_is_lost: Callable[[], str | None]
+    finish_saves: Callable[[], None]
     mending: str
     known_bad: dict[int, BadClip] = field(default_factory=dict)
     last_skip: int | None = None
@@ -274,6 +278,8 @@ class _Loop:
         again = f", and so was step {before + 1}" if before is not None and agreement.skipped else ""
         rate = f"its peak is {self.run.learning_rate:.2g} at this batch"
         advice = f"lower optim.base_lr ({rate}), or set gradient_clipping in the DeepSpeed JSON"
+        with contextlib.suppress(TrainingStopped):  # what is saved is what --resume auto will find
+            self.finish_saves()
         raise TrainingStopped(Lines(f"{what}{again}; its clips:", *listed, f"{advice}; {describe_standing(self.run.run_dir)}"))
 
     def interrupt(self, step: int) -> None:

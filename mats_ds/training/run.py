@@ -117,6 +117,7 @@ class TrainingRun:
     engine: Any = field(default=None, init=False)
     resumed: Resumed = field(default_factory=Resumed, init=False)
     recorder: Recorder | None = field(default=None, init=False)
+    saver: CheckpointSaver = field(init=False)
 
     @property
     def first_step(self) -> int:
@@ -252,7 +253,7 @@ class TrainingRun:
         num_pipelines: the loader's.
         """
         recipe, options, device = self.recipe, self.options, self.ranks.device
-        self.recorder = Recorder(self.folder, device)
+        self.recorder, self.saver = Recorder(self.folder, device), self.make_saver()
         memory = LoaderMemory(prefetch=recipe.data.prefetch, num_pipelines=num_pipelines)
         deep_dives = dict(trace=options.trace, memory_snapshot=options.memory_snapshot, num_steps=options.trace_steps)
         shown = dict(memory_bytes=self.recorder.memory)
@@ -265,7 +266,7 @@ class TrainingRun:
             Console(log_steps=recipe.run.log_steps, **shown),
             Monitor(self.engine, every_steps=recipe.run.log_steps, **shown),
             *others,
-            Checkpointer(self.make_saver(), every_steps=recipe.run.checkpoint_steps, **saved),
+            Checkpointer(self.saver, every_steps=recipe.run.checkpoint_steps, **saved),
         ]
 
     def make_saver(self) -> CheckpointSaver:
@@ -313,5 +314,6 @@ class TrainingRun:
             max_bad_fraction=self.recipe.data.max_bad_fraction,
             hang_seconds=self.recipe.run.hang_seconds,
             what_is_lost=self.what_is_lost,
+            finish_saves=self.saver.finish,
             mending=how_to_mend(self.recipe.data),
         )

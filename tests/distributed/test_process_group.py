@@ -91,6 +91,41 @@ def test_a_signal_that_was_ignored_before_stays_ignored(tmp_path):
     assert job.wait(timeout=60) == 143
 
 
+# its worker ends with 70 + the number of its signals, once there are as many as its argument has it
+WORKER = """
+import os, signal, sys
+signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGINT])
+open("pids.part", "w").write(str(os.getpid()))
+os.rename("pids.part", "pids")
+for number in range(1, int(sys.argv[1]) + 1):
+    signal.sigwait([signal.SIGINT])
+    open(f"signal-{number}", "w").close()
+sys.exit(70 + number)
+"""
+WITH_WORKERS = """
+import os, sys
+sys.path[:0] = {path!r}
+from mats_ds.distributed.process_group import Stopped, run_in_group
+try:
+    run_in_group(["bash", "-c", {command!r}], os.environ, find_workers=lambda child: [int(open("pids").read())])
+except Stopped as stopped:
+    print(stopped, stopped.status, stopped.is_answered, flush=True)
+"""
+
+
+@pytest.mark.parametrize("signals", [1, 2])
+def test_workers_get_every_ctrl_c_before_the_command_does_which_ends_with_their_status(tmp_path, signals):
+    (tmp_path / "worker.py").write_text(WORKER)
+    command = f"{sys.executable} worker.py {signals} & wait $!"
+    words = [sys.executable, "-c", WITH_WORKERS.format(path=sys.path, command=command)]
+    job = subprocess.Popen(words, cwd=tmp_path, stdout=subprocess.PIPE, text=True)
+    read_family(tmp_path)
+    for number in range(1, signals + 1):
+        job.send_signal(signal.SIGINT)
+        wait_for((tmp_path / f"signal-{number}").exists)
+    assert job.communicate(timeout=60)[0] == f"stopped by SIGINT {70 + signals} True\n"
+
+
 @pytest.mark.skipif(sys.platform != "linux", reason="needs prctl")
 def test_a_command_ends_with_a_process_that_is_killed(tmp_path):
     job = start(tmp_path, "echo $$ > pids.part; mv pids.part pids; exec sleep 600")

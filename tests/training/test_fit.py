@@ -129,6 +129,7 @@ def train(
     )  # fmt: skip
     log = log or LossLog()
     observers = [log, Console(log_steps=2, memory_bytes=lambda: None), Monitor(engine, every_steps=1, memory_bytes=lambda: None)]
+    finish_saves = lambda: None  # noqa: E731
     if folder is not None:
         kept = dict(keep=keep, keep_every_steps=keep_every, resumed_from=None if point is None else point.checkpoint.tag)
         with contextlib.suppress(OSError):  # one that cannot be made is a test of its own
@@ -140,12 +141,14 @@ def train(
             begin = saver.begin
             saver.begin = lambda step, extra: begin(step, extra) if step <= stop_saving_after else None
         observers.append(Checkpointer(saver, every_steps=checkpoint_steps))
+        finish_saves = saver.finish
     fit(
         engine,
         endless_batches(plan, ranks.rank, first_step, bad_at),
         run=run,
         learning_rate=make_schedule(optim, steps_per_epoch=2, learning_rate_scale=plan.learning_rate_scale).learning_rate,
         loss_of=lambda engine, batch: engine(batch.frames_BTHWC, batch.seed_B),
+        finish_saves=finish_saves,
         observers=observers,
         num_videos=NUM_VIDEOS,
         max_bad_fraction=max_bad_fraction,
