@@ -172,9 +172,7 @@ def write_test(
     known = count_known(manifest, training_manifests(test))
     if not len(readable_R):
         first = scored.bad[0]
-        raise ValueError(
-            f"of {format_count(len(manifest), 'video')} none can be read; the first: {first.path}: {first.reason}"
-        )
+        raise ValueError(f"of {format_count(len(manifest), 'video')} none can be read; the first: {first.path}: {first.reason}")
     points = measure_points(test, scored.stack(), manifest.label_S[readable_R], example)
     speed_note = describe_speed(views.device, views.dtype, num_views=len(example.frames_BTHWC))
     names = result_names(test.keep_ratios)
