@@ -13,6 +13,9 @@ import numpy as np
 from mats_ds.data.video.containers import file_url
 
 CONSTANT_QUALITY = ("libx264", "libvpx-vp9")  # the others need a bit rate
+# libx264's macroblock tree chooses by what else lies in memory: with it, equal frames gave other
+# bytes in another process, and even from one call to the next.
+REPEATABLE = {"libx264": {"mbtree": "0"}}
 SPARE_BIT_RATE = 2_000_000
 
 
@@ -26,7 +29,8 @@ def encode_frames(
     # without random identifiers and versions in the headers
     with av.open(file_url(path), "w", options={"fflags": "+bitexact"}) as container:
         has_quality = encoder in CONSTANT_QUALITY
-        stream = container.add_stream(encoder, rate=Fraction(rate), options=dict(options) if has_quality else {})
+        chosen = {**options, **REPEATABLE.get(encoder, {})} if has_quality else {}
+        stream = container.add_stream(encoder, rate=Fraction(rate), options=chosen)
         stream.pix_fmt = "yuv420p"
         stream.codec_context.gop_size = gop_frames
         stream.codec_context.thread_count = 1

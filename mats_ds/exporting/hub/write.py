@@ -48,4 +48,6 @@ def export_hub(
     notes = [*measured.notes, *write_hub(folder, weights, network=network, facts=facts)]
     if license is None:
         notes.append("the card says license: other, not stated; name one with --license before you publish")
+    if not data:
+        notes.append("the card says data: not stated; name the training data with --data-name before you publish")
     return notes

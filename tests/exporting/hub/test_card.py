@@ -177,3 +177,14 @@ def test_a_card_of_the_user_s_stays(weights, run, tmp_path):
     with pytest.raises(ValueError, match="README.md was not written by this command.*move it away"):
         export(weights, run, dest)
     assert [path.name for path in dest.iterdir()] == ["README.md"]
+
+
+def test_the_user_hears_what_the_card_leaves_open(tmp_path):
+    from mats_ds.exporting.hub.write import export_hub
+    from tests.exporting.models import make_classifier, weights
+
+    source = weights(make_classifier())
+    notes = export_hub(tmp_path / "open", source, source=tmp_path / "x", keep_ratio=None)
+    assert sum("--data-name" in note or "--license" in note for note in notes) == 2
+    notes = export_hub(tmp_path / "said", source, source=tmp_path / "x", keep_ratio=None, license="mit", data="Some set")
+    assert not any("--data-name" in note or "--license" in note for note in notes)
