@@ -50,9 +50,9 @@ def interrupted_run(monkeypatch, losses):
         observers=[Checkpointer(saver, every_steps=0)],
         num_videos=3,
         max_bad_fraction=0.1,
+        mending="mend them",
         what_is_lost=lambda: None,
         finish_saves=lambda: None,
-        mending="mend them",
         watchdog=SimpleNamespace(enter=lambda phase: None, request="SIGTERM came to rank 0"),
     )
     monkeypatch.setattr(train, "take_step", take_step)
