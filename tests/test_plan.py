@@ -103,12 +103,12 @@ def test_hours_follow_clips_and_mfu(capsys):
         (["--micro_batch", "0"], "--micro_batch is at least 1"),
         (["--mfu", "1.5"], "--mfu is above 0 and at most 1"),
         (["--mfu", "0.5", "--measured", "runs/x"], "give one of the two"),
-        (["--measured", "nowhere"], "not a run folder"),
+        (["--measured", "nowhere"], "no run folder with records nowhere"),
         (["--video", "large"], "WIDTHxHEIGHT"),
         (["--keep_ratio", "0.5"], "goes with --finetune"),
         (["--recipe", "nothing"], "nothing"),
         (["model.name=bass"], "base"),
-        (["--ds_config", "none.json"], "try ds_configs/zero2.json"),
+        (["--ds_config", "none.json"], "one of zero1, zero2"),
     ],
 )
 def test_mistakes_are_one_line_and_status_2(capsys, arguments, complaint):
