@@ -30,15 +30,15 @@ def work():
         {at_the_end}
 leave(run_script(work, advice='mend it', standing=lambda: 'step 4 is saved'))
 """
-# system(3) goes on waiting for its child: no Python runs in the main thread meanwhile
+# system(3) goes on waiting for its child, which says `now`: no Python runs in the main thread
+# meanwhile
 BUSY = """
 import ctypes
 from mats_ds.core import interrupts
 from mats_ds.core.cli import run_script
 interrupts.GRACE_SECONDS = 0.2
 def work():
-    print('now', flush=True)
-    ctypes.CDLL(None).system(b'exec sleep 20 > /dev/null 2>&1')
+    ctypes.CDLL(None).system(b'echo now; exec sleep 20 > /dev/null 2>&1')
 run_script(work)
 """
 

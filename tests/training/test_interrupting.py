@@ -53,7 +53,6 @@ def interrupted_run(monkeypatch, losses):
         mending="mend them",
         what_is_lost=lambda: None,
         finish_saves=lambda: None,
-        mending="mend them",
         watchdog=SimpleNamespace(enter=lambda phase: None, request="SIGTERM came to rank 0"),
     )
     monkeypatch.setattr(train, "take_step", take_step)

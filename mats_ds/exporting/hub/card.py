@@ -126,7 +126,7 @@ def title_of(facts: CardFacts) -> str:
 
 def about_lines(facts: CardFacts) -> list[str]:
     spec, grid, pruning = facts.spec, facts.spec.grid, facts.spec.pruning
-    kept = "all tokens" if pruning.keep_ratio == 1 else f"{pruning.keep_ratio:g} of the tokens"
+    kept = "all tokens" if pruning.keep_ratio == 1 else f"{100 * pruning.keep_ratio:g}% of the tokens"
     reads = max(spec.num_candidate_frames, grid.num_frames)
     lines = [
         f"A VideoMAE model of width {spec.width}, {spec.depth} blocks and {spec.heads} heads. Of the {grid.num_tokens} tokens of "

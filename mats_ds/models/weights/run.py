@@ -72,7 +72,7 @@ def read_run(path: str | Path, *, weights_from: str | None = None) -> Weights:
         except ValueError as error:
             notes.append(f"{BEST_FILE} is skipped: {error}")
         else:
-            others = ["the last weights are there, too: weights_from last"] if steps else []
+            others = ["the last weights are there, too: --weights_from last"] if steps else []
             return replace(weights, notes=(*weights.notes, *others))
     for step in steps:
         problem = what_is_wrong(step)
@@ -100,7 +100,7 @@ def read_best(path: Path) -> Weights:
     if best is None:
         raise ValueError(
             f"{path} has no {BEST_FILE}: a run keeps it where it is tested during the training (evaluation.manifest); "
-            "take its last weights: weights_from last"
+            "take its last weights: --weights_from last"
         )
     if is_checkpoint(path):
         raise ValueError(f"{path} is one checkpoint, and {BEST_FILE} belongs to the run: name {best.parent}")

@@ -154,7 +154,7 @@ def test_what_is_no_archive_says_so(tmp_path):
     (tmp_path / "t.tar").write_text("no archive")
     (tmp_path / "f.tar").mkdir()
     for name in ("z.tar", "z.tar.gz"):
-        with pytest.raises(OSError, match="compressed.*mats prepare pack"):
+        with pytest.raises(OSError, match="compressed.*prepare pack"):
             open_file(f"{tmp_path}/{name}#a.mp4") if name == "z.tar" else stat_file(f"{tmp_path}/{name}#a.mp4")
     with pytest.raises(OSError, match="no tar archive"):
         open_file(f"{tmp_path}/t.tar#a.mp4")
