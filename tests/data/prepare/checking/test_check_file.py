@@ -102,7 +102,7 @@ def test_counts_frames_whatever_the_header_says(write_video, tmp_path, patch_byt
 def test_short_files_are_readable(write_video, tmp_path, num_frames):
     facts = check_file(str(write_video(tmp_path / "a.mp4", num_frames=num_frames)))
     assert facts.num_frames == num_frames and facts.fps > 0 and facts.duration_seconds > 0
-    assert facts.warnings == (f"{num_frames} frames: a clip of 16 repeats some",)
+    assert facts.warnings == (f"{num_frames} frame{'s' if num_frames > 1 else ''}: a clip of 16 repeats some",)
 
 
 def test_says_which_of_two_video_streams_is_used(tmp_path):
