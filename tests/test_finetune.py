@@ -177,7 +177,7 @@ def test_evaluate_in_bf16_finds_what_the_bf16_engine_found(ranks, videos, tmp_pa
     for precision in ("bf16", "fp32"):
         out = tmp_path / precision
         options = ["--model", tmp_path / "run", "--manifest", videos, "--out", out, "--precision", precision, "--device", "cpu"]
-        assert evaluate.main([*map(str, options), "--workers", "1"]) == 0
+        assert evaluate.main([*map(str, options), "--workers", "1", "--weights_from", "last"]) == 0
         found[precision] = loss_of_predictions(out, views="1")
     last = read_tests(tmp_path / "run")[-1]["loss"]
     assert found["bf16"] == pytest.approx(last, abs=2e-6) and abs(found["fp32"] - last) > 2e-6, (found, last)

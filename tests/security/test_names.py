@@ -188,7 +188,7 @@ class TestModels:
     def test_a_recipe_of_many_mistakes(self, tmp_path, program):
         recipe = tmp_path / f"{NASTY}.yaml"
         keys = "".join(f'"{NASTY.encode("unicode_escape").decode()}{number}": {number}\n' for number in range(900))
-        recipe.write_text(keys + f"finetune: {{}}\nname: {'n' * 10**4}\n" if program == "finetune" else keys)
+        recipe.write_text(keys + f"finetune: {{}}\nname: {'n' * 10**4}\n" if program == "finetune" else keys + "model: {}\n")
         status, _, err = run(f"mats_ds/{program}.py", "--recipe", recipe, "--ds_config", "x.json", cwd=tmp_path)
         check_one_error(status, err, "mistakes in the recipe", "more lines")
 
