@@ -105,7 +105,7 @@ def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
     head = parser.add_argument_group("another head")
     head.add_argument("--num-classes", type=int, metavar="N", help="make a classifier of N classes of pre-trained weights")
     head.add_argument("--new-head", action="store_true", help="replace the head that SOURCE has by a fresh one")
-    return parser.parse_args(arguments)
+    return parser.parse_intermixed_args(arguments)
 
 
 def main(arguments: list[str] | None = None) -> int:

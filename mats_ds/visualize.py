@@ -84,7 +84,7 @@ def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--fps", type=float, help="frames a second of an .mp4 or .gif (default: as the video plays, 1 to 30)")
     parser.add_argument("--seed", type=int, default=0, help="of the random choice of visible tokens and frames (0)")
     parser.add_argument("--device", help="cpu, cuda or cuda:NUMBER (default: the GPU if there is one)")
-    return parser.parse_args(arguments)
+    return parser.parse_intermixed_args(arguments)
 
 
 def main(arguments: list[str] | None = None) -> int:

@@ -243,3 +243,10 @@ def test_a_video_without_a_label_is_not_sent_to_a_key_that_does_not_help():
         "-1" in (told := judge([0, -1], 2)) and "num_classes" not in told and "1 of 2 videos" in told and "has no label" in told
     )
     assert "finetune.num_classes=8" in judge([0, 7], 2)
+
+
+def test_what_a_program_takes_may_stand_on_both_sides_of_its_options(tmp_path):
+    from mats_ds import convert, visualize
+
+    assert convert.parse_arguments(["run", "--to", "hub", "folder"]).dest == "folder"
+    assert visualize.parse_arguments(["a.mp4", "--out", "x.gif", "b.mp4"]).video == ["a.mp4", "b.mp4"]

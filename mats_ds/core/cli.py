@@ -124,7 +124,7 @@ class ArgumentParser(argparse.ArgumentParser):
             return f": drop the dashes: {key}={value or 'VALUE'}"
         if "." in name and equals:
             return ": this program takes no keys of a recipe"
-        if option := find_nearest(f"--{name}", self._options(), cutoff=0.7):
+        if option := find_nearest(f"--{name}", (option for option in self._options() if option.startswith("--")), cutoff=0.7):
             return f"; did you mean {option}{'=' if equals else ''}{value}?"
         if option := find_nearest(f"--{name}", self.launcher, cutoff=0.8):
             return f": {option} is of DeepSpeed's launcher and stands before the program's file; mats takes it anywhere"
