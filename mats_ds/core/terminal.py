@@ -19,7 +19,8 @@ from typing import Any, TextIO
 from mats_ds.core.text import clean_line, clean_output
 
 # What DeepSpeed logs as a warning at every start without a GPU; errors and other warnings stay.
-NOTICES = ("Setting accelerator to CPU",)
+# "MPU": no tensor parallelism, at every resume
+NOTICES = ("Setting accelerator to CPU", "MPU is not provided")
 
 
 class TolerantStream:

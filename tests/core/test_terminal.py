@@ -106,6 +106,7 @@ def test_the_notice_that_there_is_no_gpu_is_dropped_and_other_warnings_stay(capl
     logger.addHandler(caplog.handler)
     try:
         logger.warning("Setting accelerator to CPU. If you have GPU or other accelerator, we were unable to detect it.")
+        logger.warning("MPU is not provided, setting tp size to 1 in checkpoint loading.")
         logger.warning("gradients are not finite")
         logger.error("Setting accelerator to CPU failed")
     finally:
