@@ -300,7 +300,7 @@ class TestRealLauncher:
             "    stopping = {signal.SIGINT, signal.SIGTERM, signal.SIGHUP}\n"
             "    signal.pthread_sigmask(signal.SIG_BLOCK, stopping)\n"
             "    open(f'ready-{rank}', 'w').close()\n"
-            "    print(signal.sigwait(stopping).name, 'came to rank', rank, flush=True)\n"
+            "    os.write(1, f'{signal.sigwait(stopping).name} came to rank {rank}\\n'.encode())  # in one piece\n"
             "    sys.exit(75)\n"
             "if 'sleep' in sys.argv:\n"
             "    child = subprocess.Popen(['sleep', '600'])\n"

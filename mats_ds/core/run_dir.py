@@ -133,8 +133,11 @@ def read_outcome(run_dir: str | Path) -> Outcome | None:
 def describe_standing(run_dir: str | Path) -> str:
     """What of a run is saved, and the options that go on with it: for whatever ends it early."""
     folder = Path(run_dir)
-    steps = [step_of_name(path.name) for path in list_checkpoints(folder / CHECKPOINTS) if is_checkpoint(path)]
     resume = resume_options(folder)
+    try:
+        steps = [step_of_name(path.name) for path in list_checkpoints(folder / CHECKPOINTS) if is_checkpoint(path)]
+    except OSError as error:  # the disk or its permissions may be what ended the run
+        return f"what is saved cannot be seen now ({error.strerror or error}); once it can, go on with {resume}"
     if not steps:
         return f"no step is saved, start again with {resume}, from the first step"
     return f"step {steps[0]} is saved, go on with {resume}"

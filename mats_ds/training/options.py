@@ -63,7 +63,11 @@ def run_training(train: Callable[[R, RunOptions], None], options: argparse.Names
 def _describe_standing() -> str:
     """What is saved of the run whose folder this process holds; without one, nothing has begun."""
     held = find_held_folders()
-    return describe_standing(held[0]) if held and (held[0] / RUN_FILE).exists() else AGAIN
+    try:
+        begun = bool(held) and (held[0] / RUN_FILE).exists()
+    except OSError:  # a folder that cannot be looked into was begun all the same: this process holds it
+        begun = True
+    return describe_standing(held[0]) if begun else AGAIN
 
 
 def _positive(text: str) -> int:
