@@ -1,7 +1,9 @@
-"""What holds for every test: those marked gpu are skipped where torch sees no GPU."""
+"""What holds for every test: those marked gpu are skipped where torch sees no GPU, and Ctrl-C
+works."""
 
 import contextlib
 import resource
+import signal
 
 import pytest
 
@@ -13,6 +15,15 @@ from tests.video_files import (  # noqa: F401 (fixtures)
     write_broken,
     write_video,
 )
+
+
+def pytest_configure():
+    """A shell starts what runs in its background (`nohup pytest ... &`) with Ctrl-C ignored, and
+    whatever the tests start would ignore it too."""
+    if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
+    if signal.getsignal(signal.SIGHUP) == signal.SIG_IGN:
+        signal.signal(signal.SIGHUP, signal.SIG_DFL)
 
 
 def pytest_collection_modifyitems(items):
