@@ -73,9 +73,8 @@ def _draw_confusion(accuracy: Accuracy, names: Sequence[str], path: Path, *, tit
     longest = max(map(len, names)) * size * CHARACTER if has_names else 0.4
     width = cells + longest + 1.9 + (PAIRS_INCHES if lists_pairs else 0)
     figure = new_figure(width, cells + longest * (0.75 if num <= MAX_NUMBERED else 1) + 1.2)
-    axis, *aside = np.atleast_1d(
-        figure.subplots(1, 1 + lists_pairs, width_ratios=[width - PAIRS_INCHES, PAIRS_INCHES][: 1 + lists_pairs])
-    )
+    widths = [width - PAIRS_INCHES, PAIRS_INCHES] if lists_pairs else [width]
+    axis, *aside = np.atleast_1d(figure.subplots(1, len(widths), width_ratios=widths))
     confusion_CC, group = group_classes(accuracy.confusion_CC)
     part_CC = confusion_CC / np.maximum(confusion_CC.sum(axis=1, keepdims=True), 1)
     image = axis.imshow(part_CC, cmap="Blues", vmin=0, vmax=1, interpolation="nearest")

@@ -38,6 +38,12 @@ def test_names_are_text_and_nothing_is_said_about_their_letters(tmp_path):
     check_picture(tmp_path / "b.png")
 
 
+@pytest.mark.parametrize("names", [["up", "down"], ["no", "yes"], list("abcdefg"), ["left", "only", "rise"]])
+def test_few_classes_of_short_names_have_a_picture(tmp_path, names):
+    draw_confusion(measure(len(names)), names, tmp_path / "a.png", title="run on val.csv")
+    check_picture(tmp_path / "a.png")
+
+
 def test_many_long_names_leave_the_picture_its_size(tmp_path):
     draw_confusion(measure(60), ["$" + "m" * 1000] * 60, tmp_path / "a.png", title=TITLE)
     check_picture(tmp_path / "a.png")
