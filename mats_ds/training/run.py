@@ -9,6 +9,8 @@ with run.loader_for(sampler) as loader:
     run.announce(info, compute=..., data=...)
     batches = loader.micro_batches(run.first_step)
     run.fit(info, loss_of, batches, num_videos=..., observers=run.observers(...))
+
+(Over 300 lines: the pieces of a run are made in one order, which is seen in one file.)
 """
 
 from __future__ import annotations

@@ -115,6 +115,14 @@ def test_names_or_pairs_can_be_read_inside_the_picture(drawn, num_classes):
         assert np.diff(sides).min() >= 0.8 * max(heights), "names stand on each other"
 
 
+def test_pairs_of_names_that_differ_at_their_end_can_be_told_apart(drawn):
+    names = [f"Moving something across a surface until it falls down, variant {number}" for number in range(30)]
+    draw_confusion(measure(30, 400), names, None, title="t")
+    pairs = [text.get_text() for text, _ in written_in(drawn[0]) if "\N{RIGHTWARDS ARROW}" in text.get_text()]
+    assert len(set(pairs)) == len(pairs) == plots.MAX_PAIRS
+    assert all(one != other for one, other in (pair.split(" \N{RIGHTWARDS ARROW} ") for pair in pairs))
+
+
 def overlaps(one, other):
     return min(one.x1, other.x1) > max(one.x0, other.x0) and min(one.y1, other.y1) > max(one.y0, other.y0)
 
