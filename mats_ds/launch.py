@@ -19,11 +19,13 @@ if __name__ == "__main__":  # run as a file, Python would look for modules in ma
 
 import os
 import re
+import signal
 import socket
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
 from mats_ds.core.cli import INTERRUPTED, LAUNCHER_SWITCHES, LAUNCHER_WITH_VALUE, RUN_ERROR, USAGE_ERROR, run_script
+from mats_ds.core.format import format_count
 from mats_ds.core.interrupts import AGAIN
 from mats_ds.core.storage.package_files import find_folder
 from mats_ds.core.text import say, tell_error
@@ -44,6 +46,10 @@ PACKAGE = Path(__file__).resolve().parent
 PROGRAMS = ("pretrain", "finetune", "evaluate", "extract")
 DEFAULT_JSON = {"pretrain": "zero2.json", "finetune": "zero2_finetune.json"}
 CPU_RANKS = 2
+# Signals that end a rank without a word; DeepSpeed's launcher then ends with minus the signal.
+WORDLESS = {256 - number: number for number in (signal.SIGKILL, signal.SIGSEGV, signal.SIGBUS, signal.SIGABRT)}
+# DeepSpeed's launcher repeats the command line of every rank that ends with another status than 0.
+SILENT = ("--log_level", "critical")
 DEFAULT_PORT = 29500  # torch's and DeepSpeed's
 WITH_VALUE, WITHOUT_VALUE = set(LAUNCHER_WITH_VALUE), set(LAUNCHER_SWITCHES)
 EXAMPLES = {"--num_gpus": "4", "--hostfile": "hosts.txt", "--master_port": "29501", "--launcher": "slurm"}
@@ -98,12 +104,21 @@ def launch(name: str, arguments: Sequence[str]) -> int:
     for variable in command.without:
         environment.pop(variable, None)
     try:
-        return run_in_group(command.words, environment, find_workers=find_ranks)
+        status = run_in_group(command.words, environment, find_workers=find_ranks)
+        if status in WORDLESS:
+            say(describe_killed(WORDLESS[status]), stream=sys.stderr)
+        return status
     except Stopped as stopped:
         if not stopped.is_answered:
             again = f"{AGAIN}, a training that has begun with --resume auto" if name in DEFAULT_JSON else AGAIN
             say(f"{stopped}: {again}", stream=sys.stderr)
         return INTERRUPTED if stopped.status == INTERRUPTED else 128 + stopped.number
+
+
+def describe_killed(number: signal.Signals) -> str:
+    """The line for a rank that was ended by one of the signals WORDLESS."""
+    why = ": often by the kernel, where the machine's memory ran out (dmesg says so)" if number == signal.SIGKILL else ""
+    return f"stopped: a rank was ended by {number.name}{why}"
 
 
 def make_command(name: str, arguments: Sequence[str], environment: Mapping[str, str], *, is_dry: bool = False) -> Command:
@@ -180,7 +195,7 @@ def _on_this_machine(
         raise ValueError(f"--num_gpus {asked}: only {len(gpus)} of this machine's GPUs may be used")
     others = {option: value for option, value in options.items() if option != "--num_gpus"}
     # two runs on one machine must not meet on the launcher's fixed port
-    words = [*_to_words({"--master_port": port or str(_free_port()), **others}), "--quiet", "--hostfile", os.devnull]
+    words = [*_to_words({"--master_port": port or str(_free_port()), **others}), *SILENT, "--hostfile", os.devnull]
     if not gpus:
         num_ranks = asked or CPU_RANKS
         cores = len(os.sched_getaffinity(0))
@@ -240,7 +255,7 @@ def _on_hosts(
     hosts = choose_hosts(read_hostfile(options["--hostfile"]), **chosen)
     if is_alone:
         if int(node_rank) >= len(hosts):
-            raise ValueError(f"--node_rank {node_rank}: there are {len(hosts)} machines, counted from 0")
+            raise ValueError(f"--node_rank {node_rank}: the hostfile has {format_count(len(hosts), 'machine')}, counted from 0")
         return _run_launcher(_to_words(options), program, script)
     # otherwise no shell and no other host is on the way
     if len(hosts) > 1 or "--force_multi" in options:

@@ -302,6 +302,8 @@ class TestRealLauncher:
             "    open(f'ready-{rank}', 'w').close()\n"
             "    os.write(1, f'{signal.sigwait(stopping).name} came to rank {rank}\\n'.encode())  # in one piece\n"
             "    sys.exit(75)\n"
+            "if 'killed' in sys.argv:\n"
+            "    os.kill(os.getpid(), 9)\n"
             "if 'sleep' in sys.argv:\n"
             "    child = subprocess.Popen(['sleep', '600'])\n"
             "    open(f'pids-{rank}', 'w').write(f'{os.getpid()} {child.pid}')\n"
@@ -328,7 +330,13 @@ class TestRealLauncher:
         assert done.returncode == 0 and not (running.caller / "taken").exists(), done.stderr
 
     def test_the_status_of_a_failed_rank_comes_back(self, running):
-        assert running.run("pretrain", "fail-1").returncode == 3
+        done = running.run("pretrain", "fail-1")
+        assert done.returncode == 3
+        assert "fail-1" not in done.stderr, "DeepSpeed's launcher repeats no command line"
+
+    def test_a_rank_that_is_killed_cannot_say_so_itself(self, running):
+        done = running.run("pretrain", "--num_gpus", "1", "killed")
+        assert done.returncode == 247 and "ended by SIGKILL" in done.stderr and "memory" in done.stderr
 
     def test_the_demo_ends_with_the_status_of_the_report(self, running):
         done = running.run("demo")

@@ -17,6 +17,7 @@ from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import Any
 
+from mats_ds.core.format import format_count
 from mats_ds.core.storage.documents import parse_strict_json
 from mats_ds.core.storage.files import hash_stream, open_regular, read_bytes
 
@@ -217,9 +218,10 @@ def _check_ranks(complete: Complete) -> None:
         return
     wanted_models = ranks if stage == 3 else 1
     if len(model_ranks) < wanted_models:
-        raise ValueError(f'"files" lists the weights of {len(model_ranks)} ranks, expected {wanted_models}')
+        raise ValueError(f'"files" lists the weights of {format_count(len(model_ranks), "rank")}, expected {wanted_models}')
     if (stage or (stage is None and optimizer_ranks)) and len(optimizer_ranks) != ranks:
-        raise ValueError(f'"world_size" is {ranks} and "files" lists the optimizer states of {len(optimizer_ranks)} ranks')
+        listed = format_count(len(optimizer_ranks), "rank")
+        raise ValueError(f'"world_size" is {ranks} and "files" lists the optimizer states of {listed}')
 
 
 def _ranks(pattern: re.Pattern[str], names: Iterable[str]) -> set[str | None]:

@@ -6,6 +6,8 @@ def main(arguments: list[str] | None = None) -> int:
 
 if __name__ == "__main__":
     leave(main())
+
+(Over 300 lines: what a parser refuses and what a program dies of end it by one rule.)
 """
 
 from __future__ import annotations
@@ -21,6 +23,7 @@ from collections.abc import Callable, Sequence
 from typing import Any, NoReturn
 
 from mats_ds.core.interrupts import AGAIN, is_first_here, leave_quietly, raise_signals
+from mats_ds.core.storage.package_files import help_command
 from mats_ds.core.terminal import drop_notices, make_tolerant
 from mats_ds.core.text import clean_line, describe_crash, describe_error, did_you_mean, find_nearest
 
@@ -100,7 +103,8 @@ class ArgumentParser(argparse.ArgumentParser):
     def _end(self, message: str) -> NoReturn:
         if os.environ.get("LOCAL_RANK", _rank()) == "0":
             program = clean_line(self.prog)
-            print(f"{_host()}{program}: error: {clean_line(message)} ({program} --help lists all)", file=sys.stderr, flush=True)
+            line = f"{_host()}{program}: error: {clean_line(message)} ({help_command(program)} lists all)"
+            print(line, file=sys.stderr, flush=True)
         sys.exit(USAGE_ERROR)
 
     def _describe_unknown(self, words: Sequence[str]) -> str:

@@ -1,9 +1,10 @@
-"""Numbers as text for people: bytes, FLOPs, hours, counts."""
+"""Numbers as text for people: bytes, FLOPs, times, counts."""
 
 from __future__ import annotations
 
 GIB, MIB = 2**30, 2**20
 SMALLEST = 1e-30
+MINUTE, HOUR, DAY = 60, 3600, 86_400  # seconds
 
 
 def format_bytes(num_bytes: float) -> str:
@@ -38,6 +39,20 @@ def format_hours(hours: float) -> str:
     return f"{60 * hours:.0f} min" if hours < 1 else f"{hours:.1f} h"
 
 
+def format_duration(seconds: float) -> str:
+    """A length of time in two units at most: "under 1 s", "45 s", "12 min", "3 h 20 min", "5 days
+    7 h"."""
+    if seconds < 2 * MINUTE:
+        return "under 1 s" if 0 < seconds < 1 else f"{seconds:.0f} s"
+    if seconds < 1.5 * HOUR:
+        return f"{seconds / MINUTE:.0f} min"
+    if seconds < 2 * DAY:
+        minutes = round(seconds / MINUTE)
+        return f"{minutes // 60} h {minutes % 60} min" if minutes % 60 else f"{minutes // 60} h"
+    hours = round(seconds / HOUR)
+    return f"{hours // 24:,} days {hours % 24} h" if hours < 24 * 100 else f"{hours // 24:,} days"
+
+
 def format_part(ratio: float, noun: str) -> str:
     """ "30% of the tokens", or "all tokens"."""
     return f"all {noun}" if ratio == 1 else f"{100 * ratio:.3g}% of the {noun}"
@@ -46,11 +61,19 @@ def format_part(ratio: float, noun: str) -> str:
 def format_count(number: int, noun: str) -> str:
     """ "1 step", "3 steps", "2 classes", "0 copies"; of a noun of several words the last has the
     plural."""
-    if number == 1:
-        return f"1 {noun}"
+    return f"1 {noun}" if number == 1 else f"{number} {plural(noun)}"
+
+
+def format_views(num_clips: int, num_crops: int) -> str:
+    """The views of a video: "5 x 3 views" (clips x crops), "1 x 1 view"."""
+    return f"{num_clips} x {num_crops} {'view' if num_clips * num_crops == 1 else 'views'}"
+
+
+def plural(noun: str) -> str:
+    """ "steps", "batches", "copies"."""
     if noun.endswith("y") and noun[-2] not in "aeiou":
-        return f"{number} {noun[:-1]}ies"
-    return f"{number} {noun}{'es' if noun.endswith(('s', 'x', 'ch', 'sh')) else 's'}"
+        return f"{noun[:-1]}ies"
+    return f"{noun}{'es' if noun.endswith(('s', 'x', 'ch', 'sh')) else 's'}"
 
 
 def ratio_of(over: float | None, under: float | None) -> float | None:

@@ -15,28 +15,16 @@ import time
 from collections.abc import Callable, Iterable, Iterator
 from typing import Any, TypeVar
 
+from mats_ds.core.format import format_duration, plural
+
 T = TypeVar("T")
 
 LINE_SECONDS = 20.0  # from one line to the next, where there is no terminal
 MEASURED_UNITS = 3  # after the first, that an estimate is made of ...
 MEASURED_SECONDS = 20.0  # ... or so many seconds, and one unit
 LONG_SECONDS = 1800.0  # jobs with more left also get the time on the clock
-MINUTE, HOUR, DAY = 60, 3600, 86_400
 # tqdm's bar without its own estimate, which is another one: it counts the first unit too
 BAR_FORMAT = "{desc}{percentage:3.0f}%|{bar}| {n_fmt}/{total_fmt} [{elapsed}, {rate_fmt}{postfix}]"
-
-
-def format_duration(seconds: float) -> str:
-    """ "45 s", "12 min", "3 h 20 min", "5 days 7 h": two units at most."""
-    if seconds < 2 * MINUTE:
-        return f"{seconds:.0f} s"
-    if seconds < 1.5 * HOUR:
-        return f"{seconds / MINUTE:.0f} min"
-    if seconds < 2 * DAY:
-        minutes = round(seconds / MINUTE)
-        return f"{minutes // 60} h {minutes % 60} min" if minutes % 60 else f"{minutes // 60} h"
-    hours = round(seconds / HOUR)
-    return f"{hours // 24:,} days {hours % 24} h" if hours < 24 * 100 else f"{hours // 24:,} days"
 
 
 def format_clock(unix_seconds: float, *, now_seconds: float) -> str:
@@ -84,11 +72,6 @@ class TimeLeft:
             wall_seconds = time.time()
             text += f", until {format_clock(wall_seconds + seconds, now_seconds=wall_seconds)}"
         return text
-
-
-def plural(unit: str) -> str:
-    """ "steps", "batches"."""
-    return f"{unit}es" if unit.endswith(("ch", "s", "x")) else f"{unit}s"
 
 
 class Ticker:

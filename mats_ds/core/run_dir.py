@@ -163,7 +163,7 @@ def read_object(path: Path) -> dict[str, Any]:
     try:
         content = read_bytes(path, max_bytes=MAX_FILE_BYTES)
     except (FileNotFoundError, NotADirectoryError):
-        raise ValueError(f"{not_a('run folder', path.parent)}: it has no {path.name}") from None
+        raise ValueError(f"{not_a('run folder', path.parent)}: it has no {path.name}{_name_run_in(path.parent)}") from None
     try:
         tree = parse_json(content.decode("utf-8-sig"))
     except ValueError as error:
@@ -171,6 +171,12 @@ def read_object(path: Path) -> dict[str, Any]:
     if not isinstance(tree, dict):
         raise ValueError(f"{path}: expected a JSON object, got {type(tree).__name__}")
     return tree
+
+
+def _name_run_in(folder: Path) -> str:
+    """ "; give a run in it, such as runs/k400", for the folder above some runs; else empty."""
+    inside = sorted(path.parent for path in folder.glob(f"*/{RUN_FILE}")) if folder.is_dir() else []
+    return f"; give a run in it, such as {quote_word(inside[-1])}" if inside else ""
 
 
 def build_from(kind: type[Any], tree: Any, path: Path) -> Any:

@@ -18,6 +18,7 @@ import numpy as np
 from mats_ds.config.finetune_recipe import RandAugmentPlan
 from mats_ds.config.recipe import ClipSection
 from mats_ds.core.clips import ClipSpec, CropSpec, RandomResizedCropSpec
+from mats_ds.core.format import format_count
 from mats_ds.data.augment.rand_augment import NUMBERS_PER_OPERATION, sample_operations
 from mats_ds.data.manifest import Manifest
 
@@ -55,8 +56,9 @@ class BatchSplit:
         """
         num_clips = self.micro_batch * self.accumulation * self.world_size
         if num_clips != global_batch:
+            ranks = format_count(self.world_size, "rank")
             raise ValueError(
-                f"micro-batch {self.micro_batch} x accumulation {self.accumulation} x {self.world_size} ranks = {num_clips}, "
+                f"micro-batch {self.micro_batch} x accumulation {self.accumulation} x {ranks} = {num_clips}, "
                 f"but the global batch is {global_batch}: make them agree"
             )
         if not (0 <= self.rank < self.world_size and 0 <= micro < self.accumulation):

@@ -80,7 +80,7 @@ def find_device(name: str | None) -> torch.device:
         raise ValueError(f"there is no device {name!r}: write cpu, cuda or cuda:NUMBER") from None
     if device.type == "cuda":
         if (device.index or 0) >= num_gpus:
-            raise ValueError(f"there is no device {name!r}: torch sees {num_gpus} GPU(s)")
+            raise ValueError(f"there is no device {name!r}: torch sees {format_count(num_gpus, 'GPU')}")
         device = torch.device("cuda", device.index or 0)
         torch.cuda.set_device(device)
     elif device.type != "cpu":

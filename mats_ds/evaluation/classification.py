@@ -19,7 +19,7 @@ import numpy as np
 import torch
 
 from mats_ds.core.clips import ClipBatch
-from mats_ds.core.format import format_count, format_part
+from mats_ds.core.format import format_count, format_part, format_views
 from mats_ds.core.run_dir import collect_versions
 from mats_ds.core.shards.members import is_file
 from mats_ds.core.storage.file_kind import why_no_video
@@ -188,7 +188,7 @@ def write_test(
         run={**run, "speed": speed_note, "versions": collect_versions()},
     )
     say(f"weights: {test.path}: {test.source}")
-    shown = f"{views.num_clips} x {views.num_crops} views"
+    shown = format_views(views.num_clips, views.num_crops)
     say(
         f"{len(readable_R)} of {format_count(len(manifest), 'video')} of {manifest.name} scored on {shown}; accuracy "
         f"is over these"

@@ -26,6 +26,7 @@ DPI = 120
 CHARACTER = 0.6 / 72  # inches: the mean width of a character, for each point of its height
 CELL_INCHES, MIN_CELLS_INCHES, MAX_CELLS_INCHES = 0.36, 2.8, 9.0
 PAIRS_INCHES = 5.0
+PAIR_CHARACTERS = 28  # of each of the two names of a pair
 
 
 @dataclass(frozen=True)
@@ -73,9 +74,8 @@ def _draw_confusion(accuracy: Accuracy, names: Sequence[str], path: Path, *, tit
     longest = max(map(len, names)) * size * CHARACTER if has_names else 0.4
     width = cells + longest + 1.9 + (PAIRS_INCHES if lists_pairs else 0)
     figure = new_figure(width, cells + longest * (0.75 if num <= MAX_NUMBERED else 1) + 1.2)
-    axis, *aside = np.atleast_1d(
-        figure.subplots(1, 1 + lists_pairs, width_ratios=[width - PAIRS_INCHES, PAIRS_INCHES][: 1 + lists_pairs])
-    )
+    widths = [width - PAIRS_INCHES, PAIRS_INCHES] if lists_pairs else [width]
+    axis, *aside = np.atleast_1d(figure.subplots(1, len(widths), width_ratios=widths))
     confusion_CC, group = group_classes(accuracy.confusion_CC)
     part_CC = confusion_CC / np.maximum(confusion_CC.sum(axis=1, keepdims=True), 1)
     image = axis.imshow(part_CC, cmap="Blues", vmin=0, vmax=1, interpolation="nearest")
@@ -109,15 +109,12 @@ def _list_pairs(axis: Any, confusion_CC: np.ndarray, names: Sequence[str], *, wi
     most = max((count for _, _, count in pairs), default=1)
     for row, (true, predicted, count) in enumerate(pairs):
         number = {True: (f"{true} ", f"{predicted} "), False: ("", "")}[with_numbers]
-        label = f"{number[0]}{_shorten(names[true])} \N{RIGHTWARDS ARROW} {number[1]}{_shorten(names[predicted])}"
+        true_name, predicted_name = (fit_label(names[label], most=PAIR_CHARACTERS) for label in (true, predicted))
+        label = f"{number[0]}{true_name} \N{RIGHTWARDS ARROW} {number[1]}{predicted_name}"
         axis.text(0, row - 0.2, label, fontsize=8, color=INK, va="center")
         axis.barh(row + 0.2, 0.7 * count / most, height=0.22, color=ACCENT)
         of = f"{count} of {confusion_CC[true].sum()}"
         axis.text(0.7 * count / most + 0.015, row + 0.2, of, fontsize=7, color=MUTED, va="center")
-
-
-def _shorten(name: str, most: int = 28) -> str:
-    return name if len(name) <= most else f"{name[: most - 3]}..."
 
 
 def find_confused(confusion_CC: np.ndarray) -> list[tuple[int, int, int]]:

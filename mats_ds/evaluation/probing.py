@@ -16,7 +16,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from mats_ds.core.format import format_count
+from mats_ds.core.format import format_count, format_views
 from mats_ds.core.run_dir import collect_versions
 from mats_ds.core.storage.files import write_json
 from mats_ds.core.storage.folder_lock import release_folder
@@ -126,7 +126,7 @@ def probe(
             sizes = dict(num_classes=num_classes, heads=subject.spec.heads)
             results += fit_probes(train_features, val_features, options, **sizes, weights_name=name, device=device)
         chance = ChanceLevel(num_classes, float(torch.bincount(val_features.label_S).max()) / num_videos)
-        shown = f"{views.num_clips} x {views.num_crops} views, {views.describe_clips()}"
+        shown = f"{format_views(views.num_clips, views.num_crops)}, {views.describe_clips()}"
         say(f"measured on {format_count(num_videos, 'video')} of {val_set.name}: {shown}")
         say(chance.describe(), *(result.describe() for result in results))
         if out is None:

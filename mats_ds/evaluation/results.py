@@ -183,11 +183,13 @@ def describe_points(points: Sequence[SweepPoint]) -> list[str]:
     lines = []
     for point in points:
         accuracy, gmacs = point.accuracy, point.macs / 1e9
+        # of so few classes that these are all of them, it says nothing
+        top = f"top-{accuracy.num_top} {accuracy.top5.describe()}, " if accuracy.num_top < len(accuracy.classes) else ""
         speed = f", {format_figure(point.views_per_second, 3)} views/s" if point.views_per_second else ""
         lines += [
             f"{format_part(point.keep_ratio, 'tokens')}: {format_figure(gmacs, 3)} GMACs a view{speed}",
             f"  top-1 {accuracy.top1.describe()}",
-            f"  top-{accuracy.num_top} {accuracy.top5.describe()}, mean of classes {100 * accuracy.mean_class:.2f}%",
+            f"  {top}mean of classes {100 * accuracy.mean_class:.2f}%",
         ]
     return lines
 

@@ -41,7 +41,8 @@ def time_forwards(forwards: Sequence[Callable[[], object]], device: torch.device
 
 def describe_speed(device: torch.device, dtype: torch.dtype, *, num_views: int) -> str:
     """The conditions of a speed measurement: batch, type and device."""
-    name = torch.cuda.get_device_name(device) if device.type == "cuda" else f"CPU, {torch.get_num_threads()} thread(s)"
+    cpu = f"CPU, {format_count(torch.get_num_threads(), 'thread')}"
+    name = torch.cuda.get_device_name(device) if device.type == "cuda" else cpu
     return f"model alone, {format_count(num_views, 'view')} at a time, {str(dtype).removeprefix('torch.')}, one {name}"
 
 

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from mats_ds.core.format import format_count
+from mats_ds.core.format import format_count, format_views
 from mats_ds.core.limits import MAX_FLOAT, MAX_NAME, show
 from mats_ds.core.run_dir import read_object
 from mats_ds.metering.proportion import Proportion
@@ -40,13 +40,14 @@ class RunResult:
     def describe(self) -> list[str]:
         """Lines for the console."""
         last, best = self.last, self.best
-        where = f"{last['num_videos']} videos of {last['measured_on']}, {last['clips']} x {last['crops']} views each"
+        videos = format_count(last["num_videos"], "video")
+        where = f"{videos} of {last['measured_on']}, {format_views(last['clips'], last['crops'])} each"
         lines = [
             f"result: top-1 {top1_of(last).describe()} on {where}: the last weights (step {last['step']}{_average(last)}), "
             "chosen on nothing"
         ]
         if self.num_trained_on:
-            lines.append(f"  {self.num_trained_on} of these videos were trained on as well: this is no accuracy on unseen videos")
+            lines.append(f"  {self.num_trained_on} of these trained on as well: this is no accuracy on unseen videos")
         lines.append(
             f"{self.best_file}: step {best['step']}{_average(best)}, chosen as the best of "
             f"{format_count(self.num_tests, 'test')} on "

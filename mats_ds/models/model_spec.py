@@ -84,7 +84,8 @@ class ModelSpec:
         """The model for a person to read, one line a topic."""
         grid = self.grid
         lines = [
-            f"{self.kind}: {self.size_name or 'a size of its own'}, width {self.width}, {self.depth} blocks, {self.heads} heads",
+            f"{self.kind}: {self.size_name or 'a size of its own'}, width {self.width}, "
+            f"{format_count(self.depth, 'block')}, {format_count(self.heads, 'head')}",
             f"clip: {format_count(grid.num_frames, 'frame')} of {grid.height} x {grid.width}, tubelets of "
             f"{' x '.join(map(str, grid.tubelet))}, "
             f"{format_count(grid.num_tokens, 'token')}",
@@ -95,7 +96,8 @@ class ModelSpec:
                 f"positions: made for {format_count(made.num_frames, 'frame')} of {made.height} x {made.width}, interpolated"
             )
         if self.kind == "pretrain":
-            lines.append(f"decoder: width {self.decoder_width}, {self.decoder_depth} blocks, {self.decoder_heads} heads")
+            blocks, heads = format_count(self.decoder_depth, "block"), format_count(self.decoder_heads, "head")
+            lines.append(f"decoder: width {self.decoder_width}, {blocks}, {heads}")
         if self.kind == "classifier":
             more = ", ..." if len(self.class_names) > SHOWN_NAMES else ""
             names = f" ({', '.join(self.class_names[:SHOWN_NAMES])}{more})" if self.class_names else ""

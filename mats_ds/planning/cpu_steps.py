@@ -5,7 +5,8 @@ What is measured is one layer of the model's width, forward and backward, in the
 computes in, by all ranks at once as they will train: ranks that share cores slow each other down,
 and a CPU without instructions for bfloat16 emulates it. Reading the clips, the optimizer and the
 exchange of gradients are not in it, and larger products than the timed ones are quicker: within a
-factor of two or so. From the fourth step on the console has measured times.
+factor of two or so where a step takes seconds; of small clips reading may take most of a step. From
+the fourth step on the console has measured times.
 """
 
 from __future__ import annotations
@@ -17,8 +18,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from mats_ds.core.events import RunInfo, StepEvent
-from mats_ds.core.format import format_count, format_flops
-from mats_ds.core.progress import HOUR, format_duration
+from mats_ds.core.format import HOUR, format_count, format_duration, format_figure, format_flops
 from mats_ds.core.storage.package_files import own_command
 from mats_ds.distributed.collectives import gather_on_all
 from mats_ds.models.sizes import MLP_RATIO, MODEL_SIZES
@@ -81,10 +81,10 @@ def describe_steps(run: RunInfo, *, flops_per_second: float, data: Sequence[str]
     step_seconds = flops / flops_per_second
     num_steps = run.total_steps - run.first_step
     run_seconds = num_steps * step_seconds
-    a_step = format_duration(step_seconds) if step_seconds >= 2 else f"{max(1, round(step_seconds * 1000))} ms"
+    a_step = format_duration(step_seconds) if step_seconds >= 10 else f"{format_figure(step_seconds, 2)} s"
     line = (
         f"time: about {a_step} a step and {format_duration(run_seconds)} for "
-        f"{format_count(num_steps, 'step')} on this CPU ({format_flops(flops)} a rank and step; "
+        f"{format_count(num_steps, 'step')} to compute on this CPU, reading not counted ({format_flops(flops)} a rank and step; "
         f"{format_flops(flops_per_second)}/s just measured in {run.precision}, {format_count(run.world_size, 'rank')} at work)"
     )
     if step_seconds <= SLOW_STEP_SECONDS and run_seconds <= LONG_RUN_SECONDS:

@@ -55,11 +55,11 @@ def list_compared(a: Figures, b: Figures) -> list[Compared]:
             "waiting for the last rank, fraction", a.balance and a.balance.lost_fraction, b.balance and b.balance.lost_fraction
         ),
         _compare("MFU", a.model_flops_utilization, b.model_flops_utilization, note=of_a_step),
-        _compare("model FLOP/s a rank", a.model_flops_per_second, b.model_flops_per_second, format_flops, note=of_a_step),
+        _compare("model FLOP/s a rank", a.model_flops_per_second, b.model_flops_per_second, _format_rate, note=of_a_step),
         _compare("joules a clip", a.joules_per_clip, b.joules_per_clip),
         _compare("the whole run", a.hours, b.hours, format_hours, note=of_a_step),
         _compare("last loss", a.losses[1], b.losses[1]),
-        *(_compare(name, getattr(a.run.info, key), getattr(b.run.info, key)) for name, key in _COUNTS.items()),
+        *(_compare(name, *(getattr(run.run.info, key) for run in (a, b)), show) for name, (key, show) in _COUNTS.items()),
         _compare("unreadable videos", len(a.bad_videos), len(b.bad_videos)),
     ]
     return [row for row in rows if row.a is not None or row.b is not None]
@@ -98,15 +98,23 @@ def format_comparison(a: Figures, b: Figures) -> str:
     return "\n".join(map(clean_line, [*lines, "", "set differently:", *(shown or ["  nothing"])]))
 
 
-_COUNTS = {
-    "forward MACs of a clip": "forward_macs_per_clip",
-    "model FLOPs of a clip": "model_flops_per_clip",
-    "hardware FLOPs of a clip": "hardware_flops_per_clip",
-    "tokens kept": "kept",
-    "ranks": "world_size",
-    "micro-batch": "micro_batch",
-    "clips a step": "global_batch",
-    "parameters": "num_parameters",
+def _format_rate(flops_per_second: float) -> str:
+    return f"{format_flops(flops_per_second)}/s"
+
+
+def _format_macs(macs: float) -> str:
+    return format_flops(macs).replace("FLOP", "MAC")
+
+
+_COUNTS = {  # name: (field of RunInfo, how it is shown)
+    "forward MACs of a clip": ("forward_macs_per_clip", _format_macs),
+    "model FLOPs of a clip": ("model_flops_per_clip", format_flops),
+    "hardware FLOPs of a clip": ("hardware_flops_per_clip", format_flops),
+    "tokens kept": ("kept", format_figure),
+    "ranks": ("world_size", format_figure),
+    "micro-batch": ("micro_batch", format_figure),
+    "clips a step": ("global_batch", format_figure),
+    "parameters": ("num_parameters", format_figure),
 }
 
 

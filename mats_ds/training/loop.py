@@ -23,6 +23,7 @@ import torch.distributed as dist
 
 from mats_ds.core.clips import BadClip, ClipBatch
 from mats_ds.core.events import Observer, PhaseClock, RunInfo, StepEvent
+from mats_ds.core.format import format_count
 from mats_ds.core.run_dir import describe_standing, resume_options
 from mats_ds.core.text import Lines
 from mats_ds.distributed.collectives import Ranks, gather_on_all
@@ -248,7 +249,7 @@ class _Loop:
         if len(self.known_bad) > self.max_bad_fraction * self.num_videos:
             raise TrainingStopped(
                 Lines(
-                    f"{len(self.known_bad)} of {self.num_videos} videos are unreadable or damaged, more than "
+                    f"unreadable or damaged: {len(self.known_bad)} of {format_count(self.num_videos, 'video')}, more than "
                     f"data.max_bad_fraction={self.max_bad_fraction} allows: {self.mending}, or raise data.max_bad_fraction",
                     *(f"  {bad.verdict}" for bad in self.known_bad.values()),
                 )
@@ -258,7 +259,7 @@ class _Loop:
         """A loss or gradient that is not finite: go on once if the engine left the optimizer step
         out, else TrainingStopped."""
         step, before = agreement.step, self.last_skip
-        what = f"the loss of step {step + 1} is not finite on {ranks_not_finite} rank(s)"
+        what = f"the loss of step {step + 1} is not finite on {format_count(ranks_not_finite, 'rank')}"
         if not ranks_not_finite:
             what = f"the gradients of step {step + 1} are not finite"
         guilty = [

@@ -17,7 +17,8 @@ from tqdm import tqdm
 from tqdm.contrib.logging import logging_redirect_tqdm
 
 from mats_ds.core.events import RunInfo, StepEvent
-from mats_ds.core.progress import BAR_FORMAT, TimeLeft, format_duration
+from mats_ds.core.format import format_duration
+from mats_ds.core.progress import BAR_FORMAT, TimeLeft
 from mats_ds.distributed.collectives import gather_on_all
 from mats_ds.distributed.exits import FolderLost, TrainingStopped
 from mats_ds.training.checkpoints.saver import CheckpointSaver

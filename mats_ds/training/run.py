@@ -9,6 +9,8 @@ with run.loader_for(sampler) as loader:
     run.announce(info, compute=..., data=...)
     batches = loader.micro_batches(run.first_step)
     run.fit(info, loss_of, batches, num_videos=..., observers=run.observers(...))
+
+(Over 300 lines: the pieces of a run are made in one order, which is seen in one file.)
 """
 
 from __future__ import annotations
@@ -32,6 +34,7 @@ from mats_ds.config.recipe import Recipe
 from mats_ds.core.checkpoint_files import CHECKPOINTS
 from mats_ds.core.clips import ClipBatch
 from mats_ds.core.events import Observer, RunInfo
+from mats_ds.core.format import format_count
 from mats_ds.core.run_dir import collect_versions
 from mats_ds.data.clip_sampler import ClipSampler
 from mats_ds.data.loading.build import how_to_mend, name_data, open_loader
@@ -170,7 +173,7 @@ class TrainingRun:
         total_steps = min(schedule.total_steps, recipe.run.max_steps or schedule.total_steps)
         if self.first_step >= total_steps:
             raise AlreadyFinished(
-                f"{self.folder} has finished all {total_steps} steps: "
+                f"{self.folder} has finished its {format_count(total_steps, 'step')}: "
                 f"{self._name_length(schedule.total_steps, steps_per_epoch)}, or use another --out"
             )
         forced, flops, is_cuda = in_force(self.engine), workload.flops(), ranks.device.type == "cuda"

@@ -22,6 +22,7 @@ from mats_ds.core.storage.output_folder import MARKER, PART, make_new_folder
 from mats_ds.core.storage.undo import FolderBefore, remember
 from mats_ds.distributed.collectives import Ranks, ask_first
 from mats_ds.training.checkpoints.converted import remove_left_converted
+from mats_ds.training.checkpoints.match import show_value
 from mats_ds.training.own_folder import WRITTEN_FILES, WRITTEN_FOLDERS, check_run_folder, find_newest_run
 
 logger = logging.getLogger(__name__)
@@ -158,7 +159,7 @@ def name_changes(before: Any, after: Any, *, path: str = "") -> list[str]:
     """The differences of two resolved recipes, as "optim.base_lr 0.001 -> 0.002"; all keys count,
     also those of one alone."""
     if not (isinstance(before, dict) and isinstance(after, dict)):
-        return [] if before == after else [f"{path} {before} -> {after}"]
+        return [] if before == after else [f"{path} {show_value(before)} -> {show_value(after)}"]
     keys = [*after, *(key for key in before if key not in after)]
     pairs = [(before.get(key), after.get(key), f"{path}.{key}" if path else str(key)) for key in keys]
     return [change for old, new, name in pairs for change in name_changes(old, new, path=name)]

@@ -34,9 +34,9 @@ def plain_drawing() -> Iterator[None]:
         yield
 
 
-def fit_label(name: object) -> str:
-    """A name short enough to stand at an axis."""
-    return _fit(clean_line(name), LABEL_CHARACTERS)
+def fit_label(name: object, *, most: int = LABEL_CHARACTERS) -> str:
+    """A name of at most so many characters, for an axis: its end stays, where names differ."""
+    return _fit(clean_line(name), most)
 
 
 def fit_title(title: str) -> str:

@@ -2,7 +2,16 @@ from __future__ import annotations
 
 import pytest
 
-from mats_ds.core.format import format_bytes, format_count, format_figure, format_flops, format_hours, format_part
+from mats_ds.core.format import (
+    format_bytes,
+    format_count,
+    format_duration,
+    format_figure,
+    format_flops,
+    format_hours,
+    format_part,
+    format_views,
+)
 
 
 @pytest.mark.parametrize(
@@ -62,5 +71,26 @@ def test_a_large_figure_has_no_exponent():
     assert format_flops(1.2345e22) == "12,345 EFLOP"
 
 
+def test_one_view_is_a_view():
+    assert format_views(1, 1) == "1 x 1 view" and format_views(5, 1) == "5 x 1 views" and format_views(1, 3) == "1 x 3 views"
+
+
 def test_a_short_time_is_not_nothing():
     assert format_hours(0.03 / 3600) == "under 1 s" and format_hours(12 / 3600) == "12 s" and format_hours(0.5) == "30 min"
+
+
+@pytest.mark.parametrize(
+    ("seconds", "text"),
+    [
+        (0, "0 s"),
+        (0.4, "under 1 s"),
+        (119, "119 s"),
+        (600, "10 min"),
+        (12_000, "3 h 20 min"),
+        (7200, "2 h"),
+        (460_800, "5 days 8 h"),
+        (1e9, "11,574 days"),
+    ],
+)
+def test_durations_have_the_units_that_a_person_uses(seconds, text):
+    assert format_duration(seconds) == text

@@ -5,10 +5,8 @@ from __future__ import annotations
 import logging
 import time
 
-import pytest
-
 from mats_ds.core import progress
-from mats_ds.core.progress import Ticker, TimeLeft, format_clock, format_duration, show_progress
+from mats_ds.core.progress import Ticker, TimeLeft, format_clock, show_progress
 
 
 class Clock:
@@ -28,22 +26,6 @@ def left_after(times, *, total, done=0):
         clock.seconds = 1000.0 + seconds
         told.append(left.seconds(number))
     return told
-
-
-@pytest.mark.parametrize(
-    ("seconds", "text"),
-    [
-        (0.4, "0 s"),
-        (119, "119 s"),
-        (600, "10 min"),
-        (12_000, "3 h 20 min"),
-        (7200, "2 h"),
-        (460_800, "5 days 8 h"),
-        (1e9, "11,574 days"),
-    ],
-)
-def test_durations_have_the_units_that_a_person_uses(seconds, text):
-    assert format_duration(seconds) == text
 
 
 def test_nothing_is_guessed_before_it_was_measured_and_the_first_unit_counts_for_nothing():

@@ -13,6 +13,8 @@ from mats_ds.evaluation.accuracy import (
     summarize_accuracy,
     top_classes,
 )
+from mats_ds.evaluation.plots import SweepPoint
+from mats_ds.evaluation.results import describe_points
 from mats_ds.metering.proportion import Proportion, wilson_interval
 
 
@@ -64,3 +66,11 @@ def test_a_diverged_model_predicts_class_0():
 def test_the_likeliest_classes_of_equal_scores_are_the_lower_ones():
     assert top_classes(np.array([0.1, 0.4, 0.4, 0.0, 0.1]), 3) == [1, 2, 0]
     assert len(top_classes(np.array([0.5, 0.5]))) == 2
+
+
+@pytest.mark.parametrize(("num_classes", "is_named"), [(2, False), (4, False), (5, False), (6, True)])
+def test_the_top_5_is_named_only_where_there_are_more_classes(num_classes, is_named):
+    accuracy = measure_accuracy(np.eye(num_classes), np.arange(num_classes))
+    text = "\n".join(describe_points([SweepPoint(0.5, accuracy, 10**9, "ours", None)]))
+    assert "top-1 100.00%" in text and "mean of classes 100.00%" in text
+    assert ("top-5" in text) == is_named and text.count("top-") == 1 + is_named

@@ -38,6 +38,12 @@ def test_names_are_text_and_nothing_is_said_about_their_letters(tmp_path):
     check_picture(tmp_path / "b.png")
 
 
+@pytest.mark.parametrize("names", [["up", "down"], ["no", "yes"], list("abcdefg"), ["left", "only", "rise"]])
+def test_few_classes_of_short_names_have_a_picture(tmp_path, names):
+    draw_confusion(measure(len(names)), names, tmp_path / "a.png", title="run on val.csv")
+    check_picture(tmp_path / "a.png")
+
+
 def test_many_long_names_leave_the_picture_its_size(tmp_path):
     draw_confusion(measure(60), ["$" + "m" * 1000] * 60, tmp_path / "a.png", title=TITLE)
     check_picture(tmp_path / "a.png")
@@ -107,6 +113,14 @@ def test_names_or_pairs_can_be_read_inside_the_picture(drawn, num_classes):
         sides = sorted(label.get_window_extent().y0 for label in axis.get_yticklabels())
         heights = [label.get_window_extent().height for label in axis.get_yticklabels()]
         assert np.diff(sides).min() >= 0.8 * max(heights), "names stand on each other"
+
+
+def test_pairs_of_names_that_differ_at_their_end_can_be_told_apart(drawn):
+    names = [f"Moving something across a surface until it falls down, variant {number}" for number in range(30)]
+    draw_confusion(measure(30, 400), names, None, title="t")
+    pairs = [text.get_text() for text, _ in written_in(drawn[0]) if "\N{RIGHTWARDS ARROW}" in text.get_text()]
+    assert len(set(pairs)) == len(pairs) == plots.MAX_PAIRS
+    assert all(one != other for one, other in (pair.split(" \N{RIGHTWARDS ARROW} ") for pair in pairs))
 
 
 def overlaps(one, other):

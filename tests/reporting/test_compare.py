@@ -22,6 +22,8 @@ def test_two_runs_are_compared_with_ratios_and_settings(tmp_path, capsys):
     assert rows["step, s"][:3] == ["1", "0.5", "0.500"]
     assert rows["peak memory of the worst rank"] == ["22.00", "GiB", "11.00", "GiB", "0.500"]
     assert rows["tokens kept"] == ["470", "235", "0.500"]
+    assert rows["model FLOP/s a rank"][:5] == ["360", "GFLOP/s", "720", "GFLOP/s", "2.000"]
+    assert rows["forward MACs of a clip"][:4] == ["19.8", "GMAC", "19.8", "GMAC"]
     for line in ("- keep: 0.3", "+ keep: 0.15", "- torch 2.15", "+ torch 2.16"):
         assert f"  {line}\n" in text + "\n"
     assert "seed" not in text
@@ -49,6 +51,7 @@ def test_a_comparison_as_a_page_says_what_does_not_compare_and_overwrites_nothin
     ):
         assert words in page
     assert "<b>one" not in page
+    assert "(fewer than 15 steps: may be chance)" in page, "what the text says of a ratio, the page says, too"
     assert page.count("<svg") == 2 and page.count('class="line faint"') == 4  # wide and narrow, A and B
     assert run_report(capsys, "--compare", a, b, "--html", path)[0] == 0  # its own page is renewed
     path.write_text("mine")

@@ -59,3 +59,10 @@ def test_a_run_that_was_killed_in_mid_line_is_reported_up_to_there(tmp_path, cap
     assert "its last record, of step 7, is" in text.splitlines()[0]
     assert "1 unreadable line left out: rank-00000.jsonl line 8: torn" in " ".join(text.split())
     assert (tmp_path / "run" / "report.html").exists()
+
+
+def test_for_a_folder_of_runs_one_of_them_is_offered(tmp_path, capsys):
+    for name in ("a", "b c"):
+        write_fake_run(tmp_path / "runs" / name)
+    status, _, errors = run_report(capsys, tmp_path / "runs")
+    assert status == 2 and f"such as '{tmp_path}/runs/b c'" in errors and errors.count("\n") == 1

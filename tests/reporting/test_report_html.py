@@ -12,6 +12,7 @@ from mats_ds.planning.plan_file import write_plan
 from mats_ds.reporting.budget import Budget
 from mats_ds.reporting.figures import read_figures
 from mats_ds.reporting.page import charts
+from mats_ds.reporting.page.learning import list_monitors
 from mats_ds.reporting.ranks import Span
 from mats_ds.reporting.report_html import build_page
 from tests.reporting.fake_runs import GIB, make_plan, make_record, write_fake_run
@@ -166,3 +167,11 @@ def test_out_of_memory_is_told_with_what_would_help(tmp_path):
     check_tags(page)
     assert "<b>What would help:</b> lower &lt;the&gt; micro-batch" in page
     assert "the run stopped early on rank 1 after step 9: OutOfMemoryError: no room" in page
+
+
+@pytest.mark.parametrize(("top5", "drawn"), [(0.9, ["top-1", "top-5"]), (1.0, ["top-1"])])
+def test_top_5_is_drawn_only_where_it_is_not_always_right(tmp_path, top5, drawn):
+    run_dir = write_fake_run(tmp_path / "run", task="finetune")
+    tests = [f'{{"step": {step}, "top1": 0.5, "top5": {top5}, "loss": 1}}\n' for step in (4, 8)]
+    (run_dir / "evaluation.jsonl").write_text("".join(tests))
+    assert [line.name for line in list_monitors(read_figures(run_dir))[0].series] == drawn

@@ -235,7 +235,7 @@ def test_another_zero_stage_or_global_batch_is_told_what_to_do(ranks, tmp_path):
     [text] = ranks(train_options, 1, {**options, "extra": {"zero_optimization": {"stage": 3}}}, expect_errors=True)
     assert "saved under ZeRO stage 2 and the DeepSpeed JSON says 3" in text
     [text] = ranks(train_options, 1, {**options, "micro_batch": 5}, expect_errors=True)
-    assert "trained with 16 clips a step and 1 ranks make 15" in text and "optim.global_batch=16" in text
+    assert "trained with 16 clips a step, and this start on 1 rank has 15" in text and "optim.global_batch=16" in text
 
 
 class WiderModel(MaskedAutoencoder):
@@ -263,7 +263,7 @@ def test_too_many_unreadable_videos_stop_all_ranks_with_the_list(ranks):
     texts = ranks(train_options, 2, {"bad_at": (1, 1, (3, 4, 5))}, expect_errors=True)
     assert len(texts) == 2
     for text in texts:
-        assert "3 of 20 videos are unreadable or damaged, more than data.max_bad_fraction=0.1" in text
+        assert "unreadable or damaged: 3 of 20 videos, more than data.max_bad_fraction=0.1" in text
         assert "video5.mp4: truncated" in text
 
 

@@ -27,7 +27,7 @@ def test_what_changed_since_the_run_began_is_said(tmp_path, caplog):
     assert caplog.text == ""
     with caplog.at_level(logging.WARNING):
         write_inputs(tmp_path, recipe="optim: {base_lr: 2.0, steps: 3}\nname: a\ndata: {root: x}\n", ds_config={})
-    assert "going on with other settings than before: optim.base_lr 1.0 -> 2.0; data None -> {'root': 'x'}" in caplog.text
+    assert 'going on with other settings than before: optim.base_lr 1.0 -> 2.0; data null -> {"root":"x"}' in caplog.text
 
 
 def test_another_deepspeed_json_than_before_is_said(tmp_path, caplog):
@@ -38,8 +38,8 @@ def test_another_deepspeed_json_than_before_is_said(tmp_path, caplog):
         write_inputs(tmp_path, recipe="name: a\n", ds_config=before)
         assert caplog.text == ""
         write_inputs(tmp_path, recipe="name: a\n", ds_config={"gradient_clipping": 0.0, **before})
-    assert "another DeepSpeed JSON than before: gradient_clipping None -> 0.0" in caplog.text
+    assert "another DeepSpeed JSON than before: gradient_clipping null -> 0.0" in caplog.text
 
 
 def test_keys_of_one_side_count():
-    assert name_changes({"a": 1, "b": {"c": 2}}, {"b": {"c": 2, "d": 3}}) == ["b.d None -> 3", "a 1 -> None"]
+    assert name_changes({"a": 1, "b": {"c": 2}}, {"b": {"c": 2, "d": 3}}) == ["b.d null -> 3", "a 1 -> null"]

@@ -11,7 +11,6 @@ run when all of them are gone: those that outlive their first one for some secon
 the other's files.
 
 Where a filesystem has no locks, the content of the file alone counts (lock_file.py).
-
 `lock_until_closed` is the simpler lock of one file that is open.
 """
 

@@ -63,6 +63,17 @@ def own_command(verb: str, *words: object) -> str:
     return " ".join(map(quote_word, [*start, verb, *words]))
 
 
+def help_command(prog: str) -> str:
+    """The command that shows the help of a program, by argparse's name of it: "mats prepare check"
+    or "pretrain.py"."""
+    first, *rest = prog.split()
+    if first == "mats" and rest:
+        return own_command(*rest, "--help")
+    if first.endswith(".py") and (PACKAGE / first).is_file():  # as DeepSpeed's launcher starts it
+        return own_command(first[: -len(".py")], *rest, "--help")
+    return f"{prog} --help"
+
+
 def _path_from_here(path: Path) -> str:
     """The shorter of the relative and the absolute path."""
     try:

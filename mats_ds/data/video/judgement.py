@@ -17,7 +17,6 @@ A frame is sound if it decodes, is not marked corrupt, and no packet since its k
 from __future__ import annotations
 
 import functools
-import os
 import time
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -25,6 +24,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from mats_ds.core.clips import DAMAGED
+from mats_ds.core.shards.members import stat_file
 from mats_ds.data.video.containers import READ_ERRORS, UnreadableVideo, open_video
 from mats_ds.data.video.faults import explain, in_words
 from mats_ds.data.video.index import VideoIndex
@@ -74,8 +74,8 @@ def judge_failure(path: str, wanted: Iterable[int], reason: str) -> str:
     frames, or takes more than JUDGE_SECONDS.
     """
     try:
-        status = os.stat(path)
-        part = _judge_once(path, status.st_size, status.st_mtime_ns)
+        status = stat_file(path)
+        part = _judge_once(path, status.num_bytes, status.modified_ns, status.place)
     except UnreadableVideo as unreadable:
         return unreadable.reason
     except READ_ERRORS:  # it has vanished meanwhile
@@ -116,9 +116,9 @@ class _TooLong(Exception):
 
 
 @functools.lru_cache(maxsize=JUDGED_FILES)
-def _judge_once(path: str, num_bytes: int, modified_ns: int) -> SoundPart | None:
-    """The verdict of `judge`, None where decoding took too long. The sizes are what the cache knows
-    a changed file by. Raises what `judge` and PyAV raise."""
+def _judge_once(path: str, num_bytes: int, modified_ns: int, place: tuple[int, int, int]) -> SoundPart | None:
+    """The verdict of `judge`, None where decoding took too long. All but the path is what the cache
+    knows a changed file, or a member of a changed shard, by. Raises what `judge` and PyAV raise."""
     index = index_video(path)
     began_seconds = time.monotonic()
 

@@ -15,7 +15,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from mats_ds.core.format import format_count
+from mats_ds.core.format import format_count, format_views
 from mats_ds.core.storage.documents import parse_json
 from mats_ds.core.storage.files import open_regular, read_bytes, write_json
 from mats_ds.core.storage.folder_lock import release_folder
@@ -100,7 +100,7 @@ def extract(
     manifest = read_manifest(source, root=root)
     extraction = plan_extraction(request, manifest, keep_ratio=keep_ratio, shards=shards, ranks=ranks)
     views = extraction.views
-    logger.info("%d x %d views of a video; %s", views.num_clips, views.num_crops, views.describe_clips())
+    logger.info("%s of a video; %s", format_views(views.num_clips, views.num_crops), views.describe_clips())
     try:
         begin = partial(begin_folder, out, extraction, inputs=(source, request.path))
         do_on_first(begin, ranks, advice=advice)

@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from mats_ds.core.format import format_count, format_views
 from mats_ds.core.run_dir import read_object
 from mats_ds.core.text import clean_line
 from mats_ds.metering.proportion import Proportion
@@ -105,8 +106,8 @@ def describe_top1(top1: Mapping[str, Any]) -> str:
     hits, total = top1["hits"], top1["total"]
     if type(hits) is not int or type(total) is not int or not 0 <= hits <= total or total == 0:
         raise ValueError(f"{hits!r:.40} of {total!r:.40} is no proportion")
-    return f"{Proportion(hits, total).describe()}, {hits} of {total} videos"
+    return f"{Proportion(hits, total).describe()}, {hits} of {format_count(total, 'video')}"
 
 
 def describe_views(views: Mapping[str, Any]) -> str:
-    return f"{int(views['clips'])} x {int(views['crops'])} views of a video"
+    return f"{format_views(int(views['clips']), int(views['crops']))} of a video"

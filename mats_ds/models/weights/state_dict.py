@@ -104,7 +104,7 @@ def _guess_cause(
         blocks, own_blocks = _count_blocks(stored, stack), _count_blocks(own, stack)
         if blocks and own_blocks and blocks != own_blocks:
             key = "model.name" if stack == "encoder" else "model.decoder_depth"
-            return f"a model of another depth ({key}): {blocks} {stack} blocks, and {own_blocks} here"
+            return f"a model of another depth ({key}): {format_count(blocks, f'{stack} block')}, and {own_blocks} here"
     if (head := f"{HEAD[0]}weight") in other:
         return f"another number of classes: {stored[head][0]}, and {own[head][0]} here"
     kinds = [bool(_count_blocks(shapes, "decoder")) for shapes in (stored, own)]

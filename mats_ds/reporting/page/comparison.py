@@ -22,14 +22,11 @@ def build_comparison(a: Figures, b: Figures) -> str:
     """The page as text."""
     names = [f"{letter}: {name_run(run)}" for letter, run in (("A", a), ("B", b))]
     heading = f"<header>\n{KICKER}\n<h1>{escape(names[0])}<br>{escape(names[1])}</h1>\n</header>\n"
-    rows = [
-        [row.name.strip(), row.a_text, row.b_text, "" if row.ratio is None else f"{row.ratio:.3f}"] for row in list_compared(a, b)
-    ]
     sections = [
         heading,
         section("The runs", table(["", "A", "B"], _list_facts(a, b), "words runs"), note=_warn(a, b)),
         section("Learning", _draw_losses(a, b, names)),
-        section("Figures", table(["figure", "A", "B", "B / A"], rows, "numbers named")),
+        section("Figures", table(["figure", "A", "B", "B / A"], map(_list_cells, list_compared(a, b)), "numbers named")),
         section("Set differently", _show_differences(list_differences(a, b))),
         f"<footer><p>written on {show_date(time.time())}</p></footer>",
     ]
@@ -38,7 +35,7 @@ def build_comparison(a: Figures, b: Figures) -> str:
 
 def _list_cells(row: Compared) -> list[str]:
     ratio = "" if row.ratio is None else f"{row.ratio:.3f}"
-    return [row.name.strip(), row.a_text, row.b_text, f"{ratio} ({row.note})" if row.note else ratio]
+    return [row.name.strip(), row.a_text, row.b_text, f"{ratio} {row.note}".strip()]
 
 
 def _list_facts(a: Figures, b: Figures) -> list[list[str]]:

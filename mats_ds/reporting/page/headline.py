@@ -8,7 +8,7 @@ from calendar import month_name
 from datetime import datetime, timedelta, timezone
 from html import escape
 
-from mats_ds.core.format import format_bytes, format_count, shorten
+from mats_ds.core.format import format_bytes, format_count, format_duration, shorten
 from mats_ds.core.run_dir import FINISHED
 from mats_ds.reporting.budget import Budget, Check, Verdict
 from mats_ds.reporting.figures import Figures
@@ -95,7 +95,7 @@ def _describe_length(figures: Figures, verdict: Verdict) -> str:
     texts = [f"{figures.span.last_step:,} of {info.total_steps:,}"]
     if begin is not None and end is not None and end > begin:
         starts = f" over {len(figures.run.parts)} starts" if len(figures.run.parts) > 1 else ""
-        texts.append(f"{show_duration(end - begin)}{starts}")
+        texts.append(f"{format_duration(end - begin)}{starts}")
     if verdict.state in ENDINGS:
         texts.append(ENDINGS[verdict.state])
     elif figures.outcome is not None:
@@ -128,17 +128,3 @@ def show_date(unix_seconds: float) -> str:
 
 def _name_time(when: datetime) -> str:
     return f"{when.day} {month_name[when.month]} {when.year}, {when.hour:02}:{when.minute:02}"
-
-
-def show_duration(seconds: float) -> str:
-    """A length of time in its two largest units: "2 min 4 s", "3 h 20 min", "2 days 4 h"."""
-    if seconds < 60:
-        return f"{seconds:.0f} s" if seconds >= 10 else f"{seconds:.1f} s"
-    minutes, rest = divmod(round(seconds), 60)
-    if minutes < 60:
-        return f"{minutes} min {rest} s" if rest else f"{minutes} min"
-    hours, minutes = divmod(round(seconds / 60), 60)
-    if hours < 24:
-        return f"{hours} h {minutes} min" if minutes else f"{hours} h"
-    days, hours = divmod(round(seconds / 3600), 24)
-    return format_count(days, "day") + (f" {hours} h" if hours else "")

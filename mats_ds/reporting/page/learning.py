@@ -36,10 +36,9 @@ def list_monitors(figures: Figures) -> list[Monitor]:
     """The monitors that this run has, what says most about learning first."""
     steps, curves, tests = figures.span.steps(), figures.curves, figures.files.tests
     test_steps = [float(test.step) for test in tests]
-    top = [
-        Series("top-1", [100 * test.top1 for test in tests], 2, has_dots=True),
-        Series("top-5", [100 * test.top5 for test in tests], 5, has_dots=True),
-    ]
+    top = [Series("top-1", [100 * test.top1 for test in tests], 2, has_dots=True)]
+    if any(test.top5 < 1 for test in tests):  # of five classes or fewer it is always 1
+        top.append(Series("top-5", [100 * test.top5 for test in tests], 5, has_dots=True))
     norm, rate = (curves[name].mean() for name in ("grad_norm", "learning_rate"))
     monitors = [
         Monitor("Accuracy in the tests, %", "of the readable videos", test_steps, top, "{:.1f}%".format),

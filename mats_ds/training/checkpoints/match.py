@@ -73,8 +73,8 @@ def refuse_other_recipe(checkpoint: Checkpoint, stored: Stored, recipe: Recipe, 
     states of its optimizer: what the checkpoint was saved with, what this start has, and the fix.
     """
     differences = list_differences(stored, recipe.model_dump(mode="json"))
-    said = [f"{key} was {_show(before)} and is {_show(now)}" for key, before, now in differences]
-    fixes = [f"{key}={_show(before)}" for key, before, _ in differences]
+    said = [f"{key} was {show_value(before)} and is {show_value(now)}" for key, before, now in differences]
+    fixes = [f"{key}={show_value(before)}" for key, before, _ in differences]
     if stored.precision not in (None, precision):
         said.append(f"it was trained in {stored.precision}, and the DeepSpeed JSON says {precision}")
         fixes.append(f'"bf16": {{"enabled": {"true" if stored.precision == "bf16" else "false"}}} in the DeepSpeed JSON')
@@ -140,6 +140,6 @@ def _value(recipe: Mapping[str, Any], key: str) -> Any:
     return inside.get(name) if isinstance(inside, Mapping) else None
 
 
-def _show(value: Any) -> str:
-    """A value as an override of the recipe takes it."""
+def show_value(value: Any) -> str:
+    """A value of a recipe as an override takes it: `null`, `true`, `tiny`, `[2,8,8]`."""
     return value[:SHOWN] if isinstance(value, str) else json.dumps(value, separators=(",", ":"), default=str)[:SHOWN]

@@ -23,6 +23,7 @@ import torch.distributed as dist
 
 from mats_ds.config.recipe import Recipe
 from mats_ds.core.checkpoint_files import CHECKPOINTS
+from mats_ds.core.format import format_count
 from mats_ds.distributed.collectives import Ranks, ask_first
 from mats_ds.training.checkpoints.checkpoint import Checkpoint, find_checkpoint
 from mats_ds.training.checkpoints.converted import make_converted, remove_converted, remove_left_converted
@@ -101,8 +102,8 @@ def find_resume_point(
         logger.info("going on from step %d: weights and optimizer of %s%s", checkpoint.step, checkpoint.path, average)
         if checkpoint.world_size == ranks.world_size or zero_stage == 0:
             return ResumePoint(checkpoint, stored=stored)
-        text = "step %d was saved by %d ranks, this run has %d: re-sharding the optimizer state"
-        logger.info(text, checkpoint.step, checkpoint.world_size, ranks.world_size)
+        text = "step %d was saved by %s, this run has %d: re-sharding the optimizer state"
+        logger.info(text, checkpoint.step, format_count(checkpoint.world_size, "rank"), ranks.world_size)
         return ResumePoint(checkpoint, convert(checkpoint), stored)
 
     return ask_first(find, ranks)
@@ -117,8 +118,8 @@ def check_fit(checkpoint: Checkpoint, *, world_size: int, global_batch: int, zer
         )
     if checkpoint.global_batch is not None and checkpoint.global_batch != global_batch:
         raise ValueError(
-            f"{checkpoint.path} was trained with {checkpoint.global_batch} clips a step and {world_size} ranks make "
-            f"{global_batch}: "
+            f"{checkpoint.path} was trained with {format_count(checkpoint.global_batch, 'clip')} a step, and this start on "
+            f"{format_count(world_size, 'rank')} has {global_batch}: "
             f"go on with optim.global_batch={checkpoint.global_batch}, on a number of GPUs that divides it into micro-batches "
             f'("train_micro_batch_size_per_gpu" in the DeepSpeed JSON may have to be lower)'
         )

@@ -21,12 +21,13 @@ import torch
 import torch.distributed as dist
 
 from mats_ds.core.checkpoint_files import FileSum, name_of_step
+from mats_ds.core.format import format_bytes, format_count
 from mats_ds.core.run_dir import describe_standing
 from mats_ds.distributed.collectives import ask_first, gather_on_all
 from mats_ds.distributed.exits import TrainingStopped
 from mats_ds.distributed.ranks import RankInfo
 from mats_ds.training.checkpoints.checkpoint import seal
-from mats_ds.training.checkpoints.pruning import GIBIBYTE, CheckpointFolder, check_names, free_bytes
+from mats_ds.training.checkpoints.pruning import CheckpointFolder, check_names, free_bytes
 from mats_ds.training.checkpoints.removal import new_part_name, remove_part
 
 logger = logging.getLogger(__name__)
@@ -76,8 +77,8 @@ class CheckpointSaver:
             free = free_bytes(self.folder)
             if free < missing * num_bytes:
                 logger.warning(
-                    "%s has %.2f GiB free, and run.keep_checkpoints=%d wants up to %d more checkpoints of %.2f GiB: older go",
-                    self.folder, free / GIBIBYTE, self.keep, missing, num_bytes / GIBIBYTE,
+                    "%s has %s free, and run.keep_checkpoints=%d wants up to %s of %s more: older go",
+                    self.folder, format_bytes(free), self.keep, format_count(missing, "checkpoint"), format_bytes(num_bytes),
                 )  # fmt: skip
 
     def begin(self, step: int, extra: Mapping[str, Any]) -> None:

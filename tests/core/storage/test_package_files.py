@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from mats_ds.core.storage import package_files
-from mats_ds.core.storage.package_files import own_command
+from mats_ds.core.storage.package_files import help_command, own_command
 
 
 @pytest.fixture
@@ -51,6 +51,20 @@ def test_of_a_wheel_it_is_the_module_of_this_python(bare, monkeypatch, tmp_path)
         capture_output=True,
     )
     assert done.returncode == 0, done.stderr
+
+
+@pytest.mark.parametrize(
+    ("prog", "words"),
+    [
+        ("mats prepare check", "prepare check --help"),
+        ("pretrain.py", "pretrain --help"),  # as DeepSpeed's launcher starts it
+        ("loader.py", "loader.py --help"),
+        ("mats", "mats --help"),
+    ],
+)
+def test_the_command_for_help_is_one_that_works_here(bare, prog, words):
+    wanted = words if words.startswith(prog) else own_command(*words.split())
+    assert help_command(prog) == wanted
 
 
 def test_names_that_a_shell_would_read_are_quoted(bare):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import tarfile
 
 import pytest
 
@@ -47,6 +48,16 @@ def test_a_file_that_breaks_late_is_damaged_in_part_for_the_check_and_for_the_lo
     assert why_not(path, start=0.99, stride=1) == facts.damage == why_not(path, stride=4)
     assert why_not(path, start=0.0, stride=1) == "", "what it needs is sound"
     assert BadClip(str(path), 0, facts.damage).verdict.startswith(f"damaged in part: {path}: decodes up to frame 25 of 40")
+
+
+def test_of_a_member_of_a_shard_the_loader_says_what_it_says_of_the_file(write_video, tmp_path, break_packet):
+    path = write_video(tmp_path / "a.mp4", num_frames=40, gop=40)
+    break_packet(path, 25)
+    shard = tmp_path / "shard.tar"
+    with tarfile.open(shard, "w") as archive:
+        archive.add(path, arcname="a.mp4")
+    member = f"{shard}#a.mp4"
+    assert why_not(member, stride=4) == check_one(member).facts.damage == why_not(path, stride=4)
 
 
 def test_a_file_that_breaks_early_is_unreadable_for_both(write_video, tmp_path, break_packet):

@@ -111,7 +111,7 @@ def test_what_a_checkpoint_says_of_itself_is_read_from_its_file(tmp_path):
     [
         (dict(width=48), "model.name): its tokens are 24 wide, and 48 here"),
         (dict(depth=3), "model.name): 2 encoder blocks, and 3 here"),
-        (dict(decoder_depth=3), "model.decoder_depth): 1 decoder blocks, and 3 here"),
+        (dict(decoder_depth=3), "model.decoder_depth): 1 decoder block, and 3 here"),
     ],
 )
 def test_other_weights_than_the_recipe_says_are_counted_and_explained_in_one_line(changes, cause):

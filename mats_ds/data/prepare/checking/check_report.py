@@ -51,7 +51,8 @@ def describe_outputs(result: CheckResult, out: Path, *, root: str | None = None,
     of the quarantine.
     """
     use = quote_word(f"data.manifest={out}") + (f" {quote_word(f'data.root={root}')}" if root else "")
-    lines = [f"Written: {out} (train with {use})" + (f", {result.quarantine}" if result.bad else "")]
+    how = f"train with {use}" if result.facts else "no row is left to train on"
+    lines = [f"Written: {out} ({how})" + (f", {result.quarantine}" if result.bad else "")]
     if chose_quarantine and result.quarantine.name != QUARANTINE:
         lines.append(f"The quarantine is {result.quarantine}: {QUARANTINE} beside it is of something else.")
     return lines + [f"What was there before, from version 0.1, is kept as {path}." for path in result.kept]

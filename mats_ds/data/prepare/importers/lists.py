@@ -159,7 +159,9 @@ def _read(request: Request, meaning: str) -> Rows:
         elif len(numbers) == 2 and numbers[1] == WHOLE_VIDEO:
             _add_video(rows, request, where, path, -1)
         elif len(numbers) != num_columns:
-            rows.refuse(where, MALFORMED, f"expected `path {meaning}`, got {len(numbers)} numbers: {text[:120]!r}")
+            rows.refuse(
+                where, MALFORMED, f"expected `path {meaning}`, got {format_count(len(numbers), 'number')}: {text[:120]!r}"
+            )
         elif num_columns == 1:
             _add_video(rows, request, where, path, numbers[0])
         elif num_columns == 3 and numbers[1] == WHOLE_VIDEO:
