@@ -47,7 +47,7 @@ class RunResult:
             "chosen on nothing"
         ]
         if self.num_trained_on:
-            lines.append(f"  {self.num_trained_on} of these trained on as well: this is no accuracy on unseen videos")
+            lines.append(f"  training has seen {self.num_trained_on} of these, too: this is no accuracy on unseen videos")
         lines.append(
             f"{self.best_file}: step {best['step']}{_average(best)}, chosen as the best of "
             f"{format_count(self.num_tests, 'test')} on "

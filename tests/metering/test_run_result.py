@@ -30,7 +30,7 @@ def test_the_last_test_is_the_result_and_the_best_one_is_named_with_what_chose_i
 
 def test_what_was_trained_on_is_said():
     result = conclude([line(5, 0.5, averaged=True)], num_trained_on=3, best_file="b")
-    assert "3 of these trained on as well" in result.describe()[1] and "average" in result.describe()[0]
+    assert "training has seen 3 of these" in result.describe()[1] and "average" in result.describe()[0]
 
 
 def test_tests_of_version_0_1_do_not_say_what_they_were_measured_on():
