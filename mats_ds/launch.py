@@ -28,7 +28,7 @@ from mats_ds.core.interrupts import AGAIN
 from mats_ds.core.storage.package_files import find_folder
 from mats_ds.core.text import say, tell_error
 from mats_ds.distributed.hosts import choose_hosts, is_address, is_port, read_hostfile
-from mats_ds.distributed.launcher_watch import describe_launcher, find_ranks
+from mats_ds.distributed.launcher_watch import describe_end, describe_launcher, find_ranks
 from mats_ds.distributed.process_group import Stopped, is_dry_run, run_in_group, show_words
 from mats_ds.distributed.remote import (
     check_hosts,
@@ -45,6 +45,9 @@ PROGRAMS = ("pretrain", "finetune", "evaluate", "extract")
 DEFAULT_JSON = {"pretrain": "zero2.json", "finetune": "zero2_finetune.json"}
 CPU_RANKS = 2
 DEFAULT_PORT = 29500  # torch's and DeepSpeed's
+# of the launcher that starts the ranks here: it logs an error below whatever a rank has ended with,
+# also where that rank has said why; what none can say, describe_end says
+SILENT = ("--log_level", "critical")
 WITH_VALUE, WITHOUT_VALUE = set(LAUNCHER_WITH_VALUE), set(LAUNCHER_SWITCHES)
 EXAMPLES = {"--num_gpus": "4", "--hostfile": "hosts.txt", "--master_port": "29501", "--launcher": "slurm"}
 ON_SEVERAL_MACHINES = {"--no_ssh", "--num_nodes", "--force_multi", "--launcher"}
@@ -97,13 +100,16 @@ def launch(name: str, arguments: Sequence[str]) -> int:
     environment = {**os.environ, "PYTHONSAFEPATH": "1", **describe_launcher(), **command.variables}
     for variable in command.without:
         environment.pop(variable, None)
+    again = f"{AGAIN}, a training that has begun with --resume auto" if name in DEFAULT_JSON else AGAIN
     try:
-        return run_in_group(command.words, environment, find_workers=find_ranks)
+        status = run_in_group(command.words, environment, find_workers=find_ranks)
     except Stopped as stopped:
         if not stopped.is_answered:
-            again = f"{AGAIN}, a training that has begun with --resume auto" if name in DEFAULT_JSON else AGAIN
             say(f"{stopped}: {again}", stream=sys.stderr)
         return INTERRUPTED if stopped.status == INTERRUPTED else 128 + stopped.number
+    if why := describe_end(status):
+        say(f"stopped: {why} (status {status}); {again}", stream=sys.stderr)
+    return status
 
 
 def make_command(name: str, arguments: Sequence[str], environment: Mapping[str, str], *, is_dry: bool = False) -> Command:
@@ -129,7 +135,7 @@ def make_command(name: str, arguments: Sequence[str], environment: Mapping[str, 
     if not CHOOSE_SLOTS & options.keys():
         return _on_this_machine(program, script, options, environment, port="PORT" if is_dry else "")
     # DeepSpeed would take /job/hostfile, unchecked, where there is one
-    return _run_launcher([*_to_words(options), "--hostfile", os.devnull], program, script)
+    return _run_launcher([*_to_words(options), *SILENT, "--hostfile", os.devnull], program, script)
 
 
 def split_arguments(arguments: Sequence[str]) -> tuple[dict[str, str], list[str]]:
@@ -180,7 +186,7 @@ def _on_this_machine(
         raise ValueError(f"--num_gpus {asked}: only {len(gpus)} of this machine's GPUs may be used")
     others = {option: value for option, value in options.items() if option != "--num_gpus"}
     # two runs on one machine must not meet on the launcher's fixed port
-    words = [*_to_words({"--master_port": port or str(_free_port()), **others}), "--quiet", "--hostfile", os.devnull]
+    words = [*_to_words({"--master_port": port or str(_free_port()), **others}), *SILENT, "--hostfile", os.devnull]
     if not gpus:
         num_ranks = asked or CPU_RANKS
         cores = len(os.sched_getaffinity(0))
@@ -241,9 +247,9 @@ def _on_hosts(
     if is_alone:
         if int(node_rank) >= len(hosts):
             raise ValueError(f"--node_rank {node_rank}: there are {len(hosts)} machines, counted from 0")
-        return _run_launcher(_to_words(options), program, script)
-    # otherwise no shell and no other host is on the way
-    if len(hosts) > 1 or "--force_multi" in options:
+        return _run_launcher([*_to_words(options), *SILENT], program, script)
+    is_elsewhere = len(hosts) > 1 or "--force_multi" in options
+    if is_elsewhere:  # otherwise no shell and no other host is on the way
         if method == "pdsh":
             check_paths(*list_needed_paths(program))
         check_variables(environment, in_shell=method == "pdsh")
@@ -266,7 +272,7 @@ def _on_hosts(
         own["--no_ssh_check"] = ""
         own.setdefault("--master_addr", hosts[0])
         variables = {name: value for name, value in {"MASTER_ADDR": address, "MASTER_PORT": port}.items() if value}
-    return _run_launcher(_to_words(own), started, words, **variables)
+    return _run_launcher([*_to_words(own), *(() if is_elsewhere else SILENT)], started, words, **variables)
 
 
 def _free_port() -> int:
