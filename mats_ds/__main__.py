@@ -20,7 +20,8 @@ import importlib
 
 import mats_ds
 from mats_ds.core.cli import USAGE_ERROR, run_script
-from mats_ds.core.text import find_nearest, say, tell_error
+from mats_ds.core.storage.package_files import launch_script
+from mats_ds.core.text import find_nearest, quote_word, say, tell_error
 from mats_ds.distributed.process_group import is_dry_run, show_words
 
 PACKAGE = Path(__file__).resolve().parent
@@ -70,12 +71,15 @@ def read_help() -> list[str]:
 
 
 def describe_unknown(verb: str) -> str:
-    """The message for an unknown verb, with the nearest known one."""
-    known = (*VERBS, *OF_LAUNCH_SH)
+    """The message for an unknown verb, with the nearest known one of those that can be typed
+    here."""
+    script = " ".join(map(quote_word, launch_script()))
+    known = (*VERBS, *(OF_LAUNCH_SH if script else ()))
     shown = verb if len(verb) <= SHOWN_CHARACTERS else f"{verb[:SHOWN_CHARACTERS]}..."
     close = find_nearest(verb, known)
     hint = f"; did you mean {close!r}?" if close else "."
-    return f"there is no command {shown!r}{hint} Commands: {' '.join(VERBS)}, and with bash launch.sh: {' '.join(OF_LAUNCH_SH)}"
+    others = f", and with {script}: {' '.join(OF_LAUNCH_SH)}" if script else ""
+    return f"there is no command {shown!r}{hint} Commands: {' '.join(VERBS)}{others}"
 
 
 if __name__ == "__main__":

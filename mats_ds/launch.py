@@ -19,7 +19,6 @@ if __name__ == "__main__":  # run as a file, Python would look for modules in ma
 
 import os
 import re
-import signal
 import socket
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -30,7 +29,7 @@ from mats_ds.core.interrupts import AGAIN
 from mats_ds.core.storage.package_files import find_folder
 from mats_ds.core.text import say, tell_error
 from mats_ds.distributed.hosts import choose_hosts, is_address, is_port, read_hostfile
-from mats_ds.distributed.launcher_watch import describe_launcher, find_ranks
+from mats_ds.distributed.launcher_watch import describe_end, describe_launcher, find_ranks
 from mats_ds.distributed.process_group import Stopped, is_dry_run, run_in_group, show_words
 from mats_ds.distributed.remote import (
     check_hosts,
@@ -46,11 +45,10 @@ PACKAGE = Path(__file__).resolve().parent
 PROGRAMS = ("pretrain", "finetune", "evaluate", "extract")
 DEFAULT_JSON = {"pretrain": "zero2.json", "finetune": "zero2_finetune.json"}
 CPU_RANKS = 2
-# Signals that end a rank without a word; DeepSpeed's launcher then ends with minus the signal.
-WORDLESS = {256 - number: number for number in (signal.SIGKILL, signal.SIGSEGV, signal.SIGBUS, signal.SIGABRT)}
-# DeepSpeed's launcher repeats the command line of every rank that ends with another status than 0.
-SILENT = ("--log_level", "critical")
 DEFAULT_PORT = 29500  # torch's and DeepSpeed's
+# of the launcher that starts the ranks here: it logs an error below whatever a rank has ended with,
+# also where that rank has said why; what none can say, describe_end says
+SILENT = ("--log_level", "critical")
 WITH_VALUE, WITHOUT_VALUE = set(LAUNCHER_WITH_VALUE), set(LAUNCHER_SWITCHES)
 EXAMPLES = {"--num_gpus": "4", "--hostfile": "hosts.txt", "--master_port": "29501", "--launcher": "slurm"}
 ON_SEVERAL_MACHINES = {"--no_ssh", "--num_nodes", "--force_multi", "--launcher"}
@@ -103,22 +101,16 @@ def launch(name: str, arguments: Sequence[str]) -> int:
     environment = {**os.environ, "PYTHONSAFEPATH": "1", **describe_launcher(), **command.variables}
     for variable in command.without:
         environment.pop(variable, None)
+    again = f"{AGAIN}, a training that has begun with --resume auto" if name in DEFAULT_JSON else AGAIN
     try:
         status = run_in_group(command.words, environment, find_workers=find_ranks)
-        if status in WORDLESS:
-            say(describe_killed(WORDLESS[status]), stream=sys.stderr)
-        return status
     except Stopped as stopped:
         if not stopped.is_answered:
-            again = f"{AGAIN}, a training that has begun with --resume auto" if name in DEFAULT_JSON else AGAIN
             say(f"{stopped}: {again}", stream=sys.stderr)
         return INTERRUPTED if stopped.status == INTERRUPTED else 128 + stopped.number
-
-
-def describe_killed(number: signal.Signals) -> str:
-    """The line for a rank that was ended by one of the signals WORDLESS."""
-    why = ": often by the kernel, where the machine's memory ran out (dmesg says so)" if number == signal.SIGKILL else ""
-    return f"stopped: a rank was ended by {number.name}{why}"
+    if why := describe_end(status):
+        say(f"stopped: {why} (status {status}); {again}", stream=sys.stderr)
+    return status
 
 
 def make_command(name: str, arguments: Sequence[str], environment: Mapping[str, str], *, is_dry: bool = False) -> Command:
@@ -144,7 +136,7 @@ def make_command(name: str, arguments: Sequence[str], environment: Mapping[str, 
     if not CHOOSE_SLOTS & options.keys():
         return _on_this_machine(program, script, options, environment, port="PORT" if is_dry else "")
     # DeepSpeed would take /job/hostfile, unchecked, where there is one
-    return _run_launcher([*_to_words(options), "--hostfile", os.devnull], program, script)
+    return _run_launcher([*_to_words(options), *SILENT, "--hostfile", os.devnull], program, script)
 
 
 def split_arguments(arguments: Sequence[str]) -> tuple[dict[str, str], list[str]]:
@@ -256,9 +248,9 @@ def _on_hosts(
     if is_alone:
         if int(node_rank) >= len(hosts):
             raise ValueError(f"--node_rank {node_rank}: the hostfile has {format_count(len(hosts), 'machine')}, counted from 0")
-        return _run_launcher(_to_words(options), program, script)
-    # otherwise no shell and no other host is on the way
-    if len(hosts) > 1 or "--force_multi" in options:
+        return _run_launcher([*_to_words(options), *SILENT], program, script)
+    is_elsewhere = len(hosts) > 1 or "--force_multi" in options
+    if is_elsewhere:  # otherwise no shell and no other host is on the way
         if method == "pdsh":
             check_paths(*list_needed_paths(program))
         check_variables(environment, in_shell=method == "pdsh")
@@ -281,7 +273,7 @@ def _on_hosts(
         own["--no_ssh_check"] = ""
         own.setdefault("--master_addr", hosts[0])
         variables = {name: value for name, value in {"MASTER_ADDR": address, "MASTER_PORT": port}.items() if value}
-    return _run_launcher(_to_words(own), started, words, **variables)
+    return _run_launcher([*_to_words(own), *(() if is_elsewhere else SILENT)], started, words, **variables)
 
 
 def _free_port() -> int:

@@ -5,8 +5,8 @@
     python profiling/plan.py --sweep [--ds_config C]
 
 Exit status: 0 it fits; 1 it does not, and the plan names the largest micro-batch that does; 2 wrong
-arguments, recipe or JSON. What is in the plan and how each part was checked:
-docs/explanation/memory.md.
+arguments, recipe or JSON. What is in the plan and how each part was checked: the page on memory of
+`mats docs`.
 """
 
 from __future__ import annotations

@@ -5,7 +5,7 @@
 
 Without RUN_DIR: the newest run below runs/. Exit status: 0 the run is within the budget; 1 it is
 over it, or did not finish, or lacks records, or diverged; 2 there is nothing to judge. A comparison
-judges nothing: 0, or 2; with --html it is also written as a page. See README.md beside this file.
+judges nothing: 0, or 2; with --html it is also written as a page.
 """
 
 from __future__ import annotations
@@ -107,9 +107,7 @@ def _last_change(run_dir: Path) -> float:
 
 def _parse(arguments: list[str] | None) -> argparse.Namespace:
     parser = ArgumentParser(
-        description=(__doc__ or "")
-        .replace("python profiling/report.py", own_command("report"))
-        .removesuffix(" See README.md beside this file.\n"),
+        description=(__doc__ or "").replace("python profiling/report.py", own_command("report")),
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     names = ", ".join(sorted(path.stem for path in BUDGETS.glob("*.json")))

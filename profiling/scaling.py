@@ -145,7 +145,10 @@ def run(options: argparse.Namespace) -> None:
 
 
 def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
-    parser = ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = ArgumentParser(
+        description=(__doc__ or "").replace("profiling/scaling.py", sys.argv[0]),
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
     default_json = Path(__file__).resolve().parents[1] / "ds_configs" / "zero2.json"
     parser.add_argument("--gpus", type=_at_least_two, nargs="+", default=[8, 64, 1024], help="numbers of GPUs (8 64 1024)")
     parser.add_argument("--models", nargs="+", choices=list(MODEL_SIZES), default=["base", "large"], help="(base large)")

@@ -125,6 +125,11 @@ class TestThisMachine:
         _, launcher, _ = read_command("pretrain", *arguments)
         assert launcher[launcher.index("--hostfile") + 1] == os.devnull
 
+    @pytest.mark.parametrize("arguments", [[], ["--include", "localhost:0"], ["--num_gpus", "1"]])
+    def test_the_launcher_of_this_machine_adds_no_line_to_an_end_that_a_rank_has_explained(self, gpus, arguments):
+        _, launcher, _ = read_command("pretrain", *arguments)
+        assert launcher[launcher.index("--log_level") + 1] == "critical"
+
     @pytest.mark.parametrize("option", [("--ds_config", "mine.json"), ("--ds_config=mine.json",)])
     def test_a_ds_config_of_the_caller_replaces_the_default(self, gpus, option):
         assert read_command("pretrain", *option)[2] == list(option)
@@ -206,7 +211,7 @@ class TestHosts:
         (hosts / "pdsh").unlink()
         arguments = ["--hostfile", "my hosts", "--no_ssh", "--node_rank", "2", "--master_addr", "10.0.0.1"]
         _, launcher, script = read_command("pretrain", *arguments, "$(touch pwned)", "a b")
-        assert launcher == arguments and script[-2:] == ["$(touch pwned)", "a b"]
+        assert launcher == [*arguments, *launch.SILENT] and script[-2:] == ["$(touch pwned)", "a b"]
 
     def test_odd_arguments_travel_as_one_word(self):
         command = make_command("pretrain", ["--hostfile", "my hosts", "a b"], {}, is_dry=True)
@@ -302,14 +307,15 @@ class TestRealLauncher:
             "    open(f'ready-{rank}', 'w').close()\n"
             "    os.write(1, f'{signal.sigwait(stopping).name} came to rank {rank}\\n'.encode())  # in one piece\n"
             "    sys.exit(75)\n"
-            "if 'killed' in sys.argv:\n"
-            "    os.kill(os.getpid(), 9)\n"
             "if 'sleep' in sys.argv:\n"
             "    child = subprocess.Popen(['sleep', '600'])\n"
             "    open(f'pids-{rank}', 'w').write(f'{os.getpid()} {child.pid}')\n"
             "    time.sleep(600)\n"
             "open(f'arguments-{rank}', 'w').write(repr(sys.argv[1:]))\n"
-            "sys.exit(3 if f'fail-{rank}' in sys.argv else 0)\n"
+            "if f'die-{rank}' in sys.argv:\n"
+            "    os.kill(os.getpid(), 9)\n"
+            "statuses = [int(word[2:]) for word in sys.argv if word.startswith('s=')]\n"
+            "sys.exit(statuses[0] if statuses else 3 if f'fail-{rank}' in sys.argv else 0)\n"
         )
         (project.root / "mats_ds" / "report.py").write_text("import sys; print('report of', sys.argv[1]); sys.exit(4)\n")
         return project
@@ -331,12 +337,17 @@ class TestRealLauncher:
 
     def test_the_status_of_a_failed_rank_comes_back(self, running):
         done = running.run("pretrain", "fail-1")
-        assert done.returncode == 3
-        assert "fail-1" not in done.stderr, "DeepSpeed's launcher repeats no command line"
+        assert done.returncode == 3 and "a rank has ended and has not said why (status 3)" in done.stderr
 
-    def test_a_rank_that_is_killed_cannot_say_so_itself(self, running):
-        done = running.run("pretrain", "--num_gpus", "1", "killed")
-        assert done.returncode == 247 and "ended by SIGKILL" in done.stderr and "memory" in done.stderr
+    @pytest.mark.parametrize("status", [1, 2, 75, 130])
+    def test_nothing_is_printed_below_what_the_ranks_say_themselves(self, running, status):
+        done = running.run("pretrain", f"s={status}")
+        assert (done.returncode, done.stderr) == (status, "")
+
+    def test_a_rank_that_was_killed_cannot_say_so_and_mats_does(self, running):
+        done = running.run("pretrain", "die-1")
+        (line,) = done.stderr.splitlines()
+        assert done.returncode == 247 and "a rank was killed by SIGKILL" in line and "--resume auto" in line
 
     def test_the_demo_ends_with_the_status_of_the_report(self, running):
         done = running.run("demo")

@@ -48,6 +48,22 @@ def test_other_programs_run_in_this_process(dry, verb):
     assert (PACKAGE / f"{verb}.py").is_file()
 
 
+def test_of_a_wheel_no_command_of_launch_sh_is_offered(monkeypatch, capsys, tmp_path):
+    from mats_ds.core.storage import package_files
+
+    monkeypatch.setattr(package_files, "PACKAGE", tmp_path / "mats_ds")
+    assert mats.main(["tset"]) == 2
+    message = capsys.readouterr().err
+    assert "launch.sh" not in message and "test" not in message and all(verb in message for verb in mats.VERBS)
+
+
+def test_in_a_checkout_launch_sh_is_named_by_its_path_from_here(monkeypatch, capsys, tmp_path):
+    monkeypatch.chdir(tmp_path)
+    assert mats.main(["x"]) == 2
+    words = capsys.readouterr().err.partition("and with bash ")[2]
+    assert Path(words.partition(": test setup")[0]).resolve() == PACKAGE.parent / "launch.sh"
+
+
 @pytest.mark.parametrize(
     ("typed", "nearest"), [("tset", "test"), ("pretrian", "pretrain"), ("dmeo", "demo"), ("reports", "report"), ("x", None)]
 )

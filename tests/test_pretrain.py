@@ -171,7 +171,7 @@ def test_a_run_that_ended_early_goes_on_where_it_stopped(ranks, two_rank_run, vi
         (["run.max_steps=2"], "run.max_steps"),
     ],
 )
-def test_the_advice_of_a_finished_run_makes_it_go_on(ranks, videos, tmp_path, length, key):
+def test_the_advice_of_a_finished_run_makes_it_go_on(ranks, videos, tmp_path, monkeypatch, length, key):
     """Each advice is followed to the letter: the smallest length above what it names."""
     arguments = [*ARGUMENTS, "--out", str(tmp_path), f"data.manifest={videos}", *SMALL, *length]
     [(status, terminal)] = ranks(pretrain, 1, arguments)
@@ -180,6 +180,12 @@ def test_the_advice_of_a_finished_run_makes_it_go_on(ranks, videos, tmp_path, le
     [(status, terminal)] = ranks(pretrain, 1, [*arguments, "--resume", "auto"])
     [(raised, above)] = re.findall(r"raise (\S+) above ([\d.]+)", terminal)
     assert (status, raised) == (0, key) and "nothing to do" in terminal
+    empty = tmp_path.parent / f"{tmp_path.name} empty"
+    empty.mkdir()
+    monkeypatch.chdir(empty)
+    without = [word for word in arguments if not word.startswith("data.manifest=")]
+    [(status, terminal)] = ranks(pretrain, 1, [*without, "--resume", "auto"])
+    assert (status, "nothing to do" in terminal) == (0, True) and not list(empty.iterdir()), "a synthetic set for nothing"
     more = float(above) + 0.01 if key == "optim.epochs" else int(above) + 1
     [(status, terminal)] = ranks(pretrain, 1, [*arguments, f"{key}={more}", "--resume", "auto"])
     assert status == 0 and f"steps: {done + 1} to {done + 1} " in terminal, terminal

@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from mats_ds import __version__
-from mats_ds.core.checkpoint_files import CHECKPOINTS, is_checkpoint, list_checkpoints, step_of_name
+from mats_ds.core.checkpoint_files import CHECKPOINTS, examine, is_checkpoint, list_checkpoints, step_of_name
 from mats_ds.core.events import RunInfo
 from mats_ds.core.limits import MAX_RANKS, find_fault, show
 from mats_ds.core.storage.documents import parse_json
@@ -131,16 +131,23 @@ def read_outcome(run_dir: str | Path) -> Outcome | None:
 
 
 def describe_standing(run_dir: str | Path) -> str:
-    """What of a run is saved, and the options that go on with it: for whatever ends it early."""
+    """What of a run was saved, and the options that go on with it: for whatever ends it early.
+
+    Only sizes are checked: sums would take minutes of a run that has seconds to end. A resume
+    checks the sums, and takes the checkpoint before a damaged one.
+    """
     folder = Path(run_dir)
     resume = resume_options(folder)
     try:
-        steps = [step_of_name(path.name) for path in list_checkpoints(folder / CHECKPOINTS) if is_checkpoint(path)]
+        finished = [path for path in list_checkpoints(folder / CHECKPOINTS) if is_checkpoint(path)]
+        newest = next((path for path in finished if examine(path, with_sums=False).problem is None), None)
     except OSError as error:  # the disk or its permissions may be what ended the run
         return f"what is saved cannot be seen now ({error.strerror or error}); once it can, go on with {resume}"
-    if not steps:
-        return f"no step is saved, start again with {resume}, from the first step"
-    return f"step {steps[0]} is saved, go on with {resume}"
+    if newest is not None:
+        return f"step {step_of_name(newest.name)} was written in full, go on with {resume}"
+    if finished:
+        return f"none of the checkpoints in {folder / CHECKPOINTS} is whole, begin again with another --out"
+    return f"no step is saved, start again with {resume}, from the first step"
 
 
 def resume_options(run_dir: str | Path) -> str:

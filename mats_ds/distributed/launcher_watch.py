@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import signal
 import sys
 import threading
 import time
@@ -19,13 +20,16 @@ from pathlib import Path
 
 import psutil
 
-from mats_ds.core.cli import RUN_ERROR
+from mats_ds.core.cli import FINISHED, INTERRUPTED, RUN_ERROR, USAGE_ERROR
+from mats_ds.core.interrupts import STOPPING
 from mats_ds.core.processes import identify_process, read_start_ticks
 
 OF_THIS_MACHINE = "deepspeed.launcher.launch"  # the launcher that starts the ranks of one machine
 LAUNCHERS = {"deepspeed", OF_THIS_MACHINE, "torchrun", "torch.distributed.run", "torch.distributed.launch"}
 LAUNCH_SH_VARIABLE = "LAUNCH_SH_PROCESS"  # "BOOT NAMESPACE PID START", set by launch.sh
 POLL_SECONDS = 0.5
+# a rank that ends with one of these has printed its line
+SAID = {FINISHED, RUN_ERROR, USAGE_ERROR, INTERRUPTED, *(128 + number for number in STOPPING)}
 
 
 @dataclass(frozen=True)
@@ -95,6 +99,22 @@ def find_ranks(command: int) -> list[int]:
                 if OF_THIS_MACHINE in process.cmdline()[:4]:
                     ranks += [child.pid for child in process.children()]
     return ranks
+
+
+def describe_end(status: int) -> str:
+    """What has ended the ranks, where the status of their command is none that a rank of ours ends
+    with after a line of its own; "" for those.
+
+    A rank that signal N kills cannot say so. DeepSpeed's launcher ends with its -N, which is 256 -
+    N; a command that is itself killed has 128 + N.
+    """
+    if status in SAID:
+        return ""
+    for base, who in ((256 - status, "a rank was killed"), (status - 128, "killed")):
+        if base in set(signal.Signals):
+            memory = ", often by the kernel, where memory ran out (dmesg says so)" if base == signal.SIGKILL else ""
+            return f"{who} by {signal.Signals(base).name}{memory}"
+    return "a rank has ended and has not said why"
 
 
 def end_with_launchers() -> None:

@@ -39,7 +39,7 @@ def check_launcher(name: str) -> None:
         _need("ompi_info", "mpirun of Open MPI is not here. On Debian or Ubuntu, type:  sudo apt-get install openmpi-bin")
     elif name == "slurm":
         _need("sinfo", "srun and sinfo are not here: --launcher slurm works",
-              "  on a machine of a SLURM cluster, inside a job (slurm.sbatch is one)")  # fmt: skip
+              "  on a machine of a SLURM cluster, inside a job (slurm.sbatch of the sources is one)")  # fmt: skip
     elif name == "mvapich":
         if MVAPICH_FILE.is_symlink() or (MVAPICH_FILE.exists() and MVAPICH_FILE.stat().st_uid != os.geteuid()):
             raise ValueError(f"DeepSpeed writes into {MVAPICH_FILE}, which is a link or not yours: remove it first")

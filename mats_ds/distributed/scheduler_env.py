@@ -49,7 +49,7 @@ def _of_openmpi(variables: MutableMapping[str, str]) -> dict[str, str]:
         raise ValueError(
             f"mpirun has started {format_count(size, 'rank')}, {local_size} of them here, and no MASTER_ADDR tells "
             f"where they meet: "
-            "add -x MASTER_ADDR=HOST, the host of rank 0 (launch.sh does)"
+            "add -x MASTER_ADDR=HOST, the host of rank 0 (mats does)"
         )
     return {
         "RANK": variables["OMPI_COMM_WORLD_RANK"],

@@ -36,8 +36,8 @@ def advise_on_memory(run: RunInfo, kinds: Mapping[str, int]) -> str:
         lower.insert(0, "reduce_bucket_size and allgather_bucket_size in the DeepSpeed JSON")
     optimizer = sum(fractions.get(kind, 0) for kind in ("master_weights", "moments"))
     if optimizer > LARGE_FRACTION and optimizer > fractions.get(ACTIVATIONS, 0) + fractions.get(CLIPS, 0):
-        lower.insert(0, "optimizer states by more ranks or ds_configs/zero2_offload.json")
-    text = "lower " + ", or ".join(lower) if lower else "use a smaller model, more ranks, or ds_configs/zero2_offload.json"
+        lower.insert(0, "optimizer states by more ranks or --ds_config zero2_offload")
+    text = "lower " + ", or ".join(lower) if lower else "use a smaller model, more ranks, or --ds_config zero2_offload"
     if fractions.get(CACHE, 0) > LARGE_FRACTION:
         text = f"set {EXPANDABLE} ({100 * fractions[CACHE]:.0f}% of the memory is reserved but free), or {text}"
     return f"{text}; what fits says `{plan_command(run)}`"

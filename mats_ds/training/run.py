@@ -21,6 +21,7 @@ import sys
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -35,10 +36,11 @@ from mats_ds.core.checkpoint_files import CHECKPOINTS
 from mats_ds.core.clips import ClipBatch
 from mats_ds.core.events import Observer, RunInfo
 from mats_ds.core.format import format_count
-from mats_ds.core.run_dir import collect_versions
+from mats_ds.core.run_dir import collect_versions, read_run
 from mats_ds.data.clip_sampler import ClipSampler
 from mats_ds.data.loading.build import how_to_mend, name_data, open_loader
 from mats_ds.data.loading.loader import ClipLoader
+from mats_ds.distributed.collectives import ask_first
 from mats_ds.distributed.consistency import check_consistent, check_shared_folder
 from mats_ds.distributed.exits import AlreadyFinished
 from mats_ds.distributed.ranks import RankInfo, start_distributed
@@ -98,7 +100,21 @@ def start_run(recipe: Recipe, options: RunOptions, *, task: str) -> TrainingRun:
     if options.resume:
         settings = dict(global_batch=plan.global_batch, zero_stage=zero_stage_of(ds_config), precision=precision_of(ds_config))
         point = find_resume_point(folder / CHECKPOINTS, ranks, recipe=recipe, **settings)
-    return TrainingRun(task, recipe, options, ranks, plan, folder, ds_config, point)
+    run = TrainingRun(task, recipe, options, ranks, plan, folder, ds_config, point)
+    if point is not None and recipe.data.manifest is None:  # before the synthetic set is written
+        # of a run of epochs, its last part knows how long they are; 0: nobody does
+        length = 1 if recipe.optim.steps is not None else ask_first(partial(_recorded_epoch, folder), ranks)
+        if length:
+            run.count_steps(point.checkpoint.step, steps_per_epoch=length)
+    return run
+
+
+def _recorded_epoch(folder: Path) -> int:
+    """Steps of an epoch as the run has recorded them; 0 where it has not."""
+    try:
+        return read_run(folder).info.steps_per_epoch
+    except (ValueError, OSError):
+        return 0
 
 
 @dataclass
@@ -170,12 +186,7 @@ class TrainingRun:
         """The facts of the run before its first step. Raises AlreadyFinished when all steps
         have been done before."""
         recipe, ranks, schedule = self.recipe, self.ranks, self.schedule(steps_per_epoch)
-        total_steps = min(schedule.total_steps, recipe.run.max_steps or schedule.total_steps)
-        if self.first_step >= total_steps:
-            raise AlreadyFinished(
-                f"{self.folder} has finished its {format_count(total_steps, 'step')}: "
-                f"{self._name_length(schedule.total_steps, steps_per_epoch)}, or use another --out"
-            )
+        total_steps = self.count_steps(self.first_step, steps_per_epoch=steps_per_epoch)
         forced, flops, is_cuda = in_force(self.engine), workload.flops(), ranks.device.type == "cuda"
         parameters = self.engine.module.parameters()
         arguments = (argument for argument in sys.argv[1:] if "--local_rank" not in argument)
@@ -214,9 +225,18 @@ class TrainingRun:
             optimizer=optimizer_name(self.engine),
         )
 
-    def _name_length(self, scheduled_steps: int, steps_per_epoch: int) -> str:
+    def count_steps(self, done: int, *, steps_per_epoch: int) -> int:
+        """The steps of the run in all. Raises AlreadyFinished when that many are `done`."""
+        scheduled = self.schedule(steps_per_epoch).total_steps
+        total = min(scheduled, self.recipe.run.max_steps or scheduled)
+        if done >= total:
+            length = self._name_length(done, scheduled, steps_per_epoch)
+            raise AlreadyFinished(f"{self.folder} has finished its {format_count(total, 'step')}: {length}, or use another --out")
+        return total
+
+    def _name_length(self, done: int, scheduled_steps: int, steps_per_epoch: int) -> str:
         """The recipe's keys to raise, and above what, for this run to go further than it is."""
-        optim, max_steps, done = self.recipe.optim, self.recipe.run.max_steps, self.first_step
+        optim, max_steps = self.recipe.optim, self.recipe.run.max_steps
         raised = []
         if scheduled_steps <= done:
             by_epochs = optim.steps is None

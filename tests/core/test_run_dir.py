@@ -17,9 +17,21 @@ def test_the_newest_whole_checkpoint_is_named_or_that_there_is_none(tmp_path, na
     assert describe_standing(folder).startswith("no step is saved")
     write_checkpoint(folder / "checkpoints", 4)
     tear(write_checkpoint(folder / "checkpoints", 8), "unseal")
+    tear(write_checkpoint(folder / "checkpoints", 6), "truncate")
     said = describe_standing(folder)
-    assert said.startswith("step 4 is saved")
+    assert said.startswith("step 4 was written in full")
     assert shlex.split(said.partition(" with ")[2]) == ["--resume", "auto", "--out", str(folder)]
+
+
+def test_a_checkpoint_of_the_right_size_was_written_whatever_its_bytes_are_now(tmp_path):
+    tear(write_checkpoint(tmp_path / "checkpoints", 8), "flip")
+    assert describe_standing(tmp_path).startswith("step 8 was written in full, go on with --resume auto")
+
+
+def test_where_no_checkpoint_is_whole_another_folder_is_offered(tmp_path):
+    tear(write_checkpoint(tmp_path / "checkpoints", 8), "truncate")
+    said = describe_standing(tmp_path)
+    assert str(tmp_path / "checkpoints") in said and "another --out" in said and "--resume" not in said
 
 
 def test_a_folder_that_cannot_be_looked_into_is_said_without_another_error(tmp_path, monkeypatch):

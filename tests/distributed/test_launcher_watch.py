@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from mats_ds.distributed.launcher_watch import LaunchScript, is_alive, read_launch_script
+from mats_ds.distributed.launcher_watch import LaunchScript, describe_end, is_alive, read_launch_script
 
 BOOT_FILE = Path("/proc/sys/kernel/random/boot_id")
 WAIT_SECONDS = 120
@@ -114,3 +114,21 @@ def test_one_that_has_ended_is_gone_even_while_nobody_has_waited_for_it():
 def test_another_host_or_container_is_not_ours_to_watch(changes):
     assert read_launch_script(variable(**changes)) is None
     assert read_launch_script({}) is None
+
+
+@pytest.mark.parametrize("status", [0, 1, 2, 75, 129, 130, 143])
+def test_an_end_that_a_rank_has_explained_needs_no_other_line(status):
+    assert describe_end(status) == ""
+
+
+@pytest.mark.parametrize(
+    ("status", "words"),
+    [
+        (256 - signal.SIGKILL, "a rank was killed by SIGKILL, often by the kernel, where memory ran out (dmesg says so)"),
+        (256 - signal.SIGSEGV, "a rank was killed by SIGSEGV"),
+        (128 + signal.SIGKILL, "killed by SIGKILL, often by the kernel, where memory ran out (dmesg says so)"),
+        (3, "a rank has ended and has not said why"),
+    ],
+)
+def test_what_nobody_could_say_is_said(status, words):
+    assert describe_end(status) == words

@@ -40,7 +40,7 @@ def test_what_is_done_already_is_not_advised():
     text = advise_on_memory(replace(RUN, micro_batch=1, hardware_flops_per_clip=133), MOSTLY_ACTIVATIONS)
     assert text.startswith("lower selection.keep_ratio")
     text = advise_on_memory(replace(RUN, micro_batch=1, hardware_flops_per_clip=133, kept=15, visible=15), {})
-    assert text.startswith("use a smaller model, more ranks, or ds_configs/zero2_offload.json")
+    assert text.startswith("use a smaller model, more ranks, or --ds_config zero2_offload")
 
 
 def test_the_plan_of_this_very_run_is_a_command_to_paste():
@@ -55,7 +55,7 @@ def test_the_plan_of_this_very_run_is_a_command_to_paste():
         ({"buckets": 40, "activations": 60}, "lower reduce_bucket_size and allgather_bucket_size"),
         (
             {"master_weights": 30, "moments": 40, "activations": 30},
-            "lower optimizer states by more ranks or ds_configs/zero2_off",
+            "lower optimizer states by more ranks or --ds_config zero2_offload",
         ),
         ({"cache": 50, "activations": 50}, "set PYTORCH_CUDA_ALLOC_CONF=expandable_segments:True (50% of the memory is reserved"),
     ],

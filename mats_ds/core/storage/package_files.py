@@ -52,14 +52,11 @@ def own_command(verb: str, *words: object) -> str:
     `mats` where that is what the shell finds; in a checkout `bash launch.sh`, by its path from
     here; else that Python's module.
     """
-    launcher = PACKAGE.parent / "launch.sh"
     found = shutil.which("mats")
     if found and Path(found).parent.resolve() == Path(sys.executable).parent.resolve():
         start = ["mats"]
-    elif launcher.is_file():
-        start = ["bash", _path_from_here(launcher)]
     else:
-        start = [sys.executable, "-m", PACKAGE.name]
+        start = launch_script() or [sys.executable, "-m", PACKAGE.name]
     return " ".join(map(quote_word, [*start, verb, *words]))
 
 
@@ -72,6 +69,13 @@ def help_command(prog: str) -> str:
     if first.endswith(".py") and (PACKAGE / first).is_file():  # as DeepSpeed's launcher starts it
         return own_command(first[: -len(".py")], *rest, "--help")
     return f"{prog} --help"
+
+
+def launch_script() -> list[str]:
+    """The words that run launch.sh from the current folder; none of a wheel, which has no such
+    file."""
+    launcher = PACKAGE.parent / "launch.sh"
+    return ["bash", _path_from_here(launcher)] if launcher.is_file() else []
 
 
 def _path_from_here(path: Path) -> str:
