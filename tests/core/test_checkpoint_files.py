@@ -94,7 +94,7 @@ def test_numbers_have_bounds(step, changes, words):
 def test_a_list_without_a_file_that_would_be_loaded_is_none(step, left_out):
     files = json.loads((step / "complete.json").read_text())["files"]
     del files[left_out]
-    words = "the weights of 0 ranks, expected 1" if left_out == WEIGHTS else "the optimizer states of 1 ranks"
+    words = "the weights of 0 ranks, expected 1" if left_out == WEIGHTS else "the optimizer states of 1 rank"
     assert words in find_damage(rewrite(step, files=files))
     assert words in find_damage(rewrite(step, zero_stage=None))  # of version 0.1
 
