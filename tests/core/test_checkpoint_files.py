@@ -75,7 +75,7 @@ def test_only_real_folders_count_and_are_ordered_by_number(tmp_path):
         ({"world_size": True}, "got True"),
         ({"world_size": 3}, '"world_size" is 3 and "files" lists the optimizer states of 2 ranks'),
         ({"world_size": 1, "zero_stage": None}, "optimizer states of 2 ranks"),
-        ({"zero_stage": 3}, "the weights of 1 ranks, expected 2"),
+        ({"zero_stage": 3}, "the weights of 1 rank, expected 2"),
         ({"zero_stage": 7}, '"zero_stage" should be 0 to 3, got 7'),
         ({"zero_stage": False}, "got False"),
         ({"global_batch": -16}, "got -16"),
