@@ -14,6 +14,9 @@ from collections.abc import Callable, Mapping, Sequence
 from mats_ds.core.text import quote_word
 
 GRACE_SECONDS = 30.0  # for ranks to save and end after SIGTERM
+# For workers that answer for themselves: a rank ends its step within 25 s or says why not, and its
+# process is gone 10 s later (core/cli.py); a busy machine takes its time, and a second Ctrl-C none.
+ANSWER_SECONDS = 60.0
 PR_SET_PDEATHSIG = 1  # prctl(2)
 STOPPING = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
@@ -85,9 +88,9 @@ def run_in_group(
 
 
 def _end_by_workers(child: subprocess.Popen, workers: Sequence[int], number: int, awaited: set[int]) -> None:
-    """Pass the signal on to the workers, and wait GRACE_SECONDS for the command to end after
+    """Pass the signal on to the workers, and wait ANSWER_SECONDS for the command to end after
     them."""
-    deadline = time.monotonic() + GRACE_SECONDS
+    deadline = time.monotonic() + ANSWER_SECONDS
     send = bool(workers)
     while workers and child.poll() is None and time.monotonic() < deadline:
         for worker in workers if send else ():

@@ -103,7 +103,7 @@ def _format_rate(flops_per_second: float) -> str:
 
 
 def _format_macs(macs: float) -> str:
-    return format_flops(macs).replace("FLOP", "MAC")
+    return f"{format_figure(macs / 1e9)} GMAC"
 
 
 _COUNTS = {  # name: (field of RunInfo, how it is shown)

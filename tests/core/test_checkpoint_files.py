@@ -75,7 +75,7 @@ def test_only_real_folders_count_and_are_ordered_by_number(tmp_path):
         ({"world_size": True}, "got True"),
         ({"world_size": 3}, '"world_size" is 3 and "files" lists the optimizer states of 2 ranks'),
         ({"world_size": 1, "zero_stage": None}, "optimizer states of 2 ranks"),
-        ({"zero_stage": 3}, "the weights of 1 ranks, expected 2"),
+        ({"zero_stage": 3}, "the weights of 1 rank, expected 2"),
         ({"zero_stage": 7}, '"zero_stage" should be 0 to 3, got 7'),
         ({"zero_stage": False}, "got False"),
         ({"global_batch": -16}, "got -16"),
@@ -94,7 +94,7 @@ def test_numbers_have_bounds(step, changes, words):
 def test_a_list_without_a_file_that_would_be_loaded_is_none(step, left_out):
     files = json.loads((step / "complete.json").read_text())["files"]
     del files[left_out]
-    words = "the weights of 0 ranks, expected 1" if left_out == WEIGHTS else "the optimizer states of 1 ranks"
+    words = "the weights of 0 ranks, expected 1" if left_out == WEIGHTS else "the optimizer states of 1 rank"
     assert words in find_damage(rewrite(step, files=files))
     assert words in find_damage(rewrite(step, zero_stage=None))  # of version 0.1
 

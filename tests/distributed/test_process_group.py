@@ -133,3 +133,11 @@ def test_a_command_ends_with_a_process_that_is_killed(tmp_path):
     job.kill()
     job.wait()
     wait_for(lambda: not is_running(child))
+
+
+def test_ranks_that_answer_have_time_for_the_longest_answer():
+    from mats_ds.core.cli import EXIT_SECONDS
+    from mats_ds.distributed.process_group import ANSWER_SECONDS
+    from mats_ds.distributed.watchdog import SIGTERM_SECONDS
+
+    assert ANSWER_SECONDS > SIGTERM_SECONDS + EXIT_SECONDS, "else they save, and the command ends by the signal"
