@@ -84,6 +84,16 @@ def test_the_site_asks_for_nothing_of_the_network_and_can_be_searched(site):
 
 
 @pytest.mark.slow
+def test_blocks_of_commands_have_the_class_by_which_the_style_wraps_them(site):
+    """Without it a narrow screen hides the end of every command."""
+    assert ".language-bash pre > code" in (DOCS / "site" / "style.css").read_text(encoding="utf-8")
+    pages = {path: path.read_text(encoding="utf-8") for path in (DOCS / "guides").glob("*.md")}
+    for path, text in pages.items():
+        built = (site / "guides" / f"{path.stem}.html").read_text(encoding="utf-8")
+        assert built.count('class="language-bash highlight"') == text.count("\n```bash\n"), path
+
+
+@pytest.mark.slow
 def test_a_folder_of_the_users_is_not_emptied(tmp_path):
     (tmp_path / "thesis.tex").write_text("mine")
     command = [sys.executable, str(ROOT / "mats_ds" / "docs.py"), "--build", str(tmp_path)]
