@@ -144,3 +144,17 @@ def test_pages_read_well_on_github():
         parts = re.split(r"\n\n|\n(?=- )", text)
         walls = [part[:60] for part in parts if "|" not in part and "```" not in part and len(part) > LONGEST_PARAGRAPH]
         assert walls == [], path
+
+
+def test_lists_and_tables_begin_after_an_empty_line():
+    """GitHub shows them without one, too; the site shows a paragraph with dashes and bars in it."""
+    outside = [ROOT / name for name in ("README.md", "CONTRIBUTING.md", "ARCHITECTURE.md", "examples/README.md")]
+    found = []
+    for path in [*DOCS.rglob("*.md"), *outside, *(ROOT / "benchmarks" / "results").glob("*.md")]:
+        text = re.sub(r"(?ms)^```.*?^```$", "", path.read_text(encoding="utf-8"))
+        for paragraph in text.split("\n\n"):
+            lines = paragraph.strip("\n").split("\n")
+            marks = ("- ", "* ", "1. ", "| ")
+            if not lines[0].startswith((*marks, "#", "<!--")) and any(line.startswith(marks) for line in lines):
+                found.append(f"{path.relative_to(ROOT)}: {lines[0][:60]}")
+    assert found == []
