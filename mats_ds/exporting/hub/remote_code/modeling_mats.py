@@ -57,6 +57,7 @@ class MatsModel(VideoMAEPreTrainedModel):
     """The encoder: features of clips."""
 
     config_class = VideoMAEConfig
+    _auto_class = "AutoModel"  # save_pretrained writes this code beside the weights; version 4 would not
     # of pre-training's decoder and of a classifier's head, which the same file may hold
     _keys_to_ignore_on_load_unexpected = [r"^decoder\.", r"^encoder_to_decoder\.", r"^mask_token$", r"^classifier\."]
 
@@ -87,6 +88,7 @@ class MatsForVideoClassification(VideoMAEPreTrainedModel):
     """The classifier: logits of clips."""
 
     config_class = VideoMAEConfig
+    _auto_class = "AutoModelForVideoClassification"
 
     def __init__(self, config: VideoMAEConfig) -> None:
         super().__init__(config)
