@@ -84,6 +84,16 @@ def test_the_site_asks_for_nothing_of_the_network_and_can_be_searched(site):
 
 
 @pytest.mark.slow
+def test_blocks_of_commands_have_the_class_by_which_the_style_wraps_them(site):
+    """Without it a narrow screen hides the end of every command."""
+    assert ".language-bash pre > code" in (DOCS / "site" / "style.css").read_text(encoding="utf-8")
+    pages = {path: path.read_text(encoding="utf-8") for path in (DOCS / "guides").glob("*.md")}
+    for path, text in pages.items():
+        built = (site / "guides" / f"{path.stem}.html").read_text(encoding="utf-8")
+        assert built.count('class="language-bash highlight"') == text.count("\n```bash\n"), path
+
+
+@pytest.mark.slow
 def test_a_folder_of_the_users_is_not_emptied(tmp_path):
     (tmp_path / "thesis.tex").write_text("mine")
     command = [sys.executable, str(ROOT / "mats_ds" / "docs.py"), "--build", str(tmp_path)]
@@ -134,3 +144,17 @@ def test_pages_read_well_on_github():
         parts = re.split(r"\n\n|\n(?=- )", text)
         walls = [part[:60] for part in parts if "|" not in part and "```" not in part and len(part) > LONGEST_PARAGRAPH]
         assert walls == [], path
+
+
+def test_lists_and_tables_begin_after_an_empty_line():
+    """GitHub shows them without one, too; the site shows a paragraph with dashes and bars in it."""
+    outside = [ROOT / name for name in ("README.md", "CONTRIBUTING.md", "ARCHITECTURE.md", "examples/README.md")]
+    found = []
+    for path in [*DOCS.rglob("*.md"), *outside, *(ROOT / "benchmarks" / "results").glob("*.md")]:
+        text = re.sub(r"(?ms)^```.*?^```$", "", path.read_text(encoding="utf-8"))
+        for paragraph in text.split("\n\n"):
+            lines = paragraph.strip("\n").split("\n")
+            marks = ("- ", "* ", "1. ", "| ")
+            if not lines[0].startswith((*marks, "#", "<!--")) and any(line.startswith(marks) for line in lines):
+                found.append(f"{path.relative_to(ROOT)}: {lines[0][:60]}")
+    assert found == []

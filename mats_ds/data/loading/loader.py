@@ -10,12 +10,9 @@ batches together.
 
 from __future__ import annotations
 
-import atexit
 import os
-import queue
-import threading
-import time
 from collections.abc import Iterator
+from contextlib import closing
 from dataclasses import replace
 from itertools import islice
 
@@ -28,11 +25,9 @@ from mats_ds.core.format import format_count
 from mats_ds.data.clip_sampler import BatchSplit, ClipSampler
 from mats_ds.data.loading.batching import BatchBuilder
 from mats_ds.data.loading.dali import MAX_GRAPH_THREADS, GpuDecoder, choose_num_graphs, device_codecs, pinned_bytes_bound
-from mats_ds.data.loading.prefetch import Closed, ReadOptions, default_workers
+from mats_ds.data.loading.prefetch import ReadOptions, default_workers
+from mats_ds.data.loading.session import LoadingSession
 from mats_ds.data.manifest import Manifest, read_manifest
-
-STALL_SECONDS = 300.0
-JOIN_SECONDS = 3.0
 
 
 class ClipLoader:
@@ -69,7 +64,7 @@ class ClipLoader:
                 f"data.repeats={sampler.repeats}: the clips of a "
                 "video would be decoded by several ranks; change data.repeats or the micro-batch"
             )
-        self._session: _Session | None = None
+        self._session: LoadingSession | None = None
         self._next_epoch = 0
 
     @classmethod
@@ -95,20 +90,33 @@ class ClipLoader:
 
         manifest: a .csv with columns path and label, a list of `path label` lines, or a folder of
         videos; paths are relative to `root`, or to the manifest. batch_size: clips of this rank.
-        stride: video frames from one frame of a clip to the next. size: a side in pixels, or
-        (height, width). crop_scales: fractions of the shorter side that crops show, one chosen for
-        each clip. flip: mirror half of the clips. num_workers: reading threads, None for as many
-        as there are cores, 0 for none.
+        num_frames, stride: frames of a clip, and video frames from one of them to the next. size:
+        a side in pixels, or (height, width). crop_scales: fractions of the shorter side that crops
+        show, one chosen for each clip. flip: mirror half of the clips. seed: the same one gives the
+        same clips in the same order, whatever `num_workers` is. device: where the batches are; on
+        a CUDA device NVDEC decodes. rank, world_size: of torch.distributed, where several
+        processes train; each reads its own part of every global batch. num_workers: reading
+        threads (no processes), None for as many as there are cores, 0 for none.
 
             with ClipLoader.from_manifest("videos.csv", batch_size=8) as loader:
                 for batch in loader:                 # one epoch; the next loop is the next one
                     batch.frames_BTHWC, batch.label_B, batch.valid_B
 
+        `len(loader)` batches are an epoch, all of `batch_size` clips: what does not fill a last
+        global batch is left out of this epoch (a set smaller than one global batch goes round).
+        frames_BTHWC is uint8 RGB [B, num_frames, height, width, 3]; label_B (-1 without labels) and
+        sample_B, the row of the manifest, are int64 [B]. One loop at a time: a second loop over the
+        same loader ends the first. Leaving a loop early is allowed; `with`, or `close()`, ends the
+        threads.
+
         A video that cannot be read raises nothing: `valid_B` is false where another clip stands in
-        for it. Raises ValueError for a manifest that cannot be read and for numbers that do not go
-        together.
+        for it, and `bad` says why. Raises ValueError for a manifest that cannot be read and for
+        numbers that do not go together.
         """
-        height, width = (size, size) if isinstance(size, int) else size
+        height, width = check_size(size)
+        for name, value in (("batch_size", batch_size), ("world_size", world_size)):
+            if not isinstance(value, int) or value < 1:
+                raise ValueError(f"{name} is a whole number of at least 1, got {value!r}")
         try:
             section = ClipSection(
                 num_frames=num_frames,
@@ -137,8 +145,26 @@ class ClipLoader:
         return self.epoch(epoch)
 
     def epoch(self, number: int) -> Iterator[ClipBatch]:
-        """The micro-batches of that epoch, from 0 on, to resume a training with."""
-        return islice(self.micro_batches(number * self.sampler.steps_per_epoch), len(self))
+        """The micro-batches of that epoch, from 0 on, to resume a training with.
+
+        The iterator raises RuntimeError where another loop or `close` has ended it before its last
+        batch.
+        """
+        if number < 0:
+            raise ValueError(f"epochs count from 0, got {number}")
+        return self._batches_of_epoch(number)
+
+    def _batches_of_epoch(self, number: int) -> Iterator[ClipBatch]:
+        delivered = 0
+        with closing(self.micro_batches(number * self.sampler.steps_per_epoch)) as batches:
+            for batch in islice(batches, len(self)):
+                delivered += 1
+                yield batch
+        if delivered < len(self):
+            raise RuntimeError(
+                f"this loop got {delivered} of the {len(self)} batches of its epoch: another loop over the same ClipLoader, or "
+                "close(), ended it; one loader serves one loop at a time, make a second one for a loop inside a loop"
+            )
 
     @property
     def num_graphs(self) -> int:
@@ -158,11 +184,33 @@ class ClipLoader:
         iterator ends the one before.
         """
         self.close()
-        self._session = session = _Session(self, first_step)
+        self._session = session = LoadingSession(
+            self._new_builder(), first_step=first_step, device=self.device, options=self.options
+        )
         try:
             yield from session.batches()
         finally:
             session.close()
+
+    def _new_builder(self) -> BatchBuilder:
+        def new_decoder(stream: torch.cuda.Stream | None) -> GpuDecoder:
+            return GpuDecoder(
+                size=self.size,
+                device=self.device,
+                stream=stream,
+                num_threads=max(1, min(MAX_GRAPH_THREADS, self.options.num_workers)),
+                whole_frames=self.sampler.augments,
+            )
+
+        return BatchBuilder(
+            self.sampler,
+            split=self.split,
+            size=self.size,
+            device=self.device,
+            options=self.options,
+            codecs=device_codecs(self.device),
+            new_decoder=new_decoder,
+        )
 
     def describe(self) -> str:
         """One line: what is decoded where, and the bound of page-locked host memory where there is
@@ -193,98 +241,9 @@ class ClipLoader:
         self.close()
 
 
-class _Session:
-    """One run through the data: a BatchBuilder and the thread that runs it ahead of training."""
-
-    def __init__(self, loader: ClipLoader, first_step: int) -> None:
-        self._loader = loader
-        self._first_step = first_step
-        options = loader.options
-
-        def new_decoder(stream: torch.cuda.Stream | None) -> GpuDecoder:
-            return GpuDecoder(
-                size=loader.size,
-                device=loader.device,
-                stream=stream,
-                num_threads=max(1, min(MAX_GRAPH_THREADS, options.num_workers)),
-                whole_frames=loader.sampler.augments,
-            )
-
-        self._builder = BatchBuilder(
-            loader.sampler,
-            split=loader.split,
-            size=loader.size,
-            device=loader.device,
-            options=options,
-            codecs=device_codecs(loader.device),
-            new_decoder=new_decoder,
-        )
-        self._stop = threading.Event()
-        self._ready: queue.Queue[ClipBatch | BaseException] = queue.Queue(maxsize=options.prefetch)
-        self._thread: threading.Thread | None = None
-        if options.num_workers:
-            # A daemon, ended by close(): the interpreter must be able to end while a read or a
-            # driver hangs.
-            self._thread = threading.Thread(target=self._produce, name="mats-batches", daemon=True)
-            self._thread.start()
-        atexit.register(self.close)
-
-    def batches(self) -> Iterator[ClipBatch]:
-        """Finished batches, for the consumer's thread."""
-        for batch in self._builder.batches(self._first_step) if self._thread is None else self._from_thread():
-            if self._loader.device.type == "cuda":
-                # The memory was taken on another stream: it must not be used anew before the
-                # consumer's stream is through.
-                for tensor in (batch.frames_BTHWC, batch.label_B, batch.sample_B, batch.valid_B, batch.seed_B):
-                    tensor.record_stream(torch.cuda.current_stream(self._loader.device))
-            yield batch
-
-    def close(self) -> None:
-        atexit.unregister(self.close)
-        self._stop.set()
-        self._builder.close()
-        if self._thread is not None:
-            self._thread.join(timeout=JOIN_SECONDS)
-            if self._thread.is_alive():  # a hanging driver: what it uses must stay
-                return
-        # Not left to the garbage collector: it might come in a forked child, where DALI's threads
-        # do not exist.
-        self._builder.release()
-
-    def _from_thread(self) -> Iterator[ClipBatch]:
-        while not self._stop.is_set():
-            try:
-                item = self._ready.get(timeout=0.5)
-            except queue.Empty:
-                self._check_stall()
-                continue
-            if isinstance(item, BaseException):
-                raise item
-            yield item
-
-    def _check_stall(self) -> None:
-        since = self._builder.decoder_entered_seconds
-        limit = max(STALL_SECONDS, 5 * self._loader.options.clip_timeout_seconds)
-        if since is not None and time.monotonic() - since > limit:
-            raise RuntimeError(f"DALI has not delivered a chunk of clips for {limit:g} s: its video decoder hangs")
-
-    def _produce(self) -> None:
-        try:
-            if self._loader.device.type == "cuda":
-                torch.cuda.set_device(self._loader.device)
-            for batch in self._builder.batches(self._first_step):
-                if not self._put(batch):
-                    return
-        except Closed:
-            return
-        except BaseException as fault:  # raised again in the consumer's thread
-            self._put(fault)
-
-    def _put(self, item: ClipBatch | BaseException) -> bool:
-        while not self._stop.is_set():
-            try:
-                self._ready.put(item, timeout=0.2)
-            except queue.Full:
-                continue
-            return True
-        return False
+def check_size(size: int | tuple[int, int]) -> tuple[int, int]:
+    """(height, width). Raises ValueError for what is neither a side nor two."""
+    sides = (size, size) if isinstance(size, int) else size
+    if not (isinstance(sides, (tuple, list)) and len(sides) == 2 and all(isinstance(side, int) for side in sides)):
+        raise ValueError(f"size is a side in pixels or (height, width), got {size!r}")
+    return sides[0], sides[1]

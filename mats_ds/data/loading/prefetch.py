@@ -48,13 +48,17 @@ class ReadOptions:
     num_workers: reading threads, None for as many as this process has cores to itself, 0 to read in
     the calling thread without reading ahead or time limits, for debugging. prefetch: micro-batches
     that are kept ready. num_graphs: DALI pipelines on a GPU, None for as many as it has decoding
-    engines.
+    engines. Raises ValueError for a number of threads below 0.
     """
 
     num_workers: int | None = None
     prefetch: int = 2
     clip_timeout_seconds: float = 60.0
     num_graphs: int | None = None
+
+    def __post_init__(self) -> None:
+        if self.num_workers is not None and self.num_workers < 0:
+            raise ValueError(f"num_workers is 0 or more, got {self.num_workers}")
 
 
 class Closed(Exception):
@@ -132,6 +136,8 @@ class ClipPrefetcher:
         """The same request, done. Raises Closed, ReadingStuck, or what `read` raised as a fault of
         the program."""
         if self._inline and not request.done:
+            if self._stopping:
+                raise Closed
             self._queue.remove(request)
             self._work_on(request, worker=None)
         with self._changed:

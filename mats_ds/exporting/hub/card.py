@@ -157,6 +157,8 @@ def use_lines(spec: ModelSpec) -> list[str]:
     auto = "AutoModelForVideoClassification" if is_classifier else "AutoModel"
     dense = "VideoMAEForVideoClassification" if is_classifier else "VideoMAEModel"
     then = "logits = model(**inputs).logits" if is_classifier else "features = model(**inputs).pooler_output  # [1, width]"
+    # frames are selected by their kept tokens: not where all are kept
+    every = ", 1.0 all of them" if spec.num_candidate_frames <= spec.grid.num_frames else ", below 1.0"
     return [
         "```python",
         "import numpy as np",
@@ -170,7 +172,7 @@ def use_lines(spec: ModelSpec) -> list[str]:
         then,
         "```",
         "",
-        "`keep_ratio=0.5` as a further argument of `from_pretrained` encodes another fraction of the tokens, 1.0 all of them. "
+        f"`keep_ratio=0.5` as a further argument of `from_pretrained` encodes another fraction of the tokens{every}. "
         f"Without `trust_remote_code`, and as `{dense}`, the folder loads as a plain VideoMAE model that encodes every token.",
         "",
         "The code is three files of this folder; it imports torch, numpy and transformers (tested with 4.57 and 5) alone.",

@@ -1,5 +1,7 @@
 """ClipLoader.from_manifest is all that somebody else's training loop needs."""
 
+import threading
+
 import numpy as np
 import pytest
 import torch
@@ -48,6 +50,38 @@ def test_a_loop_that_was_left_early_does_not_stop_the_next(manifest):
         assert len(read(loader)) == 3
 
 
+def test_a_loop_that_another_one_ended_says_so(manifest):
+    """Not a shorter epoch: zip(loader, loader) would train on a part of the videos."""
+    with ClipLoader.from_manifest(manifest, batch_size=2, num_frames=2, size=32, num_workers=0) as loader:
+        with pytest.raises(RuntimeError, match="1 of the 3 batches"):
+            list(zip(loader, loader, strict=True))
+        batches = iter(loader)
+        next(batches)
+        loader.close()
+        with pytest.raises(RuntimeError, match="1 of the 3 batches"):
+            next(batches)
+        assert len(read(loader)) == 3
+
+
+def test_no_thread_is_left_by_an_exception_in_the_loop(manifest):
+    with (
+        pytest.raises(KeyError),
+        ClipLoader.from_manifest(manifest, batch_size=2, num_frames=2, size=32, num_workers=2) as loader,
+    ):
+        for _ in loader:
+            raise KeyError
+    assert not [thread.name for thread in threading.enumerate() if thread.name.startswith("mats-")]
+
+
+def test_a_set_smaller_than_a_batch_goes_round_and_a_rest_is_left_out(manifest):
+    options = dict(num_frames=2, size=32, num_workers=0)
+    with ClipLoader.from_manifest(manifest, batch_size=8, **options) as loader:
+        ((samples, _, _),) = read(loader)
+        assert len(samples) == 8 and set(samples) == set(range(6))
+    with ClipLoader.from_manifest(manifest, batch_size=4, **options) as loader:
+        assert len(loader) == 1 and len(read(loader)) == 1
+
+
 def test_ranks_read_disjoint_halves(manifest):
     seen = []
     for rank in range(2):
@@ -63,7 +97,11 @@ def test_ranks_read_disjoint_halves(manifest):
         (dict(num_frames=0), "num_frames"),
         (dict(crop_scales=(1.5,)), "crop_scales"),
         (dict(size=0), "height"),
-        (dict(batch_size=0), "at least 1"),
+        (dict(batch_size=0), "batch_size is a whole number of at least 1, got 0"),
+        (dict(batch_size=2.0), "batch_size is a whole number of at least 1, got 2.0"),
+        (dict(size="32"), r"\(height, width\), got '32'"),
+        (dict(size=(32, 32, 3)), r"\(height, width\), got \(32, 32, 3\)"),
+        (dict(num_workers=-1), "num_workers is 0 or more, got -1"),
         (dict(rank=2), "rank 2 of 1"),
     ],
 )

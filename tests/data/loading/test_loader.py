@@ -20,7 +20,7 @@ from mats_ds.config.finetune_recipe import parse_rand_augment
 from mats_ds.config.recipe import ClipSection
 from mats_ds.core.clips import ClipBatch
 from mats_ds.data.clip_sampler import BatchSplit, ClipSampler
-from mats_ds.data.loading import batching, dali, prefetch, reader
+from mats_ds.data.loading import batching, dali, prefetch, reader, session
 from mats_ds.data.loading import loader as pipeline
 from mats_ds.data.loading.dali import GpuDecoder
 from mats_ds.data.loading.loader import ClipLoader
@@ -246,8 +246,8 @@ def test_a_fault_of_the_program_reaches_the_training_loop(videos, monkeypatch):
 
 
 def test_a_graph_that_hangs_is_told_instead_of_waited_for(vp9_videos, device_decodes_vp9, monkeypatch):
-    monkeypatch.setattr(pipeline, "STALL_SECONDS", 0.2)
-    monkeypatch.setattr(pipeline, "JOIN_SECONDS", 0.1)
+    monkeypatch.setattr(session, "STALL_SECONDS", 0.2)
+    monkeypatch.setattr(session, "JOIN_SECONDS", 0.1)
     released = threading.Event()
     monkeypatch.setattr(GpuDecoder, "finish", lambda self: released.wait(20))
     with pytest.raises(RuntimeError, match="DALI has not delivered a chunk"):

@@ -75,6 +75,8 @@ def test_clips_in_every_form_that_people_have_them():
         [clip],
         clip[None],
         [[Image.fromarray(frame) for frame in clip]],
+        [torch.from_numpy(frame) for frame in clip],
+        np.ascontiguousarray(clip[..., ::-1])[..., ::-1],  # BGR of OpenCV, turned: negative strides
     ]
     for form in forms:
         assert torch.equal(processor(form)["pixel_values"], expected)
@@ -86,6 +88,45 @@ def test_clips_in_every_form_that_people_have_them():
 def test_what_is_no_8_bit_clip_is_refused(wrong):
     with pytest.raises(ValueError, match=r"uint8 RGB frames \[T, H, W, 3\], got"):
         make_processor()(wrong)
+
+
+@pytest.mark.parametrize(
+    ("wrong", "facts"),
+    [
+        ([], "empty list"),
+        (None, "got NoneType"),
+        ([np.zeros((40, 64, 3), np.uint8), np.zeros((20, 64, 3), np.uint8)], r"one size, got \[\(20, 64, 3\), \(40, 64, 3\)\]"),
+        (np.zeros((40, 64, 3), np.uint8), r"got \[40, 64, 3\]"),
+    ],
+    ids=["empty", "none", "sizes", "picture"],
+)
+def test_what_is_no_clip_is_one_clear_error(wrong, facts):
+    with pytest.raises(ValueError, match=facts):
+        make_processor()(wrong)
+
+
+def test_options_of_other_processors_are_not_ignored():
+    clip = np.zeros((6, 40, 64, 3), np.uint8)
+    with pytest.raises(ValueError, match="do_normalize=False"):
+        make_processor()(clip, do_normalize=False)
+    with pytest.raises(ValueError, match="do_normalize=False"):
+        make_processor(do_normalize=False)
+    make_processor()(clip, do_normalize=True, num_frames=6, do_sample_frames=True)
+
+
+def test_frames_may_be_on_another_device():
+    pixels = make_processor()(torch.zeros(6, 40, 64, 3, dtype=torch.uint8, device="meta"))["pixel_values"]
+    assert pixels.device.type == "meta" and pixels.shape == (1, 6, 3, 32, 48)
+
+
+@pytest.mark.parametrize("clip", [{"stride": 3}, {"stride": 9}, {"sampling": "uniform"}, {"stride_seconds": 0.1}], ids=str)
+def test_a_path_gives_the_pixels_of_its_frames(video, clip):
+    path, _ = video
+    facts = video_facts(path)
+    processor = make_processor(clip=clip)
+    expected = processor(read_frames(path, range(facts.num_frames)), fps=facts.rate)["pixel_values"]
+    for given in (str(path), [str(path)]):
+        assert torch.equal(processor(given)["pixel_values"], expected)
 
 
 def test_a_clip_in_seconds_needs_the_frame_rate():

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import numpy as np
 import pytest
 import torch
 
@@ -10,7 +11,7 @@ from mats_ds.exporting.network import describe_network, open_network
 from mats_ds.models.vit import IMAGENET_MEAN, IMAGENET_STD
 from mats_ds.models.weights.hugging_face import rename_tensors
 from mats_ds.models.weights.load import load_encoder, load_model
-from tests.exporting.models import OPTIONS, make_autoencoder, make_classifier, make_clips, weights
+from tests.exporting.models import CANDIDATES, OPTIONS, make_autoencoder, make_classifier, make_clips, weights
 
 transformers = pytest.importorskip("transformers")
 # rounding of float32 in another order of products; outputs are of size 1 to 5
@@ -93,6 +94,69 @@ def test_tuples_on_demand_and_a_wrong_shape_named():
     assert isinstance(model(normalise(make_clips(6)), return_dict=False), tuple)
     with pytest.raises(ValueError, match=r"\[B, 6, 3, 32, 48\], got \[3, 8, 3, 32, 48\]"):
         model(normalise(make_clips(8)))
+
+
+@pytest.mark.parametrize(
+    ("pixels", "facts"),
+    [
+        (torch.zeros(0, 6, 3, 32, 48), r"got \[0, 6, 3, 32, 48\]"),
+        (torch.zeros(1, 6, 3, 32, 48, dtype=torch.int64), "torch.int64"),
+        (np.zeros((1, 6, 3, 32, 48), np.uint8), r"a tensor \[B, 6, 3, 32, 48\], got ndarray"),
+        (None, "got NoneType"),
+    ],
+    ids=["empty", "integers", "array", "none"],
+)
+def test_what_is_no_batch_of_pixels_is_one_clear_error(pixels, facts):
+    with pytest.raises(ValueError, match=facts):
+        build(weights(make_classifier()), "MatsModel")(pixels)
+
+
+@pytest.mark.parametrize("ratio", [0.0, -0.5, 1.5])
+def test_a_fraction_that_cannot_be_is_refused(ratio):
+    model = build(weights(make_classifier()), "MatsModel")
+    model.config.keep_ratio = ratio
+    with pytest.raises(ValueError, match=f"at most 1, got {ratio:g}"):
+        model(normalise(make_clips(6)))
+
+
+def test_frames_are_not_selected_where_every_token_is_kept():
+    """All tubelets would count the same, and the first ones be taken without a word."""
+    model = build(weights(make_classifier(candidate_grid=CANDIDATES)), "MatsModel")
+    model.config.keep_ratio = 1.0
+    with pytest.raises(ValueError, match="5 tubelets are read and the 3"):
+        model(normalise(make_clips(10)))
+
+
+@torch.no_grad()
+def test_hidden_states_are_those_of_videomae_where_all_tokens_are_kept():
+    source = weights(make_classifier())
+    model = build(source, "MatsForVideoClassification")
+    model.config.keep_ratio = 1.0
+    pixels = normalise(make_clips(6))
+    states = model(pixels, output_hidden_states=True).hidden_states
+    expected = model.videomae(pixels, output_hidden_states=True).hidden_states
+    assert len(states) == len(expected) == 1 + source.spec.depth
+    for state, wanted in zip(states, expected, strict=True):
+        torch.testing.assert_close(state, wanted, rtol=RTOL, atol=ATOL)
+    encoder = build(source, "MatsModel")
+    assert encoder(pixels).hidden_states is None
+    assert [state.shape for state in encoder(pixels, output_hidden_states=True).hidden_states] == [(3, 28, 24)] * 3
+    with pytest.raises(ValueError, match="output_attentions"):
+        encoder(pixels, output_attentions=True)
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
+@torch.no_grad()
+def test_half_precision_reads_floats_of_both_types_and_bytes(dtype):
+    """Normalised pixels are recovered to the bit from 8 bits of mantissa: the same tokens."""
+    source = weights(make_classifier())
+    model = build(source, "MatsForVideoClassification").to(dtype)
+    clips = make_clips(6)
+    outputs = [model(pixels) for pixels in (normalise(clips), normalise(clips).to(dtype), clips.movedim(-1, 2))]
+    for output in outputs:
+        assert output.logits.dtype == dtype and output.logits.isfinite().all()
+        assert torch.equal(output.token_index, outputs[0].token_index)
+        torch.testing.assert_close(output.logits.float(), load_model(source)(clips), rtol=0.1, atol=0.3)
 
 
 def test_gradients_reach_all_parameters():

@@ -58,6 +58,10 @@ with torch.no_grad():
         assert dense.config.label2id["c"] == 2
         model.save_pretrained(folder + "-again")
         found["again"] = VideoMAEForVideoClassification.from_pretrained(folder + "-again").eval()(pixels).logits
+        AutoImageProcessor.from_pretrained(folder, **trusted).save_pretrained(folder + "-again")
+        again = AutoModelForVideoClassification.from_pretrained(folder + "-again", **trusted)
+        found["again, selecting"] = again.eval()(pixels).logits
+        assert torch.equal(AutoImageProcessor.from_pretrained(folder + "-again", **trusted)(list(clips))["pixel_values"], pixels)
     else:
         VideoMAEForPreTraining.from_pretrained(folder)
 np.savez(sys.argv[4], **{name: tensor.numpy() for name, tensor in found.items()})
@@ -126,3 +130,4 @@ def test_a_folder_loads_offline_with_token_selection_and_without(kind, version, 
         # its last LayerNorm has an eps of 1e-5 instead of 1e-6
         torch.testing.assert_close(found["dense logits"], all_tokens, rtol=1e-3, atol=1e-3)
         torch.testing.assert_close(found["again"], found["dense logits"], rtol=RTOL, atol=ATOL)
+        assert torch.equal(found["again, selecting"], found["logits"])

@@ -31,29 +31,33 @@ MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 class MatsModelOutput(ModelOutput):
     """last_hidden_state [B, K, D]: the encoded tokens. pooler_output [B, D]: the feature of each
     clip. token_index [B, K] int64: which tokens of the clip they are (time first, then rows, then
-    columns), of the tubelets in tubelet_index [B, T].
+    columns), of the tubelets in tubelet_index [B, T]. hidden_states, where asked for: the tokens
+    before the first block and after each, depth + 1 tensors [B, K, D].
     """
 
     last_hidden_state: torch.Tensor | None = None
     pooler_output: torch.Tensor | None = None
     token_index: torch.Tensor | None = None
     tubelet_index: torch.Tensor | None = None
+    hidden_states: tuple[torch.Tensor, ...] | None = None
 
 
 @dataclass
 class MatsClassifierOutput(ModelOutput):
     """loss: scalar, where labels are given. logits [B, classes]. token_index [B, K]: the tokens
-    that were encoded."""
+    that were encoded. hidden_states as of MatsModelOutput."""
 
     loss: torch.Tensor | None = None
     logits: torch.Tensor | None = None
     token_index: torch.Tensor | None = None
+    hidden_states: tuple[torch.Tensor, ...] | None = None
 
 
 class MatsModel(VideoMAEPreTrainedModel):
     """The encoder: features of clips."""
 
     config_class = VideoMAEConfig
+    _auto_class = "AutoModel"  # save_pretrained writes this code beside the weights; version 4 would not
     # of pre-training's decoder and of a classifier's head, which the same file may hold
     _keys_to_ignore_on_load_unexpected = [r"^decoder\.", r"^encoder_to_decoder\.", r"^mask_token$", r"^classifier\."]
 
@@ -62,13 +66,21 @@ class MatsModel(VideoMAEPreTrainedModel):
         add_encoder(self, config)
         self.post_init()
 
-    def forward(self, pixel_values: torch.Tensor, return_dict: bool | None = None, **_: object) -> MatsModelOutput | tuple:
+    def forward(
+        self,
+        pixel_values: torch.Tensor,
+        output_hidden_states: bool | None = None,
+        output_attentions: bool | None = None,
+        return_dict: bool | None = None,
+        **_: object,
+    ) -> MatsModelOutput | tuple:
         """pixel_values [B, T, 3, H, W]: normalised as the processor does it, or uint8 (0 to 255)
         as it is.
 
-        Motion is scored on 8-bit pixels, as in training. Raises ValueError for another shape.
+        Motion is scored on 8-bit pixels, as in training. Raises ValueError for another shape or
+        type, and for output_attentions, which this code does not have.
         """
-        output = encode(self, pixel_values)
+        output = encode(self, pixel_values, output_hidden_states=output_hidden_states, output_attentions=output_attentions)
         return output if return_dict is not False else output.to_tuple()
 
 
@@ -76,6 +88,7 @@ class MatsForVideoClassification(VideoMAEPreTrainedModel):
     """The classifier: logits of clips."""
 
     config_class = VideoMAEConfig
+    _auto_class = "AutoModelForVideoClassification"
 
     def __init__(self, config: VideoMAEConfig) -> None:
         super().__init__(config)
@@ -88,14 +101,18 @@ class MatsForVideoClassification(VideoMAEPreTrainedModel):
         self,
         pixel_values: torch.Tensor,
         labels: torch.Tensor | None = None,
+        output_hidden_states: bool | None = None,
+        output_attentions: bool | None = None,
         return_dict: bool | None = None,
         **_: object,
     ) -> MatsClassifierOutput | tuple:
         """pixel_values as for MatsModel; labels [B]: class numbers, for the loss."""
-        encoded = encode(self, pixel_values)
+        encoded = encode(self, pixel_values, output_hidden_states=output_hidden_states, output_attentions=output_attentions)
         logits = self.classifier(encoded.pooler_output)
         loss = None if labels is None else F.cross_entropy(logits, labels)
-        output = MatsClassifierOutput(loss=loss, logits=logits, token_index=encoded.token_index)
+        output = MatsClassifierOutput(
+            loss=loss, logits=logits, token_index=encoded.token_index, hidden_states=encoded.hidden_states
+        )
         return output if return_dict is not False else output.to_tuple()
 
 
@@ -107,14 +124,27 @@ def add_encoder(model: VideoMAEPreTrainedModel, config: VideoMAEConfig) -> None:
         model.fc_norm = nn.LayerNorm(config.hidden_size, eps=config.token_selection["fc_norm_eps"])
 
 
-def encode(model: VideoMAEPreTrainedModel, pixel_values: torch.Tensor) -> MatsModelOutput:
-    """The kept tokens of clips, encoded."""
+def encode(
+    model: VideoMAEPreTrainedModel,
+    pixel_values: torch.Tensor,
+    *,
+    output_hidden_states: bool | None = None,
+    output_attentions: bool | None = None,
+) -> MatsModelOutput:
+    """The kept tokens of clips, encoded. output_hidden_states None: as the config says."""
+    if output_attentions:
+        raise ValueError("output_attentions: this model gives no attention weights, leave it out")
     config, videomae = model.config, model.videomae
     num_frames = config.token_selection["num_candidate_frames"]
     size = videomae.embeddings.patch_embeddings.image_size
     expected = (num_frames, config.num_channels, *size)
-    if pixel_values.ndim != 5 or tuple(pixel_values.shape[1:]) != expected:
-        raise ValueError(f"pixel_values are [B, {', '.join(map(str, expected))}], got {list(pixel_values.shape)}")
+    shape = f"[B, {', '.join(map(str, expected))}]"
+    if not isinstance(pixel_values, torch.Tensor):
+        raise ValueError(f"pixel_values are a tensor {shape}, got {type(pixel_values).__name__}")
+    if pixel_values.ndim != 5 or tuple(pixel_values.shape[1:]) != expected or len(pixel_values) == 0:
+        raise ValueError(f"pixel_values are {shape}, got {list(pixel_values.shape)}")
+    if pixel_values.dtype != torch.uint8 and not pixel_values.is_floating_point():
+        raise ValueError(f"pixel_values are uint8 as decoded, or floats as the processor gives them, got {pixel_values.dtype}")
     if pixel_values.dtype == torch.uint8:
         frames_BTCHW, pixel_values = pixel_values, normalise(pixel_values)
     else:
@@ -128,7 +158,12 @@ def encode(model: VideoMAEPreTrainedModel, pixel_values: torch.Tensor) -> MatsMo
     )
     embedding_BKD = embed_kept(videomae, pixel_values, selected, tubelet)
     positions_ND = videomae.embeddings.position_embeddings[0].to(embedding_BKD.device, embedding_BKD.dtype)
-    tokens_BKD = videomae.encoder(embedding_BKD + positions_ND[selected.index_BK]).last_hidden_state
+    tokens_BKD = embedding_BKD + positions_ND[selected.index_BK]
+    wants_states = config.output_hidden_states if output_hidden_states is None else output_hidden_states
+    hidden_states = [tokens_BKD]
+    for layer in videomae.encoder.layer:
+        tokens_BKD = layer(tokens_BKD)
+        hidden_states += [tokens_BKD] if wants_states else []
     if videomae.layernorm is not None:
         tokens_BKD = videomae.layernorm(tokens_BKD)
     feature_BD = average(tokens_BKD, selected.size_BK)
@@ -139,6 +174,7 @@ def encode(model: VideoMAEPreTrainedModel, pixel_values: torch.Tensor) -> MatsMo
         pooler_output=feature_BD,
         token_index=selected.index_BK,
         tubelet_index=selected.tubelets_BT,
+        hidden_states=tuple(hidden_states) if wants_states else None,
     )
 
 

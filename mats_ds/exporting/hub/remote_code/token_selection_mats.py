@@ -69,10 +69,17 @@ def select_tokens(
     batch, num_all, _ = patches_BNP.shape
     per_tubelet = num_all // num_tubelets
     num_tokens = options.num_tubelets * per_tubelet
+    if not 0 < options.keep_ratio <= 1:
+        raise ValueError(f"keep_ratio is above 0 and at most 1, got {options.keep_ratio:g}")
     num_kept = count_tokens(options.keep_ratio, num_tokens)
     if num_kept < 1:
         raise ValueError(f"keep_ratio {options.keep_ratio} of {num_tokens} tokens is no token at all: raise it")
     adaptive, keeps_all = num_tubelets > options.num_tubelets, num_kept == num_tokens
+    if adaptive and keeps_all:
+        raise ValueError(
+            f"{num_tubelets} tubelets are read and the {options.num_tubelets} with the most kept tokens used, and keep_ratio 1 "
+            "keeps all: give a lower keep_ratio"
+        )
     merges = options.merge_dropped and not keeps_all
     feature_BNX = None
     if adaptive or merges or (options.strategy == "mats" and not keeps_all):
