@@ -24,6 +24,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
 from mats_ds.core.cli import INTERRUPTED, LAUNCHER_SWITCHES, LAUNCHER_WITH_VALUE, RUN_ERROR, USAGE_ERROR, run_script
+from mats_ds.core.format import format_count
 from mats_ds.core.interrupts import AGAIN
 from mats_ds.core.storage.package_files import find_folder
 from mats_ds.core.text import say, tell_error
@@ -240,7 +241,7 @@ def _on_hosts(
     hosts = choose_hosts(read_hostfile(options["--hostfile"]), **chosen)
     if is_alone:
         if int(node_rank) >= len(hosts):
-            raise ValueError(f"--node_rank {node_rank}: there are {len(hosts)} machines, counted from 0")
+            raise ValueError(f"--node_rank {node_rank}: the hostfile has {format_count(len(hosts), 'machine')}, counted from 0")
         return _run_launcher(_to_words(options), program, script)
     # otherwise no shell and no other host is on the way
     if len(hosts) > 1 or "--force_multi" in options:

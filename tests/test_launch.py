@@ -241,7 +241,7 @@ class TestHosts:
             (["--hostfile", "my hosts", "--no_ssh", "--node_rank", "1"], "--no_ssh needs --master_addr"),
             (
                 ["--hostfile", "my hosts", "--no_ssh", "--node_rank", "2", "--master_addr", "a", "--num_nodes", "2"],
-                "--node_rank 2: there are 2 machines",
+                "--node_rank 2: the hostfile has 2 machines",
             ),
             (["--hostfile", "my hosts", "--master_addr", "-oProxyCommand=x"], "--master_addr takes a host name or an address"),
             (["--hostfile", "my hosts", "--master_addr=a b"], "got 'a b'"),

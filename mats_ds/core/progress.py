@@ -15,6 +15,8 @@ import time
 from collections.abc import Callable, Iterable, Iterator
 from typing import Any, TypeVar
 
+from mats_ds.core.format import format_count, plural
+
 T = TypeVar("T")
 
 LINE_SECONDS = 20.0  # from one line to the next, where there is no terminal
@@ -23,7 +25,7 @@ MEASURED_SECONDS = 20.0  # ... or so many seconds, and one unit
 LONG_SECONDS = 1800.0  # jobs with more left also get the time on the clock
 MINUTE, HOUR, DAY = 60, 3600, 86_400
 # tqdm's bar without its own estimate, which is another one: it counts the first unit too
-BAR_FORMAT = "{desc}{percentage:3.0f}%|{bar}| {n_fmt}/{total_fmt} [{elapsed}, {rate_fmt}{postfix}]"
+BAR_FORMAT = "{desc}{percentage:3.0f}%|{bar}| {n:,}/{total:,} [{elapsed}, {rate_fmt}{postfix}]"
 
 
 def format_duration(seconds: float) -> str:
@@ -86,11 +88,6 @@ class TimeLeft:
         return text
 
 
-def plural(unit: str) -> str:
-    """ "steps", "batches"."""
-    return f"{unit}es" if unit.endswith(("ch", "s", "x")) else f"{unit}s"
-
-
 class Ticker:
     """Call it with the number of units done: a bar on a terminal, elsewhere a line every 20 s.
 
@@ -115,8 +112,8 @@ class Ticker:
             self._bar.update(done - self._bar.n)
         elif self._label and time.monotonic() - self._printed_seconds > LINE_SECONDS:
             self._printed_seconds = time.monotonic()
-            of = f"at most {self._total}" if self._at_most else self._total
-            logging.getLogger("mats_ds").info("%s: %d of %s %s; %s", self._label, done, of, plural(self._unit), left)
+            of = f"{'at most ' * self._at_most}{format_count(self._total, self._unit)}"
+            logging.getLogger("mats_ds").info("%s: %s of %s; %s", self._label, f"{done:,}", of, left)
 
     def close(self) -> None:
         """Take the bar away."""

@@ -140,7 +140,7 @@ def describe_standing(run_dir: str | Path) -> str:
         return f"what is saved cannot be seen now ({error.strerror or error}); once it can, go on with {resume}"
     if not steps:
         return f"no step is saved, start again with {resume}, from the first step"
-    return f"step {steps[0]} is saved, go on with {resume}"
+    return f"step {steps[0]:,} is saved, go on with {resume}"
 
 
 def resume_options(run_dir: str | Path) -> str:

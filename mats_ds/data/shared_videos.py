@@ -16,6 +16,7 @@ from collections.abc import Iterable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 
+from mats_ds.core.format import format_count
 from mats_ds.core.shards.members import open_file, stat_file
 from mats_ds.core.text import Lines
 from mats_ds.data.manifest import Manifest, read_manifest
@@ -46,8 +47,8 @@ class SharedVideos:
     def describe(self, pairs: list[tuple[int, int]], what: str) -> list[str]:
         """The number of these pairs, and the first few."""
         lines = [f"  - {self.test.paths[row]}{self._alias(row, other)}" for row, other in pairs[:SHOWN]]
-        more = [f"  and {len(pairs) - SHOWN} more"] if len(pairs) > SHOWN else []
-        return [f"{len(pairs)} of {len(self.test)} videos of {self.test.name} {what}:", *lines, *more]
+        more = [f"  and {len(pairs) - SHOWN:,} more"] if len(pairs) > SHOWN else []
+        return [f"{len(pairs):,} of {format_count(len(self.test), 'video')} of {self.test.name} {what}:", *lines, *more]
 
     def _alias(self, row: int, other: int) -> str:
         path, train_path = self.test.paths[row], self.train.paths[other]

@@ -8,7 +8,7 @@ from dataclasses import asdict
 from pathlib import Path
 
 from mats_ds.config.finetune_recipe import FinetuneRecipe
-from mats_ds.core.format import format_count
+from mats_ds.core.format import format_count, format_views
 from mats_ds.core.storage.files import write_json
 from mats_ds.core.storage.package_files import own_command
 from mats_ds.data.classes import Classes, check_test_set
@@ -45,8 +45,9 @@ def check_unseen(test_set: Manifest | None, manifest: Manifest, recipe: Finetune
         return 0
     section, (clips, crops) = recipe.evaluation, recipe.evaluation.training_views
     what = "the average of the weights" if recipe.finetune.ema_decay else "the weights"
-    videos = f"{format_count(len(test_set), 'video')} of {test_set.name}, {clips} x {crops} views each"
-    logger.info("test: %s on %s, every %g epochs; the best is kept, the last is the result", what, videos, section.every_epochs)
+    videos = f"{format_count(len(test_set), 'video')} of {test_set.name}, {format_views(clips, crops)} each"
+    often = "every epoch" if section.every_epochs == 1 else f"every {section.every_epochs:g} epochs"
+    logger.info("test: %s on %s, %s; the best is kept, the last is the result", what, videos, often)
     return refuse_shared(test_set, manifest, allowed=section.allow_overlap, fix="set evaluation.allow_overlap=true")
 
 
@@ -83,4 +84,4 @@ def write_result(folder: Path, recipe: FinetuneRecipe, *, num_trained_on: int) -
     if (test.clips or test.crops) and test.training_views != views:
         # the best ones were chosen with these very videos
         command = own_command("evaluate", "--model", folder, "--weights_from", "last", "--manifest", test.manifest)
-        logger.info("on %d x %d views, as the recipe tests: %s", *views, command)
+        logger.info("on %s, as the recipe tests: %s", format_views(*views), command)

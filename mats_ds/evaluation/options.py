@@ -20,7 +20,7 @@ import torch
 from pydantic import ValidationError
 
 from mats_ds.config.recipe import ClipSection
-from mats_ds.core.format import format_count
+from mats_ds.core.format import format_count, format_views
 from mats_ds.core.storage.documents import MAX_YAML_BYTES, parse_yaml
 from mats_ds.core.storage.files import read_text
 from mats_ds.core.token_grid import TokenGrid
@@ -108,8 +108,7 @@ class ViewPlan:
         return {"clips": self.num_clips, "crops": self.num_crops, **self.section.model_dump(include=set(CLIP_KEYS))}
 
     def describe_views(self) -> str:
-        views = "view" if self.num_views == 1 else "views"
-        return f"{self.num_clips} x {self.num_crops} {views} of a video (clips x crops; {self.views_from})"
+        return f"{format_views(self.num_clips, self.num_crops)} of a video (clips x crops; {self.views_from})"
 
     def describe_clips(self) -> str:
         section = self.section
@@ -239,7 +238,10 @@ def choose_clip_section(request: ModelRequest, weights: Weights, grid: TokenGrid
     try:
         return ClipSection.model_validate({**spacing, **request.sampling, **size}), "; ".join(sources)
     except ValidationError as error:
-        problems = "; ".join(f"{'.'.join(map(str, problem['loc']))}: {problem['msg']}" for problem in error.errors())
+        problems = "; ".join(
+            f"{'.'.join(f'--{name}' for name in problem['loc'])}: {problem['msg']}, got {problem['input']!r:.80}"
+            for problem in error.errors()
+        )
         raise ValueError(f"clips cannot be sampled so: {problems}") from None
 
 

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from mats_ds.core.events import Observer, RunInfo, StepEvent
+from mats_ds.core.format import format_count
 from mats_ds.core.storage.files import WrongKindOfFile, refuse_wrong_kind
 
 if TYPE_CHECKING:
@@ -65,7 +66,7 @@ class StepTrace:
         if self._rank != 0:
             return
         if self._path is None:
-            _log.warning("--trace: the run ended before the %d steps that were to be traced began", self.num_steps)
+            _log.warning("--trace: the run ended before the %s to be traced began", format_count(self.num_steps, "step"))
         else:
             _log.info("trace: %s (open it at https://ui.perfetto.dev)", self._path)
 

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from mats_ds.core.format import format_count
+from mats_ds.core.format import format_count, format_views
 from mats_ds.core.limits import MAX_FLOAT, MAX_NAME, show
 from mats_ds.core.run_dir import read_object
 from mats_ds.metering.proportion import Proportion
@@ -40,15 +40,17 @@ class RunResult:
     def describe(self) -> list[str]:
         """Lines for the console."""
         last, best = self.last, self.best
-        where = f"{last['num_videos']} videos of {last['measured_on']}, {last['clips']} x {last['crops']} views each"
+        views = format_views(last["clips"], last["crops"])
+        where = f"{format_count(last['num_videos'], 'video')} of {last['measured_on']}, {views} each"
         lines = [
-            f"result: top-1 {top1_of(last).describe()} on {where}: the last weights (step {last['step']}{_average(last)}), "
+            f"result: top-1 {top1_of(last).describe()} on {where}: the last weights (step {last['step']:,}{_average(last)}), "
             "chosen on nothing"
         ]
         if self.num_trained_on:
-            lines.append(f"  {self.num_trained_on} of these videos were trained on as well: this is no accuracy on unseen videos")
+            were = f"{self.num_trained_on:,} of these videos {'was' if self.num_trained_on == 1 else 'were'}"
+            lines.append(f"  {were} trained on as well: this is no accuracy on unseen videos")
         lines.append(
-            f"{self.best_file}: step {best['step']}{_average(best)}, chosen as the best of "
+            f"{self.best_file}: step {best['step']:,}{_average(best)}, chosen as the best of "
             f"{format_count(self.num_tests, 'test')} on "
             f"{best['measured_on'] or last['measured_on']}: its top-1 of {100 * best['top1']:.2f}% there is no result"
         )

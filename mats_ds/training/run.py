@@ -32,6 +32,7 @@ from mats_ds.config.recipe import Recipe
 from mats_ds.core.checkpoint_files import CHECKPOINTS
 from mats_ds.core.clips import ClipBatch
 from mats_ds.core.events import Observer, RunInfo
+from mats_ds.core.format import format_all
 from mats_ds.core.run_dir import collect_versions
 from mats_ds.data.clip_sampler import ClipSampler
 from mats_ds.data.loading.build import how_to_mend, name_data, open_loader
@@ -170,7 +171,7 @@ class TrainingRun:
         total_steps = min(schedule.total_steps, recipe.run.max_steps or schedule.total_steps)
         if self.first_step >= total_steps:
             raise AlreadyFinished(
-                f"{self.folder} has finished all {total_steps} steps: "
+                f"{self.folder} has finished {format_all(total_steps, 'step')}: "
                 f"{self._name_length(schedule.total_steps, steps_per_epoch)}, or use another --out"
             )
         forced, flops, is_cuda = in_force(self.engine), workload.flops(), ranks.device.type == "cuda"
@@ -237,10 +238,11 @@ class TrainingRun:
         logger.info("%s", compute)
         logger.info("data: %s", data)
         logger.info("batch: %s", self.plan.note)
-        end = f" (of {info.total_steps})" if info.first_step else ""
+        end = f" (of {info.total_steps:,})" if info.first_step else ""
         logger.info(
-            "steps: %d to %d%s, %d an epoch; peak learning rate %.3g; run folder %s",
-            info.first_step + 1, info.total_steps, end, info.steps_per_epoch, info.learning_rate, info.run_dir,
+            "steps: %s to %s%s, %s an epoch; peak learning rate %.3g; run folder %s",
+            f"{info.first_step + 1:,}", f"{info.total_steps:,}", end, f"{info.steps_per_epoch:,}", info.learning_rate,
+            info.run_dir,
         )  # fmt: skip
 
     def observers(

@@ -82,7 +82,7 @@ def test_a_second_one_stops_all_ranks_and_names_step_and_clips(ranks, tmp_path):
     texts = ranks(save_while_one_is_written, 2, options, expect_errors=True)
     assert len(texts) == 2
     for text in texts:
-        assert "TrainingStopped: the loss of step 8 is not finite on 1 rank(s), and so was step 5; its clips:\n" in text
+        assert "TrainingStopped: the loss of step 8 is not finite on 1 rank, and so was step 5; its clips:\n" in text
         assert "video120.mp4" in text and "lower optim.base_lr" in text
         assert "step 7 is saved, go on with --resume auto --out" in text, "though it was being written"
     assert find_checkpoint(tmp_path / "checkpoints").step == 7

@@ -69,7 +69,7 @@ def test_a_run_that_ends_before_the_stretch_says_that_there_is_no_trace(tmp_path
     observer.on_step(make_event(1))
     observer.on_end("RuntimeError: broken")
     assert not (tmp_path / "traces").exists()
-    assert "ended before the 3 steps that were to be traced began" in caplog.text
+    assert "ended before the 3 steps to be traced began" in caplog.text
 
 
 def test_on_a_cpu_a_snapshot_is_not_taken_and_rank_0_says_why(tmp_path, caplog):

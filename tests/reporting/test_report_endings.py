@@ -1,5 +1,6 @@
 """Runs that stopped, hang or were killed are reported up to their last step, and are no pass."""
 
+import re
 import signal
 import subprocess
 import sys
@@ -59,3 +60,11 @@ def test_a_run_that_was_killed_in_mid_line_is_reported_up_to_there(tmp_path, cap
     assert "its last record, of step 7, is" in text.splitlines()[0]
     assert "1 unreadable line left out: rank-00000.jsonl line 8: torn" in " ".join(text.split())
     assert (tmp_path / "run" / "report.html").exists()
+
+
+def test_large_numbers_of_steps_and_clips_can_be_read(tmp_path, capsys):
+    run_dir = write_fake_run(tmp_path / "run", num_steps=1200, world_size=1, outcome="killed by the user")
+    _, text, _ = run_report(capsys, run_dir)
+    for words in ("after step 1,200", "step 1,200 of 1,200", "470 of 1,568 tokens"):
+        assert words in " ".join(text.split()), text
+    assert not {"1200", "1568"} & set(re.findall(r"\d+", text))

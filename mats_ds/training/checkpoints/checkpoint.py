@@ -26,6 +26,7 @@ from mats_ds.core.checkpoint_files import (
     list_checkpoints,
     name_lookalikes,
 )
+from mats_ds.core.format import format_count
 from mats_ds.core.storage.files import hash_stream, open_regular, sync_to_disk, write_json, write_text
 from mats_ds.training.checkpoints.removal import foreign_names, new_part_name, remove_part
 
@@ -127,6 +128,7 @@ def find_checkpoint(folder: Path) -> Checkpoint | None:
         logger.warning("checkpoint %s is skipped: %s", candidate, verdict.problem)
     if candidates:
         raise ValueError(
-            f"none of the {len(candidates)} checkpoints in {folder} is complete: start with another --out, or remove them"
+            f"{folder} has {format_count(len(candidates), 'checkpoint')}, none of them complete: "
+            "start with another --out, or remove them"
         )
     return None

@@ -21,6 +21,7 @@ import torch
 import torch.distributed as dist
 
 from mats_ds.core.checkpoint_files import FileSum, name_of_step
+from mats_ds.core.format import format_count
 from mats_ds.core.run_dir import describe_standing
 from mats_ds.distributed.collectives import ask_first, gather_on_all
 from mats_ds.distributed.exits import TrainingStopped
@@ -76,8 +77,8 @@ class CheckpointSaver:
             free = free_bytes(self.folder)
             if free < missing * num_bytes:
                 logger.warning(
-                    "%s has %.2f GiB free, and run.keep_checkpoints=%d wants up to %d more checkpoints of %.2f GiB: older go",
-                    self.folder, free / GIBIBYTE, self.keep, missing, num_bytes / GIBIBYTE,
+                    "%s has %.2f GiB free, and run.keep_checkpoints=%d wants up to %s of %.2f GiB: older go",
+                    self.folder, free / GIBIBYTE, self.keep, format_count(missing, "more checkpoint"), num_bytes / GIBIBYTE,
                 )  # fmt: skip
 
     def begin(self, step: int, extra: Mapping[str, Any]) -> None:
@@ -89,7 +90,7 @@ class CheckpointSaver:
         self.finish()
         tag = name_of_step(step)
         self._make_room(checkpoint_bytes(self.engine, extra), tag)
-        part = self._on_first(lambda: _make_part(self.folder, tag), f"no folder for the checkpoint of step {step}")
+        part = self._on_first(lambda: _make_part(self.folder, tag), f"no folder for the checkpoint of step {step:,}")
         state = {"step": step, "world_size": self.ranks.world_size, "recipe": self.recipe, **UNIVERSAL_INFO, **extra}
         writer = _BackgroundWriter(self.engine.checkpoint_engine, part, self._thread)
         self.engine.checkpoint_engine = writer
@@ -125,7 +126,7 @@ class CheckpointSaver:
         sums, problem = _collect(pending.files)
         parts = gather_on_all((sums, problem), self.ranks)
         problems = [f"rank {rank}: {problem}" for rank, (_, problem) in enumerate(parts) if problem]
-        what = f"the checkpoint of step {pending.step} could not be written to {self.folder}"
+        what = f"the checkpoint of step {pending.step:,} could not be written to {self.folder}"
         if problems:
             self._on_first(lambda: remove_part(pending.part), what)
             raise TrainingStopped(self._explain(what, "; ".join(problems)))

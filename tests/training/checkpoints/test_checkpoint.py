@@ -52,7 +52,7 @@ def damage_newer(path):
 @pytest.mark.parametrize(
     ("damage", "reason"),
     [
-        (damage_truncate, "has 999 bytes instead of 1000"),
+        (damage_truncate, "has 999 bytes instead of 1,000"),
         (damage_flip, "checksum"),
         (damage_remove, "weights.pt is missing"),
         (damage_unseal, "never finished"),
@@ -69,7 +69,7 @@ def test_a_damaged_one_is_passed_over_for_the_one_before(tmp_path, damage, reaso
 
 def test_when_all_are_damaged_nothing_starts_from_scratch_in_silence(tmp_path):
     damage_flip(make_checkpoint(tmp_path, 5))
-    with pytest.raises(ValueError, match="none of the 1 checkpoints"):
+    with pytest.raises(ValueError, match="has 1 checkpoint, none of them complete"):
         find_checkpoint(tmp_path)
 
 
