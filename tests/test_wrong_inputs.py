@@ -157,23 +157,22 @@ def test_a_change_to_a_recipe_in_other_words_is_corrected(words, corrected):
 
 
 @pytest.mark.parametrize(
-    ("program", "words", "facts"),
+    ("words", "facts"),
     [
-        ("plan", "--recipe tiny --recipe k400 --gpus 0", ("--recipe", "2 times", "k400")),
-        ("plan", "optim.steps=30 --gpus 0 optim.steps=40 optim.steps=50", ("optim.steps", "3 times", "50")),
+        ("--recipe k400 --recipe tiny", ("--recipe", "2 times", "tiny")),
         (
-            "evaluate",
-            "--model a --manifest b --keep_ratio 0.3 --keep-ratio 0.5 0.7 --clips 0",
-            ("--keep_ratio", "2 times", "0.5 0.7"),
+            "--recipe tiny optim.steps=30 --ds-config=zero2 --ds_config zero2_tiny optim.steps=40",
+            ("--ds_config", "optim.steps", "40"),
         ),
-        ("prepare pack", "nowhere --out a --out=b", ("--out", "2 times", "b")),
+        ("--recipe tiny --recipe tiny", ()),
     ],
 )
-def test_what_is_given_twice_is_said_and_the_last_counts(run, program, words, facts):
-    status, told = run(program, *words.split())
-    (note,) = [line for line in told.splitlines() if "note:" in line]
-    assert status == 2 and all(fact in note for fact in facts)
-    assert "note:" not in run("plan", "--recipe", "tiny", "--recipe", "tiny", "--gpus", "0")[1]
+def test_what_is_given_twice_is_said_and_the_last_counts(run, words, facts):
+    status, told = run("plan", *words.split(), "--gpus", "1")
+    notes = [line for line in told.splitlines() if line.startswith("note: ")]
+    assert status == 0 and all(any(fact in note for note in notes) for fact in facts) and bool(notes) == bool(facts)
+    # an error stands alone
+    assert "note:" not in run("plan", *words.split(), "--gpus", "0")[1]
 
 
 @pytest.mark.parametrize("wrong", [["extra"], ["--shard-sizs", "1GB"], ["--shard_size"]])

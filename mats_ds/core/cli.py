@@ -37,6 +37,7 @@ LAUNCHER_WITH_VALUE = (
 LAUNCHER_SWITCHES = ("--no_ssh", "--force_multi", "--no_ssh_check", "--bind_cores_to_rank")
 LAUNCHER_OPTIONS = (*LAUNCHER_WITH_VALUE, *LAUNCHER_SWITCHES)
 NUMBERS = {int: "a whole number", float: "a number"}
+_notes: list[str] = []  # on the command line, said when the program has ended
 _OUT_OF_MEMORY = (
     "outofmemoryerror",
     "out of memory",
@@ -98,8 +99,7 @@ class ArgumentParser(argparse.ArgumentParser):
             self._end(self._describe_unknown(wrong or left))
         if os.environ.get("LOCAL_RANK", _rank()) == "0":
             for what, values in self._find_repeated(changes):
-                shown = f"{what} is given {len(values)} times, and the last one counts: {values[-1]}"
-                print(f"{_host()}{clean_line(self.prog)}: note: {clean_line(shown)}", file=sys.stderr, flush=True)
+                _notes.append(f"{what} was given {len(values)} times, and the last one counted: {values[-1]}")
         return options
 
     def _find_repeated(self, changes: Sequence[str]) -> list[tuple[str, list[str]]]:
@@ -234,7 +234,12 @@ def run_script(work: Callable[[], int | None], *, advice: str | None = None, sta
     drop_notices()
     try:
         with raise_signals():
-            return _run_to_end(work, advice, standing)
+            status = _run_to_end(work, advice, standing)
+            while _notes:  # an error of the user's has its line for itself
+                note = _notes.pop(0)
+                if status != USAGE_ERROR:
+                    print(f"{_host()}note: {clean_line(note)}", file=sys.stderr, flush=True)
+            return status
     except KeyboardInterrupt:  # another one, while the first was answered
         return KILLED_BY_USER
 

@@ -109,7 +109,7 @@ def extract(
         find = partial(find_missing, paths[ranks.rank :: ranks.world_size], extraction.digest)
         missing = sorted(path for part in gather_on_all(do_on_all(find, ranks, advice=advice), ranks) for path in part)
         if len(missing) < num_shards:
-            logger.info("%s of %s there and complete", f"{num_shards - len(missing):,}", format_count(num_shards, "shard"))
+            logger.info("%s of %s are there and complete", f"{num_shards - len(missing):,}", format_count(num_shards, "shard"))
         numbers = [paths.index(path) for path in missing[ranks.rank :: ranks.world_size]]
         do_on_all(partial(write_shards, paths, numbers, manifest, extraction, ranks), ranks, advice=advice)
         summary = do_on_first(partial(write_index, out, manifest, paths, extraction.encoder.grid), ranks, advice=advice)

@@ -103,7 +103,7 @@ def extract_windows(
         missing = sorted(row for part in gather_on_all(do_on_all(find, ranks, advice=advice), ranks) for row in part)
         if len(missing) < len(manifest):
             done = f"{len(manifest) - len(missing):,}"
-            logger.info("%s of %s there and complete", done, format_count(len(manifest), "video"))
+            logger.info("%s of %s are there and complete", done, format_count(len(manifest), "video"))
         rows = missing[ranks.rank :: ranks.world_size]
         write = partial(write_arrays, rows, names, manifest, extraction, times, out=out, logs=ranks.rank == 0)
         bad = [clip for part in gather_on_all(do_on_all(write, ranks, advice=advice), ranks) for clip in part]
