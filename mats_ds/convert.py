@@ -30,7 +30,8 @@ from importlib.util import find_spec
 from mats_ds.core.cli import FINISHED, ArgumentParser, leave, run_script
 from mats_ds.core.format import format_count
 from mats_ds.core.storage.files import is_same_file
-from mats_ds.core.storage.output_file import check_output_file, check_parent, describe_fault, describe_leftovers
+from mats_ds.core.storage.output_file import check_output_file, describe_fault, describe_leftovers
+from mats_ds.core.storage.output_folder import check_parent
 from mats_ds.core.storage.package_files import own_command
 from mats_ds.core.text import log_to_stderr, say
 from mats_ds.core.token_grid import STRATEGIES

@@ -27,7 +27,7 @@ from importlib.util import find_spec
 
 from mats_ds.core.cli import ArgumentParser, leave, run_script
 from mats_ds.core.storage.output_folder import hold_output_folder
-from mats_ds.core.text import say
+from mats_ds.core.text import quote_word, say
 from mats_ds.distributed.process_group import Stopped, run_in_group
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -54,8 +54,9 @@ def show_docs(*, build: str | None, port: int | None) -> int:
         raise ValueError(describe_missing_pages())
     if missing := [package for package, module in NEEDED.items() if find_spec(module) is None]:
         raise ValueError(
-            f"the site needs {' and '.join(missing)}, which {sys.executable} lacks: type  bash {ROOT / 'launch.sh'} docs  "
-            "outside of an environment, or install the extra docs of pyproject.toml into it; the pages are also plain text in "
+            f"the site needs {' and '.join(missing)}, which {sys.executable} lacks: type  "
+            f"bash {quote_word(ROOT / 'launch.sh')} docs  outside of an environment, "
+            "or install the extra docs of pyproject.toml into it; the pages are also plain text in "
             f"{ROOT / 'docs'}"
         )
     if build is not None:
@@ -77,7 +78,8 @@ def show_docs(*, build: str | None, port: int | None) -> int:
         say(stopped, stream=sys.stderr)
         return 128 + stopped.number
     if build is not None and status == 0:
-        say(f"wrote the site into {folder}: any web server can serve it, for example  python -m http.server -d {build}")
+        serving = f"python -m http.server -d {quote_word(build)}"
+        say(f"wrote the site into {folder}: any web server can serve it, for example  {serving}")
     return status
 
 

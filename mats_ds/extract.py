@@ -55,7 +55,7 @@ def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
     windows = parser.add_argument_group("sliding windows, for temporal action detection (ActionFormer, OpenTAD)")
     windows.add_argument("--window", type=float, metavar="SECONDS", help="one VIDEO.npy a video: a feature for each window")
     windows.add_argument("--hop", type=float, metavar="SECONDS", help="from the start of a window to that of the next")
-    parser.add_argument("--shard_videos", type=int, metavar="N", help="videos of a shard (1000; 32 with --pool none)")
+    parser.add_argument("--shard_videos", type=int, metavar="N", help="videos of a shard (1,000; 32 with --pool none)")
     return parser.parse_args(arguments)
 
 

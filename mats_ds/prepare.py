@@ -74,7 +74,7 @@ def run_import(options: argparse.Namespace) -> int:
     if not imported.rows:
         raise ValueError(f"not one row of {options.source} can be used; nothing was written")
     written, kept = write_imported(imported, out, force=options.force)
-    left = f"; {len(imported.mistakes)} left out" if imported.mistakes else ""
+    left = f"; {len(imported.mistakes):,} left out" if imported.mistakes else ""
     say(f"wrote {', '.join(map(str, written))} ({format_count(len(imported.rows), 'row')}{left})")
     say(*(f"what was there before is kept as {path}" for path in kept))
     say(f"train with: {train_arguments(imported, out)}")

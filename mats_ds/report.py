@@ -67,7 +67,7 @@ def _report(options: argparse.Namespace) -> int:
 
 def _compare(dir_a: Path, dir_b: Path, *, as_json: bool, page: Path | None) -> int:
     if page is not None:
-        check_output_file(page, is_ours=is_our_page_file)
+        check_output_file(page, is_ours=is_our_page_file, force=None)
     a, b = (_read_named(folder) for folder in (dir_a, dir_b))
     print(dump_tree(compare_runs(a, b)) if as_json else format_comparison(a, b))
     if page is not None:

@@ -146,7 +146,7 @@ def test_a_classifier_is_made_of_pretraining(tmp_path, capsys):
 def test_another_head_only_when_asked(tmp_path, classifier_file, capsys):
     copy = tmp_path / "copy.safetensors"
     assert main([str(classifier_file), str(copy), "--num-classes", "5"]) == USAGE_ERROR
-    assert "the head has 3 classes and 5 are asked for" in capsys.readouterr().err
+    assert "the head has 3 classes, and one of 5 is asked for: replace it, with --new-head" in capsys.readouterr().err
     assert not copy.exists()
     assert main([str(classifier_file), str(copy), "--num-classes", "5", "--new-head"]) == FINISHED
     assert "fresh: class_head" in capsys.readouterr().out
@@ -159,7 +159,7 @@ def test_another_head_only_when_asked(tmp_path, classifier_file, capsys):
         (["source.safetensors", "source.safetensors"], "is the source itself"),
         (["source.safetensors", "there.pth"], "there.pth exists: give another name, or --force"),
         (["nothing.pth", "new.safetensors"], "there is no file or folder nothing.pth"),
-        (["source.safetensors", "new.pth", "--num-frames", "8"], "leave out num_frames"),
+        (["source.safetensors", "new.pth", "--num-frames", "8"], "leave out --num_frames"),
         (["source.safetensors", "new.pth", "--new-head"], "--new-head belongs to --num-classes"),
         (["source.safetensors", "new.pth", "--class-names", "two.txt"], "2 class names for 3 classes"),
         (["source.safetensors", "new.pth", "--class-names", "none.txt"], "there is no file none.txt"),

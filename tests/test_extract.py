@@ -317,7 +317,7 @@ class TestOut:
     def test_a_folder_that_cannot_be_written_is_said_first(self, tmp_path, manifest, model):
         (tmp_path / "file").touch()
         status, _, err = run("--model", model, "--manifest", manifest, "--out", tmp_path / "file" / "new", *FEW)
-        assert status == 2 and err.startswith("error: ") and "another folder" in err and err.count("\n") == 1
+        assert status == 2 and err.startswith("error: ") and "give another name" in err and err.count("\n") == 1
 
 
 @pytest.mark.slow

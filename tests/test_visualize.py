@@ -148,7 +148,7 @@ def test_the_recipe_of_a_run_spaces_the_frames(show, save, monkeypatch, tmp_path
         ((), "x.avi", "give a name that ends in .mp4, .gif or .png"),
         (("--weights", "nowhere.safetensors"), "x.png", "there is no file or folder nowhere.safetensors"),
         (("--start", "99"), "x.png", "the video lasts 1.60 s"),
-        (("--clips", "0"), "x.png", "at least 1 clip"),
+        (("--clips", "0"), "x.png", "--clips is at least 1, got 0"),
         (("--keep_ratio", "0.05"), "x.png", "must be below keep_ratio"),
         (("--keep_ratio", "3"), "x.png", "keep_ratio: Input should be less than or equal to 1"),
         (("--recipe", "tinny"), "x.png", "did you mean tiny?"),

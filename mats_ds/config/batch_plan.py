@@ -79,9 +79,9 @@ def plan_batch(ds_config: Mapping[str, Any], *, recipe_batch: int, world_size: i
         how = "gradient accumulation keeps the recipe's global batch" if accumulation > 1 else "the recipe's global batch"
         note = f"{sum_text}: {how}; learning rate as in the recipe"
     else:
-        why = f'the JSON sets "{ACCUMULATION_KEY}"' if stated else f"{recipe_batch} is no multiple of {at_once}"
+        why = f'the JSON sets "{ACCUMULATION_KEY}"' if stated else f"{recipe_batch:,} is no multiple of {at_once:,}"
         note = (
-            f"{sum_text} instead of the recipe's {recipe_batch} ({why}): the learning rate follows the linear rule, "
+            f"{sum_text} instead of the recipe's {recipe_batch:,} ({why}): the learning rate follows the linear rule, "
             f"x {format_figure(actual / recipe_batch, 3)}"
         )
     return BatchPlan(micro, accumulation, world_size, actual, note, repeats)

@@ -141,6 +141,8 @@ def _join_spread(word: str, rest: Sequence[str], keys: Sequence[str]) -> tuple[s
 def _apply_override(tree: dict[str, Any], override: str, keys: Sequence[str]) -> str | None:
     """Write one `a.b=value` into the tree; returns the mistake in it, if any."""
     key, equals, text = override.partition("=")
+    if equals and key.strip() and not text.strip():  # as of an unset variable of a shell
+        return f"override {override!r}: no value; {key.strip()}=null is for none"
     if not equals or not key.strip():
         return f"override {override!r}: expected section.key=value, {_guess_override(override, keys)}"
     leaf = key.strip().rpartition(".")[2]
@@ -193,7 +195,8 @@ def _explain(problem: Any, schema: type[BaseModel]) -> str:
         hint = f"; did you mean {elsewhere[0]}?" if elsewhere else did_you_mean(dotted, names, cutoff=0.7)
         hint = hint or did_you_mean(dotted, list_keys(schema), cutoff=0.7)
         if not hint and len(path) == 1 and path[0] in OF_FINETUNING:
-            return f"{dotted} is a section of recipes for fine-tuning, and this is pre-training: leave it out"
+            verb = own_command("finetune")
+            return f"{dotted} is a section of recipes for fine-tuning ({verb}), and this is pre-training: leave it out"
         if not hint:
             hint = f"; valid here: {', '.join(names)}"
         return f"{dotted} is not a key of a recipe{hint}"

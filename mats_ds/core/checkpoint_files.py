@@ -137,7 +137,7 @@ def read_complete(checkpoint: Path) -> Complete:
         )
     step, named = _number(content, "step", 0, MAX_STEP), step_of_name(checkpoint.name)
     if named is not None and step != named:
-        raise OtherStep(f"it holds step {step}: call it {name_of_step(step)} if you want to go on from it")
+        raise OtherStep(f"it holds step {step:,}: call it {name_of_step(step)} if you want to go on from it")
     complete = Complete(
         step=step,
         world_size=_number(content, "world_size", 1, MAX_RANKS),
@@ -194,7 +194,7 @@ def _examine_file(checkpoint: Path, stated: FileSum, with_sums: bool) -> Verdict
         with open_regular(checkpoint / name, below=checkpoint) as stream:
             num_bytes = os.fstat(stream.fileno()).st_size
             if num_bytes != stated.num_bytes:
-                return Verdict(f"{name} has {num_bytes} bytes instead of {stated.num_bytes}")
+                return Verdict(f"{name} has {num_bytes:,} bytes instead of {stated.num_bytes:,}")
             if with_sums and hash_stream(stream) != stated.sha256:
                 return Verdict(f"{name} does not match its checksum")
     except (FileNotFoundError, NotADirectoryError):

@@ -53,27 +53,39 @@ def format_duration(seconds: float) -> str:
     return f"{hours // 24:,} days {hours % 24} h" if hours < 24 * 100 else f"{hours // 24:,} days"
 
 
+def format_seconds(seconds: float) -> str:
+    """How long a piece of work took: "under 0.1 s", "3.2 s", "1,250 s"."""
+    if seconds < 0.1:
+        return "under 0.1 s"
+    return f"{seconds:.1f} s" if seconds < 10 else f"{seconds:,.0f} s"
+
+
 def format_part(ratio: float, noun: str) -> str:
     """ "30% of the tokens", or "all tokens"."""
     return f"all {noun}" if ratio == 1 else f"{100 * ratio:.3g}% of the {noun}"
 
 
 def format_count(number: int, noun: str) -> str:
-    """ "1 step", "3 steps", "2 classes", "0 copies"; of a noun of several words the last has the
-    plural."""
-    return f"1 {noun}" if number == 1 else f"{number} {plural(noun)}"
-
-
-def format_views(num_clips: int, num_crops: int) -> str:
-    """The views of a video: "5 x 3 views" (clips x crops), "1 x 1 view"."""
-    return f"{num_clips} x {num_crops} {'view' if num_clips * num_crops == 1 else 'views'}"
+    """ "1 step", "12,000 steps", "2 classes", "0 copies"; of a noun of several words the last has
+    the plural."""
+    return f"{number:,} {noun if number == 1 else plural(noun)}"
 
 
 def plural(noun: str) -> str:
-    """ "steps", "batches", "copies"."""
+    """ "steps", "batches", "entries", "days"."""
     if noun.endswith("y") and noun[-2] not in "aeiou":
         return f"{noun[:-1]}ies"
     return f"{noun}{'es' if noun.endswith(('s', 'x', 'ch', 'sh')) else 's'}"
+
+
+def format_all(number: int, noun: str) -> str:
+    """ "all 12,000 steps", or "its only step"."""
+    return f"its only {noun}" if number == 1 else f"all {format_count(number, noun)}"
+
+
+def format_views(clips: int, crops: int) -> str:
+    """The views of a video, clips x crops: "1 x 1 view", "5 x 3 views"."""
+    return f"{clips:,} x {format_count(crops, 'view')}" if clips * crops == 1 else f"{clips:,} x {crops:,} views"
 
 
 def ratio_of(over: float | None, under: float | None) -> float | None:

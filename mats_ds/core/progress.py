@@ -15,7 +15,7 @@ import time
 from collections.abc import Callable, Iterable, Iterator
 from typing import Any, TypeVar
 
-from mats_ds.core.format import format_duration, plural
+from mats_ds.core.format import format_count, format_duration, plural
 
 T = TypeVar("T")
 
@@ -24,7 +24,7 @@ MEASURED_UNITS = 3  # after the first, that an estimate is made of ...
 MEASURED_SECONDS = 20.0  # ... or so many seconds, and one unit
 LONG_SECONDS = 1800.0  # jobs with more left also get the time on the clock
 # tqdm's bar without its own estimate, which is another one: it counts the first unit too
-BAR_FORMAT = "{desc}{percentage:3.0f}%|{bar}| {n_fmt}/{total_fmt} [{elapsed}, {rate_fmt}{postfix}]"
+BAR_FORMAT = "{desc}{percentage:3.0f}%|{bar}| {n:,}/{total:,} [{elapsed}, {rate_fmt}{postfix}]"
 
 
 def format_clock(unix_seconds: float, *, now_seconds: float) -> str:
@@ -98,8 +98,8 @@ class Ticker:
             self._bar.update(done - self._bar.n)
         elif self._label and time.monotonic() - self._printed_seconds > LINE_SECONDS:
             self._printed_seconds = time.monotonic()
-            of = f"at most {self._total}" if self._at_most else self._total
-            logging.getLogger("mats_ds").info("%s: %d of %s %s; %s", self._label, done, of, plural(self._unit), left)
+            of = f"{'at most ' * self._at_most}{format_count(self._total, self._unit)}"
+            logging.getLogger("mats_ds").info("%s: %s of %s; %s", self._label, f"{done:,}", of, left)
 
     def close(self) -> None:
         """Take the bar away."""

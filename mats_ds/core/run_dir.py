@@ -144,7 +144,7 @@ def describe_standing(run_dir: str | Path) -> str:
     except OSError as error:  # the disk or its permissions may be what ended the run
         return f"what is saved cannot be seen now ({error.strerror or error}); once it can, go on with {resume}"
     if newest is not None:
-        return f"step {step_of_name(newest.name)} was written in full, go on with {resume}"
+        return f"step {step_of_name(newest.name):,} was written in full, go on with {resume}"
     if finished:
         return f"none of the checkpoints in {folder / CHECKPOINTS} is whole, begin again with another --out"
     return f"no step is saved, start again with {resume}, from the first step"

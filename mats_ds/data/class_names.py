@@ -40,7 +40,7 @@ class MergedNames:
         if not self.merged:
             return []
         shown = [" and ".join(map(repr, spellings)) for spellings in list(self.merged.values())[:MAX_SHOWN]]
-        more = f", and {len(self.merged) - MAX_SHOWN} more" if len(self.merged) > MAX_SHOWN else ""
+        more = f", and {len(self.merged) - MAX_SHOWN:,} more" if len(self.merged) > MAX_SHOWN else ""
         count = f"{len(self.merged)} {'class is' if len(self.merged) == 1 else 'classes are'}"
         return [f"{count} spelt in more than one way, and each is one class: {'; '.join(shown)}{more}"]
 

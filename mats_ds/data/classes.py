@@ -87,7 +87,9 @@ def check_labels(manifest: Manifest, num_classes: int, *, advice: str) -> None:
         (manifest.label_S < 0, "no label (-1 is none)", UNLABELLED_ADVICE),
         (
             manifest.label_S >= num_classes,
-            f"a label that is none of the {format_count(num_classes, 'class')} 0 to {num_classes - 1}",
+            f"a label that is none of the {format_count(num_classes, 'class')} 0 to {num_classes - 1:,}"
+            if num_classes > 1
+            else "a label that is not 0, the only class",
             advice,
         ),
     ):
@@ -96,7 +98,7 @@ def check_labels(manifest: Manifest, num_classes: int, *, advice: str) -> None:
             label = f" ({manifest.label_S[first]})" if manifest.label_S[first] >= 0 else ""
             fix = fix.replace("{needed}", str(needed))
             raise ValueError(
-                f"{count} of {format_count(len(manifest), 'video')} of {manifest.name} {'has' if count == 1 else 'have'} "
+                f"{count:,} of {format_count(len(manifest), 'video')} of {manifest.name} {'has' if count == 1 else 'have'} "
                 f"{problem}; the first is {manifest.paths[first]}{label}: {fix}"
             )
 

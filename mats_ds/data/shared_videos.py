@@ -47,8 +47,8 @@ class SharedVideos:
     def describe(self, pairs: list[tuple[int, int]], what: str) -> list[str]:
         """The number of these pairs, and the first few."""
         lines = [f"  - {self.test.paths[row]}{self._alias(row, other)}" for row, other in pairs[:SHOWN]]
-        more = [f"  and {len(pairs) - SHOWN} more"] if len(pairs) > SHOWN else []
-        return [f"{len(pairs)} of {format_count(len(self.test), 'video')} of {self.test.name} {what}:", *lines, *more]
+        more = [f"  and {len(pairs) - SHOWN:,} more"] if len(pairs) > SHOWN else []
+        return [f"{len(pairs):,} of {format_count(len(self.test), 'video')} of {self.test.name} {what}:", *lines, *more]
 
     def _alias(self, row: int, other: int) -> str:
         path, train_path = self.test.paths[row], self.train.paths[other]

@@ -152,7 +152,7 @@ def describe_differences(reports: Sequence[_Report], details: Sequence[Mapping[s
         differing = [(f"{name}: {key}", values) for key, values in zip(keys, split, strict=True) if len(set(values)) > 1]
         for title, values in differing or [(name, [report.facts[name] for report in reports])]:
             lines.append(f"  {title}: {_list_values(reports, values)}")
-    more = [f"  and {len(lines) - MAX_LINES} more"] if len(lines) > MAX_LINES else []
+    more = [f"  and {len(lines) - MAX_LINES:,} more"] if len(lines) > MAX_LINES else []
     return Lines(
         "the hosts of this run do not have the same:",
         *lines[:MAX_LINES],

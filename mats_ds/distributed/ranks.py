@@ -80,7 +80,10 @@ def find_device(name: str | None) -> torch.device:
         raise ValueError(f"there is no device {name!r}: write cpu, cuda or cuda:NUMBER") from None
     if device.type == "cuda":
         if (device.index or 0) >= num_gpus:
-            raise ValueError(f"there is no device {name!r}: torch sees {format_count(num_gpus, 'GPU')}")
+            raise ValueError(
+                f"there is no device {name!r}: torch sees {format_count(num_gpus, 'GPU')}; write cpu"
+                + (f", or cuda:0 to cuda:{num_gpus - 1}" if num_gpus else "")
+            )
         device = torch.device("cuda", device.index or 0)
         torch.cuda.set_device(device)
     elif device.type != "cpu":

@@ -82,14 +82,14 @@ def open_classifier(
     if weights.spec.kind != "classifier":
         raise ValueError(
             f"{request.path} is {weights.source} without a classification head: fine-tune it first, "
-            f"or take its features with {own_command('extract')}"
+            f"or take its features: {own_command('extract', '--model', request.path)} --manifest VIDEOS.csv --out features"
         )
     for line in describe_weights(request.path, weights):
         logger.info("%s", line)
     model = load_model(weights)
     names = tuple(read_class_list(Path(class_names)).names) if class_names else model.class_names
     if names and len(names) != model.num_classes:
-        raise ValueError(f"{class_names} names {format_count(len(names), 'class')}, the model has {model.num_classes}")
+        raise ValueError(f"{class_names} names {format_count(len(names), 'class')}, the model has {model.num_classes:,}")
     views = plan_views(request, weights, grid=model.grid, num_frames=model.candidate_grid.num_frames, device=device)
     logger.info("%s; %s; %s", views.describe_views(), views.describe_clips(), views.precision)
     model = model.to(device, views.dtype).eval()
@@ -190,10 +190,10 @@ def write_test(
     say(f"weights: {test.path}: {test.source}")
     shown = format_views(views.num_clips, views.num_crops)
     say(
-        f"{len(readable_R)} of {format_count(len(manifest), 'video')} of {manifest.name} scored on {shown}; accuracy "
+        f"{len(readable_R):,} of {format_count(len(manifest), 'video')} of {manifest.name} scored on {shown}; accuracy "
         f"is over these"
     )
-    known_lines = [f"  {number} of them {name}: no accuracy on unseen videos" for name, number in known.items() if number]
+    known_lines = [f"  {number:,} of them {name}: no accuracy on unseen videos" for name, number in known.items() if number]
     if known.get(CHOSE) and test.used["which"] == "best":
         known_lines.append("  the run's last weights are chosen on nothing: test them with --weights_from last")
     say(*known_lines, *describe_bad(scored.bad), *describe_points(points), f"written: {out}")

@@ -238,7 +238,10 @@ def choose_clip_section(request: ModelRequest, weights: Weights, grid: TokenGrid
     try:
         return ClipSection.model_validate({**spacing, **request.sampling, **size}), "; ".join(sources)
     except ValidationError as error:
-        problems = "; ".join(f"{'.'.join(map(str, problem['loc']))}: {problem['msg']}" for problem in error.errors())
+        problems = "; ".join(
+            f"{'.'.join(f'--{name}' for name in problem['loc'])}: {problem['msg']}, got {problem['input']!r:.80}"
+            for problem in error.errors()
+        )
         raise ValueError(f"clips cannot be sampled so: {problems}") from None
 
 

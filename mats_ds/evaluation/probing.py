@@ -16,7 +16,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from mats_ds.core.format import format_count, format_views
+from mats_ds.core.format import format_bytes, format_count, format_seconds, format_views
 from mats_ds.core.run_dir import collect_versions
 from mats_ds.core.storage.files import write_json
 from mats_ds.core.storage.folder_lock import release_folder
@@ -121,8 +121,8 @@ def probe(
                 for part, manifest in (("train", train_set), ("val", val_set))
             )
             seconds, num_videos = time.monotonic() - began, len(val_features.label_S)
-            counts = f"{len(train_features.label_S)} train and {format_count(num_videos, 'val video')}"
-            say(f"{name} weights: {encoder.width} features of {counts} in {seconds:.1f} s")
+            counts = f"{len(train_features.label_S):,} train and {format_count(num_videos, 'val video')}"
+            say(f"{name} weights: {encoder.width} features of {counts} in {format_seconds(seconds)}")
             sizes = dict(num_classes=num_classes, heads=subject.spec.heads)
             results += fit_probes(train_features, val_features, options, **sizes, weights_name=name, device=device)
         chance = ChanceLevel(num_classes, float(torch.bincount(val_features.label_S).max()) / num_videos)
@@ -177,8 +177,8 @@ def get_features(
     gib = len(manifest) * num_tokens * encoder.width * TOKEN_BYTES / GIB
     if needs_tokens and gib > options.token_gib:
         raise ValueError(
-            f"the tokens of {manifest.name} take {gib:.1f} GiB, and --token_gib allows {options.token_gib:g}: raise it, lower "
-            "--keep_ratio or the number of views, or leave the attentive probe out (--probes knn linear)"
+            f"the tokens of {manifest.name} take {format_bytes(gib * GIB)}, and --token_gib allows {options.token_gib:g} GiB: "
+            "raise it, lower --keep_ratio or the number of views, or leave the attentive probe out (--probes knn linear)"
         )
     if out is None:
         return extract_set(encoder, manifest, views, needs_tokens=needs_tokens, label=name)

@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 
 from mats_ds.core.clips import BadClip
-from mats_ds.core.format import format_figure, format_part
+from mats_ds.core.format import format_figure, format_part, format_seconds
 from mats_ds.core.storage.documents import parse_json
 from mats_ds.core.storage.files import describe_wrong_kind, format_csv, read_bytes, write_json, write_text
 from mats_ds.core.storage.output_folder import make_subfolder, remove_parts
@@ -175,7 +175,7 @@ def count_videos(videos: Sequence[VideoScore], *, num_views: int) -> dict[str, i
 def describe_bad(bad: Sequence[BadClip]) -> list[str]:
     """Lines that name the first unreadable videos and count the others."""
     lines = [f"  {clip.verdict}" for clip in bad[:SHOWN_BAD]]
-    return lines if len(bad) <= SHOWN_BAD else [*lines, f"  and {len(bad) - SHOWN_BAD} more, in unreadable.csv"]
+    return lines if len(bad) <= SHOWN_BAD else [*lines, f"  and {len(bad) - SHOWN_BAD:,} more, in unreadable.csv"]
 
 
 def describe_points(points: Sequence[SweepPoint]) -> list[str]:
@@ -205,7 +205,7 @@ class ProbeResult:
     seconds: float
 
     def describe(self) -> str:
-        return f"{self.probe:<10} {self.weights:<8} {self.top1.describe()}  ({self.settings}; {self.seconds:.1f} s)"
+        return f"{self.probe:<10} {self.weights:<8} {self.top1.describe()}  ({self.settings}; {format_seconds(self.seconds)})"
 
     def as_json(self) -> dict[str, object]:
         return {

@@ -21,7 +21,7 @@ from torch import nn
 
 from mats_ds.core.clips import BadClip
 from mats_ds.core.events import RunInfo, StepEvent
-from mats_ds.core.format import format_count
+from mats_ds.core.format import format_count, format_seconds
 from mats_ds.core.progress import show_progress
 from mats_ds.core.storage.documents import parse_json
 from mats_ds.core.storage.files import open_regular, open_to_append, write_text
@@ -173,12 +173,12 @@ def describe_evaluation(evaluation: Evaluation, *, best: float, num_classes: int
     """One line for the console; of so few classes that five are all of them, the top-1 alone."""
     top1 = 100 * evaluation.top1
     top5 = f"top-{TOP} {100 * evaluation.top5:.2f}%, " if num_classes > TOP else ""
-    unreadable = f", {evaluation.num_unreadable} unreadable" if evaluation.num_unreadable else ""
+    unreadable = f", {evaluation.num_unreadable:,} unreadable" if evaluation.num_unreadable else ""
     ending = "the best so far" if evaluation.is_best else f"best {100 * best:.2f}%"
     return (
-        f"test after step {evaluation.step} (epoch {evaluation.epoch:.1f}): top-1 {top1:.2f}%, {top5}"
+        f"test after step {evaluation.step:,} (epoch {evaluation.epoch:.1f}): top-1 {top1:.2f}%, {top5}"
         f"loss {evaluation.loss:.3f} on {format_count(evaluation.num_videos, 'video')} of {evaluation.measured_on}{unreadable}, "
-        f"{evaluation.seconds:.1f} s; {ending}"
+        f"{format_seconds(evaluation.seconds)}; {ending}"
     )
 
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 
+from mats_ds.core.format import format_count
 from mats_ds.core.token_grid import KEEPING_STRATEGIES, count_tokens
 from mats_ds.models.feature_extractor import VideoEncoder
 from mats_ds.models.model_spec import ModelSpec
@@ -31,7 +32,9 @@ def open_network(weights: Weights, *, keep_ratio: float | None) -> VideoEncoder:
     elif not 0 < keep_ratio <= 1:
         raise ValueError(f"--keep-ratio is above 0 and at most 1, got {keep_ratio:g}")
     if count_tokens(keep_ratio, spec.grid.num_tokens) < 1:
-        raise ValueError(f"--keep-ratio {keep_ratio:g} of {spec.grid.num_tokens} tokens is no token at all: raise it")
+        raise ValueError(
+            f"--keep-ratio {keep_ratio:g} of {format_count(spec.grid.num_tokens, 'token')} is no token at all: raise it"
+        )
     changes = {"keep_ratio": keep_ratio, "visible_ratio": keep_ratio}
     if keep_ratio == 1:  # frames are selected by their kept tokens
         changes["num_candidate_frames"] = 0

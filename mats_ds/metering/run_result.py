@@ -40,16 +40,16 @@ class RunResult:
     def describe(self) -> list[str]:
         """Lines for the console."""
         last, best = self.last, self.best
-        videos = format_count(last["num_videos"], "video")
-        where = f"{videos} of {last['measured_on']}, {format_views(last['clips'], last['crops'])} each"
+        views = format_views(last["clips"], last["crops"])
+        where = f"{format_count(last['num_videos'], 'video')} of {last['measured_on']}, {views} each"
         lines = [
-            f"result: top-1 {top1_of(last).describe()} on {where}: the last weights (step {last['step']}{_average(last)}), "
+            f"result: top-1 {top1_of(last).describe()} on {where}: the last weights (step {last['step']:,}{_average(last)}), "
             "chosen on nothing"
         ]
         if self.num_trained_on:
-            lines.append(f"  training has seen {self.num_trained_on} of these, too: this is no accuracy on unseen videos")
+            lines.append(f"  training has seen {self.num_trained_on:,} of these, too: this is no accuracy on unseen videos")
         lines.append(
-            f"{self.best_file}: step {best['step']}{_average(best)}, chosen as the best of "
+            f"{self.best_file}: step {best['step']:,}{_average(best)}, chosen as the best of "
             f"{format_count(self.num_tests, 'test')} on "
             f"{best['measured_on'] or last['measured_on']}: its top-1 of {100 * best['top1']:.2f}% there is no result"
         )

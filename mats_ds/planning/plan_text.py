@@ -69,13 +69,13 @@ def plan_to_json(question: Question, planned: Forecast, *, largest: int, exact: 
 def _verdict(question: Question, planned: Forecast, largest: int) -> str:
     work, zero = planned.workload, question.ds_config.get("zero_optimization", {}).get("stage", 0)
     depth = f", {format_count(work.decoder_depth, 'decoder block')}" if work.task == "pretrain" else ""
-    what = f"{work.model_name} {work.task} ({work.pruning.strategy}{depth}), micro-batch {planned.micro_batch}, "
+    what = f"{work.model_name} {work.task} ({work.pruning.strategy}{depth}), micro-batch {planned.micro_batch:,}, "
     what += f"{question.precision}, ZeRO-{zero}"
     percent = 100 * planned.total_bytes / planned.gpu.memory_bytes
     need = f"{format_bytes(planned.total_bytes)} of {format_bytes(planned.gpu.memory_bytes)} ({percent:.0f}%)"
     verdict = "FITS" if planned.fits else "DOES NOT FIT"
-    most = f"the largest micro-batch that fits is {largest}" if largest else "not even a micro-batch of one clip fits"
-    return f"{verdict}: {what} on {planned.world_size} x {planned.gpu.name}: {need} a GPU; {most}"
+    most = f"the largest micro-batch that fits is {largest:,}" if largest else "not even a micro-batch of one clip fits"
+    return f"{verdict}: {what} on {planned.world_size:,} x {planned.gpu.name}: {need} a GPU; {most}"
 
 
 def _how_to_fit(question: Question, planned: Forecast) -> list[str]:
@@ -147,7 +147,7 @@ def _blocks(planned: Forecast) -> list[str]:
 def _compute(question: Question) -> list[str]:
     flops, time, batch = question.workload.flops(), question.time, question.batch
     epoch_clips = time.steps_per_epoch * time.clips_per_step
-    forward = f"{flops.forward_macs / 1e9:.1f} GMACs ({format_flops(flops.forward_flops)})"
+    forward = f"{format_figure(flops.forward_macs / 1e9, 4)} GMACs ({format_flops(flops.forward_flops)})"
     lines = [
         f"computation of a clip: forward {forward}; forward and backward "
         f"{format_flops(flops.training_flops)} needed, {format_flops(flops.hardware_flops)} executed",

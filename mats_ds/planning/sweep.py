@@ -98,7 +98,7 @@ def format_sweep(cells: list[Cell], *, micro_batch: int, world_size: int, mfu: f
     """The table for a console: one line a size and node, both methods side by side."""
     lines = [
         f"Per GPU of {world_size}, ZeRO as in the JSON: GB in total at micro-batch {micro_batch} (* does not fit), the largest",
-        f"micro-batch that fits, training TFLOPs a clip, minutes for an epoch of {EPOCH_CLIPS} clips at {100 * mfu:.0f}% MFU.",
+        f"micro-batch that fits, training TFLOPs a clip, minutes for an epoch of {EPOCH_CLIPS:,} clips at {100 * mfu:.0f}% MFU.",
     ]
     for task in TASKS:
         lines += ["", "pre-training" if task == "pretrain" else "fine-tuning (60% of the tokens with MATS, all with VideoMAE)"]
@@ -126,8 +126,8 @@ def compare_published(base: Workload, ds_config: Mapping[str, Any], *, world_siz
     """ViT-L at the published batch: tensors of all GPUs together, at three levels of recomputation,
     beside the published GB."""
     lines = [
-        f"ViT-L pre-training at a global batch of {PUBLISHED_BATCH} on {world_size} GPUs, tensors of all GPUs at their peak, GB "
-        "(published: EVEREST, decoder depth not stated):"
+        f"ViT-L pre-training at a global batch of {PUBLISHED_BATCH:,} on {format_count(world_size, 'GPU')}, "
+        "tensors of all GPUs at their peak, GB (published: EVEREST, decoder depth not stated):"
     ]
     for method in METHODS:
         work = work_of(base, size="large", method=method, task="pretrain")

@@ -197,7 +197,7 @@ def _judge_records(measured: Measured) -> Check:
     if measured.missing:
         return Check("records", False, "; ".join(measured.missing))
     whose = "on every rank" if measured.num_ranks > 1 else ""
-    steps = f"all {measured.num_steps} steps" if measured.num_steps > 1 else "the only step"
+    steps = f"all {measured.num_steps:,} steps" if measured.num_steps > 1 else "the only step"
     return Check("records", True, f"{steps} recorded {whose}".rstrip())
 
 
@@ -207,7 +207,7 @@ def _judge_outcome(measured: Measured) -> Check:
     if measured.outcome == FINISHED:
         return Check("outcome", True, "the run finished")
     rank = f" on rank {measured.outcome_rank}" if measured.outcome_rank else ""
-    step = "" if measured.last_step is None else f" after step {measured.last_step}"
+    step = "" if measured.last_step is None else f" after step {measured.last_step:,}"
     return Check("outcome", False, f"the run stopped early{rank}{step}: {first_line(measured.outcome)}")
 
 
@@ -225,7 +225,7 @@ def _describe_silence(measured: Measured) -> str:
         return "the run has not ended: it is still going on, or was killed"
     age = f"{silent_seconds:.0f} s" if silent_seconds < 120 else f"{silent_seconds / 60:.0f} min"
     age = age if silent_seconds < 7200 else f"{silent_seconds / 3600:.1f} h"
-    record = "its last record" + ("" if measured.last_step is None else f", of step {measured.last_step},") + f" is {age} old"
+    record = "its last record" + ("" if measured.last_step is None else f", of step {measured.last_step:,},") + f" is {age} old"
     if measured.state == KILLED:
         return f"the run did not end by itself: it was killed or hangs; {record}"
     return f"the run has not ended: it is still going on, or was killed; {record}"

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from mats_ds.core.events import PHASES
-from mats_ds.core.format import format_bytes, format_figure, format_flops, format_hours, ratio_of, shorten
+from mats_ds.core.format import format_bytes, format_count, format_figure, format_flops, format_hours, ratio_of, shorten
 from mats_ds.core.text import clean_line
 from mats_ds.metering.chance import MIN_STEPS, differ_beyond_chance
 from mats_ds.reporting.figures import Figures
@@ -94,7 +94,7 @@ def format_comparison(a: Figures, b: Figures) -> str:
     differences = list_differences(a, b)
     shown = [f"  {line}" for line in differences[:MAX_DIFFERENCES]]
     if len(differences) > MAX_DIFFERENCES:
-        shown.append(f"  and {len(differences) - MAX_DIFFERENCES} more")
+        shown.append(f"  and {len(differences) - MAX_DIFFERENCES:,} more")
     return "\n".join(map(clean_line, [*lines, "", "set differently:", *(shown or ["  nothing"])]))
 
 
@@ -170,5 +170,5 @@ def _diff(a: list[str], b: list[str]) -> list[str]:
 def _lines_of(text: str) -> list[str]:
     lines = text.splitlines()
     if len(lines) > MAX_LINES:
-        lines = [*lines[:MAX_LINES], f"(and {len(lines) - MAX_LINES} more lines, which are not compared)"]
+        lines = [*lines[:MAX_LINES], f"(and {format_count(len(lines) - MAX_LINES, 'more line')}, which are not compared)"]
     return [shorten(line) for line in lines]

@@ -81,7 +81,7 @@ def _list_rows(numbers: Sequence[int]) -> list[Stretch]:
 def _name_steps(gaps: list[Stretch]) -> str:
     num = sum(last - first + 1 for first, last in gaps)
     names = [str(first) if first == last else f"{first} to {last}" for first, last in gaps[:NUM_NAMED]]
-    more = f" and {len(gaps) - NUM_NAMED} more stretches" if len(gaps) > NUM_NAMED else ""
+    more = f" and {format_count(len(gaps) - NUM_NAMED, 'more stretch')}" if len(gaps) > NUM_NAMED else ""
     return f"{num} step{'s' if num > 1 else ''}: {', '.join(names)}{more}"
 
 
@@ -242,5 +242,5 @@ BEYOND = f"more than chance gives (t-test at {100 * LEVEL:g}%)"
 def describe_doubt(num_steps: int, finding: str) -> str:
     """Why nothing is advised: too few steps, or a finding of so many that may be chance."""
     if num_steps < MIN_STEPS:
-        return f"{format_count(num_steps, 'step')} after the warm-up are too few to judge, {MIN_STEPS} are needed"
+        return f"{format_count(num_steps, 'step')} after the warm-up: too few to judge, {MIN_STEPS} are needed"
     return f"in {format_count(num_steps, 'step')} {finding} (t-test at {100 * LEVEL:g}%)"

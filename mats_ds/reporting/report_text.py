@@ -50,8 +50,8 @@ def describe(figures: Figures) -> list[Row]:
     """All rows of the report, one a subject."""
     info = figures.run.info
     ranks, clips = format_count(info.world_size, "rank"), format_count(info.micro_batch, "clip")
-    batch = f"{ranks} x {clips} x {info.accumulation} accumulated = {info.global_batch} a step"
-    length = f"step {figures.span.last_step} of {info.total_steps}, epoch {_last_epoch(figures)}"
+    batch = f"{ranks} x {clips} x {info.accumulation} accumulated = {info.global_batch:,} a step"
+    length = f"step {figures.span.last_step:,} of {info.total_steps:,}, epoch {_last_epoch(figures)}"
     length += f"; {format_count(figures.num_clips, 'clip')}"
     if figures.hours is not None:
         length += f"; {format_hours(figures.hours)} for the entire run at this speed"
@@ -90,18 +90,19 @@ def describe_loss(figures: Figures) -> str:
     text = "no finite loss was recorded"
     if first is not None and last is not None:
         text = f"{format_figure(first)} -> {format_figure(last)}" + (
-            f" (means of the first and last {width} steps)" if width > 1 else ""
+            f" (means of the first and last {width:,} steps)" if width > 1 else ""
         )
     if figures.num_not_finite:
         step = min(rank.first_not_finite_step for rank in figures.ranks if rank.first_not_finite_step is not None)
-        text += f"; not finite on {format_count(figures.num_not_finite, 'step')}, first at step {step}"
+        text += f"; not finite on {format_count(figures.num_not_finite, 'step')}, first at step {step:,}"
     return text
 
 
 def describe_tokens(figures: Figures) -> str:
     info = figures.run.info
     percent = 100 * info.kept / info.num_tokens if info.num_tokens else 0.0
-    return f"{info.kept} of {info.num_tokens} kept ({percent:.1f}%): {info.visible} visible, {info.targets} targets"
+    kept = f"{info.kept:,} of {format_count(info.num_tokens, 'token')} kept ({percent:.1f}%)"
+    return f"{kept}: {info.visible:,} visible, {format_count(info.targets, 'target')}"
 
 
 def describe_achieved(figures: Figures) -> str:
@@ -132,7 +133,7 @@ def describe_bad_videos(figures: Figures) -> str:
     counts = {"unreadable": len(figures.bad_videos) - num_damaged, DAMAGED.rstrip(": "): num_damaged}
     text = ", ".join(f"{format_count(number, 'video')} {kind}" for kind, number in counts.items() if number or not num_damaged)
     text += f"; {format_count(figures.num_substitutes, 'clip')} replaced by a substitute"
-    return f"{text}: {'; '.join(named)}" + (f"; and {more} more in bad_clips.csv" if more > 0 else "")
+    return f"{text}: {'; '.join(named)}" + (f"; and {more:,} more in bad_clips.csv" if more > 0 else "")
 
 
 def list_notes(figures: Figures) -> list[str]:
@@ -142,7 +143,7 @@ def list_notes(figures: Figures) -> list[str]:
     num_unreadable = sum(rank.num_unreadable for rank in figures.ranks)
     if len(figures.run.parts) > 1:
         parts = figures.run.parts[1:]
-        firsts = ", ".join(str(part.first_step) for part in parts[-NUM_LISTED_PARTS:])
+        firsts = ", ".join(f"{part.first_step:,}" for part in parts[-NUM_LISTED_PARTS:])
         firsts = firsts if len(parts) <= NUM_LISTED_PARTS else f"{firsts} (the last of {len(parts)})"
         again = f"; {format_count(num_superseded, 'older record')} of repeated steps left out" if num_superseded else ""
         notes.append(f"resumed at step {firsts}{again}")
@@ -168,7 +169,7 @@ def list_notes(figures: Figures) -> list[str]:
 def _describe_memory(figures: Figures) -> str:
     worst = figures.worst_rank
     text = (
-        f"rank {worst.rank} peaked at {format_bytes(worst.peak_bytes)} in step {worst.peak_step}; this is {figures.memory_name}"
+        f"rank {worst.rank} peaked at {format_bytes(worst.peak_bytes)} in step {worst.peak_step:,}; this is {figures.memory_name}"
     )
     if not figures.on_gpu:
         return f"{text} of the process with its libraries, as no GPU was used"
@@ -183,7 +184,7 @@ def _describe_throughput(figures: Figures) -> str:
     if figures.clips_per_second is None:
         return "not known: no step was timed"
     skipped = figures.span.num_warmup_steps
-    without = f", without the first {format_count(skipped, 'step')}" if skipped else ""
+    without = f", without the first {'step' if skipped == 1 else format_count(skipped, 'step')}" if skipped else ""
     return f"{format_figure(figures.clips_per_second)} on all ranks together (median{without})"
 
 

@@ -45,7 +45,7 @@ def find_scope(
     if num_ranks < gpus:
         phrases.append(f"{'' if phrases else 'on '}{num_ranks} of {format_count(gpus, 'GPU')}")
         caveats.append(
-            f"{num_ranks} of the {gpus} GPUs of {budget_name} {'was' if num_ranks == 1 else 'were'} used: "
+            f"{num_ranks:,} of the {format_count(gpus, 'GPU')} of {budget_name} {'was' if num_ranks == 1 else 'were'} used: "
             f"memory, speed and energy on all {gpus} were not measured"
         )
     return Scope(", ".join(phrases), tuple(caveats))

@@ -247,10 +247,12 @@ class _Loop:
                 self.known_bad[bad.sample] = bad
                 logger.warning("%s (another video is its substitute)", bad.verdict)
         if len(self.known_bad) > self.max_bad_fraction * self.num_videos:
+            are = "is" if len(self.known_bad) == 1 else "are"
             raise TrainingStopped(
                 Lines(
-                    f"unreadable or damaged: {len(self.known_bad)} of {format_count(self.num_videos, 'video')}, more than "
-                    f"data.max_bad_fraction={self.max_bad_fraction} allows: {self.mending}, or raise data.max_bad_fraction",
+                    f"{len(self.known_bad):,} of {format_count(self.num_videos, 'video')} {are} unreadable or damaged, "
+                    f"more than data.max_bad_fraction={self.max_bad_fraction} allows: {self.mending}, "
+                    "or raise data.max_bad_fraction",
                     *(f"  {bad.verdict}" for bad in self.known_bad.values()),
                 )
             )
@@ -259,9 +261,9 @@ class _Loop:
         """A loss or gradient that is not finite: go on once if the engine left the optimizer step
         out, else TrainingStopped."""
         step, before = agreement.step, self.last_skip
-        what = f"the loss of step {step + 1} is not finite on {format_count(ranks_not_finite, 'rank')}"
+        what = f"the loss of step {step + 1:,} is not finite on {format_count(ranks_not_finite, 'rank')}"
         if not ranks_not_finite:
-            what = f"the gradients of step {step + 1} are not finite"
+            what = f"the gradients of step {step + 1:,} are not finite"
         guilty = [
             path
             for loss, paths in zip(agreement.micro_losses, agreement.paths, strict=True)
@@ -271,12 +273,12 @@ class _Loop:
         names = _gather(guilty, self.run)
         listed = [f"  {name or '(blank clip)'}" for name in names[:NAMED_CLIPS]]
         if len(names) > NAMED_CLIPS:
-            listed.append(f"  and {len(names) - NAMED_CLIPS} more")
+            listed.append(f"  and {len(names) - NAMED_CLIPS:,} more")
         if agreement.skipped and (before is None or step - before >= STEPS_BETWEEN_SKIPS):
             self.last_skip = step
             logger.warning(Lines(f"{what}; the step is left out, and the weights stay as they were; its clips:", *listed))
             return
-        again = f", and so was step {before + 1}" if before is not None and agreement.skipped else ""
+        again = f", and so was step {before + 1:,}" if before is not None and agreement.skipped else ""
         rate = f"its peak is {self.run.learning_rate:.2g} at this batch"
         advice = f"lower optim.base_lr ({rate}), or set gradient_clipping in the DeepSpeed JSON"
         with contextlib.suppress(TrainingStopped):  # what is saved is what --resume auto will find
@@ -287,7 +289,7 @@ class _Loop:
         """Raises TrainingInterrupted on all ranks, after `step` steps have been saved."""
         who = next((request for request in gather_on_all(self.watchdog.request, self.run) if request), "a rank was asked to stop")
         raise TrainingInterrupted(
-            f"{who}: step {step} of {self.run.total_steps} is saved, go on with {resume_options(self.run.run_dir)}"
+            f"{who}: step {step:,} of {self.run.total_steps:,} is saved, go on with {resume_options(self.run.run_dir)}"
         )
 
 

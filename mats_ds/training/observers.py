@@ -75,7 +75,7 @@ class Console:
             return
         self.spoke = time.monotonic()
         if self.bar is None:
-            print(f"step {event.step}/{self.run.total_steps}  {self._state(event)}", file=self.stream, flush=True)
+            print(f"step {event.step:,}/{self.run.total_steps:,}  {self._state(event)}", file=self.stream, flush=True)
         else:  # reading the loss waits for the device: once a second is enough for a reader
             if last or event.step == self.run.first_step + 1 or time.perf_counter() - self.since_time > REFRESH_SECONDS:
                 self.bar.set_postfix_str(self._state(event), refresh=False)
@@ -94,7 +94,7 @@ class Console:
         memory = self.memory_bytes()
         memory_text = f"  {memory[1]} {memory[0] / GIBIBYTE:.2f} GiB" if memory else ""
         return (
-            f"loss {float(event.loss):.4f}  {rate:.1f} clips/s  kept {self.run.kept}/{self.run.num_tokens} tokens"
+            f"loss {float(event.loss):.4f}  {rate:.1f} clips/s  kept {self.run.kept:,}/{self.run.num_tokens:,} tokens"
             f"{memory_text}  lr {event.learning_rate:.2e}  {self.left.describe(event.step)}"
         )
 
@@ -111,7 +111,7 @@ class Console:
             since = format_duration(now - self.step_began)
             # between two steps may lie a test or a checkpoint
             state = f"still running, for {since}" if self.done == self.run.first_step else f"not done yet, {since} after the last"
-            text = f"step {self.done + 1}/{self.run.total_steps}  {state}; {self.left.describe(self.done)}"
+            text = f"step {self.done + 1:,}/{self.run.total_steps:,}  {state}; {self.left.describe(self.done)}"
             if self.bar is None:
                 print(text, file=self.stream, flush=True)
             else:

@@ -23,6 +23,7 @@ from mats_ds.core.storage.documents import parse_json
 from mats_ds.core.storage.files import WrongKindOfFile, read_bytes, refuse_wrong_kind
 from mats_ds.core.storage.folder_lock import LOCK_FILE
 from mats_ds.core.storage.output_folder import MARKER, NFS_LEFTOVER, NOBODYS, read_marker
+from mats_ds.core.text import quote_word
 
 logger = logging.getLogger(__name__)
 
@@ -66,7 +67,7 @@ def check_run_folder(folder: Path, *, task: str, resume: bool) -> None:
     if os.path.lexists(folder / RUN_FILE):
         past = read_past_run(folder)
         if past.task != task:
-            hint = f", and begin with its weights: finetune.weights={folder}" if task == "finetune" else ""
+            hint = f", and begin with its weights: {quote_word(f'finetune.weights={folder}')}" if task == "finetune" else ""
             raise ValueError(
                 f"{folder} holds a run of mats_ds/{past.task}.py, and this is mats_ds/{task}.py: name another --out{hint}"
             )
@@ -77,7 +78,7 @@ def check_run_folder(folder: Path, *, task: str, resume: bool) -> None:
     names = list_names(folder)
     is_ours = read_marker(folder) == task and not set(names) & set(LATER)
     if names and not is_ours:
-        more = f" and {len(names) - SHOWN_NAMES} more" if len(names) > SHOWN_NAMES else ""
+        more = f" and {len(names) - SHOWN_NAMES:,} more" if len(names) > SHOWN_NAMES else ""
         shown = ", ".join(map(repr, names[:SHOWN_NAMES]))
         raise ValueError(
             f"--out {folder} holds {shown}{more} and no {RUN_FILE}, so it is no run of mats_ds/{task}.py; nothing in it was "
@@ -157,12 +158,15 @@ def find_newest_run(runs: Path, *, recipe_name: str, task: str) -> Path:
         if (past.recipe_name, past.task) == (recipe_name, task):
             runs_of_recipe.append(past)
     if not runs_of_recipe:
-        raise ValueError(f"--resume auto found no run of {recipe_name} below {runs}/: name its folder with --out")
+        raise ValueError(
+            f"--resume auto found no run of {recipe_name} below {runs}/: "
+            "name its folder with --out, or begin one without --resume"
+        )
     newest = max(runs_of_recipe, key=lambda past: past.started)
     if len(runs_of_recipe) > 1 and newest.started > time.time() + SLACK_SECONDS:
         raise ValueError(
             f"{newest.folder} says that it was started in the future, so a clock is or was wrong and the newest of "
-            f"{len(runs_of_recipe)} runs of {recipe_name} is unknown: name its folder with --out"
+            f"{len(runs_of_recipe):,} runs of {recipe_name} is unknown: name its folder with --out"
         )
     if len(runs_of_recipe) > 1:
         logger.info("going on with %s, the newest of %d runs of %s", newest.folder, len(runs_of_recipe), recipe_name)

@@ -35,7 +35,7 @@ from mats_ds.config.recipe import Recipe
 from mats_ds.core.checkpoint_files import CHECKPOINTS
 from mats_ds.core.clips import ClipBatch
 from mats_ds.core.events import Observer, RunInfo
-from mats_ds.core.format import format_count
+from mats_ds.core.format import format_all
 from mats_ds.core.run_dir import collect_versions, read_run
 from mats_ds.data.clip_sampler import ClipSampler
 from mats_ds.data.loading.build import how_to_mend, name_data, open_loader
@@ -231,7 +231,7 @@ class TrainingRun:
         total = min(scheduled, self.recipe.run.max_steps or scheduled)
         if done >= total:
             length = self._name_length(done, scheduled, steps_per_epoch)
-            raise AlreadyFinished(f"{self.folder} has finished its {format_count(total, 'step')}: {length}, or use another --out")
+            raise AlreadyFinished(f"{self.folder} has finished {format_all(total, 'step')}: {length}, or use another --out")
         return total
 
     def _name_length(self, done: int, scheduled_steps: int, steps_per_epoch: int) -> str:
@@ -260,10 +260,11 @@ class TrainingRun:
         logger.info("%s", compute)
         logger.info("data: %s", data)
         logger.info("batch: %s", self.plan.note)
-        end = f" (of {info.total_steps})" if info.first_step else ""
+        end = f" (of {info.total_steps:,})" if info.first_step else ""
         logger.info(
-            "steps: %d to %d%s, %d an epoch; peak learning rate %.3g; run folder %s",
-            info.first_step + 1, info.total_steps, end, info.steps_per_epoch, info.learning_rate, info.run_dir,
+            "steps: %s to %s%s, %s an epoch; peak learning rate %.3g; run folder %s",
+            f"{info.first_step + 1:,}", f"{info.total_steps:,}", end, f"{info.steps_per_epoch:,}", info.learning_rate,
+            info.run_dir,
         )  # fmt: skip
 
     def observers(

@@ -38,7 +38,7 @@ def plan_excerpts(
     `start_seconds`.
     """
     if num_clips < 1:
-        raise ValueError(f"at least 1 clip can be shown, got {num_clips}")
+        raise ValueError(f"--clips is at least 1, got {num_clips}")
     seconds_F = index.seconds()
     frame_seconds = index.frame_seconds()
     end_seconds = float(seconds_F[-1]) + frame_seconds

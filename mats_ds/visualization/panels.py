@@ -37,7 +37,7 @@ def draw_panels(view: ClipView, wanted: Sequence[str] | None = None) -> list[Pan
     panels = {
         "original": Panel("original", view.frames_THWC),
         "motion": Panel(f"motion score, 0 to {format_figure(view.motion_N.max(), 3)}", draw_heat(view.motion_N, grid)),
-        "kept": Panel(f"kept: {view.kept_N.sum()} of {grid.num_tokens} tokens", darken(view.frames_THWC, view.kept_N, grid)),
+        "kept": Panel(f"kept: {view.kept_N.sum():,} of {grid.num_tokens:,} tokens", darken(view.frames_THWC, view.kept_N, grid)),
     }
     if (view.visible_N != view.kept_N).any():
         visible_THWC = darken(view.frames_THWC, view.visible_N, grid)

@@ -70,6 +70,8 @@ def render(options: RenderOptions, weights: Weights | None) -> str:
     """
     if options.frames_per_second is not None and options.frames_per_second <= 0:
         raise ValueError(f"--fps is above 0, got {options.frames_per_second:g}")
+    if options.stride is not None and options.stride < 1:
+        raise ValueError(f"--stride is at least 1, got {options.stride}")
     suffix = check_suffix(options.out)
     indices = [_index(video) for video in options.videos]
     device = find_device(options.device)

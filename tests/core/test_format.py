@@ -3,6 +3,7 @@ from __future__ import annotations
 import pytest
 
 from mats_ds.core.format import (
+    format_all,
     format_bytes,
     format_count,
     format_duration,
@@ -10,6 +11,7 @@ from mats_ds.core.format import (
     format_flops,
     format_hours,
     format_part,
+    format_seconds,
     format_views,
 )
 
@@ -41,10 +43,32 @@ def test_bytes_have_the_unit_that_fits(num_bytes, text):
         (2, "DALI pipeline", "2 DALI pipelines"),
         (2, "GPU", "2 GPUs"),
         (2, "key", "2 keys"),
+        (200_000, "step", "200,000 steps"),
+        (1_234_567, "annotated entry", "1,234,567 annotated entries"),
     ],
 )
 def test_a_count_has_the_noun_that_fits(number, noun, text):
     assert format_count(number, noun) == text
+
+
+def test_all_of_one_is_the_only_one():
+    assert [format_all(number, "step") for number in (1, 2, 12_000)] == ["its only step", "all 2 steps", "all 12,000 steps"]
+
+
+@pytest.mark.parametrize(
+    ("seconds", "text"), [(0, "under 0.1 s"), (0.04, "under 0.1 s"), (3.24, "3.2 s"), (12.4, "12 s"), (1250.0, "1,250 s")]
+)
+def test_a_short_time_is_not_none(seconds, text):
+    assert format_seconds(seconds) == text
+
+
+def test_views_are_clips_times_crops():
+    assert [format_views(*counts) for counts in ((1, 1), (1, 3), (5, 1), (5, 3))] == [
+        "1 x 1 view",
+        "1 x 3 views",
+        "5 x 1 views",
+        "5 x 3 views",
+    ]
 
 
 @pytest.mark.parametrize(

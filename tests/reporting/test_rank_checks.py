@@ -54,7 +54,7 @@ def test_of_a_few_steps_nothing_is_said_about_a_rank(tmp_path, capsys):
         return make_record(step, rank, forward_seconds=0.25 + 0.3 * rank, backward_seconds=0.6 - 0.3 * rank)
 
     text = " ".join(run_report(capsys, write_fake_run(tmp_path / "run", num_steps=9, record=record))[1].split())
-    assert "8 steps after the warm-up are too few to judge" in text and "look at" not in text
+    assert "8 steps after the warm-up: too few to judge" in text and "look at" not in text
 
 
 def test_a_rank_whose_clips_come_late_is_sent_to_its_disk_and_not_to_its_clocks(tmp_path, capsys):

@@ -1,5 +1,6 @@
 """Runs that stopped, hang or were killed are reported up to their last step, and are no pass."""
 
+import re
 import signal
 import subprocess
 import sys
@@ -66,3 +67,11 @@ def test_for_a_folder_of_runs_one_of_them_is_offered(tmp_path, capsys):
         write_fake_run(tmp_path / "runs" / name)
     status, _, errors = run_report(capsys, tmp_path / "runs")
     assert status == 2 and f"such as '{tmp_path}/runs/b c'" in errors and errors.count("\n") == 1
+
+
+def test_large_numbers_of_steps_and_clips_can_be_read(tmp_path, capsys):
+    run_dir = write_fake_run(tmp_path / "run", num_steps=1200, world_size=1, outcome="killed by the user")
+    _, text, _ = run_report(capsys, run_dir)
+    for words in ("after step 1,200", "step 1,200 of 1,200", "470 of 1,568 tokens"):
+        assert words in " ".join(text.split()), text
+    assert not {"1200", "1568"} & set(re.findall(r"\d+", text))

@@ -235,7 +235,7 @@ def test_another_zero_stage_or_global_batch_is_told_what_to_do(ranks, tmp_path):
     [text] = ranks(train_options, 1, {**options, "extra": {"zero_optimization": {"stage": 3}}}, expect_errors=True)
     assert "saved under ZeRO stage 2 and the DeepSpeed JSON says 3" in text
     [text] = ranks(train_options, 1, {**options, "micro_batch": 5}, expect_errors=True)
-    assert "trained with 16 clips a step, and this start on 1 rank has 15" in text and "optim.global_batch=16" in text
+    assert "trained with 16 clips a step and 1 rank would make 15" in text and "optim.global_batch=16" in text
 
 
 class WiderModel(MaskedAutoencoder):
@@ -250,7 +250,7 @@ def test_a_checkpoint_of_another_model_is_told_apart(ranks, tmp_path, world_size
         train_options, world_size, {"folder": tmp_path, "resume": True, "model_class": WiderModel}, expect_errors=True
     ):
         assert "ValueError:" in text and "step-00000001 is of another model than the recipe's: " in text
-        assert "recipe.yaml in the run folder" in text
+        assert "/recipe.yaml" in text
 
 
 def test_every_so_many_steps_one_is_kept_for_good(ranks, tmp_path):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import logging
+import re
 import time
 from dataclasses import replace
 
@@ -59,6 +60,17 @@ def test_elsewhere_a_line_now_and_then_and_at_the_end():
     lines = watch(io.StringIO()).splitlines()
     assert [line.split("  ")[0] for line in lines] == ["step 2/4", "step 4/4"]
     assert "loss 0.2000" in lines[0] and "kept 153/512 tokens" in lines[0]
+
+
+@pytest.mark.parametrize("stream", [Terminal, io.StringIO])
+def test_large_numbers_of_steps_and_tokens_can_be_read(stream):
+    console = Console(log_steps=1, memory_bytes=lambda: None, stream=stream())
+    console.on_start(make_run(total_steps=200_000, first_step=11_999, num_tokens=6_272, kept=1_881))
+    console.on_step(replace(make_event(12_000), is_last=True))
+    console.on_end("finished")
+    text = console.stream.getvalue()
+    assert "12,000/200,000" in text and "kept 1,881/6,272 tokens" in text
+    assert not {"12000", "200000", "6272"} & set(re.findall(r"\d+", text))
 
 
 @pytest.mark.parametrize("stream", [Terminal, io.StringIO])

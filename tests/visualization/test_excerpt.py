@@ -61,5 +61,5 @@ def test_a_start_beyond_the_end_or_no_clip_is_one_clear_error(path):
     for start in (2.0, -1.0):
         with pytest.raises(ValueError, match=r"the video lasts 2\.00 s"):
             plan_excerpts(index, section=SECTION, num_frames=4, num_clips=1, start_seconds=start)
-    with pytest.raises(ValueError, match="at least 1 clip"):
+    with pytest.raises(ValueError, match="--clips is at least 1, got 0"):
         plan_excerpts(index, section=SECTION, num_frames=4, num_clips=0, start_seconds=None)

@@ -21,20 +21,25 @@ from mats_ds.core.storage.files import (
     refuse_wrong_kind,
     write_json,
 )
-from mats_ds.core.storage.output_folder import MARKER, find_parts, read_marker_tree
+from mats_ds.core.storage.output_folder import MARKER, check_parent, find_parts, read_marker_tree
 from mats_ds.core.text import describe_error
 
 SUMS, UNFINISHED = "sha256", "unfinished"  # keys of the marker
 
 
 def check_output_file(
-    path: Path, *, inputs: Iterable[str | Path | None] = (), is_ours: Callable[[Path], bool] | None = None, force: bool = False
+    path: Path,
+    *,
+    inputs: Iterable[str | Path | None] = (),
+    is_ours: Callable[[Path], bool] | None = None,
+    force: bool | None = False,
 ) -> None:
     """Raise ValueError where `path` may not be written; writes nothing, so that it can be asked
     before the work.
 
     inputs: files that the command reads, by whatever name or link. is_ours: knows by its content a
     file that this command wrote, which may be replaced; without it, only `force` replaces one.
+    force: None where the command has no such option.
     """
     for given in inputs:
         if given is not None and is_same_file(path, Path(given)):
@@ -44,17 +49,7 @@ def check_output_file(
     if force or not os.path.lexists(path) or (is_ours is not None and is_ours(path)):
         return
     why = "" if is_ours is None else ", and was not written by this command"
-    raise ValueError(f"{path} exists{why}: give another name, or --force")
-
-
-def check_parent(path: Path) -> None:
-    """Raise ValueError where `path` cannot be made, because of the nearest folder above it that is
-    there."""
-    above = next((parent for parent in path.absolute().parents if os.path.lexists(parent)), Path("/"))
-    if not above.is_dir():
-        raise ValueError(f"{path} cannot be written: {above} is no folder")
-    if not os.access(above, os.W_OK | os.X_OK):
-        raise ValueError(f"{path} cannot be written: {above} is read-only, or not yours: give another name")
+    raise ValueError(f"{path} exists{why}: give another name{'' if force is None else ', or --force'}")
 
 
 def describe_leftovers(path: Path) -> list[str]:

@@ -14,13 +14,15 @@ import itertools
 import os
 import re
 import stat
-from collections.abc import Callable
+from collections.abc import Callable, Collection, Iterable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from mats_ds.core.storage.documents import parse_json
 from mats_ds.core.storage.files import WrongKindOfFile, read_bytes, write_json
-from mats_ds.core.storage.folder_lock import hold_folder, release_folder
+from mats_ds.core.storage.folder_lock import call_on_release, hold_folder, release_folder
+from mats_ds.core.storage.undo import FolderBefore, remember
 
 MARKER = ".made_by.json"
 MARKER_BYTES = 1_000_000  # output_file.py keeps a sum a file in it
@@ -34,16 +36,24 @@ OLD_PART = re.compile(r"\.(.+)\.part", re.DOTALL)  # and version 0.1 did
 SHOWN_NAMES = 3
 
 
-def hold_output_folder(folder: Path, *, command: str, is_ours: Callable[[Path], bool] | None = None) -> None:
+def hold_output_folder(
+    folder: Path, *, command: str, is_ours: Callable[[Path], bool] | None = None, bookkeeping: Iterable[str] = ()
+) -> None:
     """`open_output_folder`, and keep other processes out until `release_folder` or the end of this
     one.
 
+    Where nothing is written into a new or empty folder until then, it is as it was before.
+    bookkeeping: names of files that the command makes at once, and that are nothing without others.
     Raises ValueError where the folder holds something else, is in use or cannot be written.
     """
     check_output_folder(folder, command=command, is_ours=is_ours)
+    was_used = folder.is_dir() and any(os.scandir(folder))
+    before = None if was_used else remember(folder, rewritten=())
     try:
         folder.mkdir(parents=True, exist_ok=True)
         hold_folder(folder, command=command)
+        if before is not None:
+            call_on_release(folder, before=partial(_put_back_unused, before, {MARKER, *bookkeeping}), after=before.remove_made)
         try:
             # another command may have had it until now
             open_output_folder(folder, command=command, is_ours=is_ours)
@@ -73,6 +83,7 @@ def check_output_folder(folder: Path, *, command: str, is_ours: Callable[[Path],
     if not folder.is_dir():
         if os.path.lexists(folder):
             raise ValueError(f"--out {folder} is no folder: choose another name")
+        check_parent(folder, shown=f"--out {folder}")
         return
     try:
         listed = sorted(entry.name for entry in os.scandir(folder))
@@ -86,11 +97,22 @@ def check_output_folder(folder: Path, *, command: str, is_ours: Callable[[Path],
         return
     if maker is not None:
         raise ValueError(f"--out {folder} was made by `{maker}`, and this is `{command}`: choose a new or empty folder")
-    more = f" and {len(names) - SHOWN_NAMES} more" if len(names) > SHOWN_NAMES else ""
+    more = f" and {len(names) - SHOWN_NAMES:,} more" if len(names) > SHOWN_NAMES else ""
     raise ValueError(
         f"--out {folder} holds {', '.join(names[:SHOWN_NAMES])}{more}, which `{command}` did not write: "
         "choose a new or empty folder"
     )
+
+
+def check_parent(path: Path, *, shown: str | None = None) -> None:
+    """Raise ValueError where `path` cannot be made, because of the nearest folder above it that is
+    there. shown: the path with its option, for the message."""
+    shown = shown or str(path)
+    above = next((parent for parent in path.absolute().parents if os.path.lexists(parent)), Path("/"))
+    if not above.is_dir():
+        raise ValueError(f"{shown} cannot be written: {above} is no folder: give another name")
+    if not os.access(above, os.W_OK | os.X_OK):
+        raise ValueError(f"{shown} cannot be written: {above} is read-only, or not yours: give another name")
 
 
 def make_new_folder(parent: Path, name: str) -> Path:
@@ -100,6 +122,7 @@ def make_new_folder(parent: Path, name: str) -> Path:
     It goes when this process ends and has written nothing into it, as after an error in the first
     seconds.
     """
+    made_above = None if parent.is_dir() else remember(parent, rewritten=())
     for number in itertools.count(1):
         folder = parent / (name if number == 1 else f"{name}-{number}")
         try:
@@ -108,18 +131,26 @@ def make_new_folder(parent: Path, name: str) -> Path:
             if not parent.is_dir():
                 raise
             continue
-        atexit.register(_remove_unused, Path(os.path.abspath(folder)), os.getpid())
+        atexit.register(_remove_unused, Path(os.path.abspath(folder)), made_above, os.getpid())
         return folder
     raise AssertionError
 
 
-def _remove_unused(folder: Path, process: int) -> None:
+def _put_back_unused(before: FolderBefore, bookkeeping: Collection[str]) -> None:
+    """Take our bookkeeping out of a folder that was empty, where nothing else came into it."""
+    if {entry.name for entry in os.scandir(before.folder)} - NOT_COUNTED <= set(bookkeeping):
+        before.put_back(is_ours=bookkeeping.__contains__)
+
+
+def _remove_unused(folder: Path, made_above: FolderBefore | None, process: int) -> None:
     if os.getpid() != process:  # in a child
         return
     with contextlib.suppress(OSError):
         if {entry.name for entry in os.scandir(folder)} <= {MARKER}:
             (folder / MARKER).unlink(missing_ok=True)
             folder.rmdir()
+            if made_above is not None:
+                made_above.remove_made()
 
 
 def make_subfolder(folder: Path, name: str) -> Path:

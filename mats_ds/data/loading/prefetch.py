@@ -260,7 +260,7 @@ class ClipPrefetcher:
 
     def _describe_hanging(self) -> str:
         paths = list(self._hanging)
-        more = f" and {len(paths) - MAX_NAMED} more" if len(paths) > MAX_NAMED else ""
+        more = f" and {len(paths) - MAX_NAMED:,} more" if len(paths) > MAX_NAMED else ""
         return (
             f"{format_count(len(paths), 'video')} not read within {self._timeout_seconds:g} s, and still hanging: "
             f"{', '.join(paths[:MAX_NAMED])}"

@@ -38,22 +38,21 @@ class Progress:
             self._num_known = num_done
             self._left = TimeLeft(num_files, done=num_done)
             if num_done:
-                self._print(
-                    f"{num_done} of {format_count(num_files, 'file')} need no work: an earlier run did it, or they do not exist"
-                )
+                of = format_count(num_files, "file")
+                self._print(f"{num_done:,} of {of} need no work: an earlier run did it, or they do not exist")
         left = self._left.describe(num_done, unit="file")
         if self._stream.isatty():
             if self._bar is None:
                 shown = dict(desc=f"{self._verb}: ", unit="file", bar_format=BAR_FORMAT, **_width(self._stream))
                 self._bar = tqdm(total=num_files, initial=num_done, file=self._stream, **shown)
-            self._bar.set_postfix_str(f"{num_bad} bad, {left}", refresh=False)
+            self._bar.set_postfix_str(f"{num_bad:,} bad, {left}", refresh=False)
             self._bar.update(num_done - self._bar.n)
             return
         now_seconds = time.monotonic()
         if now_seconds - self._printed_seconds >= PRINT_SECONDS:
             self._printed_seconds = now_seconds
             speed = (num_done - self._num_known) / (now_seconds - self._began_seconds)
-            self._print(f"{num_done} of {format_count(num_files, 'file')}, {num_bad} bad, {speed:.1f} files/s; {left}")
+            self._print(f"{num_done:,} of {format_count(num_files, 'file')}, {num_bad:,} bad, {speed:.1f} files/s; {left}")
 
     def __enter__(self) -> Progress:
         return self

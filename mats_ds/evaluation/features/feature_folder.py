@@ -109,7 +109,7 @@ def extract(
         find = partial(find_missing, paths[ranks.rank :: ranks.world_size], extraction.digest)
         missing = sorted(path for part in gather_on_all(do_on_all(find, ranks, advice=advice), ranks) for path in part)
         if len(missing) < num_shards:
-            logger.info("%d of %d shards are there and complete", num_shards - len(missing), num_shards)
+            logger.info("%s of %s are there and complete", f"{num_shards - len(missing):,}", format_count(num_shards, "shard"))
         numbers = [paths.index(path) for path in missing[ranks.rank :: ranks.world_size]]
         do_on_all(partial(write_shards, paths, numbers, manifest, extraction, ranks), ranks, advice=advice)
         summary = do_on_first(partial(write_index, out, manifest, paths, extraction.encoder.grid), ranks, advice=advice)
@@ -190,7 +190,7 @@ def begin_folder(
     begin_writing(out, written)
     write_json(out / SETTINGS, {**extraction.settings, **extraction.details}, indent=2)
     if num_removed := remove_parts(out, of=lambda name: name in written or is_part(name)):
-        logger.info("removed %d unfinished files of an earlier start", num_removed)
+        logger.info("removed %s of an earlier start", format_count(num_removed, "unfinished file"))
 
 
 def refuse_other_settings(path: Path, settings: Mapping[str, object]) -> None:
@@ -251,7 +251,7 @@ def write_shards(paths: list[Path], numbers: list[int], manifest: Manifest, extr
             first=first,
             pool=options.pool,
             store=options.store,
-            label=f"shard {number + 1} of {len(paths)}" if ranks.rank == 0 else "",
+            label=f"shard {number + 1:,} of {len(paths):,}" if ranks.rank == 0 else "",
         )
         write_shard(paths[number], Shard(arrays, extraction.digest, tuple(bad)))
 
@@ -276,7 +276,7 @@ def write_index(out: Path, manifest: Manifest, paths: list[Path], grid: TokenGri
     write_table(out / INDEX, INDEX_COLUMNS, rows)
     write_unreadable(out / UNREADABLE, bad)
     end_writing(out, (SETTINGS, *TABLES))
-    note = f"; {len(bad)} unreadable, at least in part: see {UNREADABLE}" if bad else ""
+    note = f"; {len(bad):,} unreadable, at least in part: see {UNREADABLE}" if bad else ""
     num_read = len({row[2] for row in rows})
-    read = f"{format_count(len(rows), 'view')} of {format_count(num_read, 'video')} (of {len(manifest)})"
+    read = f"{format_count(len(rows), 'view')} of {format_count(num_read, 'video')} (of {len(manifest):,})"
     return f"{read} in {format_count(len(paths), 'shard')} below {out}{note}"

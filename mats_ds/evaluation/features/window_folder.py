@@ -102,7 +102,8 @@ def extract_windows(
         find = partial(find_missing, [(row, out / names[row]) for row in mine], width)
         missing = sorted(row for part in gather_on_all(do_on_all(find, ranks, advice=advice), ranks) for row in part)
         if len(missing) < len(manifest):
-            logger.info("%d of %d videos are there and complete", len(manifest) - len(missing), len(manifest))
+            done = f"{len(manifest) - len(missing):,}"
+            logger.info("%s of %s are there and complete", done, format_count(len(manifest), "video"))
         rows = missing[ranks.rank :: ranks.world_size]
         write = partial(write_arrays, rows, names, manifest, extraction, times, out=out, logs=ranks.rank == 0)
         bad = [clip for part in gather_on_all(do_on_all(write, ranks, advice=advice), ranks) for clip in part]
@@ -144,14 +145,18 @@ def describe_windows(extraction: Extraction, times: WindowTimes, out: Path) -> E
     far frames lie apart."""
     section, num_frames = extraction.views.section, extraction.views.num_frames
     spacing = times.window_seconds / num_frames
-    trained = f"{section.stride_seconds:g} s" if section.stride_seconds is not None else f"{section.stride} frames of the video"
+    trained = (
+        f"{section.stride_seconds:g} s"
+        if section.stride_seconds is not None
+        else f"{format_count(section.stride, 'frame')} of the video"
+    )
     if section.sampling == "uniform":
         trained = "spread over the whole video"
     logger.info(
-        "windows of %g s every %g s: %d frames, %.3g s apart (in training: %s)",
+        "windows of %g s every %g s: %s, %.3g s apart (in training: %s)",
         times.window_seconds,
         times.hop_seconds,
-        num_frames,
+        format_count(num_frames, "frame"),
         spacing,
         trained,
     )
@@ -262,7 +267,7 @@ def write_arrays(
         with replace_file(with_ending(out / names[row], ".npy")) as aside, aside.open("wb") as file:
             np.save(file, features_WD)
         if logs and (number % LOG_EVERY == 0 or number == len(rows)):
-            logger.info("%d of %d videos of this rank", number, len(rows))
+            logger.info("%s of %s of this rank", f"{number:,}", format_count(len(rows), "video"))
     return bad
 
 
@@ -312,7 +317,7 @@ def write_tables(out: Path, manifest: Manifest, names: Sequence[str], bad: Seque
     write_unreadable(out / UNREADABLE, sorted(bad, key=lambda clip: clip.sample))
     write_text(out / MISSING, "".join(f"{names[row]}\n" for row in sorted(left_out)))
     end_writing(out, (SETTINGS, *TABLES))
-    note = f"; {len(bad)} unreadable: see {UNREADABLE}" if bad else ""
+    note = f"; {len(bad):,} unreadable: see {UNREADABLE}" if bad else ""
     configs = f"what ActionFormer and OpenTAD need of them is in {out / SETTINGS}, under `configs`"
     windows, videos = format_count(num_windows, "window"), format_count(len(rows), "video")
-    return f"{windows} of {videos} (of {len(manifest)}) below {out}{note}; {configs}"
+    return f"{windows} of {videos} (of {len(manifest):,}) below {out}{note}; {configs}"

@@ -129,9 +129,9 @@ def about_lines(facts: CardFacts) -> list[str]:
     kept = "all tokens" if pruning.keep_ratio == 1 else f"{100 * pruning.keep_ratio:g}% of the tokens"
     reads = max(spec.num_candidate_frames, grid.num_frames)
     lines = [
-        f"A VideoMAE model of width {spec.width}, {spec.depth} blocks and {spec.heads} heads. Of the {grid.num_tokens} tokens of "
-        f"a clip ({grid.num_frames} frames of {grid.height} x {grid.width}), it encodes {kept}: those with the most motion "
-        f"(strategy {pruning.strategy}, {METHOD}).",
+        f"A VideoMAE model of width {spec.width}, {format_count(spec.depth, 'block')} and {spec.heads} heads. "
+        f"Of the {grid.num_tokens:,} tokens of a clip ({grid.num_frames} frames of {grid.height} x {grid.width}), it encodes "
+        f"{kept}: those with the most motion (strategy {pruning.strategy}, {METHOD}).",
     ]
     if reads > grid.num_frames:
         lines[0] += f" It reads {reads} frames and uses the {grid.num_frames} with the most motion."
@@ -204,7 +204,7 @@ def training_lines(facts: CardFacts) -> list[str]:
         step, average = facts.origin.step, facts.origin.averaged
         chosen = ", chosen as the best of the tests during the training" if facts.origin.chosen_on else ""
         kind = ", the average of the weights over training" if average else ""
-        lines.append(f"- weights: step {step}{kind}{chosen}" if step is not None else "- weights: of no known step")
+        lines.append(f"- weights: step {step:,}{kind}{chosen}" if step is not None else "- weights: of no known step")
     if run is None:
         return [*lines, "- how: not known (the weights came without their run)"]
     hardware = run.device_name if run.device.startswith("cuda") else "CPU"

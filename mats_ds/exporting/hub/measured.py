@@ -76,7 +76,7 @@ def read_rows(path: Path, origin: Origin) -> list[tuple[str, str, str, str]] | N
             return None
         views = f"{describe_views(tree['views'])}, at the end of the training"
         if tree["videos"]["trained_on"]:
-            views += f"; {int(tree['videos']['trained_on'])} of the videos were trained on as well"
+            views += f"; {int(tree['videos']['trained_on']):,} of the videos were trained on as well"
         return [("accuracy", "as trained", describe_top1(tree["top1"]), views)]
     if not is_same(tree["origin"], origin) or bool(tree["origin"].get("chosen_on")) != bool(origin.chosen_on):
         return None
@@ -86,7 +86,7 @@ def read_rows(path: Path, origin: Origin) -> list[tuple[str, str, str, str]] | N
             views += "; weights chosen by tests during the training"
         return [("accuracy", f"{item['keep_ratio']:g}", describe_top1(item["top1"]), views) for item in tree["results"]]
     ratio = "as extracted" if tree["keep_ratio"] is None else f"{tree['keep_ratio']:g}"
-    chance = f"chance {100 * float(tree['chance']['guessing']):.2f}%, {int(tree['num_classes'])} classes"
+    chance = f"chance {100 * float(tree['chance']['guessing']):.2f}%, {format_count(int(tree['num_classes']), 'class')}"
     return [(f"{name_probe(item)} probe", ratio, describe_top1(item["top1"]), f"{views}; {chance}") for item in tree["results"]]
 
 
@@ -106,7 +106,7 @@ def describe_top1(top1: Mapping[str, Any]) -> str:
     hits, total = top1["hits"], top1["total"]
     if type(hits) is not int or type(total) is not int or not 0 <= hits <= total or total == 0:
         raise ValueError(f"{hits!r:.40} of {total!r:.40} is no proportion")
-    return f"{Proportion(hits, total).describe()}, {hits} of {format_count(total, 'video')}"
+    return f"{Proportion(hits, total).describe()}, {hits:,} of {format_count(total, 'video')}"
 
 
 def describe_views(views: Mapping[str, Any]) -> str:

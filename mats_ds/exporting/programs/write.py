@@ -63,7 +63,7 @@ def export_program(
     shape = " x ".join(map(str, about["input_shape"]))
     return [
         f"input {INPUT}: uint8 RGB, {shape} (batch, frames, height, width, colours)",
-        f"outputs {' and '.join(about['outputs'])}; {about['num_kept_tokens']} of {about['num_tokens']} tokens are kept",
+        f"outputs {' and '.join(about['outputs'])}; {about['num_kept_tokens']:,} of {about['num_tokens']:,} tokens are kept",
     ]
 
 

@@ -45,7 +45,7 @@ def check_export_folder(folder: Path) -> None:
     unknown = {name for name in names - set(EXPORTED) if name.endswith(OTHER_WEIGHTS)} if is_our_export(folder) else names
     if unknown:
         shown = ", ".join(sorted(unknown)[:SHOWN_NAMES])
-        more = f" and {len(unknown) - SHOWN_NAMES} more" if len(unknown) > SHOWN_NAMES else ""
+        more = f" and {len(unknown) - SHOWN_NAMES:,} more" if len(unknown) > SHOWN_NAMES else ""
         raise ValueError(f"{folder} holds {shown}{more}, which is no model written by this command: give a new or empty folder")
     for name in EXPORTED:
         refuse_wrong_kind(folder / name)

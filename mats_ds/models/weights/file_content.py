@@ -20,6 +20,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from mats_ds.core.format import format_count
 from mats_ds.core.storage.archives import MAX_EXPANSION, ArchiveTooLarge, count_stored_bytes, open_archive
 from mats_ds.core.storage.documents import parse_json
 from mats_ds.core.storage.pickle_bombs import InflatingPickle, refuse_inflating_calls
@@ -68,8 +69,8 @@ def check_content(path: str | Path) -> str:
         raise ValueError(f"{path} is empty (0 bytes): {AGAIN}")
     if head.startswith(LFS):
         raise ValueError(
-            f"{path} is a Git LFS pointer of {num_bytes} bytes, and not the file that it points to{_size_in(head)}: run "
-            "`git lfs install` and `git lfs pull` in its repository, or download the file itself"
+            f"{path} is a Git LFS pointer of {format_count(num_bytes, 'byte')}, and not the file that it points to"
+            f"{_size_in(head)}: run `git lfs install` and `git lfs pull` in its repository, or download the file itself"
         )
     text = head.lstrip(b"\xef\xbb\xbf \t\r\n")
     if text[:64].lower().startswith(PAGES):
@@ -111,7 +112,9 @@ def _check_zip(path: Path, num_bytes: int) -> None:
     except ArchiveTooLarge as error:
         raise ValueError(f"{path} cannot be read: {error}") from None
     except (zipfile.BadZipFile, OSError, ValueError, NotImplementedError) as error:
-        raise ValueError(f"{path} is cut off or damaged, it may be torn ({num_bytes} bytes; {error}): {AGAIN}") from None
+        raise ValueError(
+            f"{path} is cut off or damaged, it may be torn ({format_count(num_bytes, 'byte')}; {error}): {AGAIN}"
+        ) from None
     if any("/code/" in name for name in names):
         raise ValueError(f"{path} is a TorchScript model, a program and not weights alone: save its state_dict() with torch.save")
     if not any(name.endswith("data.pkl") for name in names):

@@ -17,12 +17,13 @@ import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
+from mats_ds.core.format import format_count
 from mats_ds.core.storage.documents import parse_json
 from mats_ds.core.storage.files import read_text
 from mats_ds.core.token_grid import TokenPruning
 from mats_ds.models.model_spec import PRUNING_NAMES, ModelSpec
 from mats_ds.models.weights.export_folder import CONFIG, PREPROCESSOR, SPEC_KEY, write_export
-from mats_ds.models.weights.file_content import MAX_JSON_BYTES, check_content, unpickle
+from mats_ds.models.weights.file_content import AGAIN, MAX_JSON_BYTES, check_content, unpickle
 from mats_ds.models.weights.hugging_face_config import (
     ARCHITECTURES,
     WEIGHT_FILES,
@@ -85,10 +86,12 @@ def read_hugging_face(folder: str | Path) -> Weights:
         theirs = {f"videomae.{name}": tensor for name, tensor in theirs.items()}
     renamed = translate(join_projections(theirs), reverse(ROWS))
     if renamed.unknown:
-        raise ValueError(f"{folder} has {len(renamed.unknown)} tensors that VideoMAE has not: {list_names(renamed.unknown)}")
+        raise ValueError(
+            f"{folder} has {format_count(len(renamed.unknown), 'tensor')} that VideoMAE has not: {list_names(renamed.unknown)}"
+        )
     state = as_float32(renamed.state)
     if PATCH_WEIGHT not in state:
-        raise ValueError(f"{folder} has no patch embedding among its {len(theirs)} tensors")
+        raise ValueError(f"{folder} has no patch embedding among its {format_count(len(theirs), 'tensor')}")
     state[PATCH_WEIGHT] = from_convolution(state[PATCH_WEIGHT])
     sizes = measure(state, heads=config["num_attention_heads"], decoder_heads=config.get("decoder_num_attention_heads"))
     check_config(config, sizes["kind"], folder)
@@ -113,7 +116,7 @@ def read_tensors(folder: Path) -> dict[str, torch.Tensor]:
     """All tensors of the folder under their own names."""
     name = next((name for name in WEIGHT_FILES if (folder / name).is_file()), None)
     if name is None:
-        raise ValueError(f"{folder} has none of {', '.join(WEIGHT_FILES)}")
+        raise ValueError(f"{folder} has none of {', '.join(WEIGHT_FILES)}: download the complete folder")
     files = [name]
     if name.endswith(".index.json"):
         named = parse_json(read_text(folder / name, max_bytes=MAX_JSON_BYTES, follows_links=True))["weight_map"].values()
@@ -131,7 +134,7 @@ def read_tensors(folder: Path) -> dict[str, torch.Tensor]:
         try:
             tensors |= load_file(path) if path.suffix == ".safetensors" else unpickle(path)
         except SafetensorError as error:
-            raise ValueError(f"{path} cannot be read, it may be torn: {error}") from None
+            raise ValueError(f"{path} cannot be read, it may be torn ({error}): {AGAIN}") from None
     return tensors
 
 
@@ -174,7 +177,7 @@ def write_hugging_face(folder: str | Path, weights: Weights) -> list[str]:
     notes = []
     if spec.kind == "classifier" and spec.pruning.keep_ratio < 1:
         keep = spec.pruning.keep_ratio
-        notes.append(f"transformers encodes all {spec.grid.num_tokens} tokens, not {keep:g} of them: it has no selection")
+        notes.append(f"transformers encodes all {spec.grid.num_tokens:,} tokens, not {keep:g} of them: it has no selection")
     if spec.last_norm_eps != LAST_NORM_EPS and spec.kind != "encoder":
         notes.append(f"the last LayerNorm's eps is {spec.last_norm_eps:g} here and always {LAST_NORM_EPS:g} in transformers")
     return notes

@@ -105,12 +105,14 @@ def read_labels(config: Mapping[str, Any], num_classes: int) -> Labels:
     outside = sorted(label for label in named if not 0 <= label < num_classes)
     if outside:
         notes.append(
-            f"id2label names {len(outside)} classes that the head of {num_classes} has not, such as {outside[0]}: left out"
+            f"id2label names {format_count(len(outside), 'class')} that the head of {num_classes:,} has not, "
+            f"such as {outside[0]}: left out"
         )
     missing = [label for label in range(num_classes) if label not in named]
     if missing and len(missing) < num_classes:
         notes.append(
-            f"id2label has no name for {len(missing)} of {num_classes} classes, such as {missing[0]}: called LABEL_{missing[0]}"
+            f"id2label has no name for {len(missing):,} of {format_count(num_classes, 'class')}, "
+            f"such as {missing[0]}: called LABEL_{missing[0]}"
         )
     names = tuple(named.get(label, f"LABEL_{label}") for label in range(num_classes))
     if all(re.fullmatch(r"LABEL_\d+", name) for name in names):

@@ -67,9 +67,13 @@ def identify(path: str | Path) -> str:
             return "hf"
         if find_steps(path) or (path / BEST_FILE).is_file():
             return "run"
-        raise ValueError(f"{path} is neither a Hugging Face folder (no {CONFIG}) nor a run (no finished checkpoint)")
+        raise ValueError(
+            f"{path} is neither a Hugging Face folder (no {CONFIG}) nor a run (no finished checkpoint): give one that is"
+        )
     if not path.exists():
-        raise ValueError(f"there is no file or folder {path}")
+        raise ValueError(
+            f"there is no file or folder {path}: give a run folder, a .safetensors or .pth, or a Hugging Face folder"
+        )
     content = check_content(path)
     if content == "safetensors":
         return "videomae" if is_videomae_file(path) else "mats"
@@ -89,11 +93,13 @@ def read_weights(path: str | Path, *, weights_from: str | None = None, **hints: 
     format = identify(path)
     if weights_from is not None and format != "run":
         raise ValueError(
-            f"{path} is {FORMATS[format]}, which holds one set of weights: leave out weights_from {weights_from} (it is for the "
-            "folder of a run)"
+            f"{path} is {FORMATS[format]}, which holds one set of weights: leave out --weights_from {weights_from} "
+            "(finetune.weights_from of a recipe), which is for the folder of a run"
         )
     if hints and format != "videomae":
-        raise ValueError(f"{path} is {FORMATS[format]}, which holds its sizes: leave out {', '.join(hints)}")
+        raise ValueError(
+            f"{path} is {FORMATS[format]}, which holds its sizes: leave out {', '.join(f'--{name}' for name in hints)}"
+        )
     read_our_run = partial(read_run, weights_from=weights_from)
     readers = {"mats": load_weights, "videomae": read_videomae, "hf": read_hugging_face, "run": read_our_run}
     try:
@@ -159,7 +165,8 @@ def load_classifier(
     if spec.kind == "classifier" and not new_head:
         if spec.num_classes != num_classes:
             raise ValueError(
-                f"the head has {format_count(spec.num_classes, 'class')} and {num_classes} are asked for: replace it (new head)"
+                f"the head has {format_count(spec.num_classes, 'class')}, and one of {num_classes:,} is asked for: replace it, "
+                "with --new-head (Python: new_head=True)"
             )
         fresh: tuple[str, ...] = ()
     elif spec.kind == "classifier":
@@ -275,14 +282,15 @@ def check_weights(recipe: FinetuneRecipe, spec: ModelSpec, *, num_classes: int, 
         size = f"of size {spec.size_name}" if spec.size_name else "of no published size"
         raise ValueError(
             f"{source} holds a model {size} (width {spec.width}, depth {spec.depth}), and the recipe has "
-            f"model.name={recipe.model.name}: make them agree"
+            f"model.name={recipe.model.name}: "
+            + (f"set model.name={spec.size_name}, or take other weights" if spec.size_name else "take other weights")
         )
     if spec.kind != "classifier" or recipe.finetune.new_head:
         return
     if spec.num_classes != num_classes:
         raise ValueError(
-            f"{source} has a head of {spec.num_classes} classes, and the data has {num_classes}: set finetune.new_head=true to "
-            "replace it"
+            f"{source} has a head of {format_count(spec.num_classes, 'class')}, and the data has {num_classes:,}: "
+            "set finetune.new_head=true to replace it"
         )
     if spec.class_names and class_names and spec.class_names != class_names:
         raise ValueError(f"{source} has a head of other classes than the data's: set finetune.new_head=true to replace it")

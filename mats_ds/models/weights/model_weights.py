@@ -12,6 +12,7 @@ import torch
 
 from mats_ds.core.format import format_count
 from mats_ds.core.storage.archives import count_stored_bytes
+from mats_ds.core.storage.package_files import own_command
 from mats_ds.core.token_grid import MAX_TOKENS, TokenGrid
 from mats_ds.models.model_spec import ModelSpec
 from mats_ds.models.sizes import MLP_RATIO, MODEL_SIZES
@@ -117,8 +118,14 @@ def heads_of(width: int, width_name: str, heads_name: str) -> int:
             return getattr(size, heads_name)
     option = "--heads" if width_name == "width" else "--decoder-heads"
     raise ValueError(
-        f"{width_name.replace('_', ' ')} {width} is of no published size, and weights do not hold heads: give {option}"
+        f"{width_name.replace('_', ' ')} {width} is of no published size, and weights do not hold heads: {advise_sizes(option)}"
     )
+
+
+def advise_sizes(*options: str, path: object = "FILE.pth") -> str:
+    """What to do about sizes that a file lacks: not every program that reads weights takes them."""
+    given = " ".join(f"{option} N" for option in options)
+    return f"convert it once with them, and give the new file: {own_command('convert', path, 'NEW.safetensors')} {given}"
 
 
 def check_plain(name: str, tensor: torch.Tensor) -> None:
@@ -192,7 +199,10 @@ def check_description(weights: Weights) -> Weights:
     if any(isinstance(name, str) and len(name) > MAX_NAME_CHARACTERS for name in spec.class_names):
         raise ValueError(f"a class of the model has a name of more than {MAX_NAME_CHARACTERS:,} characters")
     if not all(isinstance(name, str) for name in spec.class_names) or len(spec.class_names) not in (0, spec.num_classes):
-        raise ValueError(f"the description of the model has {len(spec.class_names)} names for {spec.num_classes} classes")
+        raise ValueError(
+            f"the description of the model has {format_count(len(spec.class_names), 'name')} for "
+            f"{format_count(spec.num_classes, 'class')}"
+        )
     return weights
 
 
@@ -202,10 +212,11 @@ def name_nonfinite(state: Mapping[str, torch.Tensor]) -> list[str]:
     if not nonfinite:
         return []
     num_values, num_nonfinite = sum(state[name].numel() for name in nonfinite), sum(nonfinite.values())
-    shown = ", ".join(f"{name} ({count} of {state[name].numel()})" for name, count in list(nonfinite.items())[:MAX_NAMED])
-    more = f", and {len(nonfinite) - MAX_NAMED} more tensors" if len(nonfinite) > MAX_NAMED else ""
+    shown = ", ".join(f"{name} ({count:,} of {state[name].numel():,})" for name, count in list(nonfinite.items())[:MAX_NAMED])
+    more = f", and {format_count(len(nonfinite) - MAX_NAMED, 'more tensor')}" if len(nonfinite) > MAX_NAMED else ""
     return [
-        f"{NONFINITE} in {len(nonfinite)} of {len(state)} tensors, {num_nonfinite} of their {num_values} values: {shown}{more}"
+        f"{NONFINITE} in {len(nonfinite):,} of {format_count(len(state), 'tensor')}, "
+        f"{num_nonfinite:,} of their {format_count(num_values, 'value')}: {shown}{more}"
     ]
 
 

@@ -19,7 +19,7 @@ from safetensors.torch import save_file
 from mats_ds.core.storage.documents import parse_json
 from mats_ds.core.storage.tensor_file import write_tensor_file
 from mats_ds.models.model_spec import ModelSpec, dump_spec, parse_spec
-from mats_ds.models.weights.file_content import check_header
+from mats_ds.models.weights.file_content import AGAIN, check_header
 from mats_ds.models.weights.model_weights import Weights, check_tensors
 from mats_ds.models.weights.origin import Origin, parse_origin
 
@@ -76,15 +76,20 @@ def load_weights(path: str | Path) -> Weights:
         with safe_open(path, framework="pt") as file:
             metadata = file.metadata() or {}
             if metadata.get("format") != FORMAT:
-                raise ValueError(f"{path} is a safetensors file of another program: it has no description of its model")
+                raise ValueError(
+                    f"{path} is a safetensors file of another program: it has no description of its model; "
+                    "give one of ours, a .pth, or the Hugging Face folder that it lies in"
+                )
             if int(metadata.get("format_version", FORMAT_VERSION)) > FORMAT_VERSION:
                 version = metadata["format_version"]
-                raise ValueError(f"{path} was written by a newer version (format {version}, this one reads {FORMAT_VERSION})")
+                raise ValueError(
+                    f"{path} was written by a newer version (format {version}, this one reads {FORMAT_VERSION}): update mats_ds"
+                )
             spec = parse_spec(parse_json(metadata["model"]))
             origin = parse_origin(parse_json(metadata.get("origin", "{}")))
             state = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (it is no dictionary)
     except SafetensorError as error:
-        raise ValueError(f"{path} cannot be read, it may be torn: {error}") from None
+        raise ValueError(f"{path} cannot be read, it may be torn ({error}): {AGAIN}") from None
     check_tensors(state)
     described = origin.describe()
     source = "a weight file of mats_ds" + (f": {described}" if described else "")

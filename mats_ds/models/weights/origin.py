@@ -46,7 +46,7 @@ class Origin:
     def describe(self) -> str:
         """Such as "step 6, the average of the weights, chosen by its top-1 on val.csv"; "" where
         nothing is known."""
-        step = "" if self.step is None else f"step {self.step}"
+        step = "" if self.step is None else f"step {self.step:,}"
         average = {True: "the average of the weights", False: "weights without averaging", None: ""}[self.averaged]
         chosen = {None: "", "": "the last, chosen on nothing"}.get(self.chosen_on, f"chosen by its top-1 on {self.chosen_on}")
         return ", ".join(part for part in (step, average, chosen) if part)

@@ -80,7 +80,7 @@ def read_run(path: str | Path, *, weights_from: str | None = None) -> Weights:
             return read_step(step, notes, weights_from or "last")
         notes.append(f"{step.name} is skipped: {problem}")
     best = find_best(Path(path))
-    hint = "" if best is None else f"; {best} is there: weights_from best"
+    hint = "" if best is None else f"; {best} is there: --weights_from best (finetune.weights_from=best in a recipe)"
     raise ValueError(Lines(f"{path} has no complete checkpoint{hint}", *(f"  - {note}" for note in notes)))
 
 
@@ -100,7 +100,7 @@ def read_best(path: Path) -> Weights:
     if best is None:
         raise ValueError(
             f"{path} has no {BEST_FILE}: a run keeps it where it is tested during the training (evaluation.manifest); "
-            "take its last weights: --weights_from last"
+            "take its last weights, with --weights_from last (finetune.weights_from=last in a recipe)"
         )
     if is_checkpoint(path):
         raise ValueError(f"{path} is one checkpoint, and {BEST_FILE} belongs to the run: name {best.parent}")
@@ -141,7 +141,7 @@ def read_step(step: Path, notes: list[str], weights_from: str) -> Weights:
         spec = spec_of_recipe(content["recipe"], state, step)
     origin = read_origin(content, averaged=averaged)
     kind = "the average of its weights" if averaged else "weights without averaging" if has_average else "its last weights"
-    source = f"step {content['step']} of one of our runs, {kind} ({step})"
+    source = f"step {content['step']:,} of one of our runs, {kind} ({step})"
     chosen = dict(file=str(step / WEIGHT_FILE), which=weights_from)
     return Weights(spec, as_float32(state), source, tuple(notes), origin, **chosen)
 

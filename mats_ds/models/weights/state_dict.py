@@ -77,7 +77,7 @@ def describe_misfit(own: Shapes, stored: Shapes, *, fresh: Sequence[str] = (), u
     other = [name for name in own if name in stored and tuple(own[name]) != tuple(stored[name])]
     shapes = [f"{name} {list(stored[name])}, the model has {list(own[name])}" for name in other]
     faults = (("missing", missing), ("unexpected", unexpected), ("of another shape", shapes))
-    lines = [f"{len(names)} {kind}: {_name_first(names)}" for kind, names in faults if names]
+    lines = [f"{len(names):,} {kind}: {_name_first(names)}" for kind, names in faults if names]
     cause = _guess_cause(own, stored, missing=missing, unexpected=unexpected, other=other)
     return [*lines, *([f"likely cause: {cause}"] if cause else [])]
 

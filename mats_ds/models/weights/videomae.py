@@ -21,13 +21,22 @@ import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file
 
+from mats_ds.core.format import format_count
 from mats_ds.core.storage.documents import parse_json
 from mats_ds.core.storage.files import replace_file
 from mats_ds.core.token_grid import TokenGrid, TokenPruning
 from mats_ds.models.layers import NORM_EPS
 from mats_ds.models.model_spec import ModelSpec, dump_spec, parse_spec
-from mats_ds.models.weights.file_content import check_content, unpickle
-from mats_ds.models.weights.model_weights import Weights, as_float32, check_exportable, guess_grid, list_names, measure
+from mats_ds.models.weights.file_content import AGAIN, check_content, unpickle
+from mats_ds.models.weights.model_weights import (
+    Weights,
+    advise_sizes,
+    as_float32,
+    check_exportable,
+    guess_grid,
+    list_names,
+    measure,
+)
 from mats_ds.models.weights.state_dict import PATCH_WEIGHT, block_rows, from_convolution, reverse, to_convolution, translate
 from mats_ds.models.weights.videomae_variants import convert_variant
 
@@ -112,7 +121,7 @@ def read_content(path: Path) -> Mapping[str, Any]:
     try:
         return load_file(path)
     except SafetensorError as error:
-        raise ValueError(f"{path} cannot be read, it may be torn: {error}") from None
+        raise ValueError(f"{path} cannot be read, it may be torn ({error}): {AGAIN}") from None
 
 
 def rename_state(content: Mapping[str, Any], path: str | Path) -> Renamed:
@@ -127,7 +136,7 @@ def rename_state(content: Mapping[str, Any], path: str | Path) -> Renamed:
         raise ValueError(f"{path} holds no weights of VideoMAE{hint}: its keys are {keys}")
     if renamed.unknown:
         names = list_names(renamed.unknown)
-        raise ValueError(f"{path} has {len(renamed.unknown)} tensors that VideoMAE's models have not: {names}")
+        raise ValueError(f"{path} has {format_count(len(renamed.unknown), 'tensor')} that VideoMAE's models have not: {names}")
     state = as_float32(renamed.state)
     if "class_head.weight" in state and "fc_norm.weight" not in state:
         raise ValueError(f"{path} classifies its first token (--use_cls); only mean pooling (fc_norm) is supported")
@@ -158,8 +167,8 @@ def guess_clip(renamed: Renamed, sizes: Mapping[str, int | None], path: str | Pa
     if height is None and width is None and side * side * grid.tau == count:
         return guess_grid(renamed.tubelet, num_frames=frames, height=side * grid.tubelet[1], width=side * grid.tubelet[2])
     raise ValueError(
-        f"{path} has {count} positions, and {grid.num_frames} frames of {grid.height} x {grid.width} are {grid.num_tokens} "
-        "tokens: give --num-frames, --height and --width of its clip"
+        f"{path} has {count:,} positions, and {grid.num_frames} frames of {grid.height} x {grid.width} are {grid.num_tokens:,} "
+        f"tokens: {advise_sizes('--num_frames', '--height', '--width', path=path)}"
     )
 
 

@@ -21,7 +21,7 @@ def _cards_of_learning(figures: Figures) -> list[str]:
     cards = [card("Loss", number(last), f"from {number(first)}" + (", not always finite" if figures.num_not_finite else ""))]
     if tests := figures.files.tests:
         best = max(tests, key=lambda test: test.top1)
-        note = f"after step {tests[-1].step}; best of {format_count(len(tests), 'test')} {100 * best.top1:.1f}%"
+        note = f"after step {tests[-1].step:,}; best of {format_count(len(tests), 'test')} {100 * best.top1:.1f}%"
         cards.append(card("Top-1 in the last test", f"{100 * tests[-1].top1:.1f}%", note))
     return cards
 
@@ -57,7 +57,7 @@ def _cards_of_work(figures: Figures) -> list[str]:
     why_not = "peak of the GPU not known, no MFU" if figures.on_gpu else "no MFU on a CPU"
     mfu = why_not if utilization is None else f"{100 * utilization:.1f}% of the peak (MFU)"
     cards = [
-        card("Tokens kept", f"{info.kept} <small>of {info.num_tokens}</small>", describe_tokens(figures).partition(": ")[2]),
+        card("Tokens kept", f"{info.kept:,} <small>of {info.num_tokens:,}</small>", describe_tokens(figures).partition(": ")[2]),
         card(
             "Forward pass",
             f"{format_figure(info.forward_macs_per_clip / 1e9)} <small>GMAC</small>",

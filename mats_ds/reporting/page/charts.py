@@ -12,7 +12,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from html import escape
 
-from mats_ds.core.format import SMALLEST
+from mats_ds.core.format import SMALLEST, format_count
 
 WIDTH, HEIGHT = 520, 254
 LEFT, RIGHT, TOP, BOTTOM = 72, 12, 12, 44
@@ -126,9 +126,9 @@ def _describe(title: str, steps: Sequence[float], series: Sequence[Series], labe
             values = [value for _, value in known]
             least, most = label(min(values)), label(max(values))
             texts.append(
-                f"{line.name} {label(begin)} at step {first:.0f}, {label(end)} at step {last:.0f}, between {least} and {most}"
+                f"{line.name} {label(begin)} at step {first:,.0f}, {label(end)} at step {last:,.0f}, between {least} and {most}"
             )
-    more = f"; and {len(series) - MOST_DESCRIBED} more lines" if len(series) > MOST_DESCRIBED else ""
+    more = f"; and {format_count(len(series) - MOST_DESCRIBED, 'more line')}" if len(series) > MOST_DESCRIBED else ""
     return f"{title}: {'; '.join(texts)}{more}"
 
 

@@ -76,5 +76,5 @@ def _show_differences(lines: list[str]) -> str:
         return '<p class="lead">Nothing.</p>'
     tags = {"-": "del", "+": "ins"}
     shown = [f"<{tags[line[0]]}>{escape(shorten(line))}</{tags[line[0]]}>" for line in lines[:MAX_DIFFERENCES]]
-    shown += [f"and {len(lines) - MAX_DIFFERENCES} more"] if len(lines) > MAX_DIFFERENCES else []
+    shown += [f"and {len(lines) - MAX_DIFFERENCES:,} more"] if len(lines) > MAX_DIFFERENCES else []
     return f'<div class="sheet"><pre class="diff">{chr(10).join(shown)}</pre></div>'

@@ -103,7 +103,7 @@ def _explain(figures: Figures) -> str:
     worst = figures.worst_rank
     if figures.memory_kinds:
         return (
-            f"In step {worst.peak_step}. Static kinds are exact, from the engine's tensors; activations are what is left of "
+            f"In step {worst.peak_step:,}. Static kinds are exact, from the engine's tensors; activations are what is left of "
             "torch's allocated peak."
         )
     if figures.on_gpu:

@@ -16,14 +16,15 @@ from torch import nn
 
 from mats_ds.config.recipe import Recipe
 from mats_ds.core.checkpoint_files import AVERAGE_KEY, MODEL_FILE
+from mats_ds.core.run_dir import RECIPE_FILE
 from mats_ds.core.storage.documents import parse_yaml
+from mats_ds.core.text import quote_word
 from mats_ds.models.sizes import MODEL_SIZES
 from mats_ds.models.weights.state_dict import describe_misfit
 from mats_ds.training.checkpoints.checkpoint import Checkpoint
 
 PRECISIONS = {"torch.float32": "fp32", "torch.bfloat16": "bf16"}
 SHOWN = 80
-FIX = "go on with the recipe that it was saved with (recipe.yaml in the run folder), or begin a new run with another --out"
 
 
 @dataclass(frozen=True)
@@ -74,7 +75,7 @@ def refuse_other_recipe(checkpoint: Checkpoint, stored: Stored, recipe: Recipe, 
     """
     differences = list_differences(stored, recipe.model_dump(mode="json"))
     said = [f"{key} was {show_value(before)} and is {show_value(now)}" for key, before, now in differences]
-    fixes = [f"{key}={show_value(before)}" for key, before, _ in differences]
+    fixes = [quote_word(f"{key}={show_value(before)}") for key, before, _ in differences]
     if stored.precision not in (None, precision):
         said.append(f"it was trained in {stored.precision}, and the DeepSpeed JSON says {precision}")
         fixes.append(f'"bf16": {{"enabled": {"true" if stored.precision == "bf16" else "false"}}} in the DeepSpeed JSON')
@@ -121,12 +122,20 @@ def refuse_other_model(checkpoint: Checkpoint, stored: Stored, model: nn.Module,
     own = {name: tuple(tensor.shape) for name, tensor in model.named_parameters() if tensor.requires_grad}
     problems = describe_misfit(own, stored.shapes) if stored.shapes else []
     if problems:
-        raise ValueError(f"{checkpoint.path} is of another model than the recipe's: {'; '.join(problems)}: {FIX}")
+        raise ValueError(
+            f"{checkpoint.path} is of another model than the recipe's: {'; '.join(problems)}: {advise_recipe(checkpoint)}"
+        )
     if stored.num_groups not in (None, len(groups)):
         raise ValueError(
             f"{checkpoint.path} has {stored.num_groups} groups of parameters in its optimizer, this recipe makes {len(groups)} "
-            f"(finetune.layer_decay decides about them): {FIX}"
+            f"(finetune.layer_decay decides about them): {advise_recipe(checkpoint)}"
         )
+
+
+def advise_recipe(checkpoint: Checkpoint) -> str:
+    """What to do about a start with another model than the checkpoint's."""
+    saved = checkpoint.folder.parent / RECIPE_FILE
+    return f"go on with the recipe that it was saved with, --recipe {quote_word(saved)}, or begin a new run with another --out"
 
 
 def _decoder_depth(recipe: Mapping[str, Any]) -> int | None:

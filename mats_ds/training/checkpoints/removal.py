@@ -71,7 +71,7 @@ def remove_checkpoint(checkpoint: Path) -> bool:
     try:
         foreign = foreign_names(checkpoint)
         if foreign:
-            more = f" and {len(foreign) - SHOWN_NAMES} more" if len(foreign) > SHOWN_NAMES else ""
+            more = f" and {len(foreign) - SHOWN_NAMES:,} more" if len(foreign) > SHOWN_NAMES else ""
             names = ", ".join(map(repr, foreign[:SHOWN_NAMES]))
             logger.warning("%s stays: %s%s in it is no file of a checkpoint", checkpoint, names, more)
             return False

@@ -27,7 +27,7 @@ from mats_ds.core.format import format_count
 from mats_ds.distributed.collectives import Ranks, ask_first
 from mats_ds.training.checkpoints.checkpoint import Checkpoint, find_checkpoint
 from mats_ds.training.checkpoints.converted import make_converted, remove_converted, remove_left_converted
-from mats_ds.training.checkpoints.match import FIX, Stored, read_stored, refuse_other_recipe
+from mats_ds.training.checkpoints.match import Stored, advise_recipe, read_stored, refuse_other_recipe
 from mats_ds.training.checkpoints.removal import remove_unfinished
 from mats_ds.training.checkpoints.state_files import (
     MALFORMED,
@@ -99,11 +99,11 @@ def find_resume_point(
         check_fit(checkpoint, world_size=ranks.world_size, global_batch=global_batch, zero_stage=zero_stage)
         warn_of_other_owners(checkpoint)
         average = "; the average of the weights goes on, too" if stored.has_average else ""
-        logger.info("going on from step %d: weights and optimizer of %s%s", checkpoint.step, checkpoint.path, average)
+        logger.info("going on from step %s: weights and optimizer of %s%s", f"{checkpoint.step:,}", checkpoint.path, average)
         if checkpoint.world_size == ranks.world_size or zero_stage == 0:
             return ResumePoint(checkpoint, stored=stored)
-        text = "step %d was saved by %s, this run has %d: re-sharding the optimizer state"
-        logger.info(text, checkpoint.step, format_count(checkpoint.world_size, "rank"), ranks.world_size)
+        text = "step %s was saved by %s, this run has %d: re-sharding the optimizer state"
+        logger.info(text, f"{checkpoint.step:,}", format_count(checkpoint.world_size, "rank"), ranks.world_size)
         return ResumePoint(checkpoint, convert(checkpoint), stored)
 
     return ask_first(find, ranks)
@@ -114,12 +114,12 @@ def check_fit(checkpoint: Checkpoint, *, world_size: int, global_batch: int, zer
     if checkpoint.zero_stage is not None and checkpoint.zero_stage != zero_stage:
         raise ValueError(
             f"{checkpoint.path} was saved under ZeRO stage {checkpoint.zero_stage} and the DeepSpeed JSON says {zero_stage}: "
-            "resume with the stage that it was saved under"
+            f'go on with "stage": {checkpoint.zero_stage} in its "zero_optimization"'
         )
     if checkpoint.global_batch is not None and checkpoint.global_batch != global_batch:
         raise ValueError(
-            f"{checkpoint.path} was trained with {format_count(checkpoint.global_batch, 'clip')} a step, and this start on "
-            f"{format_count(world_size, 'rank')} has {global_batch}: "
+            f"{checkpoint.path} was trained with {format_count(checkpoint.global_batch, 'clip')} a step and "
+            f"{format_count(world_size, 'rank')} would make {global_batch:,}: "
             f"go on with optim.global_batch={checkpoint.global_batch}, on a number of GPUs that divides it into micro-batches "
             f'("train_micro_batch_size_per_gpu" in the DeepSpeed JSON may have to be lower)'
         )
@@ -197,9 +197,11 @@ def resume(engine: Any, point: ResumePoint | None, ranks: Ranks) -> Resumed:
             raise ValueError(_describe_malformed(point.checkpoint, error)) from error
         # what refuse_other_model could not see
         first = " ".join(str(error).split())[:SHOWN]
-        raise ValueError(f"{point.checkpoint.path} is of another model than the recipe's: {first} ...: {FIX}") from None
+        raise ValueError(
+            f"{point.checkpoint.path} is of another model than the recipe's: {first} ...: {advise_recipe(point.checkpoint)}"
+        ) from None
     if path is None:
-        raise ValueError(f"DeepSpeed could not load {point.checkpoint.path}")
+        raise ValueError(f"DeepSpeed could not load {point.checkpoint.path}: start with another --out, or remove it")
     if (held := state.get("step")) != point.checkpoint.step:
         raise ValueError(
             f"{point.checkpoint.path} holds another step than it says, {held!r:.40}: start with another --out, or remove it"

@@ -90,7 +90,7 @@ class CheckpointSaver:
         self.finish()
         tag = name_of_step(step)
         self._make_room(checkpoint_bytes(self.engine, extra), tag)
-        part = self._on_first(lambda: _make_part(self.folder, tag), f"no folder for the checkpoint of step {step}")
+        part = self._on_first(lambda: _make_part(self.folder, tag), f"no folder for the checkpoint of step {step:,}")
         state = {"step": step, "world_size": self.ranks.world_size, "recipe": self.recipe, **UNIVERSAL_INFO, **extra}
         writer = _BackgroundWriter(self.engine.checkpoint_engine, part, self._thread)
         self.engine.checkpoint_engine = writer
@@ -126,7 +126,7 @@ class CheckpointSaver:
         sums, problem = _collect(pending.files)
         parts = gather_on_all((sums, problem), self.ranks)
         problems = [f"rank {rank}: {problem}" for rank, (_, problem) in enumerate(parts) if problem]
-        what = f"the checkpoint of step {pending.step} could not be written to {self.folder}"
+        what = f"the checkpoint of step {pending.step:,} could not be written to {self.folder}"
         if problems:
             self._on_first(lambda: remove_part(pending.part), what)
             raise TrainingStopped(self._explain(what, "; ".join(problems)))

@@ -60,7 +60,7 @@ STRANGERS = {
     "script": (zipped("model/code/__torch__.py"), r"TorchScript"),
     "hdf5": (b"\x89HDF\r\n\x1a\n" + bytes(99), r"HDF5.*Keras"),
     "tensorflow": (bytes(99) + struct.pack("<Q", 0xDB4775248B80FB57), r"TensorFlow"),
-    "torn": (saved()[:-300], r"cut off or damaged, it may be torn \(\d+ bytes.*download it again"),
+    "torn": (saved()[:-300], r"cut off or damaged, it may be torn \([\d,]+ bytes.*download it again"),
     "torn early": (saved()[:40], r"cut off or damaged"),
     "torn, of old torch": (saved(old=True)[:-300], r"cut off or damaged"),
     "torn early, of old torch": (saved(old=True)[:30], r"cut off or damaged"),

@@ -167,14 +167,14 @@ class TestWhichWeightsOfARun:
         assert read_weights(folder / "checkpoints" / "step-00000005", weights_from="average").origin.step == 5
 
     def test_a_single_file_has_nothing_to_choose_from(self, run):
-        with pytest.raises(ValueError, match="one set of weights: leave out weights_from last"):
+        with pytest.raises(ValueError, match="one set of weights: leave out --weights_from last .finetune.weights_from"):
             read_weights(run[0] / "best.safetensors", weights_from="last")
 
     def test_a_run_with_only_the_best_weights_points_to_them(self, run):
         folder, states = run
         shutil.rmtree(folder / "checkpoints")
         assert identify(folder) == "run"
-        with pytest.raises(ValueError, match=r"checkpoint; .*best\.safetensors is there: weights_from best"):
+        with pytest.raises(ValueError, match=r"checkpoint; .*best\.safetensors is there: --weights_from best"):
             read_weights(folder, weights_from="last")
         assert read_weights(folder).which == "best" and not any(
             "weights_from last" in note for note in read_weights(folder).notes

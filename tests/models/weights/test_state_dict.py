@@ -35,7 +35,7 @@ def test_many_tensors_are_a_few_lines_with_the_cause(changes, cause):
 
 def test_the_rest_of_the_names_is_a_number():
     lines = describe_misfit({f"a{number}": (1,) for number in range(1234)}, {"b": (1,)})
-    assert lines[0] == "1234 missing: a0, a1, a2 and 1,231 more" and lines[1] == "1 unexpected: b"
+    assert lines[0] == "1,234 missing: a0, a1, a2 and 1,231 more" and lines[1] == "1 unexpected: b"
 
 
 def test_another_kind_of_model_is_said():

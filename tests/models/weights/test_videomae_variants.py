@@ -229,7 +229,7 @@ def test_a_saved_table_tells_the_clip(tmp_path):
         grid = read_weights(tmp_path / "c.pth", heads=3, **hints).spec.grid
         assert (grid.num_frames, grid.height, grid.width) == expected
     torch.save(state | {"pos_embed": table(77, 24)}, tmp_path / "c.pth")
-    with pytest.raises(ValueError, match="77 positions.*1568 tokens.*--num-frames"):
+    with pytest.raises(ValueError, match="77 positions.*1,568 tokens.*convert .*c.pth .*--num_frames"):
         read_weights(tmp_path / "c.pth", heads=3)
 
 

@@ -52,7 +52,7 @@ def damage_newer(path):
 @pytest.mark.parametrize(
     ("damage", "reason"),
     [
-        (damage_truncate, "has 999 bytes instead of 1000"),
+        (damage_truncate, "has 999 bytes instead of 1,000"),
         (damage_flip, "checksum"),
         (damage_remove, "weights.pt is missing"),
         (damage_unseal, "never finished"),

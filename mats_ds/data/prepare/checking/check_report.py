@@ -63,7 +63,7 @@ def _describe_total(result: CheckResult, facts: Sequence[FileFacts]) -> str:
     unit, unit_seconds = _unit_of_time(facts)
     known = len(facts) - result.num_decoded
     return (
-        f"{format_count(len(facts), 'readable file')}: {seconds / unit_seconds:.1f} {unit}, {format_bytes(num_bytes)}. "
+        f"{format_count(len(facts), 'readable file')}: {seconds / unit_seconds:,.1f} {unit}, {format_bytes(num_bytes)}. "
         f"{format_count(result.num_decoded, 'file')} decoded in {result.wall_seconds:.0f} s"
         + (", the others were known." if known > 0 else ".")
     )
@@ -81,7 +81,7 @@ def _table_of_codecs(facts: Sequence[FileFacts]) -> str:
         mine = [fact for fact in facts if fact.codec == codec]
         length = sum(fact.duration_seconds for fact in mine) / unit_seconds
         num_cpu = sum(bool(fact.cpu_reason) for fact in mine)
-        lines.append(f"  {codec:<10}{num_files:>8}{length:>10.1f}{num_files - num_cpu:>14}{num_cpu:>13}")
+        lines.append(f"  {codec:<10}{num_files:>8,}{length:>10,.1f}{num_files - num_cpu:>14,}{num_cpu:>13,}")
     return "\n".join(lines)
 
 
@@ -92,7 +92,7 @@ def _describe_routes(facts: Sequence[FileFacts], *, copying: str) -> str:
         "  Without a GPU, PyAV decodes all of them on the CPU. The frames are the same."
     )
     if reasons:
-        listed = ", ".join(f"{reason} ({num_files})" for reason, num_files in reasons.most_common())
+        listed = ", ".join(f"{reason} ({num_files:,})" for reason, num_files in reasons.most_common())
         text += (
             f"\n  Left to the CPU because of: {listed}.\n"
             f"  What to do, if they are many: `{copying}` makes upright 8-bit copies, which NVDEC takes."
@@ -115,7 +115,8 @@ def _describe_frames(facts: Sequence[FileFacts]) -> str:
     if num_short:
         text += (
             f"\nShort: {format_count(num_short, 'file')} of fewer than {span} frames ({CLIP_FRAMES} at stride {CLIP_STRIDE}): "
-            f"clips of them take frames that lie closer together; {num_shorter}, below {CLIP_FRAMES} frames, repeat some."
+            f"clips of them take frames that lie closer together"
+            + (f"; {num_shorter:,}, below {CLIP_FRAMES} frames, repeat some." if num_shorter else ".")
         )
     return text
 
@@ -127,8 +128,8 @@ def _describe_keyframes(facts: Sequence[FileFacts], *, copying: str) -> str:
     if median > LONG_GOP_FRAMES:
         num_long = sum(gop > LONG_GOP_FRAMES for gop in gops)
         text += (
-            f" {format_count(num_long, 'file')} are above {LONG_GOP_FRAMES}: a clip costs about twice the decoding that it would "
-            f"with close keyframes.\n  What to do: `{copying}`, once, before long trainings."
+            f" {format_count(num_long, 'file')} {'is' if num_long == 1 else 'are'} above {LONG_GOP_FRAMES}: a clip costs about "
+            f"twice the decoding that it would with close keyframes.\n  What to do: `{copying}`, once, before long trainings."
         )
     return text
 
@@ -170,7 +171,7 @@ def _describe_bad(result: CheckResult) -> str:
     if not result.bad:
         return f"Quarantine: none of {format_count(result.num_rows, 'row')}."
     grouped = _group((row.path, row.reason) for row in result.bad)
-    return f"Quarantine: {len(result.bad)} of {format_count(result.num_rows, 'row')}.\n{grouped}"
+    return f"Quarantine: {len(result.bad):,} of {format_count(result.num_rows, 'row')}.\n{grouped}"
 
 
 def _group(reasons: Iterable[tuple[str, str]]) -> str:

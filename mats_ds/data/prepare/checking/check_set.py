@@ -88,9 +88,9 @@ def check_manifest(
     journal is complete and no process is left.
     """
     if num_workers < 1:
-        raise ValueError(f"a check needs at least 1 worker, got {num_workers}")
+        raise ValueError(f"--workers is at least 1, got {num_workers}")
     if not timeout_seconds > 0:
-        raise ValueError(f"the time limit is a number of seconds above 0, got {timeout_seconds}")
+        raise ValueError(f"--timeout is a number of seconds above 0, got {timeout_seconds:g}")
     base = None if root is None else Path(root)
     tables = CheckTables(
         Path(out),

@@ -15,6 +15,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from mats_ds.core.storage.files import format_csv, hash_file, hash_text, write_text
+from mats_ds.core.storage.output_folder import check_parent
 from mats_ds.core.storage.own_files import claim_name, find_same_path, refuse_sources, set_aside
 from mats_ds.data.prepare.checking.check_journal import CheckJournal, journal_path
 from mats_ds.data.video.indexing import describe_read_error
@@ -163,6 +164,7 @@ def _as_written(path: str) -> str:
 
 
 def _make_folder(target: Path) -> None:
+    check_parent(target)
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
     except OSError as error:

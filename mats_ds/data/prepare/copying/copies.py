@@ -64,9 +64,9 @@ class CopySummary:
 
     def lines(self) -> Iterator[str]:
         """The lines of the summary."""
-        reused = f" ({self.num_reused} from an earlier run)" if self.num_reused else ""
+        reused = f" ({self.num_reused:,} from an earlier run)" if self.num_reused else ""
         pieces = f" as {format_count(self.num_pieces, 'segment')}" if self.num_pieces != self.num_copied else ""
-        yield f"{self.num_copied} of {format_count(self.num_files, 'file')} copied{reused}{pieces}"
+        yield f"{self.num_copied:,} of {format_count(self.num_files, 'file')} copied{reused}{pieces}"
         if self.source_bytes:
             fraction = self.copied_bytes / self.source_bytes
             yield f"bytes: {format_bytes(self.source_bytes)} -> {format_bytes(self.copied_bytes)} ({fraction:.2f} x)"
@@ -111,9 +111,9 @@ def make_copies(
     """
     out, settings = Path(out), settings or CopySettings()
     if num_workers < 1:
-        raise ValueError(f"at least 1 worker is needed, got {num_workers}")
+        raise ValueError(f"--workers is at least 1, got {num_workers}")
     if not timeout_seconds >= MIN_TIMEOUT_SECONDS:
-        raise ValueError(f"the time limit is at least {MIN_TIMEOUT_SECONDS:g} seconds without a frame, got {timeout_seconds}")
+        raise ValueError(f"--timeout is at least {MIN_TIMEOUT_SECONDS:g} seconds without a frame, got {timeout_seconds}")
     if segment_seconds is not None:
         check_seconds(segment_seconds)
     check_out_folder(out, scanned=scanned)

@@ -24,8 +24,8 @@ from pathlib import Path
 from typing import Any
 
 from mats_ds.core.storage.files import hash_text, refuse_wrong_kind
-from mats_ds.core.storage.folder_lock import hold_folder, release_folder
-from mats_ds.core.storage.output_folder import open_output_folder
+from mats_ds.core.storage.folder_lock import release_folder
+from mats_ds.core.storage.output_folder import hold_output_folder
 from mats_ds.data.prepare.copying.copy_plan import COMMAND, JOURNAL, PlannedCopy, holds_copies, is_inside
 from mats_ds.data.prepare.copying.copy_task import CopyOutcome
 from mats_ds.data.prepare.copying.segment import Segment
@@ -122,7 +122,7 @@ class CopyJournal:
                 f"{hash_text(copy.target)[:16]}.{self._files.token}", str(self._files.record), ours
             )
         if foreign:
-            more = f" and {len(foreign) - NUM_SHOWN} more" if len(foreign) > NUM_SHOWN else ""
+            more = f" and {len(foreign) - NUM_SHOWN:,} more" if len(foreign) > NUM_SHOWN else ""
             raise ValueError(
                 f"{', '.join(foreign[:NUM_SHOWN])}{more} would be overwritten, and this command did not write what is there: "
                 "move it away, or give another --out"
@@ -176,10 +176,9 @@ def open_copy_journal(out: Path, kind: dict[str, Any]) -> Iterator[CopyJournal]:
 
     Raises ValueError where somebody does, and for a folder of something else.
     """
-    open_output_folder(out, command=COMMAND, is_ours=holds_copies)
-    refuse_wrong_kind(out / RECORD)
-    hold_folder(out, command=COMMAND)
+    hold_output_folder(out, command=COMMAND, is_ours=holds_copies, bookkeeping=(JOURNAL, RECORD))
     try:
+        refuse_wrong_kind(out / RECORD)
         with open_journal(out / JOURNAL, command="run") as journal:
             yield CopyJournal(journal, kind, out)
     finally:

@@ -197,13 +197,13 @@ def describe_plan(planned: Sequence[PlannedCopy], settings: CopySettings, *, seg
     missing = sum(not copy.source_bytes for copy in planned)
     lines = [
         f"{format_count(len(planned), 'file')}, {format_bytes(total_bytes)}"
-        + (f", {missing} of them missing or empty" if missing else "")
+        + (f", {missing:,} of them missing or empty" if missing else "")
     ]
     for copy in planned[:NUM_SHOWN]:
         target = copy.target if segment_seconds is None else f"{os.path.splitext(copy.target)[0]}_0000, _0001, ..."
         lines.append(f"  {copy.source} ({format_bytes(copy.source_bytes)}) -> {target}")
     if len(planned) > NUM_SHOWN:
-        lines.append(f"  and {len(planned) - NUM_SHOWN} more")
+        lines.append(f"  and {len(planned) - NUM_SHOWN:,} more")
     if segment_seconds is not None:
         lines.append(
             f"cut at the first keyframe after every {segment_seconds:g} s, nothing re-encoded: {format_bytes(total_bytes)}"

@@ -34,7 +34,7 @@ class CopySettings:
         if self.codec not in ENCODERS:
             raise ValueError(f"codec is one of {', '.join(ENCODERS)}, got {self.codec!r}")
         if not MIN_SIDE <= self.short_side <= MAX_SIDE or self.short_side % 2:
-            raise ValueError(f"short_side is an even number from {MIN_SIDE} to {MAX_SIDE}, got {self.short_side}")
+            raise ValueError(f"--short_side is an even number from {MIN_SIDE} to {MAX_SIDE}, got {self.short_side}")
         if not 1 <= self.gop <= MAX_GOP:
             raise ValueError(f"gop is 1 to {MAX_GOP} frames (12 or 16 for training), got {self.gop}")
         if self.crf is not None and not 0 <= self.crf <= MAX_CRF[self.codec]:

@@ -128,7 +128,7 @@ def segment_file(
 def check_seconds(seconds: float) -> None:
     """Raises ValueError for a length that no segment can have."""
     if not 0.1 <= seconds < math.inf:
-        raise ValueError(f"a segment is at least 0.1 seconds long, got {seconds}")
+        raise ValueError(f"--segment is at least 0.1 seconds, got {seconds:g}")
 
 
 def can_cut(source: str | os.PathLike[str], *, seconds: float) -> str:

@@ -194,7 +194,9 @@ def _import(
     _name_by_folders(rows)
     located = [videos.locate(row.path) for row in rows.rows]
     if num_packed := sum(path != row.path for path, row in zip(located, rows.rows, strict=True)):
-        rows.notes.append(f"{num_packed} of {len(rows.rows)} rows name a file in a tar shard below {videos.root}")
+        rows.notes.append(
+            f"{num_packed:,} of {format_count(len(rows.rows), 'row')} name a file in a tar shard below {videos.root}"
+        )
         rows.rows = [replace(row, path=path) for path, row in zip(located, rows.rows, strict=True)]
     return Imported(name, rows.rows, rows.classes, rows.mistakes, notes + rows.notes + videos.describe_looser(), videos.root)
 
@@ -278,7 +280,7 @@ def _explain_stranger(source: Source) -> str:
     if problems := [(number, problem) for number, line in source.lines if (problem := split_line(line).problem)]:
         number, problem = problems[0]
         return (
-            f"{path}: no format fits: in {len(problems)} of {format_count(len(source.lines), 'line')}, first in line "
+            f"{path}: no format fits: in {len(problems):,} of {format_count(len(source.lines), 'line')}, first in line "
             f"{number}, {problem}. "
             "Write a CSV with the columns path,label,start,end (labels are whole numbers from 0, start and end seconds), "
             "or import the folder of the class folders"

@@ -20,6 +20,7 @@ from pathlib import Path
 
 from mats_ds.core.format import format_count
 from mats_ds.core.storage.files import hash_file, hash_text, refuse_wrong_kind, replace_file
+from mats_ds.core.storage.output_folder import check_parent
 from mats_ds.core.storage.own_files import claim_name, find_same_path, find_same_target, set_aside
 from mats_ds.core.terminal import explain_locale
 from mats_ds.core.text import quote_word
@@ -126,7 +127,7 @@ class Imported:
 
     def count_mistakes(self) -> str:
         counts = Counter(mistake.kind for mistake in self.mistakes)
-        return ", ".join(f"{count} {kind}" for kind, count in counts.most_common())
+        return ", ".join(f"{count:,} {kind}" for kind, count in counts.most_common())
 
 
 def companions(out: Path) -> tuple[Path, Path]:
@@ -140,6 +141,7 @@ def refuse_to_overwrite(out: Path, *, force: bool, keep: Iterable[str | Path | N
     existing = [str(path) for path in (out, *companions(out)) if os.path.lexists(path)]
     if out.is_dir():
         raise ValueError(f"{out} is a folder: --out takes the manifest file to write, for example {out / 'manifest.csv'}")
+    check_parent(out)
     if not out.absolute().parent.is_dir():
         raise ValueError(f"no folder {out.parent} to write {out.name} into: create it first")
     for path in filter(None, keep):
@@ -201,27 +203,27 @@ def describe_imported(imported: Imported) -> list[str]:
     num_labelled = sum(row.label >= 0 for row in rows)
     used = len({row.label for row in rows if row.label >= 0})
     named = (
-        f"{used} of {format_count(len(imported.classes), 'named class')}"
+        f"{used:,} of {format_count(len(imported.classes), 'named class')}"
         if imported.classes
         else f"{format_count(used, 'class')} (names unknown)"
     )
-    lines = [*imported.notes, f"rows: {len(rows)}, {num_labelled} of them labelled with {named}"]
+    lines = [*imported.notes, f"rows: {len(rows):,}, {num_labelled:,} of them labelled with {named}"]
     num_missing = sum(mistake.kind == NOT_FOUND for mistake in mistakes)
     if imported.root is None:
         lines.append("files: not looked for; no --root was given and none of them lies beside the list")
     else:
         num_found = len({row.path for row in rows})
-        lines.append(f"files: {num_found} found below {imported.root}, {format_count(num_missing, 'row')} without their file")
+        lines.append(f"files: {num_found:,} found below {imported.root}, {format_count(num_missing, 'row')} without their file")
         if num_missing and not num_found:
             lines.append(f"  is {imported.root} the folder that holds these videos? --root names another")
     if mistakes:
-        lines.append(f"{len(mistakes)} {'mistake' if len(mistakes) == 1 else 'mistakes'}: {imported.count_mistakes()}")
+        lines.append(f"{format_count(len(mistakes), 'mistake')}: {imported.count_mistakes()}")
         kinds = Counter(mistake.kind for mistake in mistakes)
         # else 5000 lost videos hide the one bad label
         rare_first = sorted(mistakes, key=lambda mistake: kinds[mistake.kind])
         lines += [f"  - {mistake}" for mistake in rare_first[:MAX_MISTAKES_SHOWN]]
         if len(mistakes) > MAX_MISTAKES_SHOWN:
-            lines.append(f"  and {len(mistakes) - MAX_MISTAKES_SHOWN} more")
+            lines.append(f"  and {len(mistakes) - MAX_MISTAKES_SHOWN:,} more")
     return lines
 
 

@@ -168,5 +168,5 @@ def describe_plan(plan: PackPlan) -> list[str]:
         for shard in plan.shards[:NUM_SHOWN]
     ]
     if len(plan.shards) > NUM_SHOWN:
-        lines.append(f"  and {len(plan.shards) - NUM_SHOWN} more")
+        lines.append(f"  and {len(plan.shards) - NUM_SHOWN:,} more")
     return lines + [f"left out: {path}: {reason}" for path, reason in plan.missing.items()]

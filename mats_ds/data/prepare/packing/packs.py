@@ -26,8 +26,8 @@ from pathlib import Path
 from mats_ds.core.format import format_bytes, format_count
 from mats_ds.core.shards.table import index_path
 from mats_ds.core.storage.files import refuse_wrong_kind
-from mats_ds.core.storage.folder_lock import hold_folder, release_folder
-from mats_ds.core.storage.output_folder import open_output_folder
+from mats_ds.core.storage.folder_lock import release_folder
+from mats_ds.core.storage.output_folder import hold_output_folder
 from mats_ds.data.classes import NAMES_SUFFIX
 from mats_ds.data.manifest import COLUMNS, Manifest
 from mats_ds.data.prepare.copying.copy_plan import check_space
@@ -57,10 +57,10 @@ class PackSummary:
 
     def lines(self) -> Iterator[str]:
         """The lines of the summary."""
-        reused = f" ({self.num_reused} from an earlier run)" if self.num_reused else ""
+        reused = f" ({self.num_reused:,} from an earlier run)" if self.num_reused else ""
         shards = format_count(self.num_shards, "shard")
         files = format_count(self.num_files, "file")
-        yield f"{self.num_packed} of {files} packed into {shards}{reused}, {format_bytes(self.num_bytes)}"
+        yield f"{self.num_packed:,} of {files} packed into {shards}{reused}, {format_bytes(self.num_bytes)}"
         for path, reason in self.failed.items():
             yield f"failed: {path}: {reason}"
         yield f"manifest: {self.manifest}"
@@ -89,7 +89,7 @@ def make_shards(
     """
     out = Path(out)
     if num_workers < 1:
-        raise ValueError(f"at least 1 worker is needed, got {num_workers}")
+        raise ValueError(f"--workers is at least 1, got {num_workers}")
     check_out_folder(out, scanned=scanned)
     plan = plan_shards(manifest, out, shard_bytes=shard_bytes, base=base)
     tables = {out / MANIFEST: COLUMNS, out / FAILED: REASON_HEADER, out / f"{MANIFEST}{NAMES_SUFFIX}": ()}
@@ -146,10 +146,9 @@ def make_shards(
 @contextlib.contextmanager
 def _open_folder(out: Path):
     """The journal and the record of `out`; nobody else writes into it meanwhile."""
-    open_output_folder(out, command=COMMAND)
-    refuse_wrong_kind(out / RECORD)
-    hold_folder(out, command=COMMAND)
+    hold_output_folder(out, command=COMMAND, bookkeeping=(JOURNAL, RECORD))
     try:
+        refuse_wrong_kind(out / RECORD)
         with open_journal(out / JOURNAL, command="run") as journal:
             yield journal, WrittenFiles(out)
     finally:

@@ -199,11 +199,11 @@ def test_two_checks_cannot_write_one_journal(write_video, tmp_path, check):
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"num_workers": 0}, "at least 1 worker, got 0"),
-        ({"timeout_seconds": 0.0}, "above 0, got 0.0"),
+        ({"num_workers": 0}, "--workers is at least 1, got 0"),
+        ({"timeout_seconds": 0.0}, "--timeout .* above 0, got 0"),
         ({"quarantine": "m.csv", "out": "m.csv"}, "give two names"),
         ({"quarantine": "videos"}, "videos is a folder"),
-        ({"out": "videos/a.mp4/m.csv"}, "cannot make the folder of videos/a.mp4/m.csv"),
+        ({"out": "videos/a.mp4/m.csv"}, "videos/a.mp4/m.csv cannot be written"),
     ],
 )
 def test_unusable_arguments(write_video, tmp_path, monkeypatch, options, message):
