@@ -51,15 +51,18 @@ def test_photo_videos_are_written_by_a_command(tmp_path):
 @pytest.mark.slow
 @pytest.mark.parametrize("name", ["look_at_motion.ipynb", "probe_a_folder.ipynb"])
 def test_a_notebook_runs_from_top_to_bottom(tmp_path, name):
-    """With the package, in an empty folder; as it lies there it holds no outputs."""
+    """With the package, in an empty folder, whatever backend of matplotlib the shell has set; as it
+    lies there it holds no outputs."""
     nbclient, nbformat = pytest.importorskip("nbclient"), pytest.importorskip("nbformat")
     for needed in ("ipykernel", "skimage"):
         pytest.importorskip(needed)
     notebook = nbformat.read(EXAMPLES / name, as_version=4)
     code = [cell for cell in notebook.cells if cell.cell_type == "code"]
     assert all(not cell.outputs and cell.execution_count is None for cell in code)
-    environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
+    environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", "MPLBACKEND": "agg"}
     client = nbclient.NotebookClient(notebook, timeout=500, resources={"metadata": {"path": str(tmp_path)}})
     client.execute(env=environment)
     pictures = [output for cell in code for output in cell.outputs if "image/png" in output.get("data", {})]
     assert len(pictures) >= 2
+    printed = "".join(output.get("text", "") for cell in code for output in cell.outputs)
+    assert "lift-off, walk, slide, roll, drift" in printed or name != "probe_a_folder.ipynb"

@@ -107,7 +107,7 @@ def _write_set(folder: Path, settings: PhotoClipSettings) -> None:
     names = [_write_clip(folder, number, settings) for number in numbers]
     rows = [f"{name},{number % len(ACTIONS)}" for number, name in enumerate(names)]
     write_text(folder / MANIFEST_NAME, "".join(f"{row}\n" for row in ["path,label", *rows]))
-    write_text(folder / f"{Path(MANIFEST_NAME).stem}{NAMES_SUFFIX}", "".join(f"{action}\n" for action in ACTIONS))
+    write_text(folder / f"{MANIFEST_NAME}{NAMES_SUFFIX}", "".join(f"{action}\n" for action in ACTIONS))
     write_text(folder / SOURCES_NAME, describe_sources())
     noted = {"settings": asdict(settings), "bytes": {name: (folder / name).stat().st_size for name in names}}
     write_text(folder / SETTINGS_NAME, json.dumps(noted, indent=1))

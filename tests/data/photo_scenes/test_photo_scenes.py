@@ -8,6 +8,7 @@ import pytest
 import torch
 
 from mats_ds.core.token_grid import TokenGrid
+from mats_ds.data.classes import resolve_classes
 from mats_ds.data.manifest import read_manifest
 from mats_ds.data.photo_scenes.clips import describe_sources, write_photo_clips
 from mats_ds.data.photo_scenes.motion import ACTIONS, CAMERAS, sample_camera, sample_path
@@ -64,7 +65,8 @@ def test_the_photographs_come_with_the_package(photographs, monkeypatch):
 def test_a_set_is_a_labelled_manifest_of_real_videos(clips):
     manifest = read_manifest(clips / "manifest.csv")
     assert manifest.label_S.tolist() == [0, 1, 2, 3, 4, 0]
-    assert (clips / "manifest.classes.txt").read_text().split() == list(ACTIONS)
+    assert (clips / "manifest.csv.classes.txt").read_text().split() == list(ACTIONS)
+    assert resolve_classes(manifest, clips / "manifest.csv", asked=None).names == tuple(ACTIONS)
     for path in manifest.paths:
         index = index_video(path)
         assert (index.num_frames, index.height, index.width) == (8, 48, 64)
