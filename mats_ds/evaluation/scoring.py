@@ -132,6 +132,7 @@ def score_videos(
     for rank_scores, _ in gathered:
         merged.merge(rank_scores)
     all_bad = sorted((clip for _, rank_bad in gathered for clip in rank_bad), key=lambda clip: (clip.sample, clip.reason))
+    all_bad = [clip for clip in all_bad if clip.sample >= 0]  # padding of a last batch is no video
     # one per video, the same on any number of ranks
     first_bad = {clip.sample: clip for clip in reversed(all_bad)}
     return ScoredVideos(merged.finish(num_videos), [first_bad[sample] for sample in sorted(first_bad)])

@@ -17,6 +17,7 @@ import av
 import numpy as np
 
 from mats_ds.core.storage.files import replace_file
+from mats_ds.data.encode import REPEATABLE
 from mats_ds.data.video.containers import file_url, find_mp4_encoder, open_container
 
 CRF = "16"  # text and edges of tokens stay sharp
@@ -41,7 +42,7 @@ def write_mp4(path: str | os.PathLike[str], pictures: Iterable[np.ndarray], *, f
     """Write one frame a picture; an odd side gains a line of the border's colour. Raises ValueError
     for no pictures."""
     encoder = find_mp4_encoder()
-    options = {"crf": CRF, "preset": "medium"} if encoder == "libx264" else {}
+    options = {"crf": CRF, "preset": "medium", **REPEATABLE[encoder]} if encoder == "libx264" else {}
     rate = Fraction(frames_per_second).limit_denominator(MAX_RATE_DENOMINATOR)
     with (
         _written_aside(path) as aside,

@@ -5,50 +5,25 @@ A path is a member's only if it has `.tar#` in it and no ordinary file has that 
 up to the first such `#` that follows an existing archive is the shard; all behind it is the
 member's name, which may hold further `#`.
 
-A process opens each shard once and keeps up to MAX_OPEN_SHARDS of them, the least recently used
-closed first once nobody reads from it. All reads are `pread`, so threads share a descriptor. A
-shard whose size, time or inode has changed is opened anew.
+All reads are `pread`, so threads share a descriptor.
 """
 
 from __future__ import annotations
 
 import errno
-import logging
 import os
 import re
 import stat
-import threading
-import zlib
-from collections import OrderedDict
 from dataclasses import dataclass
 
 import numpy as np
 
-from mats_ds.core.shards.table import (
-    BLOCK,
-    NOT_COMPRESSED,
-    BadShard,
-    Member,
-    MemberTable,
-    index_path,
-    make_table,
-    read_index,
-    walk_headers,
-)
+from mats_ds.core.shards.open_shards import Descriptor, NoMember, OpenShards
+from mats_ds.core.shards.table import NOT_COMPRESSED, BadShard, Member, read_index, walk_headers
 
-logger = logging.getLogger("mats_ds")
-
-MAX_OPEN_SHARDS = 64
 MAX_SPLITS = 4096  # paths of members that are remembered
 SHARD_END = re.compile(r"\.tar#", re.IGNORECASE)
 COMPRESSED_END = re.compile(r"\.(?:tar\.\w{1,4}|tgz|tbz2|txz)#", re.IGNORECASE)
-
-
-class NoMember(OSError):
-    """The shard is there and the member is not, or cannot be read; `strerror` says why."""
-
-    def __init__(self, reason: str, path: str) -> None:
-        super().__init__(errno.ENOENT, reason, path)
 
 
 @dataclass(frozen=True)
@@ -70,7 +45,7 @@ class FileBytes:
     name: of the file or the member, whose extension FFmpeg looks at.
     """
 
-    def __init__(self, name: str, opened: _Descriptor, offset: int, size: int) -> None:
+    def __init__(self, name: str, opened: Descriptor, offset: int, size: int) -> None:
         self.name, self.size = name, size
         self._opened, self._offset, self._position = opened, offset, 0
 
@@ -174,11 +149,23 @@ def file_exists(path: str | os.PathLike[str]) -> bool:
     return True
 
 
+def why_missing(path: str | os.PathLike[str]) -> str:
+    """Why a member of a shard cannot be read, naming the shard; "" for what is there, and for
+    paths of ordinary files."""
+    try:
+        stat_file(path)
+    except NoMember as error:
+        return error.strerror
+    except (OSError, ValueError) as error:
+        return str(getattr(error, "strerror", None) or error) if split_member(path) is not None else ""
+    return ""
+
+
 def open_file(path: str | os.PathLike[str]) -> FileBytes:
     """The bytes of a file or member. Raises OSError, and ValueError for a NUL in the path."""
     split = split_member(path)
     if split is None:
-        opened = _Descriptor(os.open(path, os.O_RDONLY))
+        opened = Descriptor(os.open(path, os.O_RDONLY))
         return FileBytes(os.fspath(path), opened, 0, os.fstat(opened.number).st_size)
     shard, member = _SHARDS.find(*split)
     return FileBytes(member.name, shard.opened, member.offset, member.size)
@@ -186,7 +173,7 @@ def open_file(path: str | os.PathLike[str]) -> FileBytes:
 
 def list_members(shard: str | os.PathLike[str]) -> list[Member]:
     """The members of a shard in its order, those of one name once. Raises OSError and BadShard."""
-    opened = _Descriptor(os.open(shard, os.O_RDONLY))
+    opened = Descriptor(os.open(shard, os.O_RDONLY))
     num_bytes = os.fstat(opened.number).st_size
     try:
         members = read_index(shard, num_bytes=num_bytes)
@@ -197,92 +184,6 @@ def list_members(shard: str | os.PathLike[str]) -> list[Member]:
     return list({member.name: member for member in members}.values())
 
 
-class _Descriptor:
-    """A file descriptor that is closed when the last one that refers to it is gone."""
-
-    def __init__(self, number: int) -> None:
-        self.number = number
-
-    def __del__(self) -> None:
-        os.close(self.number)
-
-
-@dataclass(frozen=True, eq=False)
-class _Shard:
-    """An open shard. identity: device, inode, size, times of modification and change. checked:
-    offsets of members whose headers are as the table says."""
-
-    opened: _Descriptor
-    identity: tuple[int, int, int, int, int]
-    table: MemberTable
-    checked: set[int]
-
-
-class _OpenShards:
-    """The shards that this process reads from, at most MAX_OPEN_SHARDS open; safe among threads."""
-
-    def __init__(self) -> None:
-        self._shards: OrderedDict[str, _Shard] = OrderedDict()
-        self._lock = threading.Lock()
-
-    def find(self, path: str, name: str) -> tuple[_Shard, Member]:
-        """A shard and its member. Raises NoMember, and OSError where there is no shard."""
-        identity = _identity(os.stat(path))
-        with self._lock:
-            shard = self._shards.get(path)
-            if shard is None or shard.identity != identity:
-                shard = self._shards[path] = _open_shard(path)
-            self._shards.move_to_end(path)
-            while len(self._shards) > MAX_OPEN_SHARDS:
-                self._shards.popitem(last=False)
-            member = shard.table.find(name)
-            # a name that the index has not is probed with one that it has
-            if shard.table.from_index and not _is_at(shard, member or shard.table.first()):
-                logger.warning("%s does not fit its shard, whose headers are read instead", index_path(path))
-                shard = self._shards[path] = _open_shard(path, by_index=False)
-                member = shard.table.find(name)
-        if member is None:
-            more = "; the shard breaks off" if shard.table.is_cut_off else ""
-            raise NoMember(f"no regular file {name!r} in this shard{more}", f"{path}#{name}")
-        if member.offset + member.size > shard.identity[2]:
-            raise NoMember("the shard breaks off in the middle of this file: copy the shard again", f"{path}#{name}")
-        return shard, member
-
-
-def _open_shard(path: str, *, by_index: bool = True) -> _Shard:
-    opened = _Descriptor(os.open(path, os.O_RDONLY | getattr(os, "O_NONBLOCK", 0)))
-    status = os.fstat(opened.number)
-    if not stat.S_ISREG(status.st_mode):
-        raise OSError(errno.EINVAL, "not a regular file", path)
-    members = None
-    if by_index:
-        try:
-            members = read_index(path, num_bytes=status.st_size)
-        except BadShard as bad:
-            logger.warning("%s: the headers of the shard are read instead", bad)
-    is_cut_off, from_index = False, members is not None
-    if members is None:
-        try:
-            members, is_cut_off = walk_headers(opened.number, num_bytes=status.st_size)
-        except BadShard as bad:
-            raise OSError(errno.EINVAL, str(bad), path) from None
-    table = make_table(members, from_index=from_index, is_cut_off=is_cut_off)
-    return _Shard(opened, _identity(status), table, set())
-
-
-def _is_at(shard: _Shard, member: Member | None) -> bool:
-    """Whether the header before a member is the one that the index was made from; True of none."""
-    if member is not None and member.offset not in shard.checked:
-        if zlib.crc32(os.pread(shard.opened.number, BLOCK, member.offset - BLOCK)) != member.header:
-            return False
-        shard.checked.add(member.offset)
-    return True
-
-
-def _identity(status: os.stat_result) -> tuple[int, int, int, int, int]:
-    return status.st_dev, status.st_ino, status.st_size, status.st_mtime_ns, status.st_ctime_ns
-
-
 def _is_there(path: str) -> bool:
     try:
         return os.path.lexists(path)
@@ -290,5 +191,5 @@ def _is_there(path: str) -> bool:
         return False
 
 
-_SHARDS = _OpenShards()
+_SHARDS = OpenShards()
 _SPLITS: dict[str, tuple[str, str]] = {}

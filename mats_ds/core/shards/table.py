@@ -20,8 +20,8 @@ import os
 import posixpath
 import tarfile
 import zlib
-from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass, field
 
 import numpy as np
 
@@ -34,6 +34,7 @@ BLOCK = tarfile.BLOCKSIZE
 MAX_HEADER_BYTES = 1 << 20
 MAX_INDEX_BYTES = 1 << 30
 MAX_NAME_CHARACTERS = 1 << 16
+MAX_OTHERS = 1 << 12
 NOT_COMPRESSED = "its files cannot be read by offset; unpack it, and let the command `prepare pack` write the shards"
 
 
@@ -59,7 +60,8 @@ class MemberTable:
     """M members, by ascending digest of their names: 28 bytes a member instead of its name.
 
     digest_M uint64, offset_M, size_M int64, header_M uint32. from_index: not from the headers, so
-    that a difference makes the index wrong and not the archive.
+    that a difference makes the index wrong and not the archive. others: name -> kind of what is in
+    the archive and is no member.
     """
 
     digest_M: np.ndarray
@@ -68,6 +70,7 @@ class MemberTable:
     header_M: np.ndarray
     from_index: bool
     is_cut_off: bool = False
+    others: Mapping[str, str] = field(default_factory=dict)
 
     def find(self, name: str) -> Member | None:
         """The member of this name."""
@@ -88,14 +91,16 @@ def digest_name(name: str) -> np.uint64:
     return np.uint64(int.from_bytes(hashlib.blake2b(content, digest_size=8).digest(), "little"))
 
 
-def make_table(members: Iterable[Member], *, from_index: bool, is_cut_off: bool = False) -> MemberTable:
+def make_table(
+    members: Iterable[Member], *, from_index: bool, is_cut_off: bool = False, others: Mapping[str, str] | None = None
+) -> MemberTable:
     """The table of these members; of two with one name, the later one."""
     rows = {int(digest_name(member.name)): (member.offset, member.size, member.header) for member in members}
     digest_M = np.fromiter(rows, np.uint64, len(rows))
     columns = np.array(list(rows.values()), np.int64).reshape(-1, 3)
     order = np.argsort(digest_M)
     offset_M, size_M, header_M = (column[order] for column in columns.T)
-    return MemberTable(digest_M[order], offset_M, size_M, header_M.astype(np.uint32), from_index, is_cut_off)
+    return MemberTable(digest_M[order], offset_M, size_M, header_M.astype(np.uint32), from_index, is_cut_off, others or {})
 
 
 def index_path(shard: str | os.PathLike[str]) -> str:
@@ -145,10 +150,11 @@ def _read_line(line: str, num_bytes: int) -> Member:
     return member
 
 
-def walk_headers(descriptor: int, *, num_bytes: int) -> tuple[list[Member], bool]:
+def walk_headers(descriptor: int, *, num_bytes: int, others: dict[str, str] | None = None) -> tuple[list[Member], bool]:
     """The members by an archive's own headers, in its order, and whether it breaks off.
 
-    A member that reaches beyond the end of the file is among them. Raises BadShard.
+    A member that reaches beyond the end of the file is among them. `others` gains the name and the
+    kind of the first MAX_OTHERS entries that are no members. Raises BadShard.
     """
     members: list[Member] = []
     try:
@@ -157,6 +163,8 @@ def walk_headers(descriptor: int, *, num_bytes: int) -> tuple[list[Member], bool
             if info.isreg() and not info.issparse() and name is not None:
                 header = os.pread(descriptor, BLOCK, info.offset_data - BLOCK)
                 members.append(Member(name, info.offset_data, info.size, zlib.crc32(header)))
+            elif others is not None and name is not None and len(others) < MAX_OTHERS:
+                others[name] = _kind(info)
     except (tarfile.TarError, OverflowError) as error:
         if not members:
             raise BadShard(_why_no_tar(os.pread(descriptor, BLOCK, 0), error)) from None
@@ -170,6 +178,14 @@ def normal_name(name: str) -> str | None:
     plain = posixpath.normpath(name)
     is_inside = not plain.startswith(("/", "../")) and plain not in ("..", ".")
     return plain if is_inside and "\0" not in plain and len(plain) <= MAX_NAME_CHARACTERS else None
+
+
+def _kind(info: tarfile.TarInfo) -> str:
+    if info.issparse():
+        return "a sparse file"
+    if info.issym() or info.islnk():
+        return f"a link to {info.linkname!r}"
+    return "a folder" if info.isdir() else "a device or pipe"
 
 
 def _infos(reader: _HeaderReader) -> Iterator[tarfile.TarInfo]:

@@ -8,7 +8,7 @@ from __future__ import annotations
 import re
 from pathlib import Path
 
-from mats_ds.core.shards.members import file_exists, is_file, open_file
+from mats_ds.core.shards.members import file_exists, is_file, open_file, why_missing
 
 HEAD_BYTES = 1024
 # Magic numbers at the beginning: of ISO/IEC 14496-12, RFC 9559, RFC 2083 and the like.
@@ -19,6 +19,7 @@ VIDEO = re.compile(
 IMAGE = re.compile(rb"\x89PNG\r\n|\xff\xd8\xff|GIF8[79]a|RIFF....WEBP|BM.{4}\x00\x00|II\*\x00|MM\x00\*", re.DOTALL)
 SAFETENSORS = re.compile(rb".{8}\{\s*\"", re.DOTALL)
 ARCHIVES = {b"\x1f\x8b": "a gzip archive", b"BZh": "a bzip2 archive", b"\xfd7zXZ": "an xz archive", b"%PDF": "a PDF"}
+TAR, TAR_MAGIC, TAR_MAGIC_OFFSET = "a tar archive", b"ustar", 257  # POSIX.1-1988
 
 
 def describe_file(path: str | Path) -> str | None:
@@ -44,6 +45,8 @@ def _name_binary(head: bytes) -> str | None:
         return "an image"
     if VIDEO.match(head):
         return "a video"
+    if head[TAR_MAGIC_OFFSET:].startswith(TAR_MAGIC):
+        return TAR
     if SAFETENSORS.match(head):
         return "weights (.safetensors)"
     if head.startswith(b"PK\x03\x04"):
@@ -73,13 +76,15 @@ def why_no_video(path: str | Path, reason: str) -> str:
     decoder's reason."""
     if describe_file(path) in ("a video", None) and file_exists(path):
         return f"{path}: {reason}"
-    return f"{not_a('video', path)}: give a video file, such as an .mp4"
+    fix = f"name a video in it, such as {path}#clip.mp4" if describe_file(path) == TAR else "give a video file, such as an .mp4"
+    return f"{not_a('video', path)}: {fix}"
 
 
 def not_a(expected: str, path: str | Path) -> str:
     """ "PATH is a video, no recipe", "there is no recipe PATH", or "PATH is no recipe" where its
     kind cannot be told."""
     if not file_exists(path):
-        return f"there is no {expected} {path}"
+        why = why_missing(path)
+        return f"there is no {expected} {path}" + (f" ({why})" if why else "")
     kind = describe_file(path)
     return f"{path} is {kind}, no {expected}" if kind else f"{path} is no {expected}"

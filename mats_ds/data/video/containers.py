@@ -17,6 +17,7 @@ import av
 from av.error import ArgumentError, FFmpegError
 
 from mats_ds.core.shards.members import open_file, split_member
+from mats_ds.core.shards.open_shards import NoMember
 
 # FFmpeg's names of demuxers that read one file. A name per demuxer is enough: "mov" stands for
 # mov,mp4,m4a,3gp,3g2,mj2.
@@ -104,6 +105,8 @@ def describe_read_error(error: BaseException) -> str:
         return error.reason
     if isinstance(error, NotAVideoFormat):
         return str(error)
+    if isinstance(error, NoMember):
+        return error.strerror
     text = getattr(error, "strerror", None) or str(error)
     return f"{text} ({type(error).__name__})" if text else type(error).__name__
 

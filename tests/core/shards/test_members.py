@@ -2,14 +2,17 @@
 
 import io
 import os
+import subprocess
 import tarfile
 from pathlib import Path
 
 import pytest
 
 from mats_ds.core.shards import members as module
-from mats_ds.core.shards.members import file_exists, is_file, open_file, split_member, stat_file
+from mats_ds.core.shards import open_shards
+from mats_ds.core.shards.members import file_exists, is_file, open_file, split_member, stat_file, why_missing
 from mats_ds.core.shards.table import dump_index, index_path, walk_headers
+from mats_ds.core.storage.file_kind import not_a, why_no_video
 
 
 def write_tar(path, contents, **options):
@@ -165,8 +168,8 @@ def test_what_is_no_archive_says_so(tmp_path):
 
 
 def test_open_shards_are_bounded_and_shared_by_all_readers(tmp_path, monkeypatch):
-    monkeypatch.setattr(module, "MAX_OPEN_SHARDS", 3)
-    monkeypatch.setattr(module, "_SHARDS", module._OpenShards())
+    monkeypatch.setattr(open_shards, "MAX_OPEN_SHARDS", 3)
+    monkeypatch.setattr(module, "_SHARDS", open_shards.OpenShards())
     shards = [write_tar(tmp_path / f"{n}.tar", [(f"{m}.mp4", b"%d" % m) for m in range(20)]) for n in range(8)]
 
     def count_open():
@@ -181,3 +184,48 @@ def test_open_shards_are_bounded_and_shared_by_all_readers(tmp_path, monkeypatch
     assert [reader.read() for reader in readers] == [b"%d" % m for m in range(20)]
     del readers
     assert count_open() == 3
+
+
+def test_the_reason_names_the_shard_and_what_the_entry_is(tmp_path):
+    sparse = tmp_path / "hole.mp4"
+    sparse.touch()
+    os.truncate(sparse, 1 << 20)
+    with tarfile.open(tmp_path / "s.tar", "w") as archive:
+        for name, kind in (("link.mp4", tarfile.SYMTYPE), ("hard.mp4", tarfile.LNKTYPE), ("dir.mp4", tarfile.DIRTYPE)):
+            info = tarfile.TarInfo(name)
+            info.type, info.linkname = kind, "a.mp4"
+            archive.addfile(info)
+    subprocess.run(["tar", "--sparse", "-cf", "hole.tar", "hole.mp4"], cwd=tmp_path, check=True)
+    (tmp_path / "f.tar").mkdir()
+    cases = {
+        "s.tar#link.mp4": "a link to 'a.mp4'",
+        "s.tar#hard.mp4": "a link to 'a.mp4'",
+        "s.tar#./dir.mp4": "a folder",
+        "s.tar#gone.mp4": "'gone.mp4'",
+        "hole.tar#hole.mp4": "a sparse file",
+        "f.tar#a.mp4": "not a regular file",
+        "none.tar#a.mp4": "not there",
+    }
+    for path, reason in cases.items():
+        why = why_missing(f"{tmp_path}/{path}")
+        assert reason in why and path.partition("#")[0] in why, path
+        assert why in not_a("video", f"{tmp_path}/{path}") and f"{tmp_path}/{path}" in not_a("video", f"{tmp_path}/{path}")
+    assert "compressed" in not_a("video", f"{tmp_path}/s.tar.gz#a.mp4")
+    assert why_missing(tmp_path / "gone.mp4") == "" and why_missing(tmp_path / "s.tar") == ""
+    assert f"{tmp_path}/s.tar#" in why_no_video(tmp_path / "s.tar", "no file")
+
+
+def test_a_shard_that_was_replaced_is_named_once_and_in_each_reason(tmp_path, caplog):
+    shard = write_tar(tmp_path / "s.tar", [("a.mp4", b"one"), ("b.mp4", b"two")])
+    write_index(shard)
+    write_tar(shard, [("c.mp4", b"one"), ("d.mp4", b"two")])  # of the same size
+    for name in ("a.mp4", "b.mp4"):
+        assert "replaced" in why_missing(f"{shard}#{name}") and "s.tar" in why_missing(f"{shard}#{name}")
+    shard.write_bytes(b"")
+    assert all("s.tar" in why_missing(f"{shard}#{name}") for name in ("a.mp4", "b.mp4", "c.mp4"))
+    assert caplog.text.count("does not fit") == 1 and caplog.text.count("this one has 0") == 1
+
+
+def test_a_member_is_found_by_the_name_that_tar_prints(tmp_path):
+    shard = write_tar(tmp_path / "s.tar", [("./a.mp4", b"dot")])
+    assert open_file(f"{shard}#./a.mp4").read() == b"dot"
