@@ -40,7 +40,6 @@ LAUNCHER_WITH_VALUE = (
 LAUNCHER_SWITCHES = ("--no_ssh", "--force_multi", "--no_ssh_check", "--bind_cores_to_rank")
 LAUNCHER_OPTIONS = (*LAUNCHER_WITH_VALUE, *LAUNCHER_SWITCHES)
 NUMBERS = {int: "a whole number", float: "a number"}
-_notes: list[str] = []  # on the command line, said when the program has ended
 _OUT_OF_MEMORY = (
     "outofmemoryerror",
     "out of memory",
@@ -64,7 +63,6 @@ class ArgumentParser(argparse.ArgumentParser):
         super().__init__(**options)
         self.recipe_keys, self.launcher = tuple(recipe_keys), tuple(launcher)
         self._given: list[str] = []
-        self._values: dict[str, list[str]] = {}  # of every option, in their order
 
     def parse_args(self, args: Sequence[str] | None = None, namespace: Any = None) -> Any:
         return self._accept(*self.parse_known_args(args, namespace))
@@ -100,23 +98,7 @@ class ArgumentParser(argparse.ArgumentParser):
         wrong += [word for word in typed if word not in wrong and find_nearest(f"--{word.lstrip(DASHES)}", self._options())]
         if wrong or left:
             self._end(self._describe_unknown(wrong or left))
-        if os.environ.get("LOCAL_RANK", _rank()) == "0":
-            for what, values in self._find_repeated(changes):
-                _notes.append(f"{what} was given {len(values)} times, and the last one counted: {values[-1]}")
         return options
-
-    def _find_repeated(self, changes: Sequence[str]) -> list[tuple[str, list[str]]]:
-        """The options and keys of a recipe that are given several times with other values, and
-        those: a later one takes the place of those before, none adds to them."""
-        given = {name: [*values] for name, values in (self._chosen() or self)._values.items()}
-        for name, _, value in (change.partition("=") for change in changes):
-            given.setdefault(name, []).append(value)
-        return [(name, values) for name, values in given.items() if len(set(values)) > 1]
-
-    def _get_values(self, action: argparse.Action, arg_strings: list[str]) -> Any:
-        if action.option_strings and arg_strings:
-            self._values.setdefault(action.option_strings[0], []).append(" ".join(arg_strings))
-        return super()._get_values(action, arg_strings)
 
     def _end(self, message: str) -> NoReturn:
         if os.environ.get("LOCAL_RANK", _rank()) == "0":
@@ -238,12 +220,7 @@ def run_script(work: Callable[[], int | None], *, advice: str | None = None, sta
     drop_notices()
     try:
         with raise_signals():
-            status = _run_to_end(work, advice, standing)
-            while _notes:  # an error of the user's has its line for itself
-                note = _notes.pop(0)
-                if status != USAGE_ERROR:
-                    print(f"{_host()}note: {clean_line(note)}", file=sys.stderr, flush=True)
-            return status
+            return _run_to_end(work, advice, standing)
     except KeyboardInterrupt:  # another one, while the first was answered
         return KILLED_BY_USER
 

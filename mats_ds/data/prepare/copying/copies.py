@@ -113,7 +113,7 @@ def make_copies(
     if num_workers < 1:
         raise ValueError(f"--workers is at least 1, got {num_workers}")
     if not timeout_seconds >= MIN_TIMEOUT_SECONDS:
-        raise ValueError(f"--timeout is at least {MIN_TIMEOUT_SECONDS:g} seconds without a frame, got {timeout_seconds}")
+        raise ValueError(f"--timeout is at least {MIN_TIMEOUT_SECONDS:g} s without a frame, got {timeout_seconds}")
     if segment_seconds is not None:
         check_seconds(segment_seconds)
     check_out_folder(out, scanned=scanned)
