@@ -129,7 +129,7 @@ def test_other_weights_than_the_recipe_says_are_counted_and_explained_in_one_lin
             parameter_groups(other, OptimSection()),
         )
     text = str(error.value)
-    assert cause in text and "\n" not in text and len(text) < 1000 and "recipe.yaml in the run folder" in text
+    assert cause in text and "\n" not in text and len(text) < 1000 and "--recipe run/recipe.yaml" in text
 
 
 def test_another_number_of_groups_is_no_index_error():
