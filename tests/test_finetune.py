@@ -234,7 +234,7 @@ def test_the_report_judges_the_run(two_rank_run):
         [sys.executable, ROOT / "profiling" / "report.py", two_rank_run[0]], capture_output=True, text=True, check=False
     )
     assert report.returncode == 0, report.stderr
-    assert report.stdout.startswith("PASS") and "28 of 48 kept" in report.stdout
+    assert report.stdout.startswith("PASS") and "28 of 48 tokens kept" in report.stdout
     assert "result: top-1" in report.stdout and "the last weights" in " ".join(report.stdout.split())
 
 

@@ -68,8 +68,8 @@ def test_a_second_run_decodes_nothing_unless_told_to(videos, tmp_path, capsys):
         (["nowhere", "--out", "m.csv"], "no manifest at nowhere"),
         ([".", "--out", "m.csv"], "no video below"),
         (["m.csv", "--out", "m.csv"], "is the source itself"),
-        (["{videos}", "--out", "m.csv", "--workers", "0"], "at least 1 worker, got 0"),
-        (["{videos}", "--out", "m.csv", "--timeout", "-1"], "above 0, got -1.0"),
+        (["{videos}", "--out", "m.csv", "--workers", "0"], "--workers is at least 1, got 0"),
+        (["{videos}", "--out", "m.csv", "--timeout", "-1"], "above 0, got -1"),
         (["{videos}", "--out", ".", "--root", "."], "is a folder"),
     ],
 )

@@ -107,7 +107,7 @@ def test_ctrl_c_ends_in_words(folder, monkeypatch, tmp_path, capsys):
         (["--gop", "0"], "gop"),
         (["--crf", "99"], "crf"),
         (["--workers", "0"], "worker"),
-        (["--timeout", "0"], "time limit"),
+        (["--timeout", "0"], "--timeout is at least 1 s"),
         (["--segment", "0"], "0.1 seconds"),
         (["--reencode"], "--segment"),
         (["--segment", "1", "--keep-partial"], "--keep_partial"),

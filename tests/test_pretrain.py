@@ -160,7 +160,7 @@ def test_a_run_that_ended_early_goes_on_where_it_stopped(ranks, two_rank_run, vi
     assert read_losses(tmp_path) == read_losses(two_rank_run[0])
     again = ranks(pretrain, 2, [*arguments, "--resume", "auto"])
     assert [status for status, _ in again] == [0, 0]
-    assert f"nothing to do: {tmp_path} has finished its 6 steps" in again[0][1] and again[1][1] == ""
+    assert f"nothing to do: {tmp_path} has finished all 6 steps" in again[0][1] and again[1][1] == ""
 
 
 @pytest.mark.parametrize(
@@ -241,7 +241,7 @@ def test_too_many_broken_files_stop_all_ranks_with_the_list(ranks, videos_with_b
     arguments = [*ARGUMENTS, "--out", str(tmp_path / "run"), f"data.manifest={videos_with_broken_ones}", *SMALL]
     results = ranks(pretrain, 2, arguments)
     assert [status for status, _ in results] == [1, 1], results
-    assert "unreadable or damaged: 2 of 8 videos, more than data.max_bad_fraction=0.1" in results[0][1]
+    assert "2 of 8 videos are unreadable or damaged, more than data.max_bad_fraction=0.1" in results[0][1]
     assert f"prepare check {videos_with_broken_ones} --out checked.csv" in results[0][1]
     assert "TrainingStopped" in json.loads((tmp_path / "run" / "outcome.json").read_text())["outcome"]
 

@@ -47,7 +47,7 @@ def _of_openmpi(variables: MutableMapping[str, str]) -> dict[str, str]:
     size, local_size = variables["OMPI_COMM_WORLD_SIZE"], variables["OMPI_COMM_WORLD_LOCAL_SIZE"]
     if size != local_size and "MASTER_ADDR" not in variables:
         raise ValueError(
-            f"mpirun has started {format_count(size, 'rank')}, {local_size} of them here, and no MASTER_ADDR tells "
+            f"mpirun has started {format_count(int(size), 'rank')}, {local_size} of them here, and no MASTER_ADDR tells "
             f"where they meet: "
             "add -x MASTER_ADDR=HOST, the host of rank 0 (mats does)"
         )

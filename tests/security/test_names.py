@@ -108,7 +108,7 @@ class TestPrepare:
 
     def test_an_argument_too_many_is_quoted_in_one_line(self, tmp_path):
         status, _, err = run("mats_ds/prepare.py", "check", "a", "--out", "b.csv", BACK, "\u2066--x\x07", cwd=tmp_path)
-        assert status == 2 and err.splitlines()[-1].startswith("prepare.py: error:") and r"\u2066--x\x07" in err
+        assert status == 2 and err.splitlines()[-1].startswith("prepare.py check: error:") and r"\u2066--x\x07" in err
 
     @pytest.mark.parametrize("task", ["import", "check", "transcode"])
     def test_an_error_is_one_line(self, tmp_path, task):

@@ -263,7 +263,7 @@ def test_too_many_unreadable_videos_stop_all_ranks_with_the_list(ranks):
     texts = ranks(train_options, 2, {"bad_at": (1, 1, (3, 4, 5))}, expect_errors=True)
     assert len(texts) == 2
     for text in texts:
-        assert "unreadable or damaged: 3 of 20 videos, more than data.max_bad_fraction=0.1" in text
+        assert "3 of 20 videos are unreadable or damaged, more than data.max_bad_fraction=0.1" in text
         assert "video5.mp4: truncated" in text
 
 

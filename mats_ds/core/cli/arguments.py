@@ -13,7 +13,7 @@ import sys
 from collections.abc import Sequence
 from typing import Any, NoReturn
 
-from mats_ds.core.cli.endings import USAGE_ERROR, say_at_the_end, say_once
+from mats_ds.core.cli.endings import USAGE_ERROR, say_once
 from mats_ds.core.storage.package_files import help_command
 from mats_ds.core.text import clean_line, did_you_mean, find_nearest
 
@@ -41,7 +41,6 @@ class ArgumentParser(argparse.ArgumentParser):
         super().__init__(**options)
         self.recipe_keys, self.launcher = tuple(recipe_keys), tuple(launcher)
         self._given: list[str] = []
-        self._values: dict[str, list[str]] = {}  # of every option, in their order
 
     def parse_args(self, args: Sequence[str] | None = None, namespace: Any = None) -> Any:
         return self._accept(*self.parse_known_args(args, namespace))
@@ -77,22 +76,7 @@ class ArgumentParser(argparse.ArgumentParser):
         wrong += [word for word in typed if word not in wrong and find_nearest(f"--{word.lstrip(DASHES)}", self._options())]
         if wrong or left:
             self._end(self._describe_unknown(wrong or left))
-        for what, values in self._find_repeated(changes):
-            say_at_the_end(f"{what} was given {len(values)} times, and the last one counted: {values[-1]}")
         return options
-
-    def _find_repeated(self, changes: Sequence[str]) -> list[tuple[str, list[str]]]:
-        """The options and keys of a recipe that are given several times with other values, and
-        those: a later one takes the place of those before, none adds to them."""
-        given = {name: [*values] for name, values in (self._chosen() or self)._values.items()}
-        for name, _, value in (change.partition("=") for change in changes):
-            given.setdefault(name, []).append(value)
-        return [(name, values) for name, values in given.items() if len(set(values)) > 1]
-
-    def _get_values(self, action: argparse.Action, arg_strings: list[str]) -> Any:
-        if action.option_strings and arg_strings:
-            self._values.setdefault(action.option_strings[0], []).append(" ".join(arg_strings))
-        return super()._get_values(action, arg_strings)
 
     def _end(self, message: str) -> NoReturn:
         program = clean_line((self._chosen() or self).prog)

@@ -21,7 +21,6 @@ FINISHED, RUN_ERROR, USAGE_ERROR = 0, 1, 2
 INTERRUPTED = 75  # EX_TEMPFAIL of sysexits.h: saved, to be started again
 KILLED_BY_USER = 130  # as a shell has it after Ctrl-C
 EXIT_SECONDS = 10.0
-_notes: list[str] = []  # said when the program has ended
 _OUT_OF_MEMORY = (
     "outofmemoryerror",
     "out of memory",
@@ -60,12 +59,7 @@ def run_script(work: Callable[[], int | None], *, advice: str | None = None, sta
     drop_notices()
     try:
         with raise_signals():
-            status = _run_to_end(work, advice, standing)
-            while _notes:  # an error of the user's has its line for itself
-                note = _notes.pop(0)
-                if status != USAGE_ERROR:
-                    say_once(f"note: {clean_line(note)}")
-            return status
+            return _run_to_end(work, advice, standing)
     except KeyboardInterrupt:  # another one, while the first was answered
         return KILLED_BY_USER
 
@@ -118,12 +112,6 @@ def is_out_of_memory(error: BaseException | str) -> bool:
     had no memory left."""
     text = error if isinstance(error, str) else f"{type(error).__name__}: {error}"
     return any(mark in text.lower() for mark in _OUT_OF_MEMORY)
-
-
-def say_at_the_end(note: str) -> None:
-    """Have `run_script` say a note when the program has ended: below what it printed, and not at
-    all where an error of the user's has the last line."""
-    _notes.append(note)
 
 
 def say_once(line: str) -> None:

@@ -3,6 +3,7 @@ engine is built."""
 
 from __future__ import annotations
 
+from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
@@ -35,7 +36,7 @@ def describe(model, recipe, **more):
 
 
 def refusal(stored, recipe, *, precision="fp32"):
-    checkpoint = SimpleNamespace(path="run/step-00000004")
+    checkpoint = SimpleNamespace(path="run/step-00000004", folder=Path("run/checkpoints"))
     with pytest.raises(ValueError) as error:
         refuse_other_recipe(checkpoint, stored, recipe, precision=precision)
     text = str(error.value)
@@ -63,13 +64,15 @@ def test_the_fix_followed_literally_is_accepted():
     changes = ["model.name=small"]
     text = refusal(stored, load_recipe("tiny", changes))
     fixes = text.partition("go on with ")[2].partition(", or begin")[0].split(" and ")
-    refuse_other_recipe(SimpleNamespace(path="x"), stored, load_recipe("tiny", changes + fixes), precision="fp32")
+    refuse_other_recipe(
+        SimpleNamespace(path="x", folder=Path("run/checkpoints")), stored, load_recipe("tiny", changes + fixes), precision="fp32"
+    )
 
 
 def test_settings_that_change_no_shape_are_no_reason():
     stored = Stored(recipe=load_recipe("tiny").model_dump(mode="json"), precision="fp32")
     now = load_recipe("tiny", ["optim.weight_decay=0", "model.decoder_depth=2", "clip.num_frames=8", "optim.steps=500"])
-    refuse_other_recipe(SimpleNamespace(path="x"), stored, now, precision="fp32")
+    refuse_other_recipe(SimpleNamespace(path="x", folder=Path("run/checkpoints")), stored, now, precision="fp32")
 
 
 def test_another_precision_is_told_as_such():
@@ -91,7 +94,7 @@ def test_keys_of_a_fine_tuning_that_decide_about_the_state(before, now, fact):
     recipes = [load_recipe("finetune_tiny", changes, schema=FinetuneRecipe) for changes in (before, now)]
     stored = Stored(recipe=recipes[0].model_dump(mode="json"), shapes={"a": (1,)})
     assert fact in refusal(stored, recipes[1])
-    refuse_other_recipe(SimpleNamespace(path="x"), stored, recipes[0], precision="fp32")
+    refuse_other_recipe(SimpleNamespace(path="x", folder=Path("run/checkpoints")), stored, recipes[0], precision="fp32")
 
 
 def test_what_a_checkpoint_says_of_itself_is_read_from_its_file(tmp_path):
@@ -103,7 +106,9 @@ def test_what_a_checkpoint_says_of_itself_is_read_from_its_file(tmp_path):
     stored = read_stored(check_state_files(tmp_path))
     assert stored.recipe == recipe.model_dump(mode="json") and stored.precision == "fp32" and stored.has_average
     assert stored.num_groups == 2 and stored.shapes == {name: tuple(value.shape) for name, value in model.named_parameters()}
-    refuse_other_model(SimpleNamespace(path="x"), stored, model, parameter_groups(model, OptimSection()))
+    refuse_other_model(
+        SimpleNamespace(path="x", folder=Path("run/checkpoints")), stored, model, parameter_groups(model, OptimSection())
+    )
 
 
 @pytest.mark.parametrize(
@@ -117,15 +122,20 @@ def test_what_a_checkpoint_says_of_itself_is_read_from_its_file(tmp_path):
 def test_other_weights_than_the_recipe_says_are_counted_and_explained_in_one_line(changes, cause):
     stored, other = read_stored({WEIGHTS: describe(make_model(), load_recipe("tiny"))}), make_model(**changes)
     with pytest.raises(ValueError) as error:
-        refuse_other_model(SimpleNamespace(path="run/step-1"), stored, other, parameter_groups(other, OptimSection()))
+        refuse_other_model(
+            SimpleNamespace(path="run/step-1", folder=Path("run/checkpoints")),
+            stored,
+            other,
+            parameter_groups(other, OptimSection()),
+        )
     text = str(error.value)
-    assert cause in text and "\n" not in text and len(text) < 1000 and "recipe.yaml in the run folder" in text
+    assert cause in text and "\n" not in text and len(text) < 1000 and "--recipe run/recipe.yaml" in text
 
 
 def test_another_number_of_groups_is_no_index_error():
     stored, model = read_stored({WEIGHTS: describe(make_model(), load_recipe("tiny"))}), make_model()
     with pytest.raises(ValueError, match="2 groups of parameters .*makes 3 .*layer_decay"):
-        refuse_other_model(SimpleNamespace(path="x"), stored, model, [{}, {}, {}])
+        refuse_other_model(SimpleNamespace(path="x", folder=Path("run/checkpoints")), stored, model, [{}, {}, {}])
 
 
 @pytest.mark.parametrize("content", [{}, {"module": 3}, {"module": {}, "param_shapes": [7], "recipe": 5}, {"recipe": "[a"}])
