@@ -19,7 +19,6 @@ if __name__ == "__main__":  # run as a file, Python would look for modules in ma
 
 import os
 import re
-import socket
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
@@ -28,7 +27,7 @@ from mats_ds.core.format import format_count
 from mats_ds.core.interrupts import AGAIN
 from mats_ds.core.storage.package_files import find_folder
 from mats_ds.core.text import say, tell_error
-from mats_ds.distributed.hosts import choose_hosts, is_address, is_port, read_hostfile
+from mats_ds.distributed.hosts import choose_hosts, free_port, is_address, is_port, read_hostfile
 from mats_ds.distributed.launcher_watch import describe_end, describe_launcher, find_ranks
 from mats_ds.distributed.process_group import Stopped, is_dry_run, run_in_group, show_words
 from mats_ds.distributed.remote import (
@@ -187,7 +186,7 @@ def _on_this_machine(
         raise ValueError(f"--num_gpus {asked}: only {len(gpus)} of this machine's GPUs may be used")
     others = {option: value for option, value in options.items() if option != "--num_gpus"}
     # two runs on one machine must not meet on the launcher's fixed port
-    words = [*_to_words({"--master_port": port or str(_free_port()), **others}), *SILENT, "--hostfile", os.devnull]
+    words = [*_to_words({"--master_port": port or str(free_port()), **others}), *SILENT, "--hostfile", os.devnull]
     if not gpus:
         num_ranks = asked or CPU_RANKS
         cores = len(os.sched_getaffinity(0))
@@ -274,12 +273,6 @@ def _on_hosts(
         own.setdefault("--master_addr", hosts[0])
         variables = {name: value for name, value in {"MASTER_ADDR": address, "MASTER_PORT": port}.items() if value}
     return _run_launcher([*_to_words(own), *(() if is_elsewhere else SILENT)], started, words, **variables)
-
-
-def _free_port() -> int:
-    with socket.socket() as listener:  # the kernel chooses one
-        listener.bind(("127.0.0.1", 0))
-        return listener.getsockname()[1]
 
 
 if __name__ == "__main__":

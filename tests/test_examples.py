@@ -1,11 +1,17 @@
 """What lies in examples/ runs, from any folder, and shows what it says."""
 
+import json
 import os
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
+
+from mats_ds import TokenGrid
+from mats_ds.data.synthetic import write_synthetic_set
+from mats_ds.models.weights.native import save_weights
+from tests.exporting.models import make_autoencoder, weights
 
 ROOT = Path(__file__).resolve().parents[1]
 EXAMPLES = ROOT / "examples"
@@ -46,6 +52,31 @@ def test_photo_videos_are_written_by_a_command(tmp_path):
     assert len(list((tmp_path / "clips").glob("*.mp4"))) == 2
     again = run_example("photo_videos.py", "clips", "--videos", 3, *size, cwd=tmp_path)
     assert again.returncode == 2 and "empty or new folder" in again.stderr and "Traceback" not in again.stderr
+
+
+@pytest.mark.parametrize("candidates", [None, TokenGrid(num_frames=10, height=32, width=48, tubelet=(2, 8, 8))])
+@pytest.mark.parametrize(("name", "opened"), [("look_at_motion.ipynb", "VIDEO"), ("probe_a_folder.ipynb", "FOLDER")])
+def test_a_notebook_takes_a_run_of_any_length(tmp_path, monkeypatch, name, opened, candidates):
+    """Clips of six frames, and of six that are selected of ten."""
+    pyplot = pytest.importorskip("matplotlib.pyplot")
+    stored = weights(make_autoencoder(**({} if candidates is None else {"candidate_grid": candidates})))
+    save_weights(tmp_path / "model.safetensors", stored.spec, stored.state)
+    manifest = write_synthetic_set(tmp_path / "set", num_videos=16, num_frames=20, height=48, width=64)
+    source = manifest if opened == "FOLDER" else next(manifest.parent.glob("*.mp4"))
+    given = {"RUN": str(tmp_path / "model.safetensors"), opened: str(source)}
+    monkeypatch.chdir(tmp_path)
+    shown = []
+    monkeypatch.setattr(pyplot, "show", lambda: shown.append(pyplot.gcf()))
+    names: dict = {"display": print}
+    for cell in json.loads((EXAMPLES / name).read_text(encoding="utf-8"))["cells"]:
+        if cell["cell_type"] == "code":
+            code = "".join(line for line in cell["source"] if not line.startswith("%"))
+            exec(code, names)
+            names |= given
+    pyplot.close("all")
+    titles = [text for figure in shown for axis in figure.axes for text in (axis.get_title(), axis.get_ylabel())]
+    assert len(shown) >= 2
+    assert opened == "FOLDER" or any("reconstruct" in title for title in titles)
 
 
 @pytest.mark.slow

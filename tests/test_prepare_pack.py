@@ -121,7 +121,7 @@ def test_what_is_not_ours_is_never_overwritten(folder, tmp_path, capsys):
     assert (out / "shard-000000.tar").read_text() == "changed since"
 
 
-@pytest.mark.parametrize("size", ["1XB", "-1GB", "", "12", "1iB"])
+@pytest.mark.parametrize("size", ["1XB", "-1GB", "", "12", "1iB", "9" * 400])
 def test_sizes_that_are_none_are_refused(folder, tmp_path, capsys, size):
     assert pack(folder, "--out", tmp_path / "out", f"--shard_size={size}") == 2
     assert "--shard_size" in capsys.readouterr().err and not (tmp_path / "out").exists()

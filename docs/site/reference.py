@@ -25,6 +25,7 @@ sys.path.insert(0, str(ROOT))
 from mats_ds.config.finetune_recipe import FinetuneRecipe  # noqa: E402
 from mats_ds.config.recipe import Recipe  # noqa: E402
 from mats_ds.core.cli import ArgumentParser  # noqa: E402
+from mats_ds.launch import DEFAULT_JSON  # noqa: E402
 
 REFERENCE = ROOT / "docs" / "reference"
 PAPER = re.compile(r"\s*\(arXiv (\d{4}\.\d{5}|\d{4}\.\d{4})\)")
@@ -177,8 +178,9 @@ def write_recipe_page() -> str:
     return "\n".join(lines).rstrip() + "\n"
 
 
-def describe_action(parser: argparse.ArgumentParser, action: argparse.Action) -> str | None:
-    """A row for an option or argument; None for a hidden one."""
+def describe_action(parser: argparse.ArgumentParser, action: argparse.Action, *, json_name: str | None = None) -> str | None:
+    """A row for an option or argument; None for a hidden one. json_name: the DeepSpeed JSON that
+    `mats` takes where none is named."""
     if action.help is argparse.SUPPRESS or isinstance(action, (argparse._HelpAction, argparse._SubParsersAction)):
         return None
     if action.metavar is not None:
@@ -195,13 +197,15 @@ def describe_action(parser: argparse.ArgumentParser, action: argparse.Action) ->
         spelled = {option.lstrip("-").replace("-", "_"): option for option in reversed(action.option_strings)}
         name = ", ".join(f"`{option}`" for option in reversed(spelled.values()))
     needed = " **needed**" if action.required and action.option_strings else ""
+    if json_name and "--ds_config" in action.option_strings:
+        needed = f" (default of `mats` and `launch.sh`: {json_name.removesuffix('.json')}; **needed** under other launchers)"
     text = (action.help or "") % {**vars(action), "prog": parser.prog}
     several = " ..." if action.nargs in ("+", "*") else ""
     return f"| {name} | {cell(f'`{value}{several}`' if value else '')} | {cell(text)}{needed} |"
 
 
-def describe_parser(parser: argparse.ArgumentParser) -> list[str]:
-    rows = [row for action in parser._actions if (row := describe_action(parser, action))]
+def describe_parser(parser: argparse.ArgumentParser, *, json_name: str | None = None) -> list[str]:
+    rows = [row for action in parser._actions if (row := describe_action(parser, action, json_name=json_name))]
     return ["| option | value | meaning |", "|---|---|---|", *rows, ""]
 
 
@@ -221,7 +225,7 @@ def write_options_page() -> str:
         subparsers = next((a for a in parser._actions if isinstance(a, argparse._SubParsersAction)), None)
         lines += [f"## {program}", ""]
         if subparsers is None:
-            lines += [*describe_parser(parser)]
+            lines += [*describe_parser(parser, json_name=DEFAULT_JSON.get(program))]
             continue
         described = {choice.dest: choice.help for choice in subparsers._choices_actions}
         for name, inner in subparsers.choices.items():

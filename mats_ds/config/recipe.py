@@ -74,8 +74,8 @@ class ClipSection(_Section):
     )
     sampling: Literal["dense", "uniform"] = Field(
         "dense",
-        description="dense: neighbouring frames from a random place; uniform: one out of each of num_frames equal parts of "
-        "the video (arXiv 1608.00859)",
+        description="dense: frames a stride apart, from a random beginning; uniform: one out of each of num_frames equal parts "
+        "of the video (arXiv 1608.00859)",
     )
     height: int = Field(224, ge=1, le=16_384, description="pixels of a frame, as the model sees it")
     width: int = Field(224, ge=1, le=16_384, description="pixels of a frame, as the model sees it")

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 GIB, MIB = 2**30, 2**20
-SMALLEST = 1e-30
+SMALLEST, LARGEST = 1e-30, 1e21
 MINUTE, HOUR, DAY = 60, 3600, 86_400  # seconds
+LONGEST_SECONDS = 10_000 * 365.25 * DAY
 
 
 def format_bytes(num_bytes: float) -> str:
@@ -25,23 +26,16 @@ def format_flops(flops: float) -> str:
 
 def format_figure(value: float, digits: int = 4) -> str:
     """A number with that many significant digits and, where it is large, all before the point:
-    "0.01235", "3.142", "179,512,340"."""
+    "0.01235", "3.142", "179,512,340"; beyond anything that is counted "8.458e+303"."""
     text = f"{value:.{digits}g}"
-    return f"{value:,.0f}" if "e+" in text else text
-
-
-def format_hours(hours: float) -> str:
-    """ "under 1 s", "12 s", "34 min", "5.6 h"."""
-    if 0 < 3600 * hours < 1:
-        return "under 1 s"
-    if hours < 1 / 60:
-        return f"{3600 * hours:.0f} s"
-    return f"{60 * hours:.0f} min" if hours < 1 else f"{hours:.1f} h"
+    return f"{value:,.0f}" if "e+" in text and abs(value) < LARGEST else text
 
 
 def format_duration(seconds: float) -> str:
     """A length of time in two units at most: "under 1 s", "45 s", "12 min", "3 h 20 min", "5 days
-    7 h"."""
+    7 h", "over 10,000 years"."""
+    if not seconds < LONGEST_SECONDS:
+        return "over 10,000 years"
     if seconds < 2 * MINUTE:
         return "under 1 s" if 0 < seconds < 1 else f"{seconds:.0f} s"
     if seconds < 1.5 * HOUR:

@@ -59,13 +59,6 @@ class RunFile:
     info: RunInfo
     parts: tuple[RunPart, ...]
 
-    def world_size_at(self, step: int) -> int:
-        """Ranks that had to do `step`: those of the newest part that began at or before it."""
-        for part in reversed(self.parts):
-            if part.first_step <= step:
-                return part.world_size
-        return self.info.world_size
-
 
 @dataclass(frozen=True)
 class Outcome:

@@ -60,6 +60,11 @@ class Manifest:
         return len(self.paths)
 
 
+def show_seconds(seconds: float) -> str:
+    """A time as a manifest has it: to the microsecond, without trailing zeros; nothing for nan."""
+    return "" if math.isnan(seconds) else f"{seconds:.6f}".rstrip("0").rstrip(".")
+
+
 class _Rows:
     """Rows and mistakes gathered while a source is read."""
 

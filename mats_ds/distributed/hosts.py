@@ -7,6 +7,7 @@ Names go to a shell, to ssh and to pdsh on their way, so nothing but a host name
 from __future__ import annotations
 
 import re
+import socket
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -36,6 +37,13 @@ def is_address(text: str) -> bool:
 def is_port(text: str) -> bool:
     """Whether it is a number from 1 to 65535."""
     return re.fullmatch(r"[1-9][0-9]{0,4}", text) is not None and int(text) < 65536
+
+
+def free_port() -> int:
+    """A port of this machine that nobody listens at now; the kernel chooses it."""
+    with socket.socket() as listener:
+        listener.bind(("127.0.0.1", 0))
+        return listener.getsockname()[1]
 
 
 def read_hostfile(path: str | Path) -> list[str]:

@@ -15,7 +15,8 @@ from mats_ds.core.text import quote_word
 
 GRACE_SECONDS = 30.0  # for ranks to save and end after SIGTERM
 # For workers that answer for themselves: a rank ends its step within 25 s or says why not, and its
-# process is gone 10 s later (core/cli.py); a busy machine takes its time, and a second Ctrl-C none.
+# process is gone 10 s later (core/cli/endings.py); a busy machine takes its time, and a second
+# Ctrl-C none.
 ANSWER_SECONDS = 60.0
 PR_SET_PDEATHSIG = 1  # prctl(2)
 STOPPING = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)

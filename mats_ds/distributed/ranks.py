@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import logging
 import os
-import socket
 from dataclasses import dataclass
 from datetime import timedelta
 
@@ -14,6 +13,7 @@ import torch.distributed as dist
 from mats_ds.core.format import format_count
 from mats_ds.core.text import log_to_stderr
 from mats_ds.distributed.exits import RanksLost
+from mats_ds.distributed.hosts import free_port
 from mats_ds.distributed.launcher_watch import end_with_launchers
 from mats_ds.distributed.scheduler_env import set_rank_environment
 
@@ -111,7 +111,7 @@ def start_distributed(*, timeout_seconds: float = 1800.0) -> RankInfo:
         "WORLD_SIZE": "1",
         "LOCAL_WORLD_SIZE": os.environ.get("LOCAL_SIZE", os.environ.get("WORLD_SIZE", "1")),
         "MASTER_ADDR": "127.0.0.1",
-        "MASTER_PORT": str(_free_port()),
+        "MASTER_PORT": str(free_port()),
     }.items():
         os.environ.setdefault(name, value)
     logging.getLogger("DeepSpeed").setLevel(os.environ.get("DS_LOG_LEVEL", "WARNING").upper())
@@ -149,9 +149,3 @@ def start_distributed(*, timeout_seconds: float = 1800.0) -> RankInfo:
     for group in (None, deepspeed.utils.groups._get_data_parallel_group()):
         set_timeout(timedelta(seconds=timeout_seconds), group)
     return RankInfo(dist.get_rank(), local_rank, dist.get_world_size(), local_world_size, device)
-
-
-def _free_port() -> int:
-    with socket.socket() as listener:
-        listener.bind(("127.0.0.1", 0))
-        return listener.getsockname()[1]

@@ -8,8 +8,8 @@ between neighbouring stretches makes the test weaker (n (1 - r) / (1 + r) of the
 correlation at lag 1, where it is positive: Bartlett's formula for an autoregressive series, as in
 Wilks, Statistical Methods in the Atmospheric Sciences, section 5.2.4). Of several ranks the one
 that looks worst is chosen, and any of them might have been: the level is divided by their number
-(Bonferroni). A disturbance that lasts for half of a short run cannot be told from a lasting one by
-any test; whoever gives advice therefore asks for an effect that is worth it, too.
+(Bonferroni). A disturbance that lasts for half of a short run cannot be distinguished from a
+lasting one by any test; whoever gives advice therefore asks for an effect that is worth it, too.
 """
 
 from __future__ import annotations

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import asdict, replace
 from typing import TYPE_CHECKING, Any
 
-from mats_ds.core.format import format_bytes, format_count, format_figure, format_flops, format_hours
+from mats_ds.core.format import HOUR, format_bytes, format_count, format_duration, format_figure, format_flops
 from mats_ds.metering.device_memory import name_kind
 from mats_ds.models.sizes import MODEL_SIZES
 from mats_ds.planning.forecast import Forecast, Overheads, forecast
@@ -160,7 +160,7 @@ def _compute(question: Question) -> list[str]:
         lines.append(
             f"  time at MFU {100 * time.mfu:.0f}%: {format_figure(time.step_seconds, 3)} s a step, "
             f"{format_figure(time.clips_per_second, 3)} clips/s, "
-            f"{format_hours(time.hours)} for {format_count(time.total_steps, 'step')}"
+            f"{format_duration(HOUR * time.hours)} for {format_count(time.total_steps, 'step')}"
         )
     return lines
 

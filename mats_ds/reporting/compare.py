@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from mats_ds.core.events import PHASES
-from mats_ds.core.format import format_bytes, format_count, format_figure, format_flops, format_hours, ratio_of, shorten
+from mats_ds.core.format import HOUR, format_bytes, format_count, format_duration, format_figure, format_flops, ratio_of, shorten
 from mats_ds.core.text import clean_line
 from mats_ds.metering.chance import MIN_STEPS, differ_beyond_chance
 from mats_ds.reporting.figures import Figures
@@ -57,7 +57,7 @@ def list_compared(a: Figures, b: Figures) -> list[Compared]:
         _compare("MFU", a.model_flops_utilization, b.model_flops_utilization, note=of_a_step),
         _compare("model FLOP/s a rank", a.model_flops_per_second, b.model_flops_per_second, _format_rate, note=of_a_step),
         _compare("joules a clip", a.joules_per_clip, b.joules_per_clip),
-        _compare("the whole run", a.hours, b.hours, format_hours, note=of_a_step),
+        _compare("the whole run", a.hours, b.hours, lambda hours: format_duration(HOUR * hours), note=of_a_step),
         _compare("last loss", a.losses[1], b.losses[1]),
         *(_compare(name, *(getattr(run.run.info, key) for run in (a, b)), show) for name, (key, show) in _COUNTS.items()),
         _compare("unreadable videos", len(a.bad_videos), len(b.bad_videos)),

@@ -5,7 +5,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from mats_ds.core.format import format_bytes, format_figure, format_flops, format_hours, ratio_of
+from mats_ds.core.format import HOUR, format_bytes, format_duration, format_figure, format_flops, ratio_of
 from mats_ds.metering.device_memory import ACTIVATIONS, KIND_NAMES, OUTSIDE, name_kind, on_device
 from mats_ds.planning.plan_file import Plan, read_measured_saved_bytes
 from mats_ds.reporting.figures import Figures
@@ -82,7 +82,7 @@ def _time_pairs(plan: Plan, figures: Figures) -> list[Pair]:
         _pair("clips a second", plan.clips_per_second, figures.clips_per_second, format_figure),
         _pair("step", plan.step_seconds, figures.step_seconds, lambda value: f"{format_figure(value)} s"),
         _pair("MFU", plan.mfu, figures.model_flops_utilization, lambda value: f"{100 * value:.1f}%"),
-        _pair("the whole run", plan.hours, figures.hours, format_hours),
+        _pair("the whole run", plan.hours, figures.hours, lambda hours: format_duration(HOUR * hours)),
         _pair("energy of a clip", plan.joules_per_clip, figures.joules_per_clip, lambda value: f"{value:.1f} J"),
     ]
 

@@ -80,9 +80,9 @@ def _list_rows(numbers: Sequence[int]) -> list[Stretch]:
 
 def _name_steps(gaps: list[Stretch]) -> str:
     num = sum(last - first + 1 for first, last in gaps)
-    names = [str(first) if first == last else f"{first} to {last}" for first, last in gaps[:NUM_NAMED]]
+    names = [f"{first:,}" if first == last else f"{first:,} to {last:,}" for first, last in gaps[:NUM_NAMED]]
     more = f" and {format_count(len(gaps) - NUM_NAMED, 'more stretch')}" if len(gaps) > NUM_NAMED else ""
-    return f"{num} step{'s' if num > 1 else ''}: {', '.join(names)}{more}"
+    return f"{format_count(num, 'step')}: {', '.join(names)}{more}"
 
 
 NOTABLE_FRACTION = 0.03

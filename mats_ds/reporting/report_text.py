@@ -7,7 +7,7 @@ from dataclasses import replace
 from typing import NamedTuple
 
 from mats_ds.core.clips import DAMAGED
-from mats_ds.core.format import format_bytes, format_count, format_figure, format_flops, format_hours, shorten
+from mats_ds.core.format import HOUR, format_bytes, format_count, format_duration, format_figure, format_flops, shorten
 from mats_ds.core.text import clean_line
 from mats_ds.metering.out_of_memory import plan_command
 from mats_ds.metering.peak_flops import MEASURED
@@ -54,7 +54,7 @@ def describe(figures: Figures) -> list[Row]:
     length = f"step {figures.span.last_step:,} of {info.total_steps:,}, epoch {_last_epoch(figures)}"
     length += f"; {format_count(figures.num_clips, 'clip')}"
     if figures.hours is not None:
-        length += f"; {format_hours(figures.hours)} for the entire run at this speed"
+        length += f"; {format_duration(HOUR * figures.hours)} for the entire run at this speed"
     name, gpu, model = (shorten(text) for text in (info.recipe_name, info.device_name, info.model_name))
     rows = [
         Row("run", f"{name} on {info.world_size} x {gpu}, data {shorten(info.data_name) or 'not named'}"),

@@ -45,9 +45,9 @@ def make_loss(augment: Callable[[ClipBatch], Any], *, label_smoothing: float) ->
 def reconstruction_loss_of(engine: Any, batch: ClipBatch) -> torch.Tensor:
     """The `loss_of` that `fit` asks for.
 
-    Drop path is drawn anew from the first seed of each micro-batch: torch's own random state is in
-    no checkpoint, and a resumed run shall be equal to the bit. (Masks derive from the clips' seeds
-    anyway.)
+    Drop path is sampled anew from the first seed of each micro-batch: torch's own random state is
+    in no checkpoint, and a resumed run shall be equal to the bit. (Masks derive from the clips'
+    seeds anyway.)
     """
     torch.manual_seed(batch.clip_seeds[0])
     return engine(batch.frames_BTHWC, batch.seed_B)

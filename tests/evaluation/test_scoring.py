@@ -4,11 +4,15 @@ of ranks."""
 from __future__ import annotations
 
 import itertools
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
+import torch
 
-from mats_ds.evaluation.scoring import VideoScores
+from mats_ds.core.clips import BadClip
+from mats_ds.distributed.ranks import RankInfo
+from mats_ds.evaluation.scoring import VideoScores, score_videos
 
 NUM_VIDEOS, NUM_VIEWS, NUM_CLASSES = 5, 6, 7
 
@@ -65,3 +69,15 @@ def test_a_view_counted_twice_or_lost_is_noticed():
     other.add(0, 0, np.ones(3))
     with pytest.raises(AssertionError, match="twice"):
         scores.merge(other)
+
+
+def test_what_fills_up_the_last_batch_is_no_unreadable_video():
+    """On several ranks another rank than the one that read the video may show it as padding."""
+    bad = (BadClip("torn.mp4", 1, "torn"), BadClip("torn.mp4", -1, "torn"))
+    clips = SimpleNamespace(bad=bad)
+    views = [SimpleNamespace(sample=sample, clip=0, crop=0) for sample in (0, 1)] + [None]
+    batch = SimpleNamespace(clips=clips, views=views, readable=[True, False, False])
+    alone = RankInfo(0, 0, 1, 1, torch.device("cpu"))
+    sizes = dict(num_videos=2, num_clips=1, num_crops=1)
+    scored = score_videos([batch], lambda clips: torch.ones(3, NUM_CLASSES), **sizes, ranks=alone)
+    assert scored.bad == [bad[0]] and [video.num_read for video in scored.videos] == [1, 0]

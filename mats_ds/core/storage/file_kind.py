@@ -24,7 +24,7 @@ TAR, TAR_MAGIC, TAR_MAGIC_OFFSET = "a tar archive", b"ustar", 257  # POSIX.1-198
 
 def describe_file(path: str | Path) -> str | None:
     """The kind of file or folder: "a video", "an image", "weights of PyTorch", "a JSON file", "a
-    run folder"; None where there is nothing, or nothing that can be told."""
+    run folder"; None where there is nothing, or nothing that is known."""
     path = Path(path)
     if path.is_dir():
         return "a run folder" if (path / "run.json").is_file() else "a folder"
@@ -82,7 +82,7 @@ def why_no_video(path: str | Path, reason: str) -> str:
 
 def not_a(expected: str, path: str | Path) -> str:
     """ "PATH is a video, no recipe", "there is no recipe PATH", or "PATH is no recipe" where its
-    kind cannot be told."""
+    kind is not known."""
     if not file_exists(path):
         why = why_missing(path)
         return f"there is no {expected} {path}" + (f" ({why})" if why else "")

@@ -2,10 +2,9 @@
 distributions [B, classes].
 
 The loader has done RandAugment, which works on whole frames, and has cropped and mirrored; random
-erasing and mixup or cutmix follow, in this order, on the batch's device. All that is drawn of a
-clip derives from its seed, and what is drawn of a micro-batch from its first clip's: so the same
-run, a resumed one and one on another number of ranks (with the same micro-batch) train on the same
-pixels.
+erasing and mixup or cutmix follow, in this order, on the batch's device. All that is random
+of a clip derives from its seed, and of a micro-batch from its first clip's: so the same run, a
+resumed one and one on another number of ranks (with the same micro-batch) train on the same pixels.
 
 A clip that stands in for an unreadable one carries its own label and counts as any other. A blank
 one (nothing could be read) would teach that black is its class: it counts for nothing, and no clip
@@ -30,7 +29,7 @@ _FOR_CLIP, _FOR_BATCH, _FOR_MODEL = range(3)  # what a stream of random numbers 
 @dataclass(frozen=True)
 class TrainingClips:
     """frames_BTHWC: uint8. target_BC: float32, sums to 1. weight_B: float32, 0 for a blank clip,
-    else 1. `seed` is for what the model draws itself (drop path, dropout) on this micro-batch.
+    else 1. `seed` is for what the model samples itself (drop path, dropout) on this micro-batch.
     """
 
     frames_BTHWC: torch.Tensor

@@ -7,33 +7,24 @@
     OUT/unreadable.csv     the videos that have no features, and why; their ids in missing_files.txt
 
 VIDEO is the file's name without its extension, the id of annotations; with its folders where two
-files have one name. Both programs take a feature for the middle of its window: ActionFormer
-(arXiv 2202.07925; feat_stride, num_frames, default_fps) and OpenTAD (feature_stride, offset_frames,
-fps) count in frames, and in whole ones at one rate for all videos, which is found here. The same
-command continues an earlier extraction: finished arrays are kept.
+files have one name (window_files.py). The same command continues an earlier extraction: finished
+arrays are kept.
 """
 
 from __future__ import annotations
 
 import logging
-import math
-import os
-from collections import Counter
 from collections.abc import Sequence
 from dataclasses import replace
-from fractions import Fraction
 from functools import partial
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
 
 from mats_ds.core.clips import BadClip
 from mats_ds.core.format import format_count
-from mats_ds.core.shards.members import member_name
-from mats_ds.core.storage.documents import parse_json
-from mats_ds.core.storage.files import read_bytes, replace_file, write_json, write_text
+from mats_ds.core.storage.files import replace_file, write_json, write_text
 from mats_ds.core.storage.folder_lock import release_folder
 from mats_ds.core.storage.output_file import end_writing
 from mats_ds.core.storage.output_folder import check_output_folder
@@ -56,6 +47,15 @@ from mats_ds.evaluation.features.feature_folder import (
     is_features_folder,
     plan_extraction,
 )
+from mats_ds.evaluation.features.window_files import (
+    MISSING,
+    describe_video,
+    is_whole,
+    make_configs,
+    name_videos,
+    read_about,
+    with_ending,
+)
 from mats_ds.evaluation.features.windows import VideoPart, VideoStream, WindowTimes, stream_windows
 from mats_ds.evaluation.options import ModelRequest
 from mats_ds.evaluation.results import UNREADABLE_COLUMNS, write_table, write_unreadable
@@ -63,13 +63,9 @@ from mats_ds.models.weights.origin import CLIP_KEYS
 
 logger = logging.getLogger("mats_ds")
 
-INDEX, MISSING = "index.csv", "missing_files.txt"
+INDEX = "index.csv"
 INDEX_COLUMNS = ("path", "label", "sample", "video", "windows", "fps", "duration_seconds", "first_seconds")
 TABLES = {INDEX: INDEX_COLUMNS, UNREADABLE: UNREADABLE_COLUMNS}
-MIN_RATE = 24  # frames a second of the configs, at least: what people expect there
-MAX_DENOMINATOR = 1000  # of times in seconds
-MAX_ABOUT_BYTES = 100_000
-MAX_NAME_BYTES = 200
 LOG_EVERY = 10  # videos
 
 
@@ -115,31 +111,6 @@ def extract_windows(
         say(summary)
 
 
-def name_videos(manifest: Manifest) -> list[str]:
-    """A file name for each row, unique whether a disk tells upper case from lower or not."""
-    paths = [os.path.abspath(member_name(path)) for path in manifest.paths]
-    folder = os.path.commonpath([os.path.dirname(path) for path in paths])
-    names = [os.path.splitext(os.path.basename(path))[0] for path in paths]
-    tries = (
-        lambda row: os.path.splitext(os.path.relpath(paths[row], folder))[0].replace(os.sep, "__"),
-        lambda row: os.path.relpath(paths[row], folder).replace(os.sep, "__"),
-        lambda row: f"{names[row]}_{manifest.first_seconds_S[row]:g}_{manifest.last_seconds_S[row]:g}",
-        lambda row: f"{names[row]}_{row}",
-    )
-    for longer in tries:
-        uses = Counter(map(str.casefold, names))
-        twice = [
-            row
-            for row, name in enumerate(names)
-            if uses[name.casefold()] > 1 or f"{name.casefold()}.json" == SETTINGS or len(os.fsencode(name)) > MAX_NAME_BYTES
-        ]
-        if not twice:
-            break
-        for row in twice:
-            names[row] = longer(row)[-MAX_NAME_BYTES // 4 :] if len(os.fsencode(longer(row))) > MAX_NAME_BYTES else longer(row)
-    return names
-
-
 def describe_windows(extraction: Extraction, times: WindowTimes, out: Path) -> Extraction:
     """The extraction with the settings of its windows, and the configs of other programs; says how
     far frames lie apart."""
@@ -168,69 +139,9 @@ def describe_windows(extraction: Extraction, times: WindowTimes, out: Path) -> E
     return replace(extraction, settings=settings, details=details)
 
 
-def make_configs(times: WindowTimes, *, width: int, out: Path) -> dict[str, Any]:
-    """Entries for the configs of ActionFormer and OpenTAD, in frames of one rate for all videos.
-
-    The rate is the smallest from MIN_RATE on at which a hop and half a window are whole frames:
-    OpenTAD cuts both to whole numbers.
-    """
-    hop, half = (Fraction(value).limit_denominator(MAX_DENOMINATOR) for value in (times.hop_seconds, times.window_seconds / 2))
-    step = math.lcm(hop.denominator, half.denominator)
-    rate = step * -(-MIN_RATE // step)
-    stride, offset = int(hop * rate), int(half * rate)
-    return {
-        "actionformer": {
-            "feat_folder": str(out.absolute()),
-            "file_prefix": None,
-            "file_ext": ".npy",
-            "input_dim": width,
-            "default_fps": rate,
-            "feat_stride": stride,
-            "num_frames": 2 * offset,
-            "downsample_rate": 1,
-        },
-        "opentad": {
-            "data_path": str(out.absolute()),
-            "block_list": str(out.absolute() / MISSING),
-            "in_channels": width,
-            "fps": rate,
-            "feature_stride": stride,
-            "sample_stride": 1,
-            "offset_frames": offset,
-            "pipeline": [
-                {"type": "LoadFeats", "feat_format": "npy"},
-                {"type": "Rearrange", "keys": ["feats"], "ops": "t c -> c t"},
-            ],
-        },
-    }
-
-
 def find_missing(rows: Sequence[tuple[int, Path]], width: int) -> list[int]:
     """The rows whose array is not there, or not whole."""
     return [row for row, path in rows if not is_whole(path, width)]
-
-
-def is_whole(path: Path, width: int) -> bool:
-    """Whether the array and the JSON of a video (`path` without ending) are there and fit."""
-    try:
-        about = read_about(path)
-        array = np.load(with_ending(path, ".npy"), mmap_mode="r", allow_pickle=False)
-        return array.dtype == np.float32 and array.shape == (about["num_windows"], width)
-    except (OSError, ValueError, KeyError, TypeError, EOFError):
-        return False
-
-
-def read_about(path: Path) -> dict[str, Any]:
-    """The JSON of a video. Raises OSError and ValueError."""
-    about = parse_json(read_bytes(with_ending(path, ".json"), max_bytes=MAX_ABOUT_BYTES))
-    if not isinstance(about, dict):
-        raise ValueError(f"{path}.json is none of a video")
-    return about
-
-
-def with_ending(path: Path, ending: str) -> Path:
-    """`path` and the ending; names may hold dots."""
-    return path.with_name(path.name + ending)
 
 
 def write_arrays(
@@ -284,23 +195,6 @@ def encode_video(extraction: Extraction, stream: VideoStream) -> np.ndarray:
     features_WD = np.concatenate(features).astype(np.float32)
     assert len(features_WD) == len(stream.windows().numbers_WT), "a window is missing"
     return features_WD
-
-
-def describe_video(stream: VideoStream, times: WindowTimes, name: str) -> dict[str, Any]:
-    """The JSON of a video; feat_stride and num_frames in frames of its own rate."""
-    windows = stream.windows()
-    return {
-        "video": name,
-        "path": stream.part.path,
-        "num_windows": len(windows.numbers_WT),
-        "window_seconds": times.window_seconds,
-        "hop_seconds": times.hop_seconds,
-        "first_seconds": windows.origin_seconds,
-        "duration_seconds": round(windows.duration_seconds, 6),
-        "fps": round(windows.fps, 6),
-        "feat_stride": round(times.hop_seconds * windows.fps, 6),
-        "num_frames": round(times.window_seconds * windows.fps, 6),
-    }
 
 
 def write_tables(out: Path, manifest: Manifest, names: Sequence[str], bad: Sequence[BadClip]) -> str:

@@ -33,6 +33,8 @@ from mats_ds.data.video.indexing import index_video
 WAITING_BATCHES = 2  # of each video that is read
 PUT_SECONDS = 0.2
 SAME_SECONDS = 1e-6
+# of windows and hops: shorter ones have no whole frame, and memory holds a number for each window
+SHORTEST_SECONDS, LONGEST_SECONDS = 0.01, 86_400.0
 
 
 @dataclass(frozen=True)
@@ -44,8 +46,8 @@ class WindowTimes:
 
     def __post_init__(self) -> None:
         for name, value in (("--window", self.window_seconds), ("--hop", self.hop_seconds)):
-            if not 0 < value < math.inf:
-                raise ValueError(f"{name} is a number of seconds above 0, got {value:g}")
+            if not SHORTEST_SECONDS <= value <= LONGEST_SECONDS:
+                raise ValueError(f"{name} is from {SHORTEST_SECONDS:g} to {LONGEST_SECONDS:,.0f} seconds, got {value:g}")
 
 
 @dataclass(frozen=True, eq=False)

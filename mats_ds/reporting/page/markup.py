@@ -61,9 +61,7 @@ def chart(name: str, note: str, svg: str | None, keys: Sequence[Series] = (), *,
     """A chart with its legend; `latest` is its newest value. None where nothing is drawn."""
     if svg is None:
         return None
-    legend = "".join(
-        f'<span><i style="background:var(--s{key.colour % NUM_COLOURS})"></i>{escape(key.name)}</span>' for key in keys
-    )
+    legend = "".join(f"<span>{_key(series)}{escape(series.name)}</span>" for series in keys)
     legend = f'<div class="legend">{legend}</div>' if len(keys) > 1 else ""
     value = f'<span class="latest">{escape(latest)}</span>' if latest else ""
     caption = f"<figcaption><b>{escape(name)}</b> <span>{escape(note)}</span>{value}</figcaption>"

@@ -19,7 +19,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from mats_ds.core.terminal import why_not_utf8
-from mats_ds.data.manifest import Manifest
+from mats_ds.data.manifest import Manifest, show_seconds
 from mats_ds.data.prepare.checking.check_file import FileFacts, Outcome, check_one
 from mats_ds.data.prepare.checking.check_journal import CheckJournal, journal_path, open_check_journal
 from mats_ds.data.prepare.checking.check_tables import BAD_COLUMNS, CheckTables
@@ -160,7 +160,7 @@ def _sort_rows(manifest: Manifest, outcomes: dict[str, Outcome], root: Path | No
             bad.append(BadRow(written, int(label), reason))
             continue
         cells = [_cell(getattr(facts, name)) for name in FACT_COLUMNS]
-        rows.append((written, int(label), _seconds_cell(start), _seconds_cell(end), *cells, "; ".join(facts.warnings)))
+        rows.append((written, int(label), show_seconds(start), show_seconds(end), *cells, "; ".join(facts.warnings)))
     return rows, bad
 
 
@@ -217,7 +217,3 @@ def _cell(value: object) -> object:
     if isinstance(value, bool):
         return int(value)
     return f"{value:.6g}" if isinstance(value, float) else value
-
-
-def _seconds_cell(seconds: float) -> str:
-    return "" if math.isnan(seconds) else f"{seconds:.6f}".rstrip("0").rstrip(".")

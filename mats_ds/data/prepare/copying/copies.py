@@ -23,7 +23,7 @@ from pathlib import Path
 
 from mats_ds.core.format import format_bytes, format_count
 from mats_ds.core.terminal import why_not_utf8
-from mats_ds.data.manifest import Manifest
+from mats_ds.data.manifest import COLUMNS, Manifest, show_seconds
 from mats_ds.data.prepare.copying.copy_journal import open_copy_journal
 from mats_ds.data.prepare.copying.copy_plan import (
     PlannedCopy,
@@ -41,7 +41,7 @@ from mats_ds.data.prepare.worker_pool import Failure, run_tasks
 from mats_ds.data.video.indexing import describe_read_error
 
 MANIFEST, FAILED, PARTIAL = "manifest.csv", "failed.csv", "partial.csv"
-HEADER, REASON_HEADER = ("path", "label", "start", "end"), ("path", "reason")
+REASON_HEADER = ("path", "reason")
 FORMAT_VERSION = 2  # counted up when copies of an older program are no longer right
 MIN_TIMEOUT_SECONDS = 1.0
 
@@ -121,7 +121,7 @@ def make_copies(
     kind = {"version": FORMAT_VERSION, **asdict(settings), "segment_seconds": segment_seconds, "reencode": reencode}
     needed_seconds = _needed_seconds(manifest)
     with open_copy_journal(out, kind) as journal:
-        for name, header in ((MANIFEST, HEADER), (FAILED, REASON_HEADER), (PARTIAL, REASON_HEADER)):
+        for name, header in ((MANIFEST, COLUMNS), (FAILED, REASON_HEADER), (PARTIAL, REASON_HEADER)):
             journal.check_table(out / name, header, sources=sources)
         journal.remove_leftovers(planned)
         outcomes = {
@@ -176,7 +176,7 @@ def make_copies(
         failed = {source: problem for source, problem in problems.items() if not outcomes[source].pieces}
         partial = {source: problem for source, problem in problems.items() if problem and outcomes[source].pieces}
         rows, lost = _carry_rows(manifest, outcomes, out.absolute(), is_cut=segment_seconds is not None)
-        journal.write_table(out / MANIFEST, HEADER, rows, even_empty=True)
+        journal.write_table(out / MANIFEST, COLUMNS, rows, even_empty=True)
         journal.write_table(out / FAILED, REASON_HEADER, [*failed.items(), *lost])
         journal.write_table(out / PARTIAL, REASON_HEADER, [*partial.items()])
     pieces = {source: outcome.pieces for source, outcome in outcomes.items() if outcome.pieces}
@@ -225,12 +225,8 @@ def _carry_rows(
         for piece in pieces:
             times = piece.time_range(start, end) if is_cut else piece.moved_range(start, end)
             if times is not None:
-                carried.append((os.path.relpath(piece.path, out), "" if label < 0 else int(label), *map(_show_seconds, times)))
+                carried.append((os.path.relpath(piece.path, out), "" if label < 0 else int(label), *map(show_seconds, times)))
         if pieces and not carried:
-            lost.append((os.path.abspath(path), f"no frame between {_show_seconds(start) or 0} s and {_show_seconds(end)} s"))
+            lost.append((os.path.abspath(path), f"no frame between {show_seconds(start) or 0} s and {show_seconds(end)} s"))
         rows += carried
     return rows, lost
-
-
-def _show_seconds(seconds: float) -> str:
-    return "" if math.isnan(seconds) else repr(round(float(seconds), 6))

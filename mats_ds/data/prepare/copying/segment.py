@@ -97,8 +97,7 @@ def segment_file(
     With `reencode`, a file that cannot be cut as it is gets transcoded with these settings first
     and its copy is cut. `on_heartbeat` is called for every packet that is read and every segment
     that is read back.
-    publisher: which files of the segments' names may be replaced; without one, any but the
-    original.
+    publisher: which files of the segments' names may be replaced; None: any but the original.
     Raises UnreadableVideo for a broken source and CopyFailed where it cannot be cut, both with
     nothing written.
     """

@@ -24,6 +24,7 @@ from mats_ds.core.storage.output_folder import check_parent
 from mats_ds.core.storage.own_files import claim_name, find_same_path, find_same_target, set_aside
 from mats_ds.core.terminal import explain_locale
 from mats_ds.core.text import quote_word
+from mats_ds.data.manifest import COLUMNS, show_seconds
 from mats_ds.data.prepare.importers.source import Source, VideoFiles
 
 MALFORMED = "malformed"
@@ -32,7 +33,6 @@ NOT_FOUND = "file not found"
 CONFLICT = "same video, different label"
 FRAME_FOLDER = "frame folder"
 SEVERAL_LABELS = "several labels"
-COLUMNS = ("path", "label", "start", "end")
 MAX_MISTAKES_SHOWN = 50
 
 
@@ -239,17 +239,10 @@ def train_arguments(imported: Imported, out: Path) -> str:
 
 def format_manifest(rows: list[Row]) -> str:
     """CSV text with a header; a column that would be empty in all rows is left out."""
-    table = [
-        (row.path, str(row.label) if row.label >= 0 else "", _format_seconds(row.start), _format_seconds(row.end)) for row in rows
-    ]
+    table = [(row.path, str(row.label) if row.label >= 0 else "", show_seconds(row.start), show_seconds(row.end)) for row in rows]
     kept = [0, *(column for column in range(1, len(COLUMNS)) if any(fields[column] for fields in table))]
     text = io.StringIO(newline="")
     writer = csv.writer(text, lineterminator="\n")
     writer.writerow([COLUMNS[column] for column in kept])
     writer.writerows([fields[column] for column in kept] for fields in table)
     return text.getvalue()
-
-
-def _format_seconds(seconds: float) -> str:
-    """To the microsecond, without trailing zeros; nothing for nan."""
-    return "" if math.isnan(seconds) else f"{seconds:.6f}".rstrip("0").rstrip(".")

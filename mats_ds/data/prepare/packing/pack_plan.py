@@ -16,7 +16,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from mats_ds.core.format import format_bytes, format_count
+from mats_ds.core.format import format_bytes, format_count, shorten
 from mats_ds.core.shards.members import member_name
 from mats_ds.core.shards.table import normal_name
 from mats_ds.core.storage.output_folder import check_output_folder
@@ -28,7 +28,7 @@ from mats_ds.data.video.containers import describe_read_error
 
 COMMAND = "prepare pack"
 JOURNAL = "packed.jsonl"
-SIZE = re.compile(r"\s*(\d+(?:\.\d+)?)\s*(|[KMGT])(I?)B?\s*", re.IGNORECASE)
+SIZE = re.compile(r"\s*(\d{1,15}(?:\.\d{1,15})?)\s*(|[KMGT])(I?)B?\s*", re.IGNORECASE)
 POWERS = {"": 0, "K": 1, "M": 2, "G": 3, "T": 4}
 MIN_SHARD_BYTES = 1 << 16
 BLOCK, RECORD = tarfile.BLOCKSIZE, tarfile.RECORDSIZE
@@ -76,7 +76,7 @@ def parse_bytes(text: str) -> int:
     ValueError."""
     match = SIZE.fullmatch(text)
     if match is None or (match[3] and not match[2]):
-        raise ValueError(f"--shard_size is a size like 1GB, 500MB or 512MiB, got {text!r}")
+        raise ValueError(f"--shard_size is a size like 1GB, 500MB or 512MiB, got {shorten(text, 100)!r}")
     num_bytes = int(float(match[1]) * (1024 if match[3] else 1000) ** POWERS[match[2].upper()])
     if num_bytes < MIN_SHARD_BYTES:
         raise ValueError(f"--shard_size is at least {format_bytes(MIN_SHARD_BYTES)}, got {text}: a shard holds many files")

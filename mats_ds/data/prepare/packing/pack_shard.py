@@ -54,8 +54,8 @@ class SourceFailed(Exception):
 
 
 class _Content:
-    """A source as tarfile reads it: hashed on the way, and its faults told from those of the
-    archive."""
+    """A source as tarfile reads it: hashed on the way, and its faults kept apart from those
+    of the archive."""
 
     def __init__(self, file: FileBytes, on_heartbeat: Callable[[], None]) -> None:
         self._file, self._on_heartbeat = file, on_heartbeat

@@ -16,7 +16,6 @@ from __future__ import annotations
 
 import contextlib
 import json
-import math
 import os
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import closing
@@ -29,7 +28,7 @@ from mats_ds.core.storage.files import refuse_wrong_kind
 from mats_ds.core.storage.folder_lock import release_folder
 from mats_ds.core.storage.output_folder import hold_output_folder
 from mats_ds.data.classes import NAMES_SUFFIX
-from mats_ds.data.manifest import COLUMNS, Manifest
+from mats_ds.data.manifest import COLUMNS, Manifest, show_seconds
 from mats_ds.data.prepare.copying.copy_plan import check_space
 from mats_ds.data.prepare.journal import open_journal, read_entries
 from mats_ds.data.prepare.packing.pack_plan import COMMAND, JOURNAL, PackPlan, PlannedShard, check_out_folder, plan_shards
@@ -203,14 +202,10 @@ def _rows(manifest: Manifest, plan: PackPlan, failed: dict[str, str]) -> list[tu
     path_of = {file.source: f"{Path(shard.target).name}#{file.name}" for shard in plan.shards for file in shard.files}
     columns = zip(manifest.paths, manifest.label_S.tolist(), manifest.first_seconds_S, manifest.last_seconds_S, strict=True)
     return [
-        (path_of[source], "" if label < 0 else label, _cell(start), _cell(end))
+        (path_of[source], "" if label < 0 else label, show_seconds(start), show_seconds(end))
         for path, label, start, end in columns
         if (source := os.path.abspath(path)) in path_of and source not in failed
     ]
-
-
-def _cell(seconds: float) -> str:
-    return "" if math.isnan(seconds) else repr(round(float(seconds), 6))
 
 
 def _remove_stale(out: Path, plan: PackPlan, failed: dict[str, str], files: WrittenFiles) -> None:
