@@ -32,7 +32,7 @@ from mats_ds.core.format import format_count
 from mats_ds.core.storage.files import is_same_file
 from mats_ds.core.storage.output_file import check_output_file, describe_fault, describe_leftovers
 from mats_ds.core.storage.output_folder import check_parent
-from mats_ds.core.storage.package_files import own_command
+from mats_ds.core.storage.package_files import install_command, own_command
 from mats_ds.core.text import log_to_stderr, say
 from mats_ds.core.token_grid import STRATEGIES
 from mats_ds.evaluation.options import add_weights_from
@@ -193,7 +193,8 @@ def export(weights: Weights, options: argparse.Namespace, dest: Path, *, target:
         return FINISHED
     difference = compare_export(dest, weights, target=target, keep_ratio=options.keep_ratio, batch=batch)
     if difference is None:
-        print(f"verify: {RUNNERS[target]} is not installed, the export was not run")
+        runner = RUNNERS[target]
+        say(f"verify: {runner} is not installed, the export was not run: {install_command(runner)}")
         return FINISHED
     say(f"verify: {dest}: {difference.describe()}: {'equal' if difference.is_rounding else 'DIFFERENT'}")
     return FINISHED if difference.is_rounding else DIFFERENT
@@ -273,7 +274,7 @@ def verify(weights: Weights, options: argparse.Namespace, dest: Path) -> int:
     differences = {"source and copy": compare(weights, read_weights(dest))}
     folders = [path for path in (Path(options.source), dest) if identify(path) == "hf"]
     if folders and find_spec("transformers") is None:
-        print("verify: transformers is not installed, its own model was not run")
+        say(f"verify: transformers is not installed, its own model was not run: {install_command('transformers')}")
     elif not options.num_classes:
         differences |= {f"transformers on {path}": compare_with_transformers(weights, path) for path in folders}
     for name, difference in differences.items():

@@ -23,18 +23,17 @@ if __name__ == "__main__":  # run as a file, Python would look for modules in ma
 import os
 import socket
 from importlib import metadata
-from importlib.util import find_spec
 
 from mats_ds.core.cli import ArgumentParser, leave, run_script
 from mats_ds.core.storage.output_folder import hold_output_folder
+from mats_ds.core.storage.package_files import check_packages
 from mats_ds.core.text import quote_word, say
 from mats_ds.distributed.process_group import Stopped, run_in_group
 
 ROOT = Path(__file__).resolve().parents[1]
 CONFIG = "mkdocs.yml"
 PORT = 8000
-# package of the extra -> the module that shows it is there
-NEEDED = {"mkdocs-material": "material", "mkdocstrings-python": "mkdocstrings_handlers"}
+MODULES = ("mkdocs", "material", "mkdocstrings_handlers")  # of the extra `docs`
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -52,13 +51,10 @@ def show_docs(*, build: str | None, port: int | None) -> int:
     config = ROOT / CONFIG
     if not (config.is_file() and (ROOT / "docs").is_dir()):
         raise ValueError(describe_missing_pages())
-    if missing := [package for package, module in NEEDED.items() if find_spec(module) is None]:
-        raise ValueError(
-            f"the site needs {' and '.join(missing)}, which {sys.executable} lacks: type  "
-            f"bash {quote_word(ROOT / 'launch.sh')} docs  outside of an environment, "
-            "or install the extra docs of pyproject.toml into it; the pages are also plain text in "
-            f"{ROOT / 'docs'}"
-        )
+    try:
+        check_packages("the site", *MODULES)
+    except ValueError as error:
+        raise ValueError(f"{error}; the pages are also plain text in {ROOT / 'docs'}") from None
     if build is not None:
         folder = Path(build).absolute()
         try:
@@ -89,8 +85,8 @@ def describe_missing_pages() -> str:
     address = urls.get("Documentation") or urls.get("Source") or urls.get("Repository") or urls.get("Homepage")
     where = f" at {address}" if address else ""
     return (
-        f"this installation holds no pages (they are not in a wheel): they are in the folder docs of the project's sources{where}"
-        "; in a clone, type  bash launch.sh docs"
+        f"a wheel holds no pages: they are plain text in the folder docs of the source distribution and of a clone{where}; in a "
+        "clone  bash launch.sh docs  serves them"
     )
 
 

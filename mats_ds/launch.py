@@ -25,7 +25,7 @@ from dataclasses import dataclass, field
 from mats_ds.core.cli import INTERRUPTED, LAUNCHER_SWITCHES, LAUNCHER_WITH_VALUE, RUN_ERROR, USAGE_ERROR, run_script
 from mats_ds.core.format import format_count
 from mats_ds.core.interrupts import AGAIN
-from mats_ds.core.storage.package_files import find_folder
+from mats_ds.core.storage.package_files import check_packages, find_folder
 from mats_ds.core.text import say, tell_error
 from mats_ds.distributed.hosts import choose_hosts, free_port, is_address, is_port, read_hostfile
 from mats_ds.distributed.launcher_watch import describe_end, describe_launcher, find_ranks
@@ -90,6 +90,8 @@ def launch(name: str, arguments: Sequence[str]) -> int:
     After a signal: INTERRUPTED where the ranks have saved and can go on, else 128 + its number."""
     try:
         command = make_command(name, arguments, os.environ, is_dry=is_dry_run())
+        if not is_dry_run():
+            check_packages(f"the start of the ranks of {name}", "deepspeed")
     except (ValueError, OSError) as error:
         tell_error(error)
         return USAGE_ERROR if isinstance(error, ValueError) else RUN_ERROR

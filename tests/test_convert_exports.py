@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import sys
 
 import pytest
 import torch
@@ -10,6 +11,7 @@ import torch
 from mats_ds import load_model
 from mats_ds.convert import main
 from mats_ds.core.cli import FINISHED, USAGE_ERROR
+from mats_ds.core.storage.package_files import install_command
 from mats_ds.exporting.programs import onnx_program
 from mats_ds.models.weights.native import save_weights
 from tests.exporting.models import make_autoencoder, make_classifier, make_clips, weights
@@ -94,10 +96,11 @@ def test_a_program_is_written_by_its_suffix_and_verified(tmp_path, classifier, c
 
 
 def test_without_the_packages_of_onnx_one_line_says_how_to_get_them(tmp_path, classifier, capsys, monkeypatch):
-    monkeypatch.setattr(onnx_program, "find_spec", lambda name: None)
+    for name in onnx_program.PACKAGES:
+        monkeypatch.setitem(sys.modules, name, None)
     assert main([classifier, str(tmp_path / "x.onnx")]) == USAGE_ERROR
     told = capsys.readouterr().err
-    assert "pip install onnx onnxscript" in told and "Traceback" not in told and not (tmp_path / "x.onnx").exists()
+    assert install_command(*onnx_program.PACKAGES) in told and "Traceback" not in told and not (tmp_path / "x.onnx").exists()
 
 
 @pytest.mark.parametrize("ratio", ["0", "1.5", "0.001"])

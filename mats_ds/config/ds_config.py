@@ -19,6 +19,7 @@ from mats_ds.core.storage.documents import parse_strict_json
 from mats_ds.core.storage.file_kind import describe_file, not_a
 from mats_ds.core.storage.files import read_text
 from mats_ds.core.storage.package_files import find_file, list_names
+from mats_ds.core.terminal import drop_notices
 from mats_ds.core.text import did_you_mean, find_nearest
 
 CLIPPING_KEY = "gradient_clipping"
@@ -217,6 +218,7 @@ def _judge_zero(config: Mapping[str, Any]) -> Iterator[str]:
 def _ask_deepspeed(config: Mapping[str, Any]) -> Iterator[str]:
     """The complaint of DeepSpeed's own reader about the JSON. It only reads: whatever it raises is
     a fault of the JSON."""
+    drop_notices()  # in a notebook nobody else has
     from deepspeed.runtime.config import DeepSpeedConfig, DeepSpeedConfigError
 
     handed = hand_over(config, accumulation=1, micro_batch=1)

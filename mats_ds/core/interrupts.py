@@ -12,9 +12,10 @@ from __future__ import annotations
 import contextlib
 import os
 import signal
+import sys
 import threading
 from collections.abc import Iterator
-from types import FrameType
+from types import FrameType, TracebackType
 
 STOPPING = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 GRACE_SECONDS = 5.0
@@ -30,8 +31,10 @@ class Signalled(KeyboardInterrupt):
 
 
 def begin_script() -> None:
-    """Until `raise_signals` takes over, a signal ends this process at once, in one line: for a file
-    that is run as a script, before its heavy imports."""
+    """Until `raise_signals` takes over, a signal ends this process at once, in one line, and so
+    does a package that is not installed: for a file that is run as a script, before its heavy
+    imports."""
+    sys.excepthook = _end_of_imports
     for number in STOPPING:
         if signal.getsignal(number) != signal.SIG_IGN:
             signal.signal(number, _end_before_begin)
@@ -111,6 +114,17 @@ def _forget(before: dict[int, object], on_signal: object, writer: int) -> None:
     with contextlib.suppress(ValueError, OSError):
         if (other := signal.set_wakeup_fd(-1)) not in (-1, writer):
             signal.set_wakeup_fd(other)
+
+
+def _end_of_imports(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:
+    """One line and status 2 for a package of ours that is not installed; else the traceback."""
+    from mats_ds.core.storage.package_files import describe_missing
+
+    if not (lacking := describe_missing(error)):
+        return sys.__excepthook__(kind, error, trace)
+    if is_first_here():
+        print(f"error: {lacking}", file=sys.stderr, flush=True)
+    raise SystemExit(2)
 
 
 def _end_before_begin(number: int, frame: FrameType | None) -> None:

@@ -187,7 +187,6 @@ def write_test(
         about={**describe_test(test, manifest), "also": known},
         run={**run, "speed": speed_note, "versions": collect_versions()},
     )
-    say(f"weights: {test.path}: {test.source}")
     shown = format_views(views.num_clips, views.num_crops)
     say(
         f"{len(readable_R):,} of {format_count(len(manifest), 'video')} of {manifest.name} scored on {shown}; accuracy "

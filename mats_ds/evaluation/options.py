@@ -34,7 +34,7 @@ from mats_ds.models.weights.origin import BEST_FILE, CLIP_KEYS, WEIGHTS_FROM, or
 from mats_ds.models.weights.run import RECIPE, find_steps
 
 VIEWS = {"clips": 5, "crops": 3}  # without a recipe; METHOD: UCF101 and K400
-FROM_RECIPE, FROM_DEFAULT = "the recipe of the training", "the default, without a recipe"
+FROM_RECIPE, FROM_DEFAULT = "the recipe of the training", "the default: no recipe has them"
 HINTS = ("num_frames", "height", "width", "heads")
 CLIPS_AT_ONCE = {"cpu": 8, "cuda": 32}
 

@@ -7,11 +7,16 @@ second, so that the training loop never waits for it (the call releases Python's
 
 from __future__ import annotations
 
+import logging
 import threading
 import time
 from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
+
+from mats_ds.core.storage.package_files import describe_missing
+
+logger = logging.getLogger("mats_ds")
 
 
 @dataclass(frozen=True)
@@ -41,7 +46,8 @@ class NvmlDevice:
         that matches."""
         try:
             import pynvml
-        except ImportError:
+        except ImportError as error:
+            logger.info("the driver's memory and energy are not recorded: %s", describe_missing(error) or error)
             return None
         try:
             pynvml.nvmlInit()

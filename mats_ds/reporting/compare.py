@@ -16,7 +16,7 @@ from mats_ds.reporting.figures import Figures
 from mats_ds.reporting.memory import list_kinds
 from mats_ds.reporting.run_files import INPUTS
 
-NAME_WIDTH, VALUE_WIDTH = 34, 22
+NAME_WIDTH, VALUE_WIDTH = 38, 20
 MAX_DIFFERENCES = 40
 MAX_LINES = 2_000
 

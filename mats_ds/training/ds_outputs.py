@@ -9,13 +9,13 @@ run folder is another one.
 
 from __future__ import annotations
 
-import importlib.util
 import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from mats_ds.core.storage.files import WrongKindOfFile, open_regular
+from mats_ds.core.storage.package_files import check_packages
 from mats_ds.training.csv_monitor import name_foreign_file
 
 # the package that it needs
@@ -51,8 +51,8 @@ def check_outputs(ds_config: Mapping[str, Any]) -> None:
     program. Writes nothing.
     """
     for key, package in MONITORS.items():
-        if _is_on(ds_config, key) and package is not None and importlib.util.find_spec(package) is None:
-            raise ValueError(f'the DeepSpeed JSON switches on "{key}", and {package} is not installed: pip install {package}')
+        if _is_on(ds_config, key) and package is not None:
+            check_packages(f'"{key}" in the DeepSpeed JSON', package)
     for key in ("tensorboard", "csv_monitor"):
         if _is_on(ds_config, key):
             _check_folder(monitor_folder(ds_config[key]), f'"{key}" in the DeepSpeed JSON cannot write to its output_path')

@@ -14,6 +14,7 @@ import warnings
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
+from mats_ds.core.storage.package_files import describe_missing
 from mats_ds.core.text import clean_line, describe_error
 
 logger = logging.getLogger("mats_ds")
@@ -55,8 +56,7 @@ def try_to_draw(draw: Callable[[], None], path: Path) -> bool:
     try:
         draw()
     except Exception as error:  # matplotlib, Pillow, fonts, memory, disk: the numbers are written already
-        logger.warning(
-            "warning: no picture %s: %s: %s; all other results are there", path, type(error).__name__, describe_error(error)
-        )
+        why = describe_missing(error) or f"{type(error).__name__}: {describe_error(error)}"
+        logger.warning("warning: no picture %s: %s; all other results are there", path, why)
         return False
     return True

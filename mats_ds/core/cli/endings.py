@@ -14,6 +14,7 @@ from collections.abc import Callable
 from typing import NoReturn
 
 from mats_ds.core.interrupts import AGAIN, is_first_here, leave_quietly, raise_signals
+from mats_ds.core.storage.package_files import describe_missing
 from mats_ds.core.terminal import drop_notices, make_tolerant
 from mats_ds.core.text import clean_line, describe_crash, describe_error
 
@@ -47,9 +48,10 @@ def run_script(work: Callable[[], int | None], *, advice: str | None = None, sta
     """The exit status of a program that does `work`; what ends it early is one line on stderr, and
     a bug a traceback.
 
-    0, or what `work` returns; 2 for a ValueError, which is wrong input or arguments; the status of
-    a ProgramEnd; 130 after Ctrl-C, and 128 + N after another signal N that asked it to end; 1 where
-    memory ran out and for errors that nobody expected.
+    0, or what `work` returns; 2 for a ValueError, which is wrong input or arguments, and for a
+    package that is not installed; the status of a ProgramEnd; 130 after Ctrl-C, and 128 + N after
+    another signal N that asked it to end; 1 where memory ran out and for errors that nobody
+    expected.
 
     advice: what to do after a fault of the machine (OSError), whose status then is 1. Without
     advice it counts as wrong input: an output that cannot be written, say. standing: asked after an
@@ -87,6 +89,8 @@ def _run_to_end(work: Callable[[], int | None], advice: str | None, standing: Ca
         how = advice if standing() == AGAIN else f"{advice}; {standing()}"
         return _end(RUN_ERROR, f"{_host()}stopped: rank {_rank()}: {describe_error(error)}; {how}")
     except Exception as error:
+        if lacking := describe_missing(error):
+            return _end_together(USAGE_ERROR, f"error: {lacking}")
         if not (isinstance(error, (RuntimeError, MemoryError)) and is_out_of_memory(error)):
             return _end(RUN_ERROR, describe_crash(error))
         first = clean_line(str(error).partition("\n")[0] or type(error).__name__)

@@ -22,6 +22,7 @@ from mats_ds.core.storage.files import (
     write_json,
 )
 from mats_ds.core.storage.output_folder import MARKER, check_parent, find_parts, read_marker_tree
+from mats_ds.core.storage.package_files import describe_missing
 from mats_ds.core.text import describe_error
 
 SUMS, UNFINISHED = "sha256", "unfinished"  # keys of the marker
@@ -62,6 +63,8 @@ def describe_leftovers(path: Path) -> list[str]:
 def describe_fault(error: Exception, path: str | Path) -> str:
     """The error as one line, with the file or folder that was to be written where it names none
     itself, as of a full disk."""
+    if lacking := describe_missing(error):
+        return lacking
     is_nameless = isinstance(error, OSError) and error.errno is not None and error.filename is None
     return f"{path} cannot be written: {error.strerror}" if is_nameless else describe_error(error)
 

@@ -1,5 +1,5 @@
 """Files that come with the project: recipes, DeepSpeed's JSON, budgets, in a checkout or in a
-wheel; and how its commands are typed there.
+wheel; how its commands are typed there, and how a package that is missing is installed there.
 
 In a checkout two of the folders lie where users type their names; setup.py puts them into the
 wheel.
@@ -10,12 +10,32 @@ from __future__ import annotations
 import os
 import shutil
 import sys
+from importlib.util import find_spec
 from pathlib import Path
 
 from mats_ds.core.text import quote_word
 
 PACKAGE = Path(__file__).resolve().parents[2]
 IN_CHECKOUT = {"ds_configs": "ds_configs", "budgets": "profiling/budgets"}
+# the extra of pyproject.toml that brings a package; "" for those of every installation
+EXTRA_OF = {
+    **dict.fromkeys(("torch", "torchvision", "deepspeed", "timm", "einops", "nvidia-ml-py", "pyyaml", "pydantic", "av"), ""),
+    **dict.fromkeys(("numpy", "tqdm", "matplotlib", "psutil", "safetensors"), ""),
+    **dict.fromkeys(("onnx", "onnxscript", "onnxruntime"), "export"),
+    **dict.fromkeys(("mkdocs", "mkdocs-material", "mkdocstrings-python"), "docs"),
+    **dict.fromkeys(("transformers", "tensorboard", "wandb", "comet_ml"), None),  # of nobody's that users install
+    "nvidia-dali-cuda130": "cuda13",
+    "nvidia-dali-cuda120": "cuda12",
+    "scikit-image": "examples",
+}
+# module -> package, where they differ
+PACKAGE_OF = {
+    "pynvml": "nvidia-ml-py",
+    "yaml": "pyyaml",
+    "skimage": "scikit-image",
+    "material": "mkdocs-material",
+    "mkdocstrings_handlers": "mkdocstrings-python",
+}
 
 
 def find_folder(name: str) -> Path:
@@ -69,6 +89,58 @@ def help_command(prog: str) -> str:
     if first.endswith(".py") and (PACKAGE / first).is_file():  # as DeepSpeed's launcher starts it
         return own_command(first[: -len(".py")], *rest, "--help")
     return f"{prog} --help"
+
+
+def check_packages(what: str, *modules: str) -> None:
+    """Raises ValueError, with the command that installs them, where modules that `what` needs are
+    not there."""
+    missing = [PACKAGE_OF.get(module, module) for module in modules if not is_installed(module)]
+    if missing:
+        raise ValueError(f"{what} needs {' and '.join(missing)}, which {sys.executable} lacks: {install_command(*missing)}")
+
+
+def describe_missing(error: BaseException) -> str | None:
+    """The package that an import did not find, and the command that installs it; None for any
+    other error, that of an installed package which cannot be loaded, too."""
+    module = str(getattr(error, "name", None)).partition(".")[0]
+    package = PACKAGE_OF.get(module, module)
+    if not isinstance(error, ModuleNotFoundError) or package not in EXTRA_OF or is_installed(module):
+        return None
+    return f"{package} is not installed in {sys.executable}: {install_command(package)}"
+
+
+def is_installed(module: str) -> bool:
+    """Whether it could be imported; nothing is."""
+    try:
+        return find_spec(module) is not None
+    except (ValueError, ModuleNotFoundError):  # loaded without a spec; the package that it is in is not there
+        return module in sys.modules
+
+
+def install_command(*packages: str) -> str:
+    """What to type to install packages of EXTRA_OF for the Python that runs now: into the
+    environment of launch.sh, or with pip (uv where the environment has none)."""
+    extras = sorted({extra for package in packages if (extra := EXTRA_OF[package])})
+    script = launch_script()
+    is_ours = all(EXTRA_OF[package] is not None for package in packages)
+    if script and is_ours and Path(sys.prefix).resolve() == (PACKAGE.parent / ".venv").resolve():
+        return " ".join(map(quote_word, [*script, "setup"]))
+    if not (is_ours and extras):
+        wanted = list(packages)
+    elif script:
+        wanted = ["-e", f"{_path_from_here(PACKAGE.parent)}[{','.join(extras)}]"]
+    else:
+        wanted = [f"mats-ds[{','.join(extras)}]"]
+    return " ".join(map(quote_word, [*_pip(), *wanted]))
+
+
+def _pip() -> list[str]:
+    found = shutil.which("pip")
+    if found and Path(found).parent.resolve() == Path(sys.executable).parent.resolve():
+        return ["pip", "install"]
+    if is_installed("pip"):
+        return [sys.executable, "-m", "pip", "install"]
+    return ["uv", "pip", "install", "--python", sys.executable]
 
 
 def launch_script() -> list[str]:

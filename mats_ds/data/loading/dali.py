@@ -9,6 +9,7 @@ import numpy as np
 import torch
 
 from mats_ds.core.gpus import num_engines
+from mats_ds.core.storage.package_files import install_command
 from mats_ds.data.augment.augmented_crop import AugmentedCrop
 from mats_ds.data.loading.batching import MAX_CHUNK_BYTES, MAX_CHUNK_CLIPS
 from mats_ds.data.loading.reader import EncodedClip
@@ -19,10 +20,8 @@ MAX_GRAPHS = 16
 # Of a GPU that core/gpus.py does not know: even on one engine a second pipeline overlaps its work
 # on the host with the first one's decoding.
 DEFAULT_GRAPHS = 2
-NO_DALI = (
-    "NVIDIA DALI cannot be imported: install nvidia-dali-cuda130 (nvidia-dali-cuda120 for a CUDA 12 driver); "
-    "in a clone of the project `bash launch.sh setup` chooses"
-)
+PACKAGES = {"12": "nvidia-dali-cuda120"}  # of torch's CUDA build; of a later one, and of none:
+NEWEST = "nvidia-dali-cuda130"
 
 
 def device_codecs(device: torch.device) -> frozenset[str]:
@@ -80,7 +79,8 @@ class GpuDecoder:
         try:
             from nvidia.dali import Pipeline
         except ImportError as error:
-            raise ValueError(f"{NO_DALI} ({error})") from None
+            package = PACKAGES.get((torch.version.cuda or "").partition(".")[0], NEWEST)
+            raise ValueError(f"NVIDIA DALI cannot be imported ({error}): {install_command(package)}") from None
         on_gpu = device.type == "cuda"
         self.busy = False
         self._stream = stream

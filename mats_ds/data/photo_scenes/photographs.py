@@ -13,7 +13,8 @@ from functools import cache
 
 import numpy as np
 
-NEEDS = "the photographs come with scikit-image: pip install 'mats-ds[examples]', or pip install scikit-image"
+from mats_ds.core.storage.package_files import check_packages
+
 EDGE_PIXELS = 1.2  # of the photograph, over which a cut-out fades
 BALL_SIDE = 256
 
@@ -83,10 +84,9 @@ BACKDROPS = ("launch_pad", "deep_field", "cat", "brick", "gravel", "grass")
 def read_photograph(name: str) -> np.ndarray:
     """A photograph of SOURCES, float32 RGB [H, W, 3] from 0 to 1. Raises ValueError without
     scikit-image."""
-    try:
-        from skimage import data
-    except ImportError:
-        raise ValueError(NEEDS) from None
+    check_packages("a scene made of photographs", "skimage")
+    from skimage import data
+
     pixels = getattr(data, name)().astype(np.float32) / 255
     if pixels.ndim == 3:
         return pixels[..., :3]

@@ -12,25 +12,14 @@ import logging
 import warnings
 from collections.abc import Mapping, Sequence
 from contextlib import contextmanager, redirect_stdout
-from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
 import torch
 
 OPSET = 20
-PACKAGES = ("onnx", "onnxscript")
+PACKAGES = ("onnx", "onnxscript")  # of the extra `export`, whose onnxruntime only runs the file
 MAX_MODEL_BYTES = (1 << 31) - 1  # of one protobuf message
-
-
-def check_packages() -> None:
-    """Raises ValueError where a package of the extra is missing."""
-    missing = [name for name in PACKAGES if find_spec(name) is None]
-    if missing:
-        raise ValueError(
-            f"--to onnx needs {' and '.join(missing)}: pip install {' '.join(missing)} (or 'mats-ds[export]'); --to export needs "
-            "nothing more"
-        )
 
 
 def save_onnx(
