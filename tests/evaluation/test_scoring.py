@@ -100,7 +100,7 @@ def score_on_ranks(folder):
 
 def test_padding_of_an_unreadable_last_video_is_no_video(tmp_path):
     """Three videos on two ranks: the second rank's last clip shows the last video once more."""
-    write_synthetic_set(tmp_path / "set", num_videos=2, num_frames=4, height=32, width=32)
+    write_synthetic_set(tmp_path / "set", num_videos=2, num_frames=4, height=48, width=48)
     for name in ("manifest.csv", "motion.json"):
         (tmp_path / "set" / name).unlink()
     broken = tmp_path / "set" / "z_broken.mp4"
