@@ -1,5 +1,7 @@
 """What lies in examples/ runs, from any folder, and shows what it says."""
 
+import ast
+import csv
 import json
 import os
 import subprocess
@@ -42,6 +44,52 @@ def test_the_loop_in_plain_pytorch_learns(tmp_path):
     assert done.returncode == 0, done.stderr
     losses = [float(line.rsplit(" ", 1)[1]) for line in done.stdout.splitlines() if line.startswith("epoch")]
     assert len(losses) == 20 and min(losses[-3:]) < 0.97 * losses[0]
+
+
+@pytest.mark.slow
+def test_lightning_trains_the_autoencoder(tmp_path):
+    pytest.importorskip("lightning")
+    done = run_example("lightning_module.py", cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    with open(tmp_path / "lightning_logs" / "version_0" / "metrics.csv") as file:
+        losses = [float(row["loss"]) for row in csv.DictReader(file)]
+    assert len(losses) == 20 and min(losses[-3:]) < 0.97 * losses[0]
+
+
+IN_LIGHTNING = """
+import lightning
+from lightning_module import PreTraining
+
+class Watched(PreTraining):
+    def training_step(self, batch, batch_index):
+        samples, bad = batch.sample_B.tolist(), [clip.path for clip in batch.bad]
+        print("READ", [self.global_rank, self.current_epoch, samples, bad], flush=True)
+        return super().training_step(batch, batch_index)
+
+options = dict(accelerator="cpu", devices=2, logger=False, enable_progress_bar=False)
+lightning.Trainer(max_epochs=2, **options).fit(Watched("clips", batch_size=2))
+"""
+
+
+@pytest.mark.slow
+def test_ranks_of_lightning_split_an_epoch_and_go_on_after_an_unreadable_video(tmp_path):
+    pytest.importorskip("lightning")
+    write_synthetic_set(tmp_path / "clips", num_videos=7, num_frames=16, height=64, width=64)
+    for name in ("manifest.csv", "motion.json"):
+        (tmp_path / "clips" / name).unlink()
+    (tmp_path / "clips" / "broken.mp4").write_bytes(b"no video")
+    (tmp_path / "lightning_module.py").write_bytes((EXAMPLES / "lightning_module.py").read_bytes())
+    (tmp_path / "watched.py").write_text(IN_LIGHTNING)
+    done = run_example(tmp_path / "watched.py", cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    read = [ast.literal_eval(line.split(" ", 1)[1]) for line in done.stdout.splitlines() if line.startswith("READ")]
+    assert {(rank, epoch) for rank, epoch, _, _ in read} == {(0, 0), (0, 1), (1, 0), (1, 1)} and len(read) == 8
+    for epoch in range(2):
+        samples = [sample for _, number, samples, _ in read if number == epoch for sample in samples]
+        bad = [path for _, number, _, paths in read if number == epoch for path in paths]
+        # the broken one is the first by name, and another video stands in for it
+        assert set(samples) == set(range(1, 8)) and len(samples) == 8
+        assert [Path(path).name for path in bad] == ["broken.mp4"]
 
 
 def test_photo_videos_are_written_by_a_command(tmp_path):

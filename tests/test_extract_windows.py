@@ -3,6 +3,8 @@ it, resumed."""
 
 import csv
 import json
+import os
+import signal
 
 import numpy as np
 import pytest
@@ -12,6 +14,7 @@ from mats_ds.core.clips import CropSpec
 from mats_ds.data.video.clip_frames import ClipCropper
 from mats_ds.data.video.decode import visit_frames
 from mats_ds.data.video.indexing import index_video
+from mats_ds.evaluation.features import window_folder
 from mats_ds.evaluation.features.feature_store import read_shard
 from mats_ds.prepare import main as prepare
 from tests.test_extract import FEW, run
@@ -166,3 +169,58 @@ def test_a_window_is_what_extract_makes_of_that_part_of_the_video(folder, model,
     slid = np.load(folder / "slid" / f"{path.stem}.npy")
     assert len(cut) == len(slid) == 5
     np.testing.assert_allclose(slid, cut, rtol=1e-6, atol=1e-6)
+
+
+def bytes_below(out):
+    """All files but the settings, whose configs name the folder itself, and the hash of those."""
+    return {path.name: path.read_bytes() for path in out.iterdir() if path.name not in ("features.json", ".made_by.json")}
+
+
+def run_and_be_killed(*arguments):
+    """Rank 1 dies in the middle of its second array."""
+    if os.environ["RANK"] == "1":
+        save, calls = np.save, []
+
+        def save_half(file, array):
+            calls.append(array)
+            if len(calls) == 2:
+                file.write(b"half of an array")
+                file.flush()
+                os.kill(os.getpid(), signal.SIGKILL)
+            save(file, array)
+
+        window_folder.np.save = save_half
+    return run(*arguments)
+
+
+@pytest.mark.slow
+def test_any_number_of_ranks_writes_the_same_arrays_also_after_a_kill(folder, model, ranks):
+    videos = [(path, "") for path, _ in write_videos(folder / "more", num_videos=5)]
+    broken = folder / "more" / "a_broken.mp4"
+    broken.write_text("no video")
+    listed = write_manifest(folder / "more.csv", [*videos[:2], (broken, ""), *videos[2:]])
+    windows = ["--model", model, "--window", "0.4", "--hop", "0.1", *FEW]
+    one = folder / "ranks-1"
+    assert run("--manifest", listed, "--out", one, *windows)[0] == 0
+    wanted = bytes_below(one)
+    assert len([name for name in wanted if name.endswith(".npy")]) == 5
+
+    answers = ranks(run, 2, "--manifest", listed, "--out", folder / "ranks-2", *windows)
+    assert [status for status, *_ in answers] == [0, 0], answers
+    assert bytes_below(folder / "ranks-2") == wanted
+
+    killed = folder / "killed"
+    arguments = ["--manifest", listed, "--out", killed, *windows]
+    first, second = ranks(run_and_be_killed, 2, *arguments, expect_errors=None)
+    assert second == "the process died without a word" and first[0] != 0, (first, second)
+    left = {path.name: path.read_bytes() for path in killed.glob("*.npy") if not path.name.startswith(".")}
+    assert 0 < len(left) < 5 and left.items() <= wanted.items(), "an array that is there is whole"
+    answers = ranks(run, 2, *arguments)
+    assert [status for status, *_ in answers] == [0, 0], answers
+    assert bytes_below(killed) == wanted
+
+    few = write_manifest(folder / "few.csv", videos[:1])
+    answers = ranks(run, 3, "--manifest", few, "--out", folder / "few", *windows)
+    assert [status for status, *_ in answers] == [0, 0, 0] and "of 1 video (of 1)" in answers[0][1], answers
+    name = f"{videos[0][0].stem}.npy"
+    assert bytes_below(folder / "few")[name] == wanted[name]

@@ -12,7 +12,7 @@ arXiv 2211.10636.
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, NamedTuple
 
 if TYPE_CHECKING:
@@ -189,3 +189,11 @@ class ClipBatch:
     paths: tuple[str, ...] = ()
     num_substitutes: int = 0
     clip_seeds: tuple[int, ...] = ()
+
+    def to(self, device: str | torch.device, *, non_blocking: bool = False) -> ClipBatch:
+        """The batch with its tensors on that device, as Lightning and Accelerate ask for it."""
+        tensors = {
+            name: getattr(self, name).to(device, non_blocking=non_blocking)
+            for name in ("frames_BTHWC", "label_B", "sample_B", "valid_B", "seed_B")
+        }
+        return replace(self, **tensors)

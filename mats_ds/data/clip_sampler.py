@@ -117,6 +117,19 @@ class ClipSampler:
         scales = recipe_clip.crop_scales
         self._scale_pairs = [(high, wide) for i, high in enumerate(scales) for j, wide in enumerate(scales) if abs(i - j) <= 1]
 
+    def with_global_batch(self, global_batch: int) -> ClipSampler:
+        """The same choices in steps of another size: epochs end elsewhere."""
+        return ClipSampler(
+            self.manifest,
+            recipe_clip=self.recipe_clip,
+            num_frames=self.num_frames,
+            global_batch=global_batch,
+            seed=self.seed,
+            repeats=self.repeats,
+            crop_areas=self.crop_areas,
+            rand_augment=self.rand_augment,
+        )
+
     @property
     def augments(self) -> bool:
         """Whether clips have operations."""

@@ -4,15 +4,19 @@ of ranks."""
 from __future__ import annotations
 
 import itertools
-from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import torch
+import torch.distributed as dist
 
-from mats_ds.core.clips import BadClip
+from mats_ds.config.recipe import ClipSection
+from mats_ds.data.loading.build import read_views
+from mats_ds.data.manifest import read_manifest
+from mats_ds.data.synthetic import write_synthetic_set
 from mats_ds.distributed.ranks import RankInfo
 from mats_ds.evaluation.scoring import VideoScores, score_videos
+from tests.ranks import run_ranks
 
 NUM_VIDEOS, NUM_VIEWS, NUM_CLASSES = 5, 6, 7
 
@@ -71,13 +75,36 @@ def test_a_view_counted_twice_or_lost_is_noticed():
         scores.merge(other)
 
 
-def test_what_fills_up_the_last_batch_is_no_unreadable_video():
-    """On several ranks another rank than the one that read the video may show it as padding."""
-    bad = (BadClip("torn.mp4", 1, "torn"), BadClip("torn.mp4", -1, "torn"))
-    clips = SimpleNamespace(bad=bad)
-    views = [SimpleNamespace(sample=sample, clip=0, crop=0) for sample in (0, 1)] + [None]
-    batch = SimpleNamespace(clips=clips, views=views, readable=[True, False, False])
-    alone = RankInfo(0, 0, 1, 1, torch.device("cpu"))
-    sizes = dict(num_videos=2, num_clips=1, num_crops=1)
-    scored = score_videos([batch], lambda clips: torch.ones(3, NUM_CLASSES), **sizes, ranks=alone)
-    assert scored.bad == [bad[0]] and [video.num_read for video in scored.videos] == [1, 0]
+def score_on_ranks(folder):
+    """(row and name of each unreadable video, number of views read of each video) on rank 0; None
+    on rank 1. And the rows that this rank's batches name as bad."""
+    dist.init_process_group("gloo")
+    rank, cpu = dist.get_rank(), torch.device("cpu")
+    manifest = read_manifest(folder)
+    section = ClipSection(num_frames=2, stride=1, height=32, width=32, tubelet=(2, 8, 8))
+    options = dict(num_clips=1, num_crops=1, num_frames=2, micro_batch=1, device=cpu, num_workers=0)
+    batches = list(read_views(manifest, recipe_clip=section, rank=rank, world_size=2, **options))
+    scored = score_videos(
+        batches,
+        lambda clips: torch.ones(len(clips.label_B), 3),
+        num_videos=len(manifest),
+        num_clips=1,
+        num_crops=1,
+        ranks=RankInfo(rank, rank, 2, 2, cpu),
+    )
+    named = [bad.sample for batch in batches for bad in batch.clips.bad]
+    if scored is None:
+        return named, None
+    return named, ([(bad.sample, bad.path) for bad in scored.bad], [video.num_read for video in scored.videos])
+
+
+def test_padding_of_an_unreadable_last_video_is_no_video(tmp_path):
+    """Three videos on two ranks: the second rank's last clip shows the last video once more."""
+    write_synthetic_set(tmp_path / "set", num_videos=2, num_frames=4, height=48, width=48)
+    for name in ("manifest.csv", "motion.json"):
+        (tmp_path / "set" / name).unlink()
+    broken = tmp_path / "set" / "z_broken.mp4"
+    broken.write_bytes(b"no video")
+    (named, scored), (named_by_padding, nothing) = run_ranks(score_on_ranks, 2, tmp_path / "set")
+    assert named == [2] and named_by_padding == [-1] and nothing is None
+    assert scored == ([(2, str(broken))], [1, 1, 0])

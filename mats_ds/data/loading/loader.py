@@ -17,6 +17,7 @@ from dataclasses import replace
 from itertools import islice
 
 import torch
+import torch.distributed as dist
 from pydantic import ValidationError
 
 from mats_ds.config.recipe import ClipSection
@@ -66,6 +67,7 @@ class ClipLoader:
             )
         self._session: LoadingSession | None = None
         self._next_epoch = 0
+        self._follows_process_group = False
 
     @classmethod
     def from_manifest(
@@ -81,8 +83,8 @@ class ClipLoader:
         root: str | None = None,
         seed: int = 0,
         device: str | torch.device = "cpu",
-        rank: int = 0,
-        world_size: int = 1,
+        rank: int | None = None,
+        world_size: int | None = None,
         num_workers: int | None = None,
     ) -> ClipLoader:
         """A loader for a training loop of your own: each epoch, a clip of every video in another
@@ -94,9 +96,12 @@ class ClipLoader:
         a side in pixels, or (height, width). crop_scales: fractions of the shorter side that crops
         show, one chosen for each clip. flip: mirror half of the clips. seed: the same one gives the
         same clips in the same order, whatever `num_workers` is. device: where the batches are; on
-        a CUDA device NVDEC decodes. rank, world_size: of torch.distributed, where several
-        processes train; each reads its own part of every global batch. num_workers: reading
-        threads (no processes), None for as many as there are cores, 0 for none.
+        a CUDA device NVDEC decodes. rank, world_size: this process among those that train; each
+        reads its own part of every global batch of batch_size * world_size clips. Without them
+        they are those of torch.distributed whenever a loop begins, so that DistributedDataParallel
+        and Lightning need nothing here; without a process group, 0 of 1. Give both where not every
+        rank reads videos of its own, as with tensor parallelism. num_workers: reading threads (no
+        processes), None for as many as there are cores, 0 for none.
 
             with ClipLoader.from_manifest("videos.csv", batch_size=8) as loader:
                 for batch in loader:                 # one epoch; the next loop is the next one
@@ -114,6 +119,14 @@ class ClipLoader:
         numbers that do not go together.
         """
         height, width = check_size(size)
+        follows = rank is None and world_size is None
+        if follows:
+            rank, world_size = find_rank()
+        elif rank is None or world_size is None:
+            raise ValueError(
+                f"rank and world_size go together, got rank={rank} and world_size={world_size}: give both, or neither for those "
+                "of torch.distributed"
+            )
         for name, value in (("batch_size", batch_size), ("world_size", world_size)):
             if not isinstance(value, int) or value < 1:
                 raise ValueError(f"{name} is a whole number of at least 1, got {value!r}")
@@ -133,16 +146,25 @@ class ClipLoader:
         videos = manifest if isinstance(manifest, Manifest) else read_manifest(manifest, root=root)
         sampler = ClipSampler(videos, recipe_clip=section, num_frames=num_frames, global_batch=batch_size * world_size, seed=seed)
         split = BatchSplit(rank, world_size, batch_size)
-        return cls(sampler, split, size=(height, width), device=torch.device(device), options=ReadOptions(num_workers))
+        loader = cls(sampler, split, size=(height, width), device=torch.device(device), options=ReadOptions(num_workers))
+        loader._follows_process_group = follows
+        return loader
 
     def __len__(self) -> int:
         """Micro-batches of an epoch."""
+        self._follow_process_group()
         return self.sampler.steps_per_epoch * self.split.accumulation
 
     def __iter__(self) -> Iterator[ClipBatch]:
         """The micro-batches of one epoch: of the first, then of the next with every new loop."""
-        epoch, self._next_epoch = self._next_epoch, self._next_epoch + 1
-        return self.epoch(epoch)
+        epoch, self._next_epoch = self._next_epoch, self._next_epoch + 1  # when the first batch is asked for
+        yield from self.epoch(epoch)
+
+    def set_epoch(self, number: int) -> None:
+        """Let the next loop be that epoch, counted from 0: for a training that is resumed."""
+        if number < 0:
+            raise ValueError(f"epochs count from 0, got {number}")
+        self._next_epoch = number
 
     def epoch(self, number: int) -> Iterator[ClipBatch]:
         """The micro-batches of that epoch, from 0 on, to resume a training with.
@@ -155,16 +177,26 @@ class ClipLoader:
         return self._batches_of_epoch(number)
 
     def _batches_of_epoch(self, number: int) -> Iterator[ClipBatch]:
-        delivered = 0
+        delivered, wanted = 0, len(self)
         with closing(self.micro_batches(number * self.sampler.steps_per_epoch)) as batches:
-            for batch in islice(batches, len(self)):
+            for batch in islice(batches, wanted):
                 delivered += 1
                 yield batch
-        if delivered < len(self):
+        if delivered < wanted:
             raise RuntimeError(
-                f"this loop got {delivered} of the {len(self)} batches of its epoch: another loop over the same ClipLoader, or "
+                f"this loop got {delivered} of the {wanted} batches of its epoch: another loop over the same ClipLoader, or "
                 "close(), ended it; one loader serves one loop at a time, make a second one for a loop inside a loop"
             )
+
+    def _follow_process_group(self) -> None:
+        """Read the part of this rank of torch.distributed, unless it was said whose: Lightning and
+        DeepSpeed start the process group long after the loader is made."""
+        if not self._follows_process_group:
+            return
+        rank, world_size = find_rank()
+        if (rank, world_size) != (self.split.rank, self.split.world_size):
+            self.split = replace(self.split, rank=rank, world_size=world_size)
+            self.sampler = self.sampler.with_global_batch(self.split.micro_batch * self.split.accumulation * world_size)
 
     @property
     def num_graphs(self) -> int:
@@ -239,6 +271,13 @@ class ClipLoader:
 
     def __exit__(self, *_: object) -> None:
         self.close()
+
+
+def find_rank() -> tuple[int, int]:
+    """(rank, number of ranks) in torch.distributed; 0 of 1 where it has no process group."""
+    if dist.is_available() and dist.is_initialized():
+        return dist.get_rank(), dist.get_world_size()
+    return 0, 1
 
 
 def check_size(size: int | tuple[int, int]) -> tuple[int, int]:
