@@ -53,7 +53,7 @@ SHOWN = 80
 AGAIN = "download it again"
 # The beginning of an ONNX ModelProto as exporters write it: ir_version, then the producer's name.
 ONNX = re.compile(rb"\x08[\x03-\x40]\x12[\x01-\x40][\w.]")
-# In every archive of torch.export.save: of torch from 2.8 on, and before.
+# In an archive of torch.export.save: of torch 2.15, and of older ones.
 EXPORTED = ("/models/model.json", "serialized_exported_program.json")
 TO_RUN = "a program to run and no weights to load: give the run or the weights that it was made of"
 
