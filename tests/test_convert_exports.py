@@ -91,6 +91,8 @@ def test_a_program_is_written_by_its_suffix_and_verified(tmp_path, classifier, c
     told = capsys.readouterr()
     assert f"wrote {tmp_path / name}" in told.out and "2 x 6 x 32 x 48 x 3" in told.out and ": equal" in told.out
     assert "28 of 72 tokens" in told.out
+    with pytest.raises(ValueError, match="a program to run and no weights"):
+        load_model(tmp_path / name)
     assert main([classifier, str(tmp_path / name)]) == USAGE_ERROR  # it exists
     assert sorted(path.name for path in tmp_path.iterdir()) == sorted(["source.safetensors", name])
 
@@ -111,9 +113,11 @@ def test_an_impossible_fraction_is_named(tmp_path, classifier, capsys, ratio, ta
     assert ratio in told and "Traceback" not in told and not (tmp_path / "x").exists()
 
 
-def test_weights_of_interpolated_positions_are_refused_by_the_hub(tmp_path, capsys):
+def test_weights_of_interpolated_positions_are_refused_by_the_hub_and_exported_as_it_says(tmp_path, capsys):
     from mats_ds import TokenGrid
 
     source = store(make_classifier(position_grid=TokenGrid(8, 32, 48, (2, 8, 8))), tmp_path / "longer.safetensors")
     assert main([source, str(tmp_path / "hub"), "--to", "hub"]) == USAGE_ERROR
-    assert "interpolated" in capsys.readouterr().err and not (tmp_path / "hub").exists()
+    told = capsys.readouterr().err
+    assert "interpolated" in told and "--to onnx or --to export" in told and not (tmp_path / "hub").exists()
+    assert main([source, str(tmp_path / "x.pt2"), "--to", "export", "--verify"]) == FINISHED

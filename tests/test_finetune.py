@@ -18,6 +18,7 @@ from mats_ds import TokenGrid, VideoClassifier, evaluate, load_model
 from mats_ds.data.synthetic import write_synthetic_set
 from mats_ds.models.model_spec import describe_model
 from mats_ds.models.weights.native import load_weights, save_weights
+from mats_ds.prepare import main as prepare
 
 ROOT = Path(__file__).resolve().parents[1]
 ARGUMENTS = ["--recipe", "finetune_tiny", "--ds_config", str(ROOT / "ds_configs" / "zero2_tiny.json")]
@@ -349,6 +350,40 @@ def test_adaptive_frames_bf16_weights_and_all_tokens_train_on_video(ranks, video
         results = ranks(finetune, 2, arguments)
         assert [status for status, _ in results] == [0, 0], results
         assert load_model(tmp_path / name / "best.safetensors").num_classes == 4
+
+
+@pytest.mark.slow
+def test_two_ranks_learn_the_same_from_members_of_shards(ranks, videos, tmp_path):
+    """Also where a member is missing, and a shard."""
+    rows = [line.split(",")[:2] for line in videos.read_text().splitlines()[1:]]
+    loose, packed = tmp_path / "loose.csv", tmp_path / "packed"
+    files = "".join(f"{videos.parent / path},{label}\n" for path, label in rows)
+    loose.write_text("path,label\n" + files)
+    assert prepare(["pack", str(loose), "--out", str(packed), "--shard_size", "100KB"]) == 0
+    shards = sorted(path.name for path in packed.glob("*.tar"))
+    assert len(shards) > 1 and f"{shards[0]}#" in (packed / "manifest.csv").read_text()
+    few = ["data.max_bad_fraction=0.5", *SMALL]
+    losses = {}
+    for manifest in (loose, packed / "manifest.csv"):
+        out = tmp_path / manifest.stem
+        results = ranks(finetune, 2, [*ARGUMENTS, "--out", str(out), *on_set(manifest), *few])
+        assert [status for status, _ in results] == [0, 0], results
+        losses[manifest.stem] = [read_losses(out, rank) for rank in range(2)]
+    assert losses["loose"] == losses["manifest"] and len(losses["loose"][0]) == 6
+
+    with (packed / "manifest.csv").open(newline="") as stream:
+        header = next(csv.reader(stream))
+    rest = "," * (len(header) - 2) + "\n"
+    with (packed / "manifest.csv").open("a") as stream:
+        stream.write(f"{shards[0]}#nothing.mp4,0{rest}missing.tar#a.mp4,1{rest}")
+    out = tmp_path / "bad"
+    results = ranks(finetune, 2, [*ARGUMENTS, "--out", str(out), *on_set(packed / "manifest.csv"), *few])
+    assert [status for status, _ in results] == [0, 0], results
+    said = "".join(terminal for _, terminal in results)
+    assert [test["num_unreadable"] for test in read_tests(out)] == [2] * len(read_tests(out)) and read_tests(out)
+    for member, why in (("nothing.mp4", "no regular file 'nothing.mp4'"), ("missing.tar#a.mp4", "missing.tar is not there")):
+        (line,) = [line for line in said.splitlines() if "in the test, unreadable" in line and member in line]
+        assert why in line and "Traceback" not in said, said
 
 
 @pytest.mark.slow

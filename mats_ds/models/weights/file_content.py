@@ -51,6 +51,11 @@ MAX_HEADER_BYTES = 10_000_000
 MAX_JSON_BYTES = 8_000_000
 SHOWN = 80
 AGAIN = "download it again"
+# The beginning of an ONNX ModelProto as exporters write it: ir_version, then the producer's name.
+ONNX = re.compile(rb"\x08[\x03-\x40]\x12[\x01-\x40][\w.]")
+# In an archive of torch.export.save: of torch 2.15, and of older ones.
+EXPORTED = ("/models/model.json", "serialized_exported_program.json")
+TO_RUN = "a program to run and no weights to load: give the run or the weights that it was made of"
 
 
 def check_content(path: str | Path) -> str:
@@ -85,6 +90,8 @@ def check_content(path: str | Path) -> str:
     for mark, what in OTHERS.items():
         if head.startswith(mark):
             raise ValueError(f"{path} is {what}: give a checkpoint of PyTorch (.pth) or a .safetensors file")
+    if ONNX.match(head):
+        raise ValueError(f"{path} is an ONNX model, {TO_RUN}")
     if tail == TABLE_MAGIC or ".data-0000" in path.name:
         raise ValueError(f"{path} is a checkpoint of TensorFlow: give a checkpoint of PyTorch (.pth) or a .safetensors file")
     if head.startswith(b"PK"):
@@ -117,6 +124,8 @@ def _check_zip(path: Path, num_bytes: int) -> None:
         ) from None
     if any("/code/" in name for name in names):
         raise ValueError(f"{path} is a TorchScript model, a program and not weights alone: save its state_dict() with torch.save")
+    if any(name.endswith(EXPORTED) for name in names):
+        raise ValueError(f"{path} is an exported program of torch.export, {TO_RUN}")
     if not any(name.endswith("data.pkl") for name in names):
         raise ValueError(
             f"{path} is a zip archive of {', '.join(names[:3])}: unpack it, and give the file of weights that is in it"

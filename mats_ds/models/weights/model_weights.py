@@ -234,7 +234,8 @@ def check_exportable(spec: ModelSpec, program: str) -> None:
         made = spec.position_grid
         raise ValueError(
             f"the positions of these weights were made for {made.num_frames} frames of {made.height} x {made.width} and "
-            f"interpolated; {program} cannot do that: write a file of mats_ds (--to mats)"
+            f"interpolated; {program} has no such table: write a program that holds it (--to onnx or --to export), or a file of "
+            "mats_ds (--to mats)"
         )
 
 
