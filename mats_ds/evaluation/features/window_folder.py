@@ -31,6 +31,7 @@ import torch
 
 from mats_ds.core.clips import BadClip
 from mats_ds.core.format import format_count
+from mats_ds.core.progress import show_progress
 from mats_ds.core.shards.members import member_name
 from mats_ds.core.storage.documents import parse_json
 from mats_ds.core.storage.files import read_bytes, replace_file, write_json, write_text
@@ -70,7 +71,6 @@ MIN_RATE = 24  # frames a second of the configs, at least: what people expect th
 MAX_DENOMINATOR = 1000  # of times in seconds
 MAX_ABOUT_BYTES = 100_000
 MAX_NAME_BYTES = 200
-LOG_EVERY = 10  # videos
 
 
 def extract_windows(
@@ -254,7 +254,7 @@ def write_arrays(
         micro_batch=views.micro_batch,
         num_threads=default_workers() if views.num_workers is None else views.num_workers,
     )
-    for number, stream in enumerate(streams, start=1):
+    for stream in show_progress(streams, total=len(rows), label="windows" if logs else "", unit="video"):
         row = stream.part.row
         try:
             features_WD = encode_video(extraction, stream)
@@ -266,8 +266,6 @@ def write_arrays(
         write_json(with_ending(out / names[row], ".json"), describe_video(stream, times, names[row]), indent=1)
         with replace_file(with_ending(out / names[row], ".npy")) as aside, aside.open("wb") as file:
             np.save(file, features_WD)
-        if logs and (number % LOG_EVERY == 0 or number == len(rows)):
-            logger.info("%s of %s of this rank", f"{number:,}", format_count(len(rows), "video"))
     return bad
 
 
