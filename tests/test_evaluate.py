@@ -219,6 +219,7 @@ def test_a_figure_comes_with_its_weights_views_frames_and_what_chose_them(folder
     assert results["also"] == {"were trained on": 2, "chose these weights": 4}
     for words in (model, "step 9", "average", f"on {chosen}", "2 x 1 views", "2 of them were trained on", "4 of them chose"):
         assert words in told, told
+    assert f"{told}{err}".count(f"weights: {model}: ") == 1
 
 
 def test_a_file_of_somebody_elses_cannot_have_any_path_read(tmp_path, videos, model):

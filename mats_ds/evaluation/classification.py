@@ -71,12 +71,18 @@ class ClassifierTest:
 
 
 def open_classifier(
-    request: ModelRequest, *, device: torch.device, keep_ratios: Sequence[float] = (), class_names: str | None = None
+    request: ModelRequest,
+    *,
+    device: torch.device,
+    keep_ratios: Sequence[float] = (),
+    class_names: str | None = None,
+    is_result: bool = False,
 ) -> ClassifierTest:
-    """Load the classifier.
+    """Load the classifier, and say which weights these are.
 
-    keep_ratios: the model's own if empty. class_names: a file with one name a line. Raises
-    ValueError for weights that are no classifier, and for fractions or names that do not fit it.
+    keep_ratios: the model's own if empty. class_names: a file with one name a line. is_result:
+    print it with the results to come instead of logging it. Raises ValueError for weights that are
+    no classifier, and for fractions or names that do not fit it.
     """
     weights = read_model_weights(request)
     if weights.spec.kind != "classifier":
@@ -85,7 +91,10 @@ def open_classifier(
             f"or take its features: {own_command('extract', '--model', request.path)} --manifest VIDEOS.csv --out features"
         )
     for line in describe_weights(request.path, weights):
-        logger.info("%s", line)
+        if is_result:
+            say(line)
+        else:
+            logger.info("%s", line)
     model = load_model(weights)
     names = tuple(read_class_list(Path(class_names)).names) if class_names else model.class_names
     if names and len(names) != model.num_classes:

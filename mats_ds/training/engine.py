@@ -7,6 +7,8 @@ What of the JSON reaches `deepspeed.initialize` is in ds_config.py.
 from __future__ import annotations
 
 import logging
+import os
+import shutil
 from collections.abc import Mapping
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
@@ -21,6 +23,8 @@ from mats_ds.config.ds_config import clipping_of, hand_over, precision_of, zero_
 logger = logging.getLogger(__name__)
 
 BYTES_PER_FLOAT32 = 4
+# the variable and the programs that torch and Triton look for
+COMPILERS = {"cpu": ("CXX", ("g++",)), "cuda": ("CC", ("gcc", "clang"))}
 
 
 @dataclass(frozen=True)
@@ -50,8 +54,8 @@ def make_engine(
     `compile_model` makes torch compile the model in place (the names in checkpoints stay as they
     are), when the first batch comes. `load_universal`: it will be given a checkpoint that was
     converted for another number of ranks.
-    Raises ValueError for a JSON without optimizer, for compiling under ZeRO-3, for what DeepSpeed
-    refuses, and where it does something else than the JSON says.
+    Raises ValueError for a JSON without optimizer, for compiling under ZeRO-3 or without a
+    compiler, for what DeepSpeed refuses, and where it does something else than the JSON says.
     """
     import deepspeed
 
@@ -65,6 +69,7 @@ def make_engine(
     if compile_model:
         if zero_stage_of(ds_config) == 3:
             raise ValueError("model.compile does not go with ZeRO stage 3, which gathers weights in between: use stage 2")
+        check_compiler(next(model.parameters()).device)
         # Not `model.compile()`: it would take in DeepSpeed's own hooks, which break the graph.
         model.forward = torch.compile(model.forward, fullgraph=True, dynamic=False)
     try:
@@ -82,6 +87,17 @@ def make_engine(
         differs = [f"{name} {value!r} instead of {wanted!r}" for name, value, wanted in pairs if value != wanted]
         raise ValueError(f"DeepSpeed trains with another setting than the JSON says: {'; '.join(differs)}")
     return engine
+
+
+def check_compiler(device: torch.device) -> None:
+    """Raises ValueError where torch.compile would not find the machine's compiler, which builds its
+    C++ for a CPU and Triton's launchers for a GPU: it would end in the first step."""
+    variable, names = COMPILERS["cuda" if device.type == "cuda" else "cpu"]
+    if not (os.environ.get(variable) or any(map(shutil.which, names))):
+        raise ValueError(
+            f"model.compile=true needs {' or '.join(names)}, and none is on the PATH: install it (on Debian or Ubuntu: sudo "
+            f"apt-get install g++), name a compiler with {variable}, or leave model.compile out"
+        )
 
 
 def in_force(engine: Any) -> InForce:

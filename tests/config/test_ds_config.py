@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import math
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -303,3 +305,11 @@ def test_precision_is_what_deepspeed_would_take():
     assert math.isclose(clipping_of({"gradient_clipping": 1}), 1.0)
     with pytest.raises(ValueError, match="enables fp16"):
         precision_of({"fp16": {"enabled": True}})
+
+
+@pytest.mark.slow
+def test_a_notebook_that_reads_a_json_gets_no_warning_of_its_accelerator():
+    code = "from mats_ds.config.ds_config import read_ds_config; read_ds_config('zero2_tiny')"
+    words = [sys.executable, "-c", code]
+    done = subprocess.run(words, capture_output=True, text=True, cwd=Path(__file__).parents[2])
+    assert (done.returncode, done.stdout, done.stderr) == (0, "", "")

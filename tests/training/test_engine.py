@@ -11,6 +11,7 @@ import pytest
 import torch
 
 from mats_ds.config.ds_config import precision_of, read_ds_config
+from mats_ds.training.engine import check_compiler
 
 FOLDER = Path(__file__).resolve().parents[2] / "ds_configs"
 SHIPPED = sorted(FOLDER.glob("*.json"))
@@ -142,3 +143,17 @@ def test_a_host_that_never_joins_is_waited_for_a_limited_time_and_named_by_its_a
     [(said, seconds)] = ranks(join_alone, 1, 2.0)
     assert "not all 2 ranks have come to 127.0.0.1:" in said and "within 2 s" in said
     assert seconds < 60
+
+
+@pytest.mark.parametrize("device, variable, names", [("cpu", "CXX", ["g++"]), ("cuda", "CC", ["gcc", "clang"])])
+def test_without_a_compiler_compiling_is_refused_before_the_first_step(device, variable, names, monkeypatch, tmp_path):
+    monkeypatch.setenv("PATH", str(tmp_path))
+    monkeypatch.delenv(variable, raising=False)
+    with pytest.raises(ValueError, match="model.compile=true needs") as caught:
+        check_compiler(torch.device(device))
+    assert all(name in str(caught.value) for name in (*names, variable))
+    monkeypatch.setenv(variable, "/opt/own/compiler")
+    check_compiler(torch.device(device))
+    monkeypatch.delenv(variable)
+    (tmp_path / names[-1]).touch(mode=0o755)
+    check_compiler(torch.device(device))

@@ -17,13 +17,14 @@ from mats_ds.core.text import quote_word
 
 PACKAGE = Path(__file__).resolve().parents[2]
 IN_CHECKOUT = {"ds_configs": "ds_configs", "budgets": "profiling/budgets"}
-# the extra of pyproject.toml that brings a package; "" for those of every installation
-EXTRA_OF = {
+# the extra of pyproject.toml that brings a package; "" for those of every installation, None for
+# those that users install by themselves
+EXTRA_OF: dict[str, str | None] = {
     **dict.fromkeys(("torch", "torchvision", "deepspeed", "timm", "einops", "nvidia-ml-py", "pyyaml", "pydantic", "av"), ""),
     **dict.fromkeys(("numpy", "tqdm", "matplotlib", "psutil", "safetensors"), ""),
     **dict.fromkeys(("onnx", "onnxscript", "onnxruntime"), "export"),
     **dict.fromkeys(("mkdocs", "mkdocs-material", "mkdocstrings-python"), "docs"),
-    **dict.fromkeys(("transformers", "tensorboard", "wandb", "comet_ml"), None),  # of nobody's that users install
+    **dict.fromkeys(("transformers", "tensorboard", "wandb", "comet_ml"), None),  # in no extra that users install
     "nvidia-dali-cuda130": "cuda13",
     "nvidia-dali-cuda120": "cuda12",
     "scikit-image": "examples",

@@ -20,8 +20,8 @@ MAX_GRAPHS = 16
 # Of a GPU that core/gpus.py does not know: even on one engine a second pipeline overlaps its work
 # on the host with the first one's decoding.
 DEFAULT_GRAPHS = 2
-PACKAGES = {"12": "nvidia-dali-cuda120"}  # of torch's CUDA build; of a later one, and of none:
-NEWEST = "nvidia-dali-cuda130"
+PACKAGES = {"12": "nvidia-dali-cuda120"}  # by the CUDA that torch was built for
+NEWEST = "nvidia-dali-cuda130"  # for any other, and a torch without CUDA
 
 
 def device_codecs(device: torch.device) -> frozenset[str]:

@@ -24,6 +24,7 @@ import torch
 
 from mats_ds.core.clips import BadClip
 from mats_ds.core.format import format_count
+from mats_ds.core.progress import show_progress
 from mats_ds.core.storage.files import replace_file, write_json, write_text
 from mats_ds.core.storage.folder_lock import release_folder
 from mats_ds.core.storage.output_file import end_writing
@@ -66,7 +67,6 @@ logger = logging.getLogger("mats_ds")
 INDEX = "index.csv"
 INDEX_COLUMNS = ("path", "label", "sample", "video", "windows", "fps", "duration_seconds", "first_seconds")
 TABLES = {INDEX: INDEX_COLUMNS, UNREADABLE: UNREADABLE_COLUMNS}
-LOG_EVERY = 10  # videos
 
 
 def extract_windows(
@@ -165,7 +165,7 @@ def write_arrays(
         micro_batch=views.micro_batch,
         num_threads=default_workers() if views.num_workers is None else views.num_workers,
     )
-    for number, stream in enumerate(streams, start=1):
+    for stream in show_progress(streams, total=len(rows), label="windows" if logs else "", unit="video"):
         row = stream.part.row
         try:
             features_WD = encode_video(extraction, stream)
@@ -177,8 +177,6 @@ def write_arrays(
         write_json(with_ending(out / names[row], ".json"), describe_video(stream, times, names[row]), indent=1)
         with replace_file(with_ending(out / names[row], ".npy")) as aside, aside.open("wb") as file:
             np.save(file, features_WD)
-        if logs and (number % LOG_EVERY == 0 or number == len(rows)):
-            logger.info("%s of %s of this rank", f"{number:,}", format_count(len(rows), "video"))
     return bad
 
 
