@@ -283,4 +283,5 @@ def test_an_empty_manifest():
 
 def test_the_loader_needs_of_a_sampler_what_both_have():
     public = {name for name in dir(ClipSampler) if not name.startswith("_")}
+    public.remove("with_global_batch")  # of loaders of from_manifest alone, which make a ClipSampler
     assert public <= {name for name in dir(ViewSampler) if not name.startswith("_")}

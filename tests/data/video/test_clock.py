@@ -171,8 +171,8 @@ def test_a_row_means_the_same_pictures_in_a_copy(late_videos, tmp_path):
     rows = read_rows(summary.manifest)
     assert [(row["start"], row["end"]) for row in rows] == [
         ("0.4", "0.8"),
-        ("0.0", "0.2"),
-        ("1.0", ""),
+        ("0", "0.2"),
+        ("1", ""),
         ("", "0.6"),
         ("", ""),
         ("0.4", "0.8"),

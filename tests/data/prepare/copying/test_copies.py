@@ -78,8 +78,8 @@ def test_keeps_tree_labels_and_times(videos, tmp_path):
         ("x/a.mp4", "3", "", ""),
         ("x/b.mp4", "0", "0.5", "1.25"),
         ("y/c.mp4", "", "", ""),
-        ("y/long.mp4", "7", "2.0", ""),
-        ("x/a.mp4", "4", "1.0", ""),
+        ("y/long.mp4", "7", "2", ""),
+        ("x/a.mp4", "4", "1", ""),
     ]
     written = read_manifest(summary.manifest)
     assert [index_video(path).num_frames for path in written.paths] == [40, 40, 80, 80, 40]
@@ -217,7 +217,7 @@ def test_cuts_files_and_maps_their_rows(videos, read_numbers, tmp_path):
         ("x/b_0000.mp4", "0", "0.5", "1.25"),
         ("y/long_0001.mp4", "7", "0.2", ""),
         ("y/long_0002.mp4", "7", "", ""),
-        ("x/a_0000.mp4", "4", "1.0", ""),
+        ("x/a_0000.mp4", "4", "1", ""),
         ("x/a_0001.mp4", "4", "", ""),
     ]
     [piece] = [path for path in read_manifest(summary.manifest).paths if path.endswith("long_0001.mp4")]
@@ -293,5 +293,5 @@ def test_a_row_without_a_frame_in_any_segment_is_named(videos, tmp_path):
     (videos / "list.csv").write_text("path,label,start,end\nx/a.mp4,1,,\nx/a.mp4,2,50,60\n")
     summary = copy_list(videos, tmp_path / "out", segment_seconds=2.0)
     assert summary.num_copied == 1
-    assert "no frame between 50.0 s and 60.0 s" in summary.failed[str(videos / "x/a.mp4")]
+    assert "no frame between 50 s and 60 s" in summary.failed[str(videos / "x/a.mp4")]
     assert [row["label"] for row in read_table(summary.manifest)] == ["1"]
