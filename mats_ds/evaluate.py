@@ -54,11 +54,7 @@ def run(options: argparse.Namespace) -> None:
     if out and options.manifest:
         check_test_folder(out, ranks)  # before the weights are read
     test = open_classifier(
-        read_request(options),
-        device=ranks.device,
-        keep_ratios=options.keep_ratio or (),
-        class_names=options.class_names,
-        is_result=not options.video and ranks.rank == 0,  # of a video, stdout holds its classes alone
+        read_request(options), device=ranks.device, keep_ratios=options.keep_ratio or (), class_names=options.class_names
     )
     if options.video:
         classify_video(test, options.video, ranks=ranks)

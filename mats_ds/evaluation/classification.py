@@ -71,18 +71,12 @@ class ClassifierTest:
 
 
 def open_classifier(
-    request: ModelRequest,
-    *,
-    device: torch.device,
-    keep_ratios: Sequence[float] = (),
-    class_names: str | None = None,
-    is_result: bool = False,
+    request: ModelRequest, *, device: torch.device, keep_ratios: Sequence[float] = (), class_names: str | None = None
 ) -> ClassifierTest:
     """Load the classifier, and say which weights these are.
 
-    keep_ratios: the model's own if empty. class_names: a file with one name a line. is_result:
-    print it with the results to come instead of logging it. Raises ValueError for weights that are
-    no classifier, and for fractions or names that do not fit it.
+    keep_ratios: the model's own if empty. class_names: a file with one name a line. Raises
+    ValueError for weights that are no classifier, and for fractions or names that do not fit it.
     """
     weights = read_model_weights(request)
     if weights.spec.kind != "classifier":
@@ -91,10 +85,7 @@ def open_classifier(
             f"or take its features: {own_command('extract', '--model', request.path)} --manifest VIDEOS.csv --out features"
         )
     for line in describe_weights(request.path, weights):
-        if is_result:
-            say(line)
-        else:
-            logger.info("%s", line)
+        logger.info("%s", line)
     model = load_model(weights)
     names = tuple(read_class_list(Path(class_names)).names) if class_names else model.class_names
     if names and len(names) != model.num_classes:
@@ -197,6 +188,7 @@ def write_test(
         run={**run, "speed": speed_note, "versions": collect_versions()},
     )
     shown = format_views(views.num_clips, views.num_crops)
+    say(f"weights: {test.path}: {test.source}")  # logged before, too: here it is part of the result, on stdout
     say(
         f"{len(readable_R):,} of {format_count(len(manifest), 'video')} of {manifest.name} scored on {shown}; accuracy "
         f"is over these"
