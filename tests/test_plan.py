@@ -99,8 +99,11 @@ def test_hours_follow_clips_and_mfu(capsys):
     ("arguments", "complaint"),
     [
         (["--gpu", "h1000"], "no GPU 'h1000'"),
-        (["--gpus", "0"], "--gpus is at least 1"),
-        (["--micro_batch", "0"], "--micro_batch is at least 1"),
+        (["--gpus", "0"], "--gpus is from 1 to 10,000"),
+        (["--gpus", "99999999"], "--gpus is from 1 to 10,000"),
+        (["--micro_batch", "0"], "--micro_batch is from 1 to"),
+        (["--micro_batch", "9" * 23], "--micro_batch is from 1 to"),
+        (["--clips", "9" * 400], "--clips is from 1 to"),
         (["--mfu", "1.5"], "--mfu is above 0 and at most 1"),
         (["--mfu", "0.5", "--measured", "runs/x"], "give one of the two"),
         (["--measured", "nowhere"], "no run folder nowhere"),

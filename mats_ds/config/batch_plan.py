@@ -8,10 +8,12 @@ from dataclasses import dataclass
 from typing import Any
 
 from mats_ds.core.format import format_count, format_figure
+from mats_ds.core.limits import show
 
 LINEAR_RULE_BATCH = 256  # learning rates are stated per 256 videos (METHOD section 5)
 MICRO_BATCH_KEY = "train_micro_batch_size_per_gpu"
 ACCUMULATION_KEY = "gradient_accumulation_steps"
+MOST_CLIPS = 1 << 24  # of a step, as in the recipe; more is a slip of the keyboard
 
 
 @dataclass(frozen=True)
@@ -91,6 +93,6 @@ def _positive_integer(ds_config: Mapping[str, Any], key: str) -> int | None:
     value = ds_config.get(key)
     if value is None:
         return None
-    if isinstance(value, bool) or not isinstance(value, int) or value < 1:
-        raise ValueError(f'"{key}" in the DeepSpeed JSON must be an integer of at least 1, got {value!r}')
+    if isinstance(value, bool) or not isinstance(value, int) or not 1 <= value <= MOST_CLIPS:
+        raise ValueError(f'"{key}" in the DeepSpeed JSON must be an integer from 1 to {MOST_CLIPS:,}, got {show(value)}')
     return value

@@ -14,7 +14,18 @@ from pathlib import Path
 from typing import Any
 
 from mats_ds.config.batch_plan import ACCUMULATION_KEY, MICRO_BATCH_KEY
-from mats_ds.config.ds_keys import IGNORED, RECIPE_KEYS, REFUSED, REFUSED_OF_PARAMS, REFUSED_OF_ZERO, TOP, Kind, Only, to_json
+from mats_ds.config.ds_keys import (
+    IGNORED,
+    LARGEST_WHOLE,
+    RECIPE_KEYS,
+    REFUSED,
+    REFUSED_OF_PARAMS,
+    REFUSED_OF_ZERO,
+    TOP,
+    Kind,
+    Only,
+    to_json,
+)
 from mats_ds.core.storage.documents import parse_strict_json
 from mats_ds.core.storage.file_kind import describe_file, not_a
 from mats_ds.core.storage.files import read_text
@@ -153,7 +164,8 @@ def _judge_section(section: Mapping[str, Any], table: Mapping[str, Any], refused
                 yield f"{name} can only be {to_json(table[key].value)}, got {to_json(value)}: {table[key].why}"
         elif isinstance(table[key], Kind):
             if not table[key].accepts(value):
-                yield f"{name} must be {table[key].name}, got {to_json(value)}"
+                most = " and below 2^63" if isinstance(value, (int, float)) and value > LARGEST_WHOLE else ""
+                yield f"{name} must be {table[key].name}{most}, got {to_json(value)}"
         elif not isinstance(value, dict):
             yield f"{name} must be a JSON object, like {{...}}, got {to_json(value)}"
         else:

@@ -11,13 +11,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from mats_ds.config.batch_plan import ACCUMULATION_KEY, MICRO_BATCH_KEY, BatchPlan, plan_batch
+from mats_ds.config.batch_plan import ACCUMULATION_KEY, MICRO_BATCH_KEY, MOST_CLIPS, BatchPlan, plan_batch
 from mats_ds.config.ds_config import notes_on, precision_of, read_ds_config
 from mats_ds.config.finetune_recipe import FinetuneRecipe
 from mats_ds.config.load import load_recipe
 from mats_ds.config.recipe import Recipe
 from mats_ds.core.format import format_count
 from mats_ds.core.gpus import Gpu, find_gpu
+from mats_ds.core.limits import MAX_RANKS, MAX_STEP, show
 from mats_ds.core.token_grid import FINETUNE_KEEP_RATIO
 from mats_ds.planning.forecast import ASSUMED_MFU, KNOWN_CLIPS, LoaderMemory, TimePlan, measured_mfu, plan_time
 from mats_ds.planning.sweep import loader_on
@@ -63,10 +64,10 @@ class Question:
 
 def resolve_question(options: PlanOptions) -> Question:
     """Read the recipe and the JSON, and fill in what was not stated."""
-    for name in ("gpus", "micro_batch", "clips"):
+    for name, most in (("gpus", MAX_RANKS), ("micro_batch", MOST_CLIPS), ("clips", MAX_STEP)):
         value = getattr(options, name)
-        if value is not None and value < 1:
-            raise ValueError(f"--{name} is at least 1, got {value}")
+        if value is not None and not 1 <= value <= most:
+            raise ValueError(f"--{name} is from 1 to {most:,}, got {show(value)}")
     recipe, workload = _resolve_workload(options)
     ds_config = read_ds_config(options.ds_config)
     precision = precision_of(ds_config)

@@ -51,7 +51,9 @@ def test_several_clips_of_a_video_count_once_in_the_learning_rate():
 def test_mistakes_are_told():
     with pytest.raises(ValueError, match="must set"):
         plan_batch({}, recipe_batch=16, world_size=1)
-    with pytest.raises(ValueError, match="at least 1, got 'auto'"):
+    with pytest.raises(ValueError, match="from 1 to 16,777,216, got 'auto'"):
         plan_batch({"train_micro_batch_size_per_gpu": "auto"}, recipe_batch=16, world_size=1)
+    with pytest.raises(ValueError, match="from 1 to 16,777,216, got 10000000000"):
+        plan_batch({"train_micro_batch_size_per_gpu": 10**10}, recipe_batch=16, world_size=1)
     with pytest.raises(ValueError, match='leave "train_batch_size" out'):
         plan_batch({"train_micro_batch_size_per_gpu": 2, "train_batch_size": 12}, recipe_batch=16, world_size=1)
