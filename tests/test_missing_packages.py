@@ -3,6 +3,7 @@ the user stands; never a traceback."""
 
 from __future__ import annotations
 
+import ast
 import importlib
 import subprocess
 import sys
@@ -15,7 +16,7 @@ from mats_ds.__main__ import main as run_mats
 from mats_ds.config.ds_config import read_ds_config
 from mats_ds.core.cli import RUN_ERROR, USAGE_ERROR, run_script
 from mats_ds.core.storage import package_files
-from mats_ds.core.storage.package_files import EXTRA_OF, PACKAGE_OF, check_packages, install_command
+from mats_ds.core.storage.package_files import EXTRA_OF, PACKAGE_OF, check_packages, describe_missing, install_command
 from mats_ds.data.loading.dali import GpuDecoder
 from mats_ds.data.photo_scenes.photographs import read_photograph
 from mats_ds.exporting.programs.write import check_target
@@ -24,8 +25,21 @@ from mats_ds.training.ds_outputs import check_outputs
 from mats_ds.visualization.drawing import plain_drawing, try_to_draw
 
 ROOT = Path(__file__).resolve().parents[1]
-MODULE_OF = {package: module for module, package in PACKAGE_OF.items()}
-IMPORTED = {MODULE_OF.get(package, package) for package in EXTRA_OF if not package.startswith("nvidia-dali")}
+
+
+def list_imported():
+    """The top-level names of all packages of others that the product imports, wherever it does."""
+    names = set()
+    for path in (path for folder in ("mats_ds", "profiling") for path in (ROOT / folder).rglob("*.py")):
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            if isinstance(node, ast.Import):
+                names.update(alias.name.partition(".")[0] for alias in node.names)
+            elif isinstance(node, ast.ImportFrom) and not node.level:
+                names.add(node.module.partition(".")[0])
+    return names - sys.stdlib_module_names - {"mats_ds", "nvidia"}  # of DALI, dali.py says what to install
+
+
+IMPORTED = list_imported()
 
 
 def hide(monkeypatch, *modules):
@@ -73,7 +87,8 @@ def test_so_is_one_that_any_import_lacks(module, monkeypatch, capsys):
     assert run_script(lambda: importlib.import_module(f"{module}.anything")) == USAGE_ERROR
     told = capsys.readouterr().err
     package = PACKAGE_OF.get(module, module)
-    assert told == f"error: {package} is not installed in {sys.executable}: {install_command(package)}\n"
+    assert told.startswith(f"error: {package} is not installed in {sys.executable}: {install_command(package)}")
+    assert len(told.splitlines()) == 1
 
 
 def test_other_errors_of_an_import_are_faults_with_their_traceback(capsys):
@@ -141,6 +156,18 @@ class TestCommand:
         monkeypatch.setattr(package_files.sys, "prefix", str(tmp_path / ".venv"))
         assert install_command("onnx") == install_command("deepspeed") == "bash launch.sh setup"
         assert install_command("wandb") == "pip install wandb"
+
+
+def test_the_shell_python_in_a_clone_is_told_of_the_environment_of_launch_sh(monkeypatch, tmp_path):
+    monkeypatch.setattr(package_files, "PACKAGE", tmp_path / "mats_ds")
+    monkeypatch.chdir(tmp_path)
+    hide(monkeypatch, "PIL")
+    missing = ModuleNotFoundError("No module named 'PIL'", name="PIL")
+    (tmp_path / "launch.sh").write_text("")
+    assert "run it with" not in describe_missing(missing)
+    (tmp_path / ".venv" / "bin").mkdir(parents=True)
+    (tmp_path / ".venv" / "bin" / "python").write_text("")
+    assert "pillow" in describe_missing(missing) and describe_missing(missing).endswith("run it with .venv/bin/python")
 
 
 def test_the_extras_are_those_of_pyproject():

@@ -21,7 +21,7 @@ IN_CHECKOUT = {"ds_configs": "ds_configs", "budgets": "profiling/budgets"}
 # those that users install by themselves
 EXTRA_OF: dict[str, str | None] = {
     **dict.fromkeys(("torch", "torchvision", "deepspeed", "timm", "einops", "nvidia-ml-py", "pyyaml", "pydantic", "av"), ""),
-    **dict.fromkeys(("numpy", "tqdm", "matplotlib", "psutil", "safetensors"), ""),
+    **dict.fromkeys(("numpy", "tqdm", "matplotlib", "pillow", "psutil", "safetensors"), ""),
     **dict.fromkeys(("onnx", "onnxscript", "onnxruntime"), "export"),
     **dict.fromkeys(("mkdocs", "mkdocs-material", "mkdocstrings-python"), "docs"),
     **dict.fromkeys(("transformers", "tensorboard", "wandb", "comet_ml"), None),  # in no extra that users install
@@ -34,6 +34,8 @@ PACKAGE_OF = {
     "pynvml": "nvidia-ml-py",
     "yaml": "pyyaml",
     "skimage": "scikit-image",
+    "PIL": "pillow",
+    "pydantic_core": "pydantic",
     "material": "mkdocs-material",
     "mkdocstrings_handlers": "mkdocstrings-python",
 }
@@ -107,7 +109,10 @@ def describe_missing(error: BaseException) -> str | None:
     package = PACKAGE_OF.get(module, module)
     if not isinstance(error, ModuleNotFoundError) or package not in EXTRA_OF or is_installed(module):
         return None
-    return f"{package} is not installed in {sys.executable}: {install_command(package)}"
+    own = PACKAGE.parent / ".venv" / "bin" / "python"  # of launch.sh, where the shell's Python is another
+    others = launch_script() and own.is_file() and Path(sys.prefix).resolve() != own.parents[1].resolve()
+    instead = f", or run it with {quote_word(_path_from_here(own))}" if others else ""
+    return f"{package} is not installed in {sys.executable}: {install_command(package)}{instead}"
 
 
 def is_installed(module: str) -> bool:
