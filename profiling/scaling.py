@@ -19,6 +19,11 @@ from pathlib import Path
 
 sys.path[0] = str(Path(__file__).resolve().parents[1])
 
+from mats_ds.core.interrupts import begin_script  # noqa: E402
+
+if __name__ == "__main__":
+    begin_script()
+
 from mats_ds.config.ds_config import list_json_names, read_ds_config  # noqa: E402
 from mats_ds.core.cli import ArgumentParser, leave, run_script  # noqa: E402
 from mats_ds.core.format import MIB  # noqa: E402

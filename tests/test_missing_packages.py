@@ -110,6 +110,15 @@ def test_a_file_that_is_run_as_a_script_says_it_before_it_begins(rank, lines, mo
     assert not lines or ("pyyaml" in done.stderr and install_command("pyyaml") in done.stderr)
 
 
+@pytest.mark.parametrize("program", ["mats_ds/visualize.py", "profiling/plan.py", "profiling/report.py", "profiling/scaling.py"])
+def test_every_program_that_is_run_as_a_file_does(program):
+    start = f"sys.argv = [{program!r}, 'x']; runpy.run_path({str(ROOT / program)!r}, run_name='__main__')"
+    code = f"import sys, runpy; sys.modules['numpy'] = None; {start}"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT)
+    assert done.returncode == USAGE_ERROR and len(done.stderr.splitlines()) == 1, done.stderr
+    assert "numpy is not installed" in done.stderr
+
+
 @pytest.mark.parametrize(
     "cuda, package", [("12.8", "nvidia-dali-cuda120"), ("13.0", "nvidia-dali-cuda130"), (None, "nvidia-dali-cuda130")]
 )

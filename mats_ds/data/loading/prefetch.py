@@ -57,8 +57,8 @@ class ReadOptions:
     num_graphs: int | None = None
 
     def __post_init__(self) -> None:
-        if self.num_workers is not None and self.num_workers < 0:
-            raise ValueError(f"num_workers is 0 or more, got {self.num_workers}")
+        if self.num_workers is not None and (not isinstance(self.num_workers, int) or self.num_workers < 0):
+            raise ValueError(f"num_workers is a whole number of 0 or more, got {self.num_workers!r}")
 
 
 class Closed(Exception):
