@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import numpy as np
 import pytest
 import torch
@@ -125,7 +127,7 @@ def test_a_path_gives_the_pixels_of_its_frames(video, clip):
     facts = video_facts(path)
     processor = make_processor(clip=clip)
     expected = processor(read_frames(path, range(facts.num_frames)), fps=facts.rate)["pixel_values"]
-    for given in (str(path), [str(path)]):
+    for given in (str(path), Path(path), [str(path)]):
         assert torch.equal(processor(given)["pixel_values"], expected)
 
 
@@ -134,3 +136,8 @@ def test_a_clip_in_seconds_needs_the_frame_rate():
     with pytest.raises(ValueError, match="24 frames of a video, and a clip of 6 frames lasts 3 s: give fps="):
         processor(np.zeros((24, 40, 64, 3), np.uint8))
     processor(np.zeros((6, 40, 64, 3), np.uint8))
+
+
+def test_a_path_without_a_video_is_one_clear_error():
+    with pytest.raises(ValueError, match="there is no video nowhere.mp4"):
+        make_processor()("nowhere.mp4")

@@ -8,6 +8,7 @@ and AutoVideoProcessor.
 
 from __future__ import annotations
 
+import os
 from collections.abc import Sequence
 from typing import Any
 
@@ -78,7 +79,7 @@ class MatsImageProcessor(BaseImageProcessor):
 
     def process_clip(self, clip: Any, *, fps: float | None = None) -> torch.Tensor:
         """[num_frames, 3, height, width] of one clip."""
-        frames_THWC = read_clip(self.decode(clip) if isinstance(clip, str) else clip)
+        frames_THWC = read_clip(self.decode(os.fspath(clip)) if isinstance(clip, (str, os.PathLike)) else clip)
         if len(frames_THWC) != self.num_frames:
             frames_THWC = frames_THWC[self.choose_frames(len(frames_THWC), fps)]
         frames_TCHW = scale(crop_square(frames_THWC), (self.crop_size["height"], self.crop_size["width"]))
@@ -88,6 +89,8 @@ class MatsImageProcessor(BaseImageProcessor):
     def decode(self, path: str) -> np.ndarray:
         """uint8 [num_frames, H, W, 3] of a video file."""
         chosen: list[int] = []
+        if "://" not in path and not os.path.isfile(path):
+            raise ValueError(f"there is no video {path}")
 
         def choose(metadata: Any, **_: Any) -> list[int]:
             if not metadata.total_num_frames:
@@ -126,7 +129,7 @@ def split_clips(given: Any) -> list[Any]:
     """One clip a list item."""
     if isinstance(given, (np.ndarray, torch.Tensor)):
         return list(given) if given.ndim == 5 else [given]
-    if isinstance(given, str):
+    if isinstance(given, (str, os.PathLike)):
         return [given]
     if not isinstance(given, Sequence):
         raise ValueError(f"expected a clip or a list of clips, got {type(given).__name__}")
