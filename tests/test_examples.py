@@ -92,6 +92,7 @@ def test_ranks_of_lightning_split_an_epoch_and_go_on_after_an_unreadable_video(t
         assert [Path(path).name for path in bad] == ["broken.mp4"]
 
 
+@pytest.mark.slow
 def test_photo_videos_are_written_by_a_command(tmp_path):
     pytest.importorskip("skimage")
     size = ("--frames", 4, "--height", 48, "--width", 64)

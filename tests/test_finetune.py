@@ -239,6 +239,7 @@ def test_the_report_judges_the_run(two_rank_run):
     assert "result: top-1" in report.stdout and "the last weights" in " ".join(report.stdout.split())
 
 
+@pytest.mark.slow
 def test_a_run_that_ended_early_goes_on_to_the_bit(ranks, two_rank_run, videos, everything, tmp_path):
     """With drop path, dropout, mixing and an average of the weights."""
     arguments = [*ARGUMENTS, "--out", str(tmp_path), *on_set(videos, every_epochs=1), *SMALL, *everything]

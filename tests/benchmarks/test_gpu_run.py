@@ -42,6 +42,7 @@ def conductor(tmp_path):
     return here / "run.py"
 
 
+@pytest.mark.slow
 def test_a_part_that_fails_hangs_or_dies_does_not_take_the_others_along(conductor, tmp_path):
     begin = time.monotonic()
     command = [sys.executable, conductor, "--out", tmp_path / "out"]

@@ -31,6 +31,7 @@ def test_a_folder_without_lists_is_refused(tmp_path):
         transfer.open_set(str(tmp_path), tmp_path / "work", num_train=4, num_val=4)
 
 
+@pytest.mark.slow
 def test_a_command_that_fails_is_shown_with_what_it_said(tmp_path):
     with pytest.raises(SystemExit, match=r"status 2(.|\n)*no recipe at nowhere"):
         transfer.run_once(tmp_path / "run", "pretrain.py", ["--recipe", "nowhere", "--ds_config", "none.json"])

@@ -93,6 +93,7 @@ def test_every_task_has_its_result_and_a_worker_does_many(work):
     assert run(work, []) == {}
 
 
+@pytest.mark.slow
 def test_a_worker_that_dies_or_hangs_costs_one_task(work):
     tasks = ["a", "crash", "b", "fault", "hang", "killed", "c", "slow", "stop", "exit", "d"]
     results = run(work, tasks, num_workers=2, timeout_seconds=2.0)

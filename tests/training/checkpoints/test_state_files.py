@@ -204,6 +204,7 @@ def try_all_ways(folder, marker):
     return steps, said
 
 
+@pytest.mark.slow
 def test_neither_the_check_nor_deepspeed_itself_runs_what_is_in_a_checkpoint(ranks, tmp_path):
     """DeepSpeed alone reads these files with weights_only=False: the check is not the only thing
     that stands in the way."""

@@ -222,6 +222,7 @@ def test_refuses_settings_that_no_encoder_takes(wrong, words):
         CopySettings(**wrong)
 
 
+@pytest.mark.slow
 def test_memory_does_not_grow_with_the_length_of_the_file(write_video, tmp_path):
     short = write_video(tmp_path / "short.mp4", num_frames=50, height=480, width=640)
     # 230 MB of decoded pictures
