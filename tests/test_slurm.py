@@ -8,6 +8,7 @@ and returns the largest status.
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import re
@@ -25,6 +26,7 @@ from mats_ds.data.synthetic import write_synthetic_set
 ROOT = Path(__file__).resolve().parents[1]
 SBATCH = ROOT / "slurm.sbatch"
 JOB = "4711"
+NUM_STEPS = 5000  # more than are done before the signal comes
 
 SRUN = r"""
 import json, os, signal, subprocess, sys, time
@@ -194,16 +196,21 @@ def test_two_real_ranks_save_at_the_signal_and_go_on_in_the_next_start(tmp_path)
     videos = write_synthetic_set(tmp_path / "set", num_videos=12, num_frames=24, height=48, width=80).parent
     run = tmp_path / "run"
     arguments = ["pretrain", "--recipe", "tiny", "--ds_config", str(ROOT / "ds_configs" / "zero2_tiny.json"), "--out", str(run)]
-    arguments += [f"data.manifest={videos}", "clip.num_frames=4", "clip.height=32", "clip.width=48", "optim.steps=5000"]
+    arguments += [f"data.manifest={videos}", "clip.num_frames=4", "clip.height=32", "clip.width=48", f"optim.steps={NUM_STEPS}"]
     arguments += ["optim.warmup_steps=2", "run.log_steps=1"]
     log = tmp_path / "log"
     with log.open("w") as file:
         job = subprocess.Popen(
-            ["bash", str(cluster.script), *arguments], cwd=ROOT, env=cluster.environment, stdout=file, stderr=file
+            ["bash", str(cluster.script), *arguments],
+            cwd=ROOT,
+            env=cluster.environment,
+            stdout=file,
+            stderr=file,
+            start_new_session=True,
         )
         try:
             deadline = time.monotonic() + 200
-            while "step 3/5000" not in log.read_text():
+            while f"step 3/{NUM_STEPS:,} " not in log.read_text():
                 assert job.poll() is None and time.monotonic() < deadline, log.read_text()
                 time.sleep(0.2)
             steps = [int(pid) for pid in Path(f"/proc/{job.pid}/task/{job.pid}/children").read_text().split()]
@@ -211,7 +218,8 @@ def test_two_real_ranks_save_at_the_signal_and_go_on_in_the_next_start(tmp_path)
             os.kill(srun, signal.SIGUSR1)
             assert job.wait(60) == 75, log.read_text()
         finally:
-            job.kill()
+            with contextlib.suppress(ProcessLookupError):
+                os.killpg(job.pid, signal.SIGKILL)  # the ranks too: they would hold the job's port
     assert cluster.asked("scontrol") == [["requeue", JOB]]
     said = log.read_text()
     (saved,) = [int(path.name.removeprefix("step-")) for path in (run / "checkpoints").glob("step-*")]
