@@ -268,6 +268,7 @@ def test_a_folder_of_the_other_trainer_is_not_gone_on_with(ranks, two_rank_run):
     assert status == 2 and "holds a run of mats_ds/finetune.py" in terminal
 
 
+@pytest.mark.slow
 def test_one_rank_sees_the_same_clips_and_finds_the_same_losses(ranks, two_rank_run, videos, everything, tmp_path):
     arguments = [*ARGUMENTS, "--out", str(tmp_path), *on_set(videos, every_epochs=1), *SMALL, *everything]
     ranks(finetune, 1, arguments)
@@ -276,6 +277,7 @@ def test_one_rank_sees_the_same_clips_and_finds_the_same_losses(ranks, two_rank_
         assert ours["loss"] == pytest.approx(theirs["loss"], abs=1e-4)
 
 
+@pytest.mark.slow
 def test_it_starts_from_a_run_of_pretraining(ranks, videos, tmp_path):
     pretraining = [
         *("--recipe", "tiny", "--ds_config", ARGUMENTS[3], "--out", str(tmp_path / "pre"), f"data.manifest={videos}"),

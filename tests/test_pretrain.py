@@ -151,6 +151,7 @@ def test_one_rank_sees_the_same_clips_and_finds_the_same_losses(ranks, two_rank_
     assert read_losses(tmp_path) == pytest.approx(read_losses(two_rank_run[0]), abs=1e-5)
 
 
+@pytest.mark.slow
 def test_a_run_that_ended_early_goes_on_where_it_stopped(ranks, two_rank_run, videos, tmp_path):
     arguments = [*ARGUMENTS, "--out", str(tmp_path), f"data.manifest={videos}", *SMALL]
     ranks(pretrain, 2, [*arguments, "run.max_steps=4"])
@@ -163,6 +164,7 @@ def test_a_run_that_ended_early_goes_on_where_it_stopped(ranks, two_rank_run, vi
     assert f"nothing to do: {tmp_path} has finished all 6 steps" in again[0][1] and again[1][1] == ""
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("length", "key"),
     [

@@ -68,6 +68,7 @@ def train_options(options):
     return train(**options)
 
 
+@pytest.mark.slow
 def test_one_step_that_is_not_finite_is_left_out(ranks, tmp_path):
     options = {"model_class": PoisonedModel, "folder": tmp_path, "checkpoint_steps": 1, "num_steps": 7}
     for _, losses, _, outcome, _ in ranks(train_options, 2, options):
@@ -77,6 +78,7 @@ def test_one_step_that_is_not_finite_is_left_out(ranks, tmp_path):
     assert found.step == 7
 
 
+@pytest.mark.slow
 def test_a_second_one_stops_all_ranks_and_names_step_and_clips(ranks, tmp_path):
     options = {"model_class": TwicePoisonedModel, "folder": tmp_path, "checkpoint_steps": 1, "num_steps": 9}
     texts = ranks(save_while_one_is_written, 2, options, expect_errors=True)
@@ -117,6 +119,7 @@ def fail_to_write(options, rank):
     return train(**options)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("rank", [0, 1])
 def test_a_disk_that_fills_up_on_one_rank_ends_all_and_keeps_what_was_saved(ranks, tmp_path, rank):
     options = {"folder": tmp_path, "checkpoint_steps": 2, "num_steps": 6}
@@ -180,6 +183,7 @@ def train_and_wait(options, stuck_rank, said):
     return train(**options, hang_seconds=4.0)
 
 
+@pytest.mark.slow
 def test_a_rank_whose_clips_do_not_come_ends_and_takes_the_others_along(ranks, tmp_path):
     began, said = time.monotonic(), tmp_path / "said.txt"
     answers = ranks(train_and_wait, 2, {"folder": tmp_path, "num_steps": 100_000}, 1, said, expect_errors=None)
@@ -256,6 +260,7 @@ def test_a_torn_newest_one_costs_neither_the_one_resumed_from_nor_the_new_one(ra
     assert names(folder) == ["latest", "step-00000004", "step-00000006", "zero_to_fp32.py", "zero_to_torch.py"]
 
 
+@pytest.mark.slow
 def test_what_only_looks_like_a_checkpoint_neither_stops_a_run_nor_goes(ranks, tmp_path):
     folder = tmp_path / "checkpoints"
     ranks(train_options, 2, {"folder": tmp_path, "checkpoint_steps": 2, "num_steps": 2, "keep": 1})

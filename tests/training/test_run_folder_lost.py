@@ -89,6 +89,7 @@ def pretrain(arguments, hurt=None, hurt_rank=0):
     return status, terminal.getvalue()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("hurt", "words"), [(delete, "run is gone"), (move, "run is gone"), (exchange, "run/records/")])
 def test_a_run_whose_folder_is_taken_away_stops_and_makes_no_half_of_one(ranks, arguments, tmp_path, hurt, words):
     folder = tmp_path / "run"
@@ -105,6 +106,7 @@ def test_a_run_whose_folder_is_taken_away_stops_and_makes_no_half_of_one(ranks, 
         assert "steps: 2 to 6" in told[0][1] or "steps: 3 to 6" in told[0][1], "the last save may have been on its way"
 
 
+@pytest.mark.slow
 def test_a_full_disk_ends_all_ranks_whichever_it_is_full_for(ranks, arguments, tmp_path):
     told = ranks(pretrain, 2, ["--out", str(tmp_path / "run"), *arguments], fill_up, 1)
     assert [status for status, _ in told] == [1, 1], told
@@ -126,6 +128,7 @@ def test_a_folder_that_becomes_read_only_ends_the_run_at_the_next_save(ranks, ar
     assert "steps: 2 to 6" in told[0][1] or "steps: 3 to 6" in told[0][1], "the save of step 2 was on its way or done"
 
 
+@pytest.mark.slow
 def test_a_run_beside_another_is_refused_and_its_folder_left_as_it_is(ranks, arguments, tmp_path):
     """Whatever the other one is: here this process."""
     folder = tmp_path / "run"
@@ -144,6 +147,7 @@ def test_a_run_beside_another_is_refused_and_its_folder_left_as_it_is(ranks, arg
     } == set() and before.keys() == after.keys()
 
 
+@pytest.mark.slow
 def test_a_folder_is_held_for_the_whole_of_a_run(ranks, arguments, tmp_path):
     """Nothing in between opens the lock file again, which would give it up; and all that is left
     has a known name."""
