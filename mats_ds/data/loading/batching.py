@@ -239,7 +239,7 @@ class BatchBuilder:
 
     def _to_batch(self, finished: _PartialBatch) -> ClipBatch:
         requests = finished.requests
-        firsts = [self._sampler.spec(request.position) for request in requests]
+        firsts = [self._sampler.spec(request.position) if request.attempt else request.spec for request in requests]
         # A blank clip keeps the sample and label of the clip that it stands for.
         blank = [request.attempt >= MAX_ATTEMPTS for request in requests]
         used = [first if empty else request.spec for first, request, empty in zip(firsts, requests, blank, strict=True)]

@@ -20,6 +20,7 @@ from collections import deque
 from collections.abc import Sequence
 from typing import Any
 
+READY, LOG, WARNING, RESULT, FAULT = "ready", "log", "warning", "result", "fault"  # messages of a reader
 HEADER = struct.Struct("<IB")  # bytes of the pickle, open files that come with it
 RECEIVED_BYTES = 1 << 16
 MAX_FILES = 16  # that one message brings, or several that are received at once

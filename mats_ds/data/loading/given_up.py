@@ -37,6 +37,7 @@ class GivenUp:
         paths = list(self._since)
         more = f" and {len(paths) - MAX_NAMED:,} more" if len(paths) > MAX_NAMED else ""
         return (
-            f"{format_count(len(paths), 'video')} not read within {self._timeout_seconds:g} s each: {', '.join(paths[:MAX_NAMED])}"
-            f"{more}. Check the disk or network share that they lie on, then start the run again, with --resume auto"
+            f"{format_count(len(paths), 'video')} not read within {self._timeout_seconds:g} s each: "
+            f"{', '.join(paths[:MAX_NAMED])}{more}. "
+            "Check the disk or network share that they lie on, then start the run again, with --resume auto"
         )

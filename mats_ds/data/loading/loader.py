@@ -2,10 +2,10 @@
 
 On a GPU, DALI's pipelines get the bytes of the files, decode them with NVDEC, crop, scale and flip.
 Where RandAugment works on whole frames, the pipelines give those, and torch augments, crops and
-scales them on the GPU. On a CPU, and for what NVDEC cannot do, the reading processes decode with PyAV
-and do all of it themselves: DALI's own CPU decoder knows few codecs, and its CPU resize needs six
-times the time of torch's. Training on a CPU needs no DALI at all. One background thread puts the
-batches together.
+scales them on the GPU. On a CPU, and for what NVDEC cannot do, the reading processes decode with
+PyAV and do all of it themselves: DALI's own CPU decoder knows few codecs, and its CPU resize needs
+six times the time of torch's. Training on a CPU needs no DALI at all. One background thread puts
+the batches together.
 """
 
 from __future__ import annotations
@@ -103,9 +103,9 @@ class ClipLoader:
         reads its own part of every global batch of batch_size * world_size clips. Without them
         they are those of torch.distributed whenever a loop begins, so that DistributedDataParallel
         and Lightning need nothing here; without a process group, 0 of 1. Give both where not every
-        rank reads videos of its own, as with tensor parallelism. num_workers: reading processes, None
-        for as many as there are cores, 0 for none; they import nothing of your program, and need no
-        main guard.
+        rank reads videos of its own, as with tensor parallelism. num_workers: reading processes,
+        None for as many as there are cores, 0 for none; they import nothing of your program, which
+        needs no main guard.
 
             with ClipLoader.from_manifest("videos.csv", batch_size=8) as loader:
                 for batch in loader:                 # one epoch; the next loop is the next one

@@ -6,10 +6,6 @@ a blank (clip None). So is one whose process crashes or is killed. A read that t
 ended with its process, and the file is refused for a while. Many such files at once are no longer
 the files' fault: a disk is gone, and the run ends with one error that names them (`GivenUp`). What
 is read never depends on the number of workers or on how far ahead they are.
-
-Why processes: the Python between FFmpeg's calls is a fifth of the time of a clip, so threads of one
-process end at five times the speed of one, and take from training what they use of the
-interpreter. One thread of the training process keeps all readers busy.
 """
 
 from __future__ import annotations
@@ -119,6 +115,7 @@ class ClipPrefetcher:
         self._held_bytes = 0
         self._num_held = 0
         self._queue: deque[ReadRequest] = deque()
+        self._again: deque[ReadRequest] = deque()  # whose next attempt is due, never for want of memory late
         self._awaited: ReadRequest | None = None
         self._given_up = GivenUp(timeout_seconds)
         self._changed = threading.Condition()
@@ -190,6 +187,7 @@ class ClipPrefetcher:
         with self._changed:
             self._stopping = True
             self._queue.clear()
+            self._again.clear()
             self._changed.notify_all()
         self._wake()
         if self._thread is not None and self._thread is not threading.current_thread():
@@ -217,11 +215,12 @@ class ClipPrefetcher:
             pool.close()
 
     def _read_here(self, request: ReadRequest) -> None:
-        while not request.done and not self._stopping:
+        if request in self._queue:
             self._queue.remove(request)
             self._queue.appendleft(request)
+        while not request.done and not self._stopping:
             task = self._next_task()
-            if task is None:  # a substitute that fails unread
+            if task is None:  # no attempt is left
                 continue
             try:
                 self._note(task, TaskDone(self._read(*task.arguments), None))
@@ -234,8 +233,8 @@ class ClipPrefetcher:
     def _next_task(self) -> Task | None:
         """The next clips to read, of one file; None where there are none or they must wait. Called
         with the lock held."""
-        while self._queue and (self._may_hold_more() or self._queue[0] is self._awaited):
-            requests = self._next_group()
+        while self._again or (self._queue and (self._may_hold_more() or self._queue[0] is self._awaited)):
+            requests = [self._again.popleft()] if self._again else self._next_group()
             readable = [request for request in requests if self._find_spec(request)]
             while readable and readable[-1].spec.path != readable[0].spec.path:  # no clip of this video after all
                 self._queue.appendleft(readable.pop())
@@ -277,28 +276,27 @@ class ClipPrefetcher:
         if isinstance(outcome, BaseException):
             for request in requests:
                 self._note_fault(request, outcome)
-        elif isinstance(outcome, TaskFailed):
+            return
+        if isinstance(outcome, TaskFailed):
             if outcome.is_too_slow:
                 self._given_up.add(requests[0].spec.path)
-            for request in reversed(requests):
-                self._note_attempt(request, None, outcome.reason)
-        else:
-            if outcome.slot is not None:
-                self._held_bytes += outcome.slot.num_bytes
-            for request, clip in reversed(list(zip(requests, outcome.result, strict=True))):
-                if isinstance(clip, UnreadableVideo):
-                    self._note_attempt(request, None, clip.reason)
-                    continue
-                if outcome.slot is not None:
-                    request.slot = outcome.slot
-                    outcome.slot.num_clips += 1
-                self._note_attempt(request, clip, None)
-            if outcome.slot is not None and outcome.slot.num_clips == 0:
-                self._held_bytes -= outcome.slot.num_bytes
-                self._pool.give_back(outcome.slot)
+            outcome = TaskDone([UnreadableVideo(outcome.reason)] * len(requests), None)
+        slot = outcome.slot
+        for request, clip in zip(requests, outcome.result, strict=True):
+            if isinstance(clip, UnreadableVideo):
+                self._note_attempt(request, None, clip.reason)
+                continue
+            if slot is not None:
+                request.slot = slot
+                slot.num_clips += 1
+            self._note_attempt(request, clip, None)
+        if slot is not None and slot.num_clips:
+            self._held_bytes += slot.num_bytes
+        elif slot is not None:
+            self._pool.give_back(slot)
 
     def _note_attempt(self, request: ReadRequest, clip: Any, failure: str | None) -> None:
-        """A clip, or why there is none: then the next attempt is the first thing to do."""
+        """Note a clip, or why there is none."""
         if clip is not None:
             request.clip = clip
             self._num_held += 1
@@ -307,7 +305,7 @@ class ClipPrefetcher:
             request.attempt += 1
         request.done = clip is not None or request.attempt >= MAX_ATTEMPTS
         if not request.done:
-            self._queue.appendleft(request)
+            self._again.append(request)
         elif request is self._awaited:
             self._changed.notify_all()
 

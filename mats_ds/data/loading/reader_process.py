@@ -16,7 +16,7 @@ import threading
 import time
 import traceback
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import torch
@@ -24,10 +24,9 @@ import torch
 from mats_ds.core.workers import end_with_parent, ignore_signals
 from mats_ds.data.augment import augmented_crop  # noqa: F401  # imported once, for all readers
 from mats_ds.data.loading import reader  # noqa: F401
-from mats_ds.data.loading.channel import Channel, lay_out, map_memory, open_memory, pack
+from mats_ds.data.loading.channel import FAULT, LOG, READY, RESULT, WARNING, Channel, lay_out, map_memory, open_memory, pack
 from mats_ds.data.loading.template import FORK
 
-READY, LOG, WARNING, RESULT, FAULT = "ready", "log", "warning", "result", "fault"  # messages of a reader
 LOOK_SECONDS = 1.0  # between two looks whether the parent lives
 REAP_SECONDS = 1.0  # for processes that were killed; one that waits for a dead disk stays
 MAX_TRACEBACK = 8000
@@ -130,7 +129,7 @@ def serve(channel: Channel, *, parent: int) -> None:
             os.close(file)
 
 
-def _messages(channel: Channel):
+def _messages(channel: Channel) -> Iterator[Any]:
     while True:
         try:
             received = channel.receive_some()
@@ -140,7 +139,9 @@ def _messages(channel: Channel):
             yield message
 
 
-def _do(function: Callable[..., Any], task: Any, number: int | None, memories: dict[int, mmap.mmap], numbers) -> tuple[Any, list[int]]:
+def _do(
+    function: Callable[..., Any], task: Any, number: int | None, memories: dict[int, mmap.mmap], numbers: Iterator[int]
+) -> tuple[Any, list[int]]:
     """The answer with a task's result, and the file of its memory where that is new."""
     pickled, large = pack(function(*task))
     ranges, num_bytes = lay_out(large)

@@ -24,8 +24,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from mats_ds.core.workers import MAX_DEATHS_AT_START, WorkersFailed, describe_death, describe_status
-from mats_ds.data.loading.channel import Channel, map_memory, unpack
-from mats_ds.data.loading.reader_process import FAULT, LOG, READY, RESULT, WARNING
+from mats_ds.data.loading.channel import FAULT, LOG, READY, WARNING, Channel, map_memory, unpack
 from mats_ds.data.loading.template import Template, get_template
 
 TASKS_AHEAD = 2  # of a reader: the one that it works on and the next
@@ -77,6 +76,7 @@ class Reader:
     """A process that reads, and its tasks."""
 
     def __init__(self, template: Template, function: Callable[..., Any]) -> None:
+        self.template = template
         self.channel = Channel(template.fork())
         self.process: int | None = None  # once it has said that it is ready
         self.is_gone = False
@@ -218,7 +218,16 @@ class ReaderPool:
             reader.began_seconds = time.monotonic()
             yield task, _with_traceback(*values) if kind == FAULT else self._unpack(reader, task, *values, files)
 
-    def _unpack(self, reader: Reader, task: Task, pickled: bytes, ranges: list, number: int, num_bytes: int, files: list[int]) -> TaskDone:
+    def _unpack(
+        self,
+        reader: Reader,
+        task: Task,
+        pickled: bytes,
+        ranges: list[tuple[int, int]],
+        number: int,
+        num_bytes: int,
+        files: list[int],
+    ) -> TaskDone:
         slot, task.slot = task.slot, None
         if files:
             if slot is not None:  # too small, or much too large: the reader has let go of it
@@ -241,9 +250,9 @@ class ReaderPool:
 
     def _replace(self, reader: Reader, reason: str = "") -> Iterator[tuple[Task, TaskFailed]]:
         """Start another reader for one that is dead, or shall be; what became of its task."""
-        if reader.process is None:
+        if reader.process is None and reader.template is self._template:
             self._num_deaths_at_start += 1
-            if self._num_deaths_at_start >= MAX_DEATHS_AT_START or not self._template.is_running:
+            if self._num_deaths_at_start >= MAX_DEATHS_AT_START or self._template.has_failed():
                 raise WorkersFailed(f"the processes that read clips do not start ({self._template.describe_end()})")
         ended = self._template.end([reader.process] if reader.process is not None else [])
         self._forget(reader)

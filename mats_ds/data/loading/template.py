@@ -35,6 +35,7 @@ run_template(int(sys.argv[1]), parent=int(sys.argv[2]))
 """
 ANSWER_SECONDS = 10.0  # to a question, once it runs
 END_SECONDS = 3.0
+GRACE_SECONDS = 0.3  # between the end of its messages and its own
 FORK, END = "fork", "end"
 
 _current: Template | None = None
@@ -62,6 +63,13 @@ class Template:
     def is_running(self) -> bool:
         return self._process.poll() is None
 
+    def has_failed(self) -> bool:
+        """Whether it has ended by itself, so that another one would too; for a reader that did not
+        start."""
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            return self._process.wait(GRACE_SECONDS) >= 0
+        return False
+
     def fork(self) -> socket.socket:
         """Our end of a new reader's socket. It is open at once: what is sent waits until the reader
         runs, and it closes where none could be started."""
@@ -79,10 +87,10 @@ class Template:
         with self._asking, contextlib.suppress(OSError, EOFError):
             self._channel.connection.settimeout(ANSWER_SECONDS)
             self._channel.send((END, list(processes)))
-            answers: list = []
-            while not answers:
-                answers = self._channel.receive_some()
-            statuses |= answers[0][0]
+            while True:
+                for answer, _ in self._channel.receive_some():
+                    if answer.keys() == statuses.keys():  # and not a late one to an earlier question
+                        return answer
         return statuses
 
     def describe_end(self) -> str:

@@ -203,9 +203,7 @@ class _Pool(Generic[Task, Result]):
                 raise WorkersFailed(f"worker processes do not start: they end before they take a file ({ended})")
         if self.waiting:
             self.start_worker()
-        return (
-            [] if worker.task is None else [(worker.task, Failure(reason or describe_death(worker.process.returncode, ended)))]
-        )
+        return [] if worker.task is None else [(worker.task, Failure(reason or describe_death(worker.process.returncode, ended)))]
 
 
 def serve(descriptor: int, *, parent: int) -> None:

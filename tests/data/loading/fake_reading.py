@@ -1,5 +1,5 @@
-"""Functions that stand for reading, for processes that import them by name: a clip is one array, the
-name of its file says what happens."""
+"""Functions that stand for reading, for processes that import them by name: a clip is one array,
+the name of its file says what happens."""
 
 from __future__ import annotations
 
@@ -9,13 +9,13 @@ import signal
 import sys
 import time
 import warnings
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
 
 from mats_ds.core.clips import ClipSpec
-from mats_ds.data.loading.reader import ClipReader
+from mats_ds.data.loading.reader import ClipReader, EncodedClip
 from mats_ds.data.video.containers import UnreadableVideo
 
 LARGE = 10_000  # values; goes through a memory file
@@ -109,18 +109,36 @@ def list_modules(specs, codecs):
 
 
 @dataclass(frozen=True)
-class HangingReader(ClipReader):
-    """The real reader, which hangs at some files."""
+class FaultyReader(ClipReader):
+    """The real reader with faults at some files: it hangs, gives their bytes in reverse to the
+    device, or PyAV cannot decode them. At all files: it has a bug."""
 
     hangs: tuple[str, ...] = ()
+    backwards: tuple[str, ...] = ()
+    unreadable: tuple[str, ...] = ()
+    has_bug: bool = False
 
     def read(self, specs, codecs):
-        if specs[0].path in self.hangs:
+        path = specs[0].path
+        if path in self.hangs:
             time.sleep(1000)
-        return super().read(specs, codecs)
+        if self.has_bug:
+            raise ZeroDivisionError
+        if path in self.unreadable and not codecs:
+            return [UnreadableVideo("no decoder can do it") for _ in specs]
+        clips = super().read(specs, codecs)
+        if path not in self.backwards:
+            return clips
+        return [replace(clip, encoded=clip.encoded[::-1].copy()) if isinstance(clip, EncodedClip) else clip for clip in clips]
 
 
 @dataclass(frozen=True)
-class FaultyReader(ClipReader):
+class CountingReader(ClipReader):
+    """The real reader, which writes a line to a file for every pass over a video."""
+
+    log: str = ""
+
     def read(self, specs, codecs):
-        return 1 // 0
+        with open(self.log, "a") as file:
+            file.write(f"{specs[0].path}\n")
+        return super().read(specs, codecs)

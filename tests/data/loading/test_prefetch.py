@@ -203,6 +203,15 @@ def test_what_is_read_ahead_stays_within_its_bytes_and_memory_is_used_again(ahea
     assert ahead._pool._num_bytes <= room + 4 * LARGE
 
 
+def test_clips_that_need_a_substitute_get_it_whatever_memory_others_hold(ahead_of):
+    """None of those that are awaited may wait for room behind another one."""
+    some = {f"{position}.{attempt}": "exit" for position in (4, 5, 6, 7) for attempt in (0, 1)}
+    ahead = ahead_of(Ends(some).read, num_workers=2, max_held_bytes=2 * LARGE)
+    requests = [ahead.ask(position) for position in range(12)]
+    names = [ahead.wait(request).clip.name for request in requests]
+    assert names == [f"{position}.{2 if 4 <= position <= 7 else 0}" for position in range(12)]
+
+
 def test_the_number_of_clips_that_are_held_is_bounded_too(ahead_of, monkeypatch):
     monkeypatch.setattr("mats_ds.data.loading.prefetch.MAX_HELD_CLIPS", 3)
     ahead = ahead_of(fake_reading.read_small)
@@ -295,8 +304,8 @@ def test_no_process_outlives_the_one_that_trains(sent, tmp_path):
     time.sleep(100)
     """
     code = "\n".join(line[4:] for line in code.splitlines())
-    environment = os.environ | {"PYTHONPATH": str(ROOT)}
-    with subprocess.Popen([sys.executable, "-c", code], env=environment, cwd=tmp_path, stdout=subprocess.PIPE, text=True) as parent:
+    options = dict(env=os.environ | {"PYTHONPATH": str(ROOT)}, cwd=tmp_path, stdout=subprocess.PIPE, text=True)
+    with subprocess.Popen([sys.executable, "-c", code], **options) as parent:
         processes = [int(number) for number in parent.stdout.readline().split()]
         assert len(processes) == 4 and all(map(is_running, processes))
         parent.send_signal(sent)
