@@ -17,6 +17,7 @@ from pathlib import Path
 ROOT = str(Path(__file__).resolve().parents[2])
 ONE_THREAD = {name: "1" for name in ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS")}
 MAX_DEATHS_AT_START = 3  # in a row
+MAX_WORKERS = 16  # of one rank, where nobody says how many
 # Ctrl-C, a scheduler's notice and the end of a terminal reach all processes of a run: the parent
 # decides what follows, and its workers serve it until then.
 PARENT_DECIDES = ("SIGINT", "SIGTERM", "SIGHUP", "SIGQUIT", "SIGUSR1", "SIGUSR2")
@@ -24,6 +25,19 @@ PARENT_DECIDES = ("SIGINT", "SIGTERM", "SIGHUP", "SIGQUIT", "SIGUSR1", "SIGUSR2"
 
 class WorkersFailed(RuntimeError):
     """Workers end before they can take a task."""
+
+
+def count_cores() -> int:
+    """The cores that this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def default_workers() -> int:
+    """Cores that this process may use, shared with the other ranks on this machine."""
+    # torchrun gives the number of ranks on this machine by the first name, DeepSpeed's launcher by
+    # the second.
+    num_ranks = int(os.environ.get("LOCAL_WORLD_SIZE") or os.environ.get("LOCAL_SIZE") or 1)
+    return max(1, min(MAX_WORKERS, count_cores() // max(1, num_ranks)))
 
 
 def python_command(code: str, *arguments: str) -> list[str]:

@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 
 import mats_ds
+from mats_ds.core import workers
 from mats_ds.core.workers import describe_death, describe_status, python_command
 
 CODE = "import sys; sys.path[:] = sys.argv[2:]; import mats_ds, json, numpy; print(sys.argv[1], mats_ds.__file__, json.__file__)"
@@ -52,3 +53,14 @@ def test_a_package_that_was_found_in_the_current_folder_is_found_from_any(tmp_pa
 def test_the_end_of_a_worker_is_told_in_words(status, facts):
     text = describe_death(status, describe_status(status))
     assert all(fact in text for fact in facts)
+
+
+def test_the_ranks_of_a_machine_share_its_cores(monkeypatch):
+    monkeypatch.setattr(workers.os, "sched_getaffinity", lambda _: range(24), raising=False)
+    for name in ("LOCAL_WORLD_SIZE", "LOCAL_SIZE"):
+        monkeypatch.delenv(name, raising=False)
+    assert workers.default_workers() == workers.MAX_WORKERS
+    monkeypatch.setenv("LOCAL_SIZE", "8")  # DeepSpeed's launcher
+    assert workers.default_workers() == 3
+    monkeypatch.setenv("LOCAL_WORLD_SIZE", "100")  # torchrun
+    assert workers.default_workers() == 1

@@ -23,10 +23,11 @@ from pydantic import ValidationError
 from mats_ds.config.recipe import ClipSection
 from mats_ds.core.clips import ClipBatch
 from mats_ds.core.format import format_count
+from mats_ds.core.workers import default_workers
 from mats_ds.data.clip_sampler import BatchSplit, ClipSampler
 from mats_ds.data.loading.batching import BatchBuilder
 from mats_ds.data.loading.dali import MAX_GRAPH_THREADS, GpuDecoder, choose_num_graphs, device_codecs, pinned_bytes_bound
-from mats_ds.data.loading.prefetch import ReadOptions, default_workers
+from mats_ds.data.loading.prefetch import ReadOptions
 from mats_ds.data.loading.session import LoadingSession
 from mats_ds.data.loading.template import get_template
 from mats_ds.data.manifest import Manifest, read_manifest

@@ -10,7 +10,6 @@ is read never depends on the number of workers or on how far ahead they are.
 
 from __future__ import annotations
 
-import os
 import threading
 from collections import deque
 from collections.abc import Callable, Sequence
@@ -27,16 +26,6 @@ MAX_ATTEMPTS = 4  # the clip itself and three substitutes
 MAX_HELD_BYTES = 1 << 30
 MAX_HELD_CLIPS = 256  # each holds an open file
 JOIN_SECONDS = 3.0
-MAX_WORKERS = 16
-
-
-def default_workers() -> int:
-    """Cores that this process may use, shared with the other ranks on this machine."""
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    # torchrun gives the number of ranks on this machine by the first name, DeepSpeed's launcher by
-    # the second.
-    num_ranks = int(os.environ.get("LOCAL_WORLD_SIZE") or os.environ.get("LOCAL_SIZE") or 1)
-    return max(1, min(MAX_WORKERS, cores // max(1, num_ranks)))
 
 
 @dataclass(frozen=True)
@@ -86,11 +75,10 @@ class ClipPrefetcher:
     """Worker processes that read clips in the order of `ask`. `num_workers` 0 reads in the caller's
     thread, without a time limit.
 
-    `read(specs, codecs)` gives a clip or an UnreadableVideo for each of several specs of one file;
-    any exception is a fault of the program and is raised again by `wait`. It is sent to the
-    processes, so that it must be importable by its name. `spec_of(position, attempt)` is the
-    sampler's spec, asked for in this process; it may raise UnreadableVideo for attempts above 0,
-    which then fail unread.
+    `read(specs, codecs)`, importable by its name, gives a clip or an UnreadableVideo for each spec
+    of one file; any exception is a fault of the program and is raised again by `wait`.
+    `spec_of(position, attempt)` is the sampler's spec, asked for in this process; it may raise
+    UnreadableVideo for attempts above 0, which then fail unread.
     repeats: so many neighbouring positions are clips of one video, which one process reads
     together. codecs: those that the device decodes, for requests that are not `on_cpu`; may change.
     Raises ValueError for a `read` that cannot be sent.
@@ -158,11 +146,9 @@ class ClipPrefetcher:
                 while not request.done and self._fault is None and not self._stopping:
                     self._changed.wait(1.0)
                 self._awaited = None
-            error = request.error or (None if request.done else self._fault)
+            error = request.error or (None if request.done else self._fault or Closed())
         if error is not None:
             raise error
-        if not request.done:
-            raise Closed
         return request
 
     def release(self, request: ReadRequest) -> None:

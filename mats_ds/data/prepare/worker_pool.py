@@ -61,11 +61,6 @@ class Failure:
     reason: str
 
 
-def count_cores() -> int:
-    """The cores that this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-
-
 def run_tasks(
     function: Callable[..., Result], tasks: Sequence[Task], *, num_workers: int, timeout_seconds: float
 ) -> Iterator[tuple[Task, Result | Failure]]:

@@ -5,6 +5,7 @@ import functools
 import gc
 import importlib.util
 import os
+import pickle
 import subprocess
 import sys
 import textwrap
@@ -20,10 +21,12 @@ import torch
 
 from mats_ds.config.finetune_recipe import parse_rand_augment
 from mats_ds.config.recipe import ClipSection
-from mats_ds.core.clips import ClipBatch
+from mats_ds.core.clips import ClipBatch, CropSpec, ImageOperation
+from mats_ds.data.augment.augmented_crop import AugmentedCrop
 from mats_ds.data.clip_sampler import BatchSplit, ClipSampler
-from mats_ds.data.loading import batching, dali, given_up, prefetch, reader, session, template
+from mats_ds.data.loading import batching, dali, given_up, reader, session, template
 from mats_ds.data.loading import loader as pipeline
+from mats_ds.data.loading.channel import pack
 from mats_ds.data.loading.dali import GpuDecoder
 from mats_ds.data.loading.loader import ClipLoader
 from mats_ds.data.loading.prefetch import ClipPrefetcher, ReadOptions
@@ -351,6 +354,28 @@ def test_the_decoder_fails_rather_than_make_frames_up(vp9_videos):
     assert graph.finish().shape == (1, 2, HEIGHT, WIDTH, 3)
 
 
+@pytest.mark.parametrize("whole_frames", [False, True])
+def test_a_decoder_keeps_nothing_of_the_memory_of_the_clips_that_it_took_over(vp9_videos, whole_frames):
+    """It is written again as soon as they are released."""
+    operations = (ImageOperation("rotate", 20.0), ImageOperation("shear_x", 0.2))
+
+    def decode(spoils):
+        graph = GpuDecoder(size=(HEIGHT, WIDTH), device=CPU, whole_frames=whole_frames)
+        augmentation = AugmentedCrop(operations, CropSpec(0.8, 0.9), frame=(144, 160), size=(HEIGHT, WIDTH))
+        clip = EncodedClip(
+            np.fromfile(vp9_videos[0], np.uint8), np.int32([0, 9]), Region((0, 0, 144, 160), False), "vp9", augmentation
+        )
+        pickled, large = pack(clip)
+        memory = [bytearray(buffer.raw()) for buffer in large]
+        graph.start([pickle.loads(pickled, buffers=memory)])
+        for buffer in memory if spoils else ():
+            buffer[:] = bytes(len(buffer))
+        return torch.stack(list(graph.finish()))
+
+    assert len(pack(AugmentedCrop(operations, CropSpec(), frame=(144, 160), size=(HEIGHT, WIDTH)))[1]) > 1
+    assert torch.equal(decode(spoils=False), decode(spoils=True))
+
+
 @pytest.mark.parametrize("decoder", ["mixed", "cpu"])
 def test_both_graphs_can_be_described_without_a_gpu(decoder):
     pytest.importorskip("nvidia.dali")
@@ -391,17 +416,6 @@ def test_sizes_that_do_not_fit_are_refused_at_once(videos):
 
 def test_describe_says_in_one_line_what_decodes_where(videos):
     assert loader_of(videos).describe() == "PyAV decodes, crops and scales to 32x48 on 2 processes; DALI is not used on a CPU"
-
-
-def test_the_ranks_of_a_machine_share_its_cores(monkeypatch):
-    monkeypatch.setattr(prefetch.os, "sched_getaffinity", lambda _: range(24), raising=False)
-    for name in ("LOCAL_WORLD_SIZE", "LOCAL_SIZE"):
-        monkeypatch.delenv(name, raising=False)
-    assert prefetch.default_workers() == prefetch.MAX_WORKERS
-    monkeypatch.setenv("LOCAL_SIZE", "8")  # DeepSpeed's launcher
-    assert prefetch.default_workers() == 3
-    monkeypatch.setenv("LOCAL_WORLD_SIZE", "100")  # torchrun
-    assert prefetch.default_workers() == 1
 
 
 def count_helpers() -> tuple[int, int]:
