@@ -1,16 +1,16 @@
 """Reading clips on a CPU, side by side: this project, decord, torchcodec, and PyAV used plainly, on
 the same clips in one run.
 
-    python benchmarks/loader.py [--videos DIR] [--clips 5] [--rounds 5] [--out benchmarks/results]
+    python benchmarks/loader.py [--videos DIR] [--clips 5] [--rounds 5] [--workers 1 2] [--out DIR]
 
 From up to eight videos it makes four sets of files (H.264 with a keyframe every 250 and every 12
 frames, MPEG-4 as UCF101 has it, and this project's training copies), takes the same clips of 16
 frames at stride 4, with the same crops, for all readers, and measures the CPU time of each clip on
 one thread, readers in turn, the best of the rounds: from the file to RGB frames, and from the file
 to 224 x 224 crops, which the others' users make with torchvision's antialiased resize of uint8.
-Then loaders by the clock, with one and two workers, and how long a training loop waits for the
-loader. Medians; trust the ratios, which come from one run. Peers that are not installed are left
-out and named.
+Then loaders by the clock, with one and two worker processes (the others' under torch's DataLoader),
+what they cost the training process, and how long a training loop waits for the loader. Medians;
+trust the ratios, which come from one run. Peers that are not installed are left out and named.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ import av
 import numpy as np
 import torch
 
-from benchmarks.loader_page import COPIES, MODEL_FRACTION, Measured, write_results
+from benchmarks.loader_page import COPIES, MODEL_FRACTION, Measured, Speed, write_results
 from benchmarks.loader_sets import choose_videos, make_sets
 from mats_ds.config.recipe import ClipSection
 from mats_ds.core.clips import CropSpec
@@ -51,7 +51,7 @@ def read_with_mats(path: str, numbers: list[int]) -> np.ndarray:
 
 
 def read_crop_with_mats(path: str, numbers: list[int], crop: CropSpec) -> np.ndarray:
-    """What the reading threads of the loader do for a clip."""
+    """What the reading processes of the loader do for a clip."""
     index, numbers_T = index_video(path), np.array(numbers)
     cropper = ClipCropper(numbers_T, crop, index=index, size=(SIDE, SIDE))
     visit_frames(path, numbers_T, index=index, take=cropper.take)
@@ -184,48 +184,53 @@ def loader_of(paths: list[str], *, workers: int, batch: int) -> ClipLoader:
     return ClipLoader(sampler, BatchSplit(0, 1, batch), **options)
 
 
-def clips_per_second(sets: dict[str, list[str]], readers: dict[str, Reader], *, num_clips: int) -> dict[str, dict[str, float]]:
-    """{set: {loader: clips/s}} from file to crop by the clock, with 1 and 2 workers; the best of
-    two runs in turn."""
+def measure_loaders(
+    sets: dict[str, list[str]], readers: dict[str, Reader], *, workers: list[int], num_clips: int, rounds: int
+) -> dict[str, dict[str, list[Speed]]]:
+    """{set: {loader: its best Speed with each number of workers}}, from file to crop by the clock,
+    all of them in turn in each round."""
     batch = 8
-    speeds: dict[str, dict[str, float]] = {}
+    speeds: dict[str, dict[str, list[Speed]]] = {}
     for name, paths in sets.items():
-        speeds[name] = {}
-        for workers in (1, 2):
-            for _ in range(2):
-                with loader_of(paths, workers=workers, batch=batch) as loader:
-                    _note(speeds[name], f"mats_ds, {workers}", _rate(loader.micro_batches(0), num_clips // batch, batch))
+        best: dict[str, dict[int, Speed]] = {}
+        for _ in range(rounds):
+            for number in workers:
+                with loader_of(paths, workers=number, batch=batch) as loader:
+                    _note(best, "mats_ds", number, _speed(loader.micro_batches(0), num_clips // batch, batch))
                 for peer in ("decord", "torchcodec"):
                     if peer in readers:
                         clips = PeerClips(paths, readers[peer], num_clips + 2 * batch)
-                        loader = torch.utils.data.DataLoader(clips, batch_size=batch, num_workers=workers, prefetch_factor=2)
-                        _note(speeds[name], f"{peer} + DataLoader, {workers}", _rate(iter(loader), num_clips // batch, batch))
+                        loader = torch.utils.data.DataLoader(clips, batch_size=batch, num_workers=number, prefetch_factor=2)
+                        _note(best, f"{peer} + DataLoader", number, _speed(iter(loader), num_clips // batch, batch))
+        speeds[name] = {loader: [row[number] for number in workers] for loader, row in best.items()}
     return speeds
 
 
-def _note(row: dict[str, float], name: str, speed: float) -> None:
-    row[name] = max(speed, row.get(name, 0.0))
+def _note(best: dict[str, dict[int, Speed]], loader: str, workers: int, speed: Speed) -> None:
+    row = best.setdefault(loader, {})
+    row[workers] = max(speed, row.get(workers, speed), key=lambda one: one.clips_per_second)
 
 
-def _rate(batches, num_batches: int, batch: int) -> float:
-    """Clips a second, after a first batch that is not counted; what was read ahead by then is taken
-    first."""
+def _speed(batches, num_batches: int, batch: int) -> Speed:
+    """Clips a second, after a first batch that is not counted (what was read ahead by then is taken
+    first), and what this process itself computed for a clip."""
     next(batches)
-    begin = time.perf_counter()
+    begin, computed = time.perf_counter(), time.process_time()
     for _ in range(num_batches):
         next(batches)
-    return num_batches * batch / (time.perf_counter() - begin)
+    clips = num_batches * batch
+    return Speed(clips / (time.perf_counter() - begin), 1e3 * (time.process_time() - computed) / clips)
 
 
 def measure_waiting(paths: list[str], *, workers: int, num_batches: int) -> dict[str, float]:
-    """How long a loop waits for the loader whose model takes clips at MODEL_SHARE of the rate that
-    the loader can deliver.
+    """How long a loop waits for the loader whose model takes clips at MODEL_FRACTION of the rate
+    that the loader can deliver.
 
     The model is a pause of fixed length: it uses no core, as a model on a GPU.
     """
     batch = 8
     with loader_of(paths, workers=workers, batch=batch) as loader:
-        rate = _rate(loader.micro_batches(0), num_batches, batch)
+        rate = _speed(loader.micro_batches(0), num_batches, batch).clips_per_second
         step_seconds = batch / (MODEL_FRACTION * rate)
         batches = loader.micro_batches(0)
         next(batches)
@@ -244,6 +249,7 @@ def main() -> None:
     parser.add_argument("--videos", type=Path, help="folder of videos to make the sets from (default: synthetic ones)")
     parser.add_argument("--clips", type=int, default=5, help="clips of each video (default: %(default)s)")
     parser.add_argument("--rounds", type=int, default=5, help="rounds, of which the best counts (default: %(default)s)")
+    parser.add_argument("--workers", type=int, nargs="+", default=[1, 2], help="worker processes of the loaders (default: 1 2)")
     parser.add_argument("--out", type=Path, default=Path(__file__).resolve().parent / "results")
     arguments = parser.parse_args()
     torch.set_num_threads(1)
@@ -257,11 +263,12 @@ def main() -> None:
         print("reading clips", flush=True)
         decoded, cropped = measure_readers(sets, readers, clips=arguments.clips, rounds=arguments.rounds)
         print("running loaders", flush=True)
-        speeds = clips_per_second(sets, readers, num_clips=64)
+        speeds = measure_loaders(sets, readers, workers=arguments.workers, num_clips=64, rounds=2)
         waiting = measure_waiting(sets[COPIES], workers=2, num_batches=40)
     source = f"--videos {arguments.videos.name}" if arguments.videos else "synthetic videos"
     options = f"{source}, {arguments.clips} clips a video, best of {arguments.rounds} rounds in turn"
-    page = write_results(arguments.out, Measured(decoded, cropped, speeds, waiting, num_bytes, missing), options=options)
+    measured = Measured(decoded, cropped, arguments.workers, speeds, waiting, num_bytes, missing)
+    page = write_results(arguments.out, measured, options=options)
     print(page.read_text(encoding="utf-8"))
 
 

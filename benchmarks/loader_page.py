@@ -6,7 +6,7 @@ from __future__ import annotations
 import platform
 import statistics
 import time
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from importlib import metadata
 from pathlib import Path
 
@@ -18,15 +18,25 @@ GOAL_SAME_FILES, GOAL_COPIES, GOAL_WAITING = 1.8, 5.8, 0.05
 
 
 @dataclass(frozen=True)
+class Speed:
+    """Of a loader: clips a second, and the CPU ms of a clip that the training process itself has to
+    spend."""
+
+    clips_per_second: float
+    own_ms: float
+
+
+@dataclass(frozen=True)
 class Measured:
-    """decoded, cropped: {set: {reader: CPU ms of each clip}}. speeds: {set: {loader: clips/s}}.
-    waiting: of a training loop.
+    """decoded, cropped: {set: {reader: CPU ms of each clip}}. speeds: {set: {loader: with each
+    number of `workers`}}. waiting: of a training loop.
     num_bytes: of each set. missing: peers that are not installed.
     """
 
     decoded: dict[str, dict]
     cropped: dict[str, dict]
-    speeds: dict[str, dict[str, float]]
+    workers: list[int]
+    speeds: dict[str, dict[str, list[Speed]]]
     waiting: dict[str, float]
     num_bytes: dict[str, int]
     missing: list[str]
@@ -51,6 +61,20 @@ def table_of(times: dict[str, dict]) -> list[str]:
             together = sum(by["decord"]) / sum(by["mats_ds"])
             ratios = [f"{ratio:.2f}" for ratio in (row["decord"] / row["mats_ds"], together, single)]
         lines.append(f"| {name} | " + " | ".join([*(f"{row[reader]:.1f}" for reader in readers), *ratios]) + " |")
+    return lines
+
+
+def table_of_loaders(speeds: dict[str, dict[str, list[Speed]]], workers: list[int]) -> list[str]:
+    """Speeds, how they grow from the fewest workers to the most, and what the training process
+    spends on a clip with the most."""
+    grows = f"{workers[-1]} : {workers[0]} workers"
+    heads = ["files", "loader", *(f"{number} worker{'s' if number > 1 else ''}" for number in workers), grows]
+    lines = ["| " + " | ".join([*heads, "CPU ms of a clip in the training process"]) + " |", "|---" * (len(heads) + 1) + "|"]
+    for name, row in speeds.items():
+        for loader, of in row.items():
+            rates = [speed.clips_per_second for speed in of]
+            cells = [name, loader, *(f"{rate:.1f}" for rate in rates), f"{rates[-1] / rates[0]:.2f} x", f"{of[-1].own_ms:.2f}"]
+            lines.append("| " + " | ".join(cells) + " |")
     return lines
 
 
@@ -110,12 +134,10 @@ def write_results(out: Path, measured: Measured, *, options: str) -> Path:
         + ", ".join(f"{name} {count / num_bytes[ORIGINALS]:.2f}" for name, count in num_bytes.items())
         + ".",
         "",
-        "## Clips per second from file to 224 x 224 crops, by number of workers (wall clock)",
+        "## Clips per second from file to 224 x 224 crops, by number of worker processes (wall clock)",
         "",
+        *table_of_loaders(speeds, measured.workers),
     ]
-    loaders = list(next(iter(speeds.values())))
-    lines += ["| files | " + " | ".join(loaders) + " |", "|---" * (len(loaders) + 1) + "|"]
-    lines += [f"| {name} | " + " | ".join(f"{row[loader]:.1f}" for loader in loaders) + " |" for name, row in speeds.items()]
     if measured.missing:
         lines += ["", "Left out: " + "; ".join(measured.missing) + "."]
     lines += ["", f"![CPU time of a clip]({stem}.svg)", ""]
@@ -124,7 +146,10 @@ def write_results(out: Path, measured: Measured, *, options: str) -> Path:
     figures = {
         "cpu_ms_to_crops": medians_of(cropped),
         "cpu_ms_to_frames": medians_of(decoded),
-        "clips_per_second": speeds,
+        "workers": measured.workers,
+        "loaders": {
+            name: {loader: [asdict(speed) for speed in of] for loader, of in row.items()} for name, row in speeds.items()
+        },
         "waiting": measured.waiting,
         "bytes": num_bytes,
     }

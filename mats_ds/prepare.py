@@ -30,12 +30,12 @@ from mats_ds.core.format import format_count
 from mats_ds.core.storage.own_files import refuse_sources
 from mats_ds.core.storage.package_files import own_command
 from mats_ds.core.text import log_to_stderr, say
+from mats_ds.core.workers import count_cores
 from mats_ds.data.manifest import read_manifest
 from mats_ds.data.prepare.importers import FORMATS, import_annotations
 from mats_ds.data.prepare.importers.rows import describe_imported, refuse_to_overwrite, train_arguments, write_imported
 from mats_ds.data.prepare.journal import describe_system_error, resumable
 from mats_ds.data.prepare.progress import Progress
-from mats_ds.data.prepare.worker_pool import count_cores
 
 LEFT_OUT = 1
 

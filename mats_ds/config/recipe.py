@@ -167,7 +167,7 @@ class DataSection(_Section):
         0.01, ge=0, le=1, description="fraction of the set that may be unreadable before all ranks stop"
     )
     num_workers: int | None = Field(
-        None, ge=0, le=4096, description="threads that decode on a rank; null: as many as the cores allow"
+        None, ge=0, le=4096, description="processes that decode on a rank; null: as many as the cores allow"
     )
     prefetch: int = Field(2, ge=1, le=4096, description="micro-batches that are read ahead")
     clip_timeout_seconds: float = Field(

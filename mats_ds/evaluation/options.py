@@ -142,7 +142,7 @@ def add_model_options(parser: argparse.ArgumentParser, *, num_clips: int | None,
     )
     running.add_argument("--device", help="cpu, cuda or cuda:NUMBER (default: the GPU if there is one)")
     running.add_argument("--precision", choices=("bf16", "fp32"), help="default: bf16 on a GPU, fp32 on a CPU")
-    running.add_argument("--workers", type=int, metavar="N", help="reading threads of every rank (default: its cores)")
+    running.add_argument("--workers", type=int, metavar="N", help="reading processes of every rank (default: its cores)")
     # the deepspeed launcher passes it
     running.add_argument("--local_rank", type=int, default=None, help=argparse.SUPPRESS)
     trained = parser.add_argument_group("sizes that the weights were trained with, which a .pth may not hold")

@@ -102,16 +102,17 @@ class BatchBuilder:
         self._unfinished: deque[_PartialBatch] = deque()
         self._named: tuple[int, set[str]] = (-1, set())
         self.decoder_entered_seconds: float | None = None
-        self._reader = ClipReader(sampler, size=size, codecs=codecs)
         self._prefetcher = ClipPrefetcher(
-            self._reader.read,
+            ClipReader(size, gives_whole_frames=sampler.augments).read,
             spec_of=sampler.spec,
             num_workers=options.num_workers,
             timeout_seconds=options.clip_timeout_seconds,
+            repeats=sampler.repeats,
+            codecs=codecs,
         )
 
     def close(self) -> None:
-        """End the reading threads; `batches` raises Closed if it waits for one of them."""
+        """End the reading processes; `batches` raises Closed if it waits for one of them."""
         self._prefetcher.close()
 
     def release(self) -> None:
@@ -130,7 +131,7 @@ class BatchBuilder:
         ahead: deque[list[ReadRequest]] = deque()
         while True:
             while len(ahead) < self._num_ahead:
-                ahead.append([self._prefetcher.ask(position) for position in next(positions)])
+                ahead.append(self._prefetcher.ask_all(next(positions)))
             requests = ahead.popleft()
             batch = _PartialBatch(requests, self._zeros(len(requests)))
             self._unfinished.append(batch)
@@ -226,10 +227,10 @@ class BatchBuilder:
                 self._copy_decoded(request.clip, to=chunk.batch.frames_BTHWC[index])
             self._prefetcher.release(request)
         if all(request.attempt == before.attempt for before, request in zip(refused, again, strict=True)):
-            for codec in chunk.codecs & self._reader.codecs:
+            for codec in chunk.codecs & self._prefetcher.codecs:
                 self._refusals[codec] += 1
                 if self._refusals[codec] >= MAX_CODEC_REFUSALS:
-                    self._reader.codecs -= {codec}
+                    self._prefetcher.codecs -= {codec}
                     logger.warning("%s goes to PyAV from now on: the device's decoder refuses it", codec)
 
     def _finished_batches(self) -> Iterator[ClipBatch]:
@@ -238,7 +239,7 @@ class BatchBuilder:
 
     def _to_batch(self, finished: _PartialBatch) -> ClipBatch:
         requests = finished.requests
-        firsts = [self._sampler.spec(request.position) for request in requests]
+        firsts = [self._sampler.spec(request.position) if request.attempt else request.spec for request in requests]
         # A blank clip keeps the sample and label of the clip that it stands for.
         blank = [request.attempt >= MAX_ATTEMPTS for request in requests]
         used = [first if empty else request.spec for first, request, empty in zip(firsts, requests, blank, strict=True)]

@@ -3,6 +3,7 @@ codecs they take."""
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Sequence
 
 import numpy as np
@@ -107,7 +108,8 @@ class GpuDecoder:
         self._pipe.feed_input("files", [clip.encoded for clip in clips])
         self._pipe.feed_input("numbers", [clip.numbers_T for clip in clips])
         if self._whole_frames:
-            self._augmentations = [clip.augmentation for clip in clips]
+            # with its arrays, which lie in the memory of a reader that will write to it again
+            self._augmentations = [copy.deepcopy(clip.augmentation) for clip in clips]
         else:
             self._pipe.feed_input("start", [np.float32(clip.region.origin) for clip in clips])
             self._pipe.feed_input("end", [np.float32(clip.region.end) for clip in clips])

@@ -1,11 +1,11 @@
-"""ClipSampler -> endless ClipBatches on the device, from clips that threads read ahead.
+"""ClipSampler -> endless ClipBatches on the device, from clips that processes read ahead.
 
 On a GPU, DALI's pipelines get the bytes of the files, decode them with NVDEC, crop, scale and flip.
 Where RandAugment works on whole frames, the pipelines give those, and torch augments, crops and
-scales them on the GPU. On a CPU, and for what NVDEC cannot do, the reading threads decode with PyAV
-and do all of it themselves: DALI's own CPU decoder knows few codecs, and its CPU resize needs six
-times the time of torch's. Training on a CPU needs no DALI at all. One background thread puts the
-batches together.
+scales them on the GPU. On a CPU, and for what NVDEC cannot do, the reading processes decode with
+PyAV and do all of it themselves: DALI's own CPU decoder knows few codecs, and its CPU resize needs
+six times the time of torch's. Training on a CPU needs no DALI at all. One background thread puts
+the batches together.
 """
 
 from __future__ import annotations
@@ -23,11 +23,13 @@ from pydantic import ValidationError
 from mats_ds.config.recipe import ClipSection
 from mats_ds.core.clips import ClipBatch
 from mats_ds.core.format import format_count
+from mats_ds.core.workers import default_workers
 from mats_ds.data.clip_sampler import BatchSplit, ClipSampler
 from mats_ds.data.loading.batching import BatchBuilder
 from mats_ds.data.loading.dali import MAX_GRAPH_THREADS, GpuDecoder, choose_num_graphs, device_codecs, pinned_bytes_bound
-from mats_ds.data.loading.prefetch import ReadOptions, default_workers
+from mats_ds.data.loading.prefetch import ReadOptions
 from mats_ds.data.loading.session import LoadingSession
+from mats_ds.data.loading.template import get_template
 from mats_ds.data.manifest import Manifest, read_manifest
 
 
@@ -65,6 +67,8 @@ class ClipLoader:
                 f"data.repeats={sampler.repeats}: the clips of a "
                 "video would be decoded by several ranks; change data.repeats or the micro-batch"
             )
+        if self.options.num_workers:
+            get_template()  # imports what the readers need while the model is made
         self._session: LoadingSession | None = None
         self._next_epoch = 0
         self._follows_process_group = False
@@ -100,8 +104,9 @@ class ClipLoader:
         reads its own part of every global batch of batch_size * world_size clips. Without them
         they are those of torch.distributed whenever a loop begins, so that DistributedDataParallel
         and Lightning need nothing here; without a process group, 0 of 1. Give both where not every
-        rank reads videos of its own, as with tensor parallelism. num_workers: reading threads (no
-        processes), None for as many as there are cores, 0 for none.
+        rank reads videos of its own, as with tensor parallelism. num_workers: reading processes,
+        None for as many as there are cores, 0 for none; they import nothing of your program, which
+        needs no main guard.
 
             with ClipLoader.from_manifest("videos.csv", batch_size=8) as loader:
                 for batch in loader:                 # one epoch; the next loop is the next one
@@ -112,7 +117,7 @@ class ClipLoader:
         frames_BTHWC is uint8 RGB [B, num_frames, height, width, 3]; label_B (-1 without labels) and
         sample_B, the row of the manifest, are int64 [B]. One loop at a time: a second loop over the
         same loader ends the first. Leaving a loop early is allowed; `with`, or `close()`, ends the
-        threads.
+        processes.
 
         A video that cannot be read raises nothing: `valid_B` is false where another clip stands in
         for it, and `bad` says why. Raises ValueError for a manifest that cannot be read and for
@@ -248,7 +253,7 @@ class ClipLoader:
         """One line: what is decoded where, and the bound of page-locked host memory where there is
         any."""
         num_workers, num_graphs = self.options.num_workers, self.options.num_graphs
-        readers = format_count(num_workers, "thread") if num_workers else "the calling thread"
+        readers = format_count(num_workers, "process") if num_workers else "the calling thread"
         size = "x".join(map(str, self.size))
         codecs = device_codecs(self.device)
         if not codecs:
@@ -261,7 +266,7 @@ class ClipLoader:
         )
 
     def close(self) -> None:
-        """End all threads; an iterator in use ends with them."""
+        """End all processes; an iterator in use ends with them."""
         if self._session is not None:
             self._session.close()
             self._session = None

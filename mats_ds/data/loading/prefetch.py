@@ -1,54 +1,41 @@
-"""Reads clips ahead on worker threads: results in the order asked for, every read under a time
+"""Reads clips ahead in worker processes: results in the order asked for, every read under a time
 limit, memory bounded.
 
 A read that fails is followed by the sampler's substitute, up to MAX_ATTEMPTS files in all, then by
-a blank (clip None). A read that hangs is given up after the time limit: its thread is abandoned (it
-cannot be killed, and ends when the read returns), another one is started, and the file is refused
-for as long as the old read still hangs. More than MAX_HANGING reads that hang at once are no longer
-the files' fault: a disk is gone, and the run ends with one error that names them. What is read
-never depends on the number of workers or on how far ahead they are.
+a blank (clip None). So is one whose process crashes or is killed. A read that takes too long is
+ended with its process, and the file is refused for a while. Many such files at once are no longer
+the files' fault: a disk is gone, and the run ends with one error that names them (`GivenUp`). What
+is read never depends on the number of workers or on how far ahead they are.
 """
 
 from __future__ import annotations
 
-import os
 import threading
-import time
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from typing import Protocol
+from typing import Any
 
 from mats_ds.core.clips import BadClip, ClipSpec
-from mats_ds.core.format import format_count
+from mats_ds.data.loading.given_up import GivenUp
+from mats_ds.data.loading.readers import ReaderPool, Slot, Task, TaskDone, TaskFailed
 from mats_ds.data.video.containers import UnreadableVideo
 
 MAX_ATTEMPTS = 4  # the clip itself and three substitutes
-# decoded frames that wait to be used; the clip that is needed next is read in any case
+# of the memory of clips that wait to be used; the clip that is needed next is read in any case
 MAX_HELD_BYTES = 1 << 30
+MAX_HELD_CLIPS = 256  # each holds an open file
 JOIN_SECONDS = 3.0
-MAX_WORKERS = 16
-MAX_HANGING = 16  # abandoned threads, each with a file, a decoder and a clip of its own
-MAX_NAMED = 8
-
-
-def default_workers() -> int:
-    """Cores that this process may use, shared with the other ranks on this machine."""
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    # torchrun gives the number of ranks on this machine by the first name, DeepSpeed's launcher by
-    # the second.
-    num_ranks = int(os.environ.get("LOCAL_WORLD_SIZE") or os.environ.get("LOCAL_SIZE") or 1)
-    return max(1, min(MAX_WORKERS, cores // max(1, num_ranks)))
 
 
 @dataclass(frozen=True)
 class ReadOptions:
     """Settings of reading ahead; no clip depends on them.
 
-    num_workers: reading threads, None for as many as this process has cores to itself, 0 to read in
-    the calling thread without reading ahead or time limits, for debugging. prefetch: micro-batches
-    that are kept ready. num_graphs: DALI pipelines on a GPU, None for as many as it has decoding
-    engines. Raises ValueError for a number of threads below 0.
+    num_workers: reading processes, None for as many as this process has cores to itself, 0 to read
+    in the calling thread without reading ahead or time limits, for debugging. prefetch:
+    micro-batches that are kept ready. num_graphs: DALI pipelines on a GPU, None for as many as it
+    has decoding engines. Raises ValueError for a number of processes below 0.
     """
 
     num_workers: int | None = None
@@ -65,18 +52,10 @@ class Closed(Exception):
     """The prefetcher was closed while somebody waited for a clip."""
 
 
-class ReadingStuck(RuntimeError):
-    """So many reads hang that no more threads are spent on them."""
-
-
-class _Clip(Protocol):
-    num_bytes: int
-
-
 @dataclass(eq=False)
 class ReadRequest:
-    """One clip that was asked for. `clip` None, once done, means that no attempt could be read.
-    `spec` is of the last attempt.
+    """One clip that was asked for. `clip` None, once done, means that no attempt could be read; its
+    arrays are valid until it is released. `spec` is of the last attempt.
 
     `failures` lists the attempts that failed, in order.
     """
@@ -85,184 +64,237 @@ class ReadRequest:
     on_cpu: bool
     attempt: int = 0
     spec: ClipSpec | None = None
-    clip: _Clip | None = None
+    clip: Any = None
     failures: list[BadClip] = field(default_factory=list)
     done: bool = False
-    started_seconds: float | None = None
-    worker: object = None
     error: BaseException | None = None
+    slot: Slot | None = None
 
 
 class ClipPrefetcher:
-    """Worker threads that read clips in the order of `ask`. `num_workers` 0 reads in the caller's
+    """Worker processes that read clips in the order of `ask`. `num_workers` 0 reads in the caller's
     thread, without a time limit.
 
-    `read(spec, on_cpu)` returns a clip or raises UnreadableVideo; any other exception is a fault of
-    the program and is raised again by `wait`. `spec_of(position, attempt)` is the sampler's spec;
-    it may raise UnreadableVideo for attempts above 0, which then fail unread.
+    `read(specs, codecs)`, importable by its name, gives a clip or an UnreadableVideo for each spec
+    of one file; any exception is a fault of the program and is raised again by `wait`.
+    `spec_of(position, attempt)` is the sampler's spec, asked for in this process; it may raise
+    UnreadableVideo for attempts above 0, which then fail unread.
+    repeats: so many neighbouring positions are clips of one video, which one process reads
+    together. codecs: those that the device decodes, for requests that are not `on_cpu`; may change.
+    Raises ValueError for a `read` that cannot be sent.
     """
 
     def __init__(
         self,
-        read: Callable[[ClipSpec, bool], _Clip],
+        read: Callable[[Sequence[ClipSpec], frozenset[str]], list[Any]],
         *,
         spec_of: Callable[[int, int], ClipSpec],
         num_workers: int,
         timeout_seconds: float,
+        repeats: int = 1,
+        codecs: frozenset[str] = frozenset(),
         max_held_bytes: int = MAX_HELD_BYTES,
     ) -> None:
+        self.codecs = codecs
         self._read = read
         self._spec_of = spec_of
-        self._timeout_seconds = timeout_seconds
+        self._repeats = repeats
         self._max_held_bytes = max_held_bytes
         self._held_bytes = 0
+        self._num_held = 0
         self._queue: deque[ReadRequest] = deque()
+        self._again: deque[ReadRequest] = deque()  # whose next attempt is due, never for want of memory late
         self._awaited: ReadRequest | None = None
-        self._hanging: dict[str, threading.Thread] = {}
+        self._given_up = GivenUp(timeout_seconds)
         self._changed = threading.Condition()
         self._stopping = False
-        self._inline = num_workers == 0
-        self._threads = [self._start_worker() for _ in range(num_workers)]
+        self._fault: BaseException | None = None
+        self._pool: ReaderPool | None = None
+        self._thread: threading.Thread | None = None
+        if num_workers:
+            self._pool = ReaderPool(read, num_readers=num_workers, timeout_seconds=timeout_seconds, max_bytes=max_held_bytes)
+            # A daemon: the interpreter must be able to end at any moment.
+            self._thread = threading.Thread(target=self._run, args=(self._pool,), name="mats-readers", daemon=True)
+            self._thread.start()
 
     def ask(self, position: int, *, attempt: int = 0, on_cpu: bool = False, first: bool = False) -> ReadRequest:
         """Queue a clip, at the end or (`first`) at the head."""
         request = ReadRequest(position, on_cpu, attempt)
         with self._changed:
             (self._queue.appendleft if first else self._queue.append)(request)
-            self._changed.notify_all()
+        self._wake()
         return request
 
-    def wait(self, request: ReadRequest) -> ReadRequest:
-        """The same request, done. Raises Closed, ReadingStuck, or what `read` raised as a fault of
-        the program."""
-        if self._inline and not request.done:
-            if self._stopping:
-                raise Closed
-            self._queue.remove(request)
-            self._work_on(request, worker=None)
+    def ask_all(self, positions: Sequence[int]) -> list[ReadRequest]:
+        """Queue clips at the end, all at once: those of one video are then read together."""
+        requests = [ReadRequest(position, on_cpu=False) for position in positions]
         with self._changed:
-            self._awaited = request
-            self._changed.notify_all()
-            while not request.done:
-                if self._stopping:
-                    raise Closed
-                left = 1.0
-                if request.started_seconds is not None:
-                    left = request.started_seconds + self._timeout_seconds - time.monotonic()
-                    if left <= 0:
-                        self._abandon(request)
-                        continue
-                self._changed.wait(min(left, 1.0))
-            self._awaited = None
-        if request.error is not None:
-            raise request.error
+            self._queue += requests
+        self._wake()
+        return requests
+
+    def wait(self, request: ReadRequest) -> ReadRequest:
+        """The same request, done. Raises Closed, ReadingStuck, WorkersFailed, or what `read` raised
+        as a fault of the program."""
+        with self._changed:
+            if not request.done:
+                self._awaited = request
+                if self._pool is None:
+                    self._read_here(request)
+                elif self._queue and self._queue[0] is request:
+                    self._wake()  # it may lie there for want of memory
+                while not request.done and self._fault is None and not self._stopping:
+                    self._changed.wait(1.0)
+                self._awaited = None
+            error = request.error or (None if request.done else self._fault or Closed())
+        if error is not None:
+            raise error
         return request
 
     def release(self, request: ReadRequest) -> None:
         """Forget the clip of a request: its memory may be used for others."""
         with self._changed:
-            if request.clip is not None:
-                self._held_bytes -= request.clip.num_bytes
-                request.clip = None
-                self._changed.notify_all()
+            if request.clip is None:
+                return
+            request.clip, slot, request.slot = None, request.slot, None
+            was_full = not self._may_hold_more()
+            self._num_held -= 1
+            if slot is not None:
+                slot.num_clips -= 1
+                if slot.num_clips == 0:
+                    self._held_bytes -= slot.num_bytes
+                    self._pool.give_back(slot)
+            is_waited_for = was_full and self._may_hold_more()
+        if is_waited_for:
+            self._wake()
 
     def close(self) -> None:
-        """End all workers. Reads that hang are left behind; everything else ends within a few
-        seconds."""
+        """End all workers, within a few seconds."""
         with self._changed:
             self._stopping = True
             self._queue.clear()
+            self._again.clear()
             self._changed.notify_all()
-            hanging = set(self._hanging.values())
-        deadline = time.monotonic() + JOIN_SECONDS
-        for thread in self._threads:
-            if thread not in hanging and thread is not threading.current_thread():
-                thread.join(max(0.0, deadline - time.monotonic()))
+        self._wake()
+        if self._thread is not None and self._thread is not threading.current_thread():
+            self._thread.join(JOIN_SECONDS)
 
-    def _start_worker(self) -> threading.Thread:
-        # Daemons: the interpreter must be able to end while a read hangs.
-        thread = threading.Thread(target=self._run, name="mats-clip-reader", daemon=True)
-        thread.start()
-        return thread
+    def _wake(self) -> None:
+        if self._pool is not None:
+            self._pool.wake()
 
-    def _run(self) -> None:
-        me = threading.current_thread()
-        while True:
-            with self._changed:
-                while not self._stopping and not self._may_start():
-                    self._changed.wait()
-                if self._stopping:
-                    return
-                request = self._queue.popleft()
-                request.worker = me
-                request.started_seconds = time.monotonic()
-            if not self._work_on(request, worker=me):
-                return
-
-    def _may_start(self) -> bool:
-        return bool(self._queue) and (self._held_bytes < self._max_held_bytes or self._queue[0] is self._awaited)
-
-    def _work_on(self, request: ReadRequest, *, worker: threading.Thread | None) -> bool:
-        """Read a request's clip or a substitute; False when the worker was given up meanwhile."""
-        while True:
-            clip, failure, error = None, None, None
-            try:
-                attempt = request.attempt
-                spec = self._spec_of(request.position, attempt)
+    def _run(self, pool: ReaderPool) -> None:
+        """Keep the readers busy."""
+        try:
+            while not self._stopping:
                 with self._changed:
-                    if request.worker is not worker:
-                        return False
-                    request.spec = spec
-                    hangs = spec.path in self._hanging
-                if hangs:
-                    raise UnreadableVideo("an earlier read of it still hangs")
-                clip = self._read(spec, request.on_cpu)
-            except UnreadableVideo as unreadable:
-                failure = unreadable.reason
-            except BaseException as fault:  # raised again for whoever waits for the clip
-                error = fault
+                    while pool.has_room and (task := self._next_task()) is not None:
+                        pool.give(task)
+                for task, outcome in pool.collect():
+                    with self._changed:
+                        self._note(task, outcome)
+        except BaseException as fault:  # raised again for whoever waits for a clip
             with self._changed:
-                if request.worker is not worker:
-                    self._hanging.pop(spec.path, None)
-                    return False
-                self._note_attempt(request, clip, failure, error)
-                if request.done:
-                    return True
+                self._fault = fault
+                self._changed.notify_all()
+        finally:
+            pool.close()
 
-    def _note_attempt(self, request: ReadRequest, clip: _Clip | None, failure: str | None, error: BaseException | None) -> None:
-        """Note how an attempt ended; called with the lock held."""
-        if failure is not None:
-            request.failures.append(BadClip(request.spec.path, request.spec.sample, failure))
-            request.attempt += 1
+    def _read_here(self, request: ReadRequest) -> None:
+        if request in self._queue:
+            self._queue.remove(request)
+            self._queue.appendleft(request)
+        while not request.done and not self._stopping:
+            task = self._next_task()
+            if task is None:  # no attempt is left
+                continue
+            try:
+                self._note(task, TaskDone(self._read(*task.arguments), None))
+            except BaseException as fault:
+                self._note(task, fault)
+
+    def _may_hold_more(self) -> bool:
+        return self._held_bytes < self._max_held_bytes and self._num_held < MAX_HELD_CLIPS
+
+    def _next_task(self) -> Task | None:
+        """The next clips to read, of one file; None where there are none or they must wait. Called
+        with the lock held."""
+        while self._again or (self._queue and (self._may_hold_more() or self._queue[0] is self._awaited)):
+            requests = [self._again.popleft()] if self._again else self._next_group()
+            readable = [request for request in requests if self._find_spec(request)]
+            while readable and readable[-1].spec.path != readable[0].spec.path:  # no clip of this video after all
+                self._queue.appendleft(readable.pop())
+            if readable:
+                codecs = frozenset() if readable[0].on_cpu else self.codecs
+                return Task(([request.spec for request in readable], codecs), owner=readable)
+        return None
+
+    def _next_group(self) -> list[ReadRequest]:
+        """The first request, and those that follow for other clips of its video."""
+        group = [self._queue.popleft()]
+        first = group[0]
+        while first.attempt == 0 and self._queue:
+            other = self._queue[0]
+            is_of_it = other.position // self._repeats == first.position // self._repeats
+            if not is_of_it or other.attempt or other.on_cpu != first.on_cpu:
+                break
+            group.append(self._queue.popleft())
+        return group
+
+    def _find_spec(self, request: ReadRequest) -> bool:
+        """Ask for a request's spec; whether it is to be read."""
+        try:
+            request.spec = self._spec_of(request.position, request.attempt)
+        except UnreadableVideo as unreadable:
+            self._note_attempt(request, None, unreadable.reason)
+            return False
+        except BaseException as fault:
+            self._note_fault(request, fault)
+            return False
+        if request.spec.path in self._given_up:
+            self._note_attempt(request, None, "an earlier read of it took too long")
+            return False
+        return True
+
+    def _note(self, task: Task, outcome: TaskDone | TaskFailed | BaseException) -> None:
+        """Note how a task ended; called with the lock held."""
+        requests: list[ReadRequest] = task.owner
+        if isinstance(outcome, BaseException):
+            for request in requests:
+                self._note_fault(request, outcome)
+            return
+        if isinstance(outcome, TaskFailed):
+            if outcome.is_too_slow:
+                self._given_up.add(requests[0].spec.path)
+            outcome = TaskDone([UnreadableVideo(outcome.reason)] * len(requests), None)
+        slot = outcome.slot
+        for request, clip in zip(requests, outcome.result, strict=True):
+            if isinstance(clip, UnreadableVideo):
+                self._note_attempt(request, None, clip.reason)
+                continue
+            if slot is not None:
+                request.slot = slot
+                slot.num_clips += 1
+            self._note_attempt(request, clip, None)
+        if slot is not None and slot.num_clips:
+            self._held_bytes += slot.num_bytes
+        elif slot is not None:
+            self._pool.give_back(slot)
+
+    def _note_attempt(self, request: ReadRequest, clip: Any, failure: str | None) -> None:
+        """Note a clip, or why there is none."""
         if clip is not None:
             request.clip = clip
-            self._held_bytes += clip.num_bytes
-        request.error = error
-        request.done = failure is None or request.attempt >= MAX_ATTEMPTS
-        request.started_seconds = time.monotonic()
-        self._changed.notify_all()
-
-    def _abandon(self, request: ReadRequest) -> None:
-        """Give up a read that takes too long, and the thread with it; called with the lock held."""
-        stuck = request.worker
-        if request.spec is not None and isinstance(stuck, threading.Thread):
-            self._hanging[request.spec.path] = stuck
-            self._threads.remove(stuck)
-            if len(self._hanging) > MAX_HANGING:
-                raise ReadingStuck(self._describe_hanging())
-            self._threads.append(self._start_worker())
-        request.worker = None
-        request.started_seconds = None
-        self._note_attempt(request, None, f"not read within {self._timeout_seconds:g} s", None)
+            self._num_held += 1
+        else:
+            request.failures.append(BadClip(request.spec.path, request.spec.sample, failure))
+            request.attempt += 1
+        request.done = clip is not None or request.attempt >= MAX_ATTEMPTS
         if not request.done:
-            request.started_seconds = None
-            self._queue.appendleft(request)
+            self._again.append(request)
+        elif request is self._awaited:
+            self._changed.notify_all()
 
-    def _describe_hanging(self) -> str:
-        paths = list(self._hanging)
-        more = f" and {len(paths) - MAX_NAMED:,} more" if len(paths) > MAX_NAMED else ""
-        return (
-            f"{format_count(len(paths), 'video')} not read within {self._timeout_seconds:g} s, and still hanging: "
-            f"{', '.join(paths[:MAX_NAMED])}"
-            f"{more}. Check the disk or network share that they lie on, then start the run again, with --resume auto"
-        )
+    def _note_fault(self, request: ReadRequest, fault: BaseException) -> None:
+        request.error, request.done = fault, True
+        self._changed.notify_all()

@@ -4,19 +4,16 @@ decodes them itself.
 A file goes to the device's decoder only if that decoder numbers and shows its frames as PyAV does:
 every packet one visible frame, trusted time stamps, 8-bit 4:2:0 video range, neither turned nor
 mirrored (DALI ignores both), a picture size that NVDEC accepts. All else is decoded by PyAV, made
-upright, cropped and scaled at once by the thread that reads it, on a GPU too: what then goes to the
-device is a small clip of a fixed size instead of whole pictures of any size. Crops always refer to
-the upright picture.
+upright, cropped and scaled at once by the process that reads it, on a GPU too: what then goes to
+the device is a small clip of a fixed size instead of whole pictures of any size. Crops always refer
+to the upright picture.
 """
 
 from __future__ import annotations
 
-import functools
-import threading
-from collections import OrderedDict
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import av
 import numpy as np
@@ -31,12 +28,9 @@ from mats_ds.data.video.nvdec_support import MAX_ENCODED_BYTES, device_can_decod
 
 if TYPE_CHECKING:
     from mats_ds.data.augment.augmented_crop import AugmentedCrop, AugmentingCropper
-    from mats_ds.data.clip_sampler import ClipSampler
     from mats_ds.data.video.clip_frames import ClipCropper
 
-# Videos whose clips wait for their readers, which come one after the other, so a few are ever open;
-# what an abandoned reader left behind is dropped.
-MAX_OPEN_GROUPS = 64
+Clip = TypeVar("Clip")
 
 
 @dataclass(frozen=True, eq=False)
@@ -89,28 +83,24 @@ class EncodedClip:
         return self.encoded.nbytes
 
 
+@dataclass(frozen=True)
 class ClipReader:
-    """Reads the clips of a sampler, on any thread: `codecs` for the device to decode, all others
-    decoded by PyAV.
+    """Reads clips, in any process.
 
-    size: (height, width) of the frames.
+    size: (height, width) of the frames. gives_whole_frames: the device's decoder gives whole
+    frames, of which an augmentation makes the crop.
     """
 
-    def __init__(self, sampler: ClipSampler, *, size: tuple[int, int], codecs: frozenset[str]) -> None:
-        self.codecs = codecs
-        self._size = size
-        self._gives_whole_frames = sampler.augments
-        self._shared = None
-        if sampler.repeats > 1:
-            self._shared = SharedDecoder(sampler.repeats, spec_of=sampler.spec, read=functools.partial(read_together, size=size))
+    size: tuple[int, int]
+    gives_whole_frames: bool = False
 
-    def read(self, spec: ClipSpec, on_cpu: bool) -> DecodedClip | EncodedClip:
-        """One clip; `on_cpu`: decoded by PyAV in any case. Raises UnreadableVideo."""
-        if self.codecs and not on_cpu:
-            return read_for_device(spec, codecs=self.codecs, size=self._size, whole_frames=self._gives_whole_frames)
-        if self._shared is not None and spec.attempt == 0:
-            return self._shared.read(spec)
-        return read_decoded(spec, size=self._size)
+    def read(self, specs: Sequence[ClipSpec], codecs: frozenset[str]) -> list[DecodedClip | EncodedClip | UnreadableVideo]:
+        """Clips of one file: `codecs` for the device to decode, all others decoded by PyAV, in one
+        pass."""
+        if not codecs:
+            return read_together(specs, size=self.size)
+        options = dict(codecs=codecs, size=self.size, whole_frames=self.gives_whole_frames)
+        return [_or_failure(read_for_device, spec, **options) for spec in specs]
 
 
 def read_decoded(spec: ClipSpec, *, size: tuple[int, int]) -> DecodedClip:
@@ -125,10 +115,12 @@ def read_decoded(spec: ClipSpec, *, size: tuple[int, int]) -> DecodedClip:
 def read_together(specs: Sequence[ClipSpec], *, size: tuple[int, int]) -> list[DecodedClip | UnreadableVideo]:
     """Clips of one file, decoded in one pass; where that fails, each on its own, so that each is
     judged by its own frames."""
-    try:
-        return list(_read(specs, size=size))
-    except UnreadableVideo:
-        return [_read_or_fail(spec, size) for spec in specs]
+    if len(specs) > 1:
+        try:
+            return list(_read(specs, size=size))
+        except UnreadableVideo:
+            pass
+    return [_or_failure(read_decoded, spec, size=size) for spec in specs]
 
 
 def read_for_device(
@@ -156,62 +148,9 @@ def read_for_device(
     return EncodedClip(encoded, numbers_T.astype(np.int32), region, index.codec, augmentation)
 
 
-@dataclass
-class _Group:
-    """`clips` by position, once read; whoever takes one removes it."""
-
-    lock: threading.Lock = field(default_factory=threading.Lock)
-    clips: dict[int, DecodedClip | UnreadableVideo] | None = None
-
-
-class SharedDecoder:
-    """Decodes a video once for the `repeats` clips of it at neighbouring positions, a group.
-
-    spec_of: the sampler's spec of a position. read: reads clips of one file together.
-    """
-
-    def __init__(
-        self,
-        repeats: int,
-        *,
-        spec_of: Callable[[int], ClipSpec],
-        read: Callable[[Sequence[ClipSpec]], list[DecodedClip | UnreadableVideo]],
-    ) -> None:
-        self._repeats = repeats
-        self._spec_of = spec_of
-        self._read = read
-        self._groups: OrderedDict[int, _Group] = OrderedDict()
-        self._changing = threading.Lock()
-
-    def read(self, spec: ClipSpec) -> DecodedClip:
-        """The clip of a spec; what the others of its group need is read with it. Raises
-        UnreadableVideo.
-
-        Whichever reader comes first, and whether a clip is kept or read again, its frames are the
-        same.
-        """
-        number = spec.position // self._repeats
-        with self._changing:
-            group = self._groups.setdefault(number, _Group())
-            while len(self._groups) > MAX_OPEN_GROUPS:
-                self._groups.popitem(last=False)
-        with group.lock:
-            if group.clips is None or spec.position not in group.clips:
-                positions = range(number * self._repeats, (number + 1) * self._repeats)
-                specs = [other for other in map(self._spec_of, positions) if other.path == spec.path]
-                group.clips = dict(zip((other.position for other in specs), self._read(specs), strict=True))
-            clip = group.clips.pop(spec.position)
-            if not group.clips:
-                with self._changing:
-                    self._groups.pop(number, None)
-        if isinstance(clip, UnreadableVideo):
-            raise clip
-        return clip
-
-
-def _read_or_fail(spec: ClipSpec, size: tuple[int, int]) -> DecodedClip | UnreadableVideo:
+def _or_failure(read: Callable[..., Clip], spec: ClipSpec, **options: Any) -> Clip | UnreadableVideo:
     try:
-        return read_decoded(spec, size=size)
+        return read(spec, **options)
     except UnreadableVideo as error:
         return error
 

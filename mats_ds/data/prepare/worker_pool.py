@@ -15,9 +15,7 @@ from __future__ import annotations
 import contextlib
 import multiprocessing
 import os
-import signal
 import subprocess
-import sys
 import tempfile
 import threading
 import time
@@ -25,21 +23,28 @@ from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from multiprocessing.connection import Connection, wait
-from pathlib import Path
 from typing import Any, Generic, TypeVar
+
+from mats_ds.core.workers import (
+    MAX_DEATHS_AT_START,
+    ONE_THREAD,
+    WorkersFailed,
+    describe_death,
+    describe_status,
+    end_with_parent,
+    ignore_signals,
+    python_command,
+)
 
 Task = TypeVar("Task")
 Result = TypeVar("Result")
 
-ROOT = str(Path(__file__).resolve().parents[3])
 SERVE = """
 import sys
-sys.path[0] = sys.argv[1]
+sys.path[:] = sys.argv[3:]
 from mats_ds.data.prepare.worker_pool import serve
-serve(int(sys.argv[2]), parent=int(sys.argv[3]))
+serve(int(sys.argv[1]), parent=int(sys.argv[2]))
 """
-ONE_THREAD = {name: "1" for name in ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS")}
-MAX_DEATHS_AT_START = 3  # in a row
 POLL_SECONDS = HEARTBEAT_SECONDS = 0.5
 START_SECONDS = 120.0  # to import numpy and PyAV from a slow disk
 # between the end of a worker's messages and its own; dumping its memory may take a while
@@ -54,15 +59,6 @@ class Failure:
     succeed."""
 
     reason: str
-
-
-class WorkersFailed(RuntimeError):
-    """Workers end before they can take a task."""
-
-
-def count_cores() -> int:
-    """The cores that this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def run_tasks(
@@ -96,7 +92,7 @@ class _Worker(Generic[Task]):
         self.pipe, theirs = multiprocessing.Pipe()
         with theirs:
             self.process = subprocess.Popen(
-                [sys.executable, "-c", SERVE, ROOT, str(theirs.fileno()), str(os.getpid())],
+                python_command(SERVE, str(theirs.fileno()), str(os.getpid())),
                 stdin=subprocess.DEVNULL,
                 stdout=self.errors,
                 stderr=self.errors,
@@ -135,7 +131,7 @@ class _Worker(Generic[Task]):
         printed = self.errors.read().decode("utf-8", "replace").split("\n")
         self.errors.close()
         last = next((line.strip() for line in reversed(printed) if line.strip()), "")
-        return _describe_status(self.process.returncode) + (f": {last}" if last else "")
+        return describe_status(self.process.returncode) + (f": {last}" if last else "")
 
 
 class _Pool(Generic[Task, Result]):
@@ -202,29 +198,13 @@ class _Pool(Generic[Task, Result]):
                 raise WorkersFailed(f"worker processes do not start: they end before they take a file ({ended})")
         if self.waiting:
             self.start_worker()
-        return (
-            [] if worker.task is None else [(worker.task, Failure(reason or _describe_death(worker.process.returncode, ended)))]
-        )
-
-
-def _describe_death(status: int | None, ended: str) -> str:
-    if status == -signal.SIGKILL:
-        return f"its worker process was killed ({ended})"
-    return f"{'its worker process ended' if status is None or status >= 0 else 'the decoder crashed on it'} ({ended})"
-
-
-def _describe_status(status: int | None) -> str:
-    if status is None or status >= 0:
-        return f"exit status {status}"
-    if status == -signal.SIGKILL:
-        return "SIGKILL, perhaps out of memory"
-    return f"signal {-status}" + (f", {signal.Signals(-status).name}" if -status in iter(signal.Signals) else "")
+        return [] if worker.task is None else [(worker.task, Failure(reason or describe_death(worker.process.returncode, ended)))]
 
 
 def serve(descriptor: int, *, parent: int) -> None:
     """Be a worker: do the tasks that come through the pipe, until the parent closes it or ends."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the whole group
-    threading.Thread(target=_end_with_parent, args=(parent,), daemon=True).start()
+    ignore_signals()
+    threading.Thread(target=end_with_parent, args=(parent,), daemon=True).start()
     pipe = Connection(descriptor)
     function = pipe.recv()
     pipe.send((READY, None))
@@ -242,9 +222,3 @@ def serve(descriptor: int, *, parent: int) -> None:
         except (EOFError, OSError):  # the parent needs no more
             return
         pipe.send((RESULT, function(task, on_heartbeat=send_heartbeat)))
-
-
-def _end_with_parent(parent: int) -> None:
-    while os.getppid() == parent:
-        time.sleep(1.0)
-    os._exit(1)

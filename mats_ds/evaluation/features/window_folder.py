@@ -30,8 +30,8 @@ from mats_ds.core.storage.folder_lock import release_folder
 from mats_ds.core.storage.output_file import end_writing
 from mats_ds.core.storage.output_folder import check_output_folder
 from mats_ds.core.text import say
+from mats_ds.core.workers import default_workers
 from mats_ds.data.clip_sampler import present_seconds
-from mats_ds.data.loading.prefetch import default_workers
 from mats_ds.data.manifest import Manifest, read_manifest
 from mats_ds.data.video.containers import UnreadableVideo
 from mats_ds.data.video.faults import explain

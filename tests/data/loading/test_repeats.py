@@ -3,6 +3,7 @@ decoding."""
 
 from __future__ import annotations
 
+import functools
 from itertools import islice
 
 import numpy as np
@@ -11,12 +12,13 @@ import torch
 
 from mats_ds.config.recipe import ClipSection
 from mats_ds.data.clip_sampler import BatchSplit, ClipSampler
+from mats_ds.data.loading import batching
 from mats_ds.data.loading import reader as routes
 from mats_ds.data.loading.loader import ClipLoader
 from mats_ds.data.loading.prefetch import ReadOptions
-from mats_ds.data.loading.reader import MAX_OPEN_GROUPS, SharedDecoder, read_decoded
 from mats_ds.data.manifest import Manifest
 from mats_ds.data.video.containers import UnreadableVideo
+from tests.data.loading.fake_reading import CountingReader
 
 HEIGHT, WIDTH, NUM_FRAMES, REPEATS = 32, 48, 4, 2
 SECTION = ClipSection(num_frames=NUM_FRAMES, stride=3, height=HEIGHT, width=WIDTH)
@@ -54,29 +56,23 @@ def test_neighbouring_positions_are_different_clips_of_one_video(videos):
 
 
 @pytest.mark.parametrize(("num_workers", "sampling"), [(0, "dense"), (1, "dense"), (3, "dense"), (0, "uniform"), (3, "uniform")])
-def test_frames_are_those_of_clips_read_one_by_one_and_each_video_is_decoded_once(videos, num_workers, sampling, monkeypatch):
+def test_frames_are_those_of_clips_read_one_by_one_and_each_video_is_decoded_once(
+    videos, num_workers, sampling, monkeypatch, tmp_path
+):
+    log = tmp_path / "passes.txt"
+    monkeypatch.setattr(batching, "ClipReader", functools.partial(CountingReader, log=str(log)))
     sampler = sampler_of(videos, sampling=sampling)
-    passes = []
-    decode = routes.visit_frames
-
-    def counting(path, numbers, **options):
-        passes.append(path)
-        return decode(path, numbers, **options)
-
-    monkeypatch.setattr(routes, "visit_frames", counting)
     together = batches_of(sampler, 3, num_workers=num_workers)
-    in_all = len(passes)
-    monkeypatch.setattr(routes, "read_together", None)
-    alone = sampler_of(videos, sampling=sampling)
-    # the same draw, without the reader of groups
-    alone.repeats, steps_per_epoch = 1, alone.steps_per_epoch
-    alone.spec = lambda position, attempt=0: sampler.spec(position, attempt)
-    for one, other in zip(together, batches_of(alone, 3, num_workers=num_workers), strict=True):
-        assert torch.equal(one.frames_BTHWC, other.frames_BTHWC)
-        assert torch.equal(one.seed_B, other.seed_B) and one.paths == other.paths
-    assert steps_per_epoch == 2
-    if num_workers == 0:  # nothing was read ahead
-        assert in_all <= 3 * 4 / REPEATS + 4
+    num_passes = len(log.read_text().splitlines())
+    for step, batch in enumerate(together):
+        for position, frames_THWC in enumerate(batch.frames_BTHWC, 4 * step):
+            alone = routes.read_decoded(sampler.spec(position), size=(HEIGHT, WIDTH)).frames_THWC
+            np.testing.assert_array_equal(frames_THWC.numpy(), alone)
+        assert batch.seed_B.tolist() == [sampler.spec(4 * step + row).clip_seed for row in range(4)]
+    # each pass is of a whole group; some were read ahead
+    assert 3 * 4 / REPEATS <= num_passes <= (3 + 2 + 3) * 4 / REPEATS
+    if num_workers == 0:
+        assert num_passes == 3 * 4 / REPEATS
 
 
 def test_a_video_that_cannot_be_read_is_replaced_for_each_of_its_clips_and_named_once(videos, tmp_path):
@@ -102,23 +98,6 @@ def test_one_unreadable_clip_does_not_take_its_neighbours_with_it(videos, monkey
     clips = routes.read_together(specs, size=(HEIGHT, WIDTH))
     failed = [isinstance(clip, UnreadableVideo) for clip in clips]
     assert failed[1] and failed[0] == bool(poisoned in routes.frame_numbers(specs[0], index=routes.index_video(specs[0].path)))
-
-
-def test_clips_that_nobody_takes_are_dropped_and_can_be_read_again(videos):
-    sampler = sampler_of(videos)
-    reads = []
-
-    def read(specs):
-        reads.append(specs[0].position)
-        return routes.read_together(specs, size=(HEIGHT, WIDTH))
-
-    reader = SharedDecoder(REPEATS, spec_of=sampler.spec, read=read)
-    for group in range(MAX_OPEN_GROUPS + 1):
-        reader.read(sampler.spec(group * REPEATS))
-    assert len(reader._groups) == MAX_OPEN_GROUPS
-    again = reader.read(sampler.spec(1))
-    np.testing.assert_array_equal(again.frames_THWC, read_decoded(sampler.spec(1), size=(HEIGHT, WIDTH)).frames_THWC)
-    assert reads.count(0) == 2
 
 
 def test_a_micro_batch_that_would_split_a_video_is_refused(videos):
