@@ -18,7 +18,8 @@ import torch
 from torch import nn
 
 from mats_ds.config.batch_plan import BatchPlan
-from mats_ds.config.ds_config import clipping_of, hand_over, precision_of, zero_stage_of
+from mats_ds.config.ds_config import clipping_of, hand_over, leaves_check_to_guard, precision_of, zero_stage_of
+from mats_ds.training.optim import guard_steps
 
 logger = logging.getLogger(__name__)
 
@@ -53,7 +54,8 @@ def make_engine(
 
     `compile_model` makes torch compile the model in place (the names in checkpoints stay as they
     are), when the first batch comes. `load_universal`: it will be given a checkpoint that was
-    converted for another number of ranks.
+    converted for another number of ranks. Whatever stage and precision: a step whose gradients are
+    not finite is left out, by DeepSpeed or by a guard (see optim.py).
     Raises ValueError for a JSON without optimizer, for compiling under ZeRO-3 or without a
     compiler, for what DeepSpeed refuses, and where it does something else than the JSON says.
     """
@@ -64,6 +66,8 @@ def make_engine(
             'the DeepSpeed JSON has no "optimizer": add {"type": "AdamW", "params": {"torch_adam": true, "fused": true}}'
         )
     config = hand_over(ds_config, accumulation=plan.accumulation, micro_batch=plan.micro_batch)
+    if leaves_check_to_guard(ds_config) and _shows_bad_norms():
+        config["bf16"] = {**config["bf16"], "check_grad_overflow": False}
     if load_universal:
         config["checkpoint"] = {**config.get("checkpoint", {}), "load_universal": True}
     if compile_model:
@@ -86,7 +90,16 @@ def make_engine(
         pairs = ((name, value, getattr(asked, name)) for name, value in vars(actual).items())
         differs = [f"{name} {value!r} instead of {wanted!r}" for name, value, wanted in pairs if value != wanted]
         raise ValueError(f"DeepSpeed trains with another setting than the JSON says: {'; '.join(differs)}")
+    guard_steps(engine)
     return engine
+
+
+def _shows_bad_norms() -> bool:
+    """Whether this DeepSpeed's norm of all groups is infinite where one group's is not finite.
+    Older versions take a sign for such a group, -1, and sum its square up with the others."""
+    from deepspeed.runtime import utils
+
+    return hasattr(utils, "combine_grad_norm_groups")
 
 
 def check_compiler(device: torch.device) -> None:

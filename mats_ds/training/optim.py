@@ -1,5 +1,5 @@
-"""Parameter groups and the learning-rate schedule. Which AdamW runs on them is the DeepSpeed JSON's
-choice."""
+"""Parameter groups, the learning-rate schedule, and the guard that leaves out a step whose
+gradients are not finite. Which AdamW runs on them is the DeepSpeed JSON's choice."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
+import torch
 from torch import nn
 
 from mats_ds.config.recipe import OptimSection
@@ -88,3 +89,55 @@ def make_schedule(optim: OptimSection, *, steps_per_epoch: int, learning_rate_sc
         warmup_steps=min(warmup, total - 1),
         total_steps=total,
     )
+
+
+class StepGuard:
+    """Leaves out the steps of a torch optimizer whose gradients have a norm that is not finite.
+
+    norm_of(): the norm over the gradients of all ranks, a scalar on their device, once they are
+    complete. torch's fused AdamW takes the verdict as its `found_inf`, as a gradient scaler gives
+    it: weights, moments and step count stay as they are, and the host learns nothing of it and
+    waits for nothing. Any other optimizer finds no gradients then, and the host waits for the norm.
+    left_out: 1 where the newest step was left out, else 0; None before the first.
+    """
+
+    def __init__(self, optimizer: torch.optim.Optimizer, norm_of: Callable[[], torch.Tensor]) -> None:
+        self.left_out: torch.Tensor | None = None
+        self._norm_of = norm_of
+        self._is_fused = type(optimizer) is torch.optim.AdamW and bool(optimizer.defaults["fused"])
+        optimizer.register_step_pre_hook(self._before_step)
+
+    def _before_step(self, optimizer: torch.optim.Optimizer, *_: Any) -> None:
+        self.left_out = (~self._norm_of().isfinite()).float()
+        if self._is_fused:
+            optimizer.found_inf = self.left_out
+        elif self.left_out:
+            for parameter in _with_gradients(optimizer):
+                parameter.grad = None
+
+
+def guard_steps(engine: Any) -> None:
+    """Guard the steps of a DeepSpeed engine that does not look at its gradients itself: the
+    optimizer's own of stage 0, and ZeRO-1 and -2 without check_grad_overflow."""
+    optimizer = engine.optimizer
+    if engine.zero_optimization_stage() == 0:
+        engine.step_guard = StepGuard(optimizer, lambda: _norm_of_gradients(optimizer))
+    elif engine.bfloat16_enabled() and not getattr(optimizer, "check_grad_overflow", True):
+        # complete before the first group is updated, and infinite where any part was not finite
+        engine.step_guard = StepGuard(engine.basic_optimizer, lambda: optimizer._global_grad_norm)
+
+
+def left_out_by(engine: Any) -> torch.Tensor | None:
+    """1 where the guard left out the engine's newest step, else 0, on the device; None where
+    DeepSpeed looks at its gradients itself."""
+    guard = getattr(engine, "step_guard", None)
+    return None if guard is None else guard.left_out
+
+
+def _norm_of_gradients(optimizer: torch.optim.Optimizer) -> torch.Tensor:
+    return torch.nn.utils.get_total_norm([parameter.grad for parameter in _with_gradients(optimizer)])
+
+
+def _with_gradients(optimizer: torch.optim.Optimizer) -> list[nn.Parameter]:
+    parameters = (parameter for group in optimizer.param_groups for parameter in group["params"])
+    return [parameter for parameter in parameters if parameter.grad is not None]
