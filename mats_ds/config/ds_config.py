@@ -103,15 +103,16 @@ def clipping_of(ds_config: Mapping[str, Any]) -> float:
 
 
 def leaves_check_to_guard(ds_config: Mapping[str, Any]) -> bool:
-    """Whether DeepSpeed's check of the gradients, about a dozen operations for each and one wait of
-    the host, can be left to a guard in the optimizer's kernel: in a bf16 run of ZeRO-1 or -2 with
-    torch's fused AdamW on the device, where the JSON does not ask for the check.
+    """Whether a guard in the optimizer's kernel can look at the gradients in DeepSpeed's stead,
+    whose check and norm are a dozen operations for each gradient and several waits of the host: in
+    a bf16 run of ZeRO-1 or -2 without clipping, with torch's fused AdamW on the device, where the
+    JSON does not ask for the check.
     """
     params = _section(_section(ds_config, "optimizer"), "params")
     is_fused = bool(params.get("torch_adam", False) and params.get("fused", False))
     asks = "check_grad_overflow" in _section(ds_config, "bf16")
     on_device = zero_stage_of(ds_config) in (1, 2) and not _offloads(ds_config)
-    return precision_of(ds_config) == "bf16" and on_device and is_fused and not asks
+    return precision_of(ds_config) == "bf16" and on_device and is_fused and not asks and not clipping_of(ds_config)
 
 
 def state_clipping(ds_config: Mapping[str, Any]) -> dict[str, Any]:

@@ -60,14 +60,16 @@ def make_engine(
     compiler, for what DeepSpeed refuses, and where it does something else than the JSON says.
     """
     import deepspeed
+    from deepspeed.runtime.zero.config import DeepSpeedZeroConfig
 
     if "optimizer" not in ds_config:
         raise ValueError(
             'the DeepSpeed JSON has no "optimizer": add {"type": "AdamW", "params": {"torch_adam": true, "fused": true}}'
         )
     config = hand_over(ds_config, accumulation=plan.accumulation, micro_batch=plan.micro_batch)
-    if leaves_check_to_guard(ds_config) and _shows_bad_norms():
+    if leaves_check_to_guard(ds_config) and "compute_grad_norm" in DeepSpeedZeroConfig.model_fields:
         config["bf16"] = {**config["bf16"], "check_grad_overflow": False}
+        config["zero_optimization"] = {**config["zero_optimization"], "compute_grad_norm": False}
     if load_universal:
         config["checkpoint"] = {**config.get("checkpoint", {}), "load_universal": True}
     if compile_model:
@@ -92,14 +94,6 @@ def make_engine(
         raise ValueError(f"DeepSpeed trains with another setting than the JSON says: {'; '.join(differs)}")
     guard_steps(engine)
     return engine
-
-
-def _shows_bad_norms() -> bool:
-    """Whether this DeepSpeed's norm of all groups is infinite where one group's is not finite.
-    Older versions take a sign for such a group, -1, and sum its square up with the others."""
-    from deepspeed.runtime import utils
-
-    return hasattr(utils, "combine_grad_norm_groups")
 
 
 def check_compiler(device: torch.device) -> None:

@@ -30,7 +30,7 @@ from mats_ds.core.text import Lines
 from mats_ds.distributed.collectives import Ranks, gather_on_all
 from mats_ds.distributed.exits import FolderLost, RanksLost, TrainingInterrupted, TrainingStopped
 from mats_ds.distributed.watchdog import Watchdog
-from mats_ds.training.optim import left_out_by
+from mats_ds.training.optim import grad_norm_of, left_out_by
 
 logger = logging.getLogger(__name__)
 
@@ -226,7 +226,7 @@ class _Loop:
         dist.all_reduce(summed)
         counted = engine.skipped_steps > skips_before
         left_out = left_out_by(engine)
-        norm = engine.get_global_grad_norm()
+        norm = grad_norm_of(engine)
         same = [
             summed[0] / run.world_size,
             _on_device_of(local_loss, 0.0 if norm is None else norm),

@@ -15,7 +15,7 @@ from mats_ds.config.batch_plan import plan_batch
 from mats_ds.config.ds_config import hand_over, leaves_check_to_guard, read_ds_config
 from mats_ds.distributed.ranks import start_distributed
 from mats_ds.training.engine import full_parameters, make_engine
-from mats_ds.training.optim import StepGuard, left_out_by
+from mats_ds.training.optim import StepGuard, grad_norm_of, left_out_by
 
 CONFIGS = Path(__file__).resolve().parents[2] / "ds_configs"
 FUSED = {"type": "AdamW", "params": {"torch_adam": True, "fused": True}}
@@ -67,7 +67,7 @@ def train(path, steps, bad, accumulation):
     groups = [{"params": [p for p in model.parameters() if p.ndim == ndim], "lr": 1e-2} for ndim in (2, 1)]
     engine = make_engine(model, groups, config, plan)
     dtype = next(model.parameters()).dtype
-    weights, found = [weights_of(engine)], []
+    weights, found, norms = [weights_of(engine)], [], []
     for step in steps:
         skipped = engine.skipped_steps
         for turn in range(accumulation):
@@ -81,7 +81,8 @@ def train(path, steps, bad, accumulation):
         by_guard = left_out_by(engine)
         found.append(bool(by_guard) if by_guard is not None else engine.skipped_steps > skipped)
         weights.append(weights_of(engine))
-    return weights, found, by_guard is not None
+        norms.append(None if (norm := grad_norm_of(engine)) is None else float(norm))
+    return weights, found, by_guard is not None, norms
 
 
 def write(folder, **content):
@@ -104,7 +105,7 @@ CASES = {
     "bf16, ZeRO-1": (bf16(1), True),
     "bf16, ZeRO-2": (bf16(2), True),
     "bf16, ZeRO-2, overlapped": (bf16(2, overlap_comm=True, contiguous_gradients=True), True),
-    "bf16, ZeRO-2, clipped": ({**bf16(2), "gradient_clipping": 0.1}, True),
+    "bf16, ZeRO-2, clipped": ({**bf16(2), "gradient_clipping": 0.1}, False),
     "bf16, ZeRO-2, not fused": ({**bf16(2), "optimizer": FOREACH}, False),
     "bf16, ZeRO-2, offloaded": (
         {**bf16(2, offload_optimizer={"device": "cpu"}), "zero_force_ds_cpu_optimizer": False}, False
@@ -115,33 +116,65 @@ CASES = {
 
 
 SPOILED = [(math.nan, 1), (-math.inf, 2)]  # what comes in, and how many micro-batches a step has
+QUICK = {"fp32, plain": 0, "fp32, ZeRO-2": 0, "bf16, ZeRO-2, overlapped": 1}
 KEYS = [(case, number) for case in CASES for number in range(len(SPOILED))]
 
 
-def train_all(paths):
-    """Runs with the spoiled step and without it, for each of KEYS, one after the other on these
+def train_all(paths, keys):
+    """Runs with the spoiled step and without it, for each of `keys`, one after the other on these
     ranks."""
     return {
         (case, number): [train(paths[case], steps, *SPOILED[number]) for steps in ((0, 1, BAD_STEP, 3), (0, 1, 3))]
-        for case, number in KEYS
+        for case, number in keys
     }
 
 
-@pytest.fixture(scope="module")
-def trained(ranks, tmp_path_factory):
-    paths = {case: write(tmp_path_factory.mktemp("json"), **content) for case, (content, _) in CASES.items()}
-    return ranks(train_all, 2, paths)
-
-
-@pytest.mark.parametrize(("case", "number"), KEYS)
-def test_a_spoiled_gradient_leaves_the_step_out_on_all_ranks(trained, case, number):
+def check_spoiled_steps(ranks, folder, keys):
     """The loss is finite and one rank's gradient is not. Weights stay as they were, and the steps
     after it are those of a run without it, to the bit: moments and Adam's count of steps, too."""
-    for results in trained:
-        (weights, found, by_guard), (straight, *_) = results[case, number]
-        assert found == [False, False, True, False] and by_guard == CASES[case][1]
-        assert weights[2] == weights[3] != weights[4]
-        assert weights[:3] == straight[:3] and weights[4] == straight[3]
+    for case, _ in keys:
+        (folder / case).mkdir(exist_ok=True)
+    paths = {case: write(folder / case, **CASES[case][0]) for case, _ in keys}
+    for results in ranks(train_all, 2, paths, keys):
+        for (case, number), [(weights, found, by_guard, norms), (straight, *_)] in results.items():
+            assert found == [False, False, True, False] and by_guard == CASES[case][1], (case, number)
+            assert weights[2] == weights[3] != weights[4], (case, number)
+            assert weights[:3] == straight[:3] and weights[4] == straight[3], (case, number)
+            if None not in norms:
+                assert [math.isinf(norm) for norm in norms] == found and all(norm > 0 for norm in norms), (case, number)
+
+
+def test_a_spoiled_gradient_leaves_the_step_out_on_all_ranks(ranks, tmp_path):
+    check_spoiled_steps(ranks, tmp_path, list(QUICK.items()))
+
+
+@pytest.mark.slow
+def test_so_it_does_under_every_stage_and_precision(ranks, tmp_path):
+    check_spoiled_steps(ranks, tmp_path, KEYS)
+
+
+def norms_of(path):
+    """The gradient norm of two steps, as the loop asks for it, and that of all gradients of a plain
+    model."""
+    start_distributed()
+    config = {**read_ds_config(path), "train_micro_batch_size_per_gpu": 2}
+    torch.manual_seed(0)
+    model = Spoiled()
+    groups = [{"params": [p for p in model.parameters() if p.ndim == ndim], "lr": 1e-2} for ndim in (2, 1)]
+    engine = make_engine(model, groups, config, plan_batch(config, recipe_batch=4, world_size=2))
+    norms = []
+    for _ in range(2):
+        inputs = torch.randn(2, 6, generator=torch.Generator().manual_seed(engine.global_rank)).bfloat16()
+        engine.backward(engine(inputs).square().mean())
+        engine.step()
+        norms.append(float(grad_norm_of(engine)))
+    return norms
+
+
+def test_the_guards_norm_is_deepspeeds(ranks, tmp_path):
+    [ours, same] = ranks(norms_of, 2, write(tmp_path, **bf16(2)))
+    [theirs, _] = ranks(norms_of, 2, write(tmp_path, **bf16(2) | {"bf16": {"enabled": True, "check_grad_overflow": True}}))
+    assert ours == same and ours == pytest.approx(theirs, rel=1e-6) and min(ours) > 0
 
 
 @pytest.mark.parametrize("name", sorted(path.stem for path in CONFIGS.glob("*.json")))
