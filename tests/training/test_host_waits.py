@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import io
 import itertools
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -51,16 +52,16 @@ class Saver:
     finish = poll
 
 
-def make_batch(step):
+def make_batch(step, device):
     dice = torch.Generator().manual_seed(step)
     shape = (MICRO_BATCH, CANDIDATES.num_frames, CANDIDATES.height, CANDIDATES.width, 3)
     seeds = [100 * step + clip for clip in range(MICRO_BATCH)]
     return ClipBatch(
-        frames_BTHWC=torch.randint(0, 256, shape, dtype=torch.uint8, generator=dice),
-        label_B=torch.arange(MICRO_BATCH) % NUM_CLASSES,
-        sample_B=torch.arange(MICRO_BATCH),
-        valid_B=torch.ones(MICRO_BATCH, dtype=torch.bool),
-        seed_B=torch.tensor(seeds),
+        frames_BTHWC=torch.randint(0, 256, shape, dtype=torch.uint8, generator=dice).to(device),
+        label_B=torch.arange(MICRO_BATCH, device=device) % NUM_CLASSES,
+        sample_B=torch.arange(MICRO_BATCH, device=device),
+        valid_B=torch.ones(MICRO_BATCH, dtype=torch.bool, device=device),
+        seed_B=torch.tensor(seeds, device=device),
         paths=tuple(f"video{clip}.mp4" for clip in range(MICRO_BATCH)),
         clip_seeds=tuple(seeds),
     )
@@ -83,16 +84,14 @@ def make_finetuning(pruning, recompute):
 MAKERS = {"pretrain": make_pretraining, "finetune": make_finetuning}
 
 
-def count_waits(folder, task, ds_config, changes, pruning, recompute):
-    """The waits of the whole steps of a run, how often in each an earlier step's numbers were read,
-    and the operators of a step."""
+def make_fit(folder, task, ds_config, changes, pruning, recompute, *others):
+    """A run of NUM_STEPS on this rank that has begun with nothing but `fit`, and its recorder.
+    others: observers that come last."""
     ranks = start_distributed()
     config = {**read_ds_config(CONFIGS / f"{ds_config}.json"), "train_micro_batch_size_per_gpu": MICRO_BATCH, **changes}
     plan = plan_batch(config, recipe_batch=MICRO_BATCH * ACCUMULATION, world_size=1)
     torch.manual_seed(0)
     model, loss_of, scale_of = MAKERS[task](TokenPruning(**pruning), recompute)
-    waits = HostWaits()
-    waits.replace_device()
     average = WeightAverage(model, decay=0.9, device=ranks.device)
     engine = make_engine(model, parameter_groups(model, OptimSection(), lr_scale_of=scale_of), config, plan)
     run = RunInfo(
@@ -108,19 +107,22 @@ def count_waits(folder, task, ds_config, changes, pruning, recompute):
         Monitor(engine, every_steps=1, memory_bytes=recorder.memory),
         average,
         Checkpointer(Saver(), every_steps=0),
+        *others,
     ]
-    batches = [make_batch(step) for step in range(ACCUMULATION)]
+    batches = [make_batch(step, ranks.device) for step in range(ACCUMULATION)]
+    arguments = dict(run=run, learning_rate=lambda step: 1e-3, loss_of=loss_of, observers=observers)
+    return partial(fit, engine, itertools.cycle(batches), **arguments, num_videos=MICRO_BATCH, max_bad_fraction=0.1), recorder
+
+
+def count_waits(*options):
+    """The waits of the whole steps of a run, how often in each an earlier step's numbers were read,
+    and the operators of a step. Options of `make_fit`."""
+    waits = HostWaits()
+    start_distributed()
+    waits.replace_device()
+    train, recorder = make_fit(*options)
     with waits.watch():
-        fit(
-            engine,
-            itertools.cycle(batches),
-            run=run,
-            learning_rate=lambda step: 1e-3,
-            loss_of=loss_of,
-            observers=observers,
-            num_videos=MICRO_BATCH,
-            max_bad_fraction=0.1,
-        )
+        train()
     assert (recorder.latest.step, waits.done) == (NUM_STEPS, NUM_STEPS)
     late = [waits.late.count(done) for done in range(*WHOLE)]
     return waits.between(*WHOLE), late, waits.num_operators[WHOLE[0]]
@@ -148,6 +150,7 @@ def test_the_host_waits_once_a_step_and_for_the_step_before(ranks, tmp_path, tas
     assert all(late), "and numbers are read"
 
 
+@pytest.mark.slow
 def test_deepspeeds_own_look_at_the_gradients_is_seen_to_wait(ranks, tmp_path):
     """What the guard is for, and that these tests would find it."""
     checked = {**NOT_OVERLAPPED, "bf16": {"enabled": True, "check_grad_overflow": True}}
@@ -161,6 +164,7 @@ def test_deepspeeds_own_look_at_the_gradients_is_seen_to_wait(ranks, tmp_path):
     assert theirs > ours
 
 
+@pytest.mark.slow
 def test_an_overlapped_reduction_waits_at_the_end_of_every_backward_pass(ranks, tmp_path):
     """DeepSpeed's doing, and the shipped JSONs have it: docs/reference/deepspeed.md says so."""
     [(found, *_)] = ranks(count_waits, 1, tmp_path, "pretrain", "zero2", {}, {}, "none")
