@@ -43,6 +43,9 @@ STATED = {
     "gradient_predivide_factor": 1.0,
     "gradient_allreduce_op": "mean",
 }
+# DeepSpeed times every micro-batch, for a line that it prints every steps_per_print steps, and
+# waits twice for all of the device's work to do so.
+NO_TIMERS = {"timers": {"throughput": {"enabled": False}}}
 ADAMS = ("adam", "adamw")
 MAX_BYTES = 1_000_000
 EXAMPLE = '{"type": "AdamW", "params": {"torch_adam": true, "fused": true}}'
@@ -99,6 +102,19 @@ def clipping_of(ds_config: Mapping[str, Any]) -> float:
     return float(ds_config.get(CLIPPING_KEY, NO_CLIPPING))
 
 
+def leaves_check_to_guard(ds_config: Mapping[str, Any]) -> bool:
+    """Whether a guard in the optimizer's kernel can look at the gradients in DeepSpeed's stead,
+    whose check and norm are a dozen operations for each gradient and several waits of the host: in
+    a bf16 run of ZeRO-1 or -2 without clipping, with torch's fused AdamW on the device, where the
+    JSON does not ask for the check.
+    """
+    params = _section(_section(ds_config, "optimizer"), "params")
+    is_fused = bool(params.get("torch_adam", False) and params.get("fused", False))
+    asks = "check_grad_overflow" in _section(ds_config, "bf16")
+    on_device = zero_stage_of(ds_config) in (1, 2) and not _offloads(ds_config)
+    return precision_of(ds_config) == "bf16" and on_device and is_fused and not asks and not clipping_of(ds_config)
+
+
 def state_clipping(ds_config: Mapping[str, Any]) -> dict[str, Any]:
     """The JSON with its clipping written down, as a run records it."""
     return {CLIPPING_KEY: NO_CLIPPING, **ds_config}
@@ -133,7 +149,7 @@ def hand_over(ds_config: Mapping[str, Any], *, accumulation: int, micro_batch: i
     and what the recipe decides, with the batch of this run and every default stated that would
     change weights.
     """
-    config = {**STATED, **_without_comments(ds_config)}
+    config = {**STATED, **NO_TIMERS, **_without_comments(ds_config)}
     for key in (*IGNORED, "fp16", "torch_autocast", "train_batch_size"):
         config.pop(key, None)
     if "optimizer" in config:

@@ -1,9 +1,10 @@
-"""The events that the training loop hands to observers, and the clock of a step's phases, which
-never stalls the device."""
+"""The events that the training loop hands to observers, the clock of a step's phases and the few
+numbers of a step that the host reads, none of which stalls the device."""
 
 from __future__ import annotations
 
 import time
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Protocol
 
@@ -66,6 +67,47 @@ class PhaseClock:
         return PhaseTimes(self._marks)
 
 
+class StepNumbers:
+    """A few numbers of a step, on their way from the device to the host.
+
+    On a GPU they are copied into pinned memory behind the work that computes them. Reading waits
+    for that copy alone: one step later it is there, whatever was launched since. (A tensor's
+    `float()` would be a copy behind all of that.)
+    """
+
+    def __init__(self, numbers_X: torch.Tensor) -> None:
+        self._numbers_X = numbers_X
+        self._arrived: Any = None
+        if numbers_X.is_cuda:
+            import torch
+
+            self._numbers_X = torch.empty(numbers_X.shape, dtype=numbers_X.dtype, pin_memory=True)
+            self._numbers_X.copy_(numbers_X, non_blocking=True)
+            self._arrived = torch.cuda.Event()
+            self._arrived.record()
+
+    def read(self) -> list[float]:
+        """All of them, once the device has come that far."""
+        if self._arrived is not None:
+            self._arrived.synchronize()
+        return self._numbers_X.tolist()
+
+
+@dataclass(frozen=True)
+class StepNumber:
+    """One of a step's numbers: `float()` and `bool()` read it, and wait as `StepNumbers.read`
+    does."""
+
+    numbers: StepNumbers
+    index: int
+
+    def __float__(self) -> float:
+        return self.numbers.read()[self.index]
+
+    def __bool__(self) -> bool:
+        return self.numbers.read()[self.index] != 0
+
+
 @dataclass(frozen=True)
 class RunInfo:
     """The facts of a run that never change, the same on all ranks but for `rank` and `device_name`.
@@ -123,18 +165,18 @@ class RunInfo:
 class StepEvent:
     """One finished optimizer step on one rank.
 
-    `step` counts from 1. `loss` is a detached scalar tensor on the device: the mean over the step's
-    global batch, the same on every rank. `grad_norm` is the global gradient norm where the engine
-    has it (tensor or float), else None. `num_clips` are this rank's clips. `bad_clips` were found
-    unreadable in this step on this rank. `num_substitutes` counts clips of the step that stand in
-    for unreadable ones. `clip_bytes` are the frames of the largest micro-batch of the step.
-    `skipped`: its gradients were not finite and the weights stayed as they were. `is_last`: the run
-    ends after it, done or interrupted.
+    `step` counts from 1. `loss` is the mean over the step's global batch, the same on every rank.
+    `grad_norm` is the global gradient norm where the engine has it, else None. `num_clips` are this
+    rank's clips. `bad_clips` were found unreadable in this step on this rank. `num_substitutes`
+    counts clips of the step that stand in for unreadable ones. `clip_bytes` are the frames of the
+    largest micro-batch of the step. `skipped`: its gradients were not finite and the weights stayed
+    as they were. `is_last`: the run ends after it, done or interrupted. Ask for `float(loss)`,
+    `float(grad_norm)` and `bool(skipped)` one step later: on a GPU they wait for the step's end.
     """
 
     step: int
     epoch: int
-    loss: torch.Tensor
+    loss: Any
     learning_rate: float
     grad_norm: Any
     num_clips: int
@@ -142,8 +184,23 @@ class StepEvent:
     bad_clips: tuple[BadClip, ...] = ()
     num_substitutes: int = 0
     clip_bytes: int | None = None
-    skipped: bool = False
+    skipped: Any = False
     is_last: bool = False
+
+
+class OneStepLate:
+    """Events for an observer that reads their numbers: on a GPU each comes with the step after it,
+    so that reading does not wait; the last ones come at once."""
+
+    def __init__(self, run: RunInfo) -> None:
+        self._is_late = run.device.startswith("cuda")
+        self._held: list[StepEvent] = []
+
+    def take(self, event: StepEvent) -> Iterator[StepEvent]:
+        """The events that are due, in their order."""
+        self._held.append(event)
+        while len(self._held) > (1 if self._is_late and not event.is_last else 0):
+            yield self._held.pop(0)
 
 
 class Observer(Protocol):

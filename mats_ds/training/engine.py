@@ -18,7 +18,8 @@ import torch
 from torch import nn
 
 from mats_ds.config.batch_plan import BatchPlan
-from mats_ds.config.ds_config import clipping_of, hand_over, precision_of, zero_stage_of
+from mats_ds.config.ds_config import clipping_of, hand_over, leaves_check_to_guard, precision_of, zero_stage_of
+from mats_ds.training.optim import guard_steps
 
 logger = logging.getLogger(__name__)
 
@@ -53,17 +54,22 @@ def make_engine(
 
     `compile_model` makes torch compile the model in place (the names in checkpoints stay as they
     are), when the first batch comes. `load_universal`: it will be given a checkpoint that was
-    converted for another number of ranks.
+    converted for another number of ranks. Whatever stage and precision: a step whose gradients are
+    not finite is left out, by DeepSpeed or by a guard (see optim.py).
     Raises ValueError for a JSON without optimizer, for compiling under ZeRO-3 or without a
     compiler, for what DeepSpeed refuses, and where it does something else than the JSON says.
     """
     import deepspeed
+    from deepspeed.runtime.zero.config import DeepSpeedZeroConfig
 
     if "optimizer" not in ds_config:
         raise ValueError(
             'the DeepSpeed JSON has no "optimizer": add {"type": "AdamW", "params": {"torch_adam": true, "fused": true}}'
         )
     config = hand_over(ds_config, accumulation=plan.accumulation, micro_batch=plan.micro_batch)
+    if leaves_check_to_guard(ds_config) and "compute_grad_norm" in DeepSpeedZeroConfig.model_fields:
+        config["bf16"] = {**config["bf16"], "check_grad_overflow": False}
+        config["zero_optimization"] = {**config["zero_optimization"], "compute_grad_norm": False}
     if load_universal:
         config["checkpoint"] = {**config.get("checkpoint", {}), "load_universal": True}
     if compile_model:
@@ -86,6 +92,7 @@ def make_engine(
         pairs = ((name, value, getattr(asked, name)) for name, value in vars(actual).items())
         differs = [f"{name} {value!r} instead of {wanted!r}" for name, value, wanted in pairs if value != wanted]
         raise ValueError(f"DeepSpeed trains with another setting than the JSON says: {'; '.join(differs)}")
+    guard_steps(engine)
     return engine
 
 

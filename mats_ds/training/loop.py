@@ -3,8 +3,9 @@ nothing of motion, labels or profiling.
 
 All ranks agree after every step on five numbers, in one small all-reduce: the loss, whether any
 rank's loss is not finite, how many unreadable videos were newly found, whether a rank was asked to
-stop, and whether one has lost its run folder. On a GPU the agreement of a step is read one step
-later, so that the host never waits.
+stop, and whether one has lost its run folder. On a GPU they are read one step later, together with
+the gradients' norm and whether the step was left out: it is the one time in a step that the host
+waits, for work that is mostly done by then.
 
 (Over 300 lines: the loop and what its ranks agree on after each step change together.)
 """
@@ -16,19 +17,20 @@ import logging
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from itertools import chain
-from typing import Any, TypeVar
+from typing import Any, NamedTuple, TypeVar
 
 import torch
 import torch.distributed as dist
 
 from mats_ds.core.clips import BadClip, ClipBatch
-from mats_ds.core.events import Observer, PhaseClock, RunInfo, StepEvent
+from mats_ds.core.events import Observer, PhaseClock, RunInfo, StepEvent, StepNumber, StepNumbers
 from mats_ds.core.format import format_count
 from mats_ds.core.run_dir import describe_standing, resume_options
 from mats_ds.core.text import Lines
 from mats_ds.distributed.collectives import Ranks, gather_on_all
 from mats_ds.distributed.exits import FolderLost, RanksLost, TrainingInterrupted, TrainingStopped
 from mats_ds.distributed.watchdog import Watchdog
+from mats_ds.training.optim import grad_norm_of, left_out_by
 
 logger = logging.getLogger(__name__)
 
@@ -38,19 +40,33 @@ NAMED_CLIPS = 8  # how many paths an error message lists
 STEPS_BETWEEN_SKIPS = 100  # a second step that is not finite within so many stops the run
 
 
+class _Agreed(NamedTuple):
+    """What all ranks agree on after a step, in the order in which it travels. `left_out`: 1 where
+    the optimizer step was, `grad_norm` 0 where the engine has none."""
+
+    ranks_not_finite: float
+    num_new_bad: float
+    ranks_asked: float
+    ranks_lost: float
+    loss: float
+    grad_norm: float
+    left_out: float
+
+
+LOSS, GRAD_NORM, LEFT_OUT = (_Agreed._fields.index(name) for name in ("loss", "grad_norm", "left_out"))
+
+
 @dataclass
 class _Agreement:
-    """The agreement of all ranks on one step, possibly still on its way from the device."""
+    """The agreement of all ranks on one step, possibly still on its way from the device. `counted`:
+    the engine knows itself that it left the step out."""
 
     step: int
-    # [sum of losses, ranks with a loss that is not finite, newly found bad videos, ranks asked to
-    # stop, ranks without run folder]
-    numbers: torch.Tensor
-    arrived: Any
+    numbers: StepNumbers
     micro_losses: list[torch.Tensor]
     paths: list[tuple[str, ...]]
     new_bad: tuple[BadClip, ...]
-    skipped: bool
+    counted: bool
     lost: str | None
 
 
@@ -206,37 +222,45 @@ class _Loop:
         is_asked = torch.full_like(local_loss, watchdog.request is not None)
         lost = self.what_is_lost()
         is_lost = torch.full_like(local_loss, lost is not None)
-        numbers = torch.stack([local_loss, (~local_loss.isfinite()).float(), num_new_bad, is_asked, is_lost])
-        dist.all_reduce(numbers)
-        skipped = engine.skipped_steps > skips_before
+        summed = torch.stack([local_loss, (~local_loss.isfinite()).float(), num_new_bad, is_asked, is_lost])
+        dist.all_reduce(summed)
+        counted = engine.skipped_steps > skips_before
+        left_out = left_out_by(engine)
+        norm = grad_norm_of(engine)
+        same = [
+            summed[0] / run.world_size,
+            _on_device_of(local_loss, 0.0 if norm is None else norm),
+            _on_device_of(local_loss, counted if left_out is None else left_out),
+        ]
+        numbers = StepNumbers(torch.cat([summed[1:], torch.stack(same)]))
         event = StepEvent(
             step=step + 1,
             epoch=step // run.steps_per_epoch,
-            loss=numbers[0] / run.world_size,
+            loss=StepNumber(numbers, LOSS),
             learning_rate=rate,
-            grad_norm=engine.get_global_grad_norm(),
+            grad_norm=None if norm is None else StepNumber(numbers, GRAD_NORM),
             num_clips=num_clips,
             times=clock.stop(),
             bad_clips=tuple(new_bad),
             num_substitutes=num_substitutes,
             clip_bytes=clip_bytes,
-            skipped=skipped,
+            skipped=StepNumber(numbers, LEFT_OUT),
         )
-        return event, _send(step, numbers, micro_losses, paths, tuple(new_bad), skipped, lost)
+        return event, _Agreement(step, numbers, micro_losses, paths, tuple(new_bad), counted, lost)
 
     def check(self, agreement: _Agreement) -> bool:
         """Stop all ranks alike when the step went wrong; True when a rank was asked to stop."""
-        if agreement.arrived is not None:
-            agreement.arrived.synchronize()
-        _, ranks_not_finite, num_new_bad, ranks_asked, ranks_lost = agreement.numbers.tolist()
-        if ranks_lost:
+        agreed = _Agreed(*agreement.numbers.read())
+        if agreed.left_out and not agreement.counted:
+            self.engine.skipped_steps += 1
+        if agreed.ranks_lost:
             why = next(lost for lost in gather_on_all(agreement.lost, self.run) if lost)
             raise FolderLost(why, step=agreement.step + 1)
-        if num_new_bad:
+        if agreed.num_new_bad:
             self.count_bad(agreement)
-        if ranks_not_finite or agreement.skipped:
-            self.skip_or_stop(agreement, int(ranks_not_finite))
-        return ranks_asked > 0
+        if agreed.ranks_not_finite or agreed.left_out:
+            self.skip_or_stop(agreement, int(agreed.ranks_not_finite), left_out=agreed.left_out > 0)
+        return agreed.ranks_asked > 0
 
     def count_bad(self, agreement: _Agreement) -> None:
         """Name the videos that were newly found to be unreadable. Raises TrainingStopped when they
@@ -257,7 +281,7 @@ class _Loop:
                 )
             )
 
-    def skip_or_stop(self, agreement: _Agreement, ranks_not_finite: int) -> None:
+    def skip_or_stop(self, agreement: _Agreement, ranks_not_finite: int, *, left_out: bool) -> None:
         """A loss or gradient that is not finite: go on once if the engine left the optimizer step
         out, else TrainingStopped."""
         step, before = agreement.step, self.last_skip
@@ -274,11 +298,11 @@ class _Loop:
         listed = [f"  {name or '(blank clip)'}" for name in names[:NAMED_CLIPS]]
         if len(names) > NAMED_CLIPS:
             listed.append(f"  and {len(names) - NAMED_CLIPS:,} more")
-        if agreement.skipped and (before is None or step - before >= STEPS_BETWEEN_SKIPS):
+        if left_out and (before is None or step - before >= STEPS_BETWEEN_SKIPS):
             self.last_skip = step
             logger.warning(Lines(f"{what}; the step is left out, and the weights stay as they were; its clips:", *listed))
             return
-        again = f", and so was step {before + 1:,}" if before is not None and agreement.skipped else ""
+        again = f", and so was step {before + 1:,}" if before is not None and left_out else ""
         rate = f"its peak is {self.run.learning_rate:.2g} at this batch"
         advice = f"lower optim.base_lr ({rate}), or set gradient_clipping in the DeepSpeed JSON"
         with contextlib.suppress(TrainingStopped):  # what is saved is what --resume auto will find
@@ -307,16 +331,11 @@ def _name_lost(watchdog: Watchdog | None, error: RuntimeError) -> str:
     return f"{who} ({reason[:160]}); see its message"
 
 
-def _send(step, numbers, micro_losses, paths, new_bad, skipped, lost) -> _Agreement:
-    """Start the copy of the agreed numbers to the host; on a CPU they are there already."""
-    arrived = None
-    if numbers.is_cuda:
-        on_host = torch.empty(numbers.shape, dtype=numbers.dtype, pin_memory=True)
-        on_host.copy_(numbers, non_blocking=True)
-        arrived = torch.cuda.Event()
-        arrived.record()
-        return _Agreement(step, on_host, arrived, micro_losses, paths, new_bad, skipped, lost)
-    return _Agreement(step, numbers, arrived, micro_losses, paths, new_bad, skipped, lost)
+def _on_device_of(like: torch.Tensor, number: Any) -> torch.Tensor:
+    """A number as a scalar of the same device and type, without waiting for the device."""
+    if isinstance(number, torch.Tensor) and number.device == like.device:
+        return number.detach().reshape(()).to(like.dtype)
+    return torch.full_like(like, float(number))
 
 
 def _gather(items: Iterable[T], ranks: Ranks) -> list[T]:

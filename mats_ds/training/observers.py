@@ -16,7 +16,7 @@ from typing import Any
 from tqdm import tqdm
 from tqdm.contrib.logging import logging_redirect_tqdm
 
-from mats_ds.core.events import RunInfo, StepEvent
+from mats_ds.core.events import OneStepLate, RunInfo, StepEvent
 from mats_ds.core.format import format_duration
 from mats_ds.core.progress import BAR_FORMAT, TimeLeft
 from mats_ds.distributed.collectives import gather_on_all
@@ -38,7 +38,8 @@ class Console:
     nothing was said, so that a long step is seen to be one.
 
     memory_bytes: asks the recorder for the newest memory figure, (bytes, name), or None before
-    there is one.
+    there is one. On a GPU a step is shown when the next one has been launched: its loss has come by
+    then.
     """
 
     log_steps: int
@@ -62,6 +63,7 @@ class Console:
             self.above_bar.__enter__()
         self.since_time, self.since_clips, self.clips = time.perf_counter(), 0, 0
         self.done, self.left = run.first_step, TimeLeft(run.total_steps, done=run.first_step)
+        self.due = OneStepLate(run)
         self.step_began = self.spoke = time.monotonic()
         if run.rank == 0:
             threading.Thread(target=self._break_silence, name="mats-console", daemon=True).start()
@@ -70,13 +72,17 @@ class Console:
         self.clips += event.num_clips * self.run.world_size
         self.done, self.step_began = event.step, time.monotonic()
         self.left.seconds(event.step)  # notes the first step, which counts for nothing
+        for due in self.due.take(event):
+            self._show(due)
+
+    def _show(self, event: StepEvent) -> None:
         last = event.is_last
         if self.run.rank != 0 or (event.step % self.log_steps and not last and self.bar is None):
             return
         self.spoke = time.monotonic()
         if self.bar is None:
             print(f"step {event.step:,}/{self.run.total_steps:,}  {self._state(event)}", file=self.stream, flush=True)
-        else:  # reading the loss waits for the device: once a second is enough for a reader
+        else:  # once a second is enough for a reader
             if last or event.step == self.run.first_step + 1 or time.perf_counter() - self.since_time > REFRESH_SECONDS:
                 self.bar.set_postfix_str(self._state(event), refresh=False)
             self.bar.update(1)
@@ -149,8 +155,8 @@ class Checkpointer:
     def on_step(self, event: StepEvent) -> None:
         self.saver.poll()
         due = self.every_steps and event.step % self.every_steps == 0
-        # The loss is the same on all ranks, so they decide alike; it is looked at only when a save
-        # is due.
+        # The loss is the same on all ranks, so they decide alike; it is looked at, and waited for,
+        # only when a save is due.
         if (due or event.is_last) and (event.skipped or math.isfinite(float(event.loss))):
             self._check_folder(event.step)
             self.saver.begin(event.step, self.extra())
@@ -183,12 +189,16 @@ class Monitor:
     memory_bytes: Callable[[], tuple[int, str] | None]
 
     def on_start(self, run: RunInfo) -> None:
-        self.run = run
+        self.run, self.due = run, OneStepLate(run)
         self.clips = run.first_step * run.global_batch
         if run.first_step and run.rank == 0 and self.engine.monitor.csv_monitor is not None:
             continue_csv(self.engine.monitor.csv_monitor, clips=self.clips)
 
     def on_step(self, event: StepEvent) -> None:
+        for due in self.due.take(event):
+            self._write(due)
+
+    def _write(self, event: StepEvent) -> None:
         self.clips += event.num_clips * self.run.world_size
         if event.step % self.every_steps or not self.engine.monitor.enabled or self.run.rank != 0:
             return

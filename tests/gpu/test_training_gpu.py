@@ -73,6 +73,42 @@ def test_bf16_forward_and_backward_take_flash_attention_and_never_wait_for_the_d
     assert loss.isfinite()
 
 
+class SyncDebug:
+    """Makes every wait of the host an error from the end of the second step to that of the last
+    but one."""
+
+    def on_start(self, run):
+        self.last = run.total_steps - 1
+
+    def on_step(self, event):
+        if event.step == 2:
+            torch.cuda.synchronize()
+        torch.cuda.set_sync_debug_mode("error" if 2 <= event.step < self.last else "default")
+
+    def on_end(self, outcome):
+        torch.cuda.set_sync_debug_mode("default")
+
+
+def train_without_waiting(*options):
+    from tests.training.test_host_waits import make_fit
+
+    train, recorder = make_fit(*options, SyncDebug())
+    train()
+    return recorder.latest.step, recorder.latest.loss
+
+
+@pytest.mark.parametrize("task", ["pretrain", "finetune"])
+def test_a_whole_step_of_the_engine_and_its_observers_never_waits(ranks, tmp_path, task):
+    """Beside the CPU's count in tests/training/test_host_waits.py. (Waiting for the event of the
+    step before is none to CUDA's debug mode.)"""
+    from tests.training.test_host_waits import FINETUNING, NOT_OVERLAPPED, NUM_STEPS
+
+    pytest.importorskip("deepspeed")
+    pruning = FINETUNING if task == "finetune" else {}
+    [(step, loss)] = ranks(train_without_waiting, 1, tmp_path, task, "zero2", NOT_OVERLAPPED, pruning, "none")
+    assert step == NUM_STEPS and loss > 0
+
+
 def test_dropped_tokens_take_no_memory_for_backward():
     def peak_bytes(grid):
         model = MaskedAutoencoder.from_name(

@@ -231,6 +231,22 @@ def test_more_and_fewer_ranks_go_on_with_the_same_losses(ranks, one_rank_losses,
     assert not list((tmp_path / PATTERN / "checkpoints").glob(".*"))
 
 
+def clipping_once_resumed(options):
+    """What the engine of a resumed run clips at."""
+    found = []
+    globals()["fit"] = lambda engine, *_, **__: found.append(engine.optimizer.clip_grad)
+    train(**options, resume=True)
+    return found
+
+
+@pytest.mark.parametrize(("saved", "now"), [(1.0, 0.0), (0.0, 0.5)])
+def test_a_resumed_run_clips_as_its_json_says(ranks, tmp_path, saved, now):
+    """DeepSpeed went on with the clipping of the run that saved."""
+    options = {"ds_config": "zero2", "folder": tmp_path}
+    ranks(train_options, 1, {**options, "num_steps": 1, "extra": {"gradient_clipping": saved}})
+    assert ranks(clipping_once_resumed, 1, {**options, "extra": {"gradient_clipping": now}}) == [[now]]
+
+
 @pytest.mark.slow
 def test_another_zero_stage_or_global_batch_is_told_what_to_do(ranks, tmp_path):
     ranks(train_options, 2, {"folder": tmp_path, "num_steps": 1})

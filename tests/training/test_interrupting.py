@@ -9,7 +9,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from mats_ds.core.events import StepEvent
+from mats_ds.core.events import StepEvent, StepNumbers
 from mats_ds.distributed.exits import TrainingInterrupted, TrainingStopped
 from mats_ds.training import loop
 from mats_ds.training.observers import Checkpointer
@@ -36,9 +36,11 @@ def interrupted_run(monkeypatch, losses):
     fields = dict.fromkeys(StepEvent.__dataclass_fields__)
 
     def take_step(step):
-        numbers = torch.tensor([losses[step], float(not math.isfinite(losses[step])), 0.0, float(step == 0), 0.0])
-        event = StepEvent(**fields | {"step": step + 1, "loss": numbers[0], "skipped": False})
-        agreement = loop._Agreement(step, numbers, None, [numbers[0]], [(f"video{step}.mp4",)], (), False, None)
+        loss = torch.tensor(losses[step])
+        agreed = loop._Agreed(float(not math.isfinite(loss)), 0.0, float(step == 0), 0.0, losses[step], 0.0, 0.0)
+        event = StepEvent(**fields | {"step": step + 1, "loss": loss, "skipped": False})
+        numbers = StepNumbers(torch.tensor(agreed))
+        agreement = loop._Agreement(step, numbers, [loss], [(f"video{step}.mp4",)], (), False, None)
         return event, agreement
 
     train = loop._Loop(

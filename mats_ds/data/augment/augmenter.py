@@ -21,7 +21,7 @@ import torch.nn.functional as F
 
 from mats_ds.config.finetune_recipe import AugmentSection
 from mats_ds.core.clips import ClipBatch
-from mats_ds.data.augment.mixing import choose_partners, erase_box, mix_clips, sample_mixture
+from mats_ds.data.augment.mixing import choose_partners, erase_box, mix_clips, sample_mixture, send
 
 _FOR_CLIP, _FOR_BATCH, _FOR_MODEL = range(3)  # what a stream of random numbers serves
 
@@ -83,8 +83,7 @@ class Augmenter:
 
     @staticmethod
     def _floats(values: list, like: torch.Tensor) -> torch.Tensor:
-        on_host = torch.tensor(values, dtype=torch.float32)
-        return on_host.pin_memory().to(like.device, non_blocking=True) if like.is_cuda else on_host
+        return send(torch.tensor(values, dtype=torch.float32), like.device)
 
 
 def make_draws(seed: int, purpose: int) -> np.random.Generator:

@@ -113,7 +113,12 @@ def erase_box(frames_THWC: torch.Tensor, rng: np.random.Generator) -> torch.Tens
     if box is None:
         return frames_THWC
     noise_HWC = rng.normal(NOISE_MEAN, NOISE_STD, size=(box.height, box.width, 3))
-    noise = torch.from_numpy(noise_HWC.round().clip(0, 255).astype(np.uint8)).to(frames_THWC.device)
+    noise = send(torch.from_numpy(noise_HWC.round().clip(0, 255).astype(np.uint8)), frames_THWC.device)
     frames_THWC = frames_THWC.clone()
     frames_THWC[:, box.top : box.top + box.height, box.left : box.left + box.width] = noise
     return frames_THWC
+
+
+def send(on_host: torch.Tensor, device: torch.device) -> torch.Tensor:
+    """The tensor on the device. The host does not wait for the work that is there before it."""
+    return on_host.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else on_host

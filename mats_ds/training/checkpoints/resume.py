@@ -180,15 +180,15 @@ def convert(checkpoint: Checkpoint) -> Path:
 
 def resume(engine: Any, point: ResumePoint | None, ranks: Ranks) -> Resumed:
     """Load it into the engine; called by all ranks. None: a fresh start. The settings of the
-    parameter groups (weight decay, betas) stay the recipe's. Raises ValueError for a checkpoint of
-    another model or step.
+    parameter groups (weight decay, betas) stay the recipe's, and clipping the JSON's. Raises
+    ValueError for a checkpoint of another model or step.
     """
     if point is None:
         return Resumed()
     folder = point.converted or point.checkpoint.folder
     settings = [{key: group[key] for key in GROUP_SETTINGS if key in group} for group in engine.optimizer.param_groups]
     try:
-        with name_without_patterns(folder) as literal, without_code():
+        with name_without_patterns(folder) as literal, without_code(), _keep_clipping(engine.optimizer):
             path, state = engine.load_checkpoint(str(literal), tag=point.checkpoint.tag)
     except (RuntimeError, *MALFORMED) as error:  # torch's loader, DeepSpeed's universal one
         if not any(text in str(error) for text in MISMATCH_TEXTS):
@@ -229,6 +229,19 @@ def name_without_patterns(folder: Path) -> Iterator[Path]:
         link = Path(folder_of_link, CHECKPOINTS)
         link.symlink_to(os.path.abspath(folder))
         yield link
+
+
+@contextlib.contextmanager
+def _keep_clipping(optimizer: Any) -> Iterator[None]:
+    """ZeRO's clipping as it is: DeepSpeed 0.19 would go on with the checkpoint's, or refuse it
+    where it computes no norm."""
+    own = {name: getattr(optimizer, name) for name in ("clip_grad", "compute_grad_norm") if hasattr(optimizer, name)}
+    if "compute_grad_norm" in own:
+        optimizer.compute_grad_norm = True
+    try:
+        yield
+    finally:
+        vars(optimizer).update(own)
 
 
 def _describe_malformed(checkpoint: Checkpoint, error: Exception) -> str:
