@@ -12,6 +12,7 @@ whole; it needs the standard library only, and runs again for every part.
 from __future__ import annotations
 
 import argparse
+import lzma
 import re
 import shutil
 import subprocess
@@ -27,6 +28,8 @@ MIB = 2**20
 BASE = ("annotated-types", "pydantic", "pydantic-core", "typing-inspection", "hjson", "av", "deepspeed", "pyyaml", "psutil")
 BASE += ("py-cpuinfo", "msgpack", "tqdm", "einops", "timm", "nvidia-ml-py", "safetensors")
 DALI = ("astunparse", "gast", "optree", "six", "nvidia-dali-cuda130")
+# Most of it is machine code, for whose addresses the first filter is made.
+FILTERS = [{"id": lzma.FILTER_X86}, {"id": lzma.FILTER_LZMA2, "preset": 6, "dict_size": 32 * MIB}]
 NOT_LOADED = ("nvidia/dali/include", "nvidia/dali/test", "bin")
 
 
@@ -62,8 +65,6 @@ def pack(options: argparse.Namespace) -> int:
             command = ["uv", "pip", "install", "--quiet", "--no-deps", "--target", str(site), "--python-version", options.python]
             subprocess.run([*command, "--python-platform", options.platform, *wanted], check=True)
             archives.append(compress(site, Path(folder) / f"{name}.tar.xz", python=options.python))
-        for part in options.parts.glob("[0-9]*"):
-            shutil.rmtree(part)
         written = cut(*archives, into=options.parts, part_bytes=options.part_mib * MIB)
     for part in written:
         print(f"{part}: {sum(file.stat().st_size for file in part.iterdir()) / MIB:.1f} MiB")
@@ -85,10 +86,14 @@ def compress(site: Path, archive: Path, *, python: str) -> Path:
     def choose(member: tarfile.TarInfo) -> tarfile.TarInfo | None:
         name = member.name.removeprefix("./")
         of_others = re.search(r"\.cpython-\d+t?-", name) is not None and ours not in name
-        left_out = of_others or name.endswith((".a", ".pyc")) or any(name == path or name.startswith(f"{path}/") for path in NOT_LOADED)
+        left_out = (
+            of_others
+            or name.endswith((".a", ".pyc", ".pyi"))
+            or any(name == path or name.startswith(f"{path}/") for path in NOT_LOADED)
+        )
         return None if left_out else member
 
-    with tarfile.open(archive, "w:xz", preset=6) as packed:
+    with lzma.open(archive, "wb", filters=FILTERS) as file, tarfile.open(fileobj=file, mode="w|") as packed:
         packed.add(site, arcname=".", filter=choose)
     return archive
 
@@ -102,8 +107,10 @@ def cut(base: Path, dali: Path, *, into: Path, part_bytes: int) -> list[Path]:
     first = part_bytes - base.stat().st_size
     pieces = [content[:first], *(content[at : at + part_bytes] for at in range(first, len(content), part_bytes))]
     folders = [into / str(number) for number in range(1, len(pieces) + 1)]
+    for older in [*into.glob(f"*/{base.name}"), *into.glob(f"*/{dali.name}.*")]:
+        older.unlink()
     for number, (folder, piece) in enumerate(zip(folders, pieces, strict=True), 1):
-        folder.mkdir(parents=True)
+        folder.mkdir(parents=True, exist_ok=True)
         (folder / f"{dali.name}.{number}of{len(pieces)}").write_bytes(piece)
     shutil.copy(base, folders[0])
     return folders
@@ -117,7 +124,9 @@ def unpack(options: argparse.Namespace) -> int:
     for file in sorted(options.parts.glob("[0-9]*/*")):
         shutil.copy(file, kept)
     archives = [file for file in kept.iterdir() if file.suffix == ".xz"]
-    pieces = {int(match[1]): (file, int(match[2])) for file in kept.iterdir() if (match := re.search(r"\.(\d+)of(\d+)$", file.name))}
+    pieces = {
+        int(match[1]): (file, int(match[2])) for file in kept.iterdir() if (match := re.search(r"\.(\d+)of(\d+)$", file.name))
+    }
     if pieces and len(pieces) == next(iter(pieces.values()))[1]:
         whole = kept / "dali.tar.xz"
         with whole.open("wb") as joined:
