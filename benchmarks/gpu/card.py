@@ -25,6 +25,8 @@ def main() -> int:
         return part.finish()
     part.lacks("pydantic", "yaml", "deepspeed", "av", "transformers", "pynvml", "safetensors", "nvidia.dali")
     describe(part)
+    if part.on_gpu:
+        describe_driver(part)
     measure(part)
     return part.finish()
 
@@ -44,6 +46,39 @@ def describe(part: Part) -> None:
         part.add(card=device.name, memory_bytes=device.total_memory, multiprocessors=device.multi_processor_count)
         part.add_line("card", f"{device.name}, {device.total_memory / 2**30:.0f} GiB")
     part.add_line("versions", ", ".join(f"{name} {version}" for name, version in versions.items()))
+
+
+def describe_driver(part: Part) -> None:
+    """What NVML, the source of the recorder's figures, tells and what it does not."""
+    try:
+        import pynvml
+
+        pynvml.nvmlInit()
+        handle = pynvml.nvmlDeviceGetHandleByIndex(0)
+    except Exception as error:  # ImportError, or NVMLError of a machine without its library
+        part.add_line("driver", f"NVML does not answer: {type(error).__name__}: {error}")
+        return
+    questions = {
+        "driver": lambda: _text(pynvml.nvmlSystemGetDriverVersion()),
+        "memory used, MiB": lambda: pynvml.nvmlDeviceGetMemoryInfo(handle).used >> 20,
+        "busy, %": lambda: pynvml.nvmlDeviceGetUtilizationRates(handle).gpu,
+        "NVDEC busy, %": lambda: pynvml.nvmlDeviceGetDecoderUtilization(handle)[0],
+        "power, W": lambda: pynvml.nvmlDeviceGetPowerUsage(handle) / 1000,
+        "energy, J": lambda: pynvml.nvmlDeviceGetTotalEnergyConsumption(handle) / 1000,
+        "SM clock, MHz": lambda: pynvml.nvmlDeviceGetClockInfo(handle, pynvml.NVML_CLOCK_SM),
+    }
+    answers = {}
+    for name, ask in questions.items():
+        try:
+            answers[name] = ask()
+        except pynvml.NVMLError as error:
+            answers[name] = str(error)
+    part.add(nvml=answers)
+    part.add_line("NVML", ", ".join(f"{name} {answer}" for name, answer in answers.items()))
+
+
+def _text(name: str | bytes) -> str:
+    return name.decode() if isinstance(name, bytes) else name
 
 
 def measure(part: Part) -> None:

@@ -53,7 +53,7 @@ class Part:
     def add_line(self, what: str, figure: str, verdict: str = "") -> None:
         """Add a line, show it, and write the file."""
         self.lines.append(Line(what, figure, verdict))
-        print(f"{self.name:8} {what}: {figure}" + (f"  [{verdict}]" if verdict else ""), flush=True)
+        print(f"{self.name:14} {what}: {figure}" + (f"  [{verdict}]" if verdict else ""), flush=True)
         self.write()
 
     def judge(self, what: str, figure: str, *, holds: bool) -> None:
@@ -94,12 +94,13 @@ def _is_installed(name: str) -> bool:
 def begin_part(name: str, arguments: list[str] | None = None) -> Part:
     """The part as its arguments ask for it; its file is there from now on."""
     parser = argparse.ArgumentParser(prog=f"{name}.py")
+    parser.add_argument("--part", default=name, help="name of the part, where a program has several")
     parser.add_argument("--out", type=Path, required=True, help="JSON file to write")
     parser.add_argument("--device", choices=["cuda", "cpu"], default="cuda")
     parser.add_argument("--quick", action="store_true")
     parser.add_argument("--seconds", type=float, default=120.0, help="begin nothing new after that long")
     parser.add_argument("--videos", default="", help="a folder of real clips")
     options = parser.parse_args(arguments)
-    part = Part(name, options.out, options.device, options.quick, time.monotonic() + options.seconds, options.videos)
+    part = Part(options.part, options.out, options.device, options.quick, time.monotonic() + options.seconds, options.videos)
     part.write()
     return part

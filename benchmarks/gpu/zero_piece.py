@@ -59,13 +59,10 @@ def join(question: dict, *, world_size: int) -> None:
 
 
 def settings_of(question: dict) -> dict:
-    """The project's ZeRO-2 file; float32 on a CPU, DeepSpeed's own FusedAdam where it is asked
-    for."""
+    """The project's ZeRO-2 file; float32 on a CPU."""
     config = json.loads((ROOT / "ds_configs" / "zero2.json").read_text(encoding="utf-8")) | {MICRO_BATCH_KEY: question["batch"]}
     if question["device"] == "cpu":
         config["bf16"] = {"enabled": False}
-    if question.get("optimizer") == "FusedAdam":
-        config["optimizer"] = {"type": "AdamW", "params": {}}
     return config
 
 
