@@ -68,6 +68,11 @@ class H264Reader:
         known = [sequence.num_reorder for sequence in self._sequences.values()]
         return None if not known or None in known else min(known)
 
+    @property
+    def device_doubt(self) -> str:
+        """Streams that may hold fields, whatever their first picture is."""
+        return "" if all(sequence.frames_only for sequence in self._sequences.values()) else "interlaced"
+
     def read(self, data: bytes) -> CodedPicture:
         """The picture in a packet. Raises BrokenHeader where the packet is not one frame that is
         fully understood."""

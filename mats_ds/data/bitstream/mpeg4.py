@@ -15,7 +15,7 @@ import numpy as np
 
 VOP_START = b"\x00\x00\x01\xb6"
 PREFIX = b"\x00\x00\x01"
-INTRA, BIDIRECTIONAL = 0, 2  # vop_coding_type; 1 is predicted, 3 a sprite
+INTRA, BIDIRECTIONAL, SPRITE = 0, 2, 3  # vop_coding_type; 1 is predicted
 HEADER_BYTES = 64  # more than any header that is read here takes
 
 

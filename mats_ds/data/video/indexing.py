@@ -66,7 +66,9 @@ def _read_index(path: str, num_bytes: int) -> VideoIndex:
     with container, PacketLog(path, container, stream) as log:
         scanned = _scan(container, stream, log)
         index = _index_by_headers(path, container, stream, log, scanned)
-        return index if index is not None else _index_by_decoding(path, container, stream, scanned)
+        if index is None:
+            index = _index_by_decoding(path, container, stream, scanned)
+        return replace(index, num_bytes=num_bytes)
 
 
 @dataclass(eq=False)
@@ -183,7 +185,16 @@ def _index_by_headers(path, container, stream: av.VideoStream, log: PacketLog, s
         packets=packets,
         seek_table=seek_table,
         num_stored=len(stamps),
+        device_doubt=scan.proof.device_doubt or _why_its_end_is_doubtful(stream, scan),
     )
+
+
+def _why_its_end_is_doubtful(stream: av.VideoStream, scan: _Scan) -> str:
+    """A reason to expect that a decoder without FFmpeg's checks makes up the last frames; "" for
+    none. `stream.frames` is 0 where the header does not count them."""
+    if scan.problem:
+        return "packets that cannot be read"
+    return "other frames than its header counts" if stream.frames not in (0, scan.num_packets) else ""
 
 
 def _index_by_decoding(path: str, container, stream: av.VideoStream, scan: _Scan) -> VideoIndex:
@@ -245,6 +256,12 @@ def _describe(
         pixel_format=picture.format.name,
         width=picture.width,
         height=picture.height,
+        coded_width=stream.codec_context.coded_width,
+        coded_height=stream.codec_context.coded_height,
+        profile=stream.codec_context.profile or "",
+        colour_space=int(picture.colorspace),
+        colour_range=int(picture.color_range),
+        num_video_streams=len(container.streams.video),
         orientation=orientation_of(picture),
         stream_index=stream.index,
         time_base=stream.time_base,

@@ -161,7 +161,7 @@ def check_file(path: str, *, on_heartbeat: Callable[[], None] = lambda: None) ->
         clip_seconds=_time_clip(index, start_seconds, end_seconds),
         bytes=num_bytes,
         num_video_streams=decoded.num_video_streams,
-        cpu_reason=why_on_cpu(index, num_video_streams=decoded.num_video_streams, num_bytes=num_bytes),
+        cpu_reason=why_on_cpu(index),
         start_seconds=start_seconds,
         end_seconds=end_seconds,
         warnings=tuple(_warnings(index, decoded, part, seconds_F)),
