@@ -117,7 +117,8 @@ class BatchBuilder:
             return torch.zeros(shape, dtype=torch.uint8, device=self._device)
 
     def _spare_device(self, requests: Sequence[ReadRequest]) -> None:
-        """Have PyAV decode the files that the device has refused before."""
+        """Have PyAV decode the files that the device has refused before. What is already read for
+        the device by then is found when it is to be decoded."""
         for request in requests if self._refusals.num_files else ():
             request.on_cpu |= self._refusals.has(self._sampler.spec(request.position).path)
 
@@ -126,6 +127,8 @@ class BatchBuilder:
         blank ones stay zero."""
         clips = {index: batch.requests[index].clip for index in indices}
         encoded = [index for index in indices if isinstance(clips[index], EncodedClip)]
+        refused = [index for index in encoded if self._refusals.has(batch.requests[index].spec.path)]
+        encoded = [index for index in encoded if index not in refused]
         if encoded:
             decoder = self._free_decoder()
             batch.num_pending += 1
@@ -135,6 +138,8 @@ class BatchBuilder:
             if isinstance(clips[index], DecodedClip):
                 self._copy_decoded(clips[index], to=batch.frames_BTHWC[index])
             self._prefetcher.release(batch.requests[index])
+        for index in refused:
+            self._decode_with_pyav(batch, index)
 
     def _copy_decoded(self, clip: DecodedClip, *, to: torch.Tensor) -> None:
         """Copy a decoded clip into the batch; it is no longer needed when this returns."""
@@ -178,11 +183,11 @@ class BatchBuilder:
 
     def _decode_one_by_one(self, chunk: DecodeChunk, error: RuntimeError) -> None:
         """Give the clips of a chunk that the device could not decode to it one by one, and those
-        that it refuses again to PyAV, which also finds out whether the file is to blame."""
+        that it refuses again to PyAV."""
         # others are made instead: one that has failed may not be sound any more
         self._decoders.remove(chunk.decoder)
         if len(chunk.indices) == 1:
-            return self._decode_with_pyav(chunk.batch, chunk.indices[0], codec=chunk.codecs[0], error=error)
+            return self._decode_refused(chunk.batch, chunk.indices[0], codec=chunk.codecs[0], error=error)
         decoder = None
         for index, codec in zip(chunk.indices, chunk.codecs, strict=True):
             request = self._read_again(chunk.batch, index, on_cpu=False)
@@ -195,7 +200,7 @@ class BatchBuilder:
                 except RuntimeError as refusal:
                     decoder = None
                     self._prefetcher.release(request)
-                    self._decode_with_pyav(chunk.batch, index, codec=codec, error=refusal)
+                    self._decode_refused(chunk.batch, index, codec=codec, error=refusal)
                     continue
                 self._refusals.note_success([codec])
             elif clip is not None:
@@ -204,16 +209,20 @@ class BatchBuilder:
         if decoder is not None:
             self._decoders.appendleft(decoder)
 
-    def _decode_with_pyav(self, batch: PartialBatch, index: int, *, codec: str, error: RuntimeError) -> None:
-        """Decode a clip that the device refused alone, and remember its file."""
+    def _decode_refused(self, batch: PartialBatch, index: int, *, codec: str, error: RuntimeError) -> None:
+        """Decode a clip that the device refused alone with PyAV, which also finds out whether the
+        file is to blame, and remember the file."""
         before = batch.requests[index]
+        self._decode_with_pyav(batch, index)
+        is_sound = batch.requests[index].attempt == before.attempt
+        if self._refusals.note(before.spec.path, codec=codec, cause=cause_of(error), is_sound=is_sound):
+            self._reader.codecs = {name: limits for name, limits in self._reader.codecs.items() if name != codec}
+
+    def _decode_with_pyav(self, batch: PartialBatch, index: int) -> None:
         request = self._read_again(batch, index, on_cpu=True)
         if request.clip is not None:
             self._copy_decoded(request.clip, to=batch.frames_BTHWC[index])
         self._prefetcher.release(request)
-        is_sound = request.attempt == before.attempt
-        if self._refusals.note(before.spec.path, codec=codec, cause=cause_of(error), is_sound=is_sound):
-            self._reader.codecs = {name: limits for name, limits in self._reader.codecs.items() if name != codec}
 
     def _read_again(self, batch: PartialBatch, index: int, *, on_cpu: bool) -> ReadRequest:
         """Read a clip of a batch once more, before all others that wait; its request takes the

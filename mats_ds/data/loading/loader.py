@@ -259,8 +259,8 @@ class ClipLoader:
             return f"PyAV decodes, crops and scales to {size} on {readers}; {why}"
         pinned_gib = pinned_bytes_bound(num_graphs, micro_batch=self.split.micro_batch) / 2**30
         return (
-            f"NVDEC decodes ({format_count(num_graphs, 'DALI pipeline')}: {', '.join(sorted(codecs))}; page-locked memory at most "
-            f"{pinned_gib:.1f} GiB), PyAV on {readers} what it cannot; crops scaled to {size} on {self.device}"
+            f"NVDEC decodes ({format_count(num_graphs, 'DALI pipeline')}: {', '.join(sorted(codecs))}; page-locked memory at "
+            f"most {pinned_gib:.1f} GiB), PyAV on {readers} what it cannot; crops scaled to {size} on {self.device}"
             f"; route: {self._route.describe()}"
         )
 

@@ -21,7 +21,7 @@ from mats_ds.core.shards.members import stat_file
 from mats_ds.data.bitstream.palette import PaletteLog
 from mats_ds.data.bitstream.stream_proof import StreamProof
 from mats_ds.data.video.clock import clock_start, clock_start_of_counted, guessed_delay, slot_times
-from mats_ds.data.video.containers import READ_ERRORS, UnreadableVideo, describe_read_error, open_video
+from mats_ds.data.video.containers import READ_ERRORS, UnreadableVideo, describe_read_error, lacks_frames, open_video
 from mats_ds.data.video.faults import explain
 from mats_ds.data.video.index import IndexCache, VideoIndex
 from mats_ds.data.video.orientation import orientation_of
@@ -185,16 +185,19 @@ def _index_by_headers(path, container, stream: av.VideoStream, log: PacketLog, s
         packets=packets,
         seek_table=seek_table,
         num_stored=len(stamps),
-        device_doubt=scan.proof.device_doubt or _why_its_end_is_doubtful(stream, scan),
+        device_doubt=scan.proof.device_doubt or _why_its_end_is_doubtful(container, stream, scan, index),
     )
 
 
-def _why_its_end_is_doubtful(stream: av.VideoStream, scan: _Scan) -> str:
+def _why_its_end_is_doubtful(container, stream: av.VideoStream, scan: _Scan, index: VideoIndex) -> str:
     """A reason to expect that a decoder without FFmpeg's checks makes up the last frames; "" for
     none. `stream.frames` is 0 where the header does not count them."""
     if scan.problem:
         return "packets that cannot be read"
-    return "other frames than its header counts" if stream.frames not in (0, scan.num_packets) else ""
+    if stream.frames not in (0, scan.num_packets):
+        return "other frames than its header counts"
+    ends = dict(last_seconds=float(index.seconds()[-1]), frame_seconds=index.frame_seconds())
+    return "ends before its header says" if lacks_frames(container, stream, **ends) else ""
 
 
 def _index_by_decoding(path: str, container, stream: av.VideoStream, scan: _Scan) -> VideoIndex:

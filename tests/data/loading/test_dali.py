@@ -7,8 +7,8 @@ from dataclasses import replace
 import pytest
 import torch
 
-from mats_ds.data.loading.batching import MAX_CHUNK_BYTES
 from mats_ds.data.loading import dali
+from mats_ds.data.loading.batching import MAX_CHUNK_BYTES
 from mats_ds.data.loading.dali import DEFAULT_GRAPHS, choose_num_graphs, device_codecs, pinned_bytes_bound
 from mats_ds.data.loading.nvdec.limits import Nvdec
 from mats_ds.data.video.nvdec_support import MAX_ENCODED_BYTES, NVDEC_LIMITS

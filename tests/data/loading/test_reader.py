@@ -10,8 +10,8 @@ import pytest
 from mats_ds.core.clips import ClipSpec, CropSpec
 from mats_ds.data.loading import reader
 from mats_ds.data.loading.reader import DecodedClip, EncodedClip, read_decoded, read_for_device
-from mats_ds.data.video.indexing import index_video
 from mats_ds.data.video import nvdec_support
+from mats_ds.data.video.indexing import index_video
 from mats_ds.data.video.nvdec_support import device_can_decode
 from mats_ds.data.video.orientation import Orientation
 

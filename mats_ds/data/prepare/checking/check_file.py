@@ -22,7 +22,7 @@ import numpy as np
 from mats_ds.core.clips import DAMAGED, ClipSpec
 from mats_ds.core.format import format_count
 from mats_ds.core.shards.members import stat_file
-from mats_ds.data.prepare.header_length import describe_torn_end
+from mats_ds.data.video.containers import describe_torn_end
 from mats_ds.data.video.decode import decode_frames, frame_numbers
 from mats_ds.data.video.index import VideoIndex
 from mats_ds.data.video.indexing import READ_ERRORS, UnreadableVideo, describe_read_error, index_video, open_video

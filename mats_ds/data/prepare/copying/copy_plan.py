@@ -20,7 +20,7 @@ from mats_ds.core.storage.output_folder import NOT_COUNTED, check_output_folder,
 from mats_ds.data.manifest import Manifest
 from mats_ds.data.prepare.copying.copy_settings import DEFAULT_CRF, CopySettings
 from mats_ds.data.prepare.copying.segment import can_cut
-from mats_ds.data.prepare.header_length import promised_seconds
+from mats_ds.data.video.containers import promised_seconds
 from mats_ds.data.video.indexing import READ_ERRORS, UnreadableVideo, open_video
 
 COMMAND = "prepare transcode"

@@ -40,9 +40,8 @@ from mats_ds.core.shards.members import stat_file
 from mats_ds.core.storage.files import is_same_file
 from mats_ds.data.prepare.copying.copy_settings import ENCODERS, CopySettings
 from mats_ds.data.prepare.copying.upright import UprightScaler, copy_size
-from mats_ds.data.prepare.header_length import describe_torn_end
 from mats_ds.data.prepare.publishing import Publisher, publish
-from mats_ds.data.video.containers import file_url
+from mats_ds.data.video.containers import describe_torn_end, file_url
 from mats_ds.data.video.faults import in_words
 from mats_ds.data.video.index import VideoIndex
 from mats_ds.data.video.indexing import READ_ERRORS, UnreadableVideo, describe_read_error, index_video, open_video
