@@ -76,7 +76,7 @@ def test_a_picture_cut_out_of_a_larger_one_is_left_to_pyav(tmp_path):
     "colours, expected",
     [
         (Colorspace.ITU601, ""),
-        (Colorspace.SMPTE170M, ""),
+        (6, ""),
         (Colorspace.ITU709, "BT.709 colours"),
         (Colorspace.SMPTE240M, "SMPTE 240M colours"),
         (Colorspace.FCC, "FCC colours"),
