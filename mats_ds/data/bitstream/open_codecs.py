@@ -8,6 +8,8 @@ specification, sections 5.3 to 5.5, 5.9.2.
 
 from __future__ import annotations
 
+import functools
+
 from mats_ds.data.bitstream.bits import Bits, BrokenHeader
 from mats_ds.data.bitstream.coded_picture import CodedPicture
 
@@ -56,7 +58,8 @@ class Vp9Reader:
         """The picture in a packet. Raises BrokenHeader where it shows several, or is none."""
         begins = _vp9_frames(data)
         frames = [_read_vp9_frame(data[begin : begin + 1]) for begin in begins]
-        self._sizes.update(_vp9_size(data[begin : begin + VP9_HEADER_BYTES]) for begin in begins)
+        for begin in begins:
+            self._sizes.add(_vp9_size(data[begin : begin + VP9_HEADER_BYTES]))
         num_shown = sum(is_shown for is_shown, _ in frames)
         if num_shown > 1:
             raise BrokenHeader("a packet shows several pictures")
@@ -84,8 +87,9 @@ def _vp9_frames(data: bytes) -> list[int]:
     return begins
 
 
+@functools.cache
 def _read_vp9_frame(header: bytes) -> tuple[bool, bool]:
-    """(is shown, is a key frame)"""
+    """(is shown, is a key frame), from the first byte of a frame."""
     bits = Bits(header)
     if bits.read(2) != 2:
         raise BrokenHeader("no VP9 frame")
