@@ -18,6 +18,7 @@ if __name__ == "__main__":  # run as a file, Python would look for modules in ma
 
     begin_script()
 
+import dataclasses
 import json
 import logging
 from contextlib import ExitStack
@@ -119,6 +120,7 @@ def finetune(recipe: FinetuneRecipe, options: RunOptions) -> None:
 
     with ExitStack() as loaders:
         loader = loaders.enter_context(run.loader_for(sampler))
+        info = dataclasses.replace(info, decoding=loader.decoding())
         if ranks.rank == 0:
             (folder / RESULT_FILE).unlink(missing_ok=True)  # of a run that now goes on
         videos, kinds = format_count(len(manifest), "video"), format_count(classes.count, "class")

@@ -85,6 +85,7 @@ def pretrain(recipe: Recipe, options: RunOptions) -> None:
     workload = Workload.from_recipe(recipe)
     info = run.describe(workload, steps_per_epoch=sampler.steps_per_epoch, data_name=manifest.name)
     with run.loader_for(sampler) as loader:
+        info = dataclasses.replace(info, decoding=loader.decoding())
         run.announce(
             info,
             compute=describe_compute(recipe),

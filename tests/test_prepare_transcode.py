@@ -69,8 +69,11 @@ def test_a_dry_run_shows_and_writes_nothing(folder, tmp_path, capsys):
     before = sorted(tmp_path.rglob("*"))
     assert transcode(folder, "--out", tmp_path / "out", "--dry_run") == 0
     text = capsys.readouterr().out
-    for words in ("3 files", "a.mp4", "short side at most 256", "every 16 frames", "crf=23", "estimated bytes: "):
+    sides = ("sides are multiples of 16", "5% of a picture is cut off", "nothing is stretched", "BT.601")
+    for words in ("3 files", "a.mp4", "short side at most 256", "every 16 frames", "crf=23", "estimated bytes: ", *sides):
         assert words in text
+    assert transcode(folder, "--out", tmp_path / "out", "--dry_run", "--short_side", 250) == 0
+    assert "250 is no multiple of 16: PyAV decodes such copies" in capsys.readouterr().out
     assert transcode(folder, "--out", tmp_path / "out", "--keep", "--segment", 0.7) == 0
     assert "can be cut" in capsys.readouterr().out
     assert sorted(tmp_path.rglob("*")) == before

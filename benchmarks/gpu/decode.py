@@ -1,9 +1,10 @@
 """NVDEC through DALI: are its frames PyAV's, what does it do with broken files, and how many clips
 a second does it bring?
 
-Frames are compared without scaling, index by index. On a CPU the same graph decodes what DALI's CPU
-decoder knows (VP9), which rehearses the way. The loader's rates are of clips from end to end:
-reading, decoding, cropping, scaling to 224 x 224.
+Frames are compared without scaling, index by index (compare.py). On a CPU the same comparison runs
+with a stand-in for the device's decoder (stand_in.py): its frames must be equal, and each fault
+that it is given must be seen; what DALI's own CPU decoder knows, VP9, goes through the real graph.
+The loader's rates are of clips from end to end: reading, decoding, cropping, scaling to 224 x 224.
 """
 
 from __future__ import annotations
@@ -12,133 +13,179 @@ import os
 import sys
 import tempfile
 import time
+from functools import partial
 from itertools import islice
 from pathlib import Path
+from unittest import mock
 
 sys.path[0] = str(Path(__file__).resolve().parents[2])
 
 from benchmarks.gpu.part import MISSED, NEEDS_GPU, OK, Part, begin_part  # noqa: E402
 
 MIB = 2**20
-NUM_COMPARED, STRIDE = 16, 3
-GOAL_PSNR = 38.0
-EXACT_FORMATS = ("h264", "h264, open GOP", "hevc", "mpeg4 (XviD AVI)", "vp9", "av1", "odd size")
+MIXED = ("h264", "vp9", "av1", "352 x 256", "340 x 256", "BT.709", "vp9, odd", "odd size")
 
 
 def main() -> int:
     part = begin_part("decode")
-    if absent := part.lacks("torch", "numpy", "av", "nvidia.dali", "pydantic", "yaml"):
+    if absent := part.lacks("torch", "numpy", "av", "pydantic", "yaml"):
         part.add_line("decoding", f"not measured without {', '.join(absent)}")
         return part.finish()
+    has_dali = not part.lacks("nvidia.dali")
+    if part.on_gpu and not has_dali:
+        part.add_line("decoding", "not measured without nvidia.dali")
+        return part.finish()
     with tempfile.TemporaryDirectory() as folder:
-        check_frames(part, Path(folder))
+        ask_driver(part)
+        check_frames(part, Path(folder), has_dali=has_dali)
         check_broken(part, Path(folder))
+        check_loader(part, Path(folder))
         time_loader(part, Path(folder))
     return part.finish()
 
 
-def check_frames(part: Part, folder: Path) -> None:
-    """PSNR of the device's frames against PyAV's, the worst frame of every format."""
-
-    from benchmarks.gpu.video_files import FORMATS, write_format
-    from mats_ds.data.video.decode import decode_frames
-    from mats_ds.data.video.indexing import index_video
-    from mats_ds.data.video.nvdec_support import device_can_decode
-
-    worst = {}
-    for name in FORMATS:
-        path = folder / FORMATS[name].file
-        try:
-            write_format(path, FORMATS[name])
-        except Exception as error:  # an encoder that this PyAV does not have
-            part.add_line(f"frames, {name}", f"cannot be written here ({type(error).__name__})")
-            continue
-        index = index_video(str(path))
-        numbers = list(range(0, index.num_frames, STRIDE))[:NUM_COMPARED]
-        expected = decode_frames(str(path), numbers)
-        route = "device" if device_can_decode(index) else "PyAV"
-        try:
-            ours = decode_on_device(part, path, numbers, (index.height, index.width))
-        except RuntimeError as error:
-            part.add(format=name, route=route, error=str(error)[-300:])
-            part.add_line(f"frames, {name}", f"refused by DALI; the loader would give it to {route}")
-            continue
-        if not index.orientation.is_plain:
-            turned = index.orientation.apply(ours, axes=(1, 2))
-            part.add_line(
-                "DALI ignores rotation", str(bool(psnr(expected, turned).min() > GOAL_PSNR)), "" if part.on_gpu else NEEDS_GPU
-            )
-            continue
-        worst[name] = float(psnr(expected, ours).min()) if ours.shape == expected.shape else 0.0
-        part.add(format=name, route=route, psnr=worst[name], shape=list(ours.shape))
-        text = f"worst PSNR {worst[name]:.1f} dB; the loader gives it to {route}"
-        if route == "device" or worst[name] >= GOAL_PSNR:
-            part.judge(f"frames, {name}", text, holds=worst[name] >= GOAL_PSNR)
-        else:
-            part.add_line(f"frames, {name}", text)  # for this reason it does not go there
-    exact = [name for name in EXACT_FORMATS if worst.get(name, 0.0) >= GOAL_PSNR]
-    part.add_line("frame numbers are exact for", ", ".join(exact) or "none", "" if part.on_gpu else NEEDS_GPU)
-
-
-def decode_on_device(part: Part, path: Path, numbers: list[int], size: tuple[int, int]):
-    """uint8 [T, H, W, 3] from a fresh DALI graph, without scaling. Raises RuntimeError where DALI
-    does not decode the file."""
-    import numpy as np
+def ask_driver(part: Part) -> None:
+    """What the driver says that this GPU decodes."""
     import torch
 
-    from mats_ds.data.loading.dali import GpuDecoder
-    from mats_ds.data.loading.reader import EncodedClip, Region
+    from mats_ds.data.loading.nvdec.limits import find_nvdec
 
-    graph = GpuDecoder(size=size, device=torch.device(part.device))
-    region = Region((0, 0, *size), flip=False)
-    graph.start([EncodedClip(np.fromfile(path, np.uint8), np.asarray(numbers, np.int32), region, "")])
-    return graph.finish()[0].cpu().numpy()
+    if not part.on_gpu:
+        return part.add_line("NVDEC", "not asked", NEEDS_GPU)
+    nvdec = find_nvdec(torch.device(part.device))
+    part.add(nvdec=nvdec.as_json())
+    known = (
+        f"{name} up to {limits.largest[1]} x {limits.largest[0]} on {limits.num_engines}" for name, limits in nvdec.codecs.items()
+    )
+    part.add_line("NVDEC", nvdec.problem or f"{', '.join(known)} engines", OK if nvdec.codecs else MISSED)
 
 
-def psnr(one, other):
-    """psnr_T in dB, of every frame."""
-    import numpy as np
+def new_decoder(part: Part, size: tuple[int, int], **faults):
+    """A decoder of the device; on a CPU, which has none, the stand-in."""
+    import torch
 
-    squared = np.square(one.astype(np.float32) - other.astype(np.float32)).reshape(len(one), -1).mean(1)
-    return 10 * np.log10(255.0**2 / np.maximum(squared, 1e-4))
+    if part.on_gpu:
+        from mats_ds.data.loading.dali import GpuDecoder
+
+        return GpuDecoder(size=size, device=torch.device(part.device))
+    from benchmarks.gpu.stand_in import StandIn
+
+    return StandIn(size=size, **faults)
+
+
+def check_frames(part: Part, folder: Path, *, has_dali: bool) -> None:
+    """The worst frame of every case. On a CPU: whether the comparison sees each fault."""
+    from benchmarks.gpu.compare import CASES, Case, compare_case
+
+    wrong, compared = [], 0
+    for case in CASES:
+        try:
+            seen = compare_case(case, folder, partial(new_decoder, part))
+        except Exception as error:  # an encoder that this PyAV does not have
+            part.add_line(f"frames, {case.name}", f"cannot be written here ({type(error).__name__})")
+            continue
+        for one in seen:
+            part.add(case=case.name, format=one.format, reason=one.reason, psnr=one.psnr, error=one.error)
+        to_device = [one for one in seen if not one.reason]
+        compared += len(to_device)
+        wrong += [f"{case.name}: {one.format}" for one in to_device if not one.is_equal]
+        figure = "; ".join(one.describe() for one in seen)
+        if to_device or all(one.is_equal for one in seen):
+            part.judge(f"frames, {case.name}", figure, holds=all(one.is_equal for one in to_device))
+        else:
+            part.add_line(f"frames, {case.name}", figure)  # for this reason it does not go there
+    part.judge(
+        "files that NVDEC gets and shows otherwise", f"{len(wrong)} of {compared} {', '.join(wrong)}".strip(), holds=not wrong
+    )
+    if part.on_gpu:
+        return
+    part.add_line("the stand-in shows PyAV's frames", f"{compared - len(wrong)} of {compared}", MISSED if wrong else OK)
+    blind = []
+    for case in (case for case in CASES if case.fault):
+        seen = compare_case(case, folder, partial(new_decoder, part, faults=frozenset([case.fault])))
+        part.add(case=case.name, fault=case.fault, psnr=[one.psnr for one in seen])
+        if all(one.is_equal for one in seen):
+            blind.append(case.name)
+    part.add_line("faults that the comparison does not see", ", ".join(blind) or "none", MISSED if blind else OK)
+    if has_dali:
+        import torch
+
+        from mats_ds.data.loading.dali import GpuDecoder
+
+        (seen,) = compare_case(Case("vp9", ("vp9",)), folder, lambda size: GpuDecoder(size=size, device=torch.device("cpu")))
+        part.add_line("DALI's CPU decoder", seen.describe(), OK if seen.is_equal else MISSED)
 
 
 def check_broken(part: Part, folder: Path) -> None:
-    """A broken file fails its chunk with an error and no more; the next good file comes through the
-    same graph."""
-    import numpy as np
+    """A broken file fails its chunk with an error and no more, or goes to PyAV; the next good file
+    comes through the same graph."""
+    from benchmarks.gpu.compare import compare_broken
+    from benchmarks.gpu.video_files import BROKEN, FORMATS, write_broken, write_format
+
+    good, size = folder / "good.mp4", (176, 208)
+    write_format(good, FORMATS["h264"])
+    decoder = new_decoder(part, size, **({} if part.on_gpu else {"faults": frozenset(["end"])}))
+    seen = [compare_broken(kind, write_broken(folder / f"broken-{kind}.mp4", kind, good), good, decoder, size) for kind in BROKEN]
+    part.add(broken={one.kind: one.describe() for one in seen})
+    for one in seen:
+        part.add_line(f"broken file, {one.describe()}", "wrong frames without an error" if one.is_silent else "no wrong frame")
+    stopped = [one.kind for one in seen if not one.goes_on]
+    part.add_line("the graph goes on after", f"{len(seen) - len(stopped)} of {len(seen)}", MISSED if stopped else OK)
+    silent = [one.kind for one in seen if one.is_silent]
+    part.judge("broken files of which wrong frames come without an error", ", ".join(silent) or "none", holds=not silent)
+
+
+def check_loader(part: Part, folder: Path) -> None:
+    """All kinds of files in one list, through the loader: its clips on the device against those on
+    a CPU, and what is said of their route."""
+    from benchmarks.gpu.stand_in import StandIn
+    from benchmarks.gpu.video_files import FORMATS, write_format
+    from mats_ds.data.loading import loader as loading
+    from mats_ds.data.loading.nvdec.route import survey_route
+    from mats_ds.data.video.nvdec_support import NVDEC_LIMITS
+
+    mixed = folder / "mixed"
+    mixed.mkdir()
+    for name in MIXED:
+        try:
+            write_format(mixed / FORMATS[name].file, FORMATS[name])
+        except Exception as error:
+            part.add_line(f"loader, {name}", f"cannot be written here ({type(error).__name__})")
+    codecs = loading.device_codecs(torch_device(part)) if part.on_gpu else NVDEC_LIMITS
+    route = survey_route([str(path) for path in sorted(mixed.iterdir())], codecs)
+    part.add(route=route.as_json())
+    part.add_line("route of a mixed list", route.describe())
+    micro = 2 * len(list(mixed.iterdir()))
+    on_cpu = take(part, mixed, micro=micro, device="cpu")
+    with mock.patch.multiple(loading, **({} if part.on_gpu else {"device_codecs": lambda device: codecs, "GpuDecoder": StandIn})):
+        on_device = take(part, mixed, micro=micro, device=part.device)
+    worst = max(
+        (one.frames_BTHWC.float() - other.frames_BTHWC.cpu().float()).abs().flatten(1).mean(1).max().item()
+        for one, other in zip(on_cpu, on_device, strict=True)
+    )
+    part.add(loader_difference=worst)
+    part.judge(
+        "clips of a mixed list, device against CPU", f"at most {worst:.2f} levels of 255 apart on average", holds=worst < 4
+    )
+    if not part.on_gpu and worst >= 4:
+        part.add_line("the stand-in's clips", "differ from PyAV's", MISSED)
+
+
+def torch_device(part: Part):
     import torch
 
-    from benchmarks.gpu.video_files import BROKEN, FORMATS, write_broken
-    from mats_ds.data.loading.dali import GpuDecoder
-    from mats_ds.data.loading.reader import EncodedClip, Region
+    return torch.device(part.device)
 
-    good = folder / FORMATS["h264" if part.on_gpu else "vp9"].file
-    region, numbers = Region((0, 0, 176, 208), flip=False), np.arange(4, dtype=np.int32)
-    graph = GpuDecoder(size=(176, 208), device=torch.device(part.device))
-    outcomes = {}
-    for kind in BROKEN:
-        path = write_broken(folder / f"broken-{kind}.mp4", kind, good)
-        for name, file in (("broken", path), ("good after it", good)):
-            content = np.fromfile(file, np.uint8)
-            try:
-                graph.start([EncodedClip(content if len(content) else np.zeros(1, np.uint8), numbers, region, "")])
-                outcomes[kind, name] = tuple(graph.finish().shape)
-            except RuntimeError as error:
-                outcomes[kind, name] = f"RuntimeError: {str(error).strip().splitlines()[-1][:120]}"
-    part.add(broken={f"{kind}: {name}": what for (kind, name), what in outcomes.items()})
-    survived = [kind for kind in BROKEN if not isinstance(outcomes[kind, "good after it"], str)]
-    silent = [kind for kind in BROKEN if not isinstance(outcomes[kind, "broken"], str)]
-    part.add_line(
-        "broken files",
-        f"{len(BROKEN) - len(silent)} of {len(BROKEN)} refused" + (f", {' and '.join(silent)} decoded" if silent else "")
-        + f"; the graph goes on after {len(survived)}",
-        OK if len(survived) == len(BROKEN) else MISSED,
-    )  # fmt: skip
+
+def take(part: Part, folder: Path, *, micro: int, device: str) -> list:
+    import torch
+
+    with make_loader(part, folder, side=96, micro=micro, num_graphs=2, device=torch.device(device)) as loader:
+        return list(islice(loader.micro_batches(0), 2))
 
 
 def time_loader(part: Part, folder: Path) -> None:
-    """Clips a second of the loader, for keyframes every 250 and every 12 frames, with more and more
+    """Clips a second of the loader, for keyframes every 250 and every 16 frames, with more and more
     pipelines."""
     import torch
 
@@ -146,7 +193,7 @@ def time_loader(part: Part, folder: Path) -> None:
 
     count, frames, side, micro = (24, 300, 224, 32) if part.on_gpu else (4, 40, 64, 4)
     rates: dict[int, float] = {}
-    for gop in (250, 12):
+    for gop in (250, 16):
         videos = write_many(folder / f"gop{gop}", count=count, num_frames=frames, gop=gop, in_hd=part.on_gpu)
         for graphs in (1, 2, 4, 7) if part.on_gpu else (1,):
             if part.seconds_left() < 4:
@@ -172,7 +219,7 @@ def time_loader(part: Part, folder: Path) -> None:
         part.add_line("7 pipelines against 1", f"{rates[7] / rates[1]:.1f} x (6.1 x was measured at 1080p with 7 engines)")
 
 
-def make_loader(part: Part, videos: Path, *, side: int, micro: int, num_graphs: int):
+def make_loader(part: Part, videos: Path, *, side: int, micro: int, num_graphs: int, device=None):
     import torch
 
     from mats_ds.config.recipe import ClipSection
@@ -183,7 +230,8 @@ def make_loader(part: Part, videos: Path, *, side: int, micro: int, num_graphs: 
 
     section = ClipSection(num_frames=16, stride=2 if not part.on_gpu else 4, height=side, width=side)
     sampler = ClipSampler(read_manifest(videos), recipe_clip=section, num_frames=16, global_batch=micro, seed=0)
-    options = dict(size=(side, side), device=torch.device(part.device), options=ReadOptions(num_graphs=num_graphs))
+    device = device or torch.device(part.device)
+    options = dict(size=(side, side), device=device, options=ReadOptions(num_graphs=num_graphs))
     return ClipLoader(sampler, BatchSplit(0, 1, micro), **options)
 
 

@@ -14,14 +14,16 @@ import numpy as np
 NUM_FRAMES, HEIGHT, WIDTH = 50, 176, 208
 # The matrix of a track lies so many bytes behind its box's name: 16.16 fixed point, the last column
 # 2.30. ISO/IEC 14496-12.
-TKHD_MATRIX = 40
+TKHD_MATRIX = 44
 QUARTER_TURN = (0, 1 << 16, 0, -1 << 16, 0, 0, 0, 0, 1 << 30)
-BROKEN = ("empty", "text", "garbage", "truncated", "flipped")
+BROKEN = ("empty", "text", "garbage", "truncated", "torn", "lost", "flipped", "bits")
+BT709 = 1  # FFmpeg's number
 
 
 @dataclass(frozen=True)
 class Format:
-    """How a file is encoded. `gaps`: ticks from each frame to the next, in turn, of 1/30 s."""
+    """How a file is encoded. `gaps`: ticks from each frame to the next, in turn, of 1/30 s.
+    colours: the matrix that it states, 2 for none."""
 
     file: str
     codec: str
@@ -31,9 +33,11 @@ class Format:
     width: int = WIDTH
     gaps: tuple[int, ...] = (1,)
     is_rotated: bool = False
+    colours: int = 2
 
 
 H264 = {"preset": "veryfast", "crf": "10"}
+VP9 = {"deadline": "realtime", "cpu-used": "8", "crf": "10", "b:v": "0"}
 FORMATS = {
     "h264": Format("h264.mp4", "libx264", H264 | {"bf": "2"}),
     "h264, open GOP": Format("open.mp4", "libx264", H264 | {"bf": "3", "x264-params": "open-gop=1"}),
@@ -43,9 +47,13 @@ FORMATS = {
         "hevc10.mp4", "libx265", {"preset": "ultrafast", "crf": "10", "x265-params": "log-level=none"}, "yuv420p10le"
     ),
     "mpeg4 (XviD AVI)": Format("mpeg4.avi", "mpeg4", {"b": "4M"}),
-    "vp9": Format("vp9.webm", "libvpx-vp9", {"deadline": "realtime", "cpu-used": "8", "crf": "10", "b:v": "0"}),
+    "vp9": Format("vp9.webm", "libvpx-vp9", VP9),
     "av1": Format("av1.mp4", "libsvtav1", {"preset": "12", "crf": "12"}),
     "odd size": Format("odd.mp4", "libx264", H264, height=182, width=214),
+    "352 x 256": Format("352.mp4", "libx264", H264, height=256, width=352),
+    "340 x 256": Format("340.mp4", "libx264", H264, height=256, width=340),
+    "BT.709": Format("bt709.mp4", "libx264", H264, colours=BT709),
+    "vp9, odd": Format("odd.webm", "libvpx-vp9", VP9, height=177, width=209),
     "variable rate": Format("vfr.mp4", "libx264", H264 | {"bf": "2"}, gaps=(1, 3, 2, 7)),
     "rotated": Format("rotated.mp4", "libx264", H264, is_rotated=True),
 }
@@ -67,6 +75,7 @@ def write_format(path: Path, how: Format, *, num_frames: int = NUM_FRAMES, gop: 
         stream = container.add_stream(how.codec, rate=Fraction(30), options=dict(how.options))
         stream.width, stream.height, stream.pix_fmt = how.width, how.height, how.pixel_format
         stream.codec_context.gop_size = gop
+        stream.codec_context.colorspace = how.colours
         if how.gaps != (1,):
             stream.codec_context.time_base = stream.time_base = Fraction(1, 30)
         time = 0
@@ -92,7 +101,11 @@ def turn(path: Path) -> None:
 
 
 def write_broken(path: Path, kind: str, good: Path) -> Path:
-    """A file that is broken in one way."""
+    """A file that is broken in one way. torn, lost: of Matroska, cut in the middle or without its
+    second packet, it reads like a whole file. truncated: without its index. flipped: wrong bytes
+    all over. bits: some inside one packet, which no header tells."""
+    if kind in ("torn", "lost"):
+        return _write_part(path.with_suffix(".mkv"), good, is_torn=kind == "torn")
     content = bytearray(good.read_bytes())
     if kind == "empty":
         content = bytearray()
@@ -102,6 +115,12 @@ def write_broken(path: Path, kind: str, good: Path) -> Path:
         content = bytearray(np.random.default_rng(0).bytes(8000))
     elif kind == "truncated":
         del content[len(content) // 2 :]
+    elif kind == "bits":
+        with av.open(str(good)) as whole:
+            packet = max((packet for packet in whole.demux(video=0) if packet.size), key=lambda packet: packet.size)
+            begin, size = packet.pos, packet.size
+        for offset in range(begin + size // 3, begin + size // 2, 7):
+            content[offset] ^= 0x55
     else:
         assert kind == "flipped"
         for offset in range(len(content) // 3, len(content) // 2, 97):
@@ -110,11 +129,24 @@ def write_broken(path: Path, kind: str, good: Path) -> Path:
     return path
 
 
+def _write_part(path: Path, good: Path, *, is_torn: bool) -> Path:
+    with av.open(str(good)) as whole, av.open(str(path), "w") as container:
+        stream = container.add_stream_from_template(whole.streams.video[0])
+        for number, packet in enumerate(whole.demux(video=0)):
+            if packet.size and (is_torn or number != 1):
+                packet.stream = stream
+                container.mux(packet)
+    if is_torn:
+        content = path.read_bytes()
+        path.write_bytes(content[: len(content) * 2 // 3])
+    return path
+
+
 def write_many(folder: Path, *, count: int, num_frames: int, gop: int, in_hd: bool) -> Path:
-    """A folder of `count` equal H.264 files (one is encoded, the rest are copies), 340 x 256, or 96
+    """A folder of `count` equal H.264 files (one is encoded, the rest are copies), 352 x 256, or 96
     x 64 for a rehearsal."""
     folder.mkdir()
-    size = dict(height=256, width=340) if in_hd else dict(height=64, width=96)
+    size = dict(height=256, width=352) if in_hd else dict(height=64, width=96)
     first = write_format(folder / "0.mp4", Format("", "libx264", H264, **size), num_frames=num_frames, gop=gop)
     for number in range(1, count):
         shutil.copy(first, folder / f"{number}.mp4")

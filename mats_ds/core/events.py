@@ -120,7 +120,8 @@ class RunInfo:
     `peak_arithmetic`: "bf16", "tf32" or "fp32") with `peak_source` "table" or "measured"; None on a
     CPU and where it is not known. `task` is "pretrain" or "finetune". `precision`, `zero_stage`,
     batch and `gradient_clipping` (the largest norm, 0 for any; None in older files) are what the
-    engine says it does; `optimizer` is the class that updates the weights.
+    engine says it does; `optimizer` is the class that updates the weights. `decoding`: what decodes
+    the videos, as the loader has it.
     """
 
     run_dir: str
@@ -159,6 +160,7 @@ class RunInfo:
     gradient_clipping: float | None = None
     optimizer: str = ""
     peak_arithmetic: str = ""
+    decoding: dict[str, Any] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)

@@ -127,24 +127,35 @@ def test_the_device_route_is_deterministic_and_batches_stay_whole(tmp_path):
     assert torch.equal(*runs)
 
 
-def test_a_chunk_that_nvdec_refuses_goes_through_pyav(tmp_path, monkeypatch, caplog):
+def test_a_file_that_nvdec_refuses_goes_through_pyav(tmp_path, monkeypatch, caplog):
+    """Refused in its chunk and alone; the others of the chunk stay on the device."""
     for number in range(3):
-        write_numbered(tmp_path / f"{number}.mp4", *FORMATS["h264.mp4"])
-    expected = take(loader_of(tmp_path, "cpu", micro_batch=3), 1)
-    finish = dali.GpuDecoder.finish
+        write_numbered(tmp_path / f"{number}.mp4", *FORMATS["h264.mp4"], num_frames=48 + number)
+    victim = (tmp_path / "1.mp4").stat().st_size
+    expected = take(loader_of(tmp_path, "cpu", micro_batch=3), 2)
+    start, finish = dali.GpuDecoder.start, dali.GpuDecoder.finish
+    alone = []
 
-    def fail_once(self):
+    def note(self, clips):
+        self.refuses = any(clip.num_bytes == victim for clip in clips)
+        alone.append(len(clips) == 1 and not self.refuses)
+        start(self, clips)
+
+    def fail(self):
         output = finish(self)
-        if not caplog.records:
+        if self.refuses:
             raise RuntimeError("encountered: no such decoder")
         return output
 
-    monkeypatch.setattr(dali.GpuDecoder, "finish", fail_once)
-    (batch,) = take(loader_of(tmp_path, "cuda:0", micro_batch=3), 1)
-    assert "PyAV decodes them: no such decoder" in caplog.text
-    assert not batch.bad and batch.valid_B.all()
-    difference = (batch.frames_BTHWC.cpu().float() - expected[0].frames_BTHWC.float()).abs().mean()
-    assert difference < MAX_MEAN_DIFFERENCE
+    monkeypatch.setattr(dali.GpuDecoder, "start", note)
+    monkeypatch.setattr(dali.GpuDecoder, "finish", fail)
+    batches = take(loader_of(tmp_path, "cuda:0", micro_batch=3), 2)
+    assert "1.mp4" in caplog.text and "no such decoder" in caplog.text and "goes to PyAV from now on:" not in caplog.text
+    assert sum(alone) >= 2
+    for batch, other in zip(batches, expected, strict=True):
+        assert not batch.bad and batch.valid_B.all()
+        difference_B = (batch.frames_BTHWC.cpu().float() - other.frames_BTHWC.float()).abs().flatten(1).mean(1)
+        assert difference_B.max() < MAX_MEAN_DIFFERENCE
 
 
 def test_there_are_as_many_pipelines_as_the_card_has_engines(tmp_path):

@@ -21,6 +21,11 @@ class Bits:
         self._digits = bin(1 << 8 * len(data) | int.from_bytes(data, "big"))[3:]
         self._offset = 0
 
+    @property
+    def offset(self) -> int:
+        """How many bits were read."""
+        return self._offset
+
     def read(self, count: int) -> int:
         """The next `count` bits as a number."""
         begin, self._offset = self._offset, self._offset + count

@@ -37,6 +37,8 @@ class _Pictures:
 class HevcReader:
     """Reads the packets of one stream in the order of decoding."""
 
+    device_doubt = ""
+
     def __init__(self, extradata: bytes) -> None:
         self._units: dict[tuple[int, int], bytes] = {}
         self._sequences: dict[int, _Sequence] = {}

@@ -23,6 +23,7 @@ class Mpeg2Reader:
     """Reads the packets of one stream in the order of decoding."""
 
     num_reorder = 1
+    device_doubt = ""
 
     def __init__(self, extradata: bytes) -> None:
         self._sequence = _header(extradata, extradata.find(START_CODE + bytes([SEQUENCE])))

@@ -15,7 +15,8 @@ import numpy as np
 
 VOP_START = b"\x00\x00\x01\xb6"
 PREFIX = b"\x00\x00\x01"
-INTRA, BIDIRECTIONAL = 0, 2  # vop_coding_type; 1 is predicted, 3 a sprite
+INTRA, BIDIRECTIONAL, SPRITE = 0, 2, 3  # vop_coding_type; 1 is predicted
+QUICK_BITS = 24  # that are left behind the seconds for the other fields, the time having 16 at most
 HEADER_BYTES = 64  # more than any header that is read here takes
 
 
@@ -65,6 +66,17 @@ def coded_pictures(data: bytes, *, time_bits: int) -> list[tuple[int, int]]:
     pictures = []
     offset = data.find(VOP_START)
     while offset >= 0:
+        # Nearly every header has its few fields in eight bytes: coding type (2), ones for whole
+        # seconds and a zero, a marker, the time, a marker, vop_coded.
+        word = int.from_bytes(data[offset + 4 : offset + 12].ljust(8, b"\0"), "big")
+        place = 61
+        while word >> place & 1 and place > QUICK_BITS:
+            place -= 1
+        if place > QUICK_BITS:
+            if word >> place - time_bits - 3 & 1:
+                pictures.append((offset, word >> 62))
+            offset = data.find(VOP_START, offset + 4)
+            continue
         bits = _Bits(data[offset + 4 : offset + 4 + HEADER_BYTES])
         kind = bits.read(2)
         for _ in range(8 * HEADER_BYTES):  # modulo_time_base: a one for each whole second

@@ -8,11 +8,15 @@ specification, sections 5.3 to 5.5, 5.9.2.
 
 from __future__ import annotations
 
+import functools
+
 from mats_ds.data.bitstream.bits import Bits, BrokenHeader
 from mats_ds.data.bitstream.coded_picture import CodedPicture
 
 SEQUENCE_HEADER, FRAME_HEADER, FRAME = 1, 3, 6  # obu_type
 KEY_FRAME = 0
+SIZE_CHANGES = "pictures of several sizes"
+VP9_HEADER_BYTES = 13  # more than the fields that are read here take
 
 
 class Vp8Reader:
@@ -22,11 +26,19 @@ class Vp8Reader:
 
     def __init__(self, extradata: bytes) -> None:
         self._count = 0
+        self._sizes: set[bytes] = set()
+
+    @property
+    def device_doubt(self) -> str:
+        return SIZE_CHANGES if len(self._sizes) > 1 else ""
 
     def read(self, data: bytes) -> CodedPicture:
-        """The picture in a packet; `frame_type` 0 is a key frame."""
+        """The picture in a packet; `frame_type` 0 is a key frame, which has the size."""
         self._count += 1
-        return CodedPicture(0, self._count, is_key=not data[0] & 1, is_shown=bool(data[0] >> 4 & 1))
+        is_key = not data[0] & 1
+        if is_key:
+            self._sizes.add(data[6:10])
+        return CodedPicture(0, self._count, is_key=is_key, is_shown=bool(data[0] >> 4 & 1))
 
 
 class Vp9Reader:
@@ -36,10 +48,18 @@ class Vp9Reader:
 
     def __init__(self, extradata: bytes) -> None:
         self._count = 0
+        self._sizes = {0}
+
+    @property
+    def device_doubt(self) -> str:
+        return SIZE_CHANGES if len(self._sizes) > 2 else ""
 
     def read(self, data: bytes) -> CodedPicture:
         """The picture in a packet. Raises BrokenHeader where it shows several, or is none."""
-        frames = [_read_vp9_frame(data[begin : begin + 1]) for begin in _vp9_frames(data)]
+        begins = _vp9_frames(data)
+        frames = [_read_vp9_frame(data[begin : begin + 1]) for begin in begins]
+        for begin in begins:
+            self._sizes.add(_vp9_size(data[begin : begin + VP9_HEADER_BYTES]))
         num_shown = sum(is_shown for is_shown, _ in frames)
         if num_shown > 1:
             raise BrokenHeader("a packet shows several pictures")
@@ -67,8 +87,9 @@ def _vp9_frames(data: bytes) -> list[int]:
     return begins
 
 
+@functools.cache
 def _read_vp9_frame(header: bytes) -> tuple[bool, bool]:
-    """(is shown, is a key frame)"""
+    """(is shown, is a key frame), from the first byte of a frame."""
     bits = Bits(header)
     if bits.read(2) != 2:
         raise BrokenHeader("no VP9 frame")
@@ -80,6 +101,31 @@ def _read_vp9_frame(header: bytes) -> tuple[bool, bool]:
     return bool(bits.read(1)), is_key
 
 
+def _vp9_size(frame: bytes) -> int:
+    """The size field of a frame, twice 16 bits; 0 where it takes over that of another frame, is
+    such a frame shown again, or has a profile that no device is given.
+
+    A key frame has 8 bits, a sync code of 24, four of colour, then the size. Any other one has
+    whether it is intra (if it is not shown), two bits (unless it is resilient to errors); then an
+    intra one has the sync code, 8 bits and the size, one with references 8 bits, 4 for each of
+    three references, and up to three bits of which a one says that it has the size of that one.
+    """
+    if not frame or frame[0] & 0b111000:
+        return 0
+    is_predicted, is_hidden, is_resilient = frame[0] & 0b100, not frame[0] & 0b10, frame[0] & 1
+    bits = int.from_bytes(frame[1:13].ljust(12, b"\0"), "big")
+    begin = 24 + 4
+    if is_predicted:
+        begin = is_hidden + (0 if is_resilient else 2)
+        if is_hidden and bits >> 95:
+            begin += 24 + 8
+        elif bits >> 96 - begin - 8 - 3 * 4 - 3 & 0b111:
+            return 0
+        else:
+            begin += 8 + 3 * 4 + 3
+    return bits >> 96 - begin - 32 & 0xFFFFFFFF
+
+
 class Av1Reader:
     """Reads the packets (temporal units) of one stream."""
 
@@ -88,6 +134,12 @@ class Av1Reader:
     def __init__(self, extradata: bytes) -> None:
         self._count = 0
         self._sequence = b""  # of the packets: encoders write another one into the container
+
+    @property
+    def device_doubt(self) -> str:
+        """Film grain: the last bit of a sequence header, before the one that ends it."""
+        number = int.from_bytes(self._sequence, "big")
+        return "film grain" if number and number // (number & -number) >> 1 & 1 else ""
 
     def read(self, data: bytes) -> CodedPicture:
         """The picture in a packet. Raises BrokenHeader where it shows several, or is none."""
@@ -142,6 +194,7 @@ class IntraReader:
     """Reads the packets of a codec that knows nothing but key pictures."""
 
     num_reorder = 0
+    device_doubt = ""
 
     def __init__(self, extradata: bytes) -> None:
         self._count = 0

@@ -20,14 +20,11 @@ class PaletteLog:
 
     def __init__(self, codec: str) -> None:
         self._codec = codec
-        self._num_packets = 0
         self._changes = False
 
-    def add(self, packet: av.Packet) -> None:
-        """The next packet that holds something."""
-        self._num_packets += 1
-        # PyAV 14 and 15 do not say it; a change is then assumed.
-        self._changes |= self._num_packets > 1 and getattr(packet, "has_sidedata", _always)("palette")
+    def add(self, packet: av.Packet, *, is_first: bool) -> None:
+        """The next packet that holds something and has side data; of others there is no need."""
+        self._changes |= not is_first and packet.has_sidedata("palette")
 
     def needs_start(self, picture: av.VideoFrame) -> bool:
         """Whether a packet can be decoded only after all before it, for a video whose first picture
@@ -42,7 +39,3 @@ class PaletteLog:
 def is_palette(pixel_format: str) -> bool:
     """Whether decoded pictures of this format are numbers of colours."""
     return pixel_format == PALETTE_FORMAT
-
-
-def _always(_: str) -> bool:
-    return True

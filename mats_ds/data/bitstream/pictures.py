@@ -12,7 +12,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from mats_ds.data.bitstream.mpeg4 import BIDIRECTIONAL, coded_pictures, presentation_order, time_increment_bits
+from mats_ds.data.bitstream.mpeg4 import BIDIRECTIONAL, SPRITE, coded_pictures, presentation_order, time_increment_bits
 
 
 class Piece(NamedTuple):
@@ -32,12 +32,14 @@ class PictureCounter:
     """Finds the pictures in the packets of a stream, which come in order.
 
     is_certain: whether all headers could be read. is_packed: whether a packet held several
-    pictures. kinds: the coding types of the pictures in the last packet.
+    pictures. has_sprites: whether one is predicted by the motion of all of it. kinds: the coding
+    types of the pictures in the last packet.
     """
 
     def __init__(self, codec: str, extradata: bytes) -> None:
         self.is_certain = True
         self.is_packed = False
+        self.has_sprites = False
         self.kinds: list[int] = []
         self._codec = codec
         self._types_P: list[int | None] = []
@@ -64,6 +66,7 @@ class PictureCounter:
             return [Piece(0, len(data), is_shown=False)]
         self.kinds = [kind for _, kind in pictures]
         self.is_packed |= len(pictures) > 1
+        self.has_sprites |= SPRITE in self.kinds
         self._one_waits |= len(pictures) > 1
         self._types_P += [None if is_hidden else kind for _, kind in pictures]
         beginnings = [0, *(offset for offset, _ in pictures[1:]), len(data)]

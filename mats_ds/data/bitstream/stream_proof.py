@@ -29,9 +29,10 @@ from mats_ds.data.bitstream.pictures import PictureCounter, Piece
 
 class Reader(Protocol):
     """Reads the headers of one codec; num_reorder: how many pictures the stream says that wait at
-    most."""
+    most. device_doubt: as StreamProof has it."""
 
     num_reorder: int | None
+    device_doubt: str
 
     def read(self, data: bytes) -> CodedPicture: ...
 
@@ -83,6 +84,14 @@ class StreamProof:
     @property
     def is_packed(self) -> bool:
         return self._counter.is_packed
+
+    @property
+    def device_doubt(self) -> str:
+        """Why another decoder than FFmpeg's may show other pictures, though each packet is one; ""
+        where nothing speaks for it."""
+        if self._reader is not None:
+            return self._reader.device_doubt
+        return "global motion" if self._counter.has_sprites else ""
 
     def add(self, data: bytes, *, is_hidden: bool, is_corrupt: bool) -> list[tuple[Piece, bool]]:
         """The pieces of the next packet, and whether decoding can begin with each; `is_hidden`: its

@@ -11,61 +11,20 @@ decoder only by what it does (`DeviceDecoder`), not that it is DALI's.
 from __future__ import annotations
 
 import itertools
-import logging
 import time
-from collections import Counter, deque
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
-from typing import Protocol
+from collections import deque
+from collections.abc import Callable, Iterator, Mapping, Sequence
 
 import numpy as np
 import torch
 
 from mats_ds.core.clips import BadClip, ClipBatch
 from mats_ds.data.clip_sampler import BatchSplit, ClipSampler
+from mats_ds.data.loading.nvdec.chunks import MAX_CHUNK_BYTES, MAX_CHUNK_CLIPS, DecodeChunk, DeviceDecoder, PartialBatch
+from mats_ds.data.loading.nvdec.refusals import Refusals, cause_of
 from mats_ds.data.loading.prefetch import MAX_ATTEMPTS, ClipPrefetcher, ReadOptions, ReadRequest
 from mats_ds.data.loading.reader import ClipReader, DecodedClip, EncodedClip
-
-logger = logging.getLogger(__name__)
-
-MAX_CHUNK_CLIPS = 8
-MAX_CHUNK_BYTES = 64 << 20  # a chunk of large files is closed early
-# chunks of a codec that only PyAV could decode, before all of that codec goes to PyAV
-MAX_CODEC_REFUSALS = 3
-
-
-class DeviceDecoder(Protocol):
-    """Decodes, augments, crops, scales and flips one chunk at a time; `busy` between `start` and
-    `finish`."""
-
-    busy: bool
-
-    def start(self, clips: Sequence[EncodedClip]) -> None:
-        """Take the clips over (they are copied) and begin."""
-
-    def finish(self) -> torch.Tensor | list[torch.Tensor]:
-        """uint8 frames_THWC of each clip of the chunk. Raises RuntimeError when a file could not be
-        decoded."""
-
-
-@dataclass(eq=False)
-class _PartialBatch:
-    """A micro-batch that is being put together. num_pending: chunks of it that decoders work on."""
-
-    requests: list[ReadRequest]
-    frames_BTHWC: torch.Tensor
-    num_pending: int = 0
-    complete: bool = False
-
-
-@dataclass(eq=False)
-class _DecodeChunk:
-    """Clips that go through one decoder together. indices: their rows of the batch."""
-
-    batch: _PartialBatch
-    indices: list[int]
-    decoder: DeviceDecoder
-    codecs: frozenset[str]
+from mats_ds.data.video.nvdec_support import CodecLimits
 
 
 class BatchBuilder:
@@ -73,8 +32,8 @@ class BatchBuilder:
     iterates over `batches`.
 
     size: (height, width) of the frames. options: with `num_workers` and `num_graphs` chosen.
-    codecs: those that the device decodes. new_decoder: makes a decoder that works on a CUDA stream
-    (None on a CPU); up to `num_graphs` are kept.
+    codecs: those that the device decodes, with its limits. new_decoder: makes a decoder that works
+    on a CUDA stream (None on a CPU); up to `num_graphs` are kept.
     """
 
     def __init__(
@@ -85,7 +44,7 @@ class BatchBuilder:
         size: tuple[int, int],
         device: torch.device,
         options: ReadOptions,
-        codecs: frozenset[str],
+        codecs: Mapping[str, CodecLimits],
         new_decoder: Callable[[torch.cuda.Stream | None], DeviceDecoder],
     ) -> None:
         self._sampler = sampler
@@ -93,13 +52,13 @@ class BatchBuilder:
         self._clip_shape = (sampler.num_frames, *size, 3)
         self._device = device
         self._stream = torch.cuda.Stream(device) if device.type == "cuda" else None
-        self._refusals: Counter[str] = Counter()
+        self._refusals = Refusals()
         self._new_decoder = new_decoder
         self._num_decoders = options.num_graphs
         self._decoders: deque[DeviceDecoder] = deque()
         self._num_ahead = max(options.prefetch, -(-2 * options.num_workers // split.micro_batch))
-        self._in_flight: deque[_DecodeChunk] = deque()
-        self._unfinished: deque[_PartialBatch] = deque()
+        self._in_flight: deque[DecodeChunk] = deque()
+        self._unfinished: deque[PartialBatch] = deque()
         self._named: tuple[int, set[str]] = (-1, set())
         self.decoder_entered_seconds: float | None = None
         self._prefetcher = ClipPrefetcher(
@@ -132,8 +91,9 @@ class BatchBuilder:
         while True:
             while len(ahead) < self._num_ahead:
                 ahead.append(self._prefetcher.ask_all(next(positions)))
+                self._spare_device(ahead[-1])
             requests = ahead.popleft()
-            batch = _PartialBatch(requests, self._zeros(len(requests)))
+            batch = PartialBatch(requests, self._zeros(len(requests)))
             self._unfinished.append(batch)
             indices: list[int] = []
             for index, request in enumerate(requests):
@@ -157,20 +117,30 @@ class BatchBuilder:
         with torch.cuda.stream(self._stream):
             return torch.zeros(shape, dtype=torch.uint8, device=self._device)
 
-    def _dispatch(self, batch: _PartialBatch, indices: Sequence[int]) -> None:
+    def _spare_device(self, requests: Sequence[ReadRequest]) -> None:
+        """Have PyAV decode the files that the device has refused before. What is already read for
+        the device by then is found when it is to be decoded."""
+        for request in requests if self._refusals.num_files else ():
+            request.on_cpu |= self._refusals.has(self._sampler.spec(request.position).path)
+
+    def _dispatch(self, batch: PartialBatch, indices: Sequence[int]) -> None:
         """Copy the decoded clips of a chunk to their rows and feed the encoded ones to a decoder;
         blank ones stay zero."""
         clips = {index: batch.requests[index].clip for index in indices}
         encoded = [index for index in indices if isinstance(clips[index], EncodedClip)]
+        refused = [index for index in encoded if self._refusals.has(batch.requests[index].spec.path)]
+        encoded = [index for index in encoded if index not in refused]
         if encoded:
             decoder = self._free_decoder()
             batch.num_pending += 1
-            self._in_flight.append(_DecodeChunk(batch, encoded, decoder, frozenset(clips[index].codec for index in encoded)))
+            self._in_flight.append(DecodeChunk(batch, encoded, decoder, [clips[index].codec for index in encoded]))
             decoder.start([clips[index] for index in encoded])
         for index in indices:
             if isinstance(clips[index], DecodedClip):
                 self._copy_decoded(clips[index], to=batch.frames_BTHWC[index])
             self._prefetcher.release(batch.requests[index])
+        for index in refused:
+            self._decode_with_pyav(batch, index)
 
     def _copy_decoded(self, clip: DecodedClip, *, to: torch.Tensor) -> None:
         """Copy a decoded clip into the batch; it is no longer needed when this returns."""
@@ -190,54 +160,86 @@ class BatchBuilder:
     def _finish_oldest(self) -> None:
         chunk = self._in_flight.popleft()
         try:
-            self._copy_chunk(chunk)
+            self._copy_frames(chunk.decoder, chunk.batch, chunk.indices)
         except RuntimeError as error:
-            self._decode_with_pyav(chunk, error)
+            self._decode_one_by_one(chunk, error)
+        else:
+            self._refusals.note_success(chunk.codecs)
         chunk.batch.num_pending -= 1
 
-    def _copy_chunk(self, chunk: _DecodeChunk) -> None:
-        """Copy a chunk's frames from its decoder into the batch."""
+    def _copy_frames(self, decoder: DeviceDecoder, batch: PartialBatch, indices: Sequence[int]) -> None:
+        """Copy the frames that come out of a decoder into their rows of the batch."""
         self.decoder_entered_seconds = time.monotonic()
-        with torch.cuda.stream(self._stream):
-            for index, frames_THWC in zip(chunk.indices, chunk.decoder.finish(), strict=True):
-                _copy(frames_THWC, to=chunk.batch.frames_BTHWC[index])
-            self._synchronize()  # the decoder may use its buffer again once nothing refers to it
-        self.decoder_entered_seconds = None
+        try:
+            with torch.cuda.stream(self._stream):
+                for index, frames_THWC in zip(indices, decoder.finish(), strict=True):
+                    _copy(frames_THWC, to=batch.frames_BTHWC[index])
+                self._synchronize()  # the decoder may use its buffer again once nothing refers to it
+        finally:
+            self.decoder_entered_seconds = None
 
     def _synchronize(self) -> None:
         if self._stream is not None:
             self._stream.synchronize()
 
-    def _decode_with_pyav(self, chunk: _DecodeChunk, error: RuntimeError) -> None:
-        """Send a chunk that the device could not decode through PyAV, which also finds out which
-        file is to blame."""
-        self.decoder_entered_seconds = None
-        # another is made instead: this one may not be sound any more
+    def _decode_one_by_one(self, chunk: DecodeChunk, error: RuntimeError) -> None:
+        """Give the clips of a chunk that the device could not decode to it one by one, and those
+        that it refuses again to PyAV."""
+        # others are made instead: one that has failed may not be sound any more
         self._decoders.remove(chunk.decoder)
-        logger.warning("the device's decoder refused some clips, PyAV decodes them: %s", _cause(error))
-        refused = [chunk.batch.requests[index] for index in chunk.indices]
-        again = [
-            self._prefetcher.ask(request.position, attempt=request.attempt, on_cpu=True, first=True) for request in refused[::-1]
-        ][::-1]
-        for index, before, request in zip(chunk.indices, refused, again, strict=True):
-            self._prefetcher.wait(request)
-            request.failures[:0] = before.failures
-            chunk.batch.requests[index] = request
-            if request.clip is not None:
-                self._copy_decoded(request.clip, to=chunk.batch.frames_BTHWC[index])
+        if len(chunk.indices) == 1:
+            return self._decode_refused(chunk.batch, chunk.indices[0], codec=chunk.codecs[0], error=error)
+        decoder = None
+        for index, codec in zip(chunk.indices, chunk.codecs, strict=True):
+            request = self._read_again(chunk.batch, index, on_cpu=False)
+            clip = request.clip
+            if isinstance(clip, EncodedClip):
+                decoder = decoder or self._new_decoder(self._stream)
+                decoder.start([clip])
+                try:
+                    self._copy_frames(decoder, chunk.batch, [index])
+                except RuntimeError as refusal:
+                    decoder = None
+                    self._prefetcher.release(request)
+                    self._decode_refused(chunk.batch, index, codec=codec, error=refusal)
+                    continue
+                self._refusals.note_success([codec])
+            elif clip is not None:
+                self._copy_decoded(clip, to=chunk.batch.frames_BTHWC[index])
             self._prefetcher.release(request)
-        if all(request.attempt == before.attempt for before, request in zip(refused, again, strict=True)):
-            for codec in chunk.codecs & self._prefetcher.codecs:
-                self._refusals[codec] += 1
-                if self._refusals[codec] >= MAX_CODEC_REFUSALS:
-                    self._prefetcher.codecs -= {codec}
-                    logger.warning("%s goes to PyAV from now on: the device's decoder refuses it", codec)
+        if decoder is not None:
+            self._decoders.appendleft(decoder)
+
+    def _decode_refused(self, batch: PartialBatch, index: int, *, codec: str, error: RuntimeError) -> None:
+        """Decode a clip that the device refused alone with PyAV, which also finds out whether the
+        file is to blame, and remember the file."""
+        before = batch.requests[index]
+        self._decode_with_pyav(batch, index)
+        is_sound = batch.requests[index].attempt == before.attempt
+        if self._refusals.note(before.spec.path, codec=codec, cause=cause_of(error), is_sound=is_sound):
+            self._prefetcher.codecs = {name: limits for name, limits in self._prefetcher.codecs.items() if name != codec}
+
+    def _decode_with_pyav(self, batch: PartialBatch, index: int) -> None:
+        request = self._read_again(batch, index, on_cpu=True)
+        if request.clip is not None:
+            self._copy_decoded(request.clip, to=batch.frames_BTHWC[index])
+        self._prefetcher.release(request)
+
+    def _read_again(self, batch: PartialBatch, index: int, *, on_cpu: bool) -> ReadRequest:
+        """Read a clip of a batch once more, before all others that wait; its request takes the
+        place of the one before."""
+        before = batch.requests[index]
+        request = self._prefetcher.ask(before.position, attempt=before.attempt, on_cpu=on_cpu, first=True)
+        self._prefetcher.wait(request)
+        request.failures[:0] = before.failures
+        batch.requests[index] = request
+        return request
 
     def _finished_batches(self) -> Iterator[ClipBatch]:
         while self._unfinished and self._unfinished[0].complete and not self._unfinished[0].num_pending:
             yield self._to_batch(self._unfinished.popleft())
 
-    def _to_batch(self, finished: _PartialBatch) -> ClipBatch:
+    def _to_batch(self, finished: PartialBatch) -> ClipBatch:
         requests = finished.requests
         firsts = [self._sampler.spec(request.position) if request.attempt else request.spec for request in requests]
         # A blank clip keeps the sample and label of the clip that it stands for.
@@ -282,10 +284,3 @@ def _copy(frames_THWC: torch.Tensor, *, to: torch.Tensor) -> None:
         to.copy_(frames_THWC)
     else:
         np.copyto(to.numpy(), frames_THWC.numpy())
-
-
-def _cause(error: RuntimeError) -> str:
-    """The cause in DALI's error, between its traceback of the graph and its closing remarks, in one
-    line."""
-    text = str(error).rpartition("encountered:")[2].partition("C++ context")[0]
-    return " ".join(text.split())[:300]

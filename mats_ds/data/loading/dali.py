@@ -4,7 +4,7 @@ codecs they take."""
 from __future__ import annotations
 
 import copy
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 import torch
@@ -13,8 +13,9 @@ from mats_ds.core.gpus import num_engines
 from mats_ds.core.storage.package_files import install_command
 from mats_ds.data.augment.augmented_crop import AugmentedCrop
 from mats_ds.data.loading.batching import MAX_CHUNK_BYTES, MAX_CHUNK_CLIPS
+from mats_ds.data.loading.nvdec.limits import find_nvdec
 from mats_ds.data.loading.reader import EncodedClip
-from mats_ds.data.video.nvdec_support import MAX_ENCODED_BYTES, NVDEC_SIDES
+from mats_ds.data.video.nvdec_support import MAX_ENCODED_BYTES, CodecLimits
 
 MAX_GRAPH_THREADS = 4
 MAX_GRAPHS = 16
@@ -25,15 +26,15 @@ PACKAGES = {"12": "nvidia-dali-cuda120"}  # by the CUDA that torch was built for
 NEWEST = "nvidia-dali-cuda130"  # for any other, and a torch without CUDA
 
 
-def device_codecs(device: torch.device) -> frozenset[str]:
-    """Codecs that the device's own decoder is given; none on a CPU, where PyAV is faster for every
-    codec."""
-    return frozenset(NVDEC_SIDES) if device.type == "cuda" else frozenset()
+def device_codecs(device: torch.device) -> Mapping[str, CodecLimits]:
+    """Codecs that the device's own decoder is given, with its limits; none on a CPU, where PyAV is
+    faster for every codec."""
+    return find_nvdec(device).codecs if device.type == "cuda" else {}
 
 
 def choose_num_graphs(device: torch.device, *, asked: int | None = None) -> int:
-    """DALI pipelines for a device: `asked`, or one for each engine of the GPU, DEFAULT_GRAPHS where
-    they are not known.
+    """DALI pipelines for a device: `asked`, or one for each engine of the GPU, as the driver counts
+    them or else by the GPU's name; DEFAULT_GRAPHS where they are not known.
 
     Raises ValueError when `asked` is not between 1 and MAX_GRAPHS.
     """
@@ -45,7 +46,8 @@ def choose_num_graphs(device: torch.device, *, asked: int | None = None) -> int:
         return asked
     if device.type != "cuda":
         return DEFAULT_GRAPHS
-    return num_engines(torch.cuda.get_device_name(device)) or DEFAULT_GRAPHS
+    counted = min(find_nvdec(device).num_engines, MAX_GRAPHS)
+    return counted or num_engines(torch.cuda.get_device_name(device)) or DEFAULT_GRAPHS
 
 
 def pinned_bytes_bound(num_graphs: int, *, micro_batch: int) -> int:

@@ -10,11 +10,13 @@ the batches together.
 
 from __future__ import annotations
 
+import functools
 import os
 from collections.abc import Iterator
 from contextlib import closing
 from dataclasses import replace
 from itertools import islice
+from typing import Any
 
 import torch
 import torch.distributed as dist
@@ -27,6 +29,8 @@ from mats_ds.core.workers import default_workers
 from mats_ds.data.clip_sampler import BatchSplit, ClipSampler
 from mats_ds.data.loading.batching import BatchBuilder
 from mats_ds.data.loading.dali import MAX_GRAPH_THREADS, GpuDecoder, choose_num_graphs, device_codecs, pinned_bytes_bound
+from mats_ds.data.loading.nvdec.limits import find_nvdec
+from mats_ds.data.loading.nvdec.route import Route, decoding_facts, survey_route
 from mats_ds.data.loading.prefetch import ReadOptions
 from mats_ds.data.loading.session import LoadingSession
 from mats_ds.data.loading.template import get_template
@@ -250,20 +254,28 @@ class ClipLoader:
         )
 
     def describe(self) -> str:
-        """One line: what is decoded where, and the bound of page-locked host memory where there is
-        any."""
+        """One line: what is decoded where, and on a GPU how many files of a sample go to NVDEC, why
+        the others do not, and the bound of page-locked host memory."""
         num_workers, num_graphs = self.options.num_workers, self.options.num_graphs
         readers = format_count(num_workers, "process") if num_workers else "the calling thread"
-        size = "x".join(map(str, self.size))
-        codecs = device_codecs(self.device)
+        size, codecs = "x".join(map(str, self.size)), device_codecs(self.device)
         if not codecs:
-            return f"PyAV decodes, crops and scales to {size} on {readers}; DALI is not used on a CPU"
+            why = find_nvdec(self.device).problem if self.device.type == "cuda" else "DALI is not used on a CPU"
+            return f"PyAV decodes, crops and scales to {size} on {readers}; {why}"
         pinned_gib = pinned_bytes_bound(num_graphs, micro_batch=self.split.micro_batch) / 2**30
         return (
-            f"NVDEC decodes ({format_count(num_graphs, 'DALI pipeline')}: {', '.join(sorted(codecs))}; "
-            "page-locked memory at most "
-            f"{pinned_gib:.1f} GiB), PyAV on {readers} what it cannot; crops scaled to {size} on {self.device}"
+            f"NVDEC decodes ({format_count(num_graphs, 'DALI pipeline')}: {', '.join(sorted(codecs))}; page-locked memory at "
+            f"most {pinned_gib:.1f} GiB), PyAV on {readers} what it cannot; crops scaled to {size} on {self.device}"
+            f"; route: {self._route.describe()}"
         )
+
+    def decoding(self) -> dict[str, Any]:
+        """What decodes, for the record of a run."""
+        return decoding_facts(self.device, num_pipelines=self.num_graphs, route=lambda: self._route)
+
+    @functools.cached_property
+    def _route(self) -> Route:
+        return survey_route(self.sampler.manifest.paths, device_codecs(self.device))
 
     def close(self) -> None:
         """End all processes; an iterator in use ends with them."""

@@ -12,8 +12,9 @@ from __future__ import annotations
 
 import threading
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from types import MappingProxyType
 from typing import Any
 
 from mats_ds.core.clips import BadClip, ClipSpec
@@ -80,22 +81,23 @@ class ClipPrefetcher:
     `spec_of(position, attempt)` is the sampler's spec, asked for in this process; it may raise
     UnreadableVideo for attempts above 0, which then fail unread.
     repeats: so many neighbouring positions are clips of one video, which one process reads
-    together. codecs: those that the device decodes, for requests that are not `on_cpu`; may change.
+    together. codecs: those that the device decodes, with its limits, for requests that are not
+    `on_cpu`; may change.
     Raises ValueError for a `read` that cannot be sent.
     """
 
     def __init__(
         self,
-        read: Callable[[Sequence[ClipSpec], frozenset[str]], list[Any]],
+        read: Callable[[Sequence[ClipSpec], Mapping[str, Any]], list[Any]],
         *,
         spec_of: Callable[[int, int], ClipSpec],
         num_workers: int,
         timeout_seconds: float,
         repeats: int = 1,
-        codecs: frozenset[str] = frozenset(),
+        codecs: Mapping[str, Any] = MappingProxyType({}),
         max_held_bytes: int = MAX_HELD_BYTES,
     ) -> None:
-        self.codecs = codecs
+        self.codecs: Mapping[str, Any] = dict(codecs)
         self._read = read
         self._spec_of = spec_of
         self._repeats = repeats
@@ -225,7 +227,7 @@ class ClipPrefetcher:
             while readable and readable[-1].spec.path != readable[0].spec.path:  # no clip of this video after all
                 self._queue.appendleft(readable.pop())
             if readable:
-                codecs = frozenset() if readable[0].on_cpu else self.codecs
+                codecs = {} if readable[0].on_cpu else self.codecs
                 return Task(([request.spec for request in readable], codecs), owner=readable)
         return None
 

@@ -1,17 +1,15 @@
 """ClipSpec -> the clip as PyAV decodes it, or the file's bytes and frame numbers for a device that
 decodes them itself.
 
-A file goes to the device's decoder only if that decoder numbers and shows its frames as PyAV does:
-every packet one visible frame, trusted time stamps, 8-bit 4:2:0 video range, neither turned nor
-mirrored (DALI ignores both), a picture size that NVDEC accepts. All else is decoded by PyAV, made
-upright, cropped and scaled at once by the process that reads it, on a GPU too: what then goes to
-the device is a small clip of a fixed size instead of whole pictures of any size. Crops always refer
-to the upright picture.
+A file goes to the device's decoder only if that decoder numbers and shows its frames as PyAV does
+(video/nvdec_support.py). All else is decoded by PyAV, made upright, cropped and scaled at once by
+the process that reads it, on a GPU too: what then goes to the device is a small clip of a fixed
+size instead of whole pictures of any size. Crops always refer to the upright picture.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -19,12 +17,12 @@ import av
 import numpy as np
 
 from mats_ds.core.clips import ClipSpec
-from mats_ds.core.shards.members import open_file, stat_file
+from mats_ds.core.shards.members import open_file
 from mats_ds.data.video.containers import READ_ERRORS, UnreadableVideo, describe_read_error
 from mats_ds.data.video.decode import frame_numbers, visit_frames
 from mats_ds.data.video.index import VideoIndex
 from mats_ds.data.video.indexing import index_video
-from mats_ds.data.video.nvdec_support import MAX_ENCODED_BYTES, device_can_decode
+from mats_ds.data.video.nvdec_support import CodecLimits, device_can_decode
 
 if TYPE_CHECKING:
     from mats_ds.data.augment.augmented_crop import AugmentedCrop, AugmentingCropper
@@ -94,9 +92,11 @@ class ClipReader:
     size: tuple[int, int]
     gives_whole_frames: bool = False
 
-    def read(self, specs: Sequence[ClipSpec], codecs: frozenset[str]) -> list[DecodedClip | EncodedClip | UnreadableVideo]:
-        """Clips of one file: `codecs` for the device to decode, all others decoded by PyAV, in one
-        pass."""
+    def read(
+        self, specs: Sequence[ClipSpec], codecs: Mapping[str, CodecLimits]
+    ) -> list[DecodedClip | EncodedClip | UnreadableVideo]:
+        """Clips of one file: those of `codecs` for the device to decode, within these limits, all
+        others decoded by PyAV, in one pass."""
         if not codecs:
             return read_together(specs, size=self.size)
         options = dict(codecs=codecs, size=self.size, whole_frames=self.gives_whole_frames)
@@ -124,17 +124,15 @@ def read_together(specs: Sequence[ClipSpec], *, size: tuple[int, int]) -> list[D
 
 
 def read_for_device(
-    spec: ClipSpec, *, codecs: frozenset[str], size: tuple[int, int], whole_frames: bool = False
+    spec: ClipSpec, *, codecs: Mapping[str, CodecLimits], size: tuple[int, int], whole_frames: bool = False
 ) -> EncodedClip | DecodedClip:
     """A clip for a device that decodes `codecs` itself and gives crops, or `whole_frames`. Raises
     UnreadableVideo."""
     index = index_video(spec.path)
-    if index.codec not in codecs or not device_can_decode(index):
+    if not device_can_decode(index, codecs):
         return read_decoded(spec, size=size)
     numbers_T = frame_numbers(spec, index=index)
     try:
-        if stat_file(spec.path).num_bytes > MAX_ENCODED_BYTES:
-            return read_decoded(spec, size=size)
         encoded = read_encoded(spec.path)
     except READ_ERRORS as error:
         raise UnreadableVideo(describe_read_error(error)) from None

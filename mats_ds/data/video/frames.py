@@ -16,8 +16,7 @@ from dataclasses import dataclass
 import av
 import numpy as np
 
-from mats_ds.core.shards.members import stat_file
-from mats_ds.data.video.containers import READ_ERRORS, UnreadableVideo, open_video
+from mats_ds.data.video.containers import UnreadableVideo
 from mats_ds.data.video.decode import visit_shown_frames
 from mats_ds.data.video.index import VideoIndex
 from mats_ds.data.video.indexing import index_video
@@ -89,15 +88,11 @@ def read_frames(path: str | os.PathLike[str], numbers: Iterable[int]) -> np.ndar
 def video_facts(path: str | os.PathLike[str]) -> VideoFacts:
     """The contents of a video file; reads its packets and decodes one picture. Raises ValueError
     for a file that cannot be read."""
-    name, index = _index(path)
+    _, index = _index(path)
     height, width = index.upright_size
     seconds_F = index.seconds()
     lasts = float(seconds_F[-1] - seconds_F[0])
-    try:
-        num_bytes, num_streams = stat_file(index.path).num_bytes, _count_video_streams(index.path)
-    except READ_ERRORS as error:  # it has vanished meanwhile
-        raise ValueError(f"{name}: {error}") from None
-    reason = why_on_cpu(index, num_video_streams=num_streams, num_bytes=num_bytes)
+    reason = why_on_cpu(index)
     if not reason and not _has_gpu():
         reason = NO_GPU
     return VideoFacts(
@@ -144,12 +139,6 @@ def _check_numbers(numbers: Iterable[int], *, name: str, num_frames: int) -> np.
     if outside:
         raise ValueError(f"{name} has frames 0 to {num_frames - 1}, got {outside[0]}: there is none of that number")
     return np.asarray(checked, np.int64)
-
-
-def _count_video_streams(path: str) -> int:
-    container, _ = open_video(path)
-    with container:
-        return len(container.streams.video)
 
 
 def _has_gpu() -> bool:

@@ -34,6 +34,10 @@ class VideoIndex:
     show a frame, without those before the first that does.
     num_silent: packets before that one, silent_seconds: their time. is_interlaced: of the first
     picture, or of any where all were decoded; two fields come woven, as they are coded.
+    num_bytes: of the file. coded_height, coded_width: of the picture before its edges are cut off.
+    profile: FFmpeg's name. colour_space, colour_range: FFmpeg's numbers (ITU-T H.273: 2 of the
+    first is not stated; range 2 is full). device_doubt: why another decoder than FFmpeg's may give
+    other frames though `plain`; "" where nothing speaks for it.
     """
 
     path: str
@@ -62,6 +66,14 @@ class VideoIndex:
     num_silent: int = 0
     silent_seconds: float = 0.0
     is_interlaced: bool = False
+    num_bytes: int = 0
+    num_video_streams: int = 1
+    coded_height: int = 0
+    coded_width: int = 0
+    profile: str = ""
+    colour_space: int = 2
+    colour_range: int = 0
+    device_doubt: str = ""
 
     @property
     def num_frames(self) -> int:

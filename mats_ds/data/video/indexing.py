@@ -18,10 +18,10 @@ import numpy as np
 from av.format import Flags
 
 from mats_ds.core.shards.members import stat_file
-from mats_ds.data.bitstream.palette import PaletteLog
+from mats_ds.data.bitstream.palette import PaletteLog, is_palette
 from mats_ds.data.bitstream.stream_proof import StreamProof
 from mats_ds.data.video.clock import clock_start, clock_start_of_counted, guessed_delay, slot_times
-from mats_ds.data.video.containers import READ_ERRORS, UnreadableVideo, describe_read_error, open_video
+from mats_ds.data.video.containers import READ_ERRORS, UnreadableVideo, describe_read_error, lacks_frames, open_video
 from mats_ds.data.video.faults import explain
 from mats_ds.data.video.index import IndexCache, VideoIndex
 from mats_ds.data.video.orientation import orientation_of
@@ -66,7 +66,9 @@ def _read_index(path: str, num_bytes: int) -> VideoIndex:
     with container, PacketLog(path, container, stream) as log:
         scanned = _scan(container, stream, log)
         index = _index_by_headers(path, container, stream, log, scanned)
-        return index if index is not None else _index_by_decoding(path, container, stream, scanned)
+        if index is None:
+            index = _index_by_decoding(path, container, stream, scanned)
+        return replace(index, num_bytes=num_bytes)
 
 
 @dataclass(eq=False)
@@ -98,7 +100,8 @@ def _codec_of(stream: av.VideoStream) -> str:
 def _scan(container: av.container.InputContainer, stream: av.VideoStream, log: PacketLog) -> _Scan:
     codec = _codec_of(stream)
     scan = _Scan(StreamProof(codec, stream), [], [], [], [], [], PaletteLog(codec))
-    packets = container.demux(stream)
+    prove, note_pts, note_shown, note_key = scan.proof.add, scan.pts_P.append, scan.is_shown_P.append, scan.is_key_P.append
+    packets, probes = container.demux(stream), True
     while True:
         try:
             packet = next(packets, None)
@@ -116,18 +119,27 @@ def _scan(container: av.container.InputContainer, stream: av.VideoStream, log: P
             continue
         if not scan.num_packets:
             scan.late_seconds = guessed_delay(container, packet)
-        scan.palettes.add(packet)
+        # In most streams no packet has any side data, which is the quickest to ask; in a transport
+        # stream every one has some.
+        has_new_parameters = False
+        if not probes or next(packet.iter_sidedata(), None) is not None:
+            probes = not scan.num_packets
+            has_new_parameters = packet.has_sidedata("new_extradata")
+            if scan.picture is None or is_palette(scan.picture.format.name):
+                scan.palettes.add(packet, is_first=not scan.num_packets)
         data = bytes(packet)
-        if scan.num_packets and packet.has_sidedata("new_extradata"):
+        if scan.num_packets and has_new_parameters:
             scan.proof.refuse("parameters change on the way")
-        judged = scan.proof.add(data, is_hidden=packet.is_discard, is_corrupt=packet.is_corrupt)
-        log.add(packet, data, judged)
-        if not judged or any(piece.is_shown for piece, _ in judged):
-            scan.slots.append(packet.dts)
+        judged = prove(data, is_hidden=packet.is_discard, is_corrupt=packet.is_corrupt)
+        log.add(packet, data, judged, has_new_parameters=has_new_parameters)
+        pts, shows = packet.pts, not judged
         for piece, is_key in judged:
-            scan.pts_P.append(packet.pts)
-            scan.is_shown_P.append(piece.is_shown)
-            scan.is_key_P.append(is_key)
+            note_pts(pts)
+            note_shown(piece.is_shown)
+            note_key(is_key)
+            shows = shows or piece.is_shown
+        if shows:
+            scan.slots.append(packet.dts)
         if judged and judged[0][1]:
             scan.keys.append(key_packet(scan.num_packets, packet, data))
         scan.num_packets += 1
@@ -145,10 +157,10 @@ def _index_by_headers(path, container, stream: av.VideoStream, log: PacketLog, s
     packet_F[number_P[number_P >= 0]] = np.flatnonzero(number_P >= 0)
     if not len(packet_F):
         return None
-    stamps = [scan.pts_P[packet] for packet in packet_F.tolist()]
+    stamps = list(map(scan.pts_P.__getitem__, packet_F.tolist()))
     reordered_avi = container.format.name == "avi" and stream.codec_context.has_b_frames
     trusts_pts = not reordered_avi and not scan.proof.is_packed and None not in stamps
-    if trusts_pts and any(later <= earlier for earlier, later in zip(stamps, stamps[1:], strict=False)):
+    if trusts_pts and not (np.diff(np.asarray(stamps, np.int64)) > 0).all():
         scan.proof.refuse("times do not ascend in the order of the pictures")
         return None
     if trusts_pts and scan.picture.pts != stamps[0]:
@@ -183,7 +195,19 @@ def _index_by_headers(path, container, stream: av.VideoStream, log: PacketLog, s
         packets=packets,
         seek_table=seek_table,
         num_stored=len(stamps),
+        device_doubt=scan.proof.device_doubt or _why_its_end_is_doubtful(container, stream, scan, index),
     )
+
+
+def _why_its_end_is_doubtful(container, stream: av.VideoStream, scan: _Scan, index: VideoIndex) -> str:
+    """A reason to expect that a decoder without FFmpeg's checks makes up the last frames; "" for
+    none. `stream.frames` is 0 where the header does not count them."""
+    if scan.problem:
+        return "packets that cannot be read"
+    if stream.frames not in (0, scan.num_packets):
+        return "other frames than its header counts"
+    ends = dict(last_seconds=float(index.seconds()[-1]), frame_seconds=index.frame_seconds())
+    return "ends before its header says" if lacks_frames(container, stream, **ends) else ""
 
 
 def _index_by_decoding(path: str, container, stream: av.VideoStream, scan: _Scan) -> VideoIndex:
@@ -245,6 +269,12 @@ def _describe(
         pixel_format=picture.format.name,
         width=picture.width,
         height=picture.height,
+        coded_width=stream.codec_context.coded_width,
+        coded_height=stream.codec_context.coded_height,
+        profile=stream.codec_context.profile or "",
+        colour_space=int(picture.colorspace),
+        colour_range=int(picture.color_range),
+        num_video_streams=len(container.streams.video),
         orientation=orientation_of(picture),
         stream_index=stream.index,
         time_base=stream.time_base,

@@ -21,6 +21,7 @@ from mats_ds.data.bitstream.pictures import Piece
 CONTAINERS = ("mov,mp4", "avi")
 CODECS = ("h264", "mpeg4")
 H264_SLICES = frozenset((1, 2, 5))
+WINDOW_BYTES = 128 << 10  # read at once, to be compared with the packets that lie in it
 
 
 @dataclass(frozen=True, eq=False)
@@ -62,7 +63,9 @@ class PacketLog:
         if self._codec == "h264":
             self.suits = self.suits and self._extradata[:1] == b"\x01"
             self._length_size = (self._extradata[4] & 3) + 1 if len(self._extradata) > 4 else 0
+        self._is_h264 = self._codec == "h264"
         self._file = open_file(path) if self.suits else None
+        self._window, self._window_begins = b"", 0
         self._offsets: list[int] = []
         self._sizes: list[int] = []
         self._references: list[bool] = []
@@ -75,24 +78,31 @@ class PacketLog:
         if self._file is not None:
             self._file.close()
 
-    def add(self, packet: av.Packet, data: bytes, pieces: Sequence[tuple[Piece, bool]]) -> None:
+    def add(
+        self, packet: av.Packet, data: bytes, pieces: Sequence[tuple[Piece, bool]], *, has_new_parameters: bool = False
+    ) -> None:
         """Note the pieces of a packet, whose bytes are `data`, and whether decoding can begin with
-        each; of H.264, whether one is disposable is read from them.
+        each; of H.264, whether one is disposable is read from them. has_new_parameters: those of
+        the stream change with it.
         """
         if not self.suits:
             return
-        if packet.pos is None or packet.pos < 0 or packet.is_corrupt or packet.has_sidedata("new_extradata"):
-            self.suits = False
-            return
-        if self._file.pread(len(data), packet.pos) != data:
+        position = packet.pos
+        if position is None or position < 0 or packet.is_corrupt or has_new_parameters or not self._holds(data, position):
             self.suits = False
             return
         for number, (piece, is_key) in enumerate(pieces):
-            self._offsets.append(packet.pos + piece.offset)
+            self._offsets.append(position + piece.offset)
             self._sizes.append(piece.size)
             self._keyframes.append(is_key and number == 0)
-            is_h264 = self._codec == "h264"
-            self._references.append(is_h264_reference(data, self._length_size) if is_h264 else not piece.is_disposable)
+            self._references.append(is_h264_reference(data, self._length_size) if self._is_h264 else not piece.is_disposable)
+
+    def _holds(self, data: bytes, offset: int) -> bool:
+        """Whether these bytes lie in the file from `offset` on."""
+        begin = offset - self._window_begins
+        if begin < 0 or begin + len(data) > len(self._window):
+            self._window, self._window_begins, begin = self._file.pread(max(len(data), WINDOW_BYTES), offset), offset, 0
+        return self._window.startswith(data, begin)
 
     def table(self, number_P: Sequence[int] | np.ndarray | None) -> PacketTable | None:
         """The table, given what each packet shows; None where the packets cannot be read

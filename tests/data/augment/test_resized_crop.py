@@ -134,7 +134,7 @@ def test_all_frames_are_what_torchvision_crops_and_scales(path):
 
 
 def test_the_graphs_of_a_gpu_get_the_same_box(path, monkeypatch):
-    monkeypatch.setattr("mats_ds.data.loading.reader.device_can_decode", lambda index: True)
+    monkeypatch.setattr("mats_ds.data.loading.reader.device_can_decode", lambda index, codecs: True)
     spec = sampler_of(path=path).spec(7)
     region = read_for_device(spec, codecs=frozenset({"h264"}), size=(32, 48)).region
     top, left, height, width = spec.crop.resolve(*index_video(path).upright_size).box(72, 112)

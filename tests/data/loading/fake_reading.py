@@ -36,7 +36,7 @@ def spec_of(position: int, attempt: int = 0) -> ClipSpec:
     return ClipSpec(f"{position}.{attempt}", 10 * position + attempt, 1, 1, 0.0, attempt=attempt, position=position)
 
 
-def make_clip(spec: ClipSpec, codecs: frozenset[str], *, size: int = LARGE) -> Clip:
+def make_clip(spec: ClipSpec, codecs: dict, *, size: int = LARGE) -> Clip:
     return Clip(spec.path, not codecs, np.full(size, spec.sample % 251, np.uint8), os.getpid())
 
 

@@ -2,16 +2,24 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 import torch
 
+from mats_ds.data.loading import dali
 from mats_ds.data.loading.batching import MAX_CHUNK_BYTES
-from mats_ds.data.loading.dali import DEFAULT_GRAPHS, choose_num_graphs, pinned_bytes_bound
-from mats_ds.data.video.nvdec_support import MAX_ENCODED_BYTES
+from mats_ds.data.loading.dali import DEFAULT_GRAPHS, choose_num_graphs, device_codecs, pinned_bytes_bound
+from mats_ds.data.loading.nvdec.limits import Nvdec
+from mats_ds.data.video.nvdec_support import MAX_ENCODED_BYTES, NVDEC_LIMITS
 
 
 def test_pipelines_follow_the_card_unless_somebody_knows_better(monkeypatch):
     cuda = torch.device("cuda", 0)
+    monkeypatch.setattr(dali, "find_nvdec", lambda device: Nvdec({"h264": replace(NVDEC_LIMITS["h264"], num_engines=3)}))
+    assert choose_num_graphs(cuda) == 3 and choose_num_graphs(cuda, asked=9) == 9  # as the driver counts them
+    assert set(device_codecs(cuda)) == {"h264"} and not device_codecs(torch.device("cpu"))
+    monkeypatch.setattr(dali, "find_nvdec", lambda device: Nvdec(NVDEC_LIMITS))  # an old driver does not
     monkeypatch.setattr(torch.cuda, "get_device_name", lambda device: "NVIDIA L4")
     assert choose_num_graphs(cuda) == 4 and choose_num_graphs(cuda, asked=9) == 9
     monkeypatch.setattr(torch.cuda, "get_device_name", lambda device: "Something New")

@@ -10,6 +10,7 @@ import pytest
 from mats_ds.core.clips import ClipSpec, CropSpec
 from mats_ds.data.loading import reader
 from mats_ds.data.loading.reader import DecodedClip, EncodedClip, read_decoded, read_for_device
+from mats_ds.data.video import nvdec_support
 from mats_ds.data.video.indexing import index_video
 from mats_ds.data.video.nvdec_support import device_can_decode
 from mats_ds.data.video.orientation import Orientation
@@ -33,10 +34,10 @@ def test_decoded_clips_come_cropped_scaled_and_flipped(large_video, size, flip):
 
 
 def test_a_file_too_long_for_the_device_is_not_read_whole(large_video, monkeypatch):
-    codecs = frozenset({"h264"})
+    codecs = {"h264": nvdec_support.NVDEC_LIMITS["h264"]}
     spec = spec_of(large_video)
     assert isinstance(read_for_device(spec, codecs=codecs, size=(32, 48)), EncodedClip)
-    monkeypatch.setattr(reader, "MAX_ENCODED_BYTES", 100)
+    monkeypatch.setattr(nvdec_support, "MAX_ENCODED_BYTES", 100)
     monkeypatch.setattr(reader, "read_encoded", lambda *_: pytest.fail("read whole"))
     assert isinstance(read_for_device(spec, codecs=codecs, size=(32, 48)), DecodedClip)
 

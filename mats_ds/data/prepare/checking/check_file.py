@@ -22,7 +22,7 @@ import numpy as np
 from mats_ds.core.clips import DAMAGED, ClipSpec
 from mats_ds.core.format import format_count
 from mats_ds.core.shards.members import stat_file
-from mats_ds.data.prepare.header_length import describe_torn_end
+from mats_ds.data.video.containers import describe_torn_end
 from mats_ds.data.video.decode import decode_frames, frame_numbers
 from mats_ds.data.video.index import VideoIndex
 from mats_ds.data.video.indexing import READ_ERRORS, UnreadableVideo, describe_read_error, index_video, open_video
@@ -161,7 +161,7 @@ def check_file(path: str, *, on_heartbeat: Callable[[], None] = lambda: None) ->
         clip_seconds=_time_clip(index, start_seconds, end_seconds),
         bytes=num_bytes,
         num_video_streams=decoded.num_video_streams,
-        cpu_reason=why_on_cpu(index, num_video_streams=decoded.num_video_streams, num_bytes=num_bytes),
+        cpu_reason=why_on_cpu(index),
         start_seconds=start_seconds,
         end_seconds=end_seconds,
         warnings=tuple(_warnings(index, decoded, part, seconds_F)),

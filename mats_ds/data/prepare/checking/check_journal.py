@@ -21,7 +21,7 @@ from mats_ds.data.prepare.checking.check_file import FileFacts, Outcome
 from mats_ds.data.prepare.file_identity import FileIdentity
 from mats_ds.data.prepare.journal import Journal, open_journal, read_entries
 
-JOURNAL_VERSION = 3  # counted up when facts of an older check can no longer be used
+JOURNAL_VERSION = 4  # counted up when facts of an older check can no longer be used
 LINE_STARTS = (b'{"version": ', b'{"wrote": ')  # of every line of ours
 LINE_BYTES = 1000
 KINDS = {  # what JSON gives for the fields of FileFacts

@@ -14,6 +14,7 @@ is gone.
 
 from __future__ import annotations
 
+import logging
 import math
 import os
 from collections.abc import Callable, Iterator, Sequence
@@ -40,9 +41,12 @@ from mats_ds.data.prepare.file_identity import identify
 from mats_ds.data.prepare.worker_pool import Failure, run_tasks
 from mats_ds.data.video.indexing import describe_read_error
 
+logger = logging.getLogger(__name__)
+
 MANIFEST, FAILED, PARTIAL = "manifest.csv", "failed.csv", "partial.csv"
 REASON_HEADER = ("path", "reason")
-FORMAT_VERSION = 2  # counted up when copies of an older program are no longer right
+FORMAT_VERSION = 3  # counted up when copies of an older program are no longer right
+CUT_VERSION = 2  # of segments, whose packets are the original's
 MIN_TIMEOUT_SECONDS = 1.0
 
 
@@ -118,7 +122,8 @@ def make_copies(
         check_seconds(segment_seconds)
     check_out_folder(out, scanned=scanned)
     planned = plan_copies(manifest, out, base=base)
-    kind = {"version": FORMAT_VERSION, **asdict(settings), "segment_seconds": segment_seconds, "reencode": reencode}
+    version = CUT_VERSION if segment_seconds is not None and not reencode else FORMAT_VERSION
+    kind = {"version": version, **asdict(settings), "segment_seconds": segment_seconds, "reencode": reencode}
     needed_seconds = _needed_seconds(manifest)
     with open_copy_journal(out, kind) as journal:
         for name, header in ((MANIFEST, COLUMNS), (FAILED, REASON_HEADER), (PARTIAL, REASON_HEADER)):
@@ -129,6 +134,9 @@ def make_copies(
             for copy in planned
             if (done := journal.find(copy, keep_partial=keep_partial, needed_seconds=needed_seconds[copy.source])) is not None
         }
+        if num_others := sum(map(journal.is_other_kind, planned)):
+            named = format_count(num_others, "copy")
+            logger.info("made again: %s in %s of other settings, or of an earlier version of this command", named, out)
         num_reused = sum(bool(outcome.pieces) for outcome in outcomes.values())
         identities = {}
         for copy in planned:

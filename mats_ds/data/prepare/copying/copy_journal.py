@@ -72,6 +72,11 @@ class CopyJournal:
             return None
         return CopyOutcome(copy.source, pieces, entry["problem"])
 
+    def is_other_kind(self, copy: PlannedCopy) -> bool:
+        """Whether an earlier run made it with other settings, or by an earlier version of them."""
+        entry = self._entries.get(copy.source)
+        return entry is not None and entry["kind"] != self._kind
+
     def add(self, outcome: CopyOutcome, identity: FileIdentity, *, needed_seconds: float) -> None:
         """Note a finished file; pieces that an earlier run made of it and this one did not are
         removed.

@@ -20,8 +20,10 @@ from mats_ds.core.storage.output_folder import NOT_COUNTED, check_output_folder,
 from mats_ds.data.manifest import Manifest
 from mats_ds.data.prepare.copying.copy_settings import DEFAULT_CRF, CopySettings
 from mats_ds.data.prepare.copying.segment import can_cut
-from mats_ds.data.prepare.header_length import promised_seconds
+from mats_ds.data.prepare.copying.upright import MAX_CUT, copy_shape
+from mats_ds.data.video.containers import promised_seconds
 from mats_ds.data.video.indexing import READ_ERRORS, UnreadableVideo, open_video
+from mats_ds.data.video.nvdec_support import SIDE_MULTIPLE
 
 COMMAND = "prepare transcode"
 JOURNAL = "copies.jsonl"
@@ -176,8 +178,7 @@ def _pixels_by_header(path: str, short_side: int) -> float:
         num_frames = stream.frames or seconds * float(stream.average_rate or stream.guessed_rate or 25)
     if not width or not height or num_frames <= 0:
         return 0.0
-    scale = min(1.0, short_side / min(width, height))
-    return width * height * scale**2 * num_frames
+    return copy_shape(height, width, short_side=short_side).num_pixels * num_frames
 
 
 def check_space(out: Path, needed_bytes: int, *, what: str = "copies", fix: str = SMALLER_COPIES) -> None:
@@ -215,6 +216,13 @@ def describe_plan(planned: Sequence[PlannedCopy], settings: CopySettings, *, seg
     lines.append(
         f"short side at most {settings.short_side}, a keyframe every "
         f"{format_count(settings.gop, 'frame')}, {settings.codec}: {options}"
+    )
+    lines.append(
+        f"sides are multiples of {SIDE_MULTIPLE}, as NVDEC wants them: for that up to {MAX_CUT:.0%} of a picture is cut off at "
+        "its edges, nothing is stretched; colours by BT.601 in video range"
+        if settings.short_side % SIDE_MULTIPLE == 0
+        else f"--short_side {settings.short_side} is no multiple of {SIDE_MULTIPLE}: PyAV decodes such copies also where there "
+        "is a GPU; colours by BT.601 in video range"
     )
     lines.append(f"estimated bytes: {format_bytes(estimate_bytes(planned, settings))}")
     return lines

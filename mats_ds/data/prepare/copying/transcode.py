@@ -1,13 +1,14 @@
 """A video file -> its training copy: small, upright, quick to seek in, with the original's time
 stamps.
 
-The copy has 8-bit 4:2:0 pictures with even sides whose shorter one is `short_side` (never more than
-the original's), a keyframe at least every `gop` frames with nothing referring across it, no audio,
-and the same frames at the same distances in time. Its clock shows 0 at its first frame; an original
-whose sound begins earlier counts from there, and `first_seconds` says the difference, by which
-`start` and `end` in a manifest must be moved. Frames stream through one by one. The file appears at
-once: it is written aside, decoded again, compared with what was put in, flushed to the disk and
-renamed. The original is only read.
+The copy has 8-bit 4:2:0 pictures by BT.601 whose sides are multiples of 16, the shorter one
+`short_side` (never more than the original's; `upright.copy_shape` has the details), a keyframe at
+least every `gop` frames with nothing referring across it, no audio, and the same frames at the same
+distances in time. Its clock shows 0 at its first frame; an original whose sound begins earlier
+counts from there, and `first_seconds` says the difference, by which `start` and `end` in a manifest
+must be moved. Frames stream through one by one. The file appears at once: it is written aside,
+decoded again, compared with what was put in, flushed to the disk and renamed. The original is only
+read.
 
 Why these H.264 options (all with tune fastdecode: no CABAC, no loop filter; crf 23; B-frames
 always, none of them referred to, so that the reader skips those that it does not want). Six real
@@ -33,16 +34,15 @@ from pathlib import Path
 import av
 import numpy as np
 from av.error import FFmpegError
-from av.video.reformatter import ColorRange
+from av.video.reformatter import ColorRange, Colorspace
 
 from mats_ds.core.format import format_count
 from mats_ds.core.shards.members import stat_file
 from mats_ds.core.storage.files import is_same_file
 from mats_ds.data.prepare.copying.copy_settings import ENCODERS, CopySettings
-from mats_ds.data.prepare.copying.upright import UprightScaler, copy_size
-from mats_ds.data.prepare.header_length import describe_torn_end
+from mats_ds.data.prepare.copying.upright import CopyShape, UprightScaler, copy_shape
 from mats_ds.data.prepare.publishing import Publisher, publish
-from mats_ds.data.video.containers import file_url
+from mats_ds.data.video.containers import describe_torn_end, file_url
 from mats_ds.data.video.faults import in_words
 from mats_ds.data.video.index import VideoIndex
 from mats_ds.data.video.indexing import READ_ERRORS, UnreadableVideo, describe_read_error, index_video, open_video
@@ -159,23 +159,23 @@ def _reaches(written: _Written, index: VideoIndex, needed_seconds: float) -> boo
 
 
 def _encode(index: VideoIndex, part: Path, settings: CopySettings, on_heartbeat: Callable[[], None]) -> _Written:
-    height, width = copy_size(index, settings.short_side)
+    shape = copy_shape(*index.upright_size, short_side=settings.short_side)
     container, stream = open_video(index.path, stream_index=index.stream_index)
     with container:
         rate = stream.average_rate or stream.guessed_rate or Fraction(25)
         # Where there are no time stamps at all, frames are numbered, as everywhere in this package.
         has_times = index.trusts_pts or index.slot_F is not None
         time_base = _copy_time_base(stream.time_base if has_times else 1 / Fraction(rate))
-        written = _Written(width, height, time_base, array("q"))
+        written = _Written(shape.width, shape.height, time_base, array("q"))
         try:
             with av.open(file_url(part), "w", format="mp4") as output:
                 encoder = output.add_stream(ENCODERS[settings.codec], rate=rate, options=settings.encoder_options())
-                encoder.width, encoder.height, encoder.pix_fmt = width, height, "yuv420p"
+                encoder.width, encoder.height, encoder.pix_fmt = shape.width, shape.height, "yuv420p"
                 context = encoder.codec_context
                 context.gop_size, context.thread_count, context.time_base = settings.gop, 1, time_base
-                for picture in _pictures(container, stream, index, written):
+                for picture in _pictures(container, stream, index, written, shape):
                     if not context.is_open:
-                        context.colorspace, context.color_range = picture.colorspace, ColorRange.MPEG
+                        context.colorspace, context.color_range = Colorspace.ITU601, ColorRange.MPEG
                         context.color_primaries, context.color_trc = picture.color_primaries, picture.color_trc
                     output.mux(encoder.encode(picture))
                     on_heartbeat()
@@ -192,10 +192,12 @@ def _copy_time_base(time_base: Fraction) -> Fraction:
     return time_base if time_base.denominator <= MAX_TIME_SCALE else Fraction(1, MAX_TIME_SCALE)
 
 
-def _pictures(container, stream: av.VideoStream, index: VideoIndex, written: _Written) -> Iterator[av.VideoFrame]:
-    """Upright pictures of the copy's size, timed from 0 on. Stops at the first fault and notes it
+def _pictures(
+    container, stream: av.VideoStream, index: VideoIndex, written: _Written, shape: CopyShape
+) -> Iterator[av.VideoFrame]:
+    """Upright pictures of the copy's shape, timed from 0 on. Stops at the first fault and notes it
     in `written.problem`."""
-    upright = UprightScaler(written.height, written.width, orientation=index.orientation)
+    upright = UprightScaler(shape, orientation=index.orientation)
     for number, frame in enumerate(_decoded(container, stream, index, written)):
         pts = _copied_time(frame, number, index, time_base=written.time_base)
         if frame.is_corrupt or (index.is_sound_F is not None and not index.is_sound_F[number : number + 1].all()):

@@ -295,3 +295,26 @@ def test_a_row_without_a_frame_in_any_segment_is_named(videos, tmp_path):
     assert summary.num_copied == 1
     assert "no frame between 50 s and 60 s" in summary.failed[str(videos / "x/a.mp4")]
     assert [row["label"] for row in read_table(summary.manifest)] == ["1"]
+
+
+def test_copies_of_an_earlier_version_are_made_again_and_said(videos, tmp_path, monkeypatch, caplog):
+    """Version 2 wrote other sides and colours: a folder does not hold both."""
+    monkeypatch.setattr(copies, "FORMAT_VERSION", 2)
+    make_copies(read_manifest(videos / "list.csv"), tmp_path / "out", base=videos)
+    monkeypatch.undo()
+    with caplog.at_level("INFO"):
+        summary = make_copies(read_manifest(videos / "list.csv"), tmp_path / "out", base=videos)
+    assert (summary.num_copied, summary.num_reused) == (4, 0)
+    assert "made again: 4 copies" in caplog.text and "earlier version" in caplog.text
+    caplog.clear()
+    with caplog.at_level("INFO"):
+        assert make_copies(read_manifest(videos / "list.csv"), tmp_path / "out", base=videos).num_reused == 4
+    assert "made again" not in caplog.text
+
+
+def test_segments_of_an_earlier_version_are_still_right(videos, tmp_path, monkeypatch):
+    """Their packets are the original's, whatever size copies have."""
+    options = dict(base=videos, segment_seconds=1.0)
+    first = make_copies(read_manifest(videos / "list.csv"), tmp_path / "out", **options)
+    monkeypatch.setattr(copies, "FORMAT_VERSION", copies.FORMAT_VERSION + 1)
+    assert make_copies(read_manifest(videos / "list.csv"), tmp_path / "out", **options).num_reused == first.num_copied > 0
