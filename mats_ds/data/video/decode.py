@@ -176,7 +176,7 @@ def _decode_packets(path: str, index: VideoIndex, wanted: np.ndarray, take: Take
     """Keyframe by keyframe, what the wanted frames depend on: the decoder is emptied at the end of
     each."""
     table = index.packets
-    decoder = _open_decoder(table)
+    decoder = _open_decoder(table, index)
     missing = set(wanted.tolist())
     with open_file(path) as file:
         for first, last in _packet_ranges(table, wanted):
@@ -188,9 +188,11 @@ def _decode_packets(path: str, index: VideoIndex, wanted: np.ndarray, take: Take
         raise UnreadableVideo(f"frame {min(missing)} did not come")
 
 
-def _open_decoder(table: PacketTable) -> av.CodecContext:
+def _open_decoder(table: PacketTable, index: VideoIndex) -> av.CodecContext:
     decoder = av.CodecContext.create(table.codec, "r")
     decoder.extradata = table.extradata or None
+    # What only the container states would else be lost; what the stream states replaces it.
+    decoder.colorspace, decoder.color_range = index.colour_space, index.colour_range
     decoder.thread_count = 1
     decoder.thread_type = "NONE"
     if table.codec == "h264":

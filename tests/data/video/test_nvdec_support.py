@@ -111,6 +111,25 @@ def test_pyav_shows_untagged_files_of_any_size_by_bt601(tmp_path, height, width)
     assert index_video(str(path)).colour_space == 2 and reason(path) == ""
 
 
+def test_colours_that_only_the_container_states_count_on_every_way(tmp_path):
+    """Decoded by their packets, without the container, and by seeking in it."""
+    whole, path = write(tmp_path / "a.mp4"), str(tmp_path / "b.mp4")
+    container, stream = open_video(whole)
+    with container, av.open(path, "w", options={"movflags": "write_colr"}) as output:
+        template = output.add_stream_from_template(stream)
+        template.codec_context.colorspace = Colorspace.ITU709
+        for packet in container.demux(stream):
+            if packet.size:
+                packet.stream = template
+                output.mux(packet)
+    index, untagged = index_video(path), index_video(whole)
+    assert (index.colour_space, untagged.colour_space) == (1, 2) and why_on_cpu(index) == "BT.709 colours"
+    by_packets = decode_frames(path, np.array([3]), index=index)
+    by_seeking = decode_frames(path, np.array([3]), index=dataclasses.replace(index, packets=None))
+    assert index.packets is not None and np.array_equal(by_packets, by_seeking)
+    assert np.abs(by_packets.astype(int) - decode_frames(whole, np.array([3]), index=untagged)).max() > 8
+
+
 def test_times_that_dali_does_not_count_are_left_to_pyav(tmp_path):
     path = write(tmp_path / "a.mp4")
     index = index_video(path)
