@@ -23,7 +23,8 @@ from typing import Any
 READY, LOG, WARNING, RESULT, FAULT = "ready", "log", "warning", "result", "fault"  # messages of a reader
 HEADER = struct.Struct("<IB")  # bytes of the pickle, open files that come with it
 RECEIVED_BYTES = 1 << 16
-MAX_FILES = 16  # that one message brings, or several that are received at once
+FILE = struct.Struct("i")
+FILES_BYTES = socket.CMSG_SPACE(16 * FILE.size)  # more than one message brings
 CLOSED_IN_CHILDREN = getattr(socket, "MSG_CMSG_CLOEXEC", 0)
 OUT_OF_BAND_BYTES = 1 << 10  # smaller arrays stay in the pickle
 ALIGNMENT = 64
@@ -53,10 +54,14 @@ class Channel:
         """The messages that one look at the socket completes, each with its files; waits until
         there is something. Raises EOFError when the other end is closed."""
         try:
-            data, files, *_ = socket.recv_fds(self.connection, RECEIVED_BYTES, MAX_FILES, CLOSED_IN_CHILDREN)
+            # not socket.recv_fds, which in many versions of Python leaves the flag out
+            data, rights, *_ = self.connection.recvmsg(RECEIVED_BYTES, FILES_BYTES, CLOSED_IN_CHILDREN)
         except ConnectionResetError:
-            data, files = b"", []
-        self._files += files
+            data, rights = b"", []
+        for level, kind, numbers in rights:
+            if (level, kind) == (socket.SOL_SOCKET, socket.SCM_RIGHTS):
+                whole = len(numbers) // FILE.size * FILE.size
+                self._files += (number for (number,) in FILE.iter_unpack(numbers[:whole]))
         if not data:
             raise EOFError
         self._received += data

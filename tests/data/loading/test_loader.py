@@ -250,7 +250,7 @@ def test_a_graph_that_hangs_is_told_instead_of_waited_for(vp9_videos, device_dec
     released = threading.Event()
     monkeypatch.setattr(GpuDecoder, "finish", lambda self: released.wait(20))
     with pytest.raises(RuntimeError, match="DALI has not delivered a chunk"):
-        take(loader_of(vp9_videos, global_batch=4, clip_timeout_seconds=0.1), 1)
+        take(loader_of(vp9_videos, global_batch=4, clip_timeout_seconds=1.0), 1)
     released.set()
 
 
