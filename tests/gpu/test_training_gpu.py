@@ -124,7 +124,7 @@ def test_the_guard_leaves_a_step_out_inside_adamws_kernel():
             optimizer.step()
         finally:
             torch.cuda.set_sync_debug_mode("default")
-        seen.append((weight.detach().cpu(), guard.left_out.item()))
+        seen.append((weight.detach().clone().cpu(), guard.left_out.item()))
     assert [left_out for _, left_out in seen] == [0, 1, 1, 0]
     assert seen[0][0].equal(seen[2][0]) and seen[3][0].isfinite().all() and not seen[3][0].equal(seen[2][0])
     assert optimizer.state[weight]["step"] == 2
