@@ -126,9 +126,9 @@ class StepGuard:
 
 def guard_steps(engine: Any) -> None:
     """Guard the steps of a DeepSpeed engine that does not look at its gradients itself: those of
-    stage 0, and of ZeRO-1 and -2 without compute_grad_norm."""
+    stage 0, where the optimizer is torch's, and of ZeRO-1 and -2 without compute_grad_norm."""
     optimizer = engine.optimizer
-    if engine.zero_optimization_stage() == 0:
+    if isinstance(optimizer, torch.optim.Optimizer):
         engine.step_guard = StepGuard(optimizer, lambda: _norm_of_gradients(optimizer))
     elif not engine.zero_compute_grad_norm():
         engine.step_guard = StepGuard(engine.basic_optimizer, lambda: _norm_of_partitions(optimizer))

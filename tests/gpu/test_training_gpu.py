@@ -109,6 +109,27 @@ def test_a_whole_step_of_the_engine_and_its_observers_never_waits(ranks, tmp_pat
     assert step == NUM_STEPS and loss > 0
 
 
+def test_the_guard_leaves_a_step_out_inside_adamws_kernel():
+    from mats_ds.training.optim import StepGuard
+
+    weight = torch.nn.Parameter(torch.ones(3, device="cuda"))
+    optimizer = torch.optim.AdamW([weight], lr=0.1, fused=True)
+    norms = iter(torch.tensor([1.0, float("nan"), float("inf"), 1.0], device="cuda"))
+    guard = StepGuard(optimizer, lambda: next(norms))
+    seen = []
+    for step in range(4):
+        weight.grad = torch.full_like(weight, float("nan") if step in (1, 2) else 1.0)
+        torch.cuda.set_sync_debug_mode("error" if step else "default")
+        try:
+            optimizer.step()
+        finally:
+            torch.cuda.set_sync_debug_mode("default")
+        seen.append((weight.detach().clone().cpu(), guard.left_out.item()))
+    assert [left_out for _, left_out in seen] == [0, 1, 1, 0]
+    assert seen[0][0].equal(seen[2][0]) and seen[3][0].isfinite().all() and not seen[3][0].equal(seen[2][0])
+    assert optimizer.state[weight]["step"] == 2
+
+
 def test_dropped_tokens_take_no_memory_for_backward():
     def peak_bytes(grid):
         model = MaskedAutoencoder.from_name(

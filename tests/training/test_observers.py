@@ -62,6 +62,19 @@ def test_elsewhere_a_line_now_and_then_and_at_the_end():
     assert "loss 0.2000" in lines[0] and "kept 153/512 tokens" in lines[0]
 
 
+def test_on_a_gpu_a_step_is_shown_with_the_next_one_and_the_last_at_once():
+    """Its loss has come by then: the console does not wait for it."""
+    console = Console(log_steps=2, memory_bytes=lambda: None, stream=io.StringIO())
+    console.on_start(make_run(device="cuda:0", total_steps=6))
+    shown = []
+    for step in range(1, 7):
+        console.on_step(replace(make_event(step, loss=step / 10), is_last=step == 6))
+        shown.append([line.split("  ")[:2] for line in console.stream.getvalue().splitlines()])
+    console.on_end("finished")
+    lines = [[f"step {step}/6", f"loss {step / 10:.4f}"] for step in (2, 4, 6)]
+    assert shown == [[], [], lines[:1], lines[:1], lines[:2], lines]
+
+
 @pytest.mark.parametrize("stream", [Terminal, io.StringIO])
 def test_large_numbers_of_steps_and_tokens_can_be_read(stream):
     console = Console(log_steps=1, memory_bytes=lambda: None, stream=stream())
