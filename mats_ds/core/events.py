@@ -78,7 +78,8 @@ class RunInfo:
     `peak_arithmetic`: "bf16", "tf32" or "fp32") with `peak_source` "table" or "measured"; None on a
     CPU and where it is not known. `task` is "pretrain" or "finetune". `precision`, `zero_stage`,
     batch and `gradient_clipping` (the largest norm, 0 for any; None in older files) are what the
-    engine says it does; `optimizer` is the class that updates the weights.
+    engine says it does; `optimizer` is the class that updates the weights; `compiled` says what
+    torch compiles: "" nothing, "blocks", or "graphs" (blocks, captured in CUDA graphs).
     """
 
     run_dir: str
@@ -117,6 +118,7 @@ class RunInfo:
     gradient_clipping: float | None = None
     optimizer: str = ""
     peak_arithmetic: str = ""
+    compiled: str = ""
 
 
 @dataclass(frozen=True)
