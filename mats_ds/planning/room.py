@@ -6,9 +6,7 @@ from collections.abc import Mapping
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
-from typing import Any
-
-import torch
+from typing import TYPE_CHECKING, Any
 
 from mats_ds.config.batch_plan import MICRO_BATCH_KEY, BatchPlan, Room, plan_batch
 from mats_ds.config.finetune_recipe import FinetuneRecipe
@@ -16,12 +14,13 @@ from mats_ds.config.recipe import Recipe
 from mats_ds.core.format import GIB
 from mats_ds.core.gpus import Gpu
 from mats_ds.core.run_dir import read_run
-from mats_ds.distributed.collectives import ask_first, gather_on_all
-from mats_ds.distributed.ranks import RankInfo
 from mats_ds.planning.forecast import LoaderMemory, Overheads, forecast
 from mats_ds.planning.memory import ZeroSettings
 from mats_ds.planning.sweep import loader_on
 from mats_ds.planning.workload import DEFAULT_CLASSES, Workload
+
+if TYPE_CHECKING:
+    from mats_ds.distributed.ranks import RankInfo
 
 # Measured with the tiny model on clips of 16 x 224 x 224 and one core: 8 to 14 clips/s at 1, 2, 4,
 # 8, 16 and 32, in no order.
@@ -50,6 +49,10 @@ def room_of_run(workload: Workload, ds_config: Mapping[str, Any], ranks: RankInf
     """
     if ranks.device.type != "cuda":
         return Room(lambda micro_batch, _: micro_batch <= CPU_MICRO_BATCH, f"are within the {CPU_MICRO_BATCH} that suit a CPU")
+    import torch
+
+    from mats_ds.distributed.collectives import gather_on_all
+
     free, total = torch.cuda.mem_get_info(ranks.device)
     name = torch.cuda.get_device_name(ranks.device)
     usable = min(total, free + Overheads().context)
@@ -66,6 +69,8 @@ def plan_batch_of_run(recipe: Recipe, ds_config: Mapping[str, Any], ranks: RankI
 
     Raises ValueError for a JSON that does not fit the recipe.
     """
+    from mats_ds.distributed.collectives import ask_first
+
     how = dict(recipe_batch=recipe.optim.global_batch, world_size=ranks.world_size, repeats=recipe.data.repeats)
     if ds_config.get(MICRO_BATCH_KEY) is not None:
         return plan_batch(ds_config, **how)

@@ -13,6 +13,7 @@ from mats_ds.config.ds_config import read_ds_config
 from mats_ds.config.load import load_recipe
 from mats_ds.core.format import GIB, MIB
 from mats_ds.core.gpus import find_gpu
+from mats_ds.distributed import collectives
 from mats_ds.distributed.ranks import RankInfo
 from mats_ds.planning import room
 from mats_ds.planning.forecast import LoaderMemory, forecast, largest_micro_batch
@@ -55,7 +56,7 @@ def test_what_others_use_of_a_gpu_is_not_there(gpu):
 
 def test_the_smallest_gpu_of_all_ranks_decides(gpu, monkeypatch):
     gpu(79 * GIB, 80 * GIB)
-    monkeypatch.setattr(room, "gather_on_all", lambda value, ranks: [value, (6 * GIB, "NVIDIA T4")])
+    monkeypatch.setattr(collectives, "gather_on_all", lambda value, ranks: [value, (6 * GIB, "NVIDIA T4")])
     plan = plan_batch_of_run(RECIPE, ZERO2, ranks_on("cuda", 2), went_on=None)
     assert plan.micro_batch < 96 and "NVIDIA T4 (6.0 GiB)" in plan.note
 
