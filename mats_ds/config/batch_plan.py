@@ -3,7 +3,7 @@ BatchPlan. Pure arithmetic."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -43,18 +43,34 @@ class BatchPlan:
         return self.num_videos / LINEAR_RULE_BATCH
 
 
-def plan_batch(ds_config: Mapping[str, Any], *, recipe_batch: int, world_size: int, repeats: int = 1) -> BatchPlan:
+@dataclass(frozen=True)
+class Room:
+    """What a rank can take at once: `fits(micro_batch, accumulation)`, and the `limit` in words
+    that follow a number of clips, as in "fit on an NVIDIA L4"."""
+
+    fits: Callable[[int, int], bool]
+    limit: str
+
+
+def plan_batch(
+    ds_config: Mapping[str, Any], *, recipe_batch: int, world_size: int, repeats: int = 1, room: Room | None = None
+) -> BatchPlan:
     """Accumulate until the recipe's global batch is reached; where that cannot be, let the learning
     rate follow the batch.
 
     recipe_batch: clips, as the micro-batch, which is the JSON's; `repeats` of them show one video.
     Where the JSON leaves `gradient_accumulation_steps` out it is derived; where it sets it, the
-    JSON wins. Raises ValueError when the JSON has no usable micro-batch, one that is no multiple of
-    `repeats`, or states a conflicting `train_batch_size`.
+    JSON wins. Where it leaves the micro-batch out, that is the largest that `room` takes of those
+    that divide a rank's part of the batch.
+    Raises ValueError when the JSON has no usable micro-batch (or none, without `room`), one that is
+    no multiple of `repeats`, or states a conflicting `train_batch_size`.
     """
-    micro = _positive_integer(ds_config, MICRO_BATCH_KEY)
-    if micro is None:
+    micro, chosen = _positive_integer(ds_config, MICRO_BATCH_KEY), ""
+    if micro is None and room is None:
         raise ValueError(f'the DeepSpeed JSON must set "{MICRO_BATCH_KEY}", the number of clips that a GPU takes at once')
+    if micro is None:
+        part = _part_of_rank(recipe_batch, world_size, repeats)
+        micro, chosen = _choose_micro_batch(part, repeats, room, accumulation=_positive_integer(ds_config, ACCUMULATION_KEY))
     if micro % repeats:
         raise ValueError(
             f'a micro-batch of {format_count(micro, "clip")} ("{MICRO_BATCH_KEY}") is no multiple of '
@@ -86,7 +102,32 @@ def plan_batch(ds_config: Mapping[str, Any], *, recipe_batch: int, world_size: i
             f"{sum_text} instead of the recipe's {recipe_batch:,} ({why}): the learning rate follows the linear rule, "
             f"x {format_figure(actual / recipe_batch, 3)}"
         )
-    return BatchPlan(micro, accumulation, world_size, actual, note, repeats)
+    return BatchPlan(micro, accumulation, world_size, actual, note + chosen, repeats)
+
+
+def _part_of_rank(recipe_batch: int, world_size: int, repeats: int) -> int:
+    """Clips of a step for one rank: the nearest whole number of videos."""
+    return max(1, round(recipe_batch / (world_size * repeats))) * repeats
+
+
+def _choose_micro_batch(part: int, repeats: int, room: Room, *, accumulation: int | None) -> tuple[int, str]:
+    """The largest micro-batch that divides `part`, the clips of a rank, and the reason for it; the
+    smallest one where there is room for none, which may still be tried."""
+    clips, silent = format_count(part, "clip"), f'the JSON leaves "{MICRO_BATCH_KEY}" out'
+    if accumulation is not None:
+        if part % (accumulation * repeats):
+            raise ValueError(
+                f'the DeepSpeed JSON sets "{ACCUMULATION_KEY}" to {accumulation} and leaves "{MICRO_BATCH_KEY}" out, but the '
+                f"{clips} of a rank cannot be divided into {accumulation} equal parts of whole videos: state the micro-batch, or "
+                f'leave "{ACCUMULATION_KEY}" out, too'
+            )
+        return part // accumulation, f"; {silent}: {part // accumulation} is a rank's {clips} by its accumulation"
+    divisors = [micro for micro in range(part, 0, -1) if part % micro == 0 and micro % repeats == 0]
+    micro = next((micro for micro in divisors if room.fits(micro, part // micro)), None)
+    if micro is None:
+        return divisors[-1], f"; {silent}, and not even {divisors[-1]} {room.limit}"
+    most = "all of them at once" if micro == part else "the largest that divides them"
+    return micro, f"; {silent}: of a rank's {clips}, {micro} {room.limit}, {most}"
 
 
 def _positive_integer(ds_config: Mapping[str, Any], key: str) -> int | None:

@@ -7,9 +7,9 @@ JSON, which this package never edits. `load_recipe` (load.py) reads recipes from
 from __future__ import annotations
 
 from dataclasses import fields
-from typing import Literal
+from typing import Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
+from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError, field_validator, model_validator
 
 from mats_ds.core.storage.files import why_no_file_name
 from mats_ds.core.token_grid import (
@@ -54,7 +54,20 @@ class ModelSection(_Section):
         "none",
         description="blocks that keep nothing but their input: none, all, or every n-th; changes no result (arXiv 1604.06174)",
     )
-    compile: bool = Field(False, description="have torch compile the model")
+    compile: Literal["auto", True, False, "graphs"] = Field(
+        "auto",
+        description="have torch compile the transformer blocks; auto: on a GPU where a compiler is; graphs: capture forward and "
+        "backward as CUDA graphs, too, which no GPU has run yet",
+    )
+
+    @field_validator("compile", mode="before")
+    @classmethod
+    def _as_bool(cls, value: Any) -> Any:
+        """Whatever a field of true or false takes, as this one was: 1, "on"."""
+        try:
+            return TypeAdapter(bool).validate_python(value)
+        except ValidationError:
+            return value
 
     @field_validator("checkpoint_blocks")
     @classmethod

@@ -121,7 +121,8 @@ class RunInfo:
     CPU and where it is not known. `task` is "pretrain" or "finetune". `precision`, `zero_stage`,
     batch and `gradient_clipping` (the largest norm, 0 for any; None in older files) are what the
     engine says it does; `optimizer` is the class that updates the weights. `decoding`: what decodes
-    the videos, as the loader has it.
+    the videos, as the loader has it. `compiled`: what torch compiles, "" nothing, "blocks", or
+    "graphs" (blocks, captured in CUDA graphs).
     """
 
     run_dir: str
@@ -161,6 +162,7 @@ class RunInfo:
     optimizer: str = ""
     peak_arithmetic: str = ""
     decoding: dict[str, Any] = field(default_factory=dict)
+    compiled: str = ""
 
 
 @dataclass(frozen=True)

@@ -40,7 +40,7 @@ def recompute_in_backward(part: Callable[..., Any], *inputs: torch.Tensor) -> An
 
 def level_now(module: nn.Module, recompute: str) -> str:
     """The level that counts in this forward pass: without gradient nothing is kept anyway, and a
-    compiler recomputes point-wise functions by itself.
+    compiler is told otherwise to recompute point-wise functions (models/compiling.py).
     """
     if not (module.training and torch.is_grad_enabled()):
         return "none"
@@ -117,9 +117,25 @@ class Block(nn.Module):
         self.drop_path = DropPath(drop_path) if drop_path else nn.Identity()
         self.recompute = recompute
 
-    def forward(self, tokens_BND: torch.Tensor, num_queries: int | None = None) -> torch.Tensor:
+    def sample_branch_scales(self, tokens_BND: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """Two factors [B, 1, 1], of attention and MLP: 0 for a clip that leaves the branch out
+        (drop path), else so much above 1 that the mean stays."""
+        ones_B11 = tokens_BND.new_ones(len(tokens_BND), 1, 1)
+        return self.drop_path(ones_B11), self.drop_path(ones_B11)
+
+    def forward(
+        self,
+        tokens_BND: torch.Tensor,
+        num_queries: int | None = None,
+        branch_scales: tuple[torch.Tensor, torch.Tensor] | None = None,
+    ) -> torch.Tensor:
         """[B, Q, D]: what becomes of the last `num_queries` tokens (of all if None); every token is
-        attended to."""
+        attended to.
+
+        `branch_scales`: of `sample_branch_scales`, None to leave no branch out. They are sampled
+        outside, so that the block itself uses no random numbers: it can be computed again in
+        backward without the state of the generator, and compiled once for all depths.
+        """
         level = level_now(self, self.recompute)
         if num_queries is None:
             query, key, value = self._project(tokens_BND, level, 0, 2)
@@ -127,8 +143,12 @@ class Block(nn.Module):
             key, value = self._project(tokens_BND, level, 1, 2)
             tokens_BND = tokens_BND[:, -num_queries:]
             (query,) = self._project(tokens_BND, level, 0, 0)
-        tokens_BND = tokens_BND + self.drop_path(self.attn.mix(query, key, value))
-        return tokens_BND + self.drop_path(self._expand_and_contract(tokens_BND, level))
+        attended = self.attn.mix(query, key, value)
+        if branch_scales is None:
+            tokens_BND = tokens_BND + attended
+            return tokens_BND + self._expand_and_contract(tokens_BND, level)
+        tokens_BND = tokens_BND + attended * branch_scales[0]
+        return tokens_BND + self._expand_and_contract(tokens_BND, level) * branch_scales[1]
 
     def _project(self, tokens_BND: torch.Tensor, level: str, first: int, last: int) -> tuple[torch.Tensor, ...]:
         def project(tokens: torch.Tensor) -> tuple[torch.Tensor, ...]:

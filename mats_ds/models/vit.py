@@ -95,8 +95,26 @@ def checkpointed_blocks(depth: int, policy: str | int) -> tuple[bool, ...]:
     return tuple((index + 1) % every == 0 for index in range(depth))
 
 
+def compute_block(
+    block: Block,
+    tokens_BND: torch.Tensor,
+    num_queries: int | None,
+    branch_scales: tuple[torch.Tensor, torch.Tensor] | None,
+    keeps_input_only: bool,
+) -> torch.Tensor:
+    """What `block` returns for these arguments; `keeps_input_only`: backward computes it again. One
+    function, so that a compiler meets checkpointing inside what it compiles."""
+    if keeps_input_only:
+        return checkpoint(block, tokens_BND, num_queries, branch_scales, use_reentrant=False, preserve_rng_state=False)
+    return block(tokens_BND, num_queries, branch_scales)
+
+
 class Transformer(nn.Module):
-    """Blocks and a final LayerNorm, [B, N, D] -> [B, N, D]."""
+    """Blocks and a final LayerNorm, [B, N, D] -> [B, N, D].
+
+    `compute_in_training`: `compute_block`, or the same compiled (models/compiling.py); evaluation,
+    whose shapes may change, never uses it.
+    """
 
     def __init__(
         self,
@@ -118,8 +136,8 @@ class Transformer(nn.Module):
         )
         self.norm = nn.LayerNorm(width, eps=NORM_EPS)
         self.recompute = recompute
-        # only then must recomputation find the random state of the forward pass
-        self.is_random = drop_path > 0
+        self.drop_rates = rates
+        self.compute_in_training = compute_block
 
     def forward(
         self,
@@ -134,12 +152,13 @@ class Transformer(nn.Module):
         `then` is applied to them; what it needs of the LayerNorm is recomputed with it.
         """
         last = len(self.blocks) - 1
+        keeps = self.training and torch.is_grad_enabled()
+        compute = self.compute_in_training if keeps else compute_block
         for index, (block, checkpointed) in enumerate(zip(self.blocks, self.checkpointed, strict=True)):
             num_queries = num_outputs if index == last else None
-            if checkpointed and self.training and torch.is_grad_enabled():
-                tokens_BND = checkpoint(block, tokens_BND, num_queries, use_reentrant=False, preserve_rng_state=self.is_random)
-            else:
-                tokens_BND = block(tokens_BND, num_queries)
+            drops = self.training and self.drop_rates[index] > 0
+            scales = block.sample_branch_scales(tokens_BND) if drops else None
+            tokens_BND = compute(block, tokens_BND, num_queries, scales, checkpointed and keeps)
 
         def read_out(tokens: torch.Tensor) -> torch.Tensor:
             normed = self.norm(tokens)

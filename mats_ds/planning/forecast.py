@@ -25,7 +25,7 @@ from mats_ds.metering.peak_flops import BF16, find_peak
 from mats_ds.metering.record_reader import RankReader
 from mats_ds.metering.step_record import RECORDS_FOLDER
 from mats_ds.planning.flops import StepFlops
-from mats_ds.planning.memory import MemoryPlan, plan_memory
+from mats_ds.planning.memory import MemoryPlan, ZeroSettings, plan_memory
 from mats_ds.planning.workload import Workload
 
 MAX_MICRO_BATCH = 4096
@@ -128,6 +128,9 @@ def forecast(
     loader, overheads = loader or LoaderMemory(), overheads or Overheads()
     memory = plan_memory(workload, ds_config, world_size=world_size, micro_batch=micro_batch, accumulation=accumulation)
     kinds = dict(memory.bytes_by_kind)
+    if workload.captured:  # graphs have a batch and the gradients of all parameters of their own
+        kinds[ACTIVATIONS] += micro_batch * workload.clip_bytes
+        kinds[ACTIVATIONS] += workload.parameters().total * ZeroSettings.of(ds_config).element_bytes
     # Prefetched micro-batches, and the one that is being assembled.
     kinds["waiting_clips"] = (loader.prefetch + 1) * micro_batch * workload.clip_bytes
     kinds[CACHE] = int(overheads.fragments_fraction * sum(kinds.values()))

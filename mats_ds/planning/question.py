@@ -21,6 +21,7 @@ from mats_ds.core.gpus import Gpu, find_gpu
 from mats_ds.core.limits import MAX_RANKS, MAX_STEP, show
 from mats_ds.core.token_grid import FINETUNE_KEEP_RATIO
 from mats_ds.planning.forecast import ASSUMED_MFU, KNOWN_CLIPS, LoaderMemory, TimePlan, measured_mfu, plan_time
+from mats_ds.planning.room import room_on
 from mats_ds.planning.sweep import loader_on
 from mats_ds.planning.workload import DEFAULT_CLASSES, Workload
 
@@ -75,8 +76,16 @@ def resolve_question(options: PlanOptions) -> Question:
         ds_config = {key: value for key, value in ds_config.items() if key != ACCUMULATION_KEY}
         ds_config[MICRO_BATCH_KEY] = options.micro_batch
     gpu = find_gpu(options.gpu)
-    repeats = recipe.data.repeats
-    batch = plan_batch(ds_config, recipe_batch=recipe.optim.global_batch, world_size=options.gpus, repeats=repeats)
+    height, width = _parse_size(options.video)
+    loader = loader_on(gpu, LoaderMemory(prefetch=recipe.data.prefetch, height=height, width=width))
+    room = room_on(gpu, workload, ds_config, world_size=options.gpus, loader=loader)
+    batch = plan_batch(
+        ds_config,
+        recipe_batch=recipe.optim.global_batch,
+        world_size=options.gpus,
+        repeats=recipe.data.repeats,
+        room=room,
+    )
     num_clips, clips_note = _count_clips(recipe, options.clips)
     mfu, mfu_note = _resolve_mfu(options)
     notes = [*notes_on(ds_config), *clips_note, mfu_note]
@@ -94,8 +103,6 @@ def resolve_question(options: PlanOptions) -> Question:
     )
     if time.step_seconds is None:
         notes.append(f"no hours: the peak of {gpu.name} in {precision} is not in the table of peaks")
-    height, width = _parse_size(options.video)
-    loader = loader_on(gpu, LoaderMemory(prefetch=recipe.data.prefetch, height=height, width=width))
     return Question(recipe, workload, ds_config, precision, gpu, options.gpus, batch, loader, time, tuple(notes))
 
 

@@ -18,10 +18,12 @@ from mats_ds.config.recipe import Recipe
 from mats_ds.core.gpus import Gpu
 from mats_ds.planning.forecast import KNOWN_CLIPS, Forecast, LoaderMemory, TimePlan, forecast, plan_time
 from mats_ds.planning.memory import ZeroSettings, padded_elements
+from mats_ds.planning.room import room_on
 from mats_ds.planning.sweep import loader_on
 from mats_ds.planning.workload import Workload
 
 GB = 1e9
+RECIPE_GPUS = 8  # that the recipes' global batches are for
 # of an element in the optimizer's part of a checkpoint: float32 master weight and two moments
 STATE_BYTES = 12
 KEYFRAME_DISTANCE = 16  # of training copies that `prepare transcode` writes (docs/guides/prepare.md)
@@ -122,15 +124,20 @@ class Scale:
 
 
 def plan_scale(model: str, world_size: int, *, gpu: Gpu, ds_config: Mapping[str, Any], mfu: float, site: Site) -> Scale:
-    """Pre-training on Kinetics-400 with the JSON's micro-batch on every GPU: the global batch
-    grows.
+    """Pre-training on Kinetics-400 with the JSON's micro-batch on every GPU (where it has none, the
+    one that it gives 8 GPUs): the global batch grows.
 
     Raises ValueError for a JSON or a GPU that cannot be planned.
     """
     recipe = load_recipe("k400", [f"model.name={model}"])
     workload = Workload.from_recipe(recipe)
-    micro = ds_config[MICRO_BATCH_KEY]
-    batch = plan_batch(ds_config, recipe_batch=micro * world_size, world_size=world_size)
+    loader = loader_on(gpu, LoaderMemory(prefetch=recipe.data.prefetch))
+    micro = ds_config.get(MICRO_BATCH_KEY)
+    if micro is None:  # what the recipe's own number of GPUs would take
+        room = room_on(gpu, workload, ds_config, world_size=RECIPE_GPUS, loader=loader)
+        of_recipe = plan_batch(ds_config, recipe_batch=recipe.optim.global_batch, world_size=RECIPE_GPUS, room=room)
+        micro = of_recipe.micro_batch
+    batch = plan_batch({**ds_config, MICRO_BATCH_KEY: micro}, recipe_batch=micro * world_size, world_size=world_size)
     planned = forecast(
         workload,
         ds_config,
@@ -138,7 +145,7 @@ def plan_scale(model: str, world_size: int, *, gpu: Gpu, ds_config: Mapping[str,
         world_size=world_size,
         micro_batch=batch.micro_batch,
         accumulation=batch.accumulation,
-        loader=loader_on(gpu, LoaderMemory(prefetch=recipe.data.prefetch)),
+        loader=loader,
     )
     time = plan_time(
         workload.flops(),

@@ -37,8 +37,9 @@ class ParameterCounts:
 @dataclass(frozen=True)
 class Workload:
     """One model at work. task "pretrain": the masked autoencoder; "finetune": the classifier on the
-    pruning's `keep_ratio` of the tokens (1: all of them). The other fields are the recipe's. Raises
-    ValueError for an unknown task or model.
+    pruning's `keep_ratio` of the tokens (1: all of them). `captured`: its passes are CUDA graphs
+    (model.compile=graphs). The other fields are the recipe's. Raises ValueError for an unknown task
+    or model.
     """
 
     task: str = "pretrain"
@@ -51,6 +52,7 @@ class Workload:
     recompute: str = "none"
     checkpoint_blocks: str | int = "none"
     num_classes: int = 0
+    captured: bool = False
 
     def __post_init__(self) -> None:
         if self.task not in TASKS:
@@ -74,6 +76,7 @@ class Workload:
             drop_path=recipe.model.drop_path,
             recompute=recipe.model.recompute,
             checkpoint_blocks=recipe.model.checkpoint_blocks,
+            captured=recipe.model.compile == "graphs",
         )
 
     @classmethod

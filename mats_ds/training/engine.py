@@ -7,8 +7,7 @@ What of the JSON reaches `deepspeed.initialize` is in ds_config.py.
 from __future__ import annotations
 
 import logging
-import os
-import shutil
+import socket
 from collections.abc import Mapping
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
@@ -19,13 +18,15 @@ from torch import nn
 
 from mats_ds.config.batch_plan import BatchPlan
 from mats_ds.config.ds_config import clipping_of, hand_over, leaves_check_to_guard, precision_of, zero_stage_of
+from mats_ds.distributed.collectives import gather_on_all
+from mats_ds.distributed.ranks import RankInfo
+from mats_ds.models.compiling import compile_blocks, why_not_captured, why_not_compiled
+from mats_ds.training.checkpoints.match import show_value
 from mats_ds.training.optim import guard_steps
 
 logger = logging.getLogger(__name__)
 
 BYTES_PER_FLOAT32 = 4
-# the variable and the programs that torch and Triton look for
-COMPILERS = {"cpu": ("CXX", ("g++",)), "cuda": ("CC", ("gcc", "clang"))}
 
 
 @dataclass(frozen=True)
@@ -46,18 +47,18 @@ def make_engine(
     ds_config: Mapping[str, Any],
     plan: BatchPlan,
     *,
-    compile_model: bool = False,
+    compiled: bool = False,
     load_universal: bool = False,
 ) -> Any:
     """deepspeed.initialize with the JSON of `read_ds_config`, the batch of `plan`, and nothing left
     to DeepSpeed's defaults.
 
-    `compile_model` makes torch compile the model in place (the names in checkpoints stay as they
-    are), when the first batch comes. `load_universal`: it will be given a checkpoint that was
-    converted for another number of ranks. Whatever stage and precision: a step whose gradients are
-    not finite is left out, by DeepSpeed or by a guard (see optim.py).
-    Raises ValueError for a JSON without optimizer, for compiling under ZeRO-3 or without a
-    compiler, for what DeepSpeed refuses, and where it does something else than the JSON says.
+    `compiled` makes torch compile the blocks of the model in place (the names in checkpoints stay
+    as they are), when the first batch comes. `load_universal`: it will be given a checkpoint that
+    was converted for another number of ranks. Whatever stage and precision: a step whose gradients
+    are not finite is left out, by DeepSpeed or by a guard (see optim.py).
+    Raises ValueError for a JSON without optimizer, for what DeepSpeed refuses, and where it does
+    something else than the JSON says.
     """
     import deepspeed
     from deepspeed.runtime.zero.config import DeepSpeedZeroConfig
@@ -72,12 +73,9 @@ def make_engine(
         config["zero_optimization"] = {**config["zero_optimization"], "compute_grad_norm": False}
     if load_universal:
         config["checkpoint"] = {**config.get("checkpoint", {}), "load_universal": True}
-    if compile_model:
-        if zero_stage_of(ds_config) == 3:
-            raise ValueError("model.compile does not go with ZeRO stage 3, which gathers weights in between: use stage 2")
-        check_compiler(next(model.parameters()).device)
-        # Not `model.compile()`: it would take in DeepSpeed's own hooks, which break the graph.
-        model.forward = torch.compile(model.forward, fullgraph=True, dynamic=False)
+    if compiled:
+        # Not the whole model: it would take a minute, and DeepSpeed's own hooks break the graph.
+        compile_blocks(model)
     try:
         engine, *_ = deepspeed.initialize(model=model, model_parameters=groups, config=config)
     except AssertionError as error:
@@ -96,15 +94,26 @@ def make_engine(
     return engine
 
 
-def check_compiler(device: torch.device) -> None:
-    """Raises ValueError where torch.compile would not find the machine's compiler, which builds its
-    C++ for a CPU and Triton's launchers for a GPU: it would end in the first step."""
-    variable, names = COMPILERS["cuda" if device.type == "cuda" else "cpu"]
-    if not (os.environ.get(variable) or any(map(shutil.which, names))):
-        raise ValueError(
-            f"model.compile=true needs {' or '.join(names)}, and none is on the PATH: install it (on Debian or Ubuntu: sudo "
-            f"apt-get install g++), name a compiler with {variable}, or leave model.compile out"
-        )
+def choose_compiled(asked: bool | str, ranks: RankInfo, *, zero_stage: int) -> str:
+    """What torch is to compile, for the recipe's `model.compile`: "" nothing, "blocks", or "graphs"
+    (blocks, and the passes captured); called by all ranks, the same on all.
+
+    Raises ValueError where that was asked for and cannot be; with auto it is one line in the log.
+    """
+    if asked is False or (asked == "auto" and ranks.device.type == "cpu"):
+        return ""
+    why = why_not_compiled(ranks.device, zero_stage=zero_stage)
+    if asked == "graphs" and why is None:
+        why = why_not_captured(ranks.device, zero_stage=zero_stage)
+    reasons = gather_on_all(why and f"on {socket.gethostname()}, {why}" if ranks.world_size > 1 else why, ranks)
+    why = next((reason for reason in reasons if reason), None)
+    if why is None:
+        logger.info("torch compiles the transformer blocks at the first step: minutes the first time, seconds from then on")
+        return "graphs" if asked == "graphs" else "blocks"
+    if asked != "auto":
+        raise ValueError(f"model.compile={show_value(asked)} is not possible: {why}; or go on with model.compile=false")
+    logger.warning("the model runs without torch.compile, with more and smaller kernels: %s", why)
+    return ""
 
 
 def in_force(engine: Any) -> InForce:

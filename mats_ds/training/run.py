@@ -28,7 +28,7 @@ from typing import Any, TypeVar
 import torch
 from torch import nn
 
-from mats_ds.config.batch_plan import BatchPlan, plan_batch
+from mats_ds.config.batch_plan import MICRO_BATCH_KEY, BatchPlan
 from mats_ds.config.ds_config import notes_on, precision_of, read_ds_config, state_clipping, zero_stage_of
 from mats_ds.config.load import dump_recipe
 from mats_ds.config.recipe import Recipe
@@ -46,15 +46,17 @@ from mats_ds.distributed.exits import AlreadyFinished
 from mats_ds.distributed.ranks import RankInfo, start_distributed
 from mats_ds.metering.profiler import make_deep_dives
 from mats_ds.metering.recorder import Recorder
+from mats_ds.models.compiling import capture_passes
 from mats_ds.planning.cpu_steps import CpuSteps
 from mats_ds.planning.forecast import LoaderMemory
 from mats_ds.planning.plan_observer import PlanRecorder
+from mats_ds.planning.room import plan_batch_of_run
 from mats_ds.planning.workload import Workload
 from mats_ds.training.checkpoints.match import refuse_other_model
 from mats_ds.training.checkpoints.resume import Resumed, ResumePoint, find_resume_point, resume
 from mats_ds.training.checkpoints.saver import CheckpointSaver
 from mats_ds.training.ds_outputs import check_outputs, name_outputs
-from mats_ds.training.engine import in_force, make_engine, optimizer_name, static_bytes
+from mats_ds.training.engine import choose_compiled, in_force, make_engine, optimizer_name, static_bytes
 from mats_ds.training.loop import fit
 from mats_ds.training.observers import Checkpointer, Console, Monitor
 from mats_ds.training.optim import Schedule, make_schedule
@@ -93,9 +95,10 @@ def start_run(recipe: Recipe, options: RunOptions, *, task: str) -> TrainingRun:
         logger.info("%s", note)
     ds_config = state_clipping(ds_config)
     ranks = start_distributed(timeout_seconds=recipe.run.hang_seconds)
-    plan = plan_batch(ds_config, recipe_batch=recipe.optim.global_batch, world_size=ranks.world_size, repeats=recipe.data.repeats)
     folder = choose_run_folder(options.out, ranks, recipe_name=recipe.name, task=task, resume=options.resume)
     check_shared_folder(folder, ranks)
+    plan = plan_batch_of_run(recipe, ds_config, ranks, went_on=folder if options.resume else None)
+    ds_config = {**ds_config, MICRO_BATCH_KEY: plan.micro_batch}  # written down, where the JSON left it out
     point = None
     if options.resume:
         settings = dict(global_batch=plan.global_batch, zero_stage=zero_stage_of(ds_config), precision=precision_of(ds_config))
@@ -134,6 +137,7 @@ class TrainingRun:
     ds_config: Mapping[str, Any]
     point: ResumePoint | None
     engine: Any = field(default=None, init=False)
+    compiled: str = field(default="", init=False)
     resumed: Resumed = field(default_factory=Resumed, init=False)
     recorder: Recorder | None = field(default=None, init=False)
     saver: CheckpointSaver = field(init=False)
@@ -154,15 +158,12 @@ class TrainingRun:
         is_converted = self.point is not None and self.point.is_converted
         if self.point is not None:
             refuse_other_model(self.point.checkpoint, self.point.stored, model, groups)
-        self.engine = make_engine(
-            model,
-            groups,
-            self.ds_config,
-            self.plan,
-            compile_model=self.recipe.model.compile,
-            load_universal=is_converted,
-        )
+        self.compiled = choose_compiled(self.recipe.model.compile, self.ranks, zero_stage=zero_stage_of(self.ds_config))
+        how = dict(compiled=bool(self.compiled), load_universal=is_converted)
+        self.engine = make_engine(model, groups, self.ds_config, self.plan, **how)
         self.resumed = resume(self.engine, self.point, self.ranks)
+        if self.compiled == "graphs":
+            capture_passes(model, micro_batch=self.plan.micro_batch)
         return self.engine
 
     def loader_for(self, sampler: ClipSampler) -> ClipLoader:
@@ -223,6 +224,7 @@ class TrainingRun:
             task=self.task,
             gradient_clipping=forced.gradient_clipping,
             optimizer=optimizer_name(self.engine),
+            compiled=self.compiled,
         )
 
     def count_steps(self, done: int, *, steps_per_epoch: int) -> int:
@@ -284,7 +286,7 @@ class TrainingRun:
         saved = dict(extra=extra_state, what_is_lost=self.what_is_lost)
         return [
             self.recorder,
-            PlanRecorder(workload, self.ds_config, self.engine.module, memory, measures=not recipe.model.compile),
+            PlanRecorder(workload, self.ds_config, self.engine.module, memory, measures=not self.compiled),
             *make_deep_dives(self.folder, device, **deep_dives),
             CpuSteps(workload, data=name_data(recipe.data)),
             Console(log_steps=recipe.run.log_steps, **shown),

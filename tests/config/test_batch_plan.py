@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from mats_ds.config.batch_plan import plan_batch
+from mats_ds.config.batch_plan import Room, plan_batch
 
 
 @pytest.mark.parametrize(("world_size", "accumulation"), [(8, 1), (4, 2), (2, 4), (1, 8)])
@@ -57,3 +57,51 @@ def test_mistakes_are_told():
         plan_batch({"train_micro_batch_size_per_gpu": 10**10}, recipe_batch=16, world_size=1)
     with pytest.raises(ValueError, match='leave "train_batch_size" out'):
         plan_batch({"train_micro_batch_size_per_gpu": 2, "train_batch_size": 12}, recipe_batch=16, world_size=1)
+
+
+def room(largest):
+    return Room(lambda micro_batch, accumulation: micro_batch + (accumulation > 1) <= largest, "fit here")
+
+
+@pytest.mark.parametrize(
+    "world_size, largest, micro_batch, accumulation",
+    [(1, 4096, 192, 1), (1, 100, 96, 2), (1, 48, 32, 6), (8, 4096, 24, 1), (8, 24, 24, 1), (8, 23, 12, 2), (8, 2, 1, 24)],
+)
+def test_a_micro_batch_that_is_left_out_is_the_largest_that_fits_and_divides_a_ranks_part(
+    world_size, largest, micro_batch, accumulation
+):
+    """Accumulating takes memory itself: 48 would fit once, and not twice."""
+    plan = plan_batch({}, recipe_batch=192, world_size=world_size, room=room(largest))
+    assert (plan.micro_batch, plan.accumulation, plan.global_batch) == (micro_batch, accumulation, 192)
+    assert plan.learning_rate_scale == 0.75
+    assert '"train_micro_batch_size_per_gpu" out' in plan.note and f"{192 // world_size} clips" in plan.note
+
+
+def test_a_stated_micro_batch_wins_over_what_fits():
+    plan = plan_batch({"train_micro_batch_size_per_gpu": 24}, recipe_batch=192, world_size=1, room=room(4096))
+    assert (plan.micro_batch, plan.accumulation) == (24, 8) and "out" not in plan.note
+
+
+def test_clips_of_a_video_stay_together_in_a_micro_batch_that_is_chosen():
+    plan = plan_batch({}, recipe_batch=120, world_size=2, repeats=4, room=room(32))
+    assert (plan.micro_batch, plan.accumulation) == (20, 3)
+
+
+def test_a_batch_that_ranks_cannot_divide_becomes_the_nearest_one_and_the_rate_follows():
+    plan = plan_batch({}, recipe_batch=192, world_size=5, room=room(4096))
+    assert (plan.micro_batch, plan.accumulation, plan.global_batch) == (38, 1, 190)
+    assert "x 0.99" in plan.note
+    assert plan_batch({}, recipe_batch=4, world_size=8, room=room(4096)).global_batch == 8
+
+
+def test_a_stated_accumulation_decides_about_the_micro_batch():
+    config = {"gradient_accumulation_steps": 3}
+    plan = plan_batch(config, recipe_batch=192, world_size=8, room=room(4096))
+    assert (plan.micro_batch, plan.accumulation, plan.global_batch) == (8, 3, 192)
+    with pytest.raises(ValueError, match='"gradient_accumulation_steps" to 5 .* 24 clips .*state the micro-batch'):
+        plan_batch({"gradient_accumulation_steps": 5}, recipe_batch=192, world_size=8, room=room(4096))
+
+
+def test_where_nothing_fits_the_smallest_is_tried_and_said():
+    plan = plan_batch({}, recipe_batch=192, world_size=8, repeats=2, room=room(0))
+    assert (plan.micro_batch, plan.accumulation) == (2, 12) and "not even 2 fit here" in plan.note

@@ -165,3 +165,13 @@ def test_the_name_of_a_recipe_is_the_name_of_a_file(tmp_path, name):
         load_recipe(path)
     assert len(str(mistake.value)) < 600
     assert load_recipe(path, ["name=my run"]).name == "my run"
+
+
+@pytest.mark.parametrize(
+    "text, value", [("true", True), ("false", False), ("1", True), ("'off'", False), ("auto", "auto"), ("graphs", "graphs")]
+)
+def test_what_is_compiled_is_said_in_old_words_and_new_ones(text, value):
+    recipe = load_recipe("tiny", [f"model.compile={text}"])
+    assert recipe.model.compile == value and yaml.safe_load(dump_recipe(recipe))["model"]["compile"] == value
+    with pytest.raises(ValueError, match="model.compile: input should be 'auto', True, False or 'graphs', got 'sometimes'"):
+        load_recipe("tiny", ["model.compile=sometimes"])

@@ -155,7 +155,7 @@ def measure_plans(folder: Path) -> dict[str, Any]:
     """The plan's figures for the default recipe, a fine-tuning and ZeRO-3 of a larger model."""
     questions = {
         "default": [],
-        "finetune": ["--recipe", "finetune_k400", "--gpus", 4, "--gpu", "h100"],
+        "finetune": ["--recipe", "finetune_k400", "--gpus", 4, "--gpu", "h100", "--micro_batch", 24],
         "large": ["--recipe", "ssv2", "--ds_config", ROOT / "ds_configs" / "zero3.json", "model.name=large"],
     }
     plans = {name: run_profiling("plan", "--json", *words, folder=folder) for name, words in questions.items()}
