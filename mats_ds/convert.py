@@ -54,8 +54,9 @@ from mats_ds.models.weights.load import (
     weights_of,
 )
 from mats_ds.models.weights.model_weights import Weights, name_nonfinite
-from mats_ds.models.weights.native import SUFFIX, save_weights
+from mats_ds.models.weights.native import save_weights
 from mats_ds.models.weights.origin import Origin
+from mats_ds.models.weights.source import SUFFIX
 from mats_ds.models.weights.verify import compare, compare_with_transformers
 from mats_ds.models.weights.videomae import write_videomae
 

@@ -25,7 +25,7 @@ DATA_FLOORS = (
     {"bitstream", "list_text", "class_names", "scenes"},
     {"video", "manifest"},
     {"encode"},
-    {"augment", "classes", "shared_videos", "synthetic"},
+    {"augment", "classes", "early_list", "shared_videos", "synthetic"},
     {"clip_sampler", "photo_scenes"},
     {"view_sampler"},
     {"loading"},
