@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+COMMAND = "probe"
 PROBES = ("knn", "linear", "attentive")
 NUM_NEIGHBOURS = 20
 

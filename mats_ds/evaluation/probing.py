@@ -40,7 +40,7 @@ from mats_ds.evaluation.features.feature_store import (
 )
 from mats_ds.evaluation.features.features import VERSION, extract_set, open_encoder
 from mats_ds.evaluation.options import ModelRequest, ViewPlan, plan_views, read_model_weights
-from mats_ds.evaluation.probe_options import ProbeOptions
+from mats_ds.evaluation.probe_options import COMMAND, ProbeOptions
 from mats_ds.evaluation.probes import (
     TEMPERATURE,
     apply_attentive_probe,
@@ -56,7 +56,6 @@ from mats_ds.models.weights.model_weights import Weights
 
 logger = logging.getLogger("mats_ds")
 
-COMMAND = "probe"
 TOKEN_BYTES, GIB = 2, 2**30
 
 
