@@ -416,7 +416,10 @@ class TestRealLauncher:
         write_program(project.tools / "ssh", 'echo "ssh $*" >> "$CONTACTED"; echo 127.0.0.1')
         (project.caller / "hosts").write_text("alpha slots=1\nbeta slots=1\n")
         (project.root / "mats_ds" / "pretrain.py").write_text(
-            "import json, os, sys; open('got-' + os.environ.get('RANK', '0'), 'w').write(json.dumps(sys.argv[1:]))\n"
+            "import json, os, sys\n"
+            "def check(arguments, *, reads_paths):\n    assert not reads_paths\n"
+            "if __name__ == '__main__':\n"
+            "    open('got-' + os.environ.get('RANK', '0'), 'w').write(json.dumps(sys.argv[1:]))\n"
         )
         done = project.run("pretrain", "--hostfile", "hosts", *ARGUMENTS, MATS_DRY_RUN="")
         assert done.returncode == 0, done.stderr
