@@ -26,8 +26,9 @@ import logging
 import os
 from dataclasses import replace
 from importlib.util import find_spec
+from typing import TYPE_CHECKING
 
-from mats_ds.core.cli import FINISHED, ArgumentParser, leave, run_script
+from mats_ds.core.cli import FINISHED, ArgumentParser, importing, leave, run_script
 from mats_ds.core.format import format_count
 from mats_ds.core.storage.files import is_same_file
 from mats_ds.core.storage.output_file import check_output_file, describe_fault, describe_leftovers
@@ -36,28 +37,15 @@ from mats_ds.core.storage.package_files import install_command, own_command
 from mats_ds.core.text import log_to_stderr, say
 from mats_ds.core.token_grid import STRATEGIES
 from mats_ds.evaluation.options import add_weights_from
-from mats_ds.exporting.hub.card import CARD, check_card, find_run
-from mats_ds.exporting.hub.folder import CODE_FILES
-from mats_ds.exporting.hub.write import export_hub
-from mats_ds.exporting.network import describe_network, open_network
-from mats_ds.exporting.programs.write import check_target, export_program
-from mats_ds.exporting.verify import RUNNERS, compare_export
-from mats_ds.models.weights.export_folder import CONFIG, EXPORTED, check_export_folder
-from mats_ds.models.weights.hugging_face import write_hugging_face
-from mats_ds.models.weights.load import (
-    FORMATS,
-    check_complete,
-    describe_weights,
-    identify,
-    load_classifier,
-    read_weights,
-    weights_of,
-)
-from mats_ds.models.weights.model_weights import Weights, name_nonfinite
-from mats_ds.models.weights.native import SUFFIX, save_weights
+from mats_ds.exporting.hub.card import CARD, check_card, check_license, find_run
+from mats_ds.exporting.hub.remote_code import CODE_FILES
+from mats_ds.exporting.programs.target import check_target
+from mats_ds.models.weights.export_folder import EXPORTED, check_export_folder
 from mats_ds.models.weights.origin import Origin
-from mats_ds.models.weights.verify import compare, compare_with_transformers
-from mats_ds.models.weights.videomae import write_videomae
+from mats_ds.models.weights.source import CONFIG, SUFFIX, check_source
+
+if TYPE_CHECKING:  # what needs torch is imported where it is used, after the arguments are checked
+    from mats_ds.models.weights.model_weights import Weights
 
 DIFFERENT = 1
 TARGETS = ("mats", "hf", "videomae", "hub", "onnx", "export")
@@ -125,6 +113,9 @@ def run(options: argparse.Namespace) -> int:
 
 def inspect(options: argparse.Namespace) -> int:
     weights = read_source(options)
+    from mats_ds.models.weights.load import check_complete, describe_weights
+    from mats_ds.models.weights.model_weights import name_nonfinite
+
     say(describe_weights(options.source, weights)[0])
     num_values = sum(tensor.numel() for tensor in weights.state.values())
     say(*weights.spec.describe(), f"{format_count(len(weights.state), 'tensor')}, {num_values / 1e6:.1f} M values")
@@ -134,12 +125,18 @@ def inspect(options: argparse.Namespace) -> int:
 
 
 def convert(options: argparse.Namespace) -> int:
-    dest, target = Path(options.dest), options.to or guess_target(Path(options.dest))
+    dest, target = Path(options.dest), options.to or SUFFIXES.get(Path(options.dest).suffix, "hf")
     refuse_to_overwrite(options, dest, target=target)
     check_export_options(options, target)
     if target not in FOLDERS:
         print_notes(describe_leftovers(dest))
     weights = read_source(options)
+    from mats_ds.models.weights.hugging_face import write_hugging_face
+    from mats_ds.models.weights.load import FORMATS, check_complete, describe_weights
+    from mats_ds.models.weights.model_weights import name_nonfinite
+    from mats_ds.models.weights.native import save_weights
+    from mats_ds.models.weights.videomae import write_videomae
+
     print_notes(weights.notes)
     weights = change_head(weights, options)
     weights = change_description(weights, options, target=target)
@@ -165,13 +162,24 @@ def check_export_options(options: argparse.Namespace, target: str) -> None:
         if getattr(options, name) and name not in used:
             homes = "hub" if name != "batch" else "onnx or export"
             raise ValueError(f"--{name.replace('_', '-')} is for --to {homes}, and this writes --to {target}: leave it out")
+    if target == "hub":
+        check_license(options.license)
+    if options.num_classes is None and options.new_head:
+        raise ValueError("--new-head belongs to --num-classes N")
+    if options.class_names:
+        read_names(Path(options.class_names))
     if target in ("onnx", "export"):
         check_target(target, batch=1 if options.batch is None else options.batch)
 
 
 def export(weights: Weights, options: argparse.Namespace, dest: Path, *, target: str) -> int:
-    """Write a folder or program that others run, and compare it with ours where that is asked
-    for."""
+    """Write a folder or program that others run, compared with ours where that is asked for."""
+    from mats_ds.exporting.hub.write import export_hub
+    from mats_ds.exporting.network import describe_network, open_network
+    from mats_ds.exporting.programs.write import export_program
+    from mats_ds.exporting.verify import RUNNERS, compare_export
+    from mats_ds.models.weights.model_weights import name_nonfinite
+
     source, batch = Path(options.source), options.batch or 1
     if target == "hub":
         lines = []
@@ -201,14 +209,13 @@ def export(weights: Weights, options: argparse.Namespace, dest: Path, *, target:
 
 
 def read_source(options: argparse.Namespace) -> Weights:
+    check_source(options.source)
+    with importing("torch"):
+        from mats_ds.models.weights.load import read_weights
+
     names = ("num_frames", "height", "width", "heads", "decoder_heads")
     hints = {name: getattr(options, name) for name in names if getattr(options, name)}
     return read_weights(options.source, weights_from=options.weights_from, **hints)
-
-
-def guess_target(dest: Path) -> str:
-    """The format that a name asks for."""
-    return SUFFIXES.get(dest.suffix, "hf")
 
 
 def refuse_to_overwrite(options: argparse.Namespace, dest: Path, *, target: str) -> None:
@@ -237,9 +244,9 @@ def refuse_to_overwrite(options: argparse.Namespace, dest: Path, *, target: str)
 def change_head(weights: Weights, options: argparse.Namespace) -> Weights:
     """The classifier that --num-classes asks for; the fate of every tensor is printed."""
     if options.num_classes is None:
-        if options.new_head:
-            raise ValueError("--new-head belongs to --num-classes N")
         return weights
+    from mats_ds.models.weights.load import load_classifier, weights_of
+
     started = load_classifier(weights, num_classes=options.num_classes, new_head=options.new_head)
     say(started.report.describe())
     return replace(weights_of(started.model, weights.source), origin=weights.origin)
@@ -268,6 +275,9 @@ def read_names(path: Path) -> tuple[str, ...]:
 def verify(weights: Weights, options: argparse.Namespace, dest: Path) -> int:
     """Read DEST back and compare outputs; where a Hugging Face folder takes part, with
     transformers' own model, too."""
+    from mats_ds.models.weights.load import identify, read_weights
+    from mats_ds.models.weights.verify import compare, compare_with_transformers
+
     if weights.spec.kind == "encoder":
         print("verify: an encoder alone has no output to compare")
         return FINISHED

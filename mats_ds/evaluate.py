@@ -22,11 +22,16 @@ if __name__ == "__main__":  # run as a file, Python would look for modules in ma
 
 import argparse
 
-from mats_ds.core.cli import LAUNCHER_OPTIONS, ArgumentParser, leave, run_script
+from mats_ds.core.cli import LAUNCHER_OPTIONS, ArgumentParser, importing, leave, run_script
+from mats_ds.core.shards.members import is_file
+from mats_ds.core.storage.file_kind import why_no_video
+from mats_ds.core.storage.output_folder import check_output_folder
 from mats_ds.core.storage.package_files import own_command
-from mats_ds.distributed.ranks import join_ranks
-from mats_ds.evaluation.classification import ADVICE, check_test_folder, classify_video, evaluate_manifest, open_classifier
-from mats_ds.evaluation.options import add_model_options, read_request
+from mats_ds.data.prepare.importers.labels import read_class_list
+from mats_ds.distributed.ranks import begin_rank, join_ranks
+from mats_ds.distributed.scheduler_env import are_all_here
+from mats_ds.evaluation.options import add_model_options, check_paths, read_request
+from mats_ds.evaluation.results import ADVICE, COMMAND, is_test_folder
 
 
 def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
@@ -47,8 +52,35 @@ def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
     return parser.parse_args(arguments)
 
 
+def check(arguments: list[str], *, reads_paths: bool) -> None:
+    """As the ranks would, before any is started: see `check_options`. Exits with 2 for arguments
+    that the program does not take."""
+    check_options(parse_arguments(arguments), reads_paths=reads_paths)
+
+
+def check_options(options: argparse.Namespace, *, reads_paths: bool) -> None:
+    """Raises ValueError for all that is known to be wrong before torch is imported.
+
+    reads_paths: also look at folders, weights and videos, which may be another machine's."""
+    read_request(options)
+    if not reads_paths:
+        return
+    if options.out and options.manifest:
+        check_output_folder(Path(options.out), command=COMMAND, is_ours=is_test_folder)
+    check_paths(options, options.manifest)
+    if options.class_names:
+        read_class_list(Path(options.class_names))
+    if options.video and not is_file(options.video):
+        raise ValueError(why_no_video(options.video, "no file"))
+
+
 def run(options: argparse.Namespace) -> None:
     """Test on a manifest, or classify one video."""
+    begin_rank()
+    check_options(options, reads_paths=are_all_here())
+    with importing("torch"):
+        from mats_ds.evaluation.classification import check_test_folder, classify_video, evaluate_manifest, open_classifier
+
     ranks = join_ranks(options.device)
     out = Path(options.out) if options.out else None
     if out and options.manifest:

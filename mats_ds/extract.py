@@ -22,14 +22,14 @@ if __name__ == "__main__":  # run as a file, Python would look for modules in ma
 
 import argparse
 
-from mats_ds.core.cli import LAUNCHER_OPTIONS, ArgumentParser, leave, run_script
+from mats_ds.core.cli import LAUNCHER_OPTIONS, ArgumentParser, importing, leave, run_script
+from mats_ds.core.storage.output_folder import check_output_folder
 from mats_ds.core.storage.package_files import own_command
-from mats_ds.distributed.ranks import join_ranks
-from mats_ds.evaluation.features.feature_folder import ADVICE, ShardOptions, extract
-from mats_ds.evaluation.features.feature_store import SUFFIXES
-from mats_ds.evaluation.features.window_folder import extract_windows
-from mats_ds.evaluation.features.windows import WindowTimes
-from mats_ds.evaluation.options import add_model_options, read_request
+from mats_ds.distributed.ranks import begin_rank, join_ranks
+from mats_ds.distributed.scheduler_env import are_all_here
+from mats_ds.evaluation.features.extract_options import SUFFIXES, ShardOptions, WindowTimes
+from mats_ds.evaluation.features.feature_folder import ADVICE, COMMAND, extract, is_features_folder
+from mats_ds.evaluation.options import add_model_options, check_paths, read_request
 
 SHARD_VIDEOS = {"mean": 1000, "tubelet": 1000, "none": 32}  # all tokens of a ViT-B clip are 5 MB
 
@@ -77,8 +77,38 @@ def read_times(options: argparse.Namespace) -> WindowTimes | None:
     return WindowTimes(options.window, options.hop)
 
 
+def read_shards(options: argparse.Namespace) -> ShardOptions:
+    """The shards that are asked for. Raises ValueError for a number that is none."""
+    num_videos = SHARD_VIDEOS[options.pool] if options.shard_videos is None else options.shard_videos
+    return ShardOptions(options.pool, options.store, options.format, num_videos)
+
+
+def check(arguments: list[str], *, reads_paths: bool) -> None:
+    """As the ranks would, before any is started: see `check_options`. Exits with 2 for arguments
+    that the program does not take."""
+    check_options(parse_arguments(arguments), reads_paths=reads_paths)
+
+
+def check_options(options: argparse.Namespace, *, reads_paths: bool) -> None:
+    """Raises ValueError for all that is known to be wrong before torch is imported.
+
+    reads_paths: also look at folder, videos and weights, which may be another machine's."""
+    read_times(options)
+    read_shards(options)
+    read_request(options)
+    if reads_paths:
+        check_output_folder(Path(options.out), command=COMMAND, is_ours=is_features_folder)
+        check_paths(options, options.manifest)
+
+
 def run(options: argparse.Namespace) -> None:
     """Extract on this rank, together with the others."""
+    begin_rank()
+    check_options(options, reads_paths=are_all_here())
+    with importing("torch"):
+        import mats_ds.evaluation.features.features  # noqa: F401  (what `extract` imports in the end)
+        from mats_ds.evaluation.features.window_folder import extract_windows
+
     if (times := read_times(options)) is not None:
         extract_windows(
             read_request(options),
@@ -90,14 +120,13 @@ def run(options: argparse.Namespace) -> None:
             ranks=join_ranks(options.device),
         )
         return
-    num_videos = SHARD_VIDEOS[options.pool] if options.shard_videos is None else options.shard_videos
     extract(
         read_request(options),
         options.manifest,
         root=options.root,
         out=Path(options.out),
         keep_ratio=options.keep_ratio,
-        shards=ShardOptions(options.pool, options.store, options.format, num_videos),
+        shards=read_shards(options),
         ranks=join_ranks(options.device),
     )
 

@@ -18,46 +18,47 @@ if __name__ == "__main__":  # run as a file, Python would look for modules in ma
 
     begin_script()
 
+import argparse
 import dataclasses
 import json
 import logging
 from contextlib import ExitStack
 from functools import partial
-
-import torch
+from typing import TYPE_CHECKING
 
 from mats_ds.config.finetune_recipe import FinetuneRecipe
 from mats_ds.config.load import list_keys
 from mats_ds.core.checkpoint_files import SPEC_KEY
-from mats_ds.core.cli import LAUNCHER_OPTIONS, ArgumentParser, leave
+from mats_ds.core.cli import LAUNCHER_OPTIONS, ArgumentParser, importing, leave
 from mats_ds.core.format import format_count, format_figure, format_part
 from mats_ds.core.storage.package_files import own_command
-from mats_ds.data.augment.augmenter import Augmenter
 from mats_ds.data.classes import resolve_classes
 from mats_ds.data.clip_sampler import ClipSampler
-from mats_ds.data.loading.build import open_videos, read_pass
 from mats_ds.distributed.collectives import ask_first
 from mats_ds.distributed.consistency import check_consistent
-from mats_ds.evaluation.during_training import check_unseen, open_test_loader, open_test_set, write_result
-from mats_ds.evaluation.validation import Evaluation, Evaluator
 from mats_ds.metering.run_result import RESULT_FILE
-from mats_ds.models.model_spec import describe_model, dump_spec
-from mats_ds.models.weights.load import build_classifier
-from mats_ds.models.weights.native import save_weights
 from mats_ds.models.weights.origin import BEST_FILE, origin_of
 from mats_ds.planning.workload import Workload
-from mats_ds.training.ema import WeightAverage
-from mats_ds.training.engine import full_parameters
-from mats_ds.training.losses import make_loss
-from mats_ds.training.optim import layer_scale, parameter_groups
-from mats_ds.training.options import add_run_options, run_training
-from mats_ds.training.run import RunOptions, start_run
+from mats_ds.training.options import RunOptions, add_run_options, check_start, run_training
+
+if TYPE_CHECKING:  # what needs torch is imported where it is used, after the arguments are checked
+    from mats_ds.evaluation.validation import Evaluation
 
 logger = logging.getLogger("mats_ds")
 
 
 def main(arguments: list[str] | None = None) -> int:
     """The exit status of a fine-tuning."""
+    return run_training(finetune, parse_arguments(arguments), task="finetune", schema=FinetuneRecipe)
+
+
+def check(arguments: list[str], *, reads_paths: bool) -> None:
+    """As the ranks would, before any is started: see `check_start`. Exits with 2 for arguments that
+    the program does not take."""
+    check_start(parse_arguments(arguments), task="finetune", schema=FinetuneRecipe, reads_paths=reads_paths)
+
+
+def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
     parser = ArgumentParser(
         recipe_keys=list_keys(FinetuneRecipe),
         launcher=LAUNCHER_OPTIONS,
@@ -69,11 +70,27 @@ def main(arguments: list[str] | None = None) -> int:
         "with the best top-1, chosen on evaluation.manifest).",
     )
     add_run_options(parser, default_recipe=None)
-    return run_training(finetune, parser.parse_intermixed_args(arguments), schema=FinetuneRecipe)
+    return parser.parse_intermixed_args(arguments)
 
 
 def finetune(recipe: FinetuneRecipe, options: RunOptions) -> None:
     """One run on this rank, from the weights to the last test."""
+    with importing("torch", "deepspeed"):
+        import torch
+
+        from mats_ds.data.augment.augmenter import Augmenter
+        from mats_ds.data.loading.build import open_videos, read_pass
+        from mats_ds.evaluation.during_training import check_unseen, open_test_loader, open_test_set, write_result
+        from mats_ds.evaluation.validation import Evaluator
+        from mats_ds.models.model_spec import describe_model, dump_spec
+        from mats_ds.models.weights.load import build_classifier
+        from mats_ds.models.weights.native import save_weights
+        from mats_ds.training.ema import WeightAverage
+        from mats_ds.training.engine import full_parameters
+        from mats_ds.training.losses import make_loss
+        from mats_ds.training.optim import layer_scale, parameter_groups
+        from mats_ds.training.run import start_run
+
     run = start_run(recipe, options, task="finetune")
     ranks, folder, section = run.ranks, run.folder, recipe.evaluation
     manifest = run.check_inputs(lambda: open_videos(recipe.data))

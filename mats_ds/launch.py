@@ -17,6 +17,8 @@ if __name__ == "__main__":  # run as a file, Python would look for modules in ma
 
     begin_script()
 
+import contextlib
+import importlib
 import os
 import re
 from collections.abc import Mapping, Sequence
@@ -98,6 +100,9 @@ def launch(name: str, arguments: Sequence[str]) -> int:
     if is_dry_run():
         print(command.show(), flush=True)
         return 0
+    check_arguments(name, arguments)
+    if sys.stderr.isatty():
+        say(f"starting the ranks of {name}: importing torch and DeepSpeed takes some seconds", stream=sys.stderr)
     # -m of Python 3.11 and newer must not take modules from the folder that the caller stands in
     environment = {**os.environ, "PYTHONSAFEPATH": "1", **describe_launcher(), **command.variables}
     for variable in command.without:
@@ -114,15 +119,22 @@ def launch(name: str, arguments: Sequence[str]) -> int:
     return status
 
 
+def check_arguments(name: str, arguments: Sequence[str]) -> None:
+    """Raises ValueError for arguments, recipe, JSON and paths that no rank could start with, and
+    exits with USAGE_ERROR for arguments that the program does not take."""
+    options, script = _split(name, arguments)
+    sys.argv = [f"mats {name}", *script]  # argparse takes the program's name from it
+    with contextlib.suppress(OSError):  # of a disk: the ranks end with their own status for it
+        importlib.import_module(f"mats_ds.{name}").check(script, reads_paths="--hostfile" not in options)
+
+
 def make_command(name: str, arguments: Sequence[str], environment: Mapping[str, str], *, is_dry: bool = False) -> Command:
     """The command that starts mats_ds/NAME.py on all ranks.
 
     is_dry: leave out what other machines must be asked for. Raises ValueError for a wrong option,
     hostfile, variable or path, and OSError where a program or a host is not there.
     """
-    options, script = split_arguments(arguments)
-    if name in DEFAULT_JSON and not any(word.partition("=")[0] == "--ds_config" for word in script):
-        script = ["--ds_config", str(find_folder("ds_configs") / DEFAULT_JSON[name]), *script]
+    options, script = _split(name, arguments)
     program = PACKAGE / f"{name}.py"
     if (port := options.get("--master_port", "")) and not is_port(port):
         raise ValueError(f"--master_port takes a number from 1 to 65535, got {port!r}")
@@ -138,6 +150,14 @@ def make_command(name: str, arguments: Sequence[str], environment: Mapping[str, 
         return _on_this_machine(program, script, options, environment, port="PORT" if is_dry else "")
     # DeepSpeed would take /job/hostfile, unchecked, where there is one
     return _run_launcher([*_to_words(options), *SILENT, "--hostfile", os.devnull], program, script)
+
+
+def _split(name: str, arguments: Sequence[str]) -> tuple[dict[str, str], list[str]]:
+    """As `split_arguments`, with the program's own JSON where none is given."""
+    options, script = split_arguments(arguments)
+    if name in DEFAULT_JSON and not any(word.partition("=")[0] == "--ds_config" for word in script):
+        script = ["--ds_config", str(find_folder("ds_configs") / DEFAULT_JSON[name]), *script]
+    return options, script
 
 
 def split_arguments(arguments: Sequence[str]) -> tuple[dict[str, str], list[str]]:

@@ -107,14 +107,15 @@ def add_check(commands) -> None:
 
 def run_check(options: argparse.Namespace) -> int:
     """Check the videos, then describe them."""
+    out = Path(options.out)
+    refuse_sources(out, option="--out", sources=[options.source])
+    manifest = read_manifest(options.source, root=options.root)
     from mats_ds.data.prepare.checking.check_report import describe_outputs, summarize
     from mats_ds.data.prepare.checking.check_set import check_manifest, journal_path
 
-    out = Path(options.out)
-    refuse_sources(out, option="--out", sources=[options.source])
     with resumable("checked", journal=journal_path(out)), Progress("check") as progress:
         result = check_manifest(
-            read_manifest(options.source, root=options.root),
+            manifest,
             out=out,
             quarantine=options.quarantine,
             num_workers=count_cores() if options.workers is None else options.workers,
@@ -159,8 +160,6 @@ def add_transcode(commands) -> None:
 
 def run_transcode(options: argparse.Namespace) -> int:
     """Make the copies, or show what would be made."""
-    from mats_ds.data.prepare.copying.copies import make_copies
-    from mats_ds.data.prepare.copying.copy_plan import JOURNAL, check_out_folder, describe_plan, plan_copies
     from mats_ds.data.prepare.copying.copy_settings import CopySettings
 
     settings = CopySettings(
@@ -171,6 +170,9 @@ def run_transcode(options: argparse.Namespace) -> int:
     if options.keep_partial and options.segment is not None:
         raise ValueError("--keep_partial goes with transcoding, not with --segment")
     manifest = read_manifest(options.source, root=options.root)
+    from mats_ds.data.prepare.copying.copies import make_copies
+    from mats_ds.data.prepare.copying.copy_plan import JOURNAL, check_out_folder, describe_plan, plan_copies
+
     source, out = Path(options.source), Path(options.out)
     scanned = source if source.is_dir() else None
     base = Path(options.root) if options.root and not scanned else scanned or source.parent
@@ -220,15 +222,15 @@ def add_pack(commands) -> None:
 
 def run_pack(options: argparse.Namespace) -> int:
     """Write the shards, or show what would be written."""
+    if (options.out is None) == (options.out_dir is None):
+        raise ValueError(f"give the folder of the shards once: {own_command('prepare', 'pack')} SOURCE --out DIR")
+    source, out = Path(options.source), Path(options.out or options.out_dir)
+    manifest = read_manifest(source, root=options.root)
     from mats_ds.data.classes import read_class_names
     from mats_ds.data.prepare.packing.pack_plan import JOURNAL, check_out_folder, describe_plan, parse_bytes, plan_shards
     from mats_ds.data.prepare.packing.packs import make_shards
 
-    if (options.out is None) == (options.out_dir is None):
-        raise ValueError(f"give the folder of the shards once: {own_command('prepare', 'pack')} SOURCE --out DIR")
-    source, out = Path(options.source), Path(options.out or options.out_dir)
     shard_bytes = parse_bytes(options.shard_size)
-    manifest = read_manifest(source, root=options.root)
     scanned = source if source.is_dir() else None
     base = Path(options.root) if options.root and not scanned else scanned or source.parent
     if options.dry_run:

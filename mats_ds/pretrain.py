@@ -18,35 +18,29 @@ if __name__ == "__main__":  # run as a file, Python would look for modules in ma
 
     begin_script()
 
+import argparse
 import dataclasses
 import itertools
 import json
 import logging
 from functools import partial
-
-import torch
+from typing import TYPE_CHECKING
 
 from mats_ds.config.load import list_keys
 from mats_ds.config.recipe import Recipe
 from mats_ds.core.checkpoint_files import SPEC_KEY
-from mats_ds.core.cli import LAUNCHER_OPTIONS, ArgumentParser, leave
-from mats_ds.core.clips import ClipBatch
+from mats_ds.core.cli import LAUNCHER_OPTIONS, ArgumentParser, importing, leave
 from mats_ds.core.format import format_count
 from mats_ds.core.storage.package_files import own_command
 from mats_ds.core.text import clean_line
 from mats_ds.data.clip_sampler import ClipSampler
-from mats_ds.data.loading.build import open_videos
-from mats_ds.models.mae import MaskedAutoencoder
-from mats_ds.models.model_spec import describe_model, dump_spec
 from mats_ds.planning.flops import describe_compute
 from mats_ds.planning.workload import Workload
-from mats_ds.training.engine import full_parameters
-from mats_ds.training.losses import reconstruction_loss_of
-from mats_ds.training.optim import parameter_groups
-from mats_ds.training.options import add_run_options, run_training
-from mats_ds.training.run import RunOptions, start_run
+from mats_ds.training.options import RunOptions, add_run_options, check_start, run_training
 from mats_ds.visualization.drawing import try_to_draw
-from mats_ds.visualization.render import draw_reconstruction
+
+if TYPE_CHECKING:  # what needs torch is imported where it is used, after the arguments are checked
+    from mats_ds.core.clips import ClipBatch
 
 logger = logging.getLogger("mats_ds")
 
@@ -56,6 +50,16 @@ SHOWN_CLIPS = 4
 
 def main(arguments: list[str] | None = None) -> int:
     """The exit status of a pre-training."""
+    return run_training(pretrain, parse_arguments(arguments), task="pretrain")
+
+
+def check(arguments: list[str], *, reads_paths: bool) -> None:
+    """As the ranks would, before any is started: see `check_start`. Exits with 2 for arguments that
+    the program does not take."""
+    check_start(parse_arguments(arguments), task="pretrain", schema=Recipe, reads_paths=reads_paths)
+
+
+def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
     parser = ArgumentParser(
         recipe_keys=list_keys(Recipe),
         launcher=LAUNCHER_OPTIONS,
@@ -63,11 +67,21 @@ def main(arguments: list[str] | None = None) -> int:
         epilog=f"Example: {own_command('pretrain')} --recipe k400 --ds_config zero2 data.manifest=videos.csv",
     )
     add_run_options(parser, default_recipe="default")
-    return run_training(pretrain, parser.parse_intermixed_args(arguments))
+    return parser.parse_intermixed_args(arguments)
 
 
 def pretrain(recipe: Recipe, options: RunOptions) -> None:
     """One run on this rank, from the first byte of video to the picture."""
+    with importing("torch", "deepspeed"):
+        import torch
+
+        from mats_ds.data.loading.build import open_videos
+        from mats_ds.models.mae import MaskedAutoencoder
+        from mats_ds.models.model_spec import describe_model, dump_spec
+        from mats_ds.training.losses import reconstruction_loss_of
+        from mats_ds.training.optim import parameter_groups
+        from mats_ds.training.run import start_run
+
     run = start_run(recipe, options, task="pretrain")
     manifest = run.check_inputs(lambda: open_videos(recipe.data))
     sampler = ClipSampler(
@@ -111,6 +125,9 @@ def few_clips(batch: ClipBatch) -> ClipBatch:
 def draw(engine, batch: ClipBatch, recipe: Recipe, folder: Path, *, rank: int) -> None:
     """Draw the reconstruction of the clip with the most motion; every rank takes part, rank 0
     draws."""
+    from mats_ds.training.engine import full_parameters
+    from mats_ds.visualization.render import draw_reconstruction
+
     engine.eval()
     with full_parameters(engine):
         reconstruction = engine.module.reconstruct(batch.frames_BTHWC, batch.seed_B)

@@ -22,14 +22,18 @@ if __name__ == "__main__":  # run as a file, Python would look for modules in ma
 import argparse
 import logging
 
-from mats_ds.core.cli import ArgumentParser, leave, run_script
+from mats_ds.core.cli import ArgumentParser, importing, leave, run_script
 from mats_ds.core.storage.output_file import describe_fault
+from mats_ds.core.storage.output_folder import check_output_folder
 from mats_ds.core.storage.package_files import own_command
 from mats_ds.core.text import log_to_stderr
+from mats_ds.data.classes import count_shared_classes
+from mats_ds.data.early_list import check_list
 from mats_ds.distributed.ranks import find_device
+from mats_ds.evaluation.features.feature_store import is_probe_folder
 from mats_ds.evaluation.options import add_model_options, read_request
-from mats_ds.evaluation.probes import NUM_NEIGHBOURS
-from mats_ds.evaluation.probing import PROBES, ProbeOptions, probe
+from mats_ds.evaluation.probe_options import COMMAND, NUM_NEIGHBOURS, PROBES, ProbeOptions
+from mats_ds.models.weights.source import check_source
 
 logger = logging.getLogger("mats_ds")
 
@@ -64,22 +68,39 @@ def run(options: argparse.Namespace) -> None:
         raise ValueError(describe_fault(error, options.out)) from None
 
 
+def read_options(options: argparse.Namespace) -> ProbeOptions:
+    """The options, where output, lists and weights can be used as far as is known before torch is
+    imported. Raises ValueError."""
+    probe_options = ProbeOptions(
+        probes=tuple(kind for kind in PROBES if kind in options.probes),
+        baseline=options.baseline,
+        keep_ratio=options.keep_ratio,
+        neighbours=options.neighbours,
+        allow_overlap=options.allow_overlap,
+        seed=options.seed,
+        token_gib=options.token_gib,
+    )
+    if options.out:
+        check_output_folder(Path(options.out), command=COMMAND, is_ours=is_probe_folder)
+    train, val = (check_list(source, root=options.root) for source in (options.train, options.val))
+    if train is not None and val is not None:
+        count_shared_classes(train, val)
+    check_source(options.model)
+    return probe_options
+
+
 def _probe(options: argparse.Namespace) -> None:
+    request, probe_options = read_request(options), read_options(options)
+    with importing("torch"):
+        from mats_ds.evaluation.probing import probe
+
     probe(
-        read_request(options),
+        request,
         train=options.train,
         val=options.val,
         root=options.root,
         out=Path(options.out) if options.out else None,
-        options=ProbeOptions(
-            probes=tuple(kind for kind in PROBES if kind in options.probes),
-            baseline=options.baseline,
-            keep_ratio=options.keep_ratio,
-            neighbours=options.neighbours,
-            allow_overlap=options.allow_overlap,
-            seed=options.seed,
-            token_gib=options.token_gib,
-        ),
+        options=probe_options,
         device=find_device(options.device),
     )
 

@@ -21,23 +21,21 @@ if __name__ == "__main__":  # run as a file, Python would look for modules in ma
 import argparse
 import logging
 
-from av.error import FFmpegError
-
-from mats_ds.core.cli import ArgumentParser, leave, run_script
+from mats_ds.config.load import find_recipe
+from mats_ds.core.cli import ArgumentParser, importing, leave, run_script
 from mats_ds.core.shards.members import is_file
 from mats_ds.core.storage.file_kind import why_no_video
 from mats_ds.core.storage.output_file import check_output_file, describe_fault, describe_leftovers
 from mats_ds.core.storage.package_files import own_command
 from mats_ds.core.text import log_to_stderr, say
 from mats_ds.core.token_grid import STRATEGIES
-from mats_ds.data.video.indexing import UnreadableVideo
 from mats_ds.evaluation.options import add_weights_from
-from mats_ds.models.weights.load import describe_weights, read_weights
+from mats_ds.models.weights.source import check_source
 from mats_ds.visualization.panels import PANELS
-from mats_ds.visualization.render import RenderOptions, render
+from mats_ds.visualization.render_options import RenderOptions
 from mats_ds.visualization.video_writer import check_suffix, is_our_picture
 
-FAULTS = (OSError, FFmpegError, ImportError, MemoryError)  # of reading, drawing, writing
+FAULTS = (OSError, ImportError, MemoryError)  # of reading, drawing, writing
 SELECTION = ("strategy", "keep_ratio", "visible_ratio", "frame_candidates")
 
 
@@ -96,15 +94,14 @@ def run(options: argparse.Namespace) -> None:
     written."""
     log_to_stderr(logging.WARNING)
     try:
-        visualize(options)
-    except UnreadableVideo as error:
-        raise ValueError(error.reason) from error
+        visualize(options, read_options(options))
     except FAULTS as error:
         raise ValueError(describe_fault(error, options.out)) from error
 
 
-def visualize(options: argparse.Namespace) -> None:
-    """Check the output, read the weights, render."""
+def read_options(options: argparse.Namespace) -> RenderOptions:
+    """The options, where output, videos and weights are there: what is known before torch is
+    imported. Raises ValueError."""
     check_suffix(options.out)
     inputs = (*options.video, options.weights, options.recipe)
     check_output_file(Path(options.out), inputs=inputs, is_ours=is_our_picture, force=options.force)
@@ -112,11 +109,11 @@ def visualize(options: argparse.Namespace) -> None:
     for video in options.video:
         if not is_file(video):
             raise ValueError(why_no_video(video, "no file"))
-    weights = None
     if options.weights is not None:
-        weights = read_weights(options.weights, weights_from=options.weights_from)
-        say(*describe_weights(options.weights, weights))
-    wanted = RenderOptions(
+        check_source(options.weights)
+    if options.recipe is not None:
+        find_recipe(options.recipe)
+    return RenderOptions(
         videos=options.video,
         out=options.out,
         weights=options.weights,
@@ -130,7 +127,27 @@ def visualize(options: argparse.Namespace) -> None:
         device=options.device,
         panels=options.panels,
     )
-    say(render(wanted, weights))
+
+
+def visualize(options: argparse.Namespace, wanted: RenderOptions) -> None:
+    """Read the weights, render."""
+    with importing("torch"):
+        from av.error import FFmpegError
+
+        from mats_ds.data.video.containers import UnreadableVideo
+        from mats_ds.models.weights.load import describe_weights, read_weights
+        from mats_ds.visualization.render import render
+
+    weights = None
+    try:
+        if options.weights is not None:
+            weights = read_weights(options.weights, weights_from=options.weights_from)
+            say(*describe_weights(options.weights, weights))
+        say(render(wanted, weights))
+    except UnreadableVideo as error:
+        raise ValueError(error.reason) from error
+    except FFmpegError as error:
+        raise ValueError(describe_fault(error, options.out)) from error
 
 
 if __name__ == "__main__":

@@ -24,8 +24,8 @@ from mats_ds.core.interrupts import begin_script  # noqa: E402
 if __name__ == "__main__":
     begin_script()
 
-from mats_ds.config.ds_config import list_json_names, read_ds_config  # noqa: E402
-from mats_ds.core.cli import ArgumentParser, leave, run_script  # noqa: E402
+from mats_ds.config.ds_config import list_json_names, read_ds_config, read_judged  # noqa: E402
+from mats_ds.core.cli import ArgumentParser, importing, leave, run_script  # noqa: E402
 from mats_ds.core.format import MIB  # noqa: E402
 from mats_ds.core.gpus import find_gpu, num_engines  # noqa: E402
 from mats_ds.metering.device_memory import name_kind  # noqa: E402
@@ -140,10 +140,12 @@ def main(arguments: list[str] | None = None) -> int:
 
 
 def run(options: argparse.Namespace) -> None:
+    gpu = find_gpu(options.gpu)
+    read_judged(options.ds_config)
     # DeepSpeed prints on stdout, before the answer, that there is no GPU
-    with contextlib.redirect_stdout(sys.stderr):
+    with contextlib.redirect_stdout(sys.stderr), importing("torch", "deepspeed"):
         ds_config = read_ds_config(options.ds_config)
-    how = dict(gpu=find_gpu(options.gpu), ds_config=ds_config, mfu=options.mfu, site=Site())
+    how = dict(gpu=gpu, ds_config=ds_config, mfu=options.mfu, site=Site())
     scales = [plan_scale(model, world_size, **how) for model in options.models for world_size in options.gpus]
     micro_batch = scales[0].batch.micro_batch
     print(format_scaling(scales, world_sizes=options.gpus, micro_batch=micro_batch))

@@ -112,7 +112,7 @@ def test_verify_runs_transformers_own_model(tmp_path, source, capsys):
 
 
 def test_verify_finds_a_wrong_weight(tmp_path, classifier_file, monkeypatch, capsys):
-    monkeypatch.setattr("mats_ds.convert.save_weights", write_with_a_slip)
+    monkeypatch.setattr("mats_ds.models.weights.native.save_weights", write_with_a_slip)
     assert main([str(classifier_file), str(tmp_path / "copy.safetensors"), "--verify"]) == DIFFERENT
     assert "DIFFERENT" in capsys.readouterr().out
 

@@ -12,7 +12,7 @@ from mats_ds import load_model
 from mats_ds.convert import main
 from mats_ds.core.cli import FINISHED, USAGE_ERROR
 from mats_ds.core.storage.package_files import install_command
-from mats_ds.exporting.programs import onnx_program
+from mats_ds.exporting.programs import target
 from mats_ds.models.weights.native import save_weights
 from tests.exporting.models import make_autoencoder, make_classifier, make_clips, weights
 
@@ -98,11 +98,11 @@ def test_a_program_is_written_by_its_suffix_and_verified(tmp_path, classifier, c
 
 
 def test_without_the_packages_of_onnx_one_line_says_how_to_get_them(tmp_path, classifier, capsys, monkeypatch):
-    for name in onnx_program.PACKAGES:
+    for name in target.PACKAGES:
         monkeypatch.setitem(sys.modules, name, None)
     assert main([classifier, str(tmp_path / "x.onnx")]) == USAGE_ERROR
     told = capsys.readouterr().err
-    assert install_command(*onnx_program.PACKAGES) in told and "Traceback" not in told and not (tmp_path / "x.onnx").exists()
+    assert install_command(*target.PACKAGES) in told and "Traceback" not in told and not (tmp_path / "x.onnx").exists()
 
 
 @pytest.mark.parametrize("ratio", ["0", "1.5", "0.001"])

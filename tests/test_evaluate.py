@@ -317,7 +317,7 @@ class TestOut:
         for name, text in files.items():
             (tmp_path / name).write_text(text)
         before = bytes_below(tmp_path)
-        monkeypatch.setattr(evaluate, "open_classifier", None)
+        monkeypatch.setattr("mats_ds.evaluation.classification.open_classifier", None)
         status, told, err = run("--model", model, "--manifest", manifest, "--out", tmp_path, *VIEWS)
         assert (status, told) == (2, "") and err.startswith("error: ") and err.count("\n") == 1
         assert "new or empty folder" in err and bytes_below(tmp_path) == before

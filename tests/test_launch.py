@@ -11,6 +11,7 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from textwrap import indent
 
 import pytest
 
@@ -298,24 +299,29 @@ class TestRealLauncher:
         project = Project(tmp_path)
         project.environment |= {"MATS_DRY_RUN": "", "CUDA_VISIBLE_DEVICES": ""}
         (project.root / "mats_ds" / "pretrain.py").write_text(
-            "import os, subprocess, sys, time\n"
-            "rank = os.environ['RANK']\n"
-            "if 'save' in sys.argv:\n"
-            "    import signal\n"
-            "    stopping = {signal.SIGINT, signal.SIGTERM, signal.SIGHUP}\n"
-            "    signal.pthread_sigmask(signal.SIG_BLOCK, stopping)\n"
-            "    open(f'ready-{rank}', 'w').close()\n"
-            "    os.write(1, f'{signal.sigwait(stopping).name} came to rank {rank}\\n'.encode())  # in one piece\n"
-            "    sys.exit(75)\n"
-            "if 'sleep' in sys.argv:\n"
-            "    child = subprocess.Popen(['sleep', '600'])\n"
-            "    open(f'pids-{rank}', 'w').write(f'{os.getpid()} {child.pid}')\n"
-            "    time.sleep(600)\n"
-            "open(f'arguments-{rank}', 'w').write(repr(sys.argv[1:]))\n"
-            "if f'die-{rank}' in sys.argv:\n"
-            "    os.kill(os.getpid(), 9)\n"
-            "statuses = [int(word[2:]) for word in sys.argv if word.startswith('s=')]\n"
-            "sys.exit(statuses[0] if statuses else 3 if f'fail-{rank}' in sys.argv else 0)\n"
+            "def check(arguments, *, reads_paths):\n    assert reads_paths\n"
+            "if __name__ == '__main__':\n"
+            + indent(
+                "import os, subprocess, sys, time\n"
+                "rank = os.environ['RANK']\n"
+                "if 'save' in sys.argv:\n"
+                "    import signal\n"
+                "    stopping = {signal.SIGINT, signal.SIGTERM, signal.SIGHUP}\n"
+                "    signal.pthread_sigmask(signal.SIG_BLOCK, stopping)\n"
+                "    open(f'ready-{rank}', 'w').close()\n"
+                "    os.write(1, f'{signal.sigwait(stopping).name} came to rank {rank}\\n'.encode())  # in one piece\n"
+                "    sys.exit(75)\n"
+                "if 'sleep' in sys.argv:\n"
+                "    child = subprocess.Popen(['sleep', '600'])\n"
+                "    open(f'pids-{rank}', 'w').write(f'{os.getpid()} {child.pid}')\n"
+                "    time.sleep(600)\n"
+                "open(f'arguments-{rank}', 'w').write(repr(sys.argv[1:]))\n"
+                "if f'die-{rank}' in sys.argv:\n"
+                "    os.kill(os.getpid(), 9)\n"
+                "statuses = [int(word[2:]) for word in sys.argv if word.startswith('s=')]\n"
+                "sys.exit(statuses[0] if statuses else 3 if f'fail-{rank}' in sys.argv else 0)\n",
+                "    ",
+            )
         )
         (project.root / "mats_ds" / "report.py").write_text("import sys; print('report of', sys.argv[1]); sys.exit(4)\n")
         return project
@@ -410,7 +416,10 @@ class TestRealLauncher:
         write_program(project.tools / "ssh", 'echo "ssh $*" >> "$CONTACTED"; echo 127.0.0.1')
         (project.caller / "hosts").write_text("alpha slots=1\nbeta slots=1\n")
         (project.root / "mats_ds" / "pretrain.py").write_text(
-            "import json, os, sys; open('got-' + os.environ.get('RANK', '0'), 'w').write(json.dumps(sys.argv[1:]))\n"
+            "import json, os, sys\n"
+            "def check(arguments, *, reads_paths):\n    assert not reads_paths\n"
+            "if __name__ == '__main__':\n"
+            "    open('got-' + os.environ.get('RANK', '0'), 'w').write(json.dumps(sys.argv[1:]))\n"
         )
         done = project.run("pretrain", "--hostfile", "hosts", *ARGUMENTS, MATS_DRY_RUN="")
         assert done.returncode == 0, done.stderr

@@ -19,7 +19,7 @@ from mats_ds.core.storage import package_files
 from mats_ds.core.storage.package_files import EXTRA_OF, PACKAGE_OF, check_packages, describe_missing, install_command
 from mats_ds.data.loading.dali import GpuDecoder
 from mats_ds.data.photo_scenes.photographs import read_photograph
-from mats_ds.exporting.programs.write import check_target
+from mats_ds.exporting.programs.target import check_target
 from mats_ds.install import EXTRAS, read_requirements
 from mats_ds.training.ds_outputs import check_outputs
 from mats_ds.visualization.drawing import plain_drawing, try_to_draw

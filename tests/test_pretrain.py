@@ -66,12 +66,12 @@ def test_a_run_leaves_records_of_every_rank_its_inputs_a_picture_and_a_checkpoin
 
 def pretrain_without_pictures(arguments):
     """As pretrain, where whoever draws runs out of memory."""
-    from mats_ds import pretrain as script
+    from mats_ds.visualization import render
 
     def draw_reconstruction(*given, **options):
         raise MemoryError("no\nmore")
 
-    script.draw_reconstruction = draw_reconstruction
+    render.draw_reconstruction = draw_reconstruction
     return pretrain(arguments)
 
 

@@ -56,6 +56,15 @@ def read_ds_config(path: str | Path) -> dict[str, Any]:
     broken JSON, and all that DeepSpeed would refuse, pass over, or take for something else than it
     says; all faults are named at once.
     """
+    config = read_judged(path)
+    if faults := list(_ask_deepspeed(config)):
+        raise ValueError(f"{find_file(path, 'ds_configs', suffix='.json')}: {'; '.join(faults)}")
+    return config
+
+
+def read_judged(path: str | Path) -> dict[str, Any]:
+    """The DeepSpeed JSON, judged by all that is known without DeepSpeed, whose import takes
+    seconds. Raises ValueError as `read_ds_config` does."""
     source, path = path, find_file(path, "ds_configs", suffix=".json")
     if path is None:
         names = list_json_names()
@@ -73,7 +82,7 @@ def read_ds_config(path: str | Path) -> dict[str, Any]:
         raise ValueError(f"{path} is not valid JSON: {error}") from None
     if not isinstance(config, dict):
         raise ValueError(f"{path}: expected a JSON object, got {type(config).__name__}")
-    for judge in (_find_auto, _judge_keys, _judge_together, _ask_deepspeed):
+    for judge in (_find_auto, _judge_keys, _judge_together):
         if faults := list(judge(config)):
             raise ValueError(f"{path}: {'; '.join(faults)}")
     return config

@@ -34,7 +34,7 @@ def load_recipe(source: str | Path = "default", overrides: Sequence[str] = (), *
     schema: Recipe, or a class that adds sections to it. Raises ValueError that lists every mistake
     with the nearest valid name, and for a recipe of another trainer than the schema's.
     """
-    path = _find_recipe(source)
+    path = find_recipe(source)
     kind = describe_file(path)
     if kind not in (None, "a text file", "a recipe (YAML)", "an empty file", "a JSON file"):
         raise ValueError(f"{not_a('recipe', path)}: give a YAML file or one of {', '.join(list_recipes())}")
@@ -76,7 +76,8 @@ def dump_recipe(recipe: Recipe) -> str:
     return yaml.safe_dump(recipe.model_dump(mode="json"), sort_keys=False)
 
 
-def _find_recipe(source: str | Path) -> Path:
+def find_recipe(source: str | Path) -> Path:
+    """The file of a recipe, by its path or its name. Raises ValueError where there is none."""
     if path := find_file(source, "recipes", suffix=".yaml"):
         return path
     names = list_recipes()

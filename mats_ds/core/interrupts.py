@@ -1,7 +1,8 @@
 """Signals that ask a program to end (Ctrl-C, SIGTERM, SIGHUP): one line and an exit status of
 128 + N, never a traceback, at any moment.
 
-While a program imports, nothing is begun and it ends at once (`begin_script`). While it works, an
+While a program imports, nothing is begun and it ends at once (`begin_script`, and `end_at_once` for
+what it imports after its checks). While it works, an
 error in the main thread lets it put its things away (`raise_signals`); where the main thread is
 busy in code that is not Python's, it is ended after GRACE_SECONDS. Signals that this process was
 started to ignore (nohup) stay ignored.
@@ -20,6 +21,7 @@ from types import FrameType, TracebackType
 STOPPING = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 GRACE_SECONDS = 5.0
 AGAIN = "start the same command again"
+_IMPORTING = threading.Event()
 
 
 class Signalled(KeyboardInterrupt):
@@ -41,6 +43,18 @@ def begin_script() -> None:
 
 
 @contextlib.contextmanager
+def end_at_once() -> Iterator[None]:
+    """Inside it a program imports, after its checks and before it begins anything: a signal ends
+    the process at once, in one line, as it does after `begin_script`. An error that is raised
+    within an import is taken for the package's own by some that import it."""
+    _IMPORTING.set()
+    try:
+        yield
+    finally:
+        _IMPORTING.clear()
+
+
+@contextlib.contextmanager
 def raise_signals() -> Iterator[None]:
     """Inside it, in the main thread, a signal raises Signalled, where nobody else handles it. A
     second Ctrl-C ends the process at once; other signals that follow the first change nothing, as a
@@ -54,6 +68,8 @@ def raise_signals() -> Iterator[None]:
 
     def on_signal(number: int, frame: FrameType | None) -> None:
         is_handled.set()
+        if _IMPORTING.is_set():
+            _end_before_begin(number, frame)
         if not first:
             first.append(number)
             raise Signalled(number)

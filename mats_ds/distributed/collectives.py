@@ -9,8 +9,6 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, Protocol, TypeVar
 
-import torch.distributed as dist
-
 from mats_ds.distributed.exits import RanksLost, TrainingStopped
 
 T = TypeVar("T")
@@ -30,7 +28,7 @@ def gather_on_first(value: T, ranks: Ranks) -> list[T] | None:
     if ranks.world_size == 1:
         return [value]
     values = [None] * ranks.world_size if ranks.rank == 0 else None
-    _call(dist.gather_object, value, values)
+    _call("gather_object", value, values)
     return values
 
 
@@ -39,7 +37,7 @@ def gather_on_all(value: T, ranks: Ranks) -> list[T]:
     if ranks.world_size == 1:
         return [value]
     values = [None] * ranks.world_size
-    _call(dist.all_gather_object, values, value)
+    _call("all_gather_object", values, value)
     return values
 
 
@@ -54,7 +52,7 @@ def ask_first(work: Callable[[], T], ranks: Ranks) -> T:
         except (ValueError, OSError, TrainingStopped) as error:
             answer = [None, error]
     if ranks.world_size > 1:
-        _call(dist.broadcast_object_list, answer, 0)
+        _call("broadcast_object_list", answer, 0)
     result, error = answer
     if error is not None:
         raise error
@@ -104,9 +102,12 @@ def do_on_all(work: Callable[[], Any], ranks: Ranks, *, advice: str) -> Any:
     return value
 
 
-def _call(collective: Callable[..., None], *arguments: Any) -> None:
-    """Raises RanksLost where another rank has died or does not answer."""
+def _call(collective: str, *arguments: Any) -> None:
+    """Call that function of torch.distributed. Raises RanksLost where another rank has died or does
+    not answer."""
+    import torch.distributed as dist  # a process alone needs none
+
     try:
-        collective(*arguments)
+        getattr(dist, collective)(*arguments)
     except RuntimeError as error:
         raise RanksLost(f"another rank has ended: {str(error).partition(chr(10))[0]}") from error

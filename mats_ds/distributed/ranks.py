@@ -6,9 +6,7 @@ import logging
 import os
 from dataclasses import dataclass
 from datetime import timedelta
-
-import torch
-import torch.distributed as dist
+from typing import TYPE_CHECKING
 
 from mats_ds.core.format import format_count
 from mats_ds.core.text import log_to_stderr
@@ -17,9 +15,11 @@ from mats_ds.distributed.hosts import free_port
 from mats_ds.distributed.launcher_watch import end_with_launchers
 from mats_ds.distributed.scheduler_env import set_rank_environment
 
+if TYPE_CHECKING:  # imported where it is used: what a program checks before its first rank joins needs none
+    import torch
+
 logger = logging.getLogger("mats_ds")
 
-DTYPES = {"bf16": torch.bfloat16, "fp32": torch.float32}
 # how long the first ranks wait for the last at the start: a machine whose command failed never
 # comes
 JOIN_SECONDS = 600.0
@@ -72,6 +72,8 @@ def join_ranks(device: str | None = None) -> RankInfo:
 
 def find_device(name: str | None) -> torch.device:
     """The device of that name, with its number. Raises ValueError when it does not exist."""
+    import torch
+
     num_gpus = torch.cuda.device_count() if torch.cuda.is_available() else 0
     name = name or ("cuda" if num_gpus else "cpu")
     try:
@@ -94,7 +96,9 @@ def find_device(name: str | None) -> torch.device:
 def find_dtype(precision: str | None, device: torch.device) -> torch.dtype:
     """The type to compute in. precision: bf16, fp32, or None for bf16 on a GPU and fp32 on a
     CPU."""
-    return DTYPES[precision or ("bf16" if device.type == "cuda" else "fp32")]
+    import torch
+
+    return {"bf16": torch.bfloat16, "fp32": torch.float32}[precision or ("bf16" if device.type == "cuda" else "fp32")]
 
 
 def start_distributed(*, timeout_seconds: float = 1800.0) -> RankInfo:
@@ -116,6 +120,8 @@ def start_distributed(*, timeout_seconds: float = 1800.0) -> RankInfo:
         os.environ.setdefault(name, value)
     logging.getLogger("DeepSpeed").setLevel(os.environ.get("DS_LOG_LEVEL", "WARNING").upper())
     import deepspeed
+    import torch
+    import torch.distributed as dist
 
     # DeepSpeed would compile a shared-memory collective with g++ at the first start on a CPU, for
     # minutes; gloo does without.

@@ -43,6 +43,13 @@ def set_rank_environment(environment: MutableMapping[str, str] | None = None) ->
             variables[name] = value
 
 
+def are_all_here() -> bool:
+    """Whether all ranks are on this machine, by the variables of their launcher; without one there
+    is a single rank."""
+    size = os.environ.get("WORLD_SIZE", "1")
+    return os.environ.get("LOCAL_WORLD_SIZE", os.environ.get("LOCAL_SIZE", size)) == size
+
+
 def _of_openmpi(variables: MutableMapping[str, str]) -> dict[str, str]:
     size, local_size = variables["OMPI_COMM_WORLD_SIZE"], variables["OMPI_COMM_WORLD_LOCAL_SIZE"]
     if size != local_size and "MASTER_ADDR" not in variables:

@@ -37,7 +37,16 @@ from mats_ds.distributed.ranks import RankInfo
 from mats_ds.evaluation.accuracy import TOP, measure_accuracy, top_classes
 from mats_ds.evaluation.options import ModelRequest, ViewPlan, plan_views, read_model_weights
 from mats_ds.evaluation.plots import SweepPoint
-from mats_ds.evaluation.results import describe_bad, describe_points, draw_results, is_test_folder, result_names, write_results
+from mats_ds.evaluation.results import (
+    ADVICE,
+    COMMAND,
+    describe_bad,
+    describe_points,
+    draw_results,
+    is_test_folder,
+    result_names,
+    write_results,
+)
 from mats_ds.evaluation.scoring import ScoredVideos, score_videos, softmax_scores
 from mats_ds.evaluation.speed import describe_speed, forward_macs, time_forwards
 from mats_ds.models.classifier import VideoClassifier
@@ -47,9 +56,7 @@ from mats_ds.models.weights.origin import Origin
 
 logger = logging.getLogger("mats_ds")
 
-COMMAND = "evaluate"
 CHOSE = "chose these weights"
-ADVICE = "make room or mend that, then start the same command again"
 
 
 @dataclass(frozen=True)

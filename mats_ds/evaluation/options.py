@@ -14,24 +14,27 @@ import os
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import torch
 from pydantic import ValidationError
 
 from mats_ds.config.recipe import ClipSection
 from mats_ds.core.format import format_count, format_views
+from mats_ds.core.run_dir import RECIPE_FILE
 from mats_ds.core.storage.documents import MAX_YAML_BYTES, parse_yaml
 from mats_ds.core.storage.files import read_text
 from mats_ds.core.token_grid import TokenGrid
-from mats_ds.data.loading.build import ViewBatch, read_views
+from mats_ds.data.early_list import check_list
 from mats_ds.data.manifest import Manifest
 from mats_ds.distributed.ranks import find_dtype
-from mats_ds.models.weights.load import read_weights
-from mats_ds.models.weights.model_weights import Weights
-from mats_ds.models.weights.native import SUFFIX
 from mats_ds.models.weights.origin import BEST_FILE, CLIP_KEYS, WEIGHTS_FROM, origin_of
-from mats_ds.models.weights.run import RECIPE, find_steps
+from mats_ds.models.weights.source import SUFFIX, check_source, find_steps
+
+if TYPE_CHECKING:  # imported where it is used: the options alone need no torch
+    import torch
+
+    from mats_ds.data.loading.build import ViewBatch
+    from mats_ds.models.weights.model_weights import Weights
 
 VIEWS = {"clips": 5, "crops": 3}  # without a recipe; METHOD: UCF101 and K400
 FROM_RECIPE, FROM_DEFAULT = "the recipe of the training", "the default: no recipe has them"
@@ -89,6 +92,8 @@ class ViewPlan:
 
     def read(self, manifest: Manifest, *, rank: int = 0, world_size: int = 1, label: str = "") -> Iterator[ViewBatch]:
         """This rank's views of all videos, as `read_views` gives them."""
+        from mats_ds.data.loading.build import read_views
+
         return read_views(
             manifest,
             recipe_clip=self.section,
@@ -188,8 +193,17 @@ def read_request(options: argparse.Namespace) -> ModelRequest:
     )
 
 
+def check_paths(options: argparse.Namespace, *sources: str | None) -> list[Manifest | None]:
+    """The short ones of these lists of videos (see `check_list`). Raises ValueError for a --model
+    without weights and for lists that cannot be read: what is known before torch is imported."""
+    check_source(options.model)
+    return [None if source is None else check_list(source, root=options.root) for source in sources]
+
+
 def read_model_weights(request: ModelRequest) -> Weights:
     """The weights of --model. Raises ValueError for a wrong path or file."""
+    from mats_ds.models.weights.load import read_weights
+
     return read_weights(request.path, weights_from=request.weights_from, **request.hints)
 
 
@@ -266,6 +280,6 @@ def read_beside(path: Path) -> Any:
     # a run's checkpoints may be a link to a larger disk: the run that the path names comes first
     runs = [step_path.parent.parent for step in steps[:1] for step_path in (Path(os.path.abspath(step)), step.resolve())]
     for folder in (path, *runs) if steps else (path.parent,):
-        if os.path.lexists(folder / RECIPE) and (steps or path.suffix == SUFFIX):
-            return parse_yaml(read_text(folder / RECIPE, max_bytes=MAX_YAML_BYTES))
+        if os.path.lexists(folder / RECIPE_FILE) and (steps or path.suffix == SUFFIX):
+            return parse_yaml(read_text(folder / RECIPE_FILE, max_bytes=MAX_YAML_BYTES))
     return None

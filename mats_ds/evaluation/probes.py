@@ -15,10 +15,10 @@ import torch.nn.functional as F
 from torch import nn
 
 from mats_ds.core.progress import Ticker, show_progress
+from mats_ds.evaluation.probe_options import NUM_NEIGHBOURS
 from mats_ds.models.layers import NORM_EPS, Mlp
 from mats_ds.models.sizes import MLP_RATIO
 
-NUM_NEIGHBOURS = 20
 TEMPERATURE = 0.07
 QUERIES_AT_ONCE = 1024
 

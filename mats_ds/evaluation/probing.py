@@ -10,7 +10,7 @@ import logging
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import ExitStack
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -40,6 +40,7 @@ from mats_ds.evaluation.features.feature_store import (
 )
 from mats_ds.evaluation.features.features import VERSION, extract_set, open_encoder
 from mats_ds.evaluation.options import ModelRequest, ViewPlan, plan_views, read_model_weights
+from mats_ds.evaluation.probe_options import COMMAND, ProbeOptions
 from mats_ds.evaluation.probes import (
     TEMPERATURE,
     apply_attentive_probe,
@@ -55,28 +56,7 @@ from mats_ds.models.weights.model_weights import Weights
 
 logger = logging.getLogger("mats_ds")
 
-COMMAND = "probe"
-PROBES = ("knn", "linear", "attentive")
 TOKEN_BYTES, GIB = 2, 2**30
-
-
-@dataclass(frozen=True)
-class ProbeOptions:
-    """Options of the probes.
-
-    `probes`: in the order of PROBES. `baseline`: also with fresh weights. `keep_ratio` None: the
-    encoder's own. `neighbours`: of k-NN. `allow_overlap`: only warn of videos in both manifests.
-    `seed`: of the attentive probe and of fresh weights. `token_gib`: memory that the tokens of a
-    manifest may take.
-    """
-
-    probes: tuple[str, ...]
-    baseline: bool
-    keep_ratio: float | None
-    neighbours: int
-    allow_overlap: bool
-    seed: int
-    token_gib: float
 
 
 def probe(
@@ -99,8 +79,6 @@ def probe(
             check_output_folder(out, command=COMMAND, is_ours=is_probe_folder)
             refuse_losses(out, [RESULTS], inputs=(train, val, request.path))
             refuse_foreign_features(out)
-        if options.neighbours < 1:
-            raise ValueError(f"--neighbours is at least 1, got {options.neighbours}")
         train_set, val_set = read_manifest(train, root=root), read_manifest(val, root=root)
         num_classes = count_shared_classes(train_set, val_set)
         num_shared = refuse_shared(val_set, train_set, allowed=options.allow_overlap, fix="give --allow_overlap")

@@ -8,6 +8,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 
@@ -19,10 +20,14 @@ from mats_ds.core.storage.output_folder import make_subfolder, remove_parts
 from mats_ds.data.manifest import Manifest
 from mats_ds.evaluation.accuracy import TOP, Accuracy, rank_labels, summarize_accuracy, top_classes
 from mats_ds.evaluation.plots import SweepPoint, draw_confusion, draw_sweep
-from mats_ds.evaluation.scoring import ScoredVideos, VideoScore
 from mats_ds.metering.proportion import Proportion
 from mats_ds.visualization.drawing import try_to_draw
 
+if TYPE_CHECKING:  # imported where it is used: to know a folder of results needs no torch
+    from mats_ds.evaluation.scoring import ScoredVideos, VideoScore
+
+COMMAND = "evaluate"
+ADVICE = "make room or mend that, then start the same command again"
 DIGITS = 6
 SHOWN_BAD = 5
 UNREADABLE_COLUMNS = ("sample", "path", "reason")
@@ -115,6 +120,8 @@ def write_results(
     holds `about`, the counts of videos, the results and `run`; all but `run` is equal on any number
     of ranks. The folder must be held by this process: unfinished files in it are removed.
     """
+    from mats_ds.evaluation.scoring import VideoScore
+
     folder.mkdir(parents=True, exist_ok=True)
     remove_parts(folder, of=FILES.__contains__)
     for number, point in enumerate(points):

@@ -17,7 +17,6 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from einops import rearrange
-from timm.layers import DropPath
 from torch import nn
 from torch.utils.checkpoint import checkpoint
 
@@ -103,6 +102,13 @@ class Mlp(nn.Module):
         return self.activate(self.fc1(tokens_BND))
 
 
+def make_drop_path(rate: float) -> nn.Module:
+    """timm's stochastic depth."""
+    from timm.layers import DropPath  # with torchvision and torch's compiler: 3 s on every rank, which few need
+
+    return DropPath(rate)
+
+
 class Block(nn.Module):
     """Attention and MLP, each behind a LayerNorm and a residual connection."""
 
@@ -114,7 +120,7 @@ class Block(nn.Module):
         self.attn = Attention(width, heads)
         self.norm2 = nn.LayerNorm(width, eps=NORM_EPS)
         self.mlp = Mlp(width, MLP_RATIO * width)
-        self.drop_path = DropPath(drop_path) if drop_path else nn.Identity()
+        self.drop_path = make_drop_path(drop_path) if drop_path else nn.Identity()
         self.recompute = recompute
 
     def sample_branch_scales(self, tokens_BND: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:

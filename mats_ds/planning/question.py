@@ -12,10 +12,11 @@ from pathlib import Path
 from typing import Any
 
 from mats_ds.config.batch_plan import ACCUMULATION_KEY, MICRO_BATCH_KEY, MOST_CLIPS, BatchPlan, plan_batch
-from mats_ds.config.ds_config import notes_on, precision_of, read_ds_config
+from mats_ds.config.ds_config import notes_on, precision_of, read_ds_config, read_judged
 from mats_ds.config.finetune_recipe import FinetuneRecipe
 from mats_ds.config.load import load_recipe
 from mats_ds.config.recipe import Recipe
+from mats_ds.core.cli import importing
 from mats_ds.core.format import format_count
 from mats_ds.core.gpus import Gpu, find_gpu
 from mats_ds.core.limits import MAX_RANKS, MAX_STEP, show
@@ -70,7 +71,7 @@ def resolve_question(options: PlanOptions) -> Question:
         if value is not None and not 1 <= value <= most:
             raise ValueError(f"--{name} is from 1 to {most:,}, got {show(value)}")
     recipe, workload = _resolve_workload(options)
-    ds_config = read_ds_config(options.ds_config)
+    ds_config = read_judged(options.ds_config)
     precision = precision_of(ds_config)
     if options.micro_batch is not None:
         ds_config = {key: value for key, value in ds_config.items() if key != ACCUMULATION_KEY}
@@ -103,6 +104,8 @@ def resolve_question(options: PlanOptions) -> Question:
     )
     if time.step_seconds is None:
         notes.append(f"no hours: the peak of {gpu.name} in {precision} is not in the table of peaks")
+    with importing("torch", "deepspeed"):
+        read_ds_config(options.ds_config)  # DeepSpeed's own reader comes last: its import takes seconds
     return Question(recipe, workload, ds_config, precision, gpu, options.gpus, batch, loader, time, tuple(notes))
 
 

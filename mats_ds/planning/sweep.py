@@ -11,7 +11,6 @@ from typing import Any
 from mats_ds.config.ds_config import precision_of
 from mats_ds.core.format import format_count
 from mats_ds.core.gpus import GPUS, Gpu, num_engines
-from mats_ds.data.loading.dali import DEFAULT_GRAPHS
 from mats_ds.planning.forecast import KNOWN_CLIPS, Forecast, LoaderMemory, TimePlan, forecast, largest_micro_batch, plan_time
 from mats_ds.planning.memory import plan_memory
 from mats_ds.planning.workload import Workload
@@ -56,6 +55,8 @@ def work_of(base: Workload, *, size: str, method: str, task: str) -> Workload:
 
 def loader_on(gpu: Gpu, loader: LoaderMemory) -> LoaderMemory:
     """The loader's settings with as many DALI pipelines as the trainer opens on this GPU."""
+    from mats_ds.data.loading.dali import DEFAULT_GRAPHS  # imports torch
+
     return replace(loader, num_pipelines=num_engines(gpu.device_name) or DEFAULT_GRAPHS)
 
 

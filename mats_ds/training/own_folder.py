@@ -27,6 +27,7 @@ from mats_ds.core.text import quote_word
 
 logger = logging.getLogger(__name__)
 
+RUNS = Path("runs")
 RUN_FILE_BYTES = 1 << 24  # grows by some 300 bytes with every resume
 # A start leaves these behind where it ends before run.json. `.claim` was version 0.1's.
 LOCK_FILES = (LOCK_FILE, ".claim", MARKER)
@@ -50,6 +51,21 @@ class PastRun:
     task: str
     recipe_name: str
     started: float
+
+
+def parse_out(out: str) -> Path:
+    """The folder of an `--out`. Raises ValueError for an empty one, which a shell variable without
+    a value leaves, and for a home folder that is not known. (A shell leaves the ~ of --out=~/run as
+    it is.)
+    """
+    if not out.strip():
+        raise ValueError("--out is empty: name a folder")
+    if not out.startswith("~"):
+        return Path(out)
+    try:
+        return Path(out).expanduser()
+    except RuntimeError:
+        raise ValueError(f"--out {out}: there is no such home folder; write ./{out} for a folder of that name") from None
 
 
 def check_run_folder(folder: Path, *, task: str, resume: bool) -> None:

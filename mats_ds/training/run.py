@@ -60,27 +60,12 @@ from mats_ds.training.engine import choose_compiled, in_force, make_engine, opti
 from mats_ds.training.loop import fit
 from mats_ds.training.observers import Checkpointer, Console, Monitor
 from mats_ds.training.optim import Schedule, make_schedule
+from mats_ds.training.options import RunOptions
 from mats_ds.training.run_folder import choose_run_folder, keep_run_folder, write_inputs
 
 logger = logging.getLogger("mats_ds")
 
 V = TypeVar("V")
-
-
-@dataclass(frozen=True)
-class RunOptions:
-    """The command line's options beside the recipe.
-
-    ds_config: path of the DeepSpeed JSON. out: the run folder, None for a new one. resume: go on
-    from the newest checkpoint of the run folder. trace, memory_snapshot: of `trace_steps` steps.
-    """
-
-    ds_config: str
-    out: str | None = None
-    resume: bool = False
-    trace: bool = False
-    memory_snapshot: bool = False
-    trace_steps: int = 3
 
 
 def start_run(recipe: Recipe, options: RunOptions, *, task: str) -> TrainingRun:

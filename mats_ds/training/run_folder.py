@@ -23,11 +23,10 @@ from mats_ds.core.storage.undo import FolderBefore, remember
 from mats_ds.distributed.collectives import Ranks, ask_first
 from mats_ds.training.checkpoints.converted import remove_left_converted
 from mats_ds.training.checkpoints.match import show_value
-from mats_ds.training.own_folder import WRITTEN_FILES, WRITTEN_FOLDERS, check_run_folder, find_newest_run
+from mats_ds.training.own_folder import RUNS, WRITTEN_FILES, WRITTEN_FOLDERS, check_run_folder, find_newest_run, parse_out
 
 logger = logging.getLogger(__name__)
 
-RUNS = Path("runs")
 INPUT_BYTES = 1 << 20
 REWRITTEN = tuple(name for name in WRITTEN_FILES if not name.endswith((".safetensors", ".png")))
 
@@ -114,21 +113,6 @@ def _is_ours(name: str) -> bool:
         if not inside
         else first in WRITTEN_FOLDERS
     )
-
-
-def parse_out(out: str) -> Path:
-    """The folder of an `--out`. Raises ValueError for an empty one, which a shell variable without
-    a value leaves, and for a home folder that is not known. (A shell leaves the ~ of --out=~/run as
-    it is.)
-    """
-    if not out.strip():
-        raise ValueError("--out is empty: name a folder")
-    if not out.startswith("~"):
-        return Path(out)
-    try:
-        return Path(out).expanduser()
-    except RuntimeError:
-        raise ValueError(f"--out {out}: there is no such home folder; write ./{out} for a folder of that name") from None
 
 
 def write_inputs(folder: Path, *, recipe: str, ds_config: Mapping[str, Any]) -> None:

@@ -9,12 +9,15 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import numpy as np
 
 from mats_ds.core.format import format_figure
 from mats_ds.core.token_grid import TokenGrid
-from mats_ds.visualization.clip_view import ClipView
+
+if TYPE_CHECKING:  # it needs torch, and the names of the panels do not
+    from mats_ds.visualization.clip_view import ClipView
 
 DROPPED_BRIGHTNESS = 0.15
 COLOUR_MAP = "magma"

@@ -6,12 +6,10 @@ Also the picture at the end of a pre-training, with the same panels.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
 from itertools import chain
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
@@ -30,6 +28,7 @@ from mats_ds.visualization.clip_view import ClipView, look_with_decoder, look_wi
 from mats_ds.visualization.excerpt import Excerpt, plan_excerpts, read_excerpt
 from mats_ds.visualization.page import Page, Strip, draw_page
 from mats_ds.visualization.panels import draw_panels
+from mats_ds.visualization.render_options import RenderOptions
 from mats_ds.visualization.video_writer import check_suffix, write_gif, write_mp4, write_png
 from mats_ds.visualization.viewer import Viewer, classify, open_viewer
 
@@ -39,39 +38,12 @@ MIN_FRAMES_PER_SECOND, MAX_FRAMES_PER_SECOND = 1.0, 30.0
 RUN_COMMENT = "drawn at the end of a pre-training of mats_ds"
 
 
-@dataclass(frozen=True)
-class RenderOptions:
-    """Videos, one after the other, and what to draw of each. None: as the weights, the recipe or
-    the video have it.
-
-    weights: the path that they were read from. selection: changes of strategy, keep_ratio,
-    visible_ratio and frame_candidates. panels: which of PANELS, None for all.
-    """
-
-    videos: Sequence[str]
-    out: str
-    weights: str | None = None
-    recipe: str | None = None
-    start_seconds: float | None = None
-    num_clips: int = 1
-    stride: int | None = None
-    selection: Mapping[str, Any] = field(default_factory=dict)
-    frames_per_second: float | None = None
-    seed: int = 0
-    device: str | None = None
-    panels: Sequence[str] | None = None
-
-
 def render(options: RenderOptions, weights: Weights | None) -> str:
     """Write the file; returns one line on what it shows.
 
     Raises ValueError for options that do not go together, UnreadableVideo, and OSError where the
     file cannot be written.
     """
-    if options.frames_per_second is not None and options.frames_per_second <= 0:
-        raise ValueError(f"--fps is above 0, got {options.frames_per_second:g}")
-    if options.stride is not None and options.stride < 1:
-        raise ValueError(f"--stride is at least 1, got {options.stride}")
     suffix = check_suffix(options.out)
     indices = [_index(video) for video in options.videos]
     device = find_device(options.device)

@@ -13,12 +13,9 @@ from collections.abc import Iterable, Iterator
 from fractions import Fraction
 from pathlib import Path
 
-import av
 import numpy as np
 
 from mats_ds.core.storage.files import replace_file
-from mats_ds.data.encode import REPEATABLE
-from mats_ds.data.video.containers import file_url, find_mp4_encoder, open_container
 
 CRF = "16"  # text and edges of tokens stay sharp
 SPARE_BIT_RATE = 4_000_000  # for encoders without constant quality
@@ -41,6 +38,11 @@ def check_suffix(path: str | os.PathLike[str]) -> str:
 def write_mp4(path: str | os.PathLike[str], pictures: Iterable[np.ndarray], *, frames_per_second: float) -> None:
     """Write one frame a picture; an odd side gains a line of the border's colour. Raises ValueError
     for no pictures."""
+    import av
+
+    from mats_ds.data.encode import REPEATABLE
+    from mats_ds.data.video.containers import file_url, find_mp4_encoder
+
     encoder = find_mp4_encoder()
     options = {"crf": CRF, "preset": "medium", **REPEATABLE[encoder]} if encoder == "libx264" else {}
     rate = Fraction(frames_per_second).limit_denominator(MAX_RATE_DENOMINATOR)
@@ -89,7 +91,10 @@ def write_png(path: str | os.PathLike[str], picture_HWC: np.ndarray, *, comment:
 
 def is_our_picture(path: str | os.PathLike[str]) -> bool:
     """Whether `mats visualize` wrote the file, by its comment; files of version 0.1 have none."""
+    from av.error import FFmpegError
     from PIL import Image
+
+    from mats_ds.data.video.containers import open_container
 
     try:
         if check_suffix(path) == ".mp4":
@@ -98,7 +103,7 @@ def is_our_picture(path: str | os.PathLike[str]) -> bool:
         with Image.open(path, formats=("PNG", "GIF")) as image:
             comment = image.info.get("Comment", image.info.get("comment"))
             return comment in (COMMENT, COMMENT.encode())
-    except (av.error.FFmpegError, OSError, ValueError, SyntaxError, Image.DecompressionBombError):
+    except (FFmpegError, OSError, ValueError, SyntaxError, Image.DecompressionBombError):
         return False  # another kind of file, or a torn one
 
 

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from mats_ds.distributed.scheduler_env import expand_tasks_per_node, first_host, set_rank_environment
+from mats_ds.distributed.scheduler_env import are_all_here, expand_tasks_per_node, first_host, set_rank_environment
 
 ROOT = Path(__file__).resolve().parents[2]
 OPENMPI = {
@@ -134,3 +134,20 @@ def test_ranks_of_a_real_mpirun_join_each_other(tmp_path):
     done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=240)
     assert done.returncode == 0, done.stderr
     assert sorted(done.stdout.splitlines()) == [f"{rank} of 3, 3 here, sum 3" for rank in range(3)]
+
+
+@pytest.mark.parametrize(
+    ("variables", "all_here"),
+    [
+        ({}, True),
+        ({"WORLD_SIZE": "2", "LOCAL_WORLD_SIZE": "2"}, True),
+        ({"WORLD_SIZE": "4", "LOCAL_SIZE": "2"}, False),
+        ({"WORLD_SIZE": "4", "LOCAL_WORLD_SIZE": "2"}, False),
+    ],
+)
+def test_ranks_of_other_machines_are_known_by_their_number(monkeypatch, variables, all_here):
+    for name in ("WORLD_SIZE", "LOCAL_WORLD_SIZE", "LOCAL_SIZE"):
+        monkeypatch.delenv(name, raising=False)
+    for name, value in variables.items():
+        monkeypatch.setenv(name, value)
+    assert are_all_here() == all_here

@@ -8,6 +8,7 @@ if __name__ == "__main__":
 
 arguments   a command line -> options, or what was probably meant
 endings     work -> exit status, and one line for what ended it early
+heavy_imports   the seconds in which torch and its like are imported, after the checks
 """
 
 from mats_ds.core.cli.arguments import LAUNCHER_OPTIONS, LAUNCHER_SWITCHES, LAUNCHER_WITH_VALUE, ArgumentParser
@@ -23,6 +24,7 @@ from mats_ds.core.cli.endings import (
     leave,
     run_script,
 )
+from mats_ds.core.cli.heavy_imports import importing
 
 __all__ = [
     "EXIT_SECONDS",
@@ -36,6 +38,7 @@ __all__ = [
     "USAGE_ERROR",
     "ArgumentParser",
     "ProgramEnd",
+    "importing",
     "is_out_of_memory",
     "leave",
     "run_script",

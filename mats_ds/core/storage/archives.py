@@ -13,8 +13,6 @@ import zipfile
 from collections.abc import Mapping
 from typing import IO, Any
 
-import torch
-
 MAX_EXPANSION = 8  # float weights deflate to nine tenths, indices of a shard to an eighth
 MAX_ENTRIES = 200_000  # ViT-g has 520 tensors; with two moments of each, 1,560
 # The records at the end of a zip file (APPNOTE 6.3.10, 4.3.14 to 4.3.16), the second and third for
@@ -69,6 +67,8 @@ def count_stored_bytes(content: Any) -> int:
 
     Reads none of them. Sparse tensors are not counted: nothing here unfolds them.
     """
+    import torch
+
     storages: dict[int, int] = {}
     seen: set[int] = set()
     waiting = [content]

@@ -13,7 +13,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from mats_ds.core.format import format_count, format_views
 from mats_ds.core.storage.documents import parse_json
@@ -26,8 +26,8 @@ from mats_ds.core.token_grid import TokenGrid
 from mats_ds.data.manifest import Manifest, read_manifest
 from mats_ds.distributed.collectives import do_on_all, do_on_first, gather_on_all
 from mats_ds.distributed.ranks import RankInfo
+from mats_ds.evaluation.features.extract_options import SUFFIXES, ShardOptions
 from mats_ds.evaluation.features.feature_store import (
-    SUFFIXES,
     Shard,
     digest,
     digest_weights,
@@ -35,11 +35,11 @@ from mats_ds.evaluation.features.feature_store import (
     read_shard,
     write_shard,
 )
-from mats_ds.evaluation.features.features import VERSION, extract_shard, open_encoder
 from mats_ds.evaluation.options import ModelRequest, ViewPlan, plan_views, read_model_weights
 from mats_ds.evaluation.results import UNREADABLE_COLUMNS, write_table, write_unreadable
-from mats_ds.models.feature_extractor import VideoEncoder
-from mats_ds.models.weights.load import describe_weights
+
+if TYPE_CHECKING:  # imported where it is used: to know a folder of features needs no torch
+    from mats_ds.models.feature_extractor import VideoEncoder
 
 logger = logging.getLogger("mats_ds")
 
@@ -50,18 +50,6 @@ INDEX, UNREADABLE = "index.csv", "unreadable.csv"
 INDEX_COLUMNS = ("path", "label", "sample", "clip", "crop", "shard", "row", "tubelets", "rows", "columns")
 TABLES = {INDEX: INDEX_COLUMNS, UNREADABLE: UNREADABLE_COLUMNS}
 ADVICE = "make room or mend that, then start the same command again: finished shards are kept"
-
-
-@dataclass(frozen=True)
-class ShardOptions:
-    """The contents of a shard. `pool`: "mean", "tubelet" or "none". `store`: type. `format`: of
-    SUFFIXES.
-    """
-
-    pool: str
-    store: str
-    format: str
-    num_videos: int
 
 
 @dataclass(frozen=True)
@@ -124,14 +112,15 @@ def plan_extraction(
     request: ModelRequest, manifest: Manifest, *, keep_ratio: float | None, shards: ShardOptions, ranks: RankInfo
 ) -> Extraction:
     """Load the encoder and collect all settings. Raises ValueError if they cannot be used."""
+    from mats_ds.evaluation.features.features import VERSION, open_encoder
+    from mats_ds.models.weights.load import describe_weights
+
     weights = read_model_weights(request)
     for line in describe_weights(request.path, weights):
         logger.info("%s", line)
     encoder = open_encoder(weights, keep_ratio=keep_ratio)
     grid = encoder.grid
     views = plan_views(request, weights, grid=grid, num_frames=encoder.num_frames, device=ranks.device)
-    if shards.num_videos < 1:
-        raise ValueError(f"--shard_videos is at least 1, got {shards.num_videos}")
     listed = [
         [os.path.abspath(path) for path in manifest.paths],
         manifest.first_seconds_S.tolist(),
@@ -241,6 +230,8 @@ def find_missing(paths: list[Path], settings_digest: str) -> list[Path]:
 
 def write_shards(paths: list[Path], numbers: list[int], manifest: Manifest, extraction: Extraction, ranks: RankInfo) -> None:
     """Extract and write the shards with these numbers."""
+    from mats_ds.evaluation.features.features import extract_shard
+
     options = extraction.shards
     for number in numbers:
         first = number * options.num_videos

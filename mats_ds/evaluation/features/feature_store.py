@@ -13,10 +13,9 @@ import zipfile
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import IO, Any
+from typing import IO, TYPE_CHECKING, Any
 
 import numpy as np
-import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save_file
 
@@ -26,9 +25,12 @@ from mats_ds.core.storage.archives import open_archive
 from mats_ds.core.storage.documents import parse_json
 from mats_ds.core.storage.files import read_bytes, refuse_wrong_kind, replace_file
 from mats_ds.core.storage.tensor_file import begins_with, write_tensor_file
-from mats_ds.models.weights.file_content import check_header
-from mats_ds.models.weights.model_weights import Weights
-from mats_ds.models.weights.native import write_tensors
+from mats_ds.evaluation.features.extract_options import SUFFIXES
+
+if TYPE_CHECKING:  # imported where it is used: to know a folder of features needs no torch
+    import torch
+
+    from mats_ds.models.weights.model_weights import Weights
 
 KEY, TOKENS = "key", "tokens_SKD"
 RESULTS = "probe.json"  # beside the features
@@ -54,6 +56,7 @@ class FrozenSet:
 def make_key(state: Mapping[str, torch.Tensor], paths: Sequence[str], settings: Mapping[str, Any]) -> str:
     """The digest of weights, videos (with their sizes and times) and settings (anything for
     JSON)."""
+    import torch
 
     def parts() -> Iterator[bytes | memoryview]:
         yield json.dumps(settings, sort_keys=True).encode()
@@ -69,6 +72,8 @@ def make_key(state: Mapping[str, torch.Tensor], paths: Sequence[str], settings: 
 
 def save_features(path: str | Path, features: FrozenSet, *, key: str) -> None:
     """Write the file atomically."""
+    from mats_ds.models.weights.native import write_tensors
+
     named = {name: tensor for name, tensor in vars(features).items() if tensor is not None}
     write_tensors(Path(path), named, {KEY: key})
 
@@ -103,6 +108,8 @@ def is_probe_folder(folder: Path) -> bool:
 def load_features(path: str | Path, *, key: str, needs_tokens: bool) -> FrozenSet | None:
     """The features of the file; None if it is missing, damaged, without tokens or of another
     key."""
+    from mats_ds.models.weights.file_content import check_header
+
     if not Path(path).is_file():
         return None
     try:
@@ -117,7 +124,6 @@ def load_features(path: str | Path, *, key: str, needs_tokens: bool) -> FrozenSe
         return None
 
 
-SUFFIXES = {"safetensors": ".safetensors", "npz": ".npz"}
 ZIP_MARK = b"PK\x03\x04"
 MAX_ARRAYS = 100  # a shard has seven
 ABOUT = "about"  # JSON: an entry of the metadata, or an array of one string
@@ -153,6 +159,8 @@ def write_shard(path: Path, shard: Shard) -> None:
 
 def read_shard(path: Path) -> Shard:
     """Raises ValueError for a file that is torn, damaged or of another program."""
+    from mats_ds.models.weights.file_content import check_header
+
     try:
         if path.suffix == SUFFIXES["npz"]:
             arrays = _read_npz(path)

@@ -29,25 +29,11 @@ from mats_ds.data.video.containers import UnreadableVideo
 from mats_ds.data.video.decode import allowed_range, shown_at, visit_frames
 from mats_ds.data.video.index import VideoIndex
 from mats_ds.data.video.indexing import index_video
+from mats_ds.evaluation.features.extract_options import WindowTimes
 
 WAITING_BATCHES = 2  # of each video that is read
 PUT_SECONDS = 0.2
 SAME_SECONDS = 1e-6
-# of windows and hops: shorter ones have no whole frame, and memory holds a number for each window
-SHORTEST_SECONDS, LONGEST_SECONDS = 0.01, 86_400.0
-
-
-@dataclass(frozen=True)
-class WindowTimes:
-    """Length and distance of windows in seconds."""
-
-    window_seconds: float
-    hop_seconds: float
-
-    def __post_init__(self) -> None:
-        for name, value in (("--window", self.window_seconds), ("--hop", self.hop_seconds)):
-            if not SHORTEST_SECONDS <= value <= LONGEST_SECONDS:
-                raise ValueError(f"{name} is from {SHORTEST_SECONDS:g} to {LONGEST_SECONDS:,.0f} seconds, got {value:g}")
 
 
 @dataclass(frozen=True, eq=False)

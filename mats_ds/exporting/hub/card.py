@@ -10,6 +10,7 @@ import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from mats_ds.core.events import RunInfo
 from mats_ds.core.format import format_count, format_figure
@@ -17,8 +18,10 @@ from mats_ds.core.run_dir import RUN_FILE, read_run
 from mats_ds.core.storage.files import read_text, refuse_wrong_kind
 from mats_ds.core.text import clean_line
 from mats_ds.exporting.hub.measured import Measured
-from mats_ds.models.model_spec import ModelSpec
 from mats_ds.models.weights.origin import Origin
+
+if TYPE_CHECKING:  # it needs torch, and to know a card does not
+    from mats_ds.models.model_spec import ModelSpec
 
 CARD = "README.md"
 MARK = "# written by mats convert --to hub"  # a comment of the metadata: this file may be replaced

@@ -18,6 +18,7 @@ from typing import Any
 from safetensors.torch import save_file
 
 from mats_ds.exporting.hub.card import CARD, CardFacts, check_card, write_card
+from mats_ds.exporting.hub.remote_code import CODE_FILES
 from mats_ds.models.model_spec import ModelSpec
 from mats_ds.models.weights.export_folder import CONFIG, PREPROCESSOR, write_export
 from mats_ds.models.weights.hugging_face import LAST_NORM_EPS, rename_tensors
@@ -26,7 +27,6 @@ from mats_ds.models.weights.model_weights import Weights
 from mats_ds.models.weights.native import copy_tensors
 
 REMOTE_CODE = "mats_ds.exporting.hub.remote_code"
-CODE_FILES = ("modeling_mats.py", "image_processing_mats.py", "token_selection_mats.py")
 BASE = "videomae."  # transformers' prefix of the encoder's tensors
 DEFAULT_STRIDE = 4  # VideoMAE's and MATS's on Kinetics (arXiv 2211.10636)
 SELECTION_NAMES = ("strategy", "distance", "feature", "compensate_camera", "run_threshold", "merge_dropped")

@@ -18,7 +18,6 @@ from typing import Any
 import torch
 
 OPSET = 20
-PACKAGES = ("onnx", "onnxscript")  # of the extra `export`, whose onnxruntime only runs the file
 MAX_MODEL_BYTES = (1 << 31) - 1  # of one protobuf message
 
 

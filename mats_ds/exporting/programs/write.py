@@ -19,11 +19,10 @@ from torch import nn
 
 from mats_ds.core.events import RunInfo
 from mats_ds.core.storage.files import replace_file
-from mats_ds.core.storage.package_files import check_packages
 from mats_ds.core.token_grid import count_tokens
 from mats_ds.exporting.network import open_network
 from mats_ds.exporting.programs.network_program import INPUT, KEPT, NetworkProgram, example_frames
-from mats_ds.exporting.programs.onnx_program import OPSET, PACKAGES, save_onnx
+from mats_ds.exporting.programs.onnx_program import OPSET, save_onnx
 from mats_ds.models.feature_extractor import VideoEncoder
 from mats_ds.models.vit import IMAGENET_MEAN, IMAGENET_STD
 from mats_ds.models.weights.load import load_model
@@ -31,14 +30,6 @@ from mats_ds.models.weights.model_weights import Weights
 
 METADATA = "mats_ds"  # the key in an ONNX file; with .json the extra file of a torch.export program
 LOGITS, FEATURES = "logits", "features"
-
-
-def check_target(target: str, *, batch: int) -> None:
-    """Raises ValueError, before the work, for what `export_program` cannot do."""
-    if batch < 1:
-        raise ValueError(f"--batch is at least 1, got {batch}")
-    if target == "onnx":
-        check_packages("--to onnx (--to export needs nothing more)", *PACKAGES)
 
 
 def export_program(

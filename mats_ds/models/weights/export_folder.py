@@ -20,8 +20,9 @@ from mats_ds.core.storage.files import NAME_CHARACTERS, read_bytes, refuse_wrong
 from mats_ds.core.storage.folder_lock import hold_folder, release_folder
 from mats_ds.core.storage.output_folder import NOT_COUNTED, PART, remove_parts
 from mats_ds.core.storage.tensor_file import save_tensors
+from mats_ds.models.weights.source import CONFIG
 
-CONFIG, PREPROCESSOR, WEIGHTS = "config.json", "preprocessor_config.json", "model.safetensors"
+PREPROCESSOR, WEIGHTS = "preprocessor_config.json", "model.safetensors"
 EXPORTED = (WEIGHTS, PREPROCESSOR, CONFIG)  # in the order in which they get their names
 SPEC_KEY = "mats_ds"  # in config.json
 # in config.json of everything that transformers itself has saved

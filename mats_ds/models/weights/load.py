@@ -21,17 +21,16 @@ from typing import TYPE_CHECKING, Any
 from torch import nn
 
 from mats_ds.core.format import format_count
-from mats_ds.core.storage.file_kind import describe_file, not_a
 from mats_ds.core.token_grid import TokenGrid
 from mats_ds.models.classifier import VideoClassifier
 from mats_ds.models.feature_extractor import VideoEncoder
 from mats_ds.models.model_spec import PRUNING_NAMES, ModelSpec, as_classifier, build_model, describe_model
 from mats_ds.models.weights.file_content import check_content
-from mats_ds.models.weights.hugging_face import CONFIG, read_hugging_face
+from mats_ds.models.weights.hugging_face import read_hugging_face
 from mats_ds.models.weights.model_weights import Weights, check_description, name_nonfinite
-from mats_ds.models.weights.native import SUFFIX, is_videomae_file, load_weights
-from mats_ds.models.weights.origin import BEST_FILE
-from mats_ds.models.weights.run import find_steps, read_run
+from mats_ds.models.weights.native import is_videomae_file, load_weights
+from mats_ds.models.weights.run import read_run
+from mats_ds.models.weights.source import SUFFIX, check_source, identify_folder
 from mats_ds.models.weights.state_dict import CLASSIFIER_ONLY, HEAD, PRETRAINING_ONLY, LoadReport, load_state_dict_strict
 from mats_ds.models.weights.videomae import read_videomae
 
@@ -62,18 +61,8 @@ class InitialisedClassifier:
 def identify(path: str | Path) -> str:
     """The key of FORMATS that a file or folder has. Raises ValueError when it has none."""
     path = Path(path)
-    if path.is_dir():
-        if (path / CONFIG).is_file():
-            return "hf"
-        if find_steps(path) or (path / BEST_FILE).is_file():
-            return "run"
-        raise ValueError(
-            f"{path} is neither a Hugging Face folder (no {CONFIG}) nor a run (no finished checkpoint): give one that is"
-        )
-    if not path.exists():
-        raise ValueError(
-            f"there is no file or folder {path}: give a run folder, a .safetensors or .pth, or a Hugging Face folder"
-        )
+    if kind := identify_folder(path):
+        return kind
     content = check_content(path)
     if content == "safetensors":
         return "videomae" if is_videomae_file(path) else "mats"
@@ -88,8 +77,7 @@ def read_weights(path: str | Path, *, weights_from: str | None = None, **hints: 
     hold them. Raises ValueError for anything that cannot be read, and for hints or a `weights_from`
     that the format has no use for.
     """
-    if describe_file(path) in ("a video", "an image", "a table (CSV)", "a recipe (YAML)"):
-        raise ValueError(f"{not_a('file of weights', path)}: give a run folder, a .safetensors or .pth, or a Hugging Face folder")
+    check_source(path)
     format = identify(path)
     if weights_from is not None and format != "run":
         raise ValueError(

@@ -25,7 +25,6 @@ from mats_ds.models.weights.origin import Origin, parse_origin
 
 FORMAT = "mats_ds"
 FORMAT_VERSION = 1
-SUFFIX = ".safetensors"
 CONVOLUTIONS = ("patch_embed.proj.weight", "patch_embed.projection.weight")
 
 

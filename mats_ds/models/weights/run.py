@@ -30,7 +30,6 @@ from mats_ds.core.checkpoint_files import (
     WEIGHT_FILE,
     find_file_damage,
     is_checkpoint,
-    list_checkpoints,
     read_complete,
 )
 from mats_ds.core.storage.documents import MAX_YAML_BYTES, parse_json, parse_yaml
@@ -39,17 +38,9 @@ from mats_ds.core.text import Lines
 from mats_ds.models.model_spec import ModelSpec, parse_spec
 from mats_ds.models.weights.file_content import unpickle
 from mats_ds.models.weights.model_weights import Weights, as_float32, measure
-from mats_ds.models.weights.native import SUFFIX, load_weights
+from mats_ds.models.weights.native import load_weights
 from mats_ds.models.weights.origin import BEST_FILE, WEIGHTS_FROM, Origin, origin_of
-
-
-def find_steps(path: str | Path) -> list[Path]:
-    """The finished checkpoints of a run folder, of its `checkpoints` folder, or the one that `path`
-    itself is; newest first."""
-    path = Path(path)
-    folder = path / CHECKPOINTS if (path / CHECKPOINTS).is_dir() else path
-    steps = [step for step in list_checkpoints(folder) if is_checkpoint(step)]
-    return steps or ([path] if is_checkpoint(path) else [])
+from mats_ds.models.weights.source import SUFFIX, find_steps
 
 
 def read_run(path: str | Path, *, weights_from: str | None = None) -> Weights:

@@ -54,7 +54,7 @@ def test_the_travelling_code_imports_nothing_of_ours():
     from pathlib import Path
 
     from mats_ds.exporting.hub import remote_code
-    from mats_ds.exporting.hub.folder import CODE_FILES
+    from mats_ds.exporting.hub.remote_code import CODE_FILES
 
     allowed = {"torch", "numpy", "transformers", *sys.stdlib_module_names}
     home = Path(inspect.getfile(remote_code)).parent

@@ -11,7 +11,8 @@ import torch
 from mats_ds.core.token_grid import count_tokens
 from mats_ds.exporting.programs import onnx_program
 from mats_ds.exporting.programs.network_program import NetworkProgram
-from mats_ds.exporting.programs.write import check_target, export_program, make_program
+from mats_ds.exporting.programs.target import PACKAGES, check_target
+from mats_ds.exporting.programs.write import export_program, make_program
 from mats_ds.models.weights.load import load_encoder, load_model
 from mats_ds.models.weights.origin import Origin
 from tests.exporting.models import OPTIONS, make_autoencoder, make_classifier, make_clips, weights
@@ -126,7 +127,7 @@ def test_metadata_hold_the_run_and_no_path(tmp_path):
 
 
 def test_without_the_packages_of_onnx_the_other_format_is_left(monkeypatch):
-    for name in onnx_program.PACKAGES:
+    for name in PACKAGES:
         monkeypatch.setitem(sys.modules, name, None)
     with pytest.raises(ValueError, match="--to export needs nothing more.*onnx and onnxscript"):
         check_target("onnx", batch=1)

@@ -45,7 +45,8 @@ def test_what_deepspeed_cannot_convert_is_one_line_and_leaves_nothing(tmp_path, 
 
 def test_the_one_resumed_from_is_known_to_what_prunes(tmp_path):
     from mats_ds.training.checkpoints.resume import ResumePoint
-    from mats_ds.training.run import RunOptions, TrainingRun
+    from mats_ds.training.options import RunOptions
+    from mats_ds.training.run import TrainingRun
 
     write_checkpoint(tmp_path / "checkpoints", 5)
     recipe = load_recipe("tiny", ["run.keep_checkpoints=1"])
