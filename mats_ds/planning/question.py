@@ -8,6 +8,7 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -78,17 +79,21 @@ def resolve_question(options: PlanOptions) -> Question:
         ds_config[MICRO_BATCH_KEY] = options.micro_batch
     gpu = find_gpu(options.gpu)
     height, width = _parse_size(options.video)
-    loader = loader_on(gpu, LoaderMemory(prefetch=recipe.data.prefetch, height=height, width=width))
-    room = room_on(gpu, workload, ds_config, world_size=options.gpus, loader=loader)
-    batch = plan_batch(
+    num_clips, clips_note = _count_clips(recipe, options.clips)
+    mfu, mfu_note = _resolve_mfu(options)
+    plan = partial(
+        plan_batch,
         ds_config,
         recipe_batch=recipe.optim.global_batch,
         world_size=options.gpus,
         repeats=recipe.data.repeats,
-        room=room,
     )
-    num_clips, clips_note = _count_clips(recipe, options.clips)
-    mfu, mfu_note = _resolve_mfu(options)
+    batch = plan() if MICRO_BATCH_KEY in ds_config else None
+    with importing("torch", "deepspeed"):
+        read_ds_config(options.ds_config)  # DeepSpeed's own reader comes last: its import takes seconds
+    loader = loader_on(gpu, LoaderMemory(prefetch=recipe.data.prefetch, height=height, width=width))
+    if batch is None:
+        batch = plan(room=room_on(gpu, workload, ds_config, world_size=options.gpus, loader=loader))
     notes = [*notes_on(ds_config), *clips_note, mfu_note]
     time = plan_time(
         workload.flops(),
@@ -104,8 +109,6 @@ def resolve_question(options: PlanOptions) -> Question:
     )
     if time.step_seconds is None:
         notes.append(f"no hours: the peak of {gpu.name} in {precision} is not in the table of peaks")
-    with importing("torch", "deepspeed"):
-        read_ds_config(options.ds_config)  # DeepSpeed's own reader comes last: its import takes seconds
     return Question(recipe, workload, ds_config, precision, gpu, options.gpus, batch, loader, time, tuple(notes))
 
 
