@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import partial
 
 from benchmarks.gpu.part import Part
 
@@ -32,20 +33,20 @@ class Cell:
 
 def list_cells(part: Part) -> list[Cell]:
     """In the order of their worth."""
-    sizes, batch = (["small", "base", "large"], 32) if part.on_gpu else (["tiny"], 2)
-    with_peer = [Cell("pretrain", size, batch, peer=True) for size in sizes]
-    compiled = [Cell("pretrain", size, 2 * batch, compiled=True) for size in sizes[:2]]
-    ways = ({}, {"compiled": True}, {"compiled": True, "captured": True})
-    launched = [Cell("pretrain", "base", PAPER_BATCH, **way) for way in ways]
-    tuned = [Cell("finetune", size, max(1, batch // 2), peer=True) for size in sizes]
-    lean = [Cell("pretrain", size, batch, recompute=level) for size in sizes for level in ("pointwise", "mlp")]
-    lean += [Cell("pretrain", size, batch, checkpoint="all") for size in sizes]
-    lean += [Cell("finetune", size, max(1, batch // 2), recompute="mlp") for size in sizes]
-    batches = [Cell("pretrain", size, count) for size in sizes for count in (batch // 4, 4 * batch) if count]
-    later = [Cell("finetune", size, max(1, batch // 2), compiled=True) for size in sizes[:1]]
-    last = [Cell("pretrain", size, batch, compiled=True) for size in sizes[2:]]
-    if not part.on_gpu:  # a compiler for the CPU takes half a minute
-        return with_peer + tuned + lean + batches + compiled
+    if not part.on_gpu:  # without a compiled cell: a compiler for the CPU takes half a minute
+        cells = [Cell("pretrain", "tiny", 2, peer=True), Cell("finetune", "tiny", 1)]
+        cells += [Cell("pretrain", "tiny", 2, recompute=level) for level in ("pointwise", "mlp")]
+        return [*cells, Cell("pretrain", "tiny", 2, checkpoint="all"), Cell("pretrain", "tiny", 8)]
+    base = partial(Cell, "pretrain", "base")
+    compiled, captured = {"compiled": True}, {"compiled": True, "captured": True}
+    cells = [base(PAPER_BATCH), base(128), base(128, **compiled), base(PAPER_BATCH, **compiled), base(PAPER_BATCH, **captured)]
+    cells += [base(64), base(256), Cell("pretrain", "base", 32, peer=True)]
     if part.quick:
-        return launched + with_peer[:2] + compiled[:1] + lean[:2] + tuned[:1]
-    return launched + with_peer + compiled + tuned + lean + batches + later + last
+        return cells
+    cells += [base(128, recompute="mlp"), base(128, checkpoint="all"), Cell("finetune", "base", 16, **compiled)]
+    cells += [
+        Cell("pretrain", "large", 64),
+        Cell("pretrain", "large", 64, **compiled),
+        Cell("pretrain", "small", 256, **compiled),
+    ]
+    return [*cells, Cell("finetune", "large", 16, recompute="mlp"), base(128, recompute="pointwise"), base(128, **captured)]

@@ -7,6 +7,7 @@ see it.
 
 from __future__ import annotations
 
+import copy
 import io
 from collections.abc import Callable, Sequence
 
@@ -46,9 +47,9 @@ class StandIn:
         self._cut: dict[tuple[int, int], tuple[int, int]] = {}  # coded size -> picture size
 
     def start(self, clips: Sequence[EncodedClip]) -> None:
-        """Take the clips over."""
+        """Take the clips over: a copy of each, since a reader writes to their memory again."""
         self.busy = True
-        self._clips = list(clips)
+        self._clips = copy.deepcopy(list(clips))
 
     def finish(self) -> torch.Tensor:
         """uint8 [B, T, height, width, 3]. Raises RuntimeError like DALI where a file is refused."""

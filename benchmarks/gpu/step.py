@@ -134,6 +134,18 @@ def time_step(step: Callable[[], object], part: Part) -> tuple[float, float]:
     return middle - begin, time.perf_counter() - middle
 
 
+def time_streak(step: Callable[[], object], part: Part) -> float:
+    """Seconds of a step among many, back to back, with one wait at their end: as in training, where
+    the host runs ahead."""
+    count = 20 if part.on_gpu else 2
+    wait(part)
+    begin = time.perf_counter()
+    for _ in range(count):
+        step().backward()
+    wait(part)
+    return (time.perf_counter() - begin) / count
+
+
 def count_launches(step: Callable[[], object]) -> dict[str, int]:
     """How often the host hands work to the GPU in forward and backward, by the name of the call:
     kernels (CUDA's own and Triton's), graphs, copies."""
@@ -181,7 +193,7 @@ def measure(cell: Cell, part: Part, *, rounds: int = 5) -> dict:
     for _ in range(rounds if part.on_gpu else 2):
         for name, step in steps.items():
             times[name].append(time_step(step, part))
-    figures = {}
+    figures = {"steady_seconds": time_streak(steps["ours"], part)}
     for name, halves in times.items():
         stem = "" if name == "ours" else "peer_"
         forward, backward = (statistics.median(half) for half in zip(*halves, strict=True))
@@ -219,7 +231,7 @@ def report(part: Part, cell: Cell, figures: dict, rate: float | None) -> None:
         cell.size, grid_of(part), *RATIOS[cell.task], task=cell.task, num_classes=NUM_CLASSES,
         recompute=cell.recompute, checkpoint_blocks=cell.checkpoint,
     )  # fmt: skip
-    speed = figures["clips_per_second"]
+    speed = cell.batch / figures["steady_seconds"]
     figures["model_flops_per_second"] = 2 * flops.training_macs * speed
     figures |= plan_of(part, cell)
     fraction = figures["forward_seconds"] / (figures["forward_seconds"] + figures["backward_seconds"])
