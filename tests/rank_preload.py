@@ -12,6 +12,8 @@ import deepspeed
 import torch
 
 import deepspeed.runtime.zero.muon.muon_optimizer  # isort: skip
+import mats_ds.training.run  # isort: skip  # what the programs import where their work begins
+import mats_ds.visualization.render  # noqa: F401  # isort: skip
 
 if not Path("/dev/nvidiactl").exists():  # it asks the GPUs, and CUDA does not outlive a fork
     deepspeed.ops.__compatible_ops__  # noqa: B018  # it looks when it is first read

@@ -24,6 +24,7 @@ ROOT = Path(__file__).resolve().parents[1]
 ARGUMENTS = ["--recipe", "finetune_tiny", "--ds_config", str(ROOT / "ds_configs" / "zero2_tiny.json")]
 CLIP = ["clip.num_frames=4", "clip.height=32", "clip.width=48"]
 SMALL = [*CLIP, "optim.steps=6", "optim.warmup_steps=2", "run.log_steps=2", "optim.global_batch=8"]
+HERE = [*SMALL, "data.num_workers=0"]  # reads without processes, which each rank would start: 3 s of CPU
 AUGMENTED = [
     "augment.random_resized_crop=[0.3, 1.0]",
     "augment.rand_augment=rand-m7-n4-mstd0.5-inc1",
@@ -171,7 +172,7 @@ def loss_of_predictions(folder, *, views):
 def test_evaluate_in_bf16_finds_what_the_bf16_engine_found(ranks, videos, tmp_path):
     """To the digits of predictions.csv: parameters are rounded there, and nothing else is."""
     (tmp_path / "bf16.json").write_text(json.dumps(json.loads(Path(ARGUMENTS[3]).read_text()) | {"bf16": {"enabled": True}}))
-    arguments = [*ARGUMENTS, "--ds_config", str(tmp_path / "bf16.json"), "--out", str(tmp_path / "run"), *on_set(videos), *SMALL]
+    arguments = [*ARGUMENTS, "--ds_config", str(tmp_path / "bf16.json"), "--out", str(tmp_path / "run"), *on_set(videos), *HERE]
     [(status, terminal)] = ranks(finetune, 1, [*arguments, "evaluation.clips=1", "evaluation.crops=1"])
     assert status == 0, terminal
     found = {}
@@ -221,7 +222,7 @@ def test_videos_that_are_trained_on_are_no_test(ranks, videos, tmp_path):
     rows = videos.read_text().splitlines()
     own.write_text("\n".join([rows[0], *(f"{videos.parent}/{row}" for row in rows[1:3])]) + "\n")
     sets = [f"data.manifest={videos}", f"evaluation.manifest={own}"]
-    answers = ranks(finetune, 2, [*ARGUMENTS, "--out", str(tmp_path / "run"), *sets, *SMALL])
+    answers = ranks(finetune, 2, [*ARGUMENTS, "--out", str(tmp_path / "run"), *sets, *HERE])
     assert [status for status, _ in answers] == [2, 2], answers
     said = answers[0][1]
     words = ("error: 2 of 2 videos of", "/own.csv are in set/manifest.csv", "set evaluation.allow_overlap=true")
@@ -242,7 +243,7 @@ def test_the_report_judges_the_run(two_rank_run):
 @pytest.mark.slow
 def test_a_run_that_ended_early_goes_on_to_the_bit(ranks, two_rank_run, videos, everything, tmp_path):
     """With drop path, dropout, mixing and an average of the weights."""
-    arguments = [*ARGUMENTS, "--out", str(tmp_path), *on_set(videos, every_epochs=1), *SMALL, *everything]
+    arguments = [*ARGUMENTS, "--out", str(tmp_path), *on_set(videos, every_epochs=1), *HERE, *everything]
     ranks(finetune, 2, [*arguments, "run.max_steps=4"])
     results = ranks(finetune, 2, [*arguments, "--resume", "auto"])
     assert results[0][0] == 0, results
@@ -253,7 +254,7 @@ def test_a_run_that_ended_early_goes_on_to_the_bit(ranks, two_rank_run, videos, 
 
 @pytest.mark.slow
 def test_fewer_ranks_go_on_with_weights_average_and_best(ranks, two_rank_run, videos, everything, tmp_path):
-    arguments = [*ARGUMENTS, "--out", str(tmp_path), *on_set(videos, every_epochs=1), *SMALL, *everything]
+    arguments = [*ARGUMENTS, "--out", str(tmp_path), *on_set(videos, every_epochs=1), *HERE, *everything]
     ranks(finetune, 2, [*arguments, "run.max_steps=4"])
     [(status, terminal)] = ranks(finetune, 1, [*arguments, "--resume", "auto"])
     assert status == 0 and "was saved by 2 ranks, this run has 1" in terminal
@@ -270,7 +271,7 @@ def test_a_folder_of_the_other_trainer_is_not_gone_on_with(ranks, two_rank_run):
 
 @pytest.mark.slow
 def test_one_rank_sees_the_same_clips_and_finds_the_same_losses(ranks, two_rank_run, videos, everything, tmp_path):
-    arguments = [*ARGUMENTS, "--out", str(tmp_path), *on_set(videos, every_epochs=1), *SMALL, *everything]
+    arguments = [*ARGUMENTS, "--out", str(tmp_path), *on_set(videos, every_epochs=1), *HERE, *everything]
     ranks(finetune, 1, arguments)
     assert read_losses(tmp_path) == pytest.approx(read_losses(two_rank_run[0]), abs=1e-5)
     for ours, theirs in zip(read_tests(tmp_path), read_tests(two_rank_run[0]), strict=True):
@@ -286,13 +287,14 @@ def test_it_starts_from_a_run_of_pretraining(ranks, videos, tmp_path):
     [(status, terminal)] = ranks(run_script, 1, "mats_ds.pretrain", pretraining)
     assert status == 0, terminal
     arguments = [*ARGUMENTS, "--out", str(tmp_path / "fine"), f"data.manifest={videos}", f"finetune.weights={tmp_path / 'pre'}"]
-    [(status, terminal)] = ranks(finetune, 1, [*arguments, *SMALL, "run.max_steps=1"])
+    [(status, terminal)] = ranks(finetune, 1, [*arguments, *HERE, "run.max_steps=1"])
     assert status == 0, terminal
     assert "tensors loaded; fresh: fc_norm, class_head; not used: " in terminal
     assert "no evaluation.manifest given" in terminal
     assert not (tmp_path / "fine" / "best.safetensors").exists()
 
 
+@pytest.mark.slow
 def test_unreadable_videos_are_replaced_in_training_and_counted_in_the_test(ranks, tmp_path):
     manifest = write_synthetic_set(tmp_path / "set", num_videos=4, num_frames=24, height=48, width=80)
     for name in ("synthetic_000_horizontal.mp4", "synthetic_003_vertical.webm"):
@@ -300,7 +302,7 @@ def test_unreadable_videos_are_replaced_in_training_and_counted_in_the_test(rank
         (manifest.parent / name).write_bytes(b"no video")
     views = ["evaluation.clips=3", "evaluation.crops=2", "evaluation.training_clips=1", "evaluation.training_crops=1"]
     options = ["data.max_bad_fraction=0.9", "run.max_steps=2", "augment.mixup=0.8", *views]
-    results = ranks(finetune, 1, [*ARGUMENTS, "--out", str(tmp_path / "run"), *on_set(manifest), *SMALL, *options])
+    results = ranks(finetune, 1, [*ARGUMENTS, "--out", str(tmp_path / "run"), *on_set(manifest), *HERE, *options])
     assert results[0][0] == 0, results
     [test] = read_tests(tmp_path / "run")
     assert (test["num_videos"], test["num_unreadable"]) == (2, 2)
@@ -334,7 +336,7 @@ def nine_class_weights(tmp_path):
 def test_a_mistake_is_one_clear_error(ranks, arguments, words, videos, nine_class_weights, tmp_path):
     arguments = [argument.replace("NINE", str(nine_class_weights)) for argument in arguments]
     out = ["--out", str(tmp_path / "run"), f"data.manifest={videos}"]
-    [(status, terminal)] = ranks(finetune, 1, [*ARGUMENTS, *out, *SMALL, *arguments])
+    [(status, terminal)] = ranks(finetune, 1, [*ARGUMENTS, *out, *HERE, *arguments])
     assert status == 2, terminal
     assert "error: " in terminal and "Traceback" not in terminal
     assert all(word in terminal for word in words), terminal
@@ -349,7 +351,7 @@ def test_adaptive_frames_bf16_weights_and_all_tokens_train_on_video(ranks, video
         ("all", ["selection.keep_ratio=1", "model.checkpoint_blocks=all"]),
         ("zero3", ["--ds_config", str(ROOT / "ds_configs" / "zero3.json"), "optim.global_batch=8"]),
     ):
-        arguments = [*ARGUMENTS, "--out", str(tmp_path / name), *on_set(videos), *SMALL, "run.max_steps=2", *options]
+        arguments = [*ARGUMENTS, "--out", str(tmp_path / name), *on_set(videos), *HERE, "run.max_steps=2", *options]
         results = ranks(finetune, 2, arguments)
         assert [status for status, _ in results] == [0, 0], results
         assert load_model(tmp_path / name / "best.safetensors").num_classes == 4
@@ -365,7 +367,7 @@ def test_two_ranks_learn_the_same_from_members_of_shards(ranks, videos, tmp_path
     assert prepare(["pack", str(loose), "--out", str(packed), "--shard_size", "100KB"]) == 0
     shards = sorted(path.name for path in packed.glob("*.tar"))
     assert len(shards) > 1 and f"{shards[0]}#" in (packed / "manifest.csv").read_text()
-    few = ["data.max_bad_fraction=0.5", *SMALL]
+    few = ["data.max_bad_fraction=0.5", *HERE]
     losses = {}
     for manifest in (loose, packed / "manifest.csv"):
         out = tmp_path / manifest.stem
@@ -392,7 +394,7 @@ def test_two_ranks_learn_the_same_from_members_of_shards(ranks, videos, tmp_path
 @pytest.mark.slow
 def test_a_trace_is_written(ranks, videos, tmp_path):
     options = ["--out", str(tmp_path), "--trace", "--trace_steps", "2", f"data.manifest={videos}"]
-    [(status, terminal)] = ranks(finetune, 1, [*ARGUMENTS, *options, *SMALL])
+    [(status, terminal)] = ranks(finetune, 1, [*ARGUMENTS, *options, *HERE])
     assert status == 0, terminal
     assert (tmp_path / "traces" / "rank-00000.json.gz").stat().st_size > 1000
 
@@ -426,6 +428,6 @@ def count_operations(arguments):
 
 @pytest.mark.parametrize(("augment", "words"), [([AUGMENTED[1]], "28 of 32 clips"), ([], "0 of 32 clips")])
 def test_the_recipe_says_whether_clips_are_augmented(ranks, videos, tmp_path, augment, words):
-    arguments = [*ARGUMENTS, "--out", str(tmp_path / "run"), f"data.manifest={videos}", *SMALL, *augment]
+    arguments = [*ARGUMENTS, "--out", str(tmp_path / "run"), f"data.manifest={videos}", *HERE, *augment]
     [(status, terminal)] = ranks(count_operations, 1, arguments)
     assert status == 2 and f"error: {words}" in terminal, terminal

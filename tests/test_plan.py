@@ -41,6 +41,7 @@ def test_the_default_run_fits_and_the_page_says_how(capsys):
         assert words in out
 
 
+@pytest.mark.slow
 def test_nothing_but_the_answer_is_on_stdout():
     command = [sys.executable, str(ROOT / "profiling" / "plan.py"), "--json"]
     done = subprocess.run(command, capture_output=True, text=True, timeout=300)

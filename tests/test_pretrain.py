@@ -17,6 +17,7 @@ from mats_ds.data.synthetic import write_synthetic_set
 ROOT = Path(__file__).resolve().parents[1]
 ARGUMENTS = ["--recipe", "tiny", "--ds_config", str(ROOT / "ds_configs" / "zero2_tiny.json")]
 SMALL = ["clip.num_frames=4", "clip.height=32", "clip.width=48", "optim.steps=6", "optim.warmup_steps=2", "run.log_steps=2"]
+HERE = [*SMALL, "data.num_workers=0"]  # reads without processes, which each rank would start: 3 s of CPU
 
 
 def pretrain(arguments):
@@ -90,7 +91,7 @@ class TestNamesAndPictures:
 
     def test_a_run_on_videos_of_any_name_ends_with_its_picture(self, ranks, data, tmp_path):
         folder = tmp_path / f"run{self.NASTY}"
-        arguments = [*ARGUMENTS, "--out", str(folder), f"data.manifest={data}", *SMALL, *self.TWO_STEPS]
+        arguments = [*ARGUMENTS, "--out", str(folder), f"data.manifest={data}", *HERE, *self.TWO_STEPS]
         [(status, terminal)] = ranks(pretrain, 1, arguments)
         assert status == 0 and (folder / "reconstruction.png").read_bytes().startswith(b"\x89PNG"), terminal
         lines = terminal.split("\n")
@@ -99,7 +100,7 @@ class TestNamesAndPictures:
 
     def test_a_run_whose_picture_cannot_be_drawn_is_finished(self, ranks, videos, tmp_path):
         folder = tmp_path / "run"
-        arguments = [*ARGUMENTS, "--out", str(folder), f"data.manifest={videos}", *SMALL, *self.TWO_STEPS]
+        arguments = [*ARGUMENTS, "--out", str(folder), f"data.manifest={videos}", *HERE, *self.TWO_STEPS]
         [(status, terminal)] = ranks(pretrain_without_pictures, 1, arguments)
         assert status == 0 and terminal.count("no picture") == 1 and "Traceback" not in terminal, terminal
         assert (folder / "checkpoints" / "latest").read_text() == "step-00000002"
@@ -142,18 +143,19 @@ def test_the_report_judges_the_run(two_rank_run):
 
 
 def test_the_same_run_again_is_equal_to_the_bit(ranks, two_rank_run, videos, tmp_path):
-    ranks(pretrain, 2, [*ARGUMENTS, "--out", str(tmp_path), f"data.manifest={videos}", *SMALL])
+    ranks(pretrain, 2, [*ARGUMENTS, "--out", str(tmp_path), f"data.manifest={videos}", *HERE])
     assert read_losses(tmp_path) == read_losses(two_rank_run[0])
 
 
+@pytest.mark.slow
 def test_one_rank_sees_the_same_clips_and_finds_the_same_losses(ranks, two_rank_run, videos, tmp_path):
-    ranks(pretrain, 1, [*ARGUMENTS, "--out", str(tmp_path), f"data.manifest={videos}", *SMALL])
+    ranks(pretrain, 1, [*ARGUMENTS, "--out", str(tmp_path), f"data.manifest={videos}", *HERE])
     assert read_losses(tmp_path) == pytest.approx(read_losses(two_rank_run[0]), abs=1e-5)
 
 
 @pytest.mark.slow
 def test_a_run_that_ended_early_goes_on_where_it_stopped(ranks, two_rank_run, videos, tmp_path):
-    arguments = [*ARGUMENTS, "--out", str(tmp_path), f"data.manifest={videos}", *SMALL]
+    arguments = [*ARGUMENTS, "--out", str(tmp_path), f"data.manifest={videos}", *HERE]
     ranks(pretrain, 2, [*arguments, "run.max_steps=4"])
     results = ranks(pretrain, 2, [*arguments, "--resume", "auto"])
     assert results[0][0] == 0, results
@@ -175,7 +177,7 @@ def test_a_run_that_ended_early_goes_on_where_it_stopped(ranks, two_rank_run, vi
 )
 def test_the_advice_of_a_finished_run_makes_it_go_on(ranks, videos, tmp_path, monkeypatch, length, key):
     """Each advice is followed to the letter: the smallest length above what it names."""
-    arguments = [*ARGUMENTS, "--out", str(tmp_path), f"data.manifest={videos}", *SMALL, *length]
+    arguments = [*ARGUMENTS, "--out", str(tmp_path), f"data.manifest={videos}", *HERE, *length]
     [(status, terminal)] = ranks(pretrain, 1, arguments)
     assert status == 0, terminal
     done = len(read_losses(tmp_path))
@@ -196,7 +198,7 @@ def test_the_advice_of_a_finished_run_makes_it_go_on(ranks, videos, tmp_path, mo
 
 @pytest.mark.slow
 def test_what_the_model_drops_is_the_same_after_a_resumption(ranks, videos, tmp_path):
-    arguments = [*ARGUMENTS, f"data.manifest={videos}", *SMALL, "model.drop_path=0.1"]
+    arguments = [*ARGUMENTS, f"data.manifest={videos}", *HERE, "model.drop_path=0.1"]
     ranks(pretrain, 1, [*arguments, "--out", str(tmp_path / "whole")])
     ranks(pretrain, 1, [*arguments, "--out", str(tmp_path / "parts"), "run.max_steps=3"])
     ranks(pretrain, 1, [*arguments, "--out", str(tmp_path / "parts"), "--resume", "auto"])
@@ -204,7 +206,7 @@ def test_what_the_model_drops_is_the_same_after_a_resumption(ranks, videos, tmp_
 
 
 def test_a_finished_folder_is_not_written_over(ranks, two_rank_run, videos):
-    [(status, terminal)] = ranks(pretrain, 1, [*ARGUMENTS, "--out", str(two_rank_run[0]), f"data.manifest={videos}", *SMALL])
+    [(status, terminal)] = ranks(pretrain, 1, [*ARGUMENTS, "--out", str(two_rank_run[0]), f"data.manifest={videos}", *HERE])
     assert status == 2 and "holds a run already: add --resume auto" in terminal
 
 
@@ -230,7 +232,7 @@ def videos_with_broken_ones(tmp_path):
 
 def test_broken_files_are_named_replaced_and_do_not_stop_the_run(ranks, videos_with_broken_ones, tmp_path):
     run = tmp_path / "run"
-    arguments = [*ARGUMENTS, "--out", str(run), f"data.manifest={videos_with_broken_ones}", *SMALL, "data.max_bad_fraction=0.5"]
+    arguments = [*ARGUMENTS, "--out", str(run), f"data.manifest={videos_with_broken_ones}", *HERE, "data.max_bad_fraction=0.5"]
     results = ranks(pretrain, 2, arguments)
     assert [status for status, _ in results] == [0, 0], results
     for name in ("empty.mp4", "text.avi"):
@@ -240,7 +242,7 @@ def test_broken_files_are_named_replaced_and_do_not_stop_the_run(ranks, videos_w
 
 
 def test_too_many_broken_files_stop_all_ranks_with_the_list(ranks, videos_with_broken_ones, tmp_path):
-    arguments = [*ARGUMENTS, "--out", str(tmp_path / "run"), f"data.manifest={videos_with_broken_ones}", *SMALL]
+    arguments = [*ARGUMENTS, "--out", str(tmp_path / "run"), f"data.manifest={videos_with_broken_ones}", *HERE]
     results = ranks(pretrain, 2, arguments)
     assert [status for status, _ in results] == [1, 1], results
     assert "2 of 8 videos are unreadable or damaged, more than data.max_bad_fraction=0.1" in results[0][1]
@@ -251,7 +253,7 @@ def test_too_many_broken_files_stop_all_ranks_with_the_list(ranks, videos_with_b
 @pytest.mark.slow
 def test_adaptive_frames_and_a_baseline_train_on_video(ranks, videos, tmp_path):
     for name, override in (("adaptive", "selection.frame_candidates=1.5"), ("tube", "selection.strategy=tube")):
-        arguments = [*ARGUMENTS, "--out", str(tmp_path / name), f"data.manifest={videos}", *SMALL, override]
+        arguments = [*ARGUMENTS, "--out", str(tmp_path / name), f"data.manifest={videos}", *HERE, override]
         [(status, terminal)] = ranks(pretrain, 1, arguments)
         assert status == 0, terminal
 
@@ -275,7 +277,7 @@ def test_a_mistake_is_one_clear_error(ranks, arguments, words, tmp_path):
 @pytest.mark.slow
 def test_a_trace_is_written_on_any_run_and_a_cpu_says_that_snapshots_are_for_gpus(ranks, videos, tmp_path):
     options = ["--out", str(tmp_path / "run"), "--trace", "--memory_snapshot", "--trace_steps", "2"]
-    [(status, terminal)] = ranks(pretrain, 1, [*ARGUMENTS, *options, f"data.manifest={videos}", *SMALL])
+    [(status, terminal)] = ranks(pretrain, 1, [*ARGUMENTS, *options, f"data.manifest={videos}", *HERE])
     assert status == 0, terminal
     assert (tmp_path / "run" / "traces" / "rank-00000.json.gz").stat().st_size > 1000
     assert "trace: " in terminal and "--memory_snapshot is for GPUs" in terminal

@@ -117,6 +117,7 @@ def count_elements_of_a_step():
     return sum(parameter.numel() for parameter in model.parameters()), seen["all_reduce"], seen["all_gather_into_tensor"]
 
 
+@pytest.mark.slow
 def test_deepspeed_all_reduces_every_gradient_in_full_buckets_and_gathers_every_weight_once(ranks):
     bucket = TINY["zero_optimization"]["reduce_bucket_size"]
     for elements, reduced, gathered in ranks(count_elements_of_a_step, 2):

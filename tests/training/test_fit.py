@@ -239,6 +239,7 @@ def clipping_once_resumed(options):
     return found
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("saved", "now"), [(1.0, 0.0), (0.0, 0.5)])
 def test_a_resumed_run_clips_as_its_json_says(ranks, tmp_path, saved, now):
     """DeepSpeed went on with the clipping of the run that saved."""

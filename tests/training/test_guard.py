@@ -172,6 +172,7 @@ def norms_of(path):
     return norms
 
 
+@pytest.mark.slow
 def test_the_guards_norm_is_deepspeeds(ranks, tmp_path):
     [ours, same] = ranks(norms_of, 2, write(tmp_path, **bf16(2)))
     [theirs, _] = ranks(norms_of, 2, write(tmp_path, **bf16(2) | {"bf16": {"enabled": True, "check_grad_overflow": True}}))
