@@ -9,6 +9,7 @@ import logging
 import mmap
 import os
 import pickle
+import resource
 import select
 import signal
 import socket
@@ -37,6 +38,7 @@ MAX_SPARE = 4
 def run_template(descriptor: int, *, parent: int) -> None:
     """Fork readers on request, on one thread, until the parent closes the socket or ends."""
     ignore_signals()
+    _lift_file_limit()
     torch.set_num_threads(1)
     os.set_inheritable(descriptor, False)
     gc.collect()
@@ -62,6 +64,13 @@ def run_template(descriptor: int, *, parent: int) -> None:
             for process in children:
                 with contextlib.suppress(ProcessLookupError):
                     os.kill(process, signal.SIGKILL)
+
+
+def _lift_file_limit() -> None:
+    """Readers write to memory files alone: a limit of the shell for files on the disk (`ulimit -f`)
+    is not meant for them."""
+    _, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (hard, hard))
 
 
 def _fork(channel: Channel, descriptor: int, *, template: int) -> int:

@@ -95,6 +95,13 @@ def test_readers_load_what_they_need_alone_and_see_no_gpu(ahead_of, fresh_templa
     assert (loaded, gpus, folder) == ([], "", str(tmp_path))
 
 
+def test_a_limit_on_files_is_none_on_the_memory_that_clips_come_in(ahead_of, fresh_template, file_limit):
+    with file_limit(2000):
+        ahead = ahead_of(fake_reading.read_plainly)
+        clip = ahead.wait(ahead.ask(3)).clip
+    assert clip.values.nbytes > 2000 and (clip.values == 30).all()
+
+
 @pytest.mark.parametrize("num_workers", [0, 2])
 def test_a_bad_file_is_followed_by_substitutes_and_at_last_by_nothing(ahead_of, num_workers):
     ahead = ahead_of(fake_reading.some_are_bad, num_workers=num_workers)
