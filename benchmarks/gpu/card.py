@@ -11,7 +11,7 @@ from pathlib import Path
 
 sys.path[0] = str(Path(__file__).resolve().parents[2])
 
-from benchmarks.gpu.part import Part, begin_part  # noqa: E402
+from benchmarks.gpu.part import MISSED, NEEDS_GPU, OK, Part, begin_part  # noqa: E402
 
 PACKAGES = ("torch", "timm", "einops", "numpy", "pydantic", "PyYAML", "deepspeed", "av", "transformers", "nvidia-ml-py")
 SIDE, CPU_SIDE = 8192, 128
@@ -27,6 +27,7 @@ def main() -> int:
     describe(part)
     if part.on_gpu:
         describe_driver(part)
+    describe_decoders(part)
     measure(part)
     return part.finish()
 
@@ -79,6 +80,24 @@ def describe_driver(part: Part) -> None:
 
 def _text(name: str | bytes) -> str:
     return name.decode() if isinstance(name, bytes) else name
+
+
+def describe_decoders(part: Part) -> None:
+    """What the driver says that this GPU decodes."""
+    if absent := part.lacks("torch", "av"):
+        return part.add_line("NVDEC", f"not asked without {', '.join(absent)}")
+    import torch
+
+    from mats_ds.data.loading.nvdec.limits import find_nvdec
+
+    if not part.on_gpu:
+        return part.add_line("NVDEC", "not asked", NEEDS_GPU)
+    nvdec = find_nvdec(torch.device(part.device))
+    part.add(nvdec=nvdec.as_json())
+    known = (
+        f"{name} up to {limits.largest[1]} x {limits.largest[0]} on {limits.num_engines}" for name, limits in nvdec.codecs.items()
+    )
+    part.add_line("NVDEC", nvdec.problem or f"{', '.join(known)} engines", OK if nvdec.codecs else MISSED)
 
 
 def measure(part: Part) -> None:

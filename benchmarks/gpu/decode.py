@@ -20,7 +20,8 @@ from unittest import mock
 
 sys.path[0] = str(Path(__file__).resolve().parents[2])
 
-from benchmarks.gpu.part import MISSED, NEEDS_GPU, OK, Part, begin_part  # noqa: E402
+from benchmarks.gpu.card import describe_decoders  # noqa: E402
+from benchmarks.gpu.part import MISSED, OK, Part, begin_part  # noqa: E402
 
 MIB = 2**20
 NUM_READERS = 16  # processes, on a GPU
@@ -37,28 +38,12 @@ def main() -> int:
         part.add_line("decoding", "not measured without nvidia.dali")
         return part.finish()
     with tempfile.TemporaryDirectory() as folder:
-        ask_driver(part)
+        describe_decoders(part)
         check_frames(part, Path(folder), has_dali=has_dali)
         check_broken(part, Path(folder))
         check_loader(part, Path(folder))
         time_loader(part, Path(folder))
     return part.finish()
-
-
-def ask_driver(part: Part) -> None:
-    """What the driver says that this GPU decodes."""
-    import torch
-
-    from mats_ds.data.loading.nvdec.limits import find_nvdec
-
-    if not part.on_gpu:
-        return part.add_line("NVDEC", "not asked", NEEDS_GPU)
-    nvdec = find_nvdec(torch.device(part.device))
-    part.add(nvdec=nvdec.as_json())
-    known = (
-        f"{name} up to {limits.largest[1]} x {limits.largest[0]} on {limits.num_engines}" for name, limits in nvdec.codecs.items()
-    )
-    part.add_line("NVDEC", nvdec.problem or f"{', '.join(known)} engines", OK if nvdec.codecs else MISSED)
 
 
 def new_decoder(part: Part, size: tuple[int, int], **faults):
