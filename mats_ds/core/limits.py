@@ -18,6 +18,7 @@ MAX_INTEGER = 2**63 - 1
 MAX_FLOAT = 3.4028234663852886e38  # of IEEE 754's binary32, in which losses and norms are computed
 MAX_NAME = 5_000  # characters of a name, a path or a version
 MAX_ENTRIES, MAX_KEY = 200, 200  # versions or kinds of memory, and the characters of their names
+MAX_DEPTH = 6  # of facts in objects and lists, one in the other
 LONG_TEXTS = ("command", "run_dir", "outcome", "advice", "snapshot")  # as long as their file may be
 
 _BY_NAME: dict[str, tuple[float, float]] = {
@@ -63,6 +64,8 @@ def find_fault(name: str, value: Any, kind: str) -> str | None:
             return f"{name} is of another type, a text was expected"
         long = len(value) > MAX_NAME and name not in LONG_TEXTS
         return f"{name} has {len(value):,} characters, at most {MAX_NAME:,} were expected" if long else None
+    if kind == "dict[str, Any]":
+        return find_tree_fault(name, value) if isinstance(value, dict) else f"{name} is no object"
     if kind.startswith("dict"):
         if not isinstance(value, dict) or len(value) > MAX_ENTRIES:
             return f"{name} is no object of at most {MAX_ENTRIES} entries"
@@ -78,6 +81,25 @@ def find_fault(name: str, value: Any, kind: str) -> str | None:
     if kind == "bool":
         return None if isinstance(value, bool) else f"{name} is of another type, true or false was expected"
     raise AssertionError(f"{name} is declared as {kind}, which is not checked")
+
+
+def find_tree_fault(name: str, value: Any, *, depth: int = 0) -> str | None:
+    """A sentence on what is wrong with facts in objects and lists, one in the other; None where
+    nothing is."""
+    if isinstance(value, (dict, list, tuple)):
+        if len(value) > MAX_ENTRIES or depth == MAX_DEPTH:
+            return f"{name} is deeper than {MAX_DEPTH} or has an object or a list of more than {MAX_ENTRIES} entries"
+        if isinstance(value, dict):
+            if any(len(key) > MAX_KEY for key in value):
+                return f"{name} has a name of more than {MAX_KEY} characters"
+            value = value.values()
+        return next((fault for inner in value if (fault := find_tree_fault(name, inner, depth=depth + 1))), None)
+    if isinstance(value, str):
+        return find_fault(name, value, "str")
+    if value is None or isinstance(value, bool):
+        return None
+    is_number = isinstance(value, (int, float)) and -MAX_FLOAT <= value <= MAX_FLOAT
+    return None if is_number else f"{name} has {show(value)}, which is no number from {-MAX_FLOAT:g} to {MAX_FLOAT:g}"
 
 
 def show(value: Any) -> str:

@@ -29,6 +29,14 @@ from mats_ds.planning.plan_file import Plan
         ("static_bytes", {"w" * 300: 1}, "dict[str, int]"),
         ("versions", {"torch": 2}, "dict[str, str]"),
         ("versions", {str(number): "" for number in range(300)}, "dict[str, str]"),
+        ("decoding", ["NVDEC"], "dict[str, Any]"),
+        ("decoding", {"route": {"reasons": [object()]}}, "dict[str, Any]"),
+        ("decoding", {"route": {"num_seen": float("nan")}}, "dict[str, Any]"),
+        ("decoding", {"route": {"num_seen": 10**400}}, "dict[str, Any]"),
+        ("decoding", {"nvdec": {"x" * 300: 1}}, "dict[str, Any]"),
+        ("decoding", {"nvdec": {"problem": "x" * 6000}}, "dict[str, Any]"),
+        ("decoding", {"formats": [0] * 300}, "dict[str, Any]"),
+        ("decoding", {"a": {"b": {"c": {"d": {"e": {"f": {"g": 1}}}}}}}, "dict[str, Any]"),
         ("assumptions", "abc", "tuple[str, ...]"),
         ("averaged", 1, "bool"),
     ],
@@ -44,3 +52,15 @@ def test_every_field_of_the_small_files_is_checked(kind):
     here."""
     for field in fields(kind):
         assert find_fault(field.name, object(), str(field.type)) is not None
+
+
+def test_the_facts_of_what_decodes_on_a_gpu_are_taken():
+    """They lie in objects and lists; every run on a GPU has them."""
+    facts = {
+        "decoder": "NVDEC",
+        "pipelines": 7,
+        "nvdec": {"codecs": {"h264": {"smallest": [48, 48], "num_engines": 7}}, "problem": ""},
+        "route": {"num_nvdec": 5, "reasons": {"rotation": 3}, "formats": [["h264", 256, 352]], "other": None},
+        "choice": {"why": "faster", "clips_per_second": {"NVDEC": 300.5, "PyAV": 0.0}, "kept": False},
+    }
+    assert find_fault("decoding", facts, "dict[str, Any]") is None
