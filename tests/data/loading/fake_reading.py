@@ -53,11 +53,6 @@ def read_sizes(specs, codecs):
     return [make_clip(spec, codecs, size=1000 * (1 + spec.position**3 % 1000)) for spec in specs]
 
 
-def sleep_a_little(specs, codecs):
-    time.sleep(0.08)
-    return [make_clip(spec, codecs, size=10) for spec in specs]
-
-
 def first_is_slow(specs, codecs):
     time.sleep(0.3 if specs[0].path == "0.0" else 0.0)
     return read_plainly(specs, codecs)

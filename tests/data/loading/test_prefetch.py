@@ -330,17 +330,13 @@ def test_a_signal_to_all_processes_of_a_run_ends_no_reader(ahead_of, name):
     assert all(not ahead.wait(request).failures for request in requests) and processes_of(ahead) == processes
 
 
-@pytest.mark.slow
-def test_sixteen_readers_read_fourteen_times_as_fast_as_one_where_reading_needs_no_core(ahead_of):
-    seconds = {}
-    for num_workers in (1, 16):
-        ahead = ahead_of(fake_reading.sleep_a_little, num_workers=num_workers)
-        processes_of(ahead)
-        begin = time.perf_counter()
-        for request in ahead.ask_all(range(10 * num_workers)):
-            ahead.wait(request)
-            ahead.release(request)
-        seconds[num_workers] = (time.perf_counter() - begin) / num_workers
-        ahead.close()
-    # The goal is 14, which an idle machine reaches; this one may be busy.
-    assert seconds[1] / seconds[16] >= 10, seconds
+def test_sixteen_readers_read_sixteen_files_at_once(ahead_of, tmp_path):
+    """Nothing that they share is waited for while they read. How much faster that is depends on the
+    machine: 15.9 times on an idle one, see benchmarks/results."""
+    gate = tmp_path / "gate"
+    ahead = ahead_of(Ends({f"{position}.0": "hang" for position in range(16)}, gate=str(gate)).read, num_workers=16)
+    requests = ahead.ask_all(range(16))
+    assert wait_until(lambda: all(len(reader.tasks) == 1 for reader in ahead._pool.readers))
+    gate.touch()
+    clips = [ahead.wait(request).clip for request in requests]
+    assert len({clip.process for clip in clips}) == 16 and [clip.name for clip in clips] == [f"{n}.0" for n in range(16)]
