@@ -118,11 +118,17 @@ def cut(base: Path, dali: Path, *, into: Path, part_bytes: int) -> list[Path]:
 
 def unpack(options: argparse.Namespace) -> int:
     """Keep the parts beside the site, since the next call may bring a fresh checkout."""
-    options.site.mkdir(parents=True, exist_ok=True)
     kept = options.site.with_name(f"{options.site.name}-parts")
-    kept.mkdir(exist_ok=True)
+    kept.mkdir(parents=True, exist_ok=True)
     for file in sorted(options.parts.glob("[0-9]*/*")):
         shutil.copy(file, kept)
+    if not any(kept.iterdir()):
+        print(
+            f"error: no part in {options.parts}: name the folder that holds 1, 2, ... (or one of them) with --parts",
+            file=sys.stderr,
+        )
+        return 2
+    options.site.mkdir(exist_ok=True)
     archives = [file for file in kept.iterdir() if file.suffix == ".xz"]
     pieces = {
         int(match[1]): (file, int(match[2])) for file in kept.iterdir() if (match := re.search(r"\.(\d+)of(\d+)$", file.name))
@@ -139,8 +145,14 @@ def unpack(options: argparse.Namespace) -> int:
         done = options.site / f".{archive.name}"
         if done.exists() and done.read_text() == str(archive.stat().st_size):
             continue
-        with tarfile.open(archive) as packed:
-            packed.extractall(options.site, filter="data")
+        try:
+            with tarfile.open(archive) as packed:
+                packed.extractall(options.site, filter="data")
+        except (tarfile.TarError, lzma.LZMAError, EOFError) as error:
+            print(
+                f"error: {archive.name} did not arrive whole ({error}): remove {kept} and bring all parts again", file=sys.stderr
+            )
+            return 1
         done.write_text(str(archive.stat().st_size))
         print(f"unpacked {archive.name} into {options.site}")
     return 0

@@ -77,3 +77,13 @@ def test_a_base_that_is_larger_than_a_part_is_an_error_that_says_what_helps(carr
 def test_without_uv_it_says_how_to_get_it(carry, tmp_path):
     done = carry("pack", "--parts", tmp_path / "parts", path=str(tmp_path))
     assert done.returncode == 2 and done.stderr.startswith("error: uv is not found: pip install uv")
+
+
+def test_a_folder_without_parts_and_a_part_that_is_torn_are_errors_of_one_line(carry, tmp_path):
+    done = carry("unpack", "--parts", tmp_path / "nowhere", "--site", tmp_path / "site")
+    assert done.returncode == 2 and done.stderr.startswith("error: no part in") and "--parts" in done.stderr
+    carry("pack", "--parts", tmp_path / "parts", "--part_mib", 9)
+    base = tmp_path / "parts" / "1" / "base.tar.xz"
+    base.write_bytes(base.read_bytes()[:-5000])
+    done = carry("unpack", "--parts", tmp_path / "parts", "--site", tmp_path / "site")
+    assert done.returncode == 1 and "base.tar.xz did not arrive whole" in done.stderr and done.stderr.count("\n") == 1
