@@ -1,5 +1,4 @@
-"""Start a program on all ranks: every GPU of this machine, two CPU ranks without one, or the hosts
-of a hostfile.
+"""Start a program on all ranks: of this machine's GPUs, two on a CPU, or of a hostfile's hosts.
 
     mats launch pretrain|finetune|evaluate|extract [OPTIONS]   as `mats pretrain ...` and the like
 

@@ -6,6 +6,8 @@ a blank (clip None). So is one whose process crashes or is killed. A read that t
 ended with its process, and the file is refused for a while. Many such files at once are no longer
 the files' fault: a disk is gone, and the run ends with one error that names them (`GivenUp`). What
 is read never depends on the number of workers or on how far ahead they are.
+
+(Over 300 lines: the states of a request change under one lock, in one class.)
 """
 
 from __future__ import annotations
