@@ -7,7 +7,7 @@ PyAV and do all of it themselves: DALI's own CPU decoder knows few codecs, and i
 six times the time of torch's. Training on a CPU needs no DALI at all. One background thread puts
 the batches together.
 
-(Over 300 lines: ClipLoader is one public class, and a third of it is what its docstrings promise.)
+(Over 300 lines: ClipLoader is one public class, with what its docstrings promise.)
 """
 
 from __future__ import annotations
